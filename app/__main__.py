@@ -1,0 +1,5 @@
+"""``python -m app`` is ``dictserve``."""
+
+from app.cli import main
+
+main()

@@ -1,0 +1,52 @@
+"""Arrays as pydantic fields: validated as arrays, never turned into pydantic floats.
+
+An array reaches a model as an ndarray (a format has read it already); the field's validator gives it rank two,
+float32, C order, and refuses what is not finite or is negative. The JSON schema tells of it as rows of numbers.
+"""
+
+from collections.abc import Callable
+from typing import Annotated, Any
+
+import numpy as np
+from pydantic import GetCoreSchemaHandler, GetJsonSchemaHandler, ValidationInfo
+from pydantic.json_schema import JsonSchemaValue
+from pydantic_core import core_schema
+
+from core.checks import check_activations, check_codes
+
+Check = Callable[..., np.ndarray]
+
+
+class ArrayField:
+    """Marks an ndarray field of a model; ``clip``, a field declared before it, has negatives made zero."""
+
+    def __init__(self, check: Check, columns: str, example: list[list[float]]) -> None:
+        self._check = check
+        self._columns = columns
+        self._example = example
+
+    def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> core_schema.CoreSchema:
+        return core_schema.with_info_plain_validator_function(self._validate)
+
+    def __get_pydantic_json_schema__(
+        self, schema: core_schema.CoreSchema, handler: GetJsonSchemaHandler
+    ) -> JsonSchemaValue:
+        row = {"type": "array", "items": {"type": "number", "minimum": 0}, "minItems": 1}
+        return {
+            "description": f"Rows of {self._columns} non-negative finite numbers; a single row may stand alone.",
+            "anyOf": [{"type": "array", "items": row, "minItems": 1}, row],
+            "examples": [self._example],
+        }
+
+    def _validate(self, value: object, info: ValidationInfo) -> np.ndarray:
+        if not isinstance(value, np.ndarray):
+            raise ValueError("expected rows of numbers, such as [[0.5, 1.2], [0, 3]]")  # noqa: TRY004 - pydantic's way
+        if info.data.get("clip"):
+            return self._check(value, clip=True)
+        return self._check(value)
+
+
+Activations = Annotated[
+    np.ndarray, ArrayField(check_activations, "n_features", [[0.0, 1.5, 0.25, 0.0], [2.0, 0.0, 0.0, 0.75]])
+]
+Codes = Annotated[np.ndarray, ArrayField(check_codes, "nb_concepts", [[0.0, 1.25], [0.5, 0.0]])]

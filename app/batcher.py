@@ -1,0 +1,160 @@
+"""Requests of one dictionary are solved together: as many rows as wait, up to a budget, and no waiting for more.
+
+While the worker is busy requests gather; when it frees up, the oldest one's dictionary is served, with whatever
+else waits for it. A request larger than the budget is sent in pieces, between which others get their turn.
+"""
+
+import asyncio
+import contextlib
+from collections import deque
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import numpy as np
+
+from app.errors import Overloaded, WorkerUnavailable
+from app.worker.messages import Task
+
+IN_FLIGHT = 2  # frames with the worker: one that it solves, one that it finds when it is done
+
+
+class Solver(Protocol):
+    async def solve(self, task: Task, name: str, version: int, rows: np.ndarray) -> list[np.ndarray]: ...
+
+
+@dataclass(frozen=True)
+class Key:
+    """What requests must share to be solved together."""
+
+    task: Task
+    name: str
+    version: int
+
+
+@dataclass(eq=False)
+class _Request:
+    key: Key
+    rows: np.ndarray
+    done: "asyncio.Future[list[np.ndarray]]"
+    nbytes: int
+    sent: int = 0  # rows that are with the worker or solved
+    solved: int = 0
+    answer: list[np.ndarray] = field(default_factory=list)
+
+    @property
+    def waiting(self) -> int:
+        return len(self.rows) - self.sent
+
+    def fail(self, error: Exception) -> None:
+        if not self.done.done():
+            self.done.set_exception(error)
+
+    def deliver(self, start: int, part: list[np.ndarray]) -> None:
+        """Take the answer to the rows from ``start`` on; the last part settles the request."""
+        if self.done.done():
+            return
+        count = len(part[0])
+        if count == len(self.rows):
+            self.answer = part
+        else:
+            if not self.answer:
+                self.answer = [np.empty((len(self.rows), *array.shape[1:]), array.dtype) for array in part]
+            for whole, array in zip(self.answer, part, strict=True):
+                whole[start : start + count] = array
+        self.solved += count
+        if self.solved == len(self.rows):
+            self.done.set_result(self.answer)
+
+
+@dataclass(frozen=True)
+class _Piece:
+    request: _Request
+    start: int
+    stop: int
+
+
+class Batcher:
+    """Groups requests by dictionary and keeps the worker fed."""
+
+    def __init__(self, solver: Solver, batch_rows: int, queue_bytes: int) -> None:
+        self._solver = solver
+        self._batch_rows = batch_rows
+        self._queue_bytes = queue_bytes
+        self._queue: deque[_Request] = deque()
+        self._in_flight: set[asyncio.Task[None]] = set()
+        self.waiting_bytes = 0
+
+    async def solve(self, key: Key, rows: np.ndarray, answer_columns: int) -> list[np.ndarray]:
+        """Encode or decode rows: the worker's arrays for exactly these rows, in their order.
+
+        Raises:
+            Overloaded: too many bytes wait already.
+            Whatever the solver raises for a batch that these rows were in.
+        """
+        nbytes = rows.nbytes + len(rows) * answer_columns * rows.itemsize
+        if self.waiting_bytes and self.waiting_bytes + nbytes > self._queue_bytes:
+            raise Overloaded(f"{self.waiting_bytes} bytes of requests wait already; send this one again in a moment")
+        request = _Request(key, rows, asyncio.get_running_loop().create_future(), nbytes)
+        self._queue.append(request)
+        self.waiting_bytes += nbytes
+        self._feed()
+        try:
+            return await request.done
+        finally:
+            self.waiting_bytes -= nbytes
+            if request.waiting:  # it failed or its client left: nothing more of it is to be solved
+                with contextlib.suppress(ValueError):
+                    self._queue.remove(request)
+
+    async def drain(self) -> None:
+        """Wait until nothing is under way."""
+        while self._in_flight:
+            await asyncio.wait(self._in_flight)
+
+    def _feed(self) -> None:
+        while self._queue and len(self._in_flight) < IN_FLIGHT:
+            key = self._queue[0].key
+            task = asyncio.create_task(self._send(key, self._take(key)))
+            self._in_flight.add(task)
+            task.add_done_callback(self._landed)
+
+    def _landed(self, task: "asyncio.Task[None]") -> None:
+        self._in_flight.discard(task)
+        self._feed()
+
+    def _take(self, key: Key) -> list[_Piece]:
+        """Pieces of waiting requests for this key, up to the row budget; an unfinished request goes to the back."""
+        budget = self._batch_rows
+        pieces = []
+        for request in [request for request in self._queue if request.key == key]:
+            start = request.sent
+            request.sent = min(start + budget, len(request.rows))
+            pieces.append(_Piece(request, start, request.sent))
+            budget -= request.sent - start
+            self._queue.remove(request)
+            if request.waiting:
+                self._queue.append(request)
+            if budget == 0:
+                break
+        return pieces
+
+    async def _send(self, key: Key, pieces: list[_Piece]) -> None:
+        parts = [piece.request.rows[piece.start : piece.stop] for piece in pieces]
+        rows = parts[0] if len(parts) == 1 else np.concatenate(parts)
+        try:
+            arrays = await self._solver.solve(key.task, key.name, key.version, rows)
+        except WorkerUnavailable as error:
+            for piece in pieces:
+                piece.request.fail(error)
+        except Exception as error:
+            if len(pieces) == 1:
+                pieces[0].request.fail(error)
+            else:  # one request's fault is not to be its neighbours'
+                for piece in pieces:
+                    await self._send(key, [piece])
+        else:
+            offset = 0
+            for piece in pieces:
+                count = piece.stop - piece.start
+                piece.request.deliver(piece.start, [array[offset : offset + count] for array in arrays])
+                offset += count

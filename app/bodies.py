@@ -1,0 +1,178 @@
+"""From a request's body to a validated model, and from codes to an answer's body. Each step happens once, here.
+
+The array goes from the body's bytes to a C-contiguous float32 ndarray; pydantic validates it as one value, and
+never sees its numbers.
+"""
+
+import asyncio
+import mmap
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Generic, TypeVar
+
+import numpy as np
+import pydantic
+from fastapi import Request, Response
+
+from app.errors import BodyTooLarge, InvalidFields, MalformedBody, UnsupportedMediaType
+from app.formats import JSON, Buffer, Format, Scalars, answer_format, request_format
+from app.schemas import Fields
+from app.settings import Settings
+from app.store import store_errors
+
+HEAD_BYTES = 16  # enough to tell a format by
+INLINE_BYTES = 256 * 1024  # what is parsed at once; larger bodies are parsed in a thread
+WRITE_BYTES = 4 * 1024 * 1024  # of an upload at a time
+
+ARRAY_FIELD = "data"
+
+Model = TypeVar("Model", bound=Fields)
+
+
+@dataclass(frozen=True)
+class Payload(Generic[Model]):
+    """A request read and validated, and the format that it came in."""
+
+    fields: Model
+    format: Format
+    answer: Format
+
+
+async def read_payload(
+    request: Request, model: type[Model], settings: Settings, upload: Path | None = None
+) -> Payload[Model]:
+    """Read a request's body into its model.
+
+    Args:
+        upload: where to put a body that is not JSON, instead of in memory. The array is then a view of that file,
+            or a converted copy of it.
+
+    Raises:
+        BodyTooLarge, UnsupportedMediaType, NotAcceptable, MalformedBody, InvalidFields: as their names say.
+    """
+    _refuse_encodings(request)
+    chunks = request.stream()
+    head = bytearray()
+    async for chunk in chunks:
+        head += chunk
+        if len(head) >= HEAD_BYTES:
+            break
+    if not head:
+        raise MalformedBody('the body is empty; send JSON such as {"data": [[0.5, 1.2]], …} or an npy array')
+    format = request_format(request.headers.get("content-type", ""), bytes(head[:HEAD_BYTES]))
+    answer = answer_format(request.headers.get("accept", ""), format)
+    limit = settings.max_json_bytes if format is JSON else settings.max_body_bytes
+    _refuse_declared(request, limit)
+
+    receive = _Receiver(limit, format)
+    if upload is None or format is JSON:
+        receive.count(head)
+        async for chunk in chunks:
+            receive.count(chunk)
+            head += chunk
+        body: Buffer = head
+    else:
+        body = await receive.to_file(upload, head, chunks)
+
+    def parse() -> Model:
+        return _parse(body, format, model, request.query_params.multi_items(), settings)
+
+    fields = parse() if len(body) <= INLINE_BYTES else await asyncio.to_thread(parse)
+    return Payload(fields, format, answer)
+
+
+def array_answer(format: Format, scalars: Scalars, array_name: str, array: np.ndarray) -> Response:
+    """An answer of scalars and one array. Beside bodies that hold the array alone, headers carry the scalars."""
+    body, headers = format.write(scalars, array_name, np.ascontiguousarray(array))
+    for name, value in scalars.items():
+        headers[f"Dictserve-{name.capitalize()}"] = str(value).lower() if isinstance(value, bool) else str(value)
+    return Response(body, media_type=format.media_types[0], headers=headers)
+
+
+class _Receiver:
+    """Takes a body as it comes, up to a limit."""
+
+    def __init__(self, limit: int, format: Format) -> None:
+        self._limit = limit
+        self._format = format
+        self._received = 0
+
+    def count(self, chunk: bytes | bytearray) -> None:
+        self._received += len(chunk)
+        if self._received > self._limit:
+            raise _too_large(self._limit, None)
+
+    async def to_file(self, path: Path, head: bytearray, chunks: Any) -> mmap.mmap:
+        """The body in a file, mapped. Bytes are gathered so that each write is worth a thread's while."""
+        with store_errors(), path.open("xb") as file:
+            self.count(head)
+            async for chunk in chunks:
+                self.count(chunk)
+                head += chunk
+                if len(head) >= WRITE_BYTES:
+                    await asyncio.to_thread(file.write, head)
+                    head = bytearray()
+            await asyncio.to_thread(file.write, head)
+        with path.open("rb") as file:
+            return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+
+
+def _refuse_encodings(request: Request) -> None:
+    encoding = request.headers.get("content-encoding", "identity").lower()
+    if encoding not in ("", "identity"):
+        raise UnsupportedMediaType(f"Content-Encoding {encoding[:40]!r} is not read; send the body as it is")
+
+
+def _refuse_declared(request: Request, limit: int) -> None:
+    """Refuse by Content-Length alone, before the body has come."""
+    declared = request.headers.get("content-length", "0")
+    if declared.isdigit() and int(declared) > limit:
+        raise _too_large(limit, int(declared))
+
+
+def _too_large(limit: int, size: int | None) -> BodyTooLarge:
+    told = "this body has more" if size is None else f"this body has {size}"
+    return BodyTooLarge(f"a body of this kind may have {limit} bytes; {told}. Send fewer rows at a time")
+
+
+def _parse(
+    body: Buffer,
+    format: Format,
+    model: type[Model],
+    query: list[tuple[str, str]],
+    settings: Settings,
+) -> Model:
+    read = format.read(body, ARRAY_FIELD)
+    for array in read.arrays.values():
+        _refuse_large(array, settings)
+    told = _told_fields(read.fields, query, format)
+    try:
+        # JSON has types, so that "5" is no number there; a query has strings alone.
+        return model.model_validate({**told, **read.arrays}, strict=format.carries_fields)
+    except pydantic.ValidationError as error:
+        raise InvalidFields.from_pydantic(error) from None
+
+
+def _told_fields(fields: Mapping[str, object], query: list[tuple[str, str]], format: Format) -> Mapping[str, object]:
+    if format.carries_fields:
+        if query:
+            raise InvalidFields.at("query", query[0][0], msg=f"with a {format.name} body, fields stand in the body")
+        return fields
+    told = dict(query)
+    if len(told) != len(query):
+        names = [name for name, _ in query]
+        twice = next(name for name in names if names.count(name) > 1)
+        raise InvalidFields.at("query", twice, msg="given more than once")
+    if ARRAY_FIELD in told:
+        raise InvalidFields.at("query", ARRAY_FIELD, msg="the body is the data")
+    return told
+
+
+def _refuse_large(array: np.ndarray, settings: Settings) -> None:
+    if array.ndim == 2 and len(array) > settings.max_rows:
+        raise InvalidFields.at(ARRAY_FIELD, msg=f"{len(array)} rows; at most {settings.max_rows} are taken at a time")
+    if array.ndim and array.shape[-1] > settings.max_features:
+        raise InvalidFields.at(
+            ARRAY_FIELD, msg=f"{array.shape[-1]} columns; at most {settings.max_features} are taken"
+        )

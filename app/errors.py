@@ -1,0 +1,263 @@
+"""What can go wrong in the service, and the one table from exception to HTTP problem.
+
+    AppError
+    ├── MalformedBody          the body cannot be parsed at all
+    ├── UnsupportedMediaType   a body of a kind that is not read
+    ├── NotAcceptable          an answer of a kind that is not made
+    ├── BodyTooLarge           over a limit in bytes
+    ├── InvalidFields          parsed, but fields are wrong; carries each of them
+    ├── UnknownDictionary      no dictionary of that name or version
+    ├── UnknownJob             no job of that id
+    ├── DictionaryDamaged      the stored version fails its checksum or cannot be read
+    ├── StoreUnavailable       the store cannot be read or written
+    │   └── StoreFull          ... for want of space
+    ├── JobsUnavailable        the jobs' database cannot be used
+    ├── Overloaded             the queue is full; come back later
+    ├── WorkerUnavailable      the worker is down or starting; come back later
+    ├── FitAbandoned           a fit that took the worker down too often
+    └── WorkerFailed           the worker met an error of its own
+        └── DeviceOutOfMemory  ... for want of memory
+
+Errors of ``core`` (``core.errors.CoreError``) are in the table too. Routes raise these and nothing of HTTP.
+"""
+
+import logging
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import msgspec
+import pydantic
+from fastapi import FastAPI, Request, Response
+from fastapi.exceptions import RequestValidationError
+from starlette.exceptions import HTTPException
+
+from core.errors import CoreError
+
+logger = logging.getLogger("dictserve")
+
+MAX_ERRORS = 20  # of one problem; a body with a million bad numbers gets no megabyte of answer
+MAX_MESSAGE_CHARACTERS = 300
+
+Location = tuple[str | int, ...]
+
+
+class AppError(Exception):
+    """Base of the service's errors; ``str()`` is a sentence that tells the client what to do."""
+
+
+class MalformedBody(AppError):
+    pass
+
+
+class UnsupportedMediaType(AppError):
+    pass
+
+
+class NotAcceptable(AppError):
+    pass
+
+
+class BodyTooLarge(AppError):
+    pass
+
+
+@dataclass
+class FieldError:
+    """One wrong field: where it is (``("data", 3, 5)`` is row 3, column 5) and what would be right."""
+
+    loc: Location
+    msg: str
+
+
+class InvalidFields(AppError):
+    def __init__(self, errors: Sequence[FieldError], count: int | None = None) -> None:
+        self.errors = list(errors[:MAX_ERRORS])
+        self.count = len(errors) if count is None else count
+        first = self.errors[0]
+        where = ".".join(str(part) for part in first.loc)
+        more = f" (and {self.count - 1} more)" if self.count > 1 else ""
+        super().__init__(f"{where}: {first.msg}{more}" if where else f"{first.msg}{more}")
+
+    @classmethod
+    def at(cls, *loc: str | int, msg: str) -> "InvalidFields":
+        return cls([FieldError(loc, msg)])
+
+    @classmethod
+    def from_pydantic(cls, error: pydantic.ValidationError | RequestValidationError) -> "InvalidFields":
+        found = error.errors()
+        return cls([_field_error(entry) for entry in found[:MAX_ERRORS]], count=len(found))
+
+
+class UnknownDictionary(AppError):
+    pass
+
+
+class UnknownJob(AppError):
+    pass
+
+
+class DictionaryDamaged(AppError):
+    pass
+
+
+class StoreUnavailable(AppError):
+    pass
+
+
+class StoreFull(StoreUnavailable):
+    pass
+
+
+class JobsUnavailable(AppError):
+    pass
+
+
+class Overloaded(AppError):
+    pass
+
+
+class WorkerUnavailable(AppError):
+    pass
+
+
+class FitAbandoned(AppError):
+    pass
+
+
+class WorkerFailed(AppError):
+    pass
+
+
+class DeviceOutOfMemory(WorkerFailed):
+    pass
+
+
+@dataclass(frozen=True)
+class Kind:
+    """How one class of exception is told over HTTP."""
+
+    status: int
+    slug: str
+    title: str
+    retry_after_seconds: int | None = None
+
+
+KINDS: Mapping[type[Exception], Kind] = {
+    MalformedBody: Kind(400, "malformed-body", "The body cannot be parsed"),
+    UnsupportedMediaType: Kind(415, "unsupported-media-type", "Bodies of this kind are not read"),
+    NotAcceptable: Kind(406, "not-acceptable", "Answers of this kind are not made"),
+    BodyTooLarge: Kind(413, "body-too-large", "The body is too large"),
+    InvalidFields: Kind(422, "invalid-fields", "The request has wrong values"),
+    CoreError: Kind(422, "invalid-values", "The values cannot be computed with"),
+    UnknownDictionary: Kind(404, "unknown-dictionary", "No such dictionary"),
+    UnknownJob: Kind(404, "unknown-job", "No such job"),
+    DictionaryDamaged: Kind(500, "dictionary-damaged", "The stored dictionary is damaged"),
+    StoreUnavailable: Kind(503, "store-unavailable", "The store cannot be used", retry_after_seconds=10),
+    StoreFull: Kind(507, "store-full", "The store has no space left", retry_after_seconds=60),
+    JobsUnavailable: Kind(503, "jobs-unavailable", "The jobs' database cannot be used", retry_after_seconds=5),
+    Overloaded: Kind(503, "overloaded", "Too much is waiting already", retry_after_seconds=1),
+    WorkerUnavailable: Kind(503, "worker-unavailable", "The worker is not ready", retry_after_seconds=2),
+    FitAbandoned: Kind(500, "fit-abandoned", "The fit took the worker down"),
+    DeviceOutOfMemory: Kind(507, "device-out-of-memory", "The device has too little memory for this"),
+    WorkerFailed: Kind(500, "worker-failed", "The worker failed"),
+}
+
+INTERNAL = Kind(500, "internal-error", "Something is wrong in the service")
+
+HTTP_KINDS: Mapping[int, Kind] = {
+    404: Kind(404, "not-found", "No such resource"),
+    405: Kind(405, "method-not-allowed", "The resource does not take this method"),
+}
+
+
+class Problem(msgspec.Struct, omit_defaults=True):
+    """A problem of RFC 9457. ``type`` is a slug that stays the same from version to version."""
+
+    type: str
+    title: str
+    status: int
+    detail: str
+    errors: list[dict[str, object]] = msgspec.field(default_factory=list)
+
+
+@dataclass
+class ProblemAnswer:
+    problem: Problem
+    headers: dict[str, str] = field(default_factory=dict)
+
+    def response(self) -> Response:
+        return Response(
+            msgspec.json.encode(self.problem),
+            status_code=self.problem.status,
+            headers=self.headers,
+            media_type="application/problem+json",
+        )
+
+
+def kind_of(error: Exception) -> Kind:
+    """The most specific entry of the table."""
+    return next((KINDS[cls] for cls in type(error).__mro__ if cls in KINDS), INTERNAL)
+
+
+def problem_of(error: Exception) -> ProblemAnswer:
+    """The problem that tells of this exception. One outside the table is logged whole and told without details."""
+    kind = kind_of(error)
+    if kind is INTERNAL:
+        logger.error("unexpected error", exc_info=error)
+        detail = "The service met an error of its own; its log has the details."
+    else:
+        detail = _shortened(str(error))
+    errors = _as_members(error.errors) if isinstance(error, InvalidFields) else []
+    return _answer(kind, detail, errors)
+
+
+def install_handlers(app: FastAPI) -> None:
+    """Give every error of every route its problem."""
+
+    async def told_by_table(_: Request, error: Exception) -> Response:
+        return problem_of(error).response()
+
+    async def framework_validation(_: Request, error: Exception) -> Response:
+        assert isinstance(error, RequestValidationError)  # noqa: S101 - what FastAPI promises for this handler
+        return problem_of(InvalidFields.from_pydantic(error)).response()
+
+    async def framework_http(_: Request, error: Exception) -> Response:
+        assert isinstance(error, HTTPException)  # noqa: S101 - what FastAPI promises for this handler
+        kind = HTTP_KINDS.get(error.status_code, Kind(error.status_code, "http-error", "The request failed"))
+        answer = _answer(kind, str(error.detail), [])
+        answer.headers.update(error.headers or {})
+        return answer.response()
+
+    for cls in KINDS:
+        app.add_exception_handler(cls, told_by_table)
+    app.add_exception_handler(RequestValidationError, framework_validation)
+    app.add_exception_handler(HTTPException, framework_http)
+    app.add_exception_handler(Exception, told_by_table)
+
+
+def _answer(kind: Kind, detail: str, errors: list[dict[str, object]]) -> ProblemAnswer:
+    retry = kind.retry_after_seconds
+    return ProblemAnswer(
+        Problem(type=kind.slug, title=kind.title, status=kind.status, detail=detail, errors=errors),
+        headers={} if retry is None else {"Retry-After": str(retry)},
+    )
+
+
+def _as_members(errors: Iterable[FieldError]) -> list[dict[str, object]]:
+    return [{"loc": list(error.loc), "msg": error.msg} for error in errors]
+
+
+def _field_error(entry: Mapping[str, object]) -> FieldError:
+    """A pydantic error without the input that it echoes."""
+    context = entry.get("ctx")
+    cause = context.get("error") if isinstance(context, Mapping) else None
+    message = str(cause) if isinstance(cause, Exception) else str(entry["msg"])
+    loc = entry["loc"]
+    assert isinstance(loc, tuple)  # noqa: S101 - pydantic's own promise
+    if entry["type"] == "extra_forbidden":
+        message = "unknown field"
+    return FieldError(tuple(_shortened(p) if isinstance(p, str) else p for p in loc), _shortened(message))
+
+
+def _shortened(text: str) -> str:
+    return text if len(text) <= MAX_MESSAGE_CHARACTERS else text[: MAX_MESSAGE_CHARACTERS - 1] + "…"

@@ -1,0 +1,307 @@
+"""Fits, from the accepted request to the published dictionary: the queue, the one that runs, and its end.
+
+A job's record is written before its request is answered, and its end after its dictionary is durable. Whatever
+dies in between, the job is taken up again: from the database, by this process or another on the same store.
+"""
+
+import asyncio
+import contextlib
+import logging
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import Any, ParamSpec, TypeVar
+
+import msgspec
+import orjson
+
+from app.errors import (
+    AppError,
+    FitAbandoned,
+    JobsUnavailable,
+    Overloaded,
+    StoreUnavailable,
+    WorkerUnavailable,
+    problem_of,
+)
+from app.jobs import ENDED, Jobs, Record
+from app.schemas import FitParameters, Job, Progress
+from app.settings import Settings
+from app.store import Store
+from app.supervisor import Supervisor, error_of
+from app.uploads import Staged, Uploads
+from app.worker.frames import Frame
+from app.worker.messages import CancelFit, Failed, Fit, FitCancelled, FitProgress, Fitted
+
+logger = logging.getLogger("dictserve")
+
+MAX_WORKER_DEATHS = 2
+MAX_HISTORY = 500
+IDLE_SECONDS = 5.0  # between two looks for jobs that other processes have left
+RETRY_SECONDS = 1.0
+CANCEL_SECONDS = 5.0
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+@dataclass
+class _Running:
+    """The job under way, with what is newer than its record."""
+
+    job: str
+    progress: Progress
+    loss_history: list[tuple[int, float]] = field(default_factory=list)
+    ended: asyncio.Event = field(default_factory=asyncio.Event)
+
+
+class Fits:
+    """Runs jobs one after another on the worker."""
+
+    def __init__(self, settings: Settings, jobs: Jobs, store: Store, supervisor: Supervisor) -> None:
+        self.uploads = Uploads(store)
+        self._settings = settings
+        self._jobs = jobs
+        self._store = store
+        self._supervisor = supervisor
+        self._database = ThreadPoolExecutor(1, thread_name_prefix="jobs")
+        self._wake = asyncio.Event()
+        self._running: _Running | None = None
+        self._loop: asyncio.Task[None] | None = None
+
+    async def start(self) -> None:
+        await self._take_over()
+        self._loop = asyncio.create_task(self._run(), name="fits")
+
+    async def stop(self) -> None:
+        """Leave the fit under way; its job goes back into the queue for the next start."""
+        if self._loop is not None:
+            self._loop.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await self._loop
+        if self._running is not None:
+            await self._in_thread(self._jobs.requeue, self._running.job, worker_died=False)
+        self._database.shutdown()
+
+    # -- what routes ask for ------------------------------------------------------------------------------
+
+    async def submit(self, parameters: FitParameters, staged: Staged) -> Job:
+        """A new job for staged activations; durable when this returns."""
+        if await self._in_thread(self._jobs.count_queued) >= self._settings.queue_jobs:
+            raise Overloaded(f"{self._settings.queue_jobs} fits wait already; send this one again later")
+        told = {name: getattr(parameters, name) for name in FitParameters.model_fields if name != "name"}
+        job = await self._in_thread(self._jobs.add, parameters.name, told, staged.as_record())
+        self._wake.set()
+        return job
+
+    async def get(self, id: str) -> Job:
+        return self._freshened((await self._in_thread(self._jobs.get, id)).job)
+
+    async def newest(self, limit: int) -> list[Job]:
+        return [self._freshened(record.job) for record in await self._in_thread(self._jobs.newest, limit)]
+
+    async def cancel(self, id: str) -> Job | None:
+        """End a job that has not ended, and tell its record; remove the record of one that has (None)."""
+        record = await self._in_thread(self._jobs.get, id)
+        if record.job.state in ENDED:
+            await self._in_thread(self._jobs.delete, id)
+            return None
+        deadline = time.monotonic() + CANCEL_SECONDS
+        while record.job.state not in ENDED and time.monotonic() < deadline:
+            await self._try_cancel(record)
+            record = await self._in_thread(self._jobs.get, id)
+        return record.job
+
+    async def _try_cancel(self, record: Record) -> None:
+        """One try at ending a job where it is now; it may move on meanwhile (be claimed, lose its worker, end)."""
+        running = self._running
+        if record.job.state == "queued":
+            if await self._in_thread(self._jobs.cancel, record.job.id, "queued"):
+                self.uploads.discard(record.data["file"])
+        elif running is not None and running.job == record.job.id:
+            with contextlib.suppress(WorkerUnavailable, TimeoutError):
+                await self._supervisor.tell(CancelFit(running.job))
+                await asyncio.wait_for(running.ended.wait(), RETRY_SECONDS)
+        else:
+            await asyncio.sleep(0.1)
+
+    def _freshened(self, job: Job) -> Job:
+        running = self._running
+        if running is None or running.job != job.id or job.state != "running":
+            return job
+        return job.model_copy(update={"progress": running.progress, "loss_history": running.loss_history})
+
+    # -- the loop -----------------------------------------------------------------------------------------
+
+    async def _run(self) -> None:
+        while True:
+            try:
+                await self._supervisor.wait_ready()
+                record = await self._in_thread(self._jobs.claim, self._store.owner)
+                if record is None:
+                    await self._idle()
+                else:
+                    await self._run_job(record)
+            except (JobsUnavailable, StoreUnavailable) as error:
+                logger.error("fits are held up: %s", error)
+                await asyncio.sleep(RETRY_SECONDS)
+
+    async def _idle(self) -> None:
+        self._wake.clear()
+        try:
+            await asyncio.wait_for(self._wake.wait(), IDLE_SECONDS)
+        except TimeoutError:
+            await self._take_over()
+
+    async def _take_over(self) -> None:
+        """Put the jobs of dead processes back into the queue, and sweep the files that nobody needs."""
+
+        def take_over() -> None:
+            for record in self._jobs.running():
+                if record.owner is None or not self._store.is_alive(record.owner):
+                    logger.warning("job %s was left by a process that is gone; it starts again", record.job.id)
+                    self._jobs.requeue(record.job.id, worker_died=False)
+            self.uploads.sweep(self._jobs.data_files())
+
+        await self._in_thread(take_over)
+
+    async def _run_job(self, record: Record) -> None:
+        job = record.job
+        progress = Progress(max_iter=job.parameters["max_iter"])
+        self._running = _Running(job.id, progress)
+        try:
+            await self._attempt(record, self._running)
+        except (AppError, OSError) as error:
+            await self._surely(self._jobs.fail, job.id, _problem(error))
+            self.uploads.discard(record.data["file"])
+        finally:
+            task = asyncio.current_task()
+            if task is None or not task.cancelling():  # else `stop` puts the job back
+                self._running.ended.set()
+                self._running = None
+
+    async def _attempt(self, record: Record, running: _Running) -> None:
+        job = record.job
+        published = await self._in_thread(self._store.made_by, job.name, job.id)
+        if published is not None:  # an earlier attempt came that far
+            await self._end(record, published.version)
+            return
+        if record.worker_deaths >= MAX_WORKER_DEATHS:
+            raise FitAbandoned(f"the worker died {record.worker_deaths} times on this fit; it is not tried again")
+        events: asyncio.Queue[Frame | None] = asyncio.Queue()
+        try:
+            await self._supervisor.tell_job(job.id, self._fit_message(record), events.put_nowait)
+        except WorkerUnavailable:
+            await self._surely(self._jobs.requeue, job.id, worker_died=False)
+            return
+        next_writing = asyncio.get_running_loop().time() + self._settings.progress_interval_seconds
+        while True:
+            frame = await events.get()
+            if frame is None:
+                await self._surely(self._jobs.requeue, job.id, worker_died=True)
+                return
+            match frame.message:
+                case FitProgress() as told:
+                    _note(running, told)
+                    if asyncio.get_running_loop().time() >= next_writing:
+                        next_writing += self._settings.progress_interval_seconds
+                        await self._write_progress(running)
+                case Fitted(_, seconds):
+                    D, report = frame.arrays
+                    await self._publish(record, running, D, orjson.loads(report.tobytes()), seconds)
+                    return
+                case FitCancelled():
+                    await self._surely(self._jobs.cancel, job.id, "running")
+                    self.uploads.discard(record.data["file"])
+                    return
+                case Failed() as failed:
+                    await self._surely(self._jobs.fail, job.id, _problem(error_of(failed)))
+                    self.uploads.discard(record.data["file"])
+                    return
+
+    async def _publish(
+        self, record: Record, running: _Running, D: Any, report: dict[str, Any], seconds: float
+    ) -> None:
+        job = record.job
+        running.loss_history = report["loss_history"]
+        data = {key: record.data[key] for key in ("rows", "n_features", "sha256")}
+
+        def publish() -> int:
+            return self._store.publish(
+                job.name,
+                D,
+                parameters=job.parameters,
+                data=data,
+                metrics=report["metrics"],
+                loss_history=running.loss_history,
+                seconds=seconds,
+                software=self._supervisor.software,
+                job=job.id,
+            ).version
+
+        version = await asyncio.to_thread(publish)
+        await self._write_progress(running)
+        await self._end(record, version)
+        logger.info("job %s has fitted %s@%d in %.1f s", job.id, job.name, version, seconds)
+
+    async def _end(self, record: Record, version: int) -> None:
+        await self._surely(self._jobs.succeed, record.job.id, version)
+        self.uploads.discard(record.data["file"])
+
+    async def _write_progress(self, running: _Running) -> None:
+        await self._in_thread(self._jobs.record_progress, running.job, running.progress, running.loss_history)
+
+    def _fit_message(self, record: Record) -> Fit:
+        data = record.data
+        return Fit(
+            job=record.job.id,
+            path=str(self.uploads.path(data["file"]).absolute()),
+            data_offset=data["data_offset"],
+            rows=data["rows"],
+            n_features=data["n_features"],
+            **record.job.parameters,
+        )
+
+    async def _surely(self, write: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """Write, again and again while the database cannot be used: the end of a fit is not to be lost."""
+        while True:
+            try:
+                return await self._in_thread(write, *args, **kwargs)
+            except JobsUnavailable as error:
+                logger.error("a job's record cannot be written: %s", error)
+                await asyncio.sleep(RETRY_SECONDS)
+
+    async def _in_thread(self, call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(self._database, lambda: call(*args, **kwargs))
+
+
+def _note(running: _Running, told: FitProgress) -> None:
+    """Take a progress message into what is told of the running job."""
+    max_iter = running.progress.max_iter
+    eta = told.seconds / told.iteration * (max_iter - told.iteration) if told.iteration else None
+    running.progress = Progress(
+        iteration=told.iteration,
+        max_iter=max_iter,
+        loss=told.loss,
+        relative_error=told.relative_error,
+        kkt_residual=told.kkt_residual,
+        seconds=round(told.seconds, 3),
+        eta_seconds=None if eta is None else round(eta, 1),
+    )
+    history = running.loss_history
+    if told.loss is not None and (not history or history[-1][0] < told.iteration):
+        running.loss_history = thinned([*history, (told.iteration, told.loss)])
+
+
+def thinned(history: list[tuple[int, float]]) -> list[tuple[int, float]]:
+    """Every second point, once there are too many; the first and the last always stay."""
+    while len(history) > MAX_HISTORY:
+        history = [*history[:-1:2], history[-1]]
+    return history
+
+
+def _problem(error: Exception) -> dict[str, Any]:
+    problem: dict[str, Any] = msgspec.to_builtins(problem_of(error).problem)
+    return problem

@@ -1,0 +1,148 @@
+"""JSON bodies: `{"dictionary": "digits", "data": [[…], …]}`, read strictly and fast.
+
+The object is taken apart first, its array left as raw bytes; the array is then decoded straight to floats by a
+typed decoder that takes neither strings, booleans nor null for numbers. Only what is not an array ever becomes
+general Python objects.
+"""
+
+import json
+import mmap
+import re
+from collections.abc import Mapping
+
+import msgspec
+import numpy as np
+import orjson
+
+from app.errors import InvalidFields, Location, MalformedBody
+
+_object_decoder = msgspec.json.Decoder(dict[str, msgspec.Raw])
+_rows_decoder = msgspec.json.Decoder(list[list[float]])
+_row_decoder = msgspec.json.Decoder(list[float])
+
+_PATH = re.compile(r"\[(\d+)\]")  # the indices in msgspec's «at `$[3][5]`»
+_BYTE = re.compile(r"byte (\d+)")
+_KEY = re.compile(rb'"([^"]*)"\s*:\s*$')  # a key whose value comes next
+_ROWS = re.compile(rb"\[\s*\[")
+_NOT_A_NUMBER = re.compile(rb"[-+]?(?:nan|inf(?:inity)?)\b", re.IGNORECASE)
+
+
+def read(body: bytearray | mmap.mmap, array_field: str) -> tuple[dict[str, object], dict[str, np.ndarray]]:
+    """The fields beside the array, and the array (float64) by its field's name, where the body has it.
+
+    Raises:
+        MalformedBody: the body is no JSON object, or has a key twice.
+        InvalidFields: the array has something other than finite numbers, or ragged rows.
+    """
+    try:
+        raw = _object_decoder.decode(body)
+    except msgspec.ValidationError:
+        raise MalformedBody('the body must be a JSON object, such as {"data": [[0.5, 1.2]], …}') from None
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise _malformed(error, body, array_field) from None
+    _refuse_repeated_keys(body, raw.get(array_field))
+    arrays = {array_field: _array(raw.pop(array_field), array_field)} if array_field in raw else {}
+    try:
+        return {name: msgspec.json.decode(value) for name, value in raw.items()}, arrays
+    except (msgspec.DecodeError, RecursionError) as error:
+        raise MalformedBody(f"the body is not valid JSON: {error}") from None
+
+
+def write(
+    scalars: Mapping[str, str | int | float | bool], array_name: str, array: np.ndarray
+) -> tuple[bytes, dict[str, str]]:
+    return orjson.dumps({**scalars, array_name: array}, option=orjson.OPT_SERIALIZE_NUMPY), {}
+
+
+def _array(raw: msgspec.Raw, name: str) -> np.ndarray:
+    text = memoryview(raw)
+    decode = _rows_decoder.decode if _ROWS.match(bytes(text[:64])) else _row_decoder.decode
+    try:
+        values = decode(text)
+    except msgspec.ValidationError as error:
+        loc: Location = (name, *(int(index) for index in _PATH.findall(str(error))))
+        raise InvalidFields.at(*loc, msg=_wanted(str(error))) from None
+    except (msgspec.DecodeError, RecursionError) as error:
+        raise _malformed(error, bytes(text), name) from None
+    if values and isinstance(values[0], list):
+        _refuse_ragged(values, name)
+    return np.array(values, dtype=np.float64)
+
+
+def _wanted(message: str) -> str:
+    """What msgspec found wrong, in our words."""
+    if message.startswith("Number out of range"):
+        return "the number is past the range of float64"
+    expected = re.search(r"Expected `(\w+)`, got `(\w+)`", message)
+    if expected is None:
+        return message
+    want = {"float": "a number", "array": "an array of numbers"}.get(expected[1], expected[1])
+    return f"expected {want}, got {expected[2]}"
+
+
+def _refuse_ragged(rows: list[list[float]], name: str) -> None:
+    width = len(rows[0])
+    for index, row in enumerate(rows):
+        if len(row) != width:
+            raise InvalidFields.at(name, index, msg=f"row {index} has {len(row)} values, but row 0 has {width}")
+
+
+def _refuse_repeated_keys(body: bytearray | mmap.mmap, array: msgspec.Raw | None) -> None:
+    """The array is cut out first, so that what is left to look through is small."""
+    if array is None:
+        envelope = bytes(body)
+    else:
+        text = memoryview(array)
+        start = body.find(text)
+        envelope = bytes(body[:start]) + b"0" + bytes(body[start + len(text) :])
+    try:
+        json.loads(envelope, object_pairs_hook=_unique)
+    except RecursionError:
+        raise MalformedBody("the body is nested too deep") from None
+    except ValueError as error:  # text that is not UTF-8, which the first decoder did not look into
+        raise MalformedBody(f"the body is not valid JSON: {error}") from None
+
+
+def _unique(pairs: list[tuple[str, object]]) -> dict[str, object]:
+    unique = dict(pairs)
+    if len(unique) != len(pairs):
+        names = [name for name, _ in pairs]
+        twice = next(name for name in names if names.count(name) > 1)
+        raise MalformedBody(f"the key {twice[:60]!r} stands in the body twice")
+    return unique
+
+
+def _malformed(
+    error: Exception, text: bytes | bytearray | mmap.mmap, array_field: str
+) -> MalformedBody | InvalidFields:
+    """What is wrong with text that does not parse. NaN and Infinity are wrong values rather than wrong JSON
+    to whoever sent them, so they are told with their row and column."""
+    if isinstance(error, RecursionError):
+        return MalformedBody("the body is nested too deep")
+    at = _BYTE.search(str(error))
+    found = None if at is None else _not_finite_at(bytes(text), int(at[1]))
+    if found is None:
+        return MalformedBody(f"the body is not valid JSON: {error}")
+    start, token = found
+    return InvalidFields.at(*_position(bytes(text[:start]), array_field), msg=f"{token} is not a finite number")
+
+
+def _not_finite_at(body: bytes, offset: int) -> tuple[int, str] | None:
+    """The token at this byte, where it is NaN or an infinity."""
+    for start in (offset - 1, offset):  # the minus of -Infinity is read before the error
+        word = _NOT_A_NUMBER.match(body, max(start, 0))
+        if word is not None:
+            return word.start(), word[0].decode()
+    return None
+
+
+def _position(before: bytes, array_field: str) -> Location:
+    """Where in the body a number stands, told by what comes before it."""
+    key = _KEY.search(before)
+    if key is not None:
+        return (key[1].decode(errors="replace"),)
+    column = before.count(b",", before.rfind(b"["))
+    rows = _ROWS.search(before)
+    if rows is None:
+        return (array_field, column)
+    return (array_field, before.count(b"[", rows.start()) - 2, column)

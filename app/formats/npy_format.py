@@ -1,0 +1,125 @@
+"""NumPy's npy format, versions 1 to 3, read strictly and without trust.
+
+``numpy.load`` may allocate by what a header claims, before it looks at the body, and unpickles object arrays.
+Here the header is a bounded literal, the dtype one of a few, and the size must match the body's to the byte.
+Format: https://numpy.org/doc/stable/reference/generated/numpy.lib.format.html
+"""
+
+import ast
+import io
+import math
+import mmap
+import re
+from dataclasses import dataclass
+
+import numpy as np
+
+from app.errors import MalformedBody
+
+MAGIC = b"\x93NUMPY"
+MAX_HEADER_BYTES = 4096
+PREFIX_BYTES = 12  # magic, version and the longer of the two header lengths
+
+# float16/32/64 and the integers, of either byte order; `|` (no order) is for single bytes.
+_DTYPE = re.compile(r"[<>=]?(f[248]|[iu][248])|[<>=|]?[iu]1")
+
+
+@dataclass(frozen=True)
+class Header:
+    dtype: np.dtype[np.generic]
+    fortran_order: bool
+    shape: tuple[int, ...]
+    data_offset: int  # bytes before the array's own
+
+    @property
+    def data_bytes(self) -> int:
+        return math.prod(self.shape) * self.dtype.itemsize
+
+
+def header_bytes(prefix: bytes) -> int:
+    """How many bytes the header takes in all, told by the body's first ``PREFIX_BYTES``."""
+    if not prefix.startswith(MAGIC):
+        raise MalformedBody("this is not an npy body: it does not begin with \\x93NUMPY")
+    if len(prefix) < PREFIX_BYTES:
+        raise MalformedBody(f"this npy body ends inside its header, after {len(prefix)} bytes")
+    major = prefix[6]
+    if major not in (1, 2, 3):
+        raise MalformedBody(f"npy format version {major} is not known; versions 1, 2 and 3 are")
+    length, start = (
+        (int.from_bytes(prefix[8:10], "little"), 10) if major == 1 else (int.from_bytes(prefix[8:12], "little"), 12)
+    )
+    if length > MAX_HEADER_BYTES:
+        raise MalformedBody(f"the npy header claims {length} bytes; at most {MAX_HEADER_BYTES} are read")
+    return start + length
+
+
+def parse_header(head: bytes) -> Header:
+    """The header, from a body's beginning that holds it whole."""
+    end = header_bytes(head[:PREFIX_BYTES])
+    if len(head) < end:
+        raise MalformedBody(f"this npy body ends inside its header: {len(head)} of {end} bytes")
+    start = 10 if head[6] == 1 else 12
+    try:
+        fields = ast.literal_eval(head[start:end].decode("utf-8" if head[6] == 3 else "latin-1").strip())
+    except (ValueError, SyntaxError, UnicodeDecodeError, MemoryError, RecursionError):
+        raise MalformedBody("the npy header is not a Python literal") from None
+    if not isinstance(fields, dict) or set(fields) != {"descr", "fortran_order", "shape"}:
+        raise MalformedBody("the npy header must have exactly the keys descr, fortran_order and shape")
+    return Header(
+        dtype=_dtype(fields["descr"]),
+        fortran_order=_boolean(fields["fortran_order"]),
+        shape=_shape(fields["shape"]),
+        data_offset=end,
+    )
+
+
+def read(body: bytearray | mmap.mmap) -> np.ndarray:
+    """The array, as a view of the body."""
+    view = memoryview(body)
+    header = parse_header(bytes(view[: PREFIX_BYTES + MAX_HEADER_BYTES]))
+    return view_data(header, view)
+
+
+def view_data(header: Header, body: memoryview | bytearray) -> np.ndarray:
+    """The array of a whole body with this header, as a view of the body."""
+    got = len(body) - header.data_offset
+    if got != header.data_bytes:
+        raise MalformedBody(
+            f"the npy header tells of shape {header.shape} and dtype {header.dtype.str!r}, "
+            f"{header.data_bytes} bytes, but {got} follow it"
+        )
+    flat = np.frombuffer(body, header.dtype, offset=header.data_offset)
+    return flat.reshape(header.shape, order="F" if header.fortran_order else "C")
+
+
+def write(scalars: object, array_name: str, array: np.ndarray) -> tuple[bytes, dict[str, str]]:
+    """The array as npy; the scalars travel in headers, which the caller sets for every answer."""
+    return to_bytes(array), {}
+
+
+def to_bytes(array: np.ndarray) -> bytes:
+    buffer = io.BytesIO()
+    np.lib.format.write_array(buffer, array, version=(1, 0), allow_pickle=False)
+    return buffer.getvalue()
+
+
+def _dtype(descr: object) -> np.dtype[np.generic]:
+    if not isinstance(descr, str) or _DTYPE.fullmatch(descr) is None:
+        raise MalformedBody(
+            f"npy dtype {str(descr)[:60]!r} is not read; float16, float32, float64 and integers are (`<f4` is best)"
+        )
+    return np.dtype(descr)
+
+
+def _boolean(value: object) -> bool:
+    if not isinstance(value, bool):
+        raise MalformedBody("fortran_order in the npy header must be True or False")
+    return value
+
+
+def _shape(value: object) -> tuple[int, ...]:
+    if not isinstance(value, tuple) or not all(type(n) is int and n >= 0 for n in value):
+        raise MalformedBody(f"shape {str(value)[:60]!r} in the npy header is not a tuple of sizes")
+    if len(value) > 8:
+        raise MalformedBody(f"the npy array has {len(value)} dimensions; two are wanted (rows, columns)")
+    return value

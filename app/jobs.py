@@ -1,0 +1,206 @@
+"""Jobs, durable: one row each in an SQL database. A job is a fit that is queued, runs, or has ended.
+
+SQLite by default, in WAL mode with full synchronisation: what a method has returned from survives a power cut.
+Methods block on the database; ``app.fits`` calls them from a thread of its own.
+"""
+
+import secrets
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import sqlalchemy as sql
+from sqlalchemy.exc import SQLAlchemyError
+
+from app.errors import JobsUnavailable, UnknownJob
+from app.schemas import Job, Progress, State
+from app.store import now
+
+ENDED: tuple[State, ...] = ("succeeded", "failed", "cancelled")
+
+_metadata = sql.MetaData()
+_jobs = sql.Table(
+    "jobs",
+    _metadata,
+    sql.Column("id", sql.String(40), primary_key=True),  # sorts by the time it was made
+    sql.Column("state", sql.String(16), nullable=False, index=True),
+    sql.Column("name", sql.String(128), nullable=False),
+    sql.Column("version", sql.Integer),
+    sql.Column("parameters", sql.JSON, nullable=False),
+    sql.Column("data", sql.JSON, nullable=False),
+    sql.Column("progress", sql.JSON, nullable=False),
+    sql.Column("loss_history", sql.JSON, nullable=False),
+    sql.Column("attempts", sql.Integer, nullable=False),
+    sql.Column("worker_deaths", sql.Integer, nullable=False),
+    sql.Column("owner", sql.String(64)),
+    sql.Column("created_at", sql.String(32), nullable=False),
+    sql.Column("started_at", sql.String(32)),
+    sql.Column("ended_at", sql.String(32)),
+    sql.Column("error", sql.JSON),
+)
+
+
+@dataclass(frozen=True)
+class Record:
+    """A job's row: what clients are told, and what only the service needs."""
+
+    job: Job
+    data: dict[str, Any]
+    owner: str | None
+    worker_deaths: int
+
+
+class Jobs:
+    """The jobs' database."""
+
+    def __init__(self, url: str) -> None:
+        self._engine = sql.create_engine(url)
+        if self._engine.dialect.name == "sqlite":
+            sql.event.listen(self._engine, "connect", _make_durable)
+
+    def open(self) -> None:
+        with _database_errors():
+            _metadata.create_all(self._engine)
+
+    def close(self) -> None:
+        self._engine.dispose()
+
+    # -- reading ------------------------------------------------------------------------------------------
+
+    def get(self, id: str) -> Record:
+        rows = self._select(_jobs.c.id == id)
+        if not rows:
+            raise UnknownJob(f"there is no job {id[:60]!r}; GET /jobs lists them")
+        return rows[0]
+
+    def newest(self, limit: int) -> list[Record]:
+        return self._select(sql.true(), limit=limit, newest_first=True)
+
+    def running(self) -> list[Record]:
+        return self._select(_jobs.c.state == "running")
+
+    def data_files(self) -> set[str]:
+        """Names of the files that unended jobs need."""
+        return {record.data["file"] for record in self._select(_jobs.c.state.in_(["queued", "running"]))}
+
+    def count_queued(self) -> int:
+        with self._transaction() as connection:
+            counted = sql.select(sql.func.count()).where(_jobs.c.state == "queued")
+            return int(connection.execute(counted).scalar_one())
+
+    # -- the life of a job --------------------------------------------------------------------------------
+
+    def add(self, name: str, parameters: dict[str, Any], data: dict[str, Any]) -> Job:
+        """A new job, queued; durable when this returns."""
+        id = new_id()
+        with self._transaction() as connection:
+            connection.execute(
+                _jobs.insert().values(
+                    id=id,
+                    state="queued",
+                    name=name,
+                    parameters=parameters,
+                    data=data,
+                    progress=Progress(max_iter=parameters["max_iter"]).model_dump(),
+                    loss_history=[],
+                    attempts=0,
+                    worker_deaths=0,
+                    created_at=now(),
+                )
+            )
+        return self.get(id).job
+
+    def claim(self, owner: str) -> Record | None:
+        """The oldest queued job, now running for this owner; no two owners get the same one."""
+        oldest = sql.select(_jobs.c.id).where(_jobs.c.state == "queued").order_by(_jobs.c.id).limit(1)
+        with self._transaction() as connection:
+            id = connection.execute(oldest).scalar_one_or_none()
+            if id is None:
+                return None
+            taken = connection.execute(
+                _jobs.update()
+                .where(_jobs.c.id == id, _jobs.c.state == "queued")
+                .values(
+                    state="running",
+                    owner=owner,
+                    attempts=_jobs.c.attempts + 1,
+                    started_at=sql.func.coalesce(_jobs.c.started_at, now()),
+                )
+            )
+        return self.get(id) if taken.rowcount else None
+
+    def record_progress(self, id: str, progress: Progress, loss_history: Sequence[tuple[int, float]]) -> None:
+        self._update(_running(id), progress=progress.model_dump(), loss_history=list(loss_history))
+
+    def succeed(self, id: str, version: int) -> None:
+        self._update(_running(id), state="succeeded", version=version, ended_at=now(), owner=None)
+
+    def fail(self, id: str, problem: dict[str, Any]) -> None:
+        self._update(_running(id), state="failed", error=problem, ended_at=now(), owner=None)
+
+    def cancel(self, id: str, state: State) -> bool:
+        """End a job that is in this state; False where it has left it meanwhile."""
+        condition = sql.and_(_jobs.c.id == id, _jobs.c.state == state)
+        return self._update(condition, state="cancelled", ended_at=now(), owner=None)
+
+    def requeue(self, id: str, *, worker_died: bool) -> None:
+        """Put a running job back into the queue, for another attempt."""
+        deaths = _jobs.c.worker_deaths + (1 if worker_died else 0)
+        self._update(_running(id), state="queued", owner=None, worker_deaths=deaths)
+
+    def delete(self, id: str) -> bool:
+        """Remove the record of an ended job."""
+        with self._transaction() as connection:
+            ended = sql.and_(_jobs.c.id == id, _jobs.c.state.in_(ENDED))
+            return connection.execute(_jobs.delete().where(ended)).rowcount > 0
+
+    # -- the database -------------------------------------------------------------------------------------
+
+    def _select(
+        self, condition: sql.ColumnElement[bool], *, limit: int | None = None, newest_first: bool = False
+    ) -> list[Record]:
+        order = _jobs.c.id.desc() if newest_first else _jobs.c.id
+        with self._transaction() as connection:
+            rows = connection.execute(sql.select(_jobs).where(condition).order_by(order).limit(limit))
+            return [_record(row) for row in rows.mappings()]
+
+    def _update(self, condition: sql.ColumnElement[bool], **values: Any) -> bool:
+        with self._transaction() as connection:
+            return connection.execute(_jobs.update().where(condition).values(**values)).rowcount > 0
+
+    @contextmanager
+    def _transaction(self) -> Iterator[sql.Connection]:
+        with _database_errors(), self._engine.begin() as connection:
+            yield connection
+
+
+def new_id() -> str:
+    """Sorts by time; unique whatever the clock does."""
+    return f"{time.time_ns() // 1_000_000:012x}{secrets.token_hex(8)}"
+
+
+def _running(id: str) -> sql.ColumnElement[bool]:
+    return sql.and_(_jobs.c.id == id, _jobs.c.state == "running")
+
+
+def _record(row: sql.RowMapping) -> Record:
+    told = {name: row[name] for name in Job.model_fields}
+    return Record(Job.model_validate(told), row["data"], row["owner"], row["worker_deaths"])
+
+
+def _make_durable(connection: Any, _: object) -> None:
+    cursor = connection.cursor()
+    for pragma in ("journal_mode = WAL", "synchronous = FULL", "busy_timeout = 5000"):
+        cursor.execute(f"PRAGMA {pragma}")
+    cursor.close()
+
+
+@contextmanager
+def _database_errors() -> Iterator[None]:
+    try:
+        yield
+    except SQLAlchemyError as error:
+        cause = getattr(error, "orig", None) or error
+        raise JobsUnavailable(f"the jobs' database cannot be used: {cause}") from error

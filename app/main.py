@@ -1,0 +1,44 @@
+"""The HTTP app and its life."""
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+from fastapi import FastAPI
+
+from app import __version__
+from app.errors import install_handlers
+from app.routes import decode, dictionaries, encode, fit, health, jobs
+from app.services import Services
+from app.settings import Settings
+from app.supervisor import Supervisor
+
+DESCRIPTION = """
+Neural-network activations into concepts, as a service. A dictionary of concepts D is learned from non-negative
+activations A by non-negative matrix factorisation, A ≈ Z·D, with non-negative codes Z.
+"""
+
+
+def create_app(settings: Settings | None = None, *, supervisor: Supervisor | None = None) -> FastAPI:
+    """The app; nothing is opened or started before its lifespan begins.
+
+    Args:
+        settings: read from the environment where absent.
+        supervisor: takes the place of the real worker's (tests).
+    """
+    settings = settings or Settings()
+    services = Services(settings, supervisor or Supervisor(settings))
+
+    @asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        await services.start()
+        try:
+            yield
+        finally:
+            await services.stop()
+
+    app = FastAPI(title="dictserve", version=__version__, description=DESCRIPTION, lifespan=lifespan)
+    app.state.services = services
+    install_handlers(app)
+    for module in (fit, jobs, encode, decode, dictionaries, health):
+        app.include_router(module.router)
+    return app

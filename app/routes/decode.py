@@ -1,0 +1,29 @@
+"""``POST /decode``: codes → activations."""
+
+from fastapi import APIRouter, Request, Response
+
+from app.bodies import array_answer, read_payload
+from app.formats import Scalars
+from app.routes.openapi import BINARY, array_body, problems
+from app.schemas import DecodeAnswer, DecodeRequest
+from app.services import ServicesDep
+
+router = APIRouter(tags=["encode and decode"])
+
+
+@router.post(
+    "/decode",
+    summary="Decode codes on a dictionary",
+    response_class=Response,
+    responses={
+        200: {"model": DecodeAnswer, "content": {"application/x-npy": {"schema": BINARY}}},
+        **problems(400, 404, 406, 413, 415, 422, 503),
+    },
+    openapi_extra=array_body(DecodeRequest),
+)
+async def decode(request: Request, services: ServicesDep) -> Response:
+    """Z·D."""
+    payload = await read_payload(request, DecodeRequest, services.settings)
+    record, (activations,) = await services.solve("decode", payload.fields.dictionary, payload.fields.data)
+    scalars: Scalars = {"dictionary": record.name, "version": record.version}
+    return array_answer(payload.answer, scalars, "activations", activations)

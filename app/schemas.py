@@ -1,0 +1,115 @@
+"""What requests and answers hold: one pydantic model each. The OpenAPI document is made from these."""
+
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+
+from app.arrays import Activations, Codes
+from app.store import DictionaryRecord, Reference, check_name
+
+Name = Annotated[
+    str,
+    AfterValidator(check_name),
+    Field(description="Letters, digits, `.`, `_`, `-`; at most 128 characters.", examples=["digits"]),
+]
+DictionaryReference = Annotated[
+    str,
+    AfterValidator(lambda text: str(Reference.parse(text))),
+    Field(description="A dictionary's name (its latest version), or `name@version`.", examples=["digits"]),
+]
+Clip = Annotated[bool, Field(description="Make negative values zero instead of refusing them.")]
+
+
+class Fields(BaseModel):
+    """Base of every request: a misspelt field is an error, not a silence."""
+
+    model_config = ConfigDict(extra="forbid", arbitrary_types_allowed=True)
+
+
+class FitParameters(Fields):
+    """What a fit is told, beside its data."""
+
+    name: Name
+    nb_concepts: int = Field(ge=1, description="Concepts of the dictionary (k).", examples=[2])
+    solver: Literal["hals"] = Field("hals", description="The algorithm.")
+    max_iter: int = Field(500, ge=1, description="Most iterations.")
+    tol: float = Field(1e-4, ge=0, le=1, allow_inf_nan=False, description="Relative change of loss at which to stop.")
+    init: Literal["auto", "nndsvda", "random"] = Field("auto", description="How D begins; `auto` suits the shape.")
+    seed: int = Field(0, ge=0, lt=2**63, description="Seed of what is random; the same seed, the same dictionary.")
+
+
+class FitRequest(FitParameters):
+    clip: Clip = False
+    data: Activations
+
+
+class EncodeRequest(Fields):
+    dictionary: DictionaryReference
+    clip: Clip = False
+    data: Activations
+
+
+class DecodeRequest(Fields):
+    dictionary: DictionaryReference
+    data: Codes
+
+
+class EncodeAnswer(BaseModel):
+    dictionary: str
+    version: int
+    converged: bool = Field(description="Whether every row met the tolerance on its KKT residual.")
+    codes: list[list[float]] = Field(description="(rows, nb_concepts), non-negative.")
+
+
+class DecodeAnswer(BaseModel):
+    dictionary: str
+    version: int
+    activations: list[list[float]] = Field(description="(rows, n_features), non-negative.")
+
+
+class Progress(BaseModel):
+    iteration: int = 0
+    max_iter: int
+    loss: float | None = Field(None, description="½‖A − ZD‖².")
+    relative_error: float | None = Field(None, description="‖A − ZD‖ / ‖A‖.")
+    kkt_residual: float | None = Field(None, description="How far from a stationary point; 0 is one.")
+    seconds: float = 0.0
+    eta_seconds: float | None = Field(None, description="Time to `max_iter`; a fit may well stop before it.")
+
+
+State = Literal["queued", "running", "succeeded", "failed", "cancelled"]
+
+
+class Job(BaseModel):
+    """One fit under way or ended."""
+
+    id: str
+    state: State
+    name: str = Field(description="Name of the dictionary that it fits.")
+    version: int | None = Field(None, description="Version of the dictionary, once the job has succeeded.")
+    parameters: dict[str, Any]
+    progress: Progress
+    loss_history: list[tuple[int, float]] = Field(default_factory=list, description="(iteration, loss), thinned.")
+    attempts: int = Field(description="How often it was started; over 1 where a worker or the service died on it.")
+    created_at: str
+    started_at: str | None = None
+    ended_at: str | None = None
+    error: dict[str, Any] | None = Field(None, description="A problem (RFC 9457), where the job failed.")
+
+
+class JobList(BaseModel):
+    jobs: list[Job]
+
+
+class DictionaryList(BaseModel):
+    dictionaries: list[DictionaryRecord]
+
+
+class ProblemAnswer(BaseModel):
+    """A problem of RFC 9457."""
+
+    type: str
+    title: str
+    status: int
+    detail: str
+    errors: list[dict[str, Any]] | None = None

@@ -1,0 +1,75 @@
+"""What the routes work with: the service's parts, put together once and started and stopped in order."""
+
+import asyncio
+from dataclasses import dataclass, field
+from typing import Annotated
+
+import numpy as np
+from fastapi import Depends, Request
+
+from app.batcher import Batcher, Key
+from app.errors import InvalidFields
+from app.fits import Fits
+from app.jobs import Jobs
+from app.settings import Settings
+from app.store import DictionaryRecord, Reference, Store
+from app.supervisor import Supervisor
+from app.worker.messages import Task
+
+
+@dataclass
+class Services:
+    settings: Settings
+    supervisor: Supervisor
+    store: Store = field(init=False)
+    jobs: Jobs = field(init=False)
+    fits: Fits = field(init=False)
+    batcher: Batcher = field(init=False)
+    _opened: bool = field(init=False, default=False)
+
+    def __post_init__(self) -> None:
+        settings = self.settings
+        self.store = Store(settings.store)
+        self.jobs = Jobs(settings.database_url or f"sqlite:///{self.store.private.absolute() / 'jobs.sqlite3'}")
+        self.fits = Fits(settings, self.jobs, self.store, self.supervisor)
+        self.batcher = Batcher(self.supervisor, settings.batch_rows, settings.queue_bytes)
+
+    def open(self) -> None:
+        """Open what is on the disk. Raises StoreUnavailable or JobsUnavailable where that cannot be."""
+        if not self._opened:
+            self.store.open()
+            self.jobs.open()
+            self._opened = True
+
+    async def start(self) -> None:
+        await asyncio.to_thread(self.open)
+        await self.supervisor.start()
+        await self.fits.start()
+
+    async def stop(self) -> None:
+        await self.batcher.drain()
+        await self.fits.stop()
+        await self.supervisor.stop()
+        self.jobs.close()
+        self.store.close()
+        self._opened = False
+
+    async def solve(self, task: Task, dictionary: str, rows: np.ndarray) -> tuple[DictionaryRecord, list[np.ndarray]]:
+        """Encode or decode rows on the dictionary that a reference means: its record, and the worker's arrays."""
+        record = self.store.record(Reference.parse(dictionary))
+        takes, gives = record.n_features, record.nb_concepts
+        unit = "features"
+        if task == "decode":
+            takes, gives, unit = gives, takes, "concepts"
+        if rows.shape[1] != takes:
+            told = f"{rows.shape[1]} columns, but dictionary {record.name}@{record.version} has {takes} {unit}"
+            raise InvalidFields.at("data", msg=told)
+        return record, await self.batcher.solve(Key(task, record.name, record.version), rows, gives)
+
+
+def _of(request: Request) -> Services:
+    services: Services = request.app.state.services
+    return services
+
+
+ServicesDep = Annotated[Services, Depends(_of)]

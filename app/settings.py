@@ -1,0 +1,65 @@
+"""Every setting of the service, in one class. Units are in the names.
+
+Read from the environment (``DICTSERVE_PORT=9000``), overridden by the command line.
+"""
+
+import re
+from pathlib import Path
+from typing import Annotated
+
+from pydantic import Field, PositiveFloat, PositiveInt, field_validator
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+MIB = 1024 * 1024
+
+
+class Settings(BaseSettings):
+    """Settings of one service process; the description of each field is its documentation."""
+
+    model_config = SettingsConfigDict(env_prefix="DICTSERVE_", extra="ignore", frozen=True)
+
+    host: str = Field("127.0.0.1", description="Address to listen on; beyond loopback only if you say so.")
+    port: Annotated[int, Field(ge=0, le=65535)] = Field(8000, description="Port to listen on; 0 takes a free one.")
+    store: Path = Field(Path("models"), description="Directory of the dictionaries (the model store).")
+    database_url: str | None = Field(
+        None, description="SQLAlchemy URL of the jobs' database; by default an SQLite file inside the store."
+    )
+    devices: str = Field(
+        "auto",
+        description="Device that the worker owns: `auto` (the first GPU, else the CPU), `cpu` or `cuda:N`.",
+    )
+
+    max_body_bytes: PositiveInt = Field(1024 * MIB, description="Largest request body.")
+    max_json_bytes: PositiveInt = Field(
+        64 * MIB, description="Largest JSON body (it is parsed in memory; send npy for more)."
+    )
+    max_rows: PositiveInt = Field(10_000_000, description="Most rows of activations or codes in a request.")
+    max_features: PositiveInt = Field(65_536, description="Most features (columns) of activations.")
+    max_concepts: PositiveInt = Field(16_384, description="Most concepts of a dictionary.")
+    max_iterations: PositiveInt = Field(100_000, description="Largest `max_iter` of a fit.")
+
+    batch_rows: PositiveInt = Field(1024, description="Most rows that the worker solves in one go.")
+    queue_bytes: PositiveInt = Field(
+        1024 * MIB,
+        description="Most bytes of requests and their answers waiting for the worker; past it, 503.",
+    )
+    queue_jobs: PositiveInt = Field(1000, description="Most fits waiting for the worker; past it, 503.")
+    cache_bytes: PositiveInt = Field(
+        2048 * MIB, description="Most bytes of prepared dictionaries kept by the worker."
+    )
+
+    worker_start_seconds: PositiveFloat = Field(120, description="Longest start of a worker before it is replaced.")
+    worker_stale_seconds: PositiveFloat = Field(10, description="Heartbeat age from which the service is not ready.")
+    worker_hang_seconds: PositiveFloat = Field(300, description="Heartbeat age from which the worker is replaced.")
+    progress_interval_seconds: PositiveFloat = Field(0.5, description="Time between two written progress records.")
+    shutdown_grace_seconds: PositiveInt = Field(30, description="Time that requests in flight are given at a stop.")
+    log_level: Annotated[str, Field(pattern="^(critical|error|warning|info|debug)$")] = Field(
+        "info", description="`critical`, `error`, `warning`, `info` or `debug`."
+    )
+
+    @field_validator("devices")
+    @classmethod
+    def _one_known_device(cls, value: str) -> str:
+        if re.fullmatch(r"auto|cpu|cuda(:\d+)?", value) is None:
+            raise ValueError(f"{value!r} is not `auto`, `cpu` or `cuda:N` (one device; several are not served yet)")
+        return value

@@ -1,0 +1,331 @@
+"""The model store: ``<root>/<name>/<version>/dictionary.safetensors`` and ``meta.json``.
+
+A version appears whole or not at all (staged, fsynced, renamed) and is never changed after. What the service
+itself needs lies beside the dictionaries in ``.dictserve/``, a name that no dictionary can have. Two processes
+may share a store: each marks what it stages as its own, and only the leavings of dead processes are swept.
+"""
+
+import errno
+import fcntl
+import hashlib
+import os
+import re
+import secrets
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+import safetensors.numpy
+from pydantic import BaseModel, Field, ValidationError
+from safetensors import SafetensorError
+
+from app.errors import AppError, DictionaryDamaged, StoreFull, StoreUnavailable, UnknownDictionary
+
+FORMAT = 1
+TENSOR = "dictionary"
+WEIGHTS_FILE = "dictionary.safetensors"
+META_FILE = "meta.json"
+
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
+_VERSION = re.compile(r"[1-9][0-9]{0,8}")
+
+
+def check_name(name: str) -> str:
+    """A dictionary's name, or ValueError with what would be right."""
+    if _NAME.fullmatch(name) is None or name.endswith("."):
+        raise ValueError(
+            f"{name[:60]!r} is not a name: 1 to 128 letters, digits, `.`, `_` or `-`, "
+            "the first a letter or digit, the last no dot"
+        )
+    return name
+
+
+@dataclass(frozen=True)
+class Reference:
+    """``name`` (the latest version) or ``name@version``, as clients write it."""
+
+    name: str
+    version: int | None = None
+
+    @classmethod
+    def parse(cls, text: str) -> "Reference":
+        name, at, version = text.partition("@")
+        check_name(name)
+        if not at:
+            return cls(name)
+        if _VERSION.fullmatch(version) is None:
+            raise ValueError(f"{version[:20]!r} is not a version: a whole number from 1, as in `{name}@3`")
+        return cls(name, int(version))
+
+    def __str__(self) -> str:
+        return self.name if self.version is None else f"{self.name}@{self.version}"
+
+
+class DictionaryRecord(BaseModel):
+    """What is told of one version of a dictionary."""
+
+    format: int = FORMAT
+    name: str
+    version: int
+    versions: list[int] = Field(default_factory=list, description="All versions of the name.")
+    nb_concepts: int
+    n_features: int
+    created_at: str
+    sha256: str = Field(description="SHA-256 of the weights file.")
+    parameters: dict[str, Any] = Field(description="What the fit was told.")
+    data: dict[str, Any] = Field(description="Shape and hash of the activations.")
+    metrics: dict[str, Any] = Field(description="How good the dictionary is.")
+    loss_history: list[tuple[int, float]] = Field(default_factory=list)
+    seconds: float = Field(description="How long the fit took.")
+    software: dict[str, str]
+    job: str = Field(description="Id of the job that made it.")
+
+
+class Store:
+    """The dictionaries under one root. Methods block on the disk; call them from a thread where that matters."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.private = root / ".dictserve"
+        self.activations = self.private / "activations"
+        self._staging = self.private / "staging"
+        self._owners = self.private / "owners"
+        self._owner_lock: IO[str] | None = None
+        self.owner = f"{os.getpid()}-{secrets.token_hex(6)}"
+        self._records: dict[tuple[str, int], DictionaryRecord] = {}
+
+    # -- life ---------------------------------------------------------------------------------------------
+
+    def open(self) -> None:
+        """Make the directories, declare this process alive, and sweep what dead ones left."""
+        with store_errors():
+            for directory in (self.activations, self._staging, self._owners):
+                directory.mkdir(parents=True, exist_ok=True)
+            # The lock lives as long as the process, whatever ends it: the kernel lets go of it.
+            self._owner_lock = (self._owners / self.owner).open("w")
+            fcntl.flock(self._owner_lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            self._sweep()
+
+    def close(self) -> None:
+        if self._owner_lock is not None:
+            (self._owners / self.owner).unlink(missing_ok=True)
+            self._owner_lock.close()
+            self._owner_lock = None
+
+    def is_alive(self, owner: str) -> bool:
+        """Whether the process that called itself this is running and has the store open."""
+        if owner == self.owner:
+            return self._owner_lock is not None
+        try:
+            with (self._owners / owner).open("r+") as file:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+        except FileNotFoundError:
+            return False
+        return False
+
+    def _sweep(self) -> None:
+        for leaving in self._staging.iterdir():
+            if not self.is_alive(owner_of(leaving)):
+                shutil.rmtree(leaving, ignore_errors=True)
+        for owner in self._owners.iterdir():
+            if not self.is_alive(owner.name):
+                owner.unlink(missing_ok=True)
+
+    # -- reading ------------------------------------------------------------------------------------------
+
+    def names(self) -> list[str]:
+        with store_errors():
+            entries = sorted(entry.name for entry in os.scandir(self.root) if entry.is_dir(follow_symlinks=False))
+        return [name for name in entries if _NAME.fullmatch(name) and self.versions(name)]
+
+    def versions(self, name: str) -> list[int]:
+        """The versions of a name, ascending; none where there is no such dictionary."""
+        directory = self.root / name
+        try:
+            with os.scandir(directory) as entries:
+                found = [
+                    int(e.name) for e in entries if _VERSION.fullmatch(e.name) and e.is_dir(follow_symlinks=False)
+                ]
+        except (FileNotFoundError, NotADirectoryError):
+            return []
+        except OSError as error:
+            raise _told(error) from error
+        return [] if directory.is_symlink() else sorted(found)
+
+    def resolve(self, reference: Reference) -> tuple[str, int]:
+        """Name and version that a reference means now."""
+        versions = self.versions(reference.name)
+        if not versions:
+            raise UnknownDictionary(f"there is no dictionary {reference.name!r}; GET /dictionaries lists them")
+        if reference.version is None:
+            return reference.name, versions[-1]
+        if reference.version not in versions:
+            known = ", ".join(map(str, versions[-20:]))
+            raise UnknownDictionary(f"{reference.name!r} has no version {reference.version}; it has {known}")
+        return reference.name, reference.version
+
+    def record(self, reference: Reference) -> DictionaryRecord:
+        """The record of a version, kept in memory once read: versions are immutable."""
+        name, version = self.resolve(reference)
+        known = self._records.get((name, version))
+        if known is None:
+            known = self._read_record(name, version)
+            if len(self._records) >= 4096:
+                self._records.clear()
+            self._records[name, version] = known
+        return known
+
+    def described(self, reference: Reference) -> DictionaryRecord:
+        """The record with the list of the name's versions, which changes with time."""
+        record = self.record(reference)
+        return record.model_copy(update={"versions": self.versions(record.name)})
+
+    def _read_record(self, name: str, version: int) -> DictionaryRecord:
+        where = f"{name}@{version}"
+        try:
+            record = DictionaryRecord.model_validate_json((self.root / name / str(version) / META_FILE).read_bytes())
+        except (FileNotFoundError, NotADirectoryError):
+            raise DictionaryDamaged(f"{where} has no {META_FILE}; restore it, or use another version") from None
+        except ValidationError:
+            raise DictionaryDamaged(
+                f"{META_FILE} of {where} cannot be read; restore it, or use another version"
+            ) from None
+        except OSError as error:
+            raise _told(error) from error
+        if (record.format, record.name, record.version) != (FORMAT, name, version):
+            raise DictionaryDamaged(
+                f"{META_FILE} of {where} tells of {record.name}@{record.version} in format {record.format}"
+            )
+        return record
+
+    def load(self, name: str, version: int) -> np.ndarray:
+        """D, float32 of shape (nb_concepts, n_features), after its checksum was found to hold."""
+        record = self.record(Reference(name, version))
+        where = f"{name}@{version}"
+        try:
+            weights = (self.root / name / str(version) / WEIGHTS_FILE).read_bytes()
+        except FileNotFoundError:
+            raise DictionaryDamaged(f"{where} has no {WEIGHTS_FILE}; restore it, or use another version") from None
+        except OSError as error:
+            raise _told(error) from error
+        if hashlib.sha256(weights).hexdigest() != record.sha256:
+            raise DictionaryDamaged(
+                f"{WEIGHTS_FILE} of {where} is not what was written (its SHA-256 differs); "
+                "restore it, or use another version"
+            )
+        try:
+            D = safetensors.numpy.load(weights)[TENSOR]
+        except (SafetensorError, KeyError):
+            raise DictionaryDamaged(f"{WEIGHTS_FILE} of {where} holds no tensor {TENSOR!r}") from None
+        if D.shape != (record.nb_concepts, record.n_features) or D.dtype != np.float32:
+            raise DictionaryDamaged(f"{WEIGHTS_FILE} of {where} does not hold what its {META_FILE} tells of")
+        return D
+
+    # -- writing ------------------------------------------------------------------------------------------
+
+    def publish(self, name: str, D: np.ndarray, **told: Any) -> DictionaryRecord:
+        """Write D as the next version of a name; when this returns it is durable.
+
+        Args:
+            D: float32 of shape (nb_concepts, n_features).
+            told: the record's other fields (``parameters``, ``metrics``, …).
+        """
+        check_name(name)
+        staged = self._staging / f"{self.owner}.{secrets.token_hex(8)}"
+        try:
+            with store_errors():
+                staged.mkdir()
+                weights = safetensors.numpy.save({TENSOR: np.ascontiguousarray(D)})
+                _write_durably(staged / WEIGHTS_FILE, weights)
+                directory = self.root / name
+                if directory.is_symlink():
+                    raise StoreUnavailable(f"{name!r} in the store is a symbolic link; the store follows none")
+                directory.mkdir(exist_ok=True)
+                fsync_directory(self.root)
+                record = DictionaryRecord(
+                    name=name,
+                    version=0,
+                    nb_concepts=D.shape[0],
+                    n_features=D.shape[1],
+                    created_at=now(),
+                    sha256=hashlib.sha256(weights).hexdigest(),
+                    **told,
+                )
+                return self._claim_version(staged, directory, record)
+        finally:
+            shutil.rmtree(staged, ignore_errors=True)
+
+    def _claim_version(self, staged: Path, directory: Path, record: DictionaryRecord) -> DictionaryRecord:
+        """Rename into the next free version. Another process may take it first: then the one after."""
+        while True:
+            version = max(self.versions(record.name), default=0) + 1
+            record = record.model_copy(update={"version": version})
+            meta = record.model_dump_json(indent=1, exclude={"versions"}).encode()
+            _write_durably(staged / META_FILE, meta)
+            fsync_directory(staged)
+            try:
+                staged.rename(directory / str(version))
+            except OSError as error:
+                if error.errno in (errno.ENOTEMPTY, errno.EEXIST):
+                    continue
+                raise
+            fsync_directory(directory)
+            return record
+
+    def made_by(self, name: str, job: str) -> DictionaryRecord | None:
+        """The version of a name that a job has published, if it came that far; damaged ones made none."""
+        for version in reversed(self.versions(name)):
+            try:
+                record = self.record(Reference(name, version))
+            except AppError:
+                continue
+            if record.job == job:
+                return record
+        return None
+
+
+def owner_of(staged: Path) -> str:
+    """Whose a staged file or directory is: its name begins with the owner's."""
+    return staged.name.partition(".")[0]
+
+
+def now() -> str:
+    return datetime.now(UTC).isoformat(timespec="milliseconds")
+
+
+def fsync_directory(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _write_durably(path: Path, content: bytes) -> None:
+    with path.open("wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+@contextmanager
+def store_errors() -> Iterator[None]:
+    """Tell the disk's errors as the store's."""
+    try:
+        yield
+    except OSError as error:
+        raise _told(error) from error
+
+
+def _told(error: OSError) -> StoreUnavailable:
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return StoreFull("the store's disk is full; nothing was written")
+    reason = os.strerror(error.errno) if error.errno else type(error).__name__
+    return StoreUnavailable(f"the store cannot be used: {reason}")

@@ -1,0 +1,320 @@
+"""The service's side of the worker: a child process as an object that starts, listens, and starts again.
+
+It never gives up: a worker that dies or hangs is replaced, at growing intervals while the deaths go on. What was
+waiting for the dead one is told at once, so that clients can come back.
+"""
+
+import asyncio
+import contextlib
+import itertools
+import logging
+import os
+import socket
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+from app.errors import KINDS, AppError, WorkerFailed, WorkerUnavailable
+from app.settings import Settings
+from app.worker import frames
+from app.worker.messages import Configure, Failed, Heartbeat, Message, Ready, Solve, Solved, Task, ToWorker
+from core import errors as core_errors
+
+logger = logging.getLogger("dictserve")
+
+HEARTBEAT_SECONDS = 1.0
+FIRST_BACKOFF_SECONDS = 0.1
+MAX_BACKOFF_SECONDS = 10.0
+STEADY_SECONDS = 30.0  # a worker that lived this long clears the record of deaths before it
+
+State = Literal["starting", "ready", "down"]
+JobListener = Callable[[frames.Frame | None], None]  # a frame of the job's, or None: the worker died
+
+
+@dataclass
+class Health:
+    """What is known of the worker now."""
+
+    state: State
+    pid: int | None
+    device: str | None
+    heartbeat_age_seconds: float | None
+    restarts: int
+    cached_dictionaries: int
+    cached_bytes: int
+
+
+class Supervisor:
+    """Owns the worker process. All methods belong to one event loop."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._process: asyncio.subprocess.Process | None = None
+        self._channel: socket.socket | None = None
+        self._state: State = "down"
+        self._ready = asyncio.Event()
+        self._device: str | None = None
+        self.software: dict[str, str] = {}
+        self._heard_at = 0.0
+        self._heartbeat = Heartbeat(0, 0)
+        self._restarts = 0
+        self._ids = itertools.count(1)
+        self._waiting: dict[int, asyncio.Future[list[np.ndarray]]] = {}
+        self._job_listener: tuple[str, JobListener] | None = None
+        self._sending = asyncio.Lock()
+        self._life: asyncio.Task[None] | None = None
+
+    # -- life ---------------------------------------------------------------------------------------------
+
+    async def start(self) -> None:
+        self._life = asyncio.create_task(self._keep_alive(), name="supervisor")
+
+    async def stop(self) -> None:
+        """Close the channel, which ends the worker; kill it where that takes too long."""
+        if self._life is not None:
+            self._life.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await self._life
+
+    async def wait_ready(self) -> None:
+        await self._ready.wait()
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether the worker takes work, and its loop was heard to turn lately."""
+        return self._state == "ready" and self._silence() <= self._settings.worker_stale_seconds
+
+    @property
+    def health(self) -> Health:
+        heard = self._state == "ready"
+        return Health(
+            state=self._state,
+            pid=self._process.pid if self._process is not None else None,
+            device=self._device,
+            heartbeat_age_seconds=round(self._silence(), 3) if heard else None,
+            restarts=self._restarts,
+            cached_dictionaries=self._heartbeat.cached_dictionaries,
+            cached_bytes=self._heartbeat.cached_bytes,
+        )
+
+    async def _keep_alive(self) -> None:
+        backoff = FIRST_BACKOFF_SECONDS
+        while True:
+            born = time.monotonic()
+            try:
+                reason = await self._live_once()
+            except OSError as error:  # no process or channel to be had just now
+                reason = f"could not be started: {error}"
+            if time.monotonic() - born > STEADY_SECONDS:
+                backoff = FIRST_BACKOFF_SECONDS
+            self._restarts += 1
+            logger.warning("the worker %s; starting another in %.1f s", reason, backoff)
+            await asyncio.sleep(backoff)
+            backoff = min(2 * backoff, MAX_BACKOFF_SECONDS)
+
+    async def _live_once(self) -> str:
+        """One worker from its start to its end; says how it ended."""
+        loop = asyncio.get_running_loop()
+        ours, theirs = frames.channel()
+        ours.setblocking(False)
+        try:
+            with theirs:
+                process = await asyncio.create_subprocess_exec(
+                    *(sys.executable, "-m", "app.worker", str(theirs.fileno())),
+                    pass_fds=(theirs.fileno(),),
+                    stdin=asyncio.subprocess.DEVNULL,
+                    env=os.environ | {"DICTSERVE_LOG_LEVEL": self._settings.log_level},
+                )
+        except BaseException:
+            ours.close()
+            raise
+        self._process, self._channel, self._state = process, ours, "starting"
+        self._heard_at = time.monotonic()
+        ended = asyncio.create_task(process.wait(), name="worker-exit")
+        loop.add_reader(ours, self._receive_all)
+        hung = None
+        try:
+            await self._send(self._configuration())
+            while not ended.done():
+                await asyncio.wait({ended}, timeout=HEARTBEAT_SECONDS)
+                hung = self._hung()
+                if hung is not None:
+                    process.kill()
+                    await ended
+        finally:
+            loop.remove_reader(ours)
+            self._lose_worker()
+            ours.close()
+            await self._reap(process, ended)
+        return hung or f"ended with exit code {process.returncode}"
+
+    def _configuration(self) -> Configure:
+        return Configure(
+            store=str(self._settings.store),
+            device=self._settings.devices,
+            cache_bytes=self._settings.cache_bytes,
+            heartbeat_seconds=HEARTBEAT_SECONDS,
+        )
+
+    def _hung(self) -> str | None:
+        limit = (
+            self._settings.worker_start_seconds if self._state == "starting" else self._settings.worker_hang_seconds
+        )
+        silence = self._silence()
+        return f"was not heard of for {silence:.0f} s and was killed" if silence > limit else None
+
+    def _silence(self) -> float:
+        return time.monotonic() - self._heard_at
+
+    def _lose_worker(self) -> None:
+        """Tell everything that waits for the worker that it is gone."""
+        self._state, self._channel, self._process = "down", None, None
+        self._ready.clear()
+        self._heartbeat = Heartbeat(0, 0)
+        waiting, self._waiting = self._waiting, {}
+        for future in waiting.values():
+            if not future.done():
+                future.set_exception(WorkerUnavailable("the worker died on the way; send the request again"))
+        if self._job_listener is not None:
+            _, listener = self._job_listener
+            self._job_listener = None
+            listener(None)
+
+    async def _reap(self, process: asyncio.subprocess.Process, ended: "asyncio.Task[int]") -> None:
+        """Wait for the process, which leaves once the channel is closed; a busy one is not waited for long."""
+        if not ended.done():
+            await asyncio.wait({ended}, timeout=1.0)
+        if not ended.done():
+            process.kill()
+            await ended
+
+    # -- hearing ------------------------------------------------------------------------------------------
+
+    def _receive_all(self) -> None:
+        channel = self._channel
+        if channel is None:
+            return
+        try:
+            while True:
+                self._receive(frames.receive(channel))
+        except BlockingIOError:
+            pass
+        except frames.Closed:
+            asyncio.get_running_loop().remove_reader(channel)  # the process's end is awaited elsewhere
+
+    def _receive(self, frame: frames.Frame) -> None:
+        self._heard_at = time.monotonic()
+        match frame.message:
+            case Ready(device, software):
+                self._device, self.software, self._state = device, software, "ready"
+                self._ready.set()
+                logger.info("the worker (process %s) is ready on %s", self.health.pid, device)
+            case Heartbeat() as heartbeat:
+                self._heartbeat = heartbeat
+            case Solved(task):
+                self._settle(task, frame.arrays)
+            case Failed(int(task)) as failed:
+                self._settle(task, error_of(failed))
+            case message:
+                job = getattr(message, "job", None) or getattr(message, "id", None)
+                if self._job_listener is not None and self._job_listener[0] == job:
+                    self._job_listener[1](frame)
+
+    def _settle(self, task: int, outcome: list[np.ndarray] | Exception) -> None:
+        future = self._waiting.pop(task, None)
+        if future is None or future.done():
+            return
+        if isinstance(outcome, Exception):
+            future.set_exception(outcome)
+        else:
+            future.set_result(outcome)
+
+    # -- telling ------------------------------------------------------------------------------------------
+
+    async def solve(self, task: Task, name: str, version: int, rows: np.ndarray) -> list[np.ndarray]:
+        """Have rows encoded or decoded: the arrays of ``Solved``.
+
+        Raises:
+            WorkerUnavailable: there is no worker now, or it died on the way.
+            Other errors of the two trees: as the worker met them.
+        """
+        if self._state != "ready":
+            raise WorkerUnavailable("the worker is starting; send the request again in a moment")
+        number = next(self._ids)
+        future: asyncio.Future[list[np.ndarray]] = asyncio.get_running_loop().create_future()
+        self._waiting[number] = future
+        try:
+            await self._send(Solve(number, task, name, version), [rows])
+            return await future
+        finally:
+            self._waiting.pop(number, None)
+
+    async def tell_job(self, job: str, message: ToWorker, listener: JobListener) -> None:
+        """Send a job's first message and hear what comes of it. There is one job at a time."""
+        if self._state != "ready":
+            raise WorkerUnavailable("the worker is starting")
+        self._job_listener = (job, listener)
+        await self._send(message)
+
+    async def tell(self, message: ToWorker) -> None:
+        await self._send(message)
+
+    async def _send(self, message: Message, arrays: Sequence[np.ndarray] = ()) -> None:
+        packed = frames.Packed(message, arrays)
+        try:
+            async with self._sending:  # one waiter for room on the channel at a time
+                while True:
+                    channel = self._channel
+                    if channel is None:
+                        raise WorkerUnavailable("the worker died; send the request again in a moment")
+                    try:
+                        packed.send(channel)
+                    except BlockingIOError:
+                        await _writable(channel)
+                    else:
+                        return
+        except frames.Closed:
+            raise WorkerUnavailable("the worker died; send the request again in a moment") from None
+        finally:
+            packed.close()
+
+
+async def _writable(channel: socket.socket) -> None:
+    loop = asyncio.get_running_loop()
+    ready = loop.create_future()
+
+    def settle() -> None:
+        if not ready.done():
+            ready.set_result(None)
+
+    loop.add_writer(channel, settle)
+    try:
+        # A worker that died leaves nobody to make room: look again after a while.
+        await asyncio.wait_for(ready, timeout=1.0)
+    except TimeoutError:
+        pass
+    finally:
+        if channel.fileno() >= 0:
+            loop.remove_writer(channel)
+
+
+_BY_NAME: dict[str, type[Exception]] = {
+    **{
+        cls.__name__: cls
+        for cls in vars(core_errors).values()
+        if isinstance(cls, type) and issubclass(cls, Exception)
+    },
+    **{cls.__name__: cls for cls in KINDS if issubclass(cls, AppError)},
+}
+
+
+def error_of(failed: Failed) -> Exception:
+    """The worker's error as one of the two trees."""
+    cls = _BY_NAME.get(failed.error)
+    if cls is None:
+        return WorkerFailed(f"{failed.error}: {failed.detail}")
+    return cls(failed.detail)

@@ -1,0 +1,95 @@
+"""The activations of a fit, on the store's disk from the moment they arrive until their job has ended."""
+
+import hashlib
+import os
+import secrets
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from app.formats import npy_format
+from app.store import Store, fsync_directory, owner_of, store_errors
+
+ALIGNMENT = 64  # of the array in its file, so that it can be mapped and computed with as it lies
+HASH_ROWS_BYTES = 16 * 1024 * 1024
+
+
+@dataclass(frozen=True)
+class Staged:
+    """Activations in a file, float32 and C order, durable."""
+
+    file: str
+    data_offset: int
+    rows: int
+    n_features: int
+    sha256: str
+
+    def as_record(self) -> dict[str, Any]:
+        return vars(self).copy()
+
+
+class Uploads:
+    """Files under the store's private directory, named for the process that made them."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+
+    def new_path(self) -> Path:
+        return self._store.activations / f"{self._store.owner}.{secrets.token_hex(8)}.npy"
+
+    def path(self, file: str) -> Path:
+        return self._store.activations / file
+
+    def stage(self, A: np.ndarray, upload: Path) -> Staged:
+        """Make activations durable. ``upload`` is kept as it is where it holds just them, else written anew.
+
+        Args:
+            A: checked activations, float32 and C order; possibly a view of the file at ``upload``.
+        """
+        with store_errors():
+            if not _holds(upload, A):
+                upload.unlink(missing_ok=True)  # A may still be mapped from it: the mapping stays
+                with upload.open("xb") as file:
+                    np.lib.format.write_array(file, A, version=(1, 0), allow_pickle=False)
+            with upload.open("rb") as file:
+                os.fsync(file.fileno())
+                head = file.read(npy_format.PREFIX_BYTES + npy_format.MAX_HEADER_BYTES)
+            fsync_directory(upload.parent)
+        return Staged(
+            file=upload.name,
+            data_offset=npy_format.parse_header(head).data_offset,
+            rows=A.shape[0],
+            n_features=A.shape[1],
+            sha256=_sha256(A),
+        )
+
+    def discard(self, file: str) -> None:
+        self.path(file).unlink(missing_ok=True)
+
+    def sweep(self, needed: Iterable[str]) -> None:
+        """Remove what no unended job needs and no living process is about to give a job."""
+        keep = set(needed)
+        for path in self._store.activations.iterdir():
+            if path.name not in keep and not self._store.is_alive(owner_of(path)):
+                path.unlink(missing_ok=True)
+
+
+def _holds(upload: Path, A: np.ndarray) -> bool:
+    """Whether the file is an npy of exactly these activations: A is then a view of its mapping."""
+    if not upload.exists() or A.base is None or A.flags.writeable:
+        return False
+    with upload.open("rb") as file:
+        header = npy_format.parse_header(file.read(npy_format.PREFIX_BYTES + npy_format.MAX_HEADER_BYTES))
+    aligned = header.data_offset % ALIGNMENT == 0
+    return aligned and header.dtype == np.dtype("<f4") and not header.fortran_order
+
+
+def _sha256(A: np.ndarray) -> str:
+    digest = hashlib.sha256()
+    rows = max(1, HASH_ROWS_BYTES // max(1, A.shape[1] * A.itemsize))
+    for start in range(0, len(A), rows):
+        digest.update(A[start : start + rows].data)
+    return digest.hexdigest()

@@ -1,0 +1,43 @@
+"""``python -m app.worker FD``: started by the supervisor with its end of the channel. Not for people."""
+
+import ctypes
+import logging
+import os
+import signal
+import socket
+import sys
+
+PR_SET_PDEATHSIG = 1
+
+
+def main() -> None:
+    channel = socket.socket(fileno=int(sys.argv[1]))
+    _die_with_the_service()
+    # The terminal's Ctrl-C and a SIGTERM to the group are for the service, which lets the worker finish first.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    logging.basicConfig(
+        level=os.environ.get("DICTSERVE_LOG_LEVEL", "info").upper(),
+        format="%(levelname)s: %(name)s: %(message)s",
+    )
+
+    from app.worker.frames import Closed
+    from app.worker.loop import Worker  # after the signals are settled: this import takes a second
+
+    try:
+        Worker(channel).run()
+    except Closed:
+        logging.getLogger("dictserve.worker").debug("the service has closed the channel")
+
+
+def _die_with_the_service() -> None:
+    """Have the kernel kill this process when the service dies, even in the midst of a long computation; the closed
+    channel tells of it only between two slices."""
+    service = os.getppid()
+    ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != service:
+        sys.exit("the service was gone before its worker had begun")
+
+
+if __name__ == "__main__":
+    main()

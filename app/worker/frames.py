@@ -1,0 +1,147 @@
+"""Frames between the service and its worker: one message and its arrays.
+
+The channel is a Unix SOCK_SEQPACKET pair: it keeps the frames apart, so that none is ever half read. Small arrays
+travel in the frame itself. Large ones are written to an anonymous file in memory (memfd) whose descriptor is
+passed along: nothing is copied through the socket, and the kernel frees the memory when both sides have let go of
+it, whatever killed them. Nothing is pickled.
+
+    | header length (4 bytes) | header (msgpack) | the inline arrays, end to end |
+"""
+
+import math
+import mmap
+import os
+import socket
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import msgspec
+import numpy as np
+
+from app.worker.messages import FromWorker, Message, ToWorker
+
+INLINE_BYTES = 64 * 1024  # of all arrays of a frame together; what is larger goes by descriptor
+MAX_FRAME_BYTES = 2 * INLINE_BYTES  # well under the kernel's limit on a packet (about 200 KiB)
+MAX_ARRAYS = 4
+
+
+class _ArrayHeader(msgspec.Struct, array_like=True):
+    dtype: str
+    shape: tuple[int, ...]
+    inline: bool
+
+
+class _Header(msgspec.Struct, array_like=True):
+    message: FromWorker | ToWorker
+    arrays: list[_ArrayHeader]
+
+
+@dataclass
+class Frame:
+    message: Message
+    arrays: list[np.ndarray] = field(default_factory=list)
+
+
+class Closed(Exception):
+    """The other side has closed the channel, or is gone."""
+
+
+_encoder = msgspec.msgpack.Encoder()
+_decoder = msgspec.msgpack.Decoder(_Header)
+
+
+def channel() -> tuple[socket.socket, socket.socket]:
+    """Both ends of a new channel."""
+    return socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+
+
+class Packed:
+    """A frame ready to be sent. The descriptors in it are closed by ``close``, sent or not."""
+
+    def __init__(self, message: Message, arrays: Sequence[np.ndarray] = ()) -> None:
+        inline = sum(array.nbytes for array in arrays) <= INLINE_BYTES
+        headers = [_ArrayHeader(array.dtype.str, array.shape, inline) for array in arrays]
+        header = _encoder.encode([message, headers])
+        self.parts: list[bytes] = [len(header).to_bytes(4, "little"), header]
+        self.descriptors: list[int] = []
+        try:
+            for array in arrays:
+                if inline:
+                    self.parts.append(array.tobytes())
+                else:
+                    self.descriptors.append(_memory_file(array))
+        except BaseException:
+            self.close()
+            raise
+
+    def send(self, to: socket.socket) -> None:
+        """Send it; BlockingIOError where a non-blocking socket has no room, Closed where nobody is there."""
+        try:
+            socket.send_fds(to, self.parts, self.descriptors)
+        except (BrokenPipeError, ConnectionResetError):
+            raise Closed from None
+
+    def close(self) -> None:
+        while self.descriptors:
+            os.close(self.descriptors.pop())
+
+
+def send(to: socket.socket, message: Message, *arrays: np.ndarray) -> None:
+    """Pack and send on a blocking socket."""
+    packed = Packed(message, arrays)
+    try:
+        packed.send(to)
+    finally:
+        packed.close()
+
+
+def receive(source: socket.socket) -> Frame:
+    """The next frame. Its arrays are the receiver's own: small ones copied out, large ones mapped copy-on-write.
+
+    Raises:
+        Closed: the other side is gone.
+        BlockingIOError: nothing is there (non-blocking sockets only).
+    """
+    try:
+        packet, descriptors, _, _ = socket.recv_fds(source, MAX_FRAME_BYTES, MAX_ARRAYS)
+    except ConnectionResetError:
+        raise Closed from None
+    try:
+        if not packet:
+            raise Closed
+        return _unpack(packet, descriptors)
+    finally:
+        for descriptor in descriptors:
+            os.close(descriptor)  # what was mapped stays mapped
+
+
+def _unpack(packet: bytes, descriptors: list[int]) -> Frame:
+    length = int.from_bytes(packet[:4], "little")
+    header = _decoder.decode(packet[4 : 4 + length])
+    offset = 4 + length
+    remaining = iter(descriptors)
+    arrays = []
+    for told in header.arrays:
+        dtype = np.dtype(told.dtype)
+        count = math.prod(told.shape)
+        if told.inline:
+            array = np.frombuffer(packet, dtype, count, offset).copy()  # aligned, whatever the offset
+            offset += array.nbytes
+        else:
+            memory = mmap.mmap(next(remaining), count * dtype.itemsize, access=mmap.ACCESS_COPY)
+            array = np.frombuffer(memory, dtype, count)
+        arrays.append(array.reshape(told.shape))
+    return Frame(header.message, arrays)
+
+
+def _memory_file(array: np.ndarray) -> int:
+    descriptor = os.memfd_create("dictserve-array", os.MFD_CLOEXEC)
+    try:
+        data = np.ascontiguousarray(array).data.cast("B")
+        written = 0
+        while written < len(data):
+            written += os.write(descriptor, data[written:])
+    except BaseException:
+        os.close(descriptor)
+        raise
+    return descriptor

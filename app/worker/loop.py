@@ -1,0 +1,201 @@
+"""The worker's loop: one thread that serves what waits, advances the fit by a slice, and again.
+
+A fit therefore never holds up an encode for longer than a slice, nothing needs a lock, and a cancel takes effect
+between two slices. The heartbeat comes from this same loop: while it comes, the loop turns.
+"""
+
+import logging
+import select
+import socket
+import time
+from collections.abc import Generator
+from pathlib import Path
+
+import numba
+import numpy as np
+import orjson
+import torch
+from core.metrics import measure_steps
+from core.warm import warm
+
+import core
+from app import __version__
+from app.store import Store
+from app.worker import frames
+from app.worker.cache import DictionaryCache
+from app.worker.messages import (
+    CancelFit,
+    Configure,
+    Failed,
+    Fit,
+    FitCancelled,
+    FitProgress,
+    Fitted,
+    Heartbeat,
+    Message,
+    Ready,
+    Solve,
+    Solved,
+)
+from core import NMF, Dictionary
+
+logger = logging.getLogger("dictserve.worker")
+
+PROGRESS_SECONDS = 0.1  # between two progress messages
+
+
+class Worker:
+    """Serves one channel until its other side is gone."""
+
+    def __init__(self, channel: socket.socket) -> None:
+        self._channel = channel
+        first = frames.receive(channel).message
+        if not isinstance(first, Configure):
+            raise TypeError(f"the first message must be Configure, not {type(first).__name__}")
+        self._device = _device(first.device)
+        self._store = Store(Path(first.store))
+        self._cache = DictionaryCache(first.cache_bytes, self._prepare)
+        self._heartbeat_seconds = first.heartbeat_seconds
+        self._next_heartbeat = 0.0
+        self._fit: tuple[str, Generator[None, None, None]] | None = None
+
+    def run(self) -> None:
+        warm(self._device)
+        self._send(Ready(str(self._device), _software()))
+        while True:
+            self._serve_what_waits()
+            if self._fit is not None:
+                self._advance_fit()
+            self._send_heartbeat()
+
+    def _serve_what_waits(self) -> None:
+        """Handle the frames that are there; with no fit to get on with, wait for one (or for a heartbeat's time)."""
+        patience = 0.0 if self._fit is not None else max(0.0, self._next_heartbeat - time.monotonic())
+        while select.select([self._channel], [], [], patience)[0]:
+            frame = frames.receive(self._channel)
+            self._handle(frame)
+            patience = 0.0
+
+    def _handle(self, frame: frames.Frame) -> None:
+        match frame.message:
+            case Solve() as solve:
+                self._solve(solve, frame.arrays[0])
+            case Fit() as fit:
+                self._fit = (fit.job, self._fit_steps(fit))
+            case CancelFit(job) if self._fit is not None and self._fit[0] == job:
+                self._fit = None
+                self._send(FitCancelled(job))
+            case CancelFit():
+                pass  # it ended while the message was on its way, and its end has been told
+            case unknown:
+                raise TypeError(f"no message of the service's: {type(unknown).__name__}")
+
+    # -- encode and decode --------------------------------------------------------------------------------
+
+    def _solve(self, solve: Solve, rows: np.ndarray) -> None:
+        try:
+            dictionary = self._cache.get(solve.name, solve.version)
+            given = torch.from_numpy(rows)
+            if solve.task == "encode":
+                encoded = dictionary.encode(given)
+                answer = [_array(encoded.codes), _array(encoded.converged).astype(np.uint8)]
+            else:
+                answer = [_array(dictionary.decode(given))]
+        except Exception as error:
+            self._send(_failed(solve.id, error))
+        else:
+            self._send(Solved(solve.id), *answer)
+
+    def _prepare(self, name: str, version: int) -> Dictionary:
+        return Dictionary(torch.from_numpy(self._store.load(name, version)), device=self._device)
+
+    # -- fit ----------------------------------------------------------------------------------------------
+
+    def _advance_fit(self) -> None:
+        assert self._fit is not None  # noqa: S101 - the caller looked
+        job, steps = self._fit
+        try:
+            next(steps)
+        except StopIteration:
+            self._fit = None
+        except Exception as error:
+            self._fit = None
+            self._send(_failed(job, error))
+
+    def _fit_steps(self, fit: Fit) -> Generator[None, None, None]:
+        """The whole fit in slices, its progress and its end told as they come."""
+        started = time.monotonic()
+        A = torch.from_numpy(
+            np.memmap(fit.path, np.float32, "c", fit.data_offset, (fit.rows, fit.n_features))  # "c": never written
+        )
+        nmf = NMF(
+            fit.nb_concepts,
+            device=self._device,
+            solver=fit.solver,
+            tol=fit.tol,
+            init=None if fit.init == "auto" else fit.init,
+            seed=fit.seed,
+        )
+        latest = None
+        next_telling = started
+        for latest in nmf.fit_steps(A, max_iter=fit.max_iter):
+            if time.monotonic() >= next_telling:
+                next_telling = time.monotonic() + PROGRESS_SECONDS
+                self._send(_progress(fit.job, latest, started))
+            yield
+        metrics = yield from measure_steps(A, nmf.Z_, nmf.get_dictionary())
+        if latest is not None:
+            self._send(_progress(fit.job, latest, started))
+        metrics_json = np.frombuffer(orjson.dumps(metrics), np.uint8)
+        self._send(Fitted(fit.job, time.monotonic() - started), _array(nmf.get_dictionary()), metrics_json)
+
+    # -- telling ------------------------------------------------------------------------------------------
+
+    def _send_heartbeat(self) -> None:
+        now = time.monotonic()
+        if now >= self._next_heartbeat:
+            self._next_heartbeat = now + self._heartbeat_seconds
+            self._send(Heartbeat(len(self._cache), self._cache.nbytes))
+
+    def _send(self, message: Message, *arrays: np.ndarray) -> None:
+        frames.send(self._channel, message, *arrays)
+
+
+def _device(told: str) -> torch.device:
+    if told == "auto":
+        return torch.device("cuda:0" if torch.cuda.is_available() else "cpu")
+    return torch.device(told)
+
+
+def _software() -> dict[str, str]:
+    return {
+        "dictserve": __version__,
+        "torch": torch.__version__,
+        "numpy": np.__version__,
+        "numba": numba.__version__,
+    }
+
+
+def _progress(job: str, progress: core.FitProgress, started: float) -> FitProgress:
+    return FitProgress(
+        job,
+        progress.iteration,
+        progress.loss,
+        progress.relative_error,
+        progress.kkt_residual,
+        time.monotonic() - started,
+    )
+
+
+def _array(tensor: torch.Tensor) -> np.ndarray:
+    array: np.ndarray = tensor.detach().cpu().contiguous().numpy()
+    return array
+
+
+def _failed(task: int | str, error: Exception) -> Failed:
+    if isinstance(error, (MemoryError, torch.OutOfMemoryError)) or "not enough memory" in str(error):
+        return Failed(
+            task, "DeviceOutOfMemory", "the device has too little memory for this; send fewer rows at a time"
+        )
+    logger.warning("task %s failed", task, exc_info=error)
+    return Failed(task, type(error).__name__, str(error)[:1000])

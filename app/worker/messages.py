@@ -1,0 +1,105 @@
+"""What the service and its worker say to each other. Arrays travel beside a message, not in it."""
+
+from typing import Literal
+
+import msgspec
+
+Task = Literal["encode", "decode"]
+
+
+class Message(msgspec.Struct, tag=True, frozen=True):
+    """Base of all messages; its subclass's name is its tag on the wire."""
+
+
+# -- to the worker ----------------------------------------------------------------------------------------
+
+
+class Configure(Message, frozen=True):
+    """The first message: what the worker is to own."""
+
+    store: str
+    device: str
+    cache_bytes: int
+    heartbeat_seconds: float
+
+
+class Solve(Message, frozen=True):
+    """Encode or decode the rows of the one array beside this."""
+
+    id: int
+    task: Task
+    name: str
+    version: int
+
+
+class Fit(Message, frozen=True):
+    """Fit a dictionary to the activations in a file: float32, C order, from ``data_offset`` on."""
+
+    job: str
+    path: str
+    data_offset: int
+    rows: int
+    n_features: int
+    nb_concepts: int
+    solver: str
+    max_iter: int
+    tol: float
+    init: str
+    seed: int
+
+
+class CancelFit(Message, frozen=True):
+    job: str
+
+
+# -- from the worker --------------------------------------------------------------------------------------
+
+
+class Ready(Message, frozen=True):
+    device: str
+    software: dict[str, str]
+
+
+class Heartbeat(Message, frozen=True):
+    """Sent by the worker's own loop: that it comes shows that the loop turns."""
+
+    cached_dictionaries: int
+    cached_bytes: int
+
+
+class Solved(Message, frozen=True):
+    """Arrays: the answer's rows, and for an encode whether each row converged (uint8)."""
+
+    id: int
+
+
+class Failed(Message, frozen=True):
+    """A solve or a fit that ended in an error; ``error`` is the name of its class in the error trees."""
+
+    id: int | str
+    error: str
+    detail: str
+
+
+class FitProgress(Message, frozen=True):
+    job: str
+    iteration: int
+    loss: float | None
+    relative_error: float | None
+    kkt_residual: float | None
+    seconds: float
+
+
+class Fitted(Message, frozen=True):
+    """Arrays: D, and the dictionary's metrics as JSON bytes (uint8)."""
+
+    job: str
+    seconds: float
+
+
+class FitCancelled(Message, frozen=True):
+    job: str
+
+
+ToWorker = Configure | Solve | Fit | CancelFit
+FromWorker = Ready | Heartbeat | Solved | Failed | FitProgress | Fitted | FitCancelled
