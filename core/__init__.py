@@ -1,0 +1,36 @@
+"""Non-negative matrix factorisation of neural-network activations into concepts: A ≈ Z·D.
+
+A: activations (rows, n_features). Z: codes (rows, nb_concepts). D: dictionary (nb_concepts, n_features), whose
+rows are the concepts. All three are non-negative.
+
+The names below are loaded on first use, so that `core.errors` and `core.checks` can be had without torch.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from core.dictionary import Dictionary, Encoded
+    from core.nmf import NMF
+    from core.progress import FitProgress
+
+__all__ = ["NMF", "Dictionary", "Encoded", "FitProgress"]
+
+_HOME = {
+    "NMF": "core.nmf",
+    "Dictionary": "core.dictionary",
+    "Encoded": "core.dictionary",
+    "FitProgress": "core.progress",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(import_module(_HOME[name]), name)
+    globals()[name] = value  # found at once from now on
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -1,0 +1,59 @@
+"""Non-negative least squares for all rows at once, on whatever device they lie.
+
+For each row a of A: minimise ½‖a − zD‖² over z ≥ 0, given the gram B = D·Dᵀ and the cross products c = a·Dᵀ.
+The gradient is g = zB − c. `inverse` holds 1/B_jj, and 0 for a concept of norm zero, which is never used.
+
+All tensors are contiguous, on one device and of one float dtype. Which implementation runs is settled here and
+nowhere else.
+"""
+
+from types import ModuleType
+
+import torch
+
+from core.kernels import blocked, cpu
+
+
+def descend(
+    Z: torch.Tensor,
+    G: torch.Tensor,
+    B: torch.Tensor,
+    inverse: torch.Tensor,
+    *,
+    max_sweeps: int,
+    share: float,
+) -> None:
+    """Coordinate descent from the given codes, in place: Z (rows, k) and its gradient G = Z·B − C.
+
+    Each row is swept until a sweep's progress (the sum of δ²·B_jj) falls to `share` of its first's, or
+    `max_sweeps` times.
+    """
+    _implementation(Z).descend(Z, G, B, inverse, max_sweeps, share)
+
+
+def solve(
+    A: torch.Tensor,
+    D: torch.Tensor,
+    C: torch.Tensor,
+    B: torch.Tensor,
+    inverse: torch.Tensor,
+    *,
+    tolerance: torch.Tensor,
+    max_sweeps: int,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Codes of A from zero, given C = A·Dᵀ: (Z of C's shape, residual of each row).
+
+    A row is done when its residual max_j |v_j|/‖d_j‖ (see `core.kernels.reference.kkt_residual`) is at most its
+    `tolerance` (rows,), or after `max_sweeps`; it does not depend on the other rows.
+    """
+    return _implementation(C).solve(A, D, C, B, inverse, tolerance, max_sweeps)  # type: ignore[no-any-return]
+
+
+def inverse_diagonal(B: torch.Tensor) -> torch.Tensor:
+    """1/B_jj, and 0 where B_jj is 0."""
+    diagonal = B.diagonal()
+    return torch.where(diagonal > 0, 1 / diagonal, 0)
+
+
+def _implementation(x: torch.Tensor) -> ModuleType:
+    return cpu if x.device.type == "cpu" else blocked

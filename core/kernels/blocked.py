@@ -1,0 +1,77 @@
+"""The kernels in plain torch, for any device: the same iterates as row by row, to rounding.
+
+A sweep visits the coordinates in the same order, but for all rows at once: one by one within a block of columns,
+where only the block's part of the gradient is kept up to date, then one matrix product carries the block's steps
+to the gradient of all columns. `core.kernels.reference` defines what is computed.
+"""
+
+import torch
+
+BLOCK_COLUMNS = 64
+REFRESH_EVERY = 16  # sweeps after which the gradient is computed afresh, so that rounding does not pile up
+
+
+def descend(
+    Z: torch.Tensor, G: torch.Tensor, B: torch.Tensor, inverse: torch.Tensor, max_sweeps: int, share: float
+) -> None:
+    """See `core.kernels.descend`."""
+    rows = torch.arange(len(Z), device=Z.device)
+    first = _sweep(Z, G, B, inverse)
+    for _ in range(max_sweeps - 1):
+        z, g = Z[rows], G[rows]
+        progress = _sweep(z, g, B, inverse)
+        Z[rows], G[rows] = z, g
+        going = progress > share * first[rows]
+        if not going.any():
+            break
+        rows = rows[going]
+
+
+def solve(
+    A: torch.Tensor,
+    D: torch.Tensor,
+    C: torch.Tensor,
+    B: torch.Tensor,
+    inverse: torch.Tensor,
+    tolerance: torch.Tensor,
+    max_sweeps: int,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """See `core.kernels.solve`; by sweeps alone, for which A and D themselves are not needed."""
+    Z = torch.zeros_like(C)
+    residual = kkt_residual(Z, -C, inverse)
+    rows = torch.nonzero(residual > tolerance).squeeze(1)
+    z, g = Z[rows], -C[rows]
+    for sweep in range(1, max_sweeps + 1):
+        if not len(rows):
+            break
+        _sweep(z, g, B, inverse)
+        if sweep % REFRESH_EVERY == 0:
+            g = torch.addmm(C[rows], z, B, beta=-1)
+        left = kkt_residual(z, g, inverse)
+        Z[rows], residual[rows] = z, left
+        going = left > tolerance[rows]
+        rows, z, g = rows[going], z[going], g[going]
+    return Z, residual
+
+
+def kkt_residual(Z: torch.Tensor, G: torch.Tensor, inverse: torch.Tensor) -> torch.Tensor:
+    """max_j |v_j| / ‖d_j‖ of each row; see `core.kernels.reference.kkt_residual`."""
+    V = torch.where(Z > 0, G, G.clamp(max=0))
+    return (V * inverse.sqrt()).abs().amax(dim=1)
+
+
+def _sweep(Z: torch.Tensor, G: torch.Tensor, B: torch.Tensor, inverse: torch.Tensor) -> torch.Tensor:
+    """One pass over the columns, in place; the progress of each row."""
+    progress = torch.zeros(len(Z), dtype=Z.dtype, device=Z.device)
+    for start in range(0, Z.shape[1], BLOCK_COLUMNS):
+        block = slice(start, start + BLOCK_COLUMNS)
+        z, g, b, h = Z[:, block], G[:, block].clone(), B[block, block], inverse[block]
+        before = z.clone()
+        for j in range(z.shape[1]):
+            moved = (z[:, j] - g[:, j] * h[j]).clamp(min=0) if h[j] > 0 else z[:, j]
+            g += torch.outer(moved - z[:, j], b[j])
+            z[:, j] = moved
+        steps = z - before
+        G += steps @ B[block]
+        progress += (steps.square() * b.diagonal()).sum(dim=1)
+    return progress

@@ -1,0 +1,108 @@
+"""How good a factorisation is, in plain numbers that JSON can hold (never NaN)."""
+
+from collections.abc import Generator
+
+import torch
+
+from core.chunks import Chunks
+
+# A concept active in more than this share of the rows tells little about any of them.
+NEAR_DENSE_SHARE = 0.9
+
+
+def measure_steps(A: torch.Tensor, Z: torch.Tensor, D: torch.Tensor) -> Generator[None, None, dict[str, object]]:
+    """Measure A ≈ Z·D in bounded slices: `metrics = yield from measure_steps(A, Z, D)`.
+
+    Args:
+        A, Z, D: (n, d), (n, k) and (k, d), float32, contiguous, finite and non-negative, on one device.
+
+    Returns:
+        relative_error: ‖A − ZD‖_F / ‖A‖_F (0 for all-zero A).
+        r2: 1 − ‖A − ZD‖² / ‖A − mean row‖²; where A is constant along its rows, 1 if it is met exactly, else 0.
+        l0_mean, l0_fraction: non-zero codes of a row, on average; the same as a share of k.
+        sparsity: Hoyer's (√k − ‖z‖₁/‖z‖₂) / (√k − 1), averaged over rows with a non-zero code (0: all codes equal,
+            1: a single one).
+        dead_concepts: concepts that no row uses or that are zero.
+        near_dense_concepts: concepts active in more than 90 % of the rows.
+        coherence: the largest cosine between two concepts.
+        energy: for each concept its share of Σ_j ‖Z_:j‖²·‖D_j‖² (all 0 where that is 0).
+        kkt_residual: ‖V‖_F / ‖A‖_F, where V is the projected gradient of the loss in Z, each concept's column
+            divided by its norm: how far the codes are from the best for this D.
+    """
+    k = len(D)
+    chunks = Chunks(A, k)
+    scale = 2.0**-chunks.exponent
+    Z_scale, D_unit = _unit_concepts(D)
+    sums = _Sums(A, Z)
+    B = D_unit @ D_unit.T
+    alive = Z_scale > 0
+    for rows, block in chunks:
+        # in units where each concept has norm one and A is of ordinary size
+        z = (Z[rows].double() * (Z_scale * scale)).to(A.dtype)
+        error = block - z @ D_unit
+        g = -(error @ D_unit.T)
+        v = torch.where(z > 0, g, g.clamp(max=0))
+        sums.add(block, z, error, v, alive)
+        yield
+    return sums.metrics(B, alive)
+
+
+class _Sums:
+    """What is added up over the chunks, in float64."""
+
+    def __init__(self, A: torch.Tensor, Z: torch.Tensor) -> None:
+        new = torch.zeros
+        self.n, (self.d, self.k), self.rows_in_use = len(A), (A.shape[1], Z.shape[1]), 0
+        self.squares = self.error = self.violation = self.hoyer = 0.0
+        self.features = new(self.d, dtype=torch.float64, device=A.device)
+        self.uses = new(self.k, dtype=torch.int64, device=A.device)
+        self.energy = new(self.k, dtype=torch.float64, device=A.device)
+
+    def add(
+        self, block: torch.Tensor, z: torch.Tensor, error: torch.Tensor, v: torch.Tensor, alive: torch.Tensor
+    ) -> None:
+        self.squares += _energy(block)
+        self.error += _energy(error)
+        self.violation += _energy(v)
+        self.features += block.sum(dim=0, dtype=torch.float64)
+        self.uses += (z > 0).sum(dim=0)
+        self.energy += z.square().sum(dim=0, dtype=torch.float64)
+        norms = torch.linalg.vector_norm(z, dim=1, dtype=torch.float64)
+        used = norms > 0
+        self.rows_in_use += int(used.sum())
+        if self.k > 1:
+            ratio = z.sum(dim=1, dtype=torch.float64)[used] / norms[used]
+            self.hoyer += float(((self.k**0.5 - ratio) / (self.k**0.5 - 1)).clamp(0, 1).sum())
+
+    def metrics(self, B: torch.Tensor, alive: torch.Tensor) -> dict[str, object]:
+        total, spread = float(self.energy.sum()), self.squares - float(self.features.square().sum()) / self.n
+        l0 = float(self.uses.sum()) / self.n
+        cosines = B.clone().fill_diagonal_(0)
+        return {
+            "relative_error": (self.error / self.squares) ** 0.5 if self.squares > 0 else 0.0,
+            "r2": _r2(self.error, spread, self.squares),
+            "l0_mean": l0,
+            "l0_fraction": l0 / self.k,
+            "sparsity": self.hoyer / self.rows_in_use if self.rows_in_use else 0.0,
+            "dead_concepts": int(((self.uses == 0) | ~alive).sum()),
+            "near_dense_concepts": int((self.uses > NEAR_DENSE_SHARE * self.n).sum()),
+            "coherence": min(1.0, float(cosines.max())),
+            "energy": (self.energy / total).tolist() if total > 0 else [0.0] * self.k,
+            "kkt_residual": (self.violation / self.squares) ** 0.5 if self.squares > 0 else 0.0,
+        }
+
+
+def _unit_concepts(D: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """The concepts' norms, float64 (k,), and the concepts divided by them (zero ones left zero)."""
+    norms = torch.linalg.vector_norm(D, dim=1, dtype=torch.float64)
+    return norms, (D / torch.where(norms > 0, norms, 1)[:, None]).to(D.dtype)
+
+
+def _energy(x: torch.Tensor) -> float:
+    return float(torch.linalg.vector_norm(x, dtype=torch.float64)) ** 2
+
+
+def _r2(error: float, spread: float, squares: float) -> float:
+    if spread > 1e-12 * squares:
+        return 1 - error / spread
+    return 1.0 if error <= 1e-12 * squares else 0.0

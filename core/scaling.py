@@ -1,0 +1,17 @@
+"""Scaling by powers of two: exact, and enough to keep every product of two values inside float32's range."""
+
+import torch
+
+# Largest values within 2^±20 are left alone: products of two, and their sums, stay far from float32's limits.
+ORDINARY_EXPONENT = 20
+
+
+def exponents_of(peaks: torch.Tensor) -> torch.Tensor | None:
+    """The e with peaks/2^e in [½, 1), int64, 0 for a peak of zero; None where all peaks are ordinary or zero."""
+    ordinary = (peaks == 0) | ((peaks >= 2.0**-ORDINARY_EXPONENT) & (peaks <= 2.0**ORDINARY_EXPONENT))
+    return None if bool(ordinary.all()) else torch.frexp(peaks).exponent.long()
+
+
+def times_power_of_two(x: torch.Tensor, exponents: torch.Tensor) -> torch.Tensor:
+    """x·2^exponents in x's dtype; rounds only where the result is subnormal, and may overflow to infinity."""
+    return (x.double() * torch.exp2(exponents.double())).to(x.dtype)

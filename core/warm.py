@@ -1,0 +1,21 @@
+"""Compile the kernels, or load them from the disk cache, before anybody waits for them.
+
+`python -m core.warm` fills the cache, for instance while a container is built.
+"""
+
+import torch
+
+from core.nmf import NMF
+
+
+def warm() -> None:
+    """Run every compiled path once, alone and in parallel, on a problem of a few milliseconds."""
+    rows = torch.rand(512, 64, generator=torch.Generator().manual_seed(0))
+    model = NMF(64, seed=0)
+    for A in (rows[:8], rows):  # small enough for one thread, and large enough for all
+        model.fit(A, max_iter=2)
+        model.decode(model.encode(A))
+
+
+if __name__ == "__main__":
+    warm()
