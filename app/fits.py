@@ -224,7 +224,7 @@ class Fits:
         self, record: Record, running: _Running, D: Any, report: dict[str, Any], seconds: float
     ) -> None:
         job = record.job
-        running.loss_history = report["loss_history"]
+        running.loss_history = [(iteration, loss) for iteration, loss in report["loss_history"]]
         data = {key: record.data[key] for key in ("rows", "n_features", "sha256")}
 
         def publish() -> int:

@@ -15,9 +15,14 @@ logger = logging.getLogger("dictserve")
 router = APIRouter(prefix="/dictionaries", tags=["dictionaries"])
 
 
-@router.get("", summary="The latest version of every dictionary")
+@router.get(
+    "",
+    summary="The latest version of every dictionary",
+    response_model_exclude={"dictionaries": {"__all__": {"loss_history": True, "metrics": {"energy"}}}},
+)
 def list_dictionaries(services: ServicesDep) -> DictionaryList:
-    """A damaged version is left out of the list, and told of when it is asked for."""
+    """Without what grows with the dictionary, which is told of one at a time. A damaged version is left out of the
+    list, and told of when it is asked for."""
     found = []
     for name in services.store.names():
         try:

@@ -1,0 +1,129 @@
+"""The app with a double in the worker's place: the whole service but for the arithmetic, in milliseconds."""
+
+import io
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import orjson
+import pytest
+from fastapi.testclient import TestClient
+
+from app.errors import WorkerUnavailable
+from app.main import create_app
+from app.settings import Settings
+from app.store import Store
+from app.supervisor import Health, JobListener, Supervisor
+from app.worker.frames import Frame
+from app.worker.messages import CancelFit, Fit, FitCancelled, FitProgress, Fitted, Task, ToWorker
+
+
+class WorkerDouble(Supervisor):
+    """Answers at once, in the event loop: codes are A·Dᵀ, a fit's dictionary is its first rows.
+
+    ``dies_on_fits`` and ``fits_hang`` have fits end badly or not at all; ``alive`` is whether there is a worker.
+    """
+
+    def __init__(self, settings: Settings) -> None:
+        super().__init__(settings)
+        self.store = Store(settings.store)
+        self.alive = True
+        self.fits_hang = False
+        self.dies_on_fits = 0
+        self.fits: list[Fit] = []
+        self.software = {"dictserve": "double"}
+        self._listener: JobListener | None = None
+
+    async def start(self) -> None:
+        self._ready.set()
+
+    async def stop(self) -> None:
+        pass
+
+    @property
+    def is_ready(self) -> bool:
+        return self.alive
+
+    @property
+    def health(self) -> Health:
+        return Health("ready" if self.alive else "down", 1, "double", 0.0, 0, 0, 0)
+
+    async def solve(self, task: Task, name: str, version: int, rows: np.ndarray) -> list[np.ndarray]:
+        if not self.alive:
+            raise WorkerUnavailable("the worker is down")
+        D = self.store.load(name, version)
+        if task == "decode":
+            return [rows @ D]
+        return [rows @ D.T, np.ones(len(rows), np.uint8)]
+
+    async def tell_job(self, job: str, message: ToWorker, listener: JobListener) -> None:
+        assert isinstance(message, Fit)
+        self.fits.append(message)
+        self._listener = listener
+        if self.dies_on_fits:
+            self.dies_on_fits -= 1
+            listener(None)
+            return
+        listener(Frame(FitProgress(job, 1, 2.0, 0.5, 0.1, 0.01)))
+        if not self.fits_hang:
+            shape = (message.rows, message.n_features)
+            A = np.memmap(message.path, np.float32, "r", message.data_offset, shape)
+            D = np.resize(A, (message.nb_concepts, message.n_features)).astype(np.float32)
+            report = {"metrics": {"relative_error": 0.5}, "loss_history": [[1, 2.0]]}
+            listener(Frame(Fitted(job, 0.01), [D, np.frombuffer(orjson.dumps(report), np.uint8)]))
+
+    async def tell(self, message: ToWorker) -> None:
+        assert isinstance(message, CancelFit)
+        if self._listener is not None:
+            self._listener(Frame(FitCancelled(message.job)))
+
+
+@pytest.fixture
+def settings(tmp_path: Path) -> Settings:
+    return Settings(store=tmp_path / "models", progress_interval_seconds=0.01)
+
+
+@pytest.fixture
+def worker(settings: Settings) -> WorkerDouble:
+    return WorkerDouble(settings)
+
+
+@pytest.fixture
+def client(settings: Settings, worker: WorkerDouble) -> Iterator[TestClient]:
+    with TestClient(create_app(settings, supervisor=worker), raise_server_exceptions=False) as client:
+        yield client
+
+
+@pytest.fixture
+def store(settings: Settings, client: TestClient) -> Store:
+    """The store of the running service."""
+    return Store(settings.store)
+
+
+D = np.array([[1, 0, 0, 2], [0, 1, 1, 0]], np.float32)  # two concepts, four features
+
+
+@pytest.fixture
+def digits(store: Store) -> str:
+    """A published dictionary's name; it holds ``D``."""
+    publish(store, "digits", D)
+    return "digits"
+
+
+def publish(store: Store, name: str, weights: np.ndarray, job: str = "none") -> int:
+    return store.publish(
+        name,
+        weights,
+        parameters={"nb_concepts": len(weights)},
+        data={"rows": 1},
+        metrics={"relative_error": 0.1},
+        seconds=1.0,
+        software={},
+        job=job,
+    ).version
+
+
+def npy(array: np.ndarray) -> bytes:
+    buffer = io.BytesIO()
+    np.save(buffer, array, allow_pickle=False)
+    return buffer.getvalue()

@@ -1,0 +1,266 @@
+"""Bad input: a 4xx problem that names the field and what would be right, and the next request is served."""
+
+import json
+from collections.abc import Iterator
+
+import numpy as np
+import pytest
+from fastapi.testclient import TestClient
+
+from app.main import create_app
+from app.settings import Settings
+from app.store import Store
+from tests.app.conftest import WorkerDouble, npy, publish
+
+GOOD = [[1.0, 2.0, 3.0, 4.0]]
+
+
+def body(**fields: object) -> bytes:
+    return json.dumps({"dictionary": "digits", "data": GOOD} | fields).encode()
+
+
+def raw(data: str) -> bytes:
+    return b'{"dictionary": "digits", "data": %s}' % data.encode()
+
+
+# id: (body, status, type, what the answer must say, where)
+BAD_ENCODES: dict[str, tuple[bytes, int, str, str, list[object] | None]] = {
+    "empty": (b"", 400, "malformed-body", "empty", None),
+    "no format": (b"hello", 415, "unsupported-media-type", "application/json", None),
+    "truncated": (b'{"dictionary": "digits", "data": [[1, 2', 400, "malformed-body", "truncated", None),
+    "trailing garbage": (body() + b" x", 400, "malformed-body", "trailing", None),
+    "byte-order mark": (b"\xef\xbb\xbf" + body(), 415, "unsupported-media-type", "", None),
+    "invalid UTF-8": (b'{"dictionary": "\xff", "data": [[1]]}', 400, "malformed-body", "utf-8", None),
+    "a list": (b"[[1, 2]]", 400, "malformed-body", "JSON object", None),
+    "key twice": (b'{"dictionary": "a", "data": [[1]], "data": [[2]]}', 400, "malformed-body", "'data'", None),
+    "nested too deep": (b'{"data": ' + b"[" * 10_000, 400, "malformed-body", "deep", None),
+    "unknown field": (body(dictoinary=1), 422, "invalid-fields", "unknown field", ["dictoinary"]),
+    "no dictionary": (b'{"data": [[1]]}', 422, "invalid-fields", "required", ["dictionary"]),
+    "no data": (b'{"dictionary": "digits"}', 422, "invalid-fields", "required", ["data"]),
+    "dictionary a number": (body(dictionary=3), 422, "invalid-fields", "string", ["dictionary"]),
+    "dictionary a path": (body(dictionary="../x"), 422, "invalid-fields", "not a name", ["dictionary"]),
+    "version no number": (body(dictionary="a@b"), 422, "invalid-fields", "not a version", ["dictionary"]),
+    "clip a string": (body(clip="true"), 422, "invalid-fields", "boolean", ["clip"]),
+    "unknown dictionary": (body(dictionary="nope"), 404, "unknown-dictionary", "'nope'", None),
+    "unknown version": (body(dictionary="digits@7"), 404, "unknown-dictionary", "no version 7", None),
+    "NaN": (raw("[[1, 2, 3, 4], [1, NaN, 3, 4]]"), 422, "invalid-fields", "NaN", ["data", 1, 1]),
+    "infinity": (raw("[[1, 2, -Infinity, 4]]"), 422, "invalid-fields", "-Infinity", ["data", 0, 2]),
+    "1e999": (raw("[[1, 2, 3, 1e999]]"), 422, "invalid-fields", "range", ["data", 0, 3]),
+    "past float32": (raw("[[1, 2, 3, 1e39]]"), 422, "invalid-fields", "float32", ["data"]),
+    "number as string": (raw('[[1, "1.5", 3, 4]]'), 422, "invalid-fields", "expected a number", ["data", 0, 1]),
+    "true": (raw("[[1, 2, 3, true]]"), 422, "invalid-fields", "got bool", ["data", 0, 3]),
+    "null": (raw("[[1, 2, 3, null]]"), 422, "invalid-fields", "got null", ["data", 0, 3]),
+    "negative": (raw("[[1, 2, 3, 4], [1, -2, -3, 4]]"), 422, "invalid-fields", "2 negative values", ["data"]),
+    "ragged": (raw("[[1, 2, 3, 4], [1, 2]]"), 422, "invalid-fields", "row 1 has 2 values", ["data", 1]),
+    "three dimensions": (raw("[[[1, 2, 3, 4]]]"), 422, "invalid-fields", "got array", ["data", 0, 0]),
+    "no rows": (raw("[]"), 422, "invalid-fields", "empty", ["data"]),
+    "empty row": (raw("[[]]"), 422, "invalid-fields", "empty", ["data"]),
+    "data a string": (raw('"abc"'), 422, "invalid-fields", "array of numbers", ["data"]),
+    "data a number": (raw("3"), 422, "invalid-fields", "array of numbers", ["data"]),
+    "data an object": (raw("{}"), 422, "invalid-fields", "array of numbers", ["data"]),
+    "too wide": (
+        raw("[[1, 2, 3, 4, 5]]"),
+        422,
+        "invalid-fields",
+        "5 columns, but dictionary digits@1 has 4",
+        ["data"],
+    ),
+}
+
+
+@pytest.mark.parametrize("case", BAD_ENCODES.values(), ids=BAD_ENCODES.keys())
+def test_bad_encode(client: TestClient, digits: str, case: tuple[bytes, int, str, str, list[object] | None]) -> None:
+    content, status, type, detail, loc = case
+    answer = client.post("/encode", content=content)
+    problem = answer.json()
+    assert (answer.status_code, problem["type"]) == (status, type), problem
+    assert answer.headers["content-type"] == "application/problem+json"
+    assert problem["status"] == status
+    assert detail in problem["detail"]
+    if loc is not None:
+        assert problem["errors"][0]["loc"] == loc
+    assert len(answer.content) < 1000
+    assert client.post("/encode", content=body()).status_code == 200  # the next one is served
+
+
+def header(descr: str = "'<f4'", shape: str = "(1, 4)", order: str = "False", more: str = "") -> bytes:
+    text = f"{{'descr': {descr}, 'fortran_order': {order}, 'shape': {shape}{more}}}".encode()
+    return b"\x93NUMPY\x01\x00" + len(text).to_bytes(2, "little") + text
+
+
+BAD_NPY: dict[str, tuple[bytes, str]] = {
+    "a claim of 1e12 elements": (header(shape="(1000000, 1000000)") + bytes(16), "but 16 follow"),
+    "too short": (npy(np.ones((2, 4), np.float32))[:-1], "but 31 follow"),
+    "too long": (npy(np.ones((2, 4), np.float32)) + b"x", "but 33 follow"),
+    "header cut off": (npy(np.ones((2, 4)))[:40], "ends inside its header"),
+    "magic alone": (b"\x93NUMPY", "ends inside its header"),
+    "version 9": (b"\x93NUMPY\x09\x00" + bytes(100), "version 9"),
+    "header of 60 000 bytes": (b"\x93NUMPY\x01\x00\x60\xea" + b" " * 60_000, "60000 bytes"),
+    "code in the header": (header(descr="__import__('os').getcwd()") + bytes(16), "not a Python literal"),
+    "object dtype": (header(descr="'|O'") + bytes(32), "'|O' is not read"),
+    "structured dtype": (header(descr="[('a', '<f4')]") + bytes(16), "is not read"),
+    "complex dtype": (header(descr="'<c8'") + bytes(32), "'<c8' is not read"),
+    "boolean dtype": (header(descr="'|b1'") + bytes(4), "'|b1' is not read"),
+    "string dtype": (header(descr="'<U4'") + bytes(64), "is not read"),
+    "negative shape": (header(shape="(-1, 4)") + bytes(16), "not a tuple of sizes"),
+    "shape no tuple": (header(shape="4") + bytes(16), "not a tuple of sizes"),
+    "shape of booleans": (header(shape="(True, 4)") + bytes(16), "not a tuple of sizes"),
+    "order no boolean": (header(order="0") + bytes(16), "True or False"),
+    "key too many": (header(more=", 'x': 1") + bytes(16), "exactly the keys"),
+    "deep literal": (header(shape="(" * 2000 + ")" * 2000) + bytes(16), "literal"),
+}
+
+
+@pytest.mark.parametrize("case", BAD_NPY.values(), ids=BAD_NPY.keys())
+def test_malformed_npy(client: TestClient, digits: str, case: tuple[bytes, str]) -> None:
+    content, detail = case
+    for path in ("/encode?dictionary=digits", "/fit?name=a&nb_concepts=1"):
+        answer = client.post(path, content=content)
+        assert (answer.status_code, answer.json()["type"]) == (400, "malformed-body"), answer.text
+        assert detail in answer.json()["detail"]
+    assert client.post("/encode", content=body()).status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("array", "detail"),
+    [
+        (np.full((2, 4), np.nan, np.float32), "NaN"),
+        (np.float32([[1, 2, 3, -4]]), "negative"),
+        (np.full((1, 4), 1e300), "float32"),
+        (np.ones((1, 2, 4), np.float32), "3 dimensions"),
+        (np.ones((0, 4), np.float32), "empty"),
+        (np.float32(3), "0 dimensions"),
+    ],
+)
+def test_wrong_values_in_npy(client: TestClient, digits: str, array: np.ndarray, detail: str) -> None:
+    for path in ("/encode?dictionary=digits", "/fit?name=a&nb_concepts=1"):
+        answer = client.post(path, content=npy(array))
+        assert answer.status_code == 422, answer.text
+        assert detail in answer.json()["errors"][0]["msg"]
+        assert answer.json()["errors"][0]["loc"] == ["data"]
+
+
+@pytest.mark.parametrize(
+    ("query", "loc"),
+    [
+        ("", "dictionary"),
+        ("dictionary=digits&dictonary=x", "dictonary"),
+        ("dictionary=digits&dictionary=x", "query"),
+        ("dictionary=digits&data=1", "query"),
+        ("dictionary=digits&clip=perhaps", "clip"),
+    ],
+)
+def test_wrong_query_beside_npy(client: TestClient, digits: str, query: str, loc: str) -> None:
+    answer = client.post(f"/encode?{query}", content=npy(np.ones((1, 4), np.float32)))
+    assert answer.status_code == 422, answer.text
+    assert answer.json()["errors"][0]["loc"][0] == loc
+
+
+def test_query_beside_json_is_refused_rather_than_ignored(client: TestClient, digits: str) -> None:
+    answer = client.post("/encode?dictionary=digits", content=body())
+    assert (answer.status_code, answer.json()["errors"][0]["loc"]) == (422, ["query", "dictionary"])
+
+
+@pytest.mark.parametrize(
+    ("fields", "loc"),
+    [
+        ({"name": None}, ["name"]),
+        ({"name": "a/b"}, ["name"]),
+        ({"name": ".hidden"}, ["name"]),
+        ({"name": "a."}, ["name"]),
+        ({"name": "x" * 129}, ["name"]),
+        ({"name": "digits@2"}, ["name"]),
+        ({"name": "d\u0456gits"}, ["name"]),
+        ({"nb_concepts": 0}, ["nb_concepts"]),
+        ({"nb_concepts": "2"}, ["nb_concepts"]),
+        ({"nb_concepts": 2.5}, ["nb_concepts"]),
+        ({"nb_concepts": 10**9}, ["nb_concepts"]),
+        ({"solver": "magic"}, ["solver"]),
+        ({"max_iter": 0}, ["max_iter"]),
+        ({"max_iter": 10**9}, ["max_iter"]),
+        ({"tol": -1}, ["tol"]),
+        ({"init": "zeros"}, ["init"]),
+        ({"seed": -1}, ["seed"]),
+        ({"max_iters": 3}, ["max_iters"]),
+    ],
+)
+def test_bad_parameters_of_a_fit(client: TestClient, fields: dict[str, object], loc: list[object]) -> None:
+    answer = client.post("/fit", json={"name": "a", "nb_concepts": 2, "data": GOOD} | fields)
+    assert answer.status_code == 422, answer.text
+    assert answer.json()["errors"][0]["loc"] == loc
+    assert client.get("/jobs").json() == {"jobs": []}
+
+
+def test_a_million_bad_numbers_make_a_small_answer(client: TestClient, digits: str) -> None:
+    answer = client.post("/encode", content=raw("[" + ",".join(["[-1,-1,-1,-1]"] * 250_000) + "]"))
+    assert answer.status_code == 422
+    assert "1000000 negative values" in answer.json()["detail"]
+    assert len(answer.content) <= 8192
+
+
+@pytest.mark.parametrize(
+    ("headers", "status"),
+    [
+        ({"content-type": "application/xml"}, 415),
+        ({"content-type": "multipart/form-data; boundary=x"}, 415),
+        ({"content-type": "application/json; charset=utf-8"}, 200),
+        ({"content-encoding": "gzip"}, 415),
+        ({"content-encoding": "identity"}, 200),
+        ({"accept": "text/html"}, 406),
+        ({"accept": "application/json;q=0"}, 406),
+    ],
+)
+def test_kinds_that_are_not_read_or_made(
+    client: TestClient, digits: str, headers: dict[str, str], status: int
+) -> None:
+    assert client.post("/encode", content=body(), headers=headers).status_code == status
+
+
+class TestLimits:
+    @pytest.fixture
+    def client(self, settings: Settings) -> Iterator[TestClient]:
+        small = settings.model_copy(update={"max_body_bytes": 4096, "max_json_bytes": 1024, "max_rows": 100})
+        with TestClient(create_app(small, supervisor=WorkerDouble(small)), raise_server_exceptions=False) as client:
+            publish(Store(small.store), "digits", np.ones((2, 4), np.float32))
+            yield client
+
+    def test_a_declared_size_over_the_limit(self, client: TestClient) -> None:
+        answer = client.post("/encode", content=body(data=[[1.0] * 4] * 100))
+        assert (answer.status_code, answer.json()["type"]) == (413, "body-too-large")
+        assert "1024 bytes" in answer.json()["detail"]
+
+    def test_an_undeclared_size_that_passes_the_limit_on_the_way(self, client: TestClient) -> None:
+        chunks = (npy(np.ones((500, 4), np.float32))[i : i + 1000] for i in range(0, 8128, 1000))
+        answer = client.post("/fit?name=a&nb_concepts=1", content=chunks)
+        assert (answer.status_code, answer.json()["type"]) == (413, "body-too-large")
+
+    def test_too_many_rows(self, client: TestClient) -> None:
+        answer = client.post("/encode?dictionary=digits", content=npy(np.ones((101, 4), np.float32)))
+        assert answer.status_code == 422
+        assert "at most 100" in answer.json()["detail"]
+
+    def test_refused_uploads_leave_no_file(self, client: TestClient, settings: Settings) -> None:
+        for content in (npy(np.ones((500, 4))), npy(-np.ones((2, 4))), b"\x93NUMPY\x01\x00"):
+            assert client.post("/fit?name=a&nb_concepts=1", content=content).status_code in (400, 413, 422)
+        assert list(Store(settings.store).activations.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "status", "type"),
+    [
+        ("GET", "/nothing", 404, "not-found"),
+        ("GET", "/encode", 405, "method-not-allowed"),
+        ("GET", "/jobs/nope", 404, "unknown-job"),
+        ("DELETE", "/jobs/nope", 404, "unknown-job"),
+        ("GET", "/jobs?limit=0", 422, "invalid-fields"),
+        ("GET", "/dictionaries/nope", 404, "unknown-dictionary"),
+        ("GET", "/dictionaries/..%2f..%2fetc", 404, "not-found"),
+        ("GET", "/dictionaries/%2e%2e", 422, "invalid-fields"),
+        ("GET", "/dictionaries/%00", 422, "invalid-fields"),
+        ("GET", "/dictionaries/.dictserve", 422, "invalid-fields"),
+    ],
+)
+def test_every_error_is_a_problem(client: TestClient, method: str, path: str, status: int, type: str) -> None:
+    answer = client.request(method, path)
+    assert (answer.status_code, answer.json()["type"]) == (status, type), answer.text
+    assert answer.headers["content-type"] == "application/problem+json"

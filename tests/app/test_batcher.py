@@ -1,0 +1,133 @@
+"""The batcher: rows go out together and come back to whoever sent them."""
+
+import asyncio
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from app.batcher import Batcher, Key
+from app.errors import Overloaded, WorkerUnavailable
+from app.worker.messages import Task
+
+
+class Recorder:
+    """Answers each row with its double, and remembers the batches. ``poison`` is a value that it cannot take."""
+
+    def __init__(self, poison: float = -1, alive: bool = True) -> None:
+        self.batches: list[tuple[str, int]] = []
+        self.poison = poison
+        self.alive = alive
+
+    async def solve(self, task: Task, name: str, version: int, rows: np.ndarray) -> list[np.ndarray]:
+        self.batches.append((name, len(rows)))
+        await asyncio.sleep(0)
+        if not self.alive:
+            raise WorkerUnavailable("gone")
+        if (rows == self.poison).any():
+            raise ValueError("poison")
+        return [2 * rows, rows[:, 0].astype(np.uint8)]
+
+
+def key(name: str) -> Key:
+    return Key("encode", name, 1)
+
+
+requests = st.lists(st.tuples(st.sampled_from("abc"), st.integers(1, 23)), min_size=1, max_size=30)
+
+
+@given(requests, st.integers(1, 16))
+def test_every_request_gets_its_own_rows_back(requests: list[tuple[str, int]], budget: int) -> None:
+    async def run() -> None:
+        solver = Recorder()
+        batcher = Batcher(solver, budget, 2**30)
+        sent = [np.random.default_rng(i).random((rows, 3)) for i, (_, rows) in enumerate(requests)]
+        calls = [batcher.solve(key(name), array, 3) for (name, _), array in zip(requests, sent, strict=True)]
+        for array, (doubled, first) in zip(sent, await asyncio.gather(*calls), strict=True):
+            np.testing.assert_array_equal(doubled, 2 * array)
+            np.testing.assert_array_equal(first, array[:, 0].astype(np.uint8))
+        assert all(rows <= budget for _, rows in solver.batches)
+        assert sum(rows for _, rows in solver.batches) == sum(rows for _, rows in requests)
+        assert batcher.waiting_bytes == 0
+        await batcher.drain()
+
+    asyncio.run(run())
+
+
+def test_what_waits_for_one_dictionary_goes_together() -> None:
+    async def run() -> None:
+        solver = Recorder()
+        batcher = Batcher(solver, 100, 2**30)
+        names = ["a", "b", *"ababab"]
+        await asyncio.gather(*(batcher.solve(key(name), np.ones((2, 3)), 3) for name in names))
+        assert sorted(solver.batches) == [("a", 2), ("a", 6), ("b", 2), ("b", 6)]
+
+    asyncio.run(run())
+
+
+def test_a_large_request_does_not_hold_up_small_ones() -> None:
+    async def run() -> list[str]:
+        batcher = Batcher(Recorder(), 10, 2**30)
+        done: list[str] = []
+
+        async def send(name: str, rows: int) -> None:
+            await batcher.solve(key(name), np.ones((rows, 3)), 3)
+            done.append(name)
+
+        await asyncio.gather(send("large", 1000), send("small", 1))
+        return done
+
+    assert asyncio.run(run()) == ["small", "large"]
+
+
+def test_one_requests_fault_is_not_its_neighbours() -> None:
+    async def run() -> list[object]:
+        batcher = Batcher(Recorder(poison=7), 100, 2**30)
+        arrays = [np.full((2, 3), value) for value in (1, 2, 3, 7, 5)]
+        return await asyncio.gather(*(batcher.solve(key("a"), x, 3) for x in arrays), return_exceptions=True)
+
+    outcomes = asyncio.run(run())
+    assert [isinstance(outcome, Exception) for outcome in outcomes] == [False, False, False, True, False]
+
+
+def test_a_dead_worker_is_told_to_all_and_nothing_stays() -> None:
+    async def run() -> None:
+        solver = Recorder(alive=False)
+        batcher = Batcher(solver, 10, 2**30)
+        calls = [batcher.solve(key("a"), np.ones((25, 3)), 3) for _ in range(5)]
+        outcomes = await asyncio.gather(*calls, return_exceptions=True)
+        assert all(isinstance(outcome, WorkerUnavailable) for outcome in outcomes)
+        assert batcher.waiting_bytes == 0
+        solver.alive = True
+        await batcher.solve(key("a"), np.ones((25, 3)), 3)
+
+    asyncio.run(run())
+
+
+def test_the_queue_is_bounded_in_bytes() -> None:
+    async def run() -> None:
+        batcher = Batcher(Recorder(), 1, queue_bytes=1000)
+        first = asyncio.create_task(batcher.solve(key("a"), np.ones((100, 3)), 3))  # more than the queue, alone
+        await asyncio.sleep(0)
+        with pytest.raises(Overloaded):
+            await batcher.solve(key("a"), np.ones((1, 3)), 3)
+        await first
+        await batcher.solve(key("a"), np.ones((1, 3)), 3)
+
+    asyncio.run(run())
+
+
+def test_an_abandoned_request_is_not_solved_further() -> None:
+    async def run() -> None:
+        solver = Recorder()
+        batcher = Batcher(solver, 1, 2**30)
+        abandoned = asyncio.create_task(batcher.solve(key("a"), np.ones((1000, 3)), 3))
+        await asyncio.sleep(0)
+        abandoned.cancel()
+        await batcher.solve(key("b"), np.ones((1, 3)), 3)
+        await batcher.drain()
+        assert len(solver.batches) < 10
+        assert batcher.waiting_bytes == 0
+
+    asyncio.run(run())

@@ -1,0 +1,130 @@
+"""``/encode`` and ``/decode``: every format in and out, and the numbers that come back."""
+
+import io
+
+import numpy as np
+import pytest
+from fastapi.testclient import TestClient
+
+from app.store import Store
+from tests.app.conftest import D, WorkerDouble, npy, publish
+
+A = np.array([[1, 2, 3, 4], [0, 0, 0, 1]], np.float32)
+Z = A @ D.T
+
+
+def test_json_in_json_out(client: TestClient, digits: str) -> None:
+    answer = client.post("/encode", json={"dictionary": digits, "data": A.tolist()})
+    assert answer.status_code == 200
+    assert answer.headers["content-type"] == "application/json"
+    assert answer.json() == {"dictionary": "digits", "version": 1, "converged": True, "codes": Z.tolist()}
+
+
+def test_npy_in_npy_out_with_scalars_in_headers(client: TestClient, digits: str) -> None:
+    answer = client.post(
+        "/encode", params={"dictionary": digits}, content=npy(A), headers={"content-type": "application/x-npy"}
+    )
+    assert answer.status_code == 200
+    assert answer.headers["content-type"] == "application/x-npy"
+    np.testing.assert_array_equal(np.load(io.BytesIO(answer.content), allow_pickle=False), Z)
+    told = {name: answer.headers[f"dictserve-{name}"] for name in ("dictionary", "version", "converged")}
+    assert told == {"dictionary": "digits", "version": "1", "converged": "true"}
+
+
+@pytest.mark.parametrize("content_type", [None, "", "application/x-www-form-urlencoded", "application/octet-stream"])
+def test_a_body_without_a_useful_type_is_told_by_its_first_bytes(
+    client: TestClient, digits: str, content_type: str | None
+) -> None:
+    headers = {} if content_type is None else {"content-type": content_type}
+    as_json = client.post("/encode", content=b' \n{"dictionary": "digits", "data": [[1, 2, 3, 4]]}', headers=headers)
+    as_npy = client.post("/encode", params={"dictionary": digits}, content=npy(A[:1]), headers=headers)
+    assert as_json.json()["codes"] == Z[:1].tolist()
+    np.testing.assert_array_equal(np.load(io.BytesIO(as_npy.content)), Z[:1])
+
+
+@pytest.mark.parametrize(
+    ("accept", "expected"),
+    [
+        ("application/x-npy", "application/x-npy"),
+        ("*/*", "application/json"),
+        ("text/html, application/x-npy;q=0.5, application/json;q=0.4", "application/x-npy"),
+        ("application/*", "application/json"),
+        ("application/json;q=0, */*", "application/x-npy"),
+    ],
+)
+def test_accept_decides_the_format_of_the_answer(client: TestClient, digits: str, accept: str, expected: str) -> None:
+    answer = client.post("/encode", json={"dictionary": digits, "data": A.tolist()}, headers={"accept": accept})
+    assert answer.headers["content-type"] == expected
+
+
+def test_one_row_may_stand_alone(client: TestClient, digits: str) -> None:
+    answer = client.post("/encode", json={"dictionary": digits, "data": A[0].tolist()})
+    assert answer.json()["codes"] == Z[:1].tolist()
+    answer = client.post("/encode", params={"dictionary": digits}, content=npy(A[0]))
+    assert np.load(io.BytesIO(answer.content)).shape == (1, 2)
+
+
+@pytest.mark.parametrize(
+    "array",
+    [
+        A.astype(np.float64),
+        A.astype(np.float16),
+        A.astype(np.int64),
+        A.astype(np.uint8),
+        A.astype(">f4"),
+        np.asfortranarray(A),
+    ],
+    ids=["float64", "float16", "int64", "uint8", "big-endian", "fortran"],
+)
+def test_dtypes_and_layouts_are_read_right(client: TestClient, digits: str, array: np.ndarray) -> None:
+    answer = client.post("/encode", params={"dictionary": digits}, content=npy(array))
+    np.testing.assert_array_equal(np.load(io.BytesIO(answer.content)), Z)
+
+
+def test_decode(client: TestClient, digits: str) -> None:
+    answer = client.post("/decode", json={"dictionary": digits, "data": Z.tolist()})
+    assert answer.json() == {"dictionary": "digits", "version": 1, "activations": (Z @ D).tolist()}
+    answer = client.post("/decode", params={"dictionary": digits}, content=npy(Z))
+    np.testing.assert_array_equal(np.load(io.BytesIO(answer.content)), Z @ D)
+
+
+def test_a_name_means_its_latest_version_and_at_means_one(client: TestClient, store: Store, digits: str) -> None:
+    publish(store, digits, 2 * D)
+    latest = client.post("/encode", json={"dictionary": "digits", "data": A.tolist()}).json()
+    first = client.post("/encode", json={"dictionary": "digits@1", "data": A.tolist()}).json()
+    assert (latest["version"], latest["codes"]) == (2, (2 * Z).tolist())
+    assert (first["version"], first["codes"]) == (1, Z.tolist())
+
+
+def test_clip_makes_negatives_zero_on_request(client: TestClient, digits: str) -> None:
+    answer = client.post("/encode", json={"dictionary": digits, "data": [[1, -2, 3, 4]], "clip": True})
+    assert answer.json()["codes"] == (np.array([[1, 0, 3, 4]]) @ D.T).tolist()
+    answer = client.post(
+        "/encode", params={"dictionary": digits, "clip": "true"}, content=npy(np.float32([[1, -2, 3, 4]]))
+    )
+    assert answer.status_code == 200
+
+
+def test_without_a_worker_the_answer_says_when_to_come_back(
+    client: TestClient, digits: str, worker: WorkerDouble
+) -> None:
+    request = {"dictionary": digits, "data": A.tolist()}
+    worker.alive = False
+    answer = client.post("/encode", json=request)
+    assert answer.status_code == 503
+    assert int(answer.headers["retry-after"]) > 0
+    assert answer.json()["type"] == "worker-unavailable"
+    worker.alive = True
+    assert client.post("/encode", json=request).status_code == 200
+
+
+def test_a_damaged_version_is_refused_and_hides_no_other(client: TestClient, store: Store, digits: str) -> None:
+    publish(store, digits, 2 * D)
+    weights = store.root / "digits" / "2" / "dictionary.safetensors"
+    content = bytearray(weights.read_bytes())
+    content[-1] ^= 1
+    weights.write_bytes(content)
+    damaged = client.post("/encode", json={"dictionary": "digits@2", "data": A.tolist()})
+    assert (damaged.status_code, damaged.json()["type"]) == (500, "dictionary-damaged")
+    assert "SHA-256" in damaged.json()["detail"]
+    assert client.post("/encode", json={"dictionary": "digits@1", "data": A.tolist()}).status_code == 200

@@ -1,0 +1,181 @@
+"""``/fit`` and ``/jobs``: from the accepted request to the published dictionary, whatever happens in between."""
+
+import time
+
+import numpy as np
+import pytest
+from fastapi.testclient import TestClient
+
+from app.main import create_app
+from app.settings import Settings
+from app.store import Reference, Store
+from tests.app.conftest import WorkerDouble, npy
+
+A = np.arange(12, dtype=np.float32).reshape(3, 4)
+FIT = {"name": "digits", "nb_concepts": 2, "data": A.tolist()}
+
+
+def ended(client: TestClient, id: str, seconds: float = 5.0) -> dict[str, object]:
+    """The job's record, once it has ended."""
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        job: dict[str, object] = client.get(f"/jobs/{id}").json()
+        if job["state"] not in ("queued", "running"):
+            return job
+        time.sleep(0.01)
+    raise AssertionError(f"job still {job['state']} after {seconds} s")
+
+
+def test_a_fit_is_accepted_runs_and_publishes(client: TestClient, store: Store) -> None:
+    answer = client.post("/fit", json=FIT)
+    job = answer.json()
+    assert answer.status_code == 202
+    assert answer.headers["location"] == f"/jobs/{job['id']}"
+    assert (job["state"], job["name"], job["attempts"]) == ("queued", "digits", 0)
+    assert job["parameters"] == {
+        "nb_concepts": 2, "solver": "hals", "max_iter": 500, "tol": 1e-4, "init": "auto", "seed": 0
+    }  # fmt: skip
+
+    job = ended(client, job["id"])
+    assert (job["state"], job["version"], job["attempts"], job["error"]) == ("succeeded", 1, 1, None)
+    assert job["progress"]["relative_error"] == 0.5
+    assert job["loss_history"] == [[1, 2.0]]
+    assert job["created_at"] <= job["started_at"] <= job["ended_at"]
+
+    told = client.get("/dictionaries/digits").json()
+    assert (told["version"], told["versions"], told["nb_concepts"], told["n_features"]) == (1, [1], 2, 4)
+    assert told["metrics"] == {"relative_error": 0.5}
+    assert told["data"]["rows"] == 3
+    assert told["job"] == job["id"]
+    np.testing.assert_array_equal(store.load("digits", 1), A[:2])
+    assert list(store.activations.iterdir()) == []  # the data is not kept past its job
+
+
+@pytest.mark.parametrize("array", [A, A.astype(np.float64), np.asfortranarray(A), A.astype(np.int32)])
+def test_npy_with_parameters_in_the_query(client: TestClient, store: Store, array: np.ndarray) -> None:
+    answer = client.post("/fit", params={"name": "digits", "nb_concepts": 2, "seed": 7}, content=npy(array))
+    assert answer.status_code == 202, answer.text
+    assert answer.json()["parameters"]["seed"] == 7
+    assert ended(client, answer.json()["id"])["state"] == "succeeded"
+    np.testing.assert_array_equal(store.load("digits", 1), A[:2])
+
+
+def test_an_npy_of_float32_is_staged_as_it_came(client: TestClient, worker: WorkerDouble) -> None:
+    worker.fits_hang = True
+    client.post("/fit?name=a&nb_concepts=1", content=npy(A))
+    client.post("/fit?name=b&nb_concepts=1", json=None, content=npy(A.astype(np.float64)))
+    deadline = time.monotonic() + 5
+    while not worker.fits and time.monotonic() < deadline:
+        time.sleep(0.01)
+    fit = worker.fits[0]
+    read = np.memmap(fit.path, np.float32, "r", fit.data_offset, (fit.rows, fit.n_features))
+    np.testing.assert_array_equal(read, A)
+
+
+def test_a_name_that_exists_gets_its_next_version(client: TestClient) -> None:
+    for version in (1, 2, 3):
+        assert ended(client, client.post("/fit", json=FIT).json()["id"])["version"] == version
+    assert client.get("/dictionaries/digits").json()["versions"] == [1, 2, 3]
+    assert client.get("/dictionaries/digits@2").json()["version"] == 2
+    (listed,) = client.get("/dictionaries").json()["dictionaries"]
+    assert (listed["name"], listed["version"]) == ("digits", 3)
+
+
+def test_jobs_are_listed_newest_first(client: TestClient) -> None:
+    ids = [client.post("/fit", json=FIT).json()["id"] for _ in range(3)]
+    assert [job["id"] for job in client.get("/jobs").json()["jobs"]] == ids[::-1]
+    assert [job["id"] for job in client.get("/jobs?limit=1").json()["jobs"]] == ids[-1:]
+
+
+def test_a_running_job_tells_its_progress(client: TestClient, worker: WorkerDouble) -> None:
+    worker.fits_hang = True
+    id = client.post("/fit", json=FIT).json()["id"]
+    while not (answer := client.get(f"/jobs/{id}")).json()["progress"]["iteration"]:
+        time.sleep(0.01)
+    job = answer.json()
+    assert job["state"] == "running"
+    assert answer.headers["retry-after"] == "1"
+    assert job["progress"]["loss"] == 2.0
+    assert job["progress"]["eta_seconds"] == pytest.approx(0.01 * 499, abs=0.1)
+
+
+def test_cancelling(client: TestClient, worker: WorkerDouble, store: Store) -> None:
+    worker.fits_hang = True
+    running, queued = (client.post("/fit", json=FIT).json()["id"] for _ in range(2))
+    while client.get(f"/jobs/{running}").json()["state"] != "running":
+        time.sleep(0.01)
+    for id in (queued, running):
+        answer = client.delete(f"/jobs/{id}")
+        assert (answer.status_code, answer.json()["state"]) == (200, "cancelled")
+    assert client.get("/dictionaries").json() == {"dictionaries": []}
+    assert list(store.activations.iterdir()) == []
+    assert client.delete(f"/jobs/{running}").status_code == 204  # an ended job's record is removed
+    assert client.get(f"/jobs/{running}").status_code == 404
+
+
+def test_a_fit_whose_worker_dies_once_is_tried_again(client: TestClient, worker: WorkerDouble) -> None:
+    worker.dies_on_fits = 1
+    job = ended(client, client.post("/fit", json=FIT).json()["id"])
+    assert (job["state"], job["attempts"]) == ("succeeded", 2)
+
+
+def test_a_fit_that_kills_its_worker_twice_is_given_up(
+    client: TestClient, worker: WorkerDouble, store: Store
+) -> None:
+    worker.dies_on_fits = 2
+    job = ended(client, client.post("/fit", json=FIT).json()["id"])
+    assert job["state"] == "failed"
+    assert job["error"]["type"] == "fit-abandoned"
+    assert len(worker.fits) == 2
+    assert list(store.activations.iterdir()) == []
+    assert ended(client, client.post("/fit", json=FIT).json()["id"])["state"] == "succeeded"
+
+
+def test_a_stop_leaves_the_job_to_the_next_start(settings: Settings, worker: WorkerDouble) -> None:
+    worker.fits_hang = True
+    with TestClient(create_app(settings, supervisor=worker)) as client:
+        id = client.post("/fit", json=FIT).json()["id"]
+        while client.get(f"/jobs/{id}").json()["state"] != "running":
+            time.sleep(0.01)
+    with TestClient(create_app(settings, supervisor=WorkerDouble(settings))) as client:
+        job = ended(client, id)
+    assert (job["state"], job["attempts"]) == ("succeeded", 2)
+
+
+def test_a_job_published_before_a_crash_is_not_fitted_again(settings: Settings, worker: WorkerDouble) -> None:
+    """Between publishing and recording: the dictionary itself says which job made it."""
+    with TestClient(create_app(settings, supervisor=worker)) as client:
+        first = ended(client, client.post("/fit", json=FIT).json()["id"])
+    with TestClient(create_app(settings, supervisor=worker)) as client:
+        jobs = client.app.state.services.jobs  # type: ignore[attr-defined]
+        jobs._update(jobs_row(first["id"]), state="running", version=None, owner="1-dead", ended_at=None)
+    with TestClient(create_app(settings, supervisor=worker)) as client:
+        again = ended(client, str(first["id"]))
+        assert (again["state"], again["version"], again["attempts"]) == ("succeeded", 1, 2)
+        assert client.get("/dictionaries/digits").json()["versions"] == [1]
+    assert len(worker.fits) == 1
+
+
+def jobs_row(id: object) -> object:
+    from app.jobs import _jobs
+
+    return _jobs.c.id == id
+
+
+def test_too_many_queued_fits(settings: Settings) -> None:
+    small = settings.model_copy(update={"queue_jobs": 2})
+    double = WorkerDouble(small)
+    double.fits_hang = True
+    with TestClient(create_app(small, supervisor=double)) as client:
+        answers = [client.post("/fit", json=FIT) for _ in range(5)]
+        refused = [answer for answer in answers if answer.status_code == 503]
+        assert refused
+        assert refused[-1].json()["type"] == "overloaded"
+        assert int(refused[-1].headers["retry-after"]) > 0
+        unended = len(client.get("/jobs").json()["jobs"])
+        assert len(list(Store(small.store).activations.iterdir())) == unended == 5 - len(refused)
+
+
+def test_a_dictionary_that_is_not_there(store: Store) -> None:
+    assert store.made_by("digits", "x") is None
+    assert store.versions(Reference("digits").name) == []

@@ -1,0 +1,104 @@
+"""Frames: what is sent is what is received, small or large, and nothing leaks."""
+
+import os
+import threading
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+
+from app.worker import frames
+from app.worker.messages import Failed, Fit, FitProgress, Message, Ready, Solve, Solved
+
+MESSAGES: list[Message] = [
+    Solve(1, "encode", "digits", 3),
+    Solved(2**60),
+    Failed("job", "NegativeValues", "ä"),
+    Ready("cuda:0", {"torch": "2"}),
+    FitProgress("job", 3, None, 0.5, None, 1.5),
+    Fit("job", "/a b", 128, 10**9, 5, 6, "hals", 7, 1e-4, "auto", 0),
+]
+
+
+def round_trip(message: Message, *arrays: np.ndarray) -> frames.Frame:
+    here, there = frames.channel()
+    with here, there:
+        frames.send(here, message, *arrays)
+        return frames.receive(there)
+
+
+@pytest.mark.parametrize("message", MESSAGES, ids=lambda m: type(m).__name__)
+def test_messages(message: Message) -> None:
+    frame = round_trip(message)
+    assert frame.message == message
+    assert frame.arrays == []
+
+
+@given(
+    st.lists(
+        hnp.arrays(
+            st.sampled_from([np.float32, np.float64, np.uint8, np.int64]),
+            hnp.array_shapes(min_dims=1, max_dims=3, min_side=0, max_side=9),
+        ),
+        max_size=frames.MAX_ARRAYS,
+    )
+)
+def test_small_arrays(arrays: list[np.ndarray]) -> None:
+    received = round_trip(Solved(1), *arrays).arrays
+    assert len(received) == len(arrays)
+    for sent, got in zip(arrays, received, strict=True):
+        assert (got.dtype, got.shape) == (sent.dtype, sent.shape)
+        np.testing.assert_array_equal(got, sent)
+        assert got.flags.writeable
+        assert got.flags.aligned
+
+
+@pytest.mark.parametrize("rows", [1, 15, 16, 17, 4096])
+def test_large_arrays_and_the_border_between(rows: int) -> None:
+    large = np.random.default_rng(0).random((rows, 1024), np.float32)
+    flags = np.ones(rows, np.uint8)
+    frame = round_trip(Solved(1), large, flags, large.T)
+    np.testing.assert_array_equal(frame.arrays[0], large)
+    np.testing.assert_array_equal(frame.arrays[1], flags)
+    np.testing.assert_array_equal(frame.arrays[2], large.T)
+    frame.arrays[0][:] = 0  # the receiver's own
+
+
+def test_no_descriptor_outlives_its_frame() -> None:
+    before = len(os.listdir("/proc/self/fd"))
+    for _ in range(200):
+        round_trip(Solved(1), np.ones((64, 1024), np.float32))
+    packed = frames.Packed(Solved(1), [np.ones((64, 1024), np.float32)])
+    assert packed.descriptors
+    packed.close()
+    assert len(os.listdir("/proc/self/fd")) == before
+
+
+def test_order_is_kept_under_back_pressure() -> None:
+    here, there = frames.channel()
+    count = 2000
+
+    def send() -> None:
+        for number in range(count):
+            frames.send(here, Solved(number), np.full(100, number))
+
+    with here, there:
+        sender = threading.Thread(target=send)
+        sender.start()
+        for number in range(count):
+            frame = frames.receive(there)
+            assert frame.message == Solved(number)
+            assert frame.arrays[0][0] == number
+        sender.join()
+
+
+def test_the_end_of_the_other_side() -> None:
+    here, there = frames.channel()
+    there.close()
+    with here:
+        with pytest.raises(frames.Closed):
+            frames.receive(here)
+        with pytest.raises(frames.Closed):
+            frames.send(here, Solved(1))

@@ -1,0 +1,154 @@
+"""The store: a reader sees a whole version or none, and a damaged one never hides another."""
+
+import json
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from app.errors import DictionaryDamaged, StoreUnavailable, UnknownDictionary
+from app.store import Reference, Store, check_name
+from tests.app.conftest import D, publish
+
+
+@pytest.fixture
+def opened(tmp_path: Path) -> Store:
+    store = Store(tmp_path / "models")
+    store.open()
+    return store
+
+
+def test_what_is_published_is_read_back(opened: Store) -> None:
+    assert publish(opened, "digits", D) == 1
+    again = Store(opened.root)
+    np.testing.assert_array_equal(again.load("digits", 1), D)
+    record = again.described(Reference("digits"))
+    assert (record.nb_concepts, record.n_features, record.versions) == (2, 4, [1])
+    assert again.names() == ["digits"]
+    files = sorted(path.name for path in (opened.root / "digits" / "1").iterdir())
+    assert files == ["dictionary.safetensors", "meta.json"]
+    assert list((opened.private / "staging").iterdir()) == []
+
+
+def test_fifty_publications_of_one_name_at_once_are_fifty_versions(opened: Store) -> None:
+    stores = [opened, Store(opened.root)]
+    stores[1].open()
+    made: list[int] = []
+    threads = [
+        threading.Thread(target=lambda i=i: made.append(publish(stores[i % 2], "a", np.full((1, 3), i, np.float32))))
+        for i in range(50)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sorted(made) == opened.versions("a") == list(range(1, 51))
+    assert {float(opened.load("a", version)[0, 0]) for version in made} == set(map(float, range(50)))
+
+
+@pytest.mark.parametrize(
+    ("damage", "said"),
+    [
+        (lambda v: (v / "dictionary.safetensors").write_bytes(b"x"), "SHA-256"),
+        (lambda v: (v / "dictionary.safetensors").unlink(), "has no dictionary.safetensors"),
+        (lambda v: (v / "meta.json").write_text("{"), "cannot be read"),
+        (lambda v: (v / "meta.json").write_text("[]"), "cannot be read"),
+        (lambda v: (v / "meta.json").unlink(), "has no meta.json"),
+        (
+            lambda v: (v / "meta.json").write_text(
+                json.dumps(json.loads((v / "meta.json").read_text()) | {"format": 99})
+            ),
+            "format 99",
+        ),
+        (
+            lambda v: (v / "meta.json").write_text(
+                json.dumps(json.loads((v / "meta.json").read_text()) | {"n_features": 7})
+            ),
+            "does not hold",
+        ),
+    ],
+)
+def test_damage_is_told_and_hides_nothing(opened: Store, damage, said: str) -> None:  # type: ignore[no-untyped-def]
+    publish(opened, "a", D)
+    publish(opened, "a", 2 * D)
+    publish(opened, "b", 3 * D)
+    damage(opened.root / "a" / "2")
+    store = Store(opened.root)
+    with pytest.raises(DictionaryDamaged, match=said):
+        store.load("a", 2)
+    np.testing.assert_array_equal(store.load("a", 1), D)
+    assert store.names() == ["a", "b"]
+    assert publish(opened, "a", D) == 3
+
+
+def test_references() -> None:
+    assert Reference.parse("a") == Reference("a")
+    assert Reference.parse("a.b-c_1@12") == Reference("a.b-c_1", 12)
+    for bad in ("", "@1", "a@", "a@0", "a@-1", "a@01", "a@1@2", "a@9999999999", "a/b", "a b", "é", "a\n", "a\0"):
+        with pytest.raises(ValueError, match="is not a"):
+            Reference.parse(bad)
+
+
+@pytest.mark.parametrize(
+    "name", ["..", ".", "", "a/b", "/etc", ".a", "-a", "a.", "a ", " a", "a\\b", "x" * 129, "ａ"]
+)
+def test_names_that_are_none(name: str) -> None:
+    with pytest.raises(ValueError, match="is not a name"):
+        check_name(name)
+
+
+def test_what_is_not_there(opened: Store) -> None:
+    with pytest.raises(UnknownDictionary, match="no dictionary 'a'"):
+        opened.resolve(Reference("a"))
+    publish(opened, "a", D)
+    with pytest.raises(UnknownDictionary, match="no version 2; it has 1"):
+        opened.resolve(Reference("a", 2))
+
+
+def test_what_others_put_into_the_store_is_not_followed(opened: Store, tmp_path: Path) -> None:
+    publish(opened, "real", D)
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    (opened.root / "link").symlink_to(opened.root / "real")
+    (opened.root / "out").symlink_to(elsewhere)
+    (opened.root / "file").write_text("no directory")
+    (opened.root / "empty").mkdir()
+    assert opened.names() == ["real"]
+    with pytest.raises(UnknownDictionary):
+        opened.resolve(Reference("link"))
+    with pytest.raises(StoreUnavailable):
+        publish(opened, "out", D)
+    with pytest.raises(StoreUnavailable):
+        publish(opened, "file", D)
+    assert list(elsewhere.iterdir()) == []
+
+
+def test_a_sweep_takes_the_leavings_of_the_dead_and_spares_the_living(opened: Store) -> None:
+    staging = opened.private / "staging"
+    (staging / "123-dead.aa").mkdir()
+    (staging / f"{opened.owner}.bb").mkdir()
+    (opened.private / "owners" / "123-dead").touch()
+    other = Store(opened.root)
+    other.open()
+    assert [path.name for path in staging.iterdir()] == [f"{opened.owner}.bb"]
+    assert other.is_alive(opened.owner)
+    assert not other.is_alive("123-dead")
+    other.close()
+    assert not opened.is_alive(other.owner)
+
+
+def test_a_killed_process_is_known_to_be_dead(opened: Store) -> None:
+    code = (
+        "import sys, time; from pathlib import Path; from app.store import Store; "
+        f"s = Store(Path({str(opened.root)!r})); s.open(); print(s.owner, flush=True); time.sleep(60)"
+    )
+    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        owner = process.stdout.readline().strip()
+        assert opened.is_alive(owner)
+        process.kill()
+        process.wait()
+        assert not opened.is_alive(owner)
