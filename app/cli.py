@@ -1,5 +1,7 @@
 """The command line: ``dictserve serve``."""
 
+import logging
+import signal
 import sys
 from pathlib import Path
 from typing import Annotated, Any
@@ -42,10 +44,14 @@ def serve(
         app.state.services.open()
     except AppError as error:
         sys.exit(f"dictserve: {error}")
+    logging.basicConfig(level=settings.log_level.upper(), format="%(levelname)s: %(message)s")
+    # uvicorn stops in order at SIGTERM, and then raises it again: that is not to end the process with an error.
+    signal.signal(signal.SIGTERM, lambda *_: None)
     uvicorn.run(
         app,
         host=settings.host,
         port=settings.port,
+        access_log=settings.access_log,
         log_level=settings.log_level,
         timeout_graceful_shutdown=settings.shutdown_grace_seconds,
         server_header=False,

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from typing import Any, ParamSpec, TypeVar
 
 import msgspec
+import numpy as np
 import orjson
 
 from app.errors import (
@@ -208,8 +209,9 @@ class Fits:
                         next_writing += self._settings.progress_interval_seconds
                         await self._write_progress(running)
                 case Fitted(_, seconds):
-                    D, report = frame.arrays
-                    await self._publish(record, running, D, orjson.loads(report.tobytes()), seconds)
+                    D, metrics, losses = frame.arrays
+                    running.loss_history = thinned(list(enumerate(losses.tolist(), start=1)))
+                    await self._publish(record, running, D, orjson.loads(metrics.tobytes()), seconds)
                     return
                 case FitCancelled():
                     await self._surely(self._jobs.cancel, job.id, "running")
@@ -221,10 +223,9 @@ class Fits:
                     return
 
     async def _publish(
-        self, record: Record, running: _Running, D: Any, report: dict[str, Any], seconds: float
+        self, record: Record, running: _Running, D: np.ndarray, metrics: dict[str, Any], seconds: float
     ) -> None:
         job = record.job
-        running.loss_history = [(iteration, loss) for iteration, loss in report["loss_history"]]
         data = {key: record.data[key] for key in ("rows", "n_features", "sha256")}
 
         def publish() -> int:
@@ -233,7 +234,7 @@ class Fits:
                 D,
                 parameters=job.parameters,
                 data=data,
-                metrics=report["metrics"],
+                metrics=metrics,
                 loss_history=running.loss_history,
                 seconds=seconds,
                 software=self._supervisor.software,

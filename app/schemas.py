@@ -6,6 +6,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 from app.arrays import Activations, Codes
 from app.store import DictionaryRecord, Reference, check_name
+from app.worker.messages import Init
 
 Name = Annotated[
     str,
@@ -34,7 +35,7 @@ class FitParameters(Fields):
     solver: Literal["hals"] = Field("hals", description="The algorithm.")
     max_iter: int = Field(500, ge=1, description="Most iterations.")
     tol: float = Field(1e-4, ge=0, le=1, allow_inf_nan=False, description="Relative change of loss at which to stop.")
-    init: Literal["auto", "nndsvda", "random"] = Field("auto", description="How D begins; `auto` suits the shape.")
+    init: Init = Field("auto", description="How D begins; `auto` suits the shape.")
     seed: int = Field(0, ge=0, lt=2**63, description="Seed of what is random; the same seed, the same dictionary.")
 
 

@@ -53,6 +53,7 @@ class Settings(BaseSettings):
     worker_hang_seconds: PositiveFloat = Field(300, description="Heartbeat age from which the worker is replaced.")
     progress_interval_seconds: PositiveFloat = Field(0.5, description="Time between two written progress records.")
     shutdown_grace_seconds: PositiveInt = Field(30, description="Time that requests in flight are given at a stop.")
+    access_log: bool = Field(False, description="Log a line for each request.")
     log_level: Annotated[str, Field(pattern="^(critical|error|warning|info|debug)$")] = Field(
         "info", description="`critical`, `error`, `warning`, `info` or `debug`."
     )

@@ -60,7 +60,7 @@ class Worker:
         self._fit: tuple[str, Generator[None, None, None]] | None = None
 
     def run(self) -> None:
-        warm(self._device)
+        warm()
         self._send(Ready(str(self._device), _software()))
         while True:
             self._serve_what_waits()
@@ -143,11 +143,16 @@ class Worker:
                 next_telling = time.monotonic() + PROGRESS_SECONDS
                 self._send(_progress(fit.job, latest, started))
             yield
+        assert nmf.Z_ is not None  # noqa: S101 - a fit that has ended has codes
         metrics = yield from measure_steps(A, nmf.Z_, nmf.get_dictionary())
         if latest is not None:
             self._send(_progress(fit.job, latest, started))
-        metrics_json = np.frombuffer(orjson.dumps(metrics), np.uint8)
-        self._send(Fitted(fit.job, time.monotonic() - started), _array(nmf.get_dictionary()), metrics_json)
+        self._send(
+            Fitted(fit.job, time.monotonic() - started),
+            _array(nmf.get_dictionary()),
+            np.frombuffer(orjson.dumps(metrics), np.uint8),
+            np.array(nmf.loss_history_, np.float64),
+        )
 
     # -- telling ------------------------------------------------------------------------------------------
 
@@ -170,7 +175,7 @@ def _device(told: str) -> torch.device:
 def _software() -> dict[str, str]:
     return {
         "dictserve": __version__,
-        "torch": torch.__version__,
+        "torch": str(torch.__version__),
         "numpy": np.__version__,
         "numba": numba.__version__,
     }

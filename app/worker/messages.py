@@ -5,6 +5,7 @@ from typing import Literal
 import msgspec
 
 Task = Literal["encode", "decode"]
+Init = Literal["auto", "nndsvda", "random"]
 
 
 class Message(msgspec.Struct, tag=True, frozen=True):
@@ -44,7 +45,7 @@ class Fit(Message, frozen=True):
     solver: str
     max_iter: int
     tol: float
-    init: str
+    init: Init
     seed: int
 
 
@@ -91,7 +92,7 @@ class FitProgress(Message, frozen=True):
 
 
 class Fitted(Message, frozen=True):
-    """Arrays: D, and the dictionary's metrics as JSON bytes (uint8)."""
+    """Arrays: D, the dictionary's metrics as JSON bytes (uint8), and the loss after each iteration (float64)."""
 
     job: str
     seconds: float

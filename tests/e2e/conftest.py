@@ -1,0 +1,143 @@
+"""The real service: processes, sockets and signals."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+import pytest
+
+from tests.app.conftest import npy
+
+START_SECONDS = 100.0  # the first start of all compiles the kernels
+
+
+def free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        port: int = listener.getsockname()[1]
+        return port
+
+
+class Service:
+    """``dictserve serve`` on a free port, as a person would start it."""
+
+    def __init__(self, store: Path, **environment: str) -> None:
+        self.store = store
+        self.environment = environment
+        self.port = free_port()
+        self.url = f"http://127.0.0.1:{self.port}"
+        self.client = httpx.Client(base_url=self.url, timeout=60)
+        self.log = store.parent / f"service-{self.port}.log"
+        self.process: subprocess.Popen[bytes] | None = None
+
+    @property
+    def pid(self) -> int:
+        assert self.process is not None
+        return self.process.pid
+
+    @property
+    def worker_pid(self) -> int:
+        pid: int = self.client.get("/readyz").json()["worker"]["pid"]
+        return pid
+
+    def start(self) -> "Service":
+        command = [sys.executable, "-m", "app", "serve", "--port", str(self.port), "--store", str(self.store)]
+        with self.log.open("ab") as log:
+            self.process = subprocess.Popen(command, stdout=log, stderr=log, env=os.environ | self.environment)
+        self.wait_ready()
+        return self
+
+    def wait_ready(self, seconds: float = START_SECONDS) -> float:
+        """How long it took until the service took work."""
+        begun = time.monotonic()
+        while time.monotonic() - begun < seconds:
+            assert self.process is not None
+            assert self.process.poll() is None, self.log.read_text()
+            try:
+                if self.client.get("/readyz").status_code == 200:
+                    return time.monotonic() - begun
+            except httpx.TransportError:
+                pass
+            time.sleep(0.05)
+        raise AssertionError(f"not ready after {seconds} s:\n{self.log.read_text()}")
+
+    def kill(self) -> None:
+        os.kill(self.pid, signal.SIGKILL)
+        assert self.process is not None
+        self.process.wait()
+
+    def stop(self, seconds: float = 40.0) -> int:
+        """Its exit code after SIGTERM."""
+        assert self.process is not None
+        if self.process.poll() is None:
+            self.process.terminate()
+        return self.process.wait(seconds)
+
+    # -- what clients do ----------------------------------------------------------------------------------
+
+    def fit(self, A, **parameters: object) -> str:  # type: ignore[no-untyped-def]
+        answer = self.client.post("/fit", params=parameters, content=npy(A))
+        assert answer.status_code == 202, answer.text
+        id: str = answer.json()["id"]
+        return id
+
+    def job(self, id: str) -> dict:  # type: ignore[type-arg]
+        job: dict = self.client.get(f"/jobs/{id}").json()  # type: ignore[type-arg]
+        return job
+
+    def ended(self, id: str, seconds: float = 60.0) -> dict:  # type: ignore[type-arg]
+        deadline = time.monotonic() + seconds
+        while time.monotonic() < deadline:
+            job = self.job(id)
+            if job["state"] not in ("queued", "running"):
+                return job
+            time.sleep(0.05)
+        raise AssertionError(f"job still {job['state']} after {seconds} s: {job['progress']}")
+
+    def until(self, id: str, state: str, iteration: int = 0, seconds: float = 30.0) -> None:
+        """Wait for a job to be in a state and at an iteration."""
+        deadline = time.monotonic() + seconds
+        while time.monotonic() < deadline:
+            job = self.job(id)
+            if job["state"] == state and job["progress"]["iteration"] >= iteration:
+                return
+            time.sleep(0.02)
+        raise AssertionError(f"job {job['state']} at iteration {job['progress']['iteration']}")
+
+
+def gone(pid: int, seconds: float = 5.0) -> bool:
+    """Whether a process has ended within the time (a zombie has)."""
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        try:
+            state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+        except FileNotFoundError:
+            return True
+        if state == "Z":
+            return True
+        time.sleep(0.02)
+    return False
+
+
+@pytest.fixture
+def service(tmp_path: Path) -> Iterator[Service]:
+    """A service of the test's own, to be killed as it likes."""
+    service = Service(tmp_path / "models").start()
+    yield service
+    if service.process is not None and service.process.poll() is None:
+        service.process.kill()
+        service.process.wait()
+
+
+@pytest.fixture(scope="module")
+def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
+    """One service for a module's tests, which leave it as they find it."""
+    service = Service(tmp_path_factory.mktemp("shared") / "models").start()
+    yield service
+    assert service.stop() == 0

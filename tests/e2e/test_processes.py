@@ -1,0 +1,170 @@
+"""What must hold when processes are killed, stopped and started again."""
+
+import contextlib
+import io
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import httpx
+import numpy as np
+
+from demo.digits import split_digits
+from tests.app.conftest import npy
+from tests.e2e.conftest import Service, gone
+
+FITTED, HELD_OUT = split_digits()
+
+
+def codes(service: Service) -> np.ndarray:
+    answer = service.client.post("/encode?dictionary=digits", content=npy(HELD_OUT[:50]))
+    assert answer.status_code == 200, answer.text
+    return np.load(io.BytesIO(answer.content))
+
+
+def fit_digits(service: Service) -> None:
+    assert service.ended(service.fit(FITTED, name="digits", nb_concepts=64))["state"] == "succeeded"
+
+
+def slow_fit(service: Service, **parameters: object) -> str:
+    """A fit that goes on for as long as it is let, on small data."""
+    return service.fit(FITTED, name="slow", nb_concepts=32, tol=0, **parameters)
+
+
+def leftovers(store: Path) -> list[str]:
+    private = store / ".dictserve"
+    return [path.name for folder in ("activations", "staging") for path in (private / folder).iterdir()]
+
+
+def test_a_killed_service_encodes_the_same_after_a_restart(service: Service) -> None:
+    fit_digits(service)
+    before = codes(service)
+    worker = service.worker_pid
+    service.kill()
+    assert gone(worker)
+    service.start()
+    np.testing.assert_allclose(codes(service), before, atol=1e-5 * before.max())
+    assert leftovers(service.store) == []
+
+
+def test_a_killed_worker_is_replaced_and_the_service_stays(service: Service) -> None:
+    fit_digits(service)
+    before, worker = codes(service), service.worker_pid
+    os.kill(worker, signal.SIGKILL)
+    refused = service.client.post("/encode?dictionary=digits", content=npy(HELD_OUT[:1]))
+    if refused.status_code != 200:  # unless it was fast enough
+        assert refused.status_code == 503
+        assert int(refused.headers["retry-after"]) > 0
+    assert service.wait_ready() < 10
+    assert service.worker_pid != worker
+    np.testing.assert_allclose(codes(service), before, atol=1e-5 * before.max())
+    assert service.process is not None
+    assert service.process.poll() is None
+
+
+def test_a_fit_whose_worker_is_killed_once_succeeds_and_says_so(service: Service) -> None:
+    id = slow_fit(service, max_iter=400)
+    service.until(id, "running", iteration=1)
+    os.kill(service.worker_pid, signal.SIGKILL)
+    job = service.ended(id, seconds=90)
+    assert (job["state"], job["attempts"]) == ("succeeded", 2)
+
+
+def test_a_fit_that_costs_two_workers_their_lives_is_given_up(service: Service) -> None:
+    id = slow_fit(service, max_iter=100_000)
+    for _ in range(2):
+        service.until(id, "running", iteration=1, seconds=60)
+        os.kill(service.worker_pid, signal.SIGKILL)
+        time.sleep(0.3)
+    job = service.ended(id)
+    assert (job["state"], job["error"]["type"]) == ("failed", "fit-abandoned")
+    service.wait_ready()
+    fit_digits(service)
+
+
+def test_an_accepted_fit_survives_the_death_of_the_service(service: Service) -> None:
+    running, queued = slow_fit(service, max_iter=300), service.fit(FITTED, name="digits", nb_concepts=64)
+    service.until(running, "running", iteration=1)
+    service.kill()
+    service.start()
+    first, second = service.ended(running), service.ended(queued)
+    assert (first["state"], first["attempts"]) == ("succeeded", 2)
+    assert (second["state"], second["attempts"]) == ("succeeded", 1)
+    assert leftovers(service.store) == []
+    assert len(list((service.store / ".dictserve" / "owners").iterdir())) == 1
+
+
+def test_sigterm_ends_it_in_order(service: Service) -> None:
+    id = slow_fit(service, max_iter=100_000)
+    service.until(id, "running", iteration=1)
+    worker = service.worker_pid
+    begun = time.monotonic()
+    assert service.stop() == 0
+    assert time.monotonic() - begun < 10
+    assert gone(worker)
+    service.start()
+    service.until(id, "running", iteration=1)
+    assert service.job(id)["attempts"] == 2
+    assert service.client.delete(f"/jobs/{id}").json()["state"] == "cancelled"
+
+
+def test_two_services_share_a_store(service: Service) -> None:
+    other = Service(service.store).start()
+    try:
+        ids = [s.fit(FITTED[:300], name="shared", nb_concepts=8) for s in (service, other) for _ in range(3)]
+        assert sorted(service.ended(id)["version"] for id in ids) == [1, 2, 3, 4, 5, 6]
+        for s in (service, other):
+            assert s.client.get("/dictionaries/shared").json()["versions"] == [1, 2, 3, 4, 5, 6]
+            assert s.client.post("/encode?dictionary=shared@5", content=npy(HELD_OUT[:1])).status_code == 200
+    finally:
+        assert other.stop() == 0
+
+
+def test_the_http_process_never_loads_torch(service: Service) -> None:
+    fit_digits(service)
+    codes(service)
+    libraries = {"libtorch_cpu", "llvmlite", "sklearn"}
+    mapped = Path(f"/proc/{service.pid}/maps").read_text()
+    assert not [name for name in libraries if name in mapped]
+    assert "libtorch_cpu" in Path(f"/proc/{service.worker_pid}/maps").read_text()
+
+
+def test_a_start_that_cannot_be_says_why_in_a_line(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    bad: list[tuple[list[str], dict[str, str], str]] = [
+        (["--store", str(tmp_path / "file" / "models")], {}, "store cannot be used: Not a directory"),
+        (["--port", "99999"], {}, "setting port"),
+        ([], {"DICTSERVE_MAX_ROWS": "many"}, "setting max_rows"),
+        ([], {"DICTSERVE_DEVICES": "tpu"}, "setting devices"),
+    ]
+    for options, environment, said in bad:
+        command = [sys.executable, "-m", "app", "serve", "--port", "0", "--store", str(tmp_path / "m"), *options]
+        run = subprocess.run(command, env=os.environ | environment, capture_output=True, text=True, timeout=30)
+        assert run.returncode != 0
+        assert said in run.stderr
+        assert len(run.stderr.strip().splitlines()) == 1, run.stderr
+
+
+def test_requests_leak_no_handles(shared: Service) -> None:
+    """File handles of both processes, after 300 large and small ones, some of them cut off."""
+    if shared.client.get("/dictionaries/digits").status_code != 200:
+        fit_digits(shared)
+
+    def handles() -> list[int]:
+        return [len(os.listdir(f"/proc/{pid}/fd")) for pid in (shared.pid, shared.worker_pid)]
+
+    large = npy(np.tile(HELD_OUT, (3, 1)))
+    shared.client.post("/encode?dictionary=digits", content=large).raise_for_status()
+    before = handles()
+    for _ in range(30):
+        shared.client.post("/encode?dictionary=digits", content=large).raise_for_status()
+        shared.client.post("/encode?dictionary=digits", content=large[:-4])
+        with contextlib.suppress(httpx.TransportError):
+            httpx.post(f"{shared.url}/encode?dictionary=digits", content=large, timeout=0.005)
+    time.sleep(1)
+    codes(shared)
+    after = handles()
+    assert all(now <= then + 2 for now, then in zip(after, before, strict=True)), (before, after)
