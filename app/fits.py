@@ -54,7 +54,6 @@ class _Running:
     job: str
     progress: Progress
     loss_history: list[tuple[int, float]] = field(default_factory=list)
-    ended: asyncio.Event = field(default_factory=asyncio.Event)
 
 
 class Fits:
@@ -69,6 +68,7 @@ class Fits:
         self._database = ThreadPoolExecutor(1, thread_name_prefix="jobs")
         self._wake = asyncio.Event()
         self._running: _Running | None = None
+        self._turn = asyncio.Event()  # set, and replaced by the next, each time a job ends
         self._loop: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
@@ -99,6 +99,19 @@ class Fits:
     async def get(self, id: str) -> Job:
         return self._freshened((await self._in_thread(self._jobs.get, id)).job)
 
+    async def wait(self, id: str, seconds: float) -> Job:
+        """The job once it has ended, or as it is when the time is up."""
+        deadline = time.monotonic() + seconds
+        while True:
+            turn = self._turn
+            job = await self.get(id)
+            remaining = deadline - time.monotonic()
+            if job.state in ENDED or remaining <= 0:
+                return job
+            # Another process's job turns no event here: look again now and then.
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(turn.wait(), min(remaining, IDLE_SECONDS))
+
     async def newest(self, limit: int) -> list[Job]:
         return [self._freshened(record.job) for record in await self._in_thread(self._jobs.newest, limit)]
 
@@ -116,14 +129,15 @@ class Fits:
 
     async def _try_cancel(self, record: Record) -> None:
         """One try at ending a job where it is now; it may move on meanwhile (be claimed, lose its worker, end)."""
-        running = self._running
+        running, turn = self._running, self._turn
         if record.job.state == "queued":
             if await self._in_thread(self._jobs.cancel, record.job.id, "queued"):
                 self.uploads.discard(record.data["file"])
+                self._end_turn()
         elif running is not None and running.job == record.job.id:
             with contextlib.suppress(WorkerUnavailable, TimeoutError):
                 await self._supervisor.tell(CancelFit(running.job))
-                await asyncio.wait_for(running.ended.wait(), RETRY_SECONDS)
+                await asyncio.wait_for(turn.wait(), RETRY_SECONDS)
         else:
             await asyncio.sleep(0.1)
 
@@ -179,8 +193,12 @@ class Fits:
         finally:
             task = asyncio.current_task()
             if task is None or not task.cancelling():  # else `stop` puts the job back
-                self._running.ended.set()
                 self._running = None
+                self._end_turn()
+
+    def _end_turn(self) -> None:
+        turn, self._turn = self._turn, asyncio.Event()
+        turn.set()
 
     async def _attempt(self, record: Record, running: _Running) -> None:
         job = record.job

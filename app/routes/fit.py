@@ -1,27 +1,41 @@
 """``POST /fit``: activations → a job that learns a dictionary."""
 
 import asyncio
+import re
+from typing import Annotated
 
-from fastapi import APIRouter, Request, Response
+from fastapi import APIRouter, Header, Request, Response
 
 from app.bodies import read_payload
 from app.errors import InvalidFields
+from app.jobs import ENDED
 from app.routes.openapi import array_body, problems
 from app.schemas import FitRequest, Job
 from app.services import ServicesDep
 
 router = APIRouter(tags=["fit"])
 
+MAX_WAIT_SECONDS = 600.0
+_WAIT = re.compile(r"\bwait=(\d{1,9})\b")  # RFC 7240
+
 
 @router.post(
     "/fit",
     status_code=202,
     summary="Fit a dictionary in the background",
-    responses={202: {"model": Job}, **problems(400, 406, 413, 415, 422, 503, 507)},
+    responses={
+        200: {"model": Job, "description": "The job has ended."},
+        **problems(400, 406, 413, 415, 422, 503, 507),
+    },
     openapi_extra=array_body(FitRequest),
 )
-async def fit(request: Request, response: Response, services: ServicesDep) -> Job:
-    """Starts a job. Once this has answered, the job and its data survive a crash of the service."""
+async def fit(
+    request: Request, response: Response, services: ServicesDep, prefer: Annotated[str, Header()] = ""
+) -> Job:
+    """Starts a job. Once this has answered, the job and its data survive a crash of the service.
+
+    With the header `Prefer: wait=30` it waits up to 30 s for the job's end, and then answers 200 with its record.
+    """
     uploads = services.fits.uploads
     upload = uploads.new_path()
     try:
@@ -35,6 +49,13 @@ async def fit(request: Request, response: Response, services: ServicesDep) -> Jo
     except BaseException:
         uploads.discard(upload.name)
         raise
+    wait = _WAIT.search(prefer)
+    if wait is not None:
+        job = await services.fits.wait(job.id, min(float(wait[1]), MAX_WAIT_SECONDS))
+        response.headers["Preference-Applied"] = wait[0]
     response.headers["Location"] = f"/jobs/{job.id}"
-    response.headers["Retry-After"] = "1"
+    if job.state in ENDED:
+        response.status_code = 200
+    else:
+        response.headers["Retry-After"] = "1"
     return job

@@ -15,8 +15,6 @@ import numba
 import numpy as np
 import orjson
 import torch
-from core.metrics import measure_steps
-from core.warm import warm
 
 import core
 from app import __version__
@@ -38,6 +36,8 @@ from app.worker.messages import (
     Solved,
 )
 from core import NMF, Dictionary
+from core.metrics import measure_steps
+from core.warm import warm
 
 logger = logging.getLogger("dictserve.worker")
 

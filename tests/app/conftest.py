@@ -69,8 +69,8 @@ class WorkerDouble(Supervisor):
             shape = (message.rows, message.n_features)
             A = np.memmap(message.path, np.float32, "r", message.data_offset, shape)
             D = np.resize(A, (message.nb_concepts, message.n_features)).astype(np.float32)
-            report = {"metrics": {"relative_error": 0.5}, "loss_history": [[1, 2.0]]}
-            listener(Frame(Fitted(job, 0.01), [D, np.frombuffer(orjson.dumps(report), np.uint8)]))
+            metrics = np.frombuffer(orjson.dumps({"relative_error": 0.5}), np.uint8)
+            listener(Frame(Fitted(job, 0.01), [D, metrics, np.array([2.0])]))
 
     async def tell(self, message: ToWorker) -> None:
         assert isinstance(message, CancelFit)

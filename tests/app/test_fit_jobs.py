@@ -99,6 +99,17 @@ def test_a_running_job_tells_its_progress(client: TestClient, worker: WorkerDoub
     assert job["progress"]["eta_seconds"] == pytest.approx(0.01 * 499, abs=0.1)
 
 
+def test_a_fit_that_is_waited_for_answers_with_its_end(client: TestClient, worker: WorkerDouble) -> None:
+    answer = client.post("/fit", json=FIT, headers={"prefer": "respond-async, wait=30"})
+    assert (answer.status_code, answer.json()["state"]) == (200, "succeeded")
+    assert answer.headers["preference-applied"] == "wait=30"
+    worker.fits_hang = True
+    begun = time.monotonic()
+    answer = client.post("/fit", json=FIT, headers={"prefer": "wait=1"})
+    assert 0.9 < time.monotonic() - begun < 5
+    assert (answer.status_code, answer.json()["state"]) == (202, "running")
+
+
 def test_cancelling(client: TestClient, worker: WorkerDouble, store: Store) -> None:
     worker.fits_hang = True
     running, queued = (client.post("/fit", json=FIT).json()["id"] for _ in range(2))

@@ -1,0 +1,50 @@
+# dictserve for a GPU box. On x86-64, PyPI's torch 2.13.0 brings its own CUDA libraries; the host needs only the
+# driver and the NVIDIA container toolkit. For a CPU image, name an index with CPU builds:
+#   docker build --build-arg TORCH_INDEX=… .
+ARG BASE=python:3.11-slim-bookworm
+
+FROM ${BASE} AS build
+ARG TORCH=torch==2.13.0
+ARG TORCH_INDEX=
+ENV PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1 PYTHONDONTWRITEBYTECODE=1
+RUN python3 -m venv /opt/dictserve
+ENV PATH=/opt/dictserve/bin:$PATH
+WORKDIR /src
+
+# Torch alone first: the largest layer, and the one that changes least.
+COPY constraints.txt ./
+RUN python3 -m pip install --constraint constraints.txt ${TORCH_INDEX:+--index-url ${TORCH_INDEX}} "${TORCH}"
+
+COPY pyproject.toml README.md ./
+COPY app app
+COPY core core
+RUN python3 -m pip install --constraint constraints.txt .
+
+# Compile the kernels now rather than at every start. Their cache is keyed by the sources' times, which image layers
+# keep to the second, and by the processor: on one of another kind they are compiled once at the first start.
+RUN find /opt/dictserve -path '*/site-packages/core/*.py' -exec touch --date=2026-01-01T00:00:00Z {} + \
+    && cd / && NUMBA_CACHE_DIR=/opt/dictserve/kernels python3 -m core.warm
+
+
+FROM ${BASE}
+# Numba's threads need the OpenMP runtime, which slim images lack.
+RUN apt-get update && apt-get install --yes --no-install-recommends libgomp1 && rm -rf /var/lib/apt/lists/*
+COPY --from=build /opt/dictserve /opt/dictserve
+COPY deploy/entrypoint.sh /usr/local/bin/dictserve-entrypoint
+RUN mkdir /models && chown 10001:10001 /models
+ENV PATH=/opt/dictserve/bin:$PATH \
+    PYTHONDONTWRITEBYTECODE=1 \
+    PYTHONUNBUFFERED=1 \
+    NUMBA_CACHE_DIR=/tmp/dictserve-kernels \
+    DICTSERVE_HOST=0.0.0.0 \
+    DICTSERVE_PORT=8000 \
+    DICTSERVE_STORE=/models
+USER 10001:10001
+WORKDIR /tmp
+VOLUME /models
+EXPOSE 8000
+STOPSIGNAL SIGTERM
+HEALTHCHECK --interval=10s --timeout=5s --start-period=60s --retries=3 \
+    CMD ["python3", "-c", "import os, urllib.request as u; u.urlopen(f\"http://127.0.0.1:{os.environ['DICTSERVE_PORT']}/readyz\", timeout=4)"]
+ENTRYPOINT ["dictserve-entrypoint"]
+CMD ["serve"]
