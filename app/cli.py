@@ -1,4 +1,4 @@
-"""The command line: ``dictserve serve``."""
+"""The command line: ``dictserve serve``, ``dictserve settings``."""
 
 import logging
 import signal
@@ -13,7 +13,7 @@ from pydantic import ValidationError
 from app import __version__
 from app.errors import AppError
 from app.main import create_app
-from app.settings import Settings
+from app.settings import Settings, settings_table
 
 main = typer.Typer(
     name="dictserve",
@@ -38,24 +38,30 @@ def serve(
 ) -> None:
     """Serve over HTTP until SIGTERM or Ctrl-C. Options win over the environment (DICTSERVE_PORT, …)."""
     told = {"host": host, "port": port, "store": store}
-    settings = _settings({name: value for name, value in told.items() if value is not None})
-    app = create_app(settings)
+    chosen = _settings({name: value for name, value in told.items() if value is not None})
+    app = create_app(chosen)
     try:
         app.state.services.open()
     except AppError as error:
         sys.exit(f"dictserve: {error}")
-    logging.basicConfig(level=settings.log_level.upper(), format="%(levelname)s: %(message)s")
+    logging.basicConfig(level=chosen.log_level.upper(), format="%(levelname)s: %(message)s")
     # uvicorn stops in order at SIGTERM, and then raises it again: that is not to end the process with an error.
     signal.signal(signal.SIGTERM, lambda *_: None)
     uvicorn.run(
         app,
-        host=settings.host,
-        port=settings.port,
-        access_log=settings.access_log,
-        log_level=settings.log_level,
-        timeout_graceful_shutdown=settings.shutdown_grace_seconds,
+        host=chosen.host,
+        port=chosen.port,
+        access_log=chosen.access_log,
+        log_level=chosen.log_level,
+        timeout_graceful_shutdown=chosen.shutdown_grace_seconds,
         server_header=False,
     )
+
+
+@main.command()
+def settings() -> None:
+    """Print every setting, its default and its meaning."""
+    typer.echo(settings_table())
 
 
 def _settings(told: dict[str, Any]) -> Settings:

@@ -64,3 +64,12 @@ class Settings(BaseSettings):
         if re.fullmatch(r"auto|cpu|cuda(:\d+)?", value) is None:
             raise ValueError(f"{value!r} is not `auto`, `cpu` or `cuda:N` (one device; several are not served yet)")
         return value
+
+
+def settings_table() -> str:
+    """Every setting as a row of a Markdown table."""
+    rows = ["| setting | default | meaning |", "| --- | --- | --- |"]
+    for name, field in Settings.model_fields.items():
+        default = "" if field.default is None else f"`{field.default}`"
+        rows.append(f"| `DICTSERVE_{name.upper()}` | {default} | {field.description} |")
+    return "\n".join(rows)
