@@ -9,6 +9,8 @@ The names below are loaded on first use, so that `core.errors` and `core.checks`
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+import core.threads  # noqa: F401 (must come before torch does; nothing heavy itself)
+
 if TYPE_CHECKING:
     from core.dictionary import Dictionary, Encoded
     from core.nmf import NMF

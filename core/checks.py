@@ -59,6 +59,18 @@ def check_codes(
 def _checked(
     x: Array, *, width: int | None, width_name: str, clip: bool, name: str, dtype: type[np.floating[Any]]
 ) -> Array:
+    x = check_shape(x, width=width, width_name=width_name, name=name)
+    largest = _check_values(x, clip=clip, name=name)
+    if np.dtype(dtype) == np.float32 and not (largest == 0 or FLOAT32_TINY <= largest <= FLOAT32_MAX):
+        raise OutOfRange(
+            f"{name} reach {largest:.3g}, which float32 cannot compute with; "
+            f"rescale them so that the largest lies between {FLOAT32_TINY:.2g} and {FLOAT32_MAX:.2g}"
+        )
+    return _converted(x, clip=clip, dtype=np.dtype(dtype))
+
+
+def check_shape(x: Array, *, width: int | None = None, width_name: str, name: str) -> Array:
+    """`x` with two dimensions, once its dtype and shape are right; its values are not looked at."""
     if not isinstance(x, np.ndarray):
         raise WrongDtype(f"{name} must be a numpy array of real numbers, not {type(x).__name__}")
     if x.dtype.kind not in "fiu" or x.dtype.itemsize > 8:
@@ -71,14 +83,7 @@ def _checked(
         raise WrongShape(f"{name} are empty, of shape {x.shape}; at least one row and one column are needed")
     if width is not None and x.shape[1] != width:
         raise WrongShape(f"{name} have {x.shape[1]} columns; this dictionary has {width} {width_name}")
-
-    largest = _check_values(x, clip=clip, name=name)
-    if np.dtype(dtype) == np.float32 and not (largest == 0 or FLOAT32_TINY <= largest <= FLOAT32_MAX):
-        raise OutOfRange(
-            f"{name} reach {largest:.3g}, which float32 cannot compute with; "
-            f"rescale them so that the largest lies between {FLOAT32_TINY:.2g} and {FLOAT32_MAX:.2g}"
-        )
-    return _converted(x, clip=clip, dtype=np.dtype(dtype))
+    return x
 
 
 def _check_values(x: Array, *, clip: bool, name: str) -> float:

@@ -1,12 +1,12 @@
 """A, read in chunks of rows, each small enough that the work on it is one bounded slice."""
 
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 
 import torch
 
 from core.scaling import exponents_of, times_power_of_two
 
-# Multiply-adds of one slice: about 10 ms on two cores. The chunk size must depend on shapes alone, never on
+# Multiply-adds of one slice: about 10 ms on two cores. The size of a chunk depends on shapes alone, never on
 # measured time, so that the same data and seed give the same dictionary.
 SLICE_WORK = 400_000_000
 SMALLEST_CHUNK = 64
@@ -15,23 +15,43 @@ SMALLEST_CHUNK = 64
 class Chunks:
     """The rows of A (n, d), float32 and contiguous, which is never copied.
 
-    Where the largest value is extraordinary every chunk is scaled, as it is read, by one power of two that brings
-    that value near one; `exponent` is that of the values as stored.
+    Where the largest value is extraordinary, every chunk is scaled as it is read by the one power of two that
+    brings that value near one.
+
+    Attributes, known once `survey` has run:
+        exponent: A = (what is read)·2^exponent; 0 where the values are ordinary.
+        mean, energy: mean value and sum of squares of what is read.
     """
+
+    exponent: int
+    mean: float
+    energy: float
 
     def __init__(self, A: torch.Tensor, nb_concepts: int) -> None:
         self.A = A
         self.n_rows, self.n_features = A.shape
-        exponents = exponents_of(A.amax()[None])
-        self.exponent = 0 if exponents is None else int(exponents)
         self.size = chunk_size(self.n_features, nb_concepts)
+
+    def survey(self) -> Generator[None, None, None]:
+        """One pass over A for the attributes."""
+        peak = total = energy = 0.0
+        for rows in slices(self.n_rows, self.size):
+            block = self.A[rows]
+            peak = max(peak, float(block.amax()))
+            total += float(block.sum(dtype=torch.float64))
+            energy += float(torch.linalg.vector_norm(block, dtype=torch.float64)) ** 2
+            yield
+        exponents = exponents_of(torch.tensor([peak]))
+        self.exponent = 0 if exponents is None else int(exponents)
+        self.mean = total / self.A.numel() * 2.0**-self.exponent
+        self.energy = energy * 4.0**-self.exponent
 
     def __iter__(self) -> Iterator[tuple[slice, torch.Tensor]]:
         for rows in slices(self.n_rows, self.size):
             yield rows, self.read(rows)
 
     def read(self, rows: slice | torch.Tensor) -> torch.Tensor:
-        """Some rows, scaled; a view of A where the scale is ordinary."""
+        """Some rows; a view of A where the values are ordinary."""
         block = self.A[rows]
         if self.exponent == 0:
             return block

@@ -15,13 +15,15 @@ Start = Generator[None, None, tuple[torch.Tensor, torch.Tensor]]
 MOST_COMPONENTS = 256
 # Passes of subspace iteration: one more sharpens vectors that the first iterations of the fit change anyway.
 POWER_PASSES = 2
+# Zeros are filled with this share of √(mean(A)/k): enough to grow from, too little to blur the vectors.
+FILL_SHARE = 0.1
 # Singular values below this share of the largest are float32 rounding.
 RANK_SHARE = 1e-5
 
 
 def random(chunks: Chunks, nb_concepts: int, generator: torch.Generator) -> Start:
     """|N(0, 1)|·√(mean(A)/k) everywhere, so that Z·D has about the mean of A."""
-    scale = (_mean(chunks) / nb_concepts) ** 0.5
+    scale = (chunks.mean / nb_concepts) ** 0.5
     device = chunks.A.device
     D = torch.randn(nb_concepts, chunks.n_features, generator=generator).abs_().mul_(scale).to(device)
     Z = torch.empty(chunks.n_rows, nb_concepts, device=device)
@@ -35,13 +37,14 @@ def nndsvda(chunks: Chunks, nb_concepts: int, generator: torch.Generator) -> Sta
     """Non-negative double SVD, its zeros filled (Boutsidis & Gallopoulos 2008), by randomised subspace iteration.
 
     Of each singular pair the larger of the two non-negative halves is kept (Halko, Martinsson & Tropp 2011 for the
-    pairs). Two deviations: zeros are filled with √(mean(A)/k), which makes their product, not each of them, of
-    the size of A; and concepts beyond the rank (or beyond 256) start as data rows, so that any shape will do.
+    pairs). Two deviations: zeros are filled with 0.1·√(mean(A)/k) rather than mean(A), so that Z·D, not Z and D
+    each, is of the size of A; and concepts beyond the rank (or beyond 256) start as data rows, so that any shape
+    will do.
     """
     n, d, device = chunks.n_rows, chunks.n_features, chunks.A.device
     components = min(nb_concepts, n, d, MOST_COMPONENTS)
     Z = torch.empty(n, nb_concepts, device=device)
-    fill = (_mean(chunks) / nb_concepts) ** 0.5
+    fill = FILL_SHARE * (chunks.mean / nb_concepts) ** 0.5
     yield
 
     Q = torch.randn(d, components, generator=generator).to(device)
@@ -93,7 +96,9 @@ def nndsvda(chunks: Chunks, nb_concepts: int, generator: torch.Generator) -> Sta
     return Z, D
 
 
+# Each takes chunks that have been surveyed, of an A that is not all zero.
 STARTS: dict[str, Callable[[Chunks, int, torch.Generator], Start]] = {"nndsvda": nndsvda, "random": random}
+DEFAULT_START = "nndsvda"
 
 
 def _data_rows(chunks: Chunks, count: int, generator: torch.Generator) -> torch.Tensor:
@@ -103,8 +108,3 @@ def _data_rows(chunks: Chunks, count: int, generator: torch.Generator) -> torch.
     picked = candidates[order].repeat(-(-count // len(candidates)))[:count]
     noise = torch.rand(count, chunks.n_features, generator=generator).to(chunks.A.device)
     return chunks.read(picked) * (0.5 + noise) if count > len(candidates) else chunks.read(picked)
-
-
-def _mean(chunks: Chunks) -> float:
-    total = sum(float(block.sum(dtype=torch.float64)) for _, block in chunks)
-    return total / chunks.A.numel()

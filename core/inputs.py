@@ -1,12 +1,16 @@
 """What people pass in, as one contiguous float32 tensor on the device that computes."""
 
+from collections.abc import Generator
 from typing import Any
 
 import numpy as np
 import torch
 
 from core.checks import check_activations, check_codes
-from core.errors import WrongDtype
+from core.chunks import slices
+from core.errors import InvalidArray, WrongDtype
+
+SLICE_VALUES = 1 << 22  # read in about 5 ms
 
 # what `fit`, `encode` and `decode` take
 Matrix = torch.Tensor | np.ndarray[Any, Any]
@@ -15,6 +19,23 @@ Matrix = torch.Tensor | np.ndarray[Any, Any]
 def activations(A: Matrix, device: torch.device, *, n_features: int | None = None) -> torch.Tensor:
     """(rows, n_features), checked as `core.checks.check_activations` does; shares memory with A where it can."""
     return _tensor(check_activations(as_array(A, "activations"), n_features=n_features)).to(device)
+
+
+def activations_steps(array: np.ndarray[Any, Any], device: torch.device) -> Generator[None, None, torch.Tensor]:
+    """`activations` of an array of the right shape, in bounded slices."""
+    array = array[None] if array.ndim == 1 else array
+    in_place = array.dtype == np.float32 and array.flags.c_contiguous and array.flags.aligned
+    checked = array if in_place else np.empty(array.shape, np.float32)
+    for rows in slices(len(array), max(1, SLICE_VALUES // array.shape[1])):
+        try:
+            block = check_activations(array[rows])
+        except InvalidArray:
+            check_activations(array)  # says how many values of the whole are wrong, and where the first is
+            raise
+        if not in_place:
+            checked[rows] = block
+        yield
+    return _tensor(checked).to(device)
 
 
 def codes(Z: Matrix, device: torch.device, *, nb_concepts: int) -> torch.Tensor:

@@ -31,6 +31,7 @@ def measure_steps(A: torch.Tensor, Z: torch.Tensor, D: torch.Tensor) -> Generato
     """
     k = len(D)
     chunks = Chunks(A, k)
+    yield from chunks.survey()
     scale = 2.0**-chunks.exponent
     Z_scale, D_unit = _unit_concepts(D)
     sums = _Sums(A, Z)

@@ -1,6 +1,7 @@
 """The class people know: non-negative matrix factorisation of activations, A ≈ Z·D."""
 
 from collections.abc import Generator, Iterator
+from dataclasses import replace
 from typing import Any, Literal
 
 import numpy as np
@@ -8,13 +9,14 @@ import torch
 from tqdm import tqdm
 
 from core import inputs
-from core.checks import check_activations, check_codes
+from core.checks import check_activations, check_codes, check_shape
 from core.chunks import Chunks
 from core.dictionary import ENCODE_MAX_ITER, ENCODE_TOL, Dictionary
-from core.errors import InvalidParameter, NotFitted
-from core.initial import STARTS, Start
+from core.errors import InvalidParameter, NotFitted, OutOfRange
+from core.initial import DEFAULT_START, STARTS
 from core.inputs import Matrix
-from core.progress import FitProgress
+from core.progress import FitProgress, run, tell
+from core.scaling import times_power_of_two
 from core.solvers import solver_named
 
 MAX_ITER = 500
@@ -106,23 +108,33 @@ class NMF(torch.nn.Module):
         the solver's docstring tells what is held beside it.
         """
         max_iter = self.max_iter if max_iter is None else _checked_max_iter(max_iter)
-        return self._fit_steps(inputs.activations(A, self.device), max_iter)
+        array = inputs.as_array(A, "activations")
+        check_shape(array, name="activations", width_name="features")
+        return self._fit_steps(array, max_iter)
 
-    def _fit_steps(self, A: torch.Tensor, max_iter: int) -> Iterator[FitProgress]:
+    def _fit_steps(self, array: np.ndarray[Any, Any], max_iter: int) -> Iterator[FitProgress]:
+        told = FitProgress(0, max_iter)
+        A = yield from tell(inputs.activations_steps(array, self.device), told)
         chunks = Chunks(A, self.nb_concepts)
-        if not bool(A.any()):
-            zeros = A.new_zeros(len(A), self.nb_concepts), A.new_zeros(self.nb_concepts, A.shape[1])
+        yield from tell(chunks.survey(), told)
+        if chunks.energy == 0:
+            self.Z_ = A.new_zeros(len(A), self.nb_concepts)
+            self.D = A.new_zeros(self.nb_concepts, A.shape[1])
+            self.loss_history_ = []
             yield FitProgress(0, max_iter, loss=0.0, relative_error=0.0, kkt_residual=0.0, converged=True)
-            self.Z_, self.D, self.loss_history_ = *zeros, []
             return
 
-        start = STARTS[self.init or "nndsvda"](chunks, self.nb_concepts, self._generator())
-        Z, D = yield from _told(start, FitProgress(0, max_iter))
+        start = STARTS[self.init or DEFAULT_START](chunks, self.nb_concepts, self._generator())
+        Z, D = yield from tell(start, told)
         losses: list[float] = []
-        for progress in solver_named(self.solver)(chunks, Z, D, tol=self.tol, max_iter=max_iter):
-            if progress.loss is not None and progress.iteration > len(losses):
-                losses.append(progress.loss)
-            yield progress
+        for told in solver_named(self.solver)(chunks, Z, D, tol=self.tol, max_iter=max_iter):
+            if told.loss is not None:
+                loss = told.loss * 4.0**chunks.exponent
+                told = replace(told, loss=loss)
+                if told.iteration > len(losses):
+                    losses.append(loss)
+            yield told
+        yield from tell(_with_unit_concepts(Z, D, chunks), told)
         self.Z_, self.D, self.loss_history_ = Z, D, losses
 
     def encode(self, A: Matrix, max_iter: int = ENCODE_MAX_ITER, tol: float | None = None) -> torch.Tensor:
@@ -178,7 +190,13 @@ class NMF(torch.nn.Module):
 
     def _start(self, name: str, A: Matrix) -> tuple[torch.Tensor, torch.Tensor]:
         chunks = Chunks(inputs.activations(A, self.device), self.nb_concepts)
-        return _result(STARTS[name](chunks, self.nb_concepts, self._generator()))
+        run(chunks.survey())
+        if chunks.energy == 0:
+            return chunks.A.new_zeros(chunks.n_rows, self.nb_concepts), chunks.A.new_zeros(
+                self.nb_concepts, chunks.n_features
+            )
+        Z, D = run(STARTS[name](chunks, self.nb_concepts, self._generator()))
+        return times_power_of_two(Z, torch.tensor(chunks.exponent)), D
 
     def _prepared(self) -> Dictionary:
         """The dictionary ready to solve, kept until D is another tensor or has been written to."""
@@ -203,20 +221,12 @@ def _checked_max_iter(max_iter: int) -> int:
     return int(max_iter)
 
 
-def _told(start: Start, progress: FitProgress) -> Generator[FitProgress, None, tuple[torch.Tensor, torch.Tensor]]:
-    """The same steps, each told as `progress`."""
-    while True:
-        try:
-            next(start)
-        except StopIteration as end:
-            return end.value  # type: ignore[no-any-return]
-        yield progress
-
-
-def _result(start: Start) -> tuple[torch.Tensor, torch.Tensor]:
-    """Run to the end."""
-    while True:
-        try:
-            next(start)
-        except StopIteration as end:
-            return end.value  # type: ignore[no-any-return]
+def _with_unit_concepts(Z: torch.Tensor, D: torch.Tensor, chunks: Chunks) -> Generator[None, None, None]:
+    """Every concept's norm moved into its codes, and A's scale too, in place; zero concepts get zero codes."""
+    norms = torch.linalg.vector_norm(D, dim=1, dtype=torch.float64)
+    D.copy_(D / torch.where(norms > 0, norms, 1)[:, None])
+    for rows, _ in chunks:
+        Z[rows] *= norms * 2.0**chunks.exponent
+        yield
+    if not bool(torch.isfinite(Z.amax())):
+        raise OutOfRange("the codes of this fit exceed float32; divide the activations by 1000 or more")

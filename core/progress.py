@@ -1,6 +1,13 @@
-"""What a running fit tells between two slices of its work."""
+"""What a running fit tells between two slices of its work.
 
+Work is written as generators that yield after each bounded slice and return their result.
+"""
+
+from collections.abc import Generator
 from dataclasses import dataclass
+from typing import Any, TypeVar
+
+Result = TypeVar("Result")
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,3 +29,22 @@ class FitProgress:
     relative_error: float | None = None
     kkt_residual: float | None = None
     converged: bool = False
+
+
+def tell(work: Generator[Any, None, Result], progress: FitProgress) -> Generator[FitProgress, None, Result]:
+    """The same slices of work, each told as `progress`: `result = yield from tell(work, progress)`."""
+    while True:
+        try:
+            next(work)
+        except StopIteration as end:
+            return end.value  # type: ignore[no-any-return]
+        yield progress
+
+
+def run(work: Generator[Any, None, Result]) -> Result:
+    """All slices of the work at once."""
+    while True:
+        try:
+            next(work)
+        except StopIteration as end:
+            return end.value  # type: ignore[no-any-return]

@@ -1,34 +1,30 @@
 """Who owns the cores: the only place that sets thread counts, the threading layer, and where compiled code lives.
 
-Three pools could each claim every core: numpy's BLAS, torch's OpenMP and numba's. A pool's workers spin for a
-while after their work, so pools that take turns slow each other down by whole scheduler ticks (milliseconds).
-Hence one rule: matrix products go through torch, loops through numba's OpenMP layer, numpy multiplies nothing on
-a hot path, and work too small to be worth waking a second thread runs on the caller's alone.
+Three pools could each claim every core: numpy's BLAS, torch's OpenMP and numba's. Hence one rule: matrix products
+go through torch, loops through numba's OpenMP layer, numpy multiplies nothing on a hot path, and work too small to
+be worth waking a second thread runs on the caller's alone.
+
+Torch and numba are imported only where they are needed: this module is loaded with the package, before either.
 """
 
+import os
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
-import numba
-import torch
-
 Function = TypeVar("Function", bound=Callable[..., Any])
+
+# Threads that wait by spinning take the cores that other pools and processes need. On two cores with one busy
+# neighbour a fit took 8 s spinning and 1.5 s sleeping; with none, 0.8 and 1.0 s. OpenMP reads this once, when it
+# is first loaded, so it has no effect on a process that has imported torch before.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 # Multiply-adds, about a tenth of a millisecond on one core: for less, waking a second costs more than it brings.
 SMALL_WORK = 2_000_000
 
-# nnan and ninf are left out of numba's fastmath, so that NaN still compares as NaN; what remains lets sums be
-# vectorised and fused.
+# Lets numba vectorise and fuse sums; nnan and ninf are left out, so that NaN still compares as NaN.
 FASTMATH = {"contract", "reassoc", "nsz"}
-
-try:
-    import numba.np.ufunc.omppool
-except ImportError:  # no OpenMP library on this machine
-    numba.config.THREADING_LAYER = "workqueue"  # type: ignore[attr-defined]
-else:
-    numba.config.THREADING_LAYER = "omp"  # type: ignore[attr-defined]
 
 
 def compiled(*, parallel: bool = False) -> Callable[[Function], Function]:
@@ -37,6 +33,9 @@ def compiled(*, parallel: bool = False) -> Callable[[Function], Function]:
     The cache lies in NUMBA_CACHE_DIR where that is set, else beside the source or in the user's cache directory.
     Where none of these can be written (a read-only container) the code is compiled anew in each process.
     """
+    import numba
+
+    numba.config.THREADING_LAYER = _threading_layer()  # type: ignore[attr-defined]
 
     def decorate(function: Function) -> Function:
         options: dict[str, Any] = {"fastmath": FASTMATH, "nogil": True, "parallel": parallel}
@@ -56,6 +55,8 @@ def compiled(*, parallel: bool = False) -> Callable[[Function], Function]:
 @contextmanager
 def threads_for(multiply_adds: float) -> Iterator[bool]:
     """Within: torch uses one thread for small work and all of its threads otherwise; yields whether all."""
+    import torch
+
     count = torch.get_num_threads()
     if count == 1 or multiply_adds >= SMALL_WORK:
         yield count > 1
@@ -65,3 +66,11 @@ def threads_for(multiply_adds: float) -> Iterator[bool]:
         yield False
     finally:
         torch.set_num_threads(count)
+
+
+def _threading_layer() -> str:
+    try:
+        import numba.np.ufunc.omppool  # noqa: F401
+    except ImportError:  # no OpenMP library on this machine
+        return "workqueue"
+    return "omp"

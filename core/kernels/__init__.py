@@ -22,13 +22,16 @@ def descend(
     *,
     max_sweeps: int,
     share: float,
-) -> None:
+) -> torch.Tensor:
     """Coordinate descent from the given codes, in place: Z (rows, k) and its gradient G = Z·B − C.
 
     Each row is swept until a sweep's progress (the sum of δ²·B_jj) falls to `share` of its first's, or
     `max_sweeps` times.
+
+    Returns:
+        Σ_j v_j²/B_jj of each row before the first sweep, with v_j = g_j where z_j > 0 and min(g_j, 0) elsewhere.
     """
-    _implementation(Z).descend(Z, G, B, inverse, max_sweeps, share)
+    return _implementation(Z).descend(Z, G, B, inverse, max_sweeps, share)  # type: ignore[no-any-return]
 
 
 def solve(

@@ -13,8 +13,9 @@ REFRESH_EVERY = 16  # sweeps after which the gradient is computed afresh, so tha
 
 def descend(
     Z: torch.Tensor, G: torch.Tensor, B: torch.Tensor, inverse: torch.Tensor, max_sweeps: int, share: float
-) -> None:
+) -> torch.Tensor:
     """See `core.kernels.descend`."""
+    violation = (_projected(Z, G).square() * inverse).sum(dim=1)
     rows = torch.arange(len(Z), device=Z.device)
     first = _sweep(Z, G, B, inverse)
     for _ in range(max_sweeps - 1):
@@ -25,6 +26,7 @@ def descend(
         if not going.any():
             break
         rows = rows[going]
+    return violation
 
 
 def solve(
@@ -56,8 +58,11 @@ def solve(
 
 def kkt_residual(Z: torch.Tensor, G: torch.Tensor, inverse: torch.Tensor) -> torch.Tensor:
     """max_j |v_j| / ‖d_j‖ of each row; see `core.kernels.reference.kkt_residual`."""
-    V = torch.where(Z > 0, G, G.clamp(max=0))
-    return (V * inverse.sqrt()).abs().amax(dim=1)
+    return (_projected(Z, G) * inverse.sqrt()).abs().amax(dim=1)
+
+
+def _projected(Z: torch.Tensor, G: torch.Tensor) -> torch.Tensor:
+    return torch.where(Z > 0, G, G.clamp(max=0))
 
 
 def _sweep(Z: torch.Tensor, G: torch.Tensor, B: torch.Tensor, inverse: torch.Tensor) -> torch.Tensor:

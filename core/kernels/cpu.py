@@ -27,11 +27,13 @@ PIVOT_SHARE = 1e-5
 
 def descend(
     Z: torch.Tensor, G: torch.Tensor, B: torch.Tensor, inverse: torch.Tensor, max_sweeps: int, share: float
-) -> None:
+) -> torch.Tensor:
     """See `core.kernels.descend`."""
-    arrays = Z.numpy(), G.numpy(), B.numpy(), inverse.numpy()
+    violation = Z.new_empty(len(Z))
+    arrays = Z.numpy(), G.numpy(), B.numpy(), inverse.numpy(), violation.numpy()
     with threads_for(float(Z.numel()) * B.shape[0]) as everyone:
         (_descend_parallel if everyone else _descend)(*arrays, max_sweeps, share)
+    return violation
 
 
 def solve(
@@ -82,6 +84,15 @@ def _kkt_residual(z: Array, g: Array, inverse: Array) -> float:
         if z[j] > 0 or g[j] < 0:
             worst = max(worst, g[j] * g[j] * inverse[j])
     return np.sqrt(worst)  # type: ignore[no-any-return]
+
+
+@compiled()
+def _violation(z: Array, g: Array, inverse: Array) -> float:
+    total = 0.0
+    for j in range(z.size):
+        if z[j] > 0 or g[j] < 0:
+            total += g[j] * g[j] * inverse[j]
+    return total
 
 
 @compiled()
@@ -231,14 +242,18 @@ def _solve_row(z: Array, c: Array, B: Array, inverse: Array, tolerance: float, m
 
 
 @compiled()
-def _descend(Z: Array, G: Array, B: Array, inverse: Array, max_sweeps: int, share: float) -> None:
+def _descend(Z: Array, G: Array, B: Array, inverse: Array, violation: Array, max_sweeps: int, share: float) -> None:
     for i in range(Z.shape[0]):
+        violation[i] = _violation(Z[i], G[i], inverse)
         _descend_row(Z[i], G[i], B, inverse, max_sweeps, share)
 
 
 @compiled(parallel=True)
-def _descend_parallel(Z: Array, G: Array, B: Array, inverse: Array, max_sweeps: int, share: float) -> None:
+def _descend_parallel(
+    Z: Array, G: Array, B: Array, inverse: Array, violation: Array, max_sweeps: int, share: float
+) -> None:
     for i in numba.prange(Z.shape[0]):
+        violation[i] = _violation(Z[i], G[i], inverse)
         _descend_row(Z[i], G[i], B, inverse, max_sweeps, share)
 
 

@@ -8,7 +8,7 @@ import torch
 from core.chunks import Chunks
 from core.errors import UnknownSolver
 from core.progress import FitProgress
-from core.solvers.hals import hals
+from core.solvers import hals
 
 
 class Solver(Protocol):
@@ -18,7 +18,7 @@ class Solver(Protocol):
         """Yields after each bounded slice of work; Z (n, k) and D (k, d) hold the result at the end."""
 
 
-SOLVERS: dict[str, Solver] = {"hals": hals}
+SOLVERS: dict[str, Solver] = {"hals": hals.solve}
 
 _PLANNED = ("mu", "pgd", "anls")
 

@@ -1,0 +1,55 @@
+"""Dead concepts brought back from what is not yet explained."""
+
+from collections.abc import Generator
+
+import torch
+
+from core.chunks import Chunks
+
+MOST_AT_ONCE = 128
+CANDIDATES_PER_CONCEPT = 4
+# A row whose unexplained part holds less than this share of its norm is explained to float32 rounding.
+EXPLAINED_SHARE = 1e-4
+
+
+def revive(
+    chunks: Chunks, Z: torch.Tensor, concepts: torch.Tensor, dead: torch.Tensor
+) -> Generator[None, None, bool]:
+    """Give dead concepts new directions: the positive parts of the worst-reconstructed rows' errors, far apart.
+
+    Their codes start at zero, so that the loss stays as it is, and the next update of Z must use them: at such a
+    row the gradient of the new concept is −‖error₊‖. One pass over A, in bounded slices; returns whether any
+    concept was revived: none is where A is explained to rounding.
+
+    Args:
+        Z, concepts: (n, k) and (d, k), written to in place.
+        dead: bool (k,).
+    """
+    revived = torch.nonzero(dead).squeeze(1)[:MOST_AT_ONCE]
+    keep = CANDIDATES_PER_CONCEPT * len(revived)
+    errors = chunks.A.new_empty(0, chunks.n_features)
+    for rows, block in chunks:
+        Z[rows, revived] = 0
+        error = torch.addmm(block, Z[rows], concepts.T, alpha=-1).clamp_(min=0)
+        unexplained = error.norm(dim=1) > EXPLAINED_SHARE * block.norm(dim=1)
+        errors = torch.cat([errors, error[unexplained]])
+        worst = errors.norm(dim=1).topk(min(keep, len(errors))).indices
+        errors = errors[worst]
+        yield
+    chosen = far_apart(errors, len(revived))
+    concepts[:, revived[: len(chosen)]] = (chosen / chosen.norm(dim=1, keepdim=True)).T
+    return len(chosen) > 0
+
+
+def far_apart(rows: torch.Tensor, count: int) -> torch.Tensor:
+    """Up to `count` of the rows, each the longest once the part along those chosen before is taken away."""
+    left, chosen = rows.clone(), []
+    for _ in range(min(count, len(rows))):
+        lengths = left.norm(dim=1)
+        longest = int(lengths.argmax())
+        if lengths[longest] <= EXPLAINED_SHARE * rows[longest].norm():
+            break  # the rest lies in the span of those chosen
+        chosen.append(longest)
+        direction = left[longest] / lengths[longest]
+        left -= torch.outer(left @ direction, direction)
+    return rows[chosen]
