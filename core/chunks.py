@@ -8,7 +8,7 @@ from core.scaling import exponents_of, times_power_of_two
 
 # Multiply-adds of one slice: about 10 ms on two cores. The size of a chunk depends on shapes alone, never on
 # measured time, so that the same data and seed give the same dictionary.
-SLICE_WORK = 400_000_000
+SLICE_WORK = 600_000_000
 SMALLEST_CHUNK = 64
 
 

@@ -15,9 +15,6 @@ from core.threads import threads_for
 ENCODE_TOL = 1e-6
 ENCODE_MAX_ITER = 300
 
-# Rows are solved in groups whose cross products take at most this many values (64 MiB of float32).
-GROUP_VALUES = 1 << 24
-
 
 @dataclass(frozen=True, slots=True)
 class Encoded:
@@ -88,11 +85,7 @@ class Dictionary:
         if max_iter < 1:
             raise InvalidParameter(f"max_iter is {max_iter}; it must be at least 1")
         A = _matrix(A, self.device)
-        groups = torch.split(A, max(1, GROUP_VALUES // self.nb_concepts))
-        parts = [self._encode_group(group, tol, max_iter) for group in groups]
-        codes, residual = (
-            parts[0] if len(parts) == 1 else (torch.cat(tensors) for tensors in zip(*parts, strict=True))
-        )
+        codes, residual = self._solve(A, tol, max_iter)
         return Encoded(codes, residual, residual <= tol)
 
     def decode(self, Z: torch.Tensor | np.ndarray[Any, Any]) -> torch.Tensor:
@@ -110,15 +103,13 @@ class Dictionary:
                 A = _scaled(_scaled(Z, -exponents[:, None]) @ self.D, exponents[:, None])
         return _in_range(A, "activations")
 
-    def _encode_group(self, A: torch.Tensor, tol: float, max_iter: int) -> tuple[torch.Tensor, torch.Tensor]:
+    def _solve(self, A: torch.Tensor, tol: float, max_iter: int) -> tuple[torch.Tensor, torch.Tensor]:
         exponents = exponents_of(A.amax(dim=1))
         if exponents is not None:
             A = _scaled(A, -exponents[:, None])
-        with threads_for(float(A.numel()) * self.nb_concepts):
-            norms = torch.linalg.vector_norm(A, dim=1)
-            C = A @ self._scaled_D.T
+        norms = torch.linalg.vector_norm(A, dim=1)
         Z, residual = kernels.solve(
-            A, self._scaled_D, C, self._B, self._inverse, tolerance=tol * norms, max_sweeps=max_iter
+            A, self._scaled_D, self._B, self._inverse, tolerance=tol * norms, max_sweeps=max_iter
         )
         residual = torch.where(norms > 0, residual / norms, 0)
         if exponents is None and self._exponents is None:

@@ -53,17 +53,20 @@ def compiled(*, parallel: bool = False) -> Callable[[Function], Function]:
 
 
 @contextmanager
-def threads_for(multiply_adds: float) -> Iterator[bool]:
-    """Within: torch uses one thread for small work and all of its threads otherwise; yields whether all."""
+def threads_for(multiply_adds: float) -> Iterator[None]:
+    """Within: torch and numba use one thread for small work, and all that torch was given otherwise."""
+    import numba
     import torch
 
     count = torch.get_num_threads()
-    if count == 1 or multiply_adds >= SMALL_WORK:
-        yield count > 1
+    if multiply_adds >= SMALL_WORK:
+        numba.set_num_threads(min(count, numba.config.NUMBA_NUM_THREADS))  # type: ignore[attr-defined]
+        yield
         return
     torch.set_num_threads(1)
+    numba.set_num_threads(1)
     try:
-        yield False
+        yield
     finally:
         torch.set_num_threads(count)
 

@@ -37,19 +37,18 @@ def descend(
 def solve(
     A: torch.Tensor,
     D: torch.Tensor,
-    C: torch.Tensor,
     B: torch.Tensor,
     inverse: torch.Tensor,
     *,
     tolerance: torch.Tensor,
     max_sweeps: int,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Codes of A from zero, given C = A·Dᵀ: (Z of C's shape, residual of each row).
+    """Codes of A (rows, d) on D (k, d) from zero: (Z (rows, k), residual of each row).
 
     A row is done when its residual max_j |v_j|/‖d_j‖ (see `core.kernels.reference.kkt_residual`) is at most its
     `tolerance` (rows,), or after `max_sweeps`; it does not depend on the other rows.
     """
-    return _implementation(C).solve(A, D, C, B, inverse, tolerance, max_sweeps)  # type: ignore[no-any-return]
+    return _implementation(A).solve(A, D, B, inverse, tolerance, max_sweeps)  # type: ignore[no-any-return]
 
 
 def inverse_diagonal(B: torch.Tensor) -> torch.Tensor:

@@ -32,13 +32,13 @@ def descend(
 def solve(
     A: torch.Tensor,
     D: torch.Tensor,
-    C: torch.Tensor,
     B: torch.Tensor,
     inverse: torch.Tensor,
     tolerance: torch.Tensor,
     max_sweeps: int,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """See `core.kernels.solve`; by sweeps alone, for which A and D themselves are not needed."""
+    """See `core.kernels.solve`; by sweeps alone."""
+    C = A @ D.T
     Z = torch.zeros_like(C)
     residual = kkt_residual(Z, -C, inverse)
     rows = torch.nonzero(residual > tolerance).squeeze(1)

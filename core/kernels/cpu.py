@@ -30,30 +30,46 @@ def descend(
 ) -> torch.Tensor:
     """See `core.kernels.descend`."""
     violation = Z.new_empty(len(Z))
-    arrays = Z.numpy(), G.numpy(), B.numpy(), inverse.numpy(), violation.numpy()
-    with threads_for(float(Z.numel()) * B.shape[0]) as everyone:
-        (_descend_parallel if everyone else _descend)(*arrays, max_sweeps, share)
+    with threads_for(Z.numel() * B.shape[0]):
+        _descend(Z.numpy(), G.numpy(), B.numpy(), inverse.numpy(), violation.numpy(), max_sweeps, share)
     return violation
 
 
 def solve(
     A: torch.Tensor,
     D: torch.Tensor,
-    C: torch.Tensor,
     B: torch.Tensor,
     inverse: torch.Tensor,
     tolerance: torch.Tensor,
     max_sweeps: int,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """See `core.kernels.solve`; sweeps alternate with exact solves on the support."""
-    Z, residual = torch.zeros_like(C), torch.zeros_like(tolerance)
-    given = A.numpy(), D.numpy(), C.numpy(), B.numpy(), inverse.numpy(), tolerance.numpy()
-    with threads_for(float(C.numel()) * B.shape[0]) as everyone:
-        (_solve_parallel if everyone else _solve)(*given, Z.numpy(), residual.numpy(), max_sweeps)
+    """See `core.kernels.solve`; sweeps alternate with exact solves on the support.
+
+    Everything that is computed for a row is computed from that row alone, in a fixed order: its codes are the same
+    to the last bit whatever the batch. (A matrix product would round the cross products of a row differently
+    in a batch and alone, and an ill-conditioned support enlarges that a hundredfold.)
+    """
+    Z, residual = A.new_zeros(len(A), len(D)), torch.zeros_like(tolerance)
+    given = A.numpy(), D.numpy(), B.numpy(), inverse.numpy(), tolerance.numpy()
+    with threads_for(len(A) * len(D) * (A.shape[1] + len(D))):
+        _solve(*given, Z.numpy(), residual.numpy(), max_sweeps)
     return Z, residual
 
 
 # --- one row ----------------------------------------------------------------------------------------------------
+
+
+@compiled()
+def _cross(a: Array, D: Array) -> Array:
+    """a·Dᵀ."""
+    c = np.empty(D.shape[0], D.dtype)
+    for j in range(D.shape[0]):
+        d = D[j]
+        inner = a[0] - a[0]  # zero of a's dtype
+        for m in range(a.size):
+            inner += a[m] * d[m]
+        c[j] = inner
+    return c
 
 
 @compiled()
@@ -65,7 +81,7 @@ def _sweep(z: Array, g: Array, B: Array, inverse: Array) -> tuple[float, bool]:
             continue
         moved = z[j] - g[j] * inverse[j]
         if moved <= 0:
-            moved = z[j] - z[j]  # zero of z's dtype
+            moved = z[j] - z[j]
         delta = moved - z[j]
         if delta != 0:
             changed |= z[j] == 0 or moved == 0
@@ -182,34 +198,6 @@ def _exact_step(z: Array, g: Array, c: Array, B: Array, trial: Array, trial_g: A
 
 
 @compiled()
-def _polish(z: Array, a: Array, D: Array, B: Array) -> None:
-    """One step of iterative refinement on the support, its gradient (zD − a)·Dᵀ taken in double precision.
-
-    A cross product c = a·Dᵀ is rounded differently in a batch and alone, and an ill-conditioned support enlarges
-    the difference a hundredfold. The step removes it, so that a row's codes do not depend on its batch.
-    """
-    support = np.nonzero(z)[0]
-    if support.size > LARGEST_SUPPORT:
-        return
-    error = -a.astype(np.float64)
-    for j in support:
-        d, value = D[j], np.float64(z[j])
-        for m in range(a.size):
-            error[m] += value * d[m]
-    L, step = np.empty((support.size, support.size), z.dtype), np.empty(support.size, z.dtype)
-    for i in range(support.size):
-        d, gradient = D[support[i]], 0.0
-        for m in range(a.size):
-            gradient += error[m] * d[m]
-        step[i] = -gradient
-    _factor(B, support, L)
-    _solve_factored(L, step)
-    for i in range(support.size):
-        j = support[i]
-        z[j] = max(z[j] + step[i], 0)
-
-
-@compiled()
 def _descend_row(z: Array, g: Array, B: Array, inverse: Array, max_sweeps: int, share: float) -> None:
     first, _ = _sweep(z, g, B, inverse)
     for _ in range(max_sweeps - 1):
@@ -241,51 +229,16 @@ def _solve_row(z: Array, c: Array, B: Array, inverse: Array, tolerance: float, m
 # --- all rows ---------------------------------------------------------------------------------------------------
 
 
-@compiled()
-def _descend(Z: Array, G: Array, B: Array, inverse: Array, violation: Array, max_sweeps: int, share: float) -> None:
-    for i in range(Z.shape[0]):
-        violation[i] = _violation(Z[i], G[i], inverse)
-        _descend_row(Z[i], G[i], B, inverse, max_sweeps, share)
-
-
 @compiled(parallel=True)
-def _descend_parallel(
-    Z: Array, G: Array, B: Array, inverse: Array, violation: Array, max_sweeps: int, share: float
-) -> None:
+def _descend(Z: Array, G: Array, B: Array, inverse: Array, violation: Array, max_sweeps: int, share: float) -> None:
     for i in numba.prange(Z.shape[0]):
         violation[i] = _violation(Z[i], G[i], inverse)
         _descend_row(Z[i], G[i], B, inverse, max_sweeps, share)
 
 
-@compiled()
-def _solve(
-    A: Array,
-    D: Array,
-    C: Array,
-    B: Array,
-    inverse: Array,
-    tolerance: Array,
-    Z: Array,
-    residual: Array,
-    max_sweeps: int,
-) -> None:
-    for i in range(C.shape[0]):
-        residual[i] = _solve_row(Z[i], C[i], B, inverse, tolerance[i], max_sweeps)
-        _polish(Z[i], A[i], D, B)
-
-
 @compiled(parallel=True)
-def _solve_parallel(
-    A: Array,
-    D: Array,
-    C: Array,
-    B: Array,
-    inverse: Array,
-    tolerance: Array,
-    Z: Array,
-    residual: Array,
-    max_sweeps: int,
+def _solve(
+    A: Array, D: Array, B: Array, inverse: Array, tolerance: Array, Z: Array, residual: Array, max_sweeps: int
 ) -> None:
-    for i in numba.prange(C.shape[0]):
-        residual[i] = _solve_row(Z[i], C[i], B, inverse, tolerance[i], max_sweeps)
-        _polish(Z[i], A[i], D, B)
+    for i in numba.prange(A.shape[0]):
+        residual[i] = _solve_row(Z[i], _cross(A[i], D), B, inverse, tolerance[i], max_sweeps)
