@@ -19,6 +19,10 @@ Array = np.ndarray[Any, np.dtype[Any]]
 # On digits activations at k = 64 to 256, 4 to 20 and 1 to 2 cost the same within a tenth.
 SWEEPS_AT_FIRST = 8
 SWEEPS_BETWEEN = 2
+# An exact step cut short sets a concept or more to zero, and sweeps soon put that right. Rows that are not done
+# after so many sweeps (dependent concepts, as a rule) take up to so many exact steps in a row instead.
+PATIENCE = 40
+EXACT_STEPS = 16
 # Supports beyond this are left to the sweeps: their factor would not fit a core's cache.
 LARGEST_SUPPORT = 1024
 # A pivot below this share of its diagonal is rounding: that concept is a combination of those before it.
@@ -95,10 +99,13 @@ def _sweep(z: Array, g: Array, B: Array, inverse: Array) -> tuple[float, bool]:
 
 @compiled()
 def _kkt_residual(z: Array, g: Array, inverse: Array) -> float:
+    """As the definition; every comparison is one that NaN does not pass unseen."""
     worst = 0.0
     for j in range(z.size):
-        if z[j] > 0 or g[j] < 0:
-            worst = max(worst, g[j] * g[j] * inverse[j])
+        if z[j] > 0 or not g[j] >= 0:
+            relative = g[j] * g[j] * inverse[j]
+            if not relative <= worst:
+                worst = relative
     return np.sqrt(worst)  # type: ignore[no-any-return]
 
 
@@ -106,7 +113,7 @@ def _kkt_residual(z: Array, g: Array, inverse: Array) -> float:
 def _violation(z: Array, g: Array, inverse: Array) -> float:
     total = 0.0
     for j in range(z.size):
-        if z[j] > 0 or g[j] < 0:
+        if z[j] > 0 or not g[j] >= 0:
             total += g[j] * g[j] * inverse[j]
     return total
 
@@ -165,21 +172,30 @@ def _solve_factored(L: Array, x: Array) -> None:
 
 
 @compiled()
-def _exact_step(z: Array, g: Array, c: Array, B: Array, trial: Array, trial_g: Array) -> None:
+def _exact_step(z: Array, g: Array, c: Array, B: Array, trial: Array, trial_g: Array) -> bool:
     """Towards the minimiser on the support of z, in place, never uphill.
 
-    The whole step, negative coordinates set to zero, where that lowers the objective (it nearly always does);
-    else as far along it as all coordinates stay non-negative (Lawson & Hanson 1974).
+    A concept that others of the support span goes to zero, so that supports do not outgrow the rank. The step is
+    taken whole, negative coordinates set to zero, where that lowers the objective (it nearly always does); else it
+    is cut short where the first coordinate reaches zero (Lawson & Hanson 1974), which is what is returned.
     """
     support = np.nonzero(z)[0]
     L, step = np.empty((support.size, support.size), z.dtype), np.empty(support.size, z.dtype)
     _factor(B, support, L)
     for i in range(support.size):
         step[i] = -g[support[i]]
+    for i in range(support.size):
+        if L[i, i] == 0:  # its share of zD passes to the concepts that span it
+            dependent = B[support[i]]
+            for j in range(support.size):
+                step[j] += dependent[support[j]] * z[support[i]]
     _solve_factored(L, step)
+    for i in range(support.size):
+        if L[i, i] == 0:
+            step[i] = -z[support[i]]
 
     trial[:] = 0
-    reach, length = 1.0, 1.0
+    reach = 1.0
     for i in range(support.size):
         j = support[i]
         if z[j] + step[i] > 0:
@@ -188,13 +204,15 @@ def _exact_step(z: Array, g: Array, c: Array, B: Array, trial: Array, trial_g: A
             reach = min(reach, -z[j] / step[i])
     _gradient(trial, c, B, trial_g)
 
-    if reach < length and _objective(trial, trial_g, c) > _objective(z, g, c):
+    cut_short = reach < 1 and _objective(trial, trial_g, c) > _objective(z, g, c)
+    if cut_short:
         for i in range(support.size):
             j = support[i]
             trial[j] = max(z[j] + reach * step[i], 0)
         _gradient(trial, c, B, trial_g)
     z[:] = trial
     g[:] = trial_g
+    return cut_short
 
 
 @compiled()
@@ -218,7 +236,9 @@ def _solve_row(z: Array, c: Array, B: Array, inverse: Array, tolerance: float, m
             if not _sweep(z, g, B, inverse)[1]:
                 break
         if np.count_nonzero(z) <= LARGEST_SUPPORT:
-            _exact_step(z, g, c, B, trial, trial_g)
+            for _ in range(1 if sweeps < PATIENCE else EXACT_STEPS):
+                if not _exact_step(z, g, c, B, trial, trial_g):
+                    break
         else:
             _gradient(z, c, B, g)
         residual = _kkt_residual(z, g, inverse)

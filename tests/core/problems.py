@@ -1,0 +1,50 @@
+"""Problems that the tests of this folder share."""
+
+import numpy as np
+import torch
+from scipy.optimize import nnls
+
+from demo import digits
+
+Array = np.ndarray
+
+
+def planted(
+    rows: int, n_features: int, nb_concepts: int, *, noise: float = 0.05, density: float = 0.2, seed: int = 0
+) -> tuple[Array, Array, Array]:
+    """A = Z·D + |noise| with sparse non-negative Z and D: (A, Z, D), float32."""
+    rng = np.random.default_rng(seed)
+    Z = rng.exponential(size=(rows, nb_concepts)) * (rng.random((rows, nb_concepts)) < density)
+    D = rng.exponential(size=(nb_concepts, n_features)) * (rng.random((nb_concepts, n_features)) < 0.3)
+    A = Z @ D + noise * np.abs(rng.standard_normal((rows, n_features)))
+    return A.astype(np.float32), Z.astype(np.float32), D.astype(np.float32)
+
+
+def digits_split() -> tuple[Array, Array]:
+    """(rows to fit on, held-out rows) of the digits activations."""
+    return digits.split_digits()
+
+
+def relative_error(A: Array, Z: torch.Tensor, D: torch.Tensor) -> float:
+    """‖A − ZD‖ / ‖A‖ in float64, directly."""
+    A = A.astype(np.float64)
+    return float(np.linalg.norm(A - Z.double().numpy() @ D.double().numpy()) / np.linalg.norm(A))
+
+
+def excess(A: Array, Z: torch.Tensor, D: Array) -> Array:
+    """Of each row, the loss above scipy's exact minimum, over max(minimum, 1e-3·‖a‖²)."""
+    A, D, codes = A.astype(np.float64), D.astype(np.float64), Z.double().numpy()
+    exact = np.array([nnls(D.T, a, maxiter=50 * len(D))[0] for a in A])
+    loss = 0.5 * ((A - codes @ D) ** 2).sum(axis=1)
+    minimum = 0.5 * ((A - exact @ D) ** 2).sum(axis=1)
+    return (loss - minimum) / np.maximum(minimum, 1e-3 * (A**2).sum(axis=1))
+
+
+def kkt_residual(A: Array, Z: Array, D: Array) -> Array:
+    """max_j |v_j| / (‖d_j‖·‖a‖) of each row, in float64."""
+    A, Z, D = (x.astype(np.float64) for x in (A, Z, D))
+    G = (Z @ D - A) @ D.T
+    V = np.where(Z > 0, G, np.minimum(G, 0))
+    norms = np.linalg.norm(D, axis=1)
+    relative = np.abs(V[:, norms > 0]) / norms[norms > 0]
+    return relative.max(axis=1, initial=0) / np.linalg.norm(A, axis=1)

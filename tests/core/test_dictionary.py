@@ -1,0 +1,134 @@
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from core import Dictionary, errors
+from core.dictionary import ENCODE_TOL
+from tests.core.problems import digits_split, excess, kkt_residual, planted
+
+
+@pytest.fixture(scope="module")
+def digits_dictionary() -> Dictionary:
+    from core import NMF
+
+    return Dictionary(NMF(64, seed=0, max_iter=30).fit(digits_split()[0])[1])
+
+
+@pytest.mark.parametrize(("d", "k"), [(60, 20), (60, 60), (100, 150), (3, 1), (1, 4)])
+def test_encode_is_exact(d: int, k: int) -> None:
+    A, _, D = planted(60, d, k, seed=d + k)
+    encoded = Dictionary(D).encode(A)
+    assert bool(encoded.converged.all())
+    assert float(encoded.kkt_residual.max()) <= ENCODE_TOL
+    assert excess(A, encoded.codes, D).max() <= 1e-6
+    assert kkt_residual(A, encoded.codes.numpy(), D).max() <= 5e-6
+
+
+def test_encode_converges_on_far_more_concepts_than_features() -> None:
+    """The gram is singular and the data is met exactly: nearly any support will do, and few sweeps tell it."""
+    A, _, D = planted(60, 40, 120, seed=160)
+    encoded = Dictionary(D).encode(A)
+    assert bool(encoded.converged.all())
+    assert excess(A, encoded.codes, D).max() <= 1e-5
+
+
+def test_encode_is_exact_on_digits(digits_dictionary: Dictionary) -> None:
+    A = digits_split()[1][:100]
+    encoded = digits_dictionary.encode(A)
+    assert bool(encoded.converged.all())
+    assert excess(A, encoded.codes, digits_dictionary.D.numpy()).max() <= 1e-6
+
+
+def test_a_row_does_not_depend_on_its_batch_nor_on_history(digits_dictionary: Dictionary) -> None:
+    A = np.ascontiguousarray(np.concatenate(digits_split())[:1000])
+    together = digits_dictionary.encode(A).codes
+    alone = torch.cat([digits_dictionary.encode(A[i : i + 1]).codes for i in range(0, 1000, 20)])
+    assert torch.equal(together[::20], alone)
+    assert torch.equal(together, digits_dictionary.encode(A).codes)
+    assert torch.equal(together.flip(0), digits_dictionary.encode(A[::-1].copy()).codes)
+
+
+def test_unreachable_tolerance_is_told() -> None:
+    A, _, D = planted(20, 50, 40)
+    encoded = Dictionary(D).encode(A, tol=1e-6, max_iter=1)
+    assert not bool(encoded.converged.all())
+    assert torch.equal(encoded.converged, encoded.kkt_residual <= 1e-6)
+
+
+@settings(deadline=None, max_examples=60)
+@given(a=st.integers(-60, 60), b=st.integers(-60, 60), mixed=st.booleans(), seed=st.integers(0, 1000))
+def test_any_scale(a: int, b: int, mixed: bool, seed: int) -> None:
+    """Codes of 2^a·A on 2^b·D are 2^(a−b) times those of A on D, from 1e-18 to 1e18, mixed within A and D too."""
+    A, _, D = planted(6, 20, 12, seed=seed)
+    rows = 2.0 ** (a * (np.arange(6) % 2 if mixed else np.ones(6)))
+    concepts = 2.0 ** (b * (np.arange(12) % 2 if mixed else np.ones(12)))
+    scaled_A, scaled_D = (A * rows[:, None]).astype(np.float32), (D * concepts[:, None]).astype(np.float32)
+    encoded = Dictionary(scaled_D).encode(scaled_A)
+    plain = Dictionary(D).encode(A)
+    assert bool(encoded.converged.all())
+    expected = plain.codes.double().numpy() * rows[:, None] / concepts
+    np.testing.assert_allclose(
+        encoded.codes.numpy(), expected, rtol=2e-3, atol=1e-4 * expected.max(axis=0, initial=0).min()
+    )
+    decoded = Dictionary(scaled_D).decode(encoded.codes).double().numpy() / rows[:, None]
+    np.testing.assert_allclose(decoded, (plain.codes @ torch.from_numpy(D)).numpy(), rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("a", "b"), [(1e30, 1e30), (1e-30, 1e-30), (1e30, 1e10), (1e-30, 1e-10), (1e37, 1), (1e-37, 1)]
+)
+def test_extremes(a: float, b: float) -> None:
+    A, _, D = planted(6, 20, 12)
+    A, D = A / A.max(), D / D.max()
+    encoded = Dictionary((D * b).astype(np.float32)).encode((A * a).astype(np.float32))
+    assert bool(encoded.converged.all())
+    plain = Dictionary(D).encode(A).codes.double()
+    torch.testing.assert_close(encoded.codes.double() * (b / a), plain, rtol=1e-3, atol=1e-4)
+
+
+def test_codes_beyond_float32_are_an_error_not_infinity() -> None:
+    A, _, D = planted(2, 8, 3)
+    with pytest.raises(errors.OutOfRange, match="codes would exceed"):
+        Dictionary(D * np.float32(1e-30)).encode(A * np.float32(1e30))
+    with pytest.raises(errors.OutOfRange, match="activations would exceed"):
+        Dictionary(D * np.float32(1e30)).decode(np.full((1, 3), 1e30, np.float32))
+
+
+def test_zero_rows_and_zero_concepts() -> None:
+    A, _, D = planted(5, 20, 6)
+    A[2], D[1] = 0, 0
+    encoded = Dictionary(D).encode(A)
+    assert bool((encoded.codes[2] == 0).all())
+    assert bool((encoded.codes[:, 1] == 0).all())
+    assert float(encoded.kkt_residual[2]) == 0
+    assert bool(encoded.converged.all())
+    nothing = Dictionary(np.zeros((3, 20), np.float32)).encode(A)
+    assert bool((nothing.codes == 0).all())
+    assert bool(nothing.converged.all())
+
+
+def test_decode() -> None:
+    _, Z, D = planted(7, 20, 6)
+    np.testing.assert_allclose(Dictionary(D).decode(Z).numpy(), Z.astype(float) @ D, rtol=1e-5)
+
+
+def test_parameters_are_checked() -> None:
+    dictionary = Dictionary(np.eye(3, dtype=np.float32))
+    for tol in (0, -1, float("nan")):
+        with pytest.raises(errors.InvalidParameter, match="tol"):
+            dictionary.encode(torch.ones(1, 3), tol=tol)
+    with pytest.raises(errors.InvalidParameter, match="max_iter"):
+        dictionary.encode(torch.ones(1, 3), max_iter=0)
+
+
+def test_it_is_what_it_says_and_keeps_its_own_copy() -> None:
+    D = torch.rand(30, 50)
+    dictionary = Dictionary(D)
+    assert (dictionary.nb_concepts, dictionary.n_features, dictionary.device) == (30, 50, torch.device("cpu"))
+    assert dictionary.nbytes == 4 * (30 * 50 + 30 * 30 + 30)
+    before = dictionary.encode(torch.ones(1, 50)).codes
+    D.zero_()
+    assert torch.equal(dictionary.encode(torch.ones(1, 50)).codes, before)
+    assert dictionary.encode(torch.ones(1, 50, dtype=torch.float64)).codes.dtype == torch.float32

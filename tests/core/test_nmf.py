@@ -1,0 +1,387 @@
+import io
+from dataclasses import FrozenInstanceError
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from sklearn.decomposition import NMF as ScikitNMF  # noqa: N811
+
+from core import NMF, FitProgress, errors
+from tests.core.problems import digits_split, planted, relative_error
+
+
+def steps_of(model: NMF, A: np.ndarray, max_iter: int | None = None) -> list[FitProgress]:
+    return list(model.fit_steps(A, max_iter))
+
+
+@pytest.fixture(scope="module")
+def fitted() -> NMF:
+    model = NMF(10, seed=0)
+    model.fit(planted(200, 40, 10)[0])
+    return model
+
+
+# --- how good ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_digits_are_fitted_better_than_by_scikit_learn(seed: int) -> None:
+    """On the rows fitted and on held-out ones, and with no dead concept."""
+    fit, held_out = digits_split()
+    peer = ScikitNMF(64, init="nndsvda", solver="cd", max_iter=200, random_state=0)
+    with pytest.warns(match="Maximum number of iterations"):
+        peer_Z = peer.fit_transform(fit)
+    peer_D = torch.from_numpy(peer.components_)
+
+    model = NMF(64, seed=seed)
+    Z, D = model.fit(fit)
+    assert relative_error(fit, Z, D) <= relative_error(fit, torch.from_numpy(peer_Z), peer_D)
+    codes, peer_codes = model.encode(held_out), torch.from_numpy(peer.transform(held_out))
+    assert relative_error(held_out, codes, D) <= relative_error(held_out, peer_codes, peer_D)
+    assert int((Z.norm(dim=0) == 0).sum()) == 0
+    assert int((D.norm(dim=1) == 0).sum()) == 0
+
+
+def test_planted_factors_are_found() -> None:
+    A, _, D = planted(1500, 100, 20, noise=0)
+    Z, found = NMF(20, seed=0, tol=1e-6).fit(A)
+    assert relative_error(A, Z, found) < 0.01
+    cosines = torch.from_numpy(D / np.linalg.norm(D, axis=1, keepdims=True)) @ found.T
+    assert float(cosines.amax(dim=1).min()) > 0.99
+
+
+@pytest.mark.parametrize("init", ["nndsvda", "random"])
+def test_the_loss_told_is_the_loss(init: str) -> None:
+    A = planted(300, 50, 12)[0]
+    model = NMF(12, seed=1, init=init, max_iter=25)
+    last = steps_of(model, A)[-1]
+    direct = relative_error(A, model.Z_, model.D)
+    assert last.relative_error == pytest.approx(direct, rel=1e-4)
+    assert last.loss == pytest.approx(0.5 * (direct * np.linalg.norm(A.astype(float))) ** 2, rel=2e-4)
+    assert model.loss_history_[-1] == last.loss
+
+
+def test_tightly_fitted_is_near_stationary() -> None:
+    A = planted(300, 50, 8)[0]
+    loose = steps_of(NMF(8, seed=0, max_iter=3), A)[-1]
+    tight = steps_of(NMF(8, seed=0, tol=0, max_iter=500), A)[-1]
+    assert tight.kkt_residual < 1e-4 < loose.kkt_residual
+
+
+def test_the_loss_falls_to_the_last() -> None:
+    A = planted(300, 50, 12)[0]
+    losses = [s.loss for s in steps_of(NMF(12, seed=0), A) if s.loss is not None]
+    rounding = 1e-7 * np.linalg.norm(A) ** 2  # of the losses before the last
+    assert losses[-1] <= min(losses) + rounding
+
+
+# --- every shape and scale --------------------------------------------------------------------------------------
+
+
+@settings(deadline=None, max_examples=50)
+@given(
+    rows=st.integers(1, 30),
+    d=st.integers(1, 20),
+    k=st.integers(1, 40),
+    exponent=st.integers(-66, 66),  # 1e-20 to 1e20
+    init=st.sampled_from([None, "nndsvda", "random"]),
+    damage=st.sampled_from(["none", "zero rows", "zero columns", "constant column", "rank one", "one value"]),
+    seed=st.integers(0, 1000),
+)
+def test_any_shape_scale_and_degeneracy(
+    rows: int, d: int, k: int, exponent: int, init: str | None, damage: str, seed: int
+) -> None:
+    A = planted(rows, d, 3, seed=seed)[0] + np.float32(0.01)
+    match damage:
+        case "zero rows":
+            A[::2] = 0
+        case "zero columns":
+            A[:, ::2] = 0
+        case "constant column":
+            A[:, 0] = 7
+        case "rank one":
+            A = np.outer(A[:, 0], A[0]).astype(np.float32)
+        case "one value":
+            A[:] = 0
+            A[-1, -1] = 1
+    model = NMF(k, seed=seed, init=init, max_iter=30)
+    Z, D = model.fit((A * 2.0**exponent).astype(np.float32))
+    assert Z.shape == (rows, k)
+    assert D.shape == (k, d)
+    for tensor in (Z, D, model.encode((A * 2.0**exponent).astype(np.float32))):
+        assert bool(torch.isfinite(tensor).all())
+        assert bool((tensor >= 0).all())
+    norms = D.norm(dim=1)
+    torch.testing.assert_close(norms[norms > 0], torch.ones(int((norms > 0).sum())), atol=1e-5, rtol=0)
+    if not A.any():
+        assert not Z.any()
+        return
+    # never worse than the best single row scaled to all the others
+    scaled = A.astype(np.float64) * 2.0**exponent
+    assert np.linalg.norm(scaled - Z.double().numpy() @ D.double().numpy()) <= np.linalg.norm(scaled) * 1.0001
+
+
+@pytest.mark.parametrize(("rows", "d", "k"), [(1, 10, 1), (10, 1, 1), (30, 20, 5), (40, 30, 10)])
+def test_scale_changes_nothing(rows: int, d: int, k: int) -> None:
+    A = planted(rows, d, k)[0]
+    Z, D = NMF(k, seed=0).fit(A)
+    for exponent in (-90, 90):
+        scaled_Z, scaled_D = NMF(k, seed=0).fit(A * np.float32(2.0**exponent))
+        torch.testing.assert_close(scaled_D, D, atol=1e-4, rtol=1e-3)
+        torch.testing.assert_close(
+            scaled_Z.double() * 2.0**-exponent, Z.double(), atol=1e-3 * float(Z.max()), rtol=1e-3
+        )
+
+
+def test_zero_data() -> None:
+    model = NMF(3)
+    Z, D = model.fit(np.zeros((5, 4), np.float32))
+    assert not Z.any()
+    assert not D.any()
+    assert not model.encode(np.ones((2, 4), np.float32)).any()
+
+
+@pytest.mark.parametrize(("rows", "d", "k"), [(200, 30, 60), (50, 100, 80), (400, 64, 64)])
+def test_more_concepts_than_rank_allows_stay_alive(rows: int, d: int, k: int) -> None:
+    Z, D = NMF(k, seed=0).fit(planted(rows, d, 40)[0])
+    assert int((Z.norm(dim=0) == 0).sum()) == 0
+    assert int((D.norm(dim=1) == 0).sum()) == 0
+
+
+# --- repeatable, and in slices ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("init", ["nndsvda", "random"])
+def test_a_seed_makes_it_repeatable(init: str) -> None:
+    A = planted(200, 40, 10)[0]
+    first, again, other = (NMF(10, seed=seed, init=init, max_iter=5).fit(A)[1] for seed in (3, 3, 4))
+    assert torch.equal(first, again)
+    assert not torch.equal(first, other)
+
+
+def test_no_seed_does_not_touch_torch_random_state() -> None:
+    state = torch.get_rng_state()
+    NMF(3).fit(planted(20, 10, 3)[0])
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_progress() -> None:
+    A = planted(200, 40, 10)[0]
+    model = NMF(10, seed=0, tol=0)
+    steps = steps_of(model, A, max_iter=7)
+    assert steps[0] == FitProgress(0, 7)
+    assert [s.iteration for s in steps] == sorted(s.iteration for s in steps)
+    assert {s.iteration for s in steps} == set(range(8))
+    assert all((s.loss is None) == (s.iteration == 0) for s in steps)
+    assert not steps[-1].converged
+    assert len(model.loss_history_) == 7
+    with pytest.raises(FrozenInstanceError):
+        steps[0].iteration = 3  # type: ignore[misc]
+
+
+def test_converged_is_told() -> None:
+    last = steps_of(NMF(5, seed=0, tol=1e-3), planted(200, 40, 5)[0], max_iter=400)[-1]
+    assert last.converged
+    assert last.iteration < 400
+
+
+def test_nothing_changes_before_the_end() -> None:
+    A = planted(200, 40, 10)[0]
+    model = NMF(10, seed=0)
+    steps = model.fit_steps(A)
+    for _ in range(5):
+        next(steps)
+    steps.close()
+    with pytest.raises(errors.NotFitted):
+        model.get_dictionary()
+
+
+def test_slices_are_many_where_the_data_is_large() -> None:
+    rows = np.random.default_rng(0).random((6000, 512), np.float32)
+    steps = steps_of(NMF(256, seed=0, max_iter=2), rows)
+    assert sum(s.iteration == 1 for s in steps) >= 6
+
+
+# --- inputs -----------------------------------------------------------------------------------------------------
+
+
+def variants(A: np.ndarray) -> list[object]:
+    return [
+        torch.from_numpy(A),
+        torch.from_numpy(A).double().requires_grad_(),
+        torch.from_numpy(np.repeat(A, 2, axis=1))[:, ::2],
+        torch.from_numpy(A.T.copy()).T,
+        A.astype(np.float64),
+        np.asfortranarray(A),
+    ]
+
+
+def test_inputs_of_every_kind_give_the_same() -> None:
+    A = planted(60, 20, 5)[0]
+    A.flags.writeable = False
+    model = NMF(5, seed=0, max_iter=10)
+    Z, D = model.fit(A)
+    codes = model.encode(A)
+    for given_A in variants(A.copy()):
+        other_Z, other_D = model.fit(given_A)
+        assert torch.equal(other_D, D)
+        assert torch.equal(other_Z, Z)
+        assert not other_Z.requires_grad
+        assert torch.equal(model.encode(given_A), codes)
+    assert model.fit(torch.from_numpy(A.copy()).to(torch.bfloat16))[1].dtype == torch.float32
+
+
+@pytest.mark.parametrize(
+    ("bad", "error"),
+    [
+        (np.array([[1.0, np.nan]]), errors.NotFinite),
+        (np.array([[1.0, -2.0]]), errors.NegativeValues),
+        (np.ones((2, 2, 2)), errors.WrongShape),
+        (np.ones((0, 2)), errors.WrongShape),
+        (np.ones((2, 2), complex), errors.WrongDtype),
+        ([[1.0, 2.0]], errors.WrongDtype),
+        (torch.ones(2, 2).to_sparse(), errors.WrongDtype),
+    ],
+)
+def test_bad_input(bad: object, error: type[Exception], fitted: NMF) -> None:
+    with pytest.raises(error):
+        NMF(2).fit(bad)
+    with pytest.raises(errors.InvalidArray):
+        fitted.encode(bad)
+
+
+def test_the_first_bad_value_of_a_large_array_is_told() -> None:
+    A = np.ones((5000, 1000), np.float32)
+    A[4900, 3] = np.nan
+    A[4950, 3] = np.nan
+    with pytest.raises(errors.NotFinite, match=r"2 NaN or infinite values.*row 4900, column 3"):
+        NMF(2).fit(A)
+
+
+def test_wrong_widths(fitted: NMF) -> None:
+    with pytest.raises(errors.WrongShape, match="41 columns; this dictionary has 40 features"):
+        fitted.encode(np.ones((2, 41)))
+    with pytest.raises(errors.WrongShape, match="9 columns; this dictionary has 10 concepts"):
+        fitted.decode(np.ones((2, 9)))
+
+
+# --- the class people know --------------------------------------------------------------------------------------
+
+
+def test_fit_encode_decode(fitted: NMF) -> None:
+    A = planted(200, 40, 10)[0]
+    Z = fitted.encode(A)
+    assert fitted.Z_.shape == Z.shape == (200, 10)
+    assert relative_error(A, Z, fitted.D) <= relative_error(A, fitted.Z_, fitted.D) + 1e-6
+    torch.testing.assert_close(fitted.decode(Z), Z @ fitted.get_dictionary())
+    assert fitted.encode(A[0]).shape == (1, 10)
+
+
+def test_encode_follows_a_dictionary_written_to(fitted: NMF) -> None:
+    A = planted(20, 40, 10)[0]
+    model = NMF(10)
+    model.load_state_dict(fitted.state_dict())
+    before = model.encode(A)
+    with torch.no_grad():
+        model.D *= 2
+    torch.testing.assert_close(model.encode(A), before / 2, atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("solver", ["mu", "pgd", "anls", "cd", ""])
+def test_unknown_solvers(solver: str) -> None:
+    for kind in (ValueError, AssertionError, errors.UnknownSolver):
+        with pytest.raises(kind, match="available: 'hals'"):
+            NMF(3, solver=solver)
+
+
+@pytest.mark.parametrize(
+    "parameters",
+    [
+        {"nb_concepts": 0},
+        {"nb_concepts": 2.5},
+        {"nb_concepts": True},
+        {"tol": -1e-3},
+        {"tol": float("nan")},
+        {"init": "svd"},
+        {"max_iter": 0},
+        {"max_iter": 1.5},
+    ],
+)
+def test_bad_parameters(parameters: dict[str, object]) -> None:
+    with pytest.raises(errors.InvalidParameter, match=next(iter(parameters))):
+        NMF(**{"nb_concepts": 3} | parameters)  # type: ignore[arg-type]
+
+
+def test_unknown_keyword() -> None:
+    with pytest.raises(TypeError, match="maxiter"):
+        NMF(3, maxiter=5)  # type: ignore[call-arg]
+
+
+def test_not_fitted() -> None:
+    model = NMF(3)
+    for call in (model.get_dictionary, lambda: model.encode(np.ones((1, 2))), lambda: model.decode(np.ones((1, 3)))):
+        with pytest.raises(ValueError, match="fit") as caught:
+            call()
+        assert isinstance(caught.value, errors.NotFitted)
+    assert not model.fitted
+
+
+def test_the_constructor_max_iter_is_fits_default() -> None:
+    A = planted(50, 20, 4)[0]
+    model = NMF(4, seed=0, tol=0, max_iter=3)
+    model.fit(A)
+    assert len(model.loss_history_) == 3
+    model.fit(A, max_iter=5)
+    assert len(model.loss_history_) == 5
+
+
+def test_state_dict_and_save(fitted: NMF) -> None:
+    A = planted(20, 40, 10)[0]
+    model = NMF(10)
+    model.load_state_dict(fitted.state_dict())
+    assert torch.equal(model.encode(A), fitted.encode(A))
+    file = io.BytesIO()
+    torch.save(fitted, file)
+    file.seek(0)
+    loaded = torch.load(file, weights_only=False)
+    assert torch.equal(loaded.encode(A), fitted.encode(A))
+    with pytest.raises(RuntimeError, match="size mismatch"):
+        NMF(11).load_state_dict(fitted.state_dict())
+
+
+def test_to_moves_it_with_and_without_a_dictionary(fitted: NMF) -> None:
+    assert NMF(3).to("meta").device == torch.device("meta")
+    model = NMF(10)
+    model.load_state_dict(fitted.state_dict())
+    model.to("meta")
+    assert model.device == model.get_dictionary().device == torch.device("meta")
+
+
+def test_initial_values() -> None:
+    A = planted(60, 30, 6)[0]
+    model = NMF(6, seed=0)
+    Z, D = model.init_nndsvda(A)
+    assert Z.shape == (60, 6)
+    assert D.shape == (6, 30)
+    assert relative_error(A, Z, D) < 1
+    for tensor, shape in ((model.init_random_z(A), (60, 6)), (model.init_random_d(A), (6, 30))):
+        assert tensor.shape == shape
+        assert bool((tensor >= 0).all())
+    assert float((model.init_random_z(A) @ model.init_random_d(A)).mean()) == pytest.approx(A.mean(), rel=0.5)
+
+
+def test_sanitisers(fitted: NMF) -> None:
+    x = fitted.sanitize_np_input(torch.ones(3, 2, dtype=torch.float64))
+    assert (x.dtype, x.shape) == (np.float32, (3, 2))
+    assert fitted.sanitize_np_codes(torch.ones(3, 10)).shape == (3, 10)
+    with pytest.raises(errors.WrongShape):
+        fitted.sanitize_np_codes(torch.ones(3, 2))
+
+
+def test_verbose_shows_the_loss(capsys: pytest.CaptureFixture[str]) -> None:
+    NMF(4, seed=0, verbose=True, max_iter=3).fit(planted(50, 20, 4)[0])
+    assert "loss=" in capsys.readouterr().err
+    NMF(4, seed=0, max_iter=3).fit(planted(50, 20, 4)[0])
+    assert capsys.readouterr().err == ""

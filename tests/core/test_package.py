@@ -1,0 +1,46 @@
+"""What the package exposes, and what importing it costs."""
+
+import subprocess
+import sys
+
+import pytest
+
+import core
+
+
+def run_fresh(code: str) -> str:
+    """The output of `code` in a fresh interpreter."""
+    return subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout.strip()
+
+
+def test_every_exported_name_is_there() -> None:
+    for name in core.__all__:
+        assert getattr(core, name).__name__ == name
+    assert set(core.__all__) <= set(dir(core))
+
+
+def test_unknown_name() -> None:
+    with pytest.raises(AttributeError, match="nonsense"):
+        core.nonsense  # noqa: B018
+
+
+@pytest.mark.parametrize("module", ["core", "core.errors", "core.checks", "core.threads"])
+def test_light_modules_load_nothing_heavy(module: str) -> None:
+    heavy = run_fresh(
+        f"import sys, {module}; print(*sorted({{'torch', 'numba', 'sklearn', 'scipy', 'tqdm'}} & set(sys.modules)))"
+    )
+    assert heavy == ""
+
+
+def test_core_knows_nothing_of_http_nor_scikit_learn() -> None:
+    loaded = run_fresh(
+        "import sys; from core import NMF, Dictionary; import core.metrics, core.warm;"
+        "print(*sorted({'fastapi', 'starlette', 'pydantic', 'sklearn', 'app'} & set(sys.modules)))"
+    )
+    assert loaded == ""
+
+
+def test_waiting_threads_sleep_unless_told_otherwise() -> None:
+    show = "import os, core; print(os.environ['OMP_WAIT_POLICY'])"
+    assert run_fresh(f"import os; os.environ.pop('OMP_WAIT_POLICY', None); {show}") == "PASSIVE"
+    assert run_fresh(f"import os; os.environ['OMP_WAIT_POLICY'] = 'ACTIVE'; {show}") == "ACTIVE"
