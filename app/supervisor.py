@@ -31,10 +31,6 @@ FIRST_BACKOFF_SECONDS = 0.1
 MAX_BACKOFF_SECONDS = 10.0
 STEADY_SECONDS = 30.0  # a worker that lived this long clears the record of deaths before it
 
-# OpenMP's threads spin while they wait for each other. Where another process (this one, say) has taken a core, they
-# spin for the one that is not running: a fit of 0.7 s then took over 100. Told to sleep instead, it took 1.3.
-WORKER_ENVIRONMENT = {"OMP_WAIT_POLICY": "passive"}
-
 State = Literal["starting", "ready", "down"]
 JobListener = Callable[[frames.Frame | None], None]  # a frame of the job's, or None: the worker died
 
@@ -131,7 +127,7 @@ class Supervisor:
                     *(sys.executable, "-m", "app.worker", str(theirs.fileno())),
                     pass_fds=(theirs.fileno(),),
                     stdin=asyncio.subprocess.DEVNULL,
-                    env=WORKER_ENVIRONMENT | os.environ | {"DICTSERVE_LOG_LEVEL": self._settings.log_level},
+                    env=os.environ | {"DICTSERVE_LOG_LEVEL": self._settings.log_level},
                 )
         except BaseException:
             ours.close()

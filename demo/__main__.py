@@ -7,15 +7,11 @@ beside scikit-learn's own NMF.
 
 import io
 import json
-import os
-import socket
 import subprocess
 import sys
 import tempfile
 import time
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import httpx
@@ -25,10 +21,10 @@ from sklearn.exceptions import ConvergenceWarning
 from tqdm import tqdm
 
 from demo.digits import digits_activations, split_digits
+from demo.service import npy, running_service
 
 NB_CONCEPTS = 64
 PEER_ITERATIONS = 200
-START_SECONDS = 180
 
 TRY_NEXT = """Try next, with `make serve` in another terminal:
 
@@ -47,49 +43,21 @@ def main() -> None:
 
     with tempfile.TemporaryDirectory() as directory:
         scratch = Path(directory)
-        with _service(scratch) as client:
+        started_service = time.perf_counter()
+        with running_service(scratch / "models") as client:
+            print(
+                f"Service: ready at {client.base_url} after {_since(started_service)} (the first start compiles kernels)"
+            )
             _fit(client, fitted_on)
             codes = _encode(client, held_out, scratch)
-            _decode(client, held_out, codes, scratch)
-            _report(client, fitted_on, held_out)
+            decoded = _decode(client, codes, scratch)
+            _report(client, fitted_on, held_out, codes, decoded)
     print(f"\nThe service has stopped. {_since(started)} in all.\n\n{TRY_NEXT}")
-
-
-@contextmanager
-def _service(scratch: Path) -> Iterator[httpx.Client]:
-    """The service on a free port and a temporary store, stopped at the end."""
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        port = listener.getsockname()[1]
-    command = [sys.executable, "-m", "app", "serve", "--port", str(port), "--store", str(scratch / "models")]
-    environment = os.environ | {"DICTSERVE_LOG_LEVEL": "warning"}
-    with subprocess.Popen(command, env=environment) as process:
-        try:
-            with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=60) as client:
-                _wait_ready(client, process)
-                yield client
-        finally:
-            process.terminate()
-
-
-def _wait_ready(client: httpx.Client, process: "subprocess.Popen[bytes]") -> None:
-    started = time.perf_counter()
-    while time.perf_counter() - started < START_SECONDS and process.poll() is None:
-        try:
-            if client.get("/readyz").status_code == 200:
-                print(
-                    f"Service: ready at {client.base_url} after {_since(started)} (the first start compiles kernels)"
-                )
-                return
-        except httpx.TransportError:
-            pass  # it does not listen yet
-        time.sleep(0.05)
-    sys.exit("the service did not start")
 
 
 def _fit(client: httpx.Client, A: np.ndarray) -> None:
     parameters = {"name": "digits", "nb_concepts": NB_CONCEPTS}
-    answer = client.post("/fit", params=parameters, content=_npy(A)).raise_for_status()
+    answer = client.post("/fit", params=parameters, content=npy(A)).raise_for_status()
     job = answer.json()
     with tqdm(total=job["progress"]["max_iter"], desc="Fit", unit="it", file=sys.stdout) as bar:
         while job["state"] in ("queued", "running"):
@@ -115,14 +83,14 @@ def _encode(client: httpx.Client, A: np.ndarray, scratch: Path) -> np.ndarray:
     print(f"Encode: 3 held-out rows as JSON with curl in {_since(started)}, converged: {by_curl['converged']}")
 
     started = time.perf_counter()
-    answer = client.post("/encode", params={"dictionary": "digits"}, content=_npy(A)).raise_for_status()
+    answer = client.post("/encode", params={"dictionary": "digits"}, content=npy(A)).raise_for_status()
     converged = answer.headers["dictserve-converged"]
     print(f"Encode: {len(A)} held-out rows as npy in {_since(started)}, converged: {converged}")
     codes = np.load(io.BytesIO(answer.content), allow_pickle=False)
     if not np.allclose(by_curl["codes"], codes[:3], rtol=1e-4, atol=1e-5 * codes.max()):
         sys.exit("curl and npy were given different codes")
 
-    row = _npy(A[:1])
+    row = npy(A[:1])
     times = []
     for _ in range(200):
         started = time.perf_counter()
@@ -132,23 +100,22 @@ def _encode(client: httpx.Client, A: np.ndarray, scratch: Path) -> np.ndarray:
     return codes
 
 
-def _decode(client: httpx.Client, A: np.ndarray, codes: np.ndarray, scratch: Path) -> None:
+def _decode(client: httpx.Client, codes: np.ndarray, scratch: Path) -> np.ndarray:
     decoded = scratch / "activations.npy"
-    (scratch / "codes.npy").write_bytes(_npy(codes))
+    (scratch / "codes.npy").write_bytes(npy(codes))
     command = ["curl", "--silent", "--show-error", "--fail", f"{client.base_url}/decode?dictionary=digits"]
     started = time.perf_counter()
     subprocess.run([*command, "--data-binary", f"@{scratch / 'codes.npy'}", "-o", decoded], check=True)
     print(f"Decode: {len(codes)} rows as npy with curl in {_since(started)}")
-    np.testing.assert_equal(np.load(decoded).shape, A.shape)
+    return np.load(decoded)
 
 
-def _report(client: httpx.Client, fitted_on: np.ndarray, held_out: np.ndarray) -> None:
+def _report(
+    client: httpx.Client, fitted_on: np.ndarray, held_out: np.ndarray, codes: np.ndarray, decoded: np.ndarray
+) -> None:
     """How good the dictionary is, beside the library that people would use instead."""
     metrics = client.get("/dictionaries/digits").raise_for_status().json()["metrics"]
-    answer = client.post("/encode", params={"dictionary": "digits"}, content=_npy(held_out)).raise_for_status()
-    Z = np.load(io.BytesIO(answer.content))
-    answer = client.post("/decode", params={"dictionary": "digits"}, content=_npy(Z)).raise_for_status()
-    ours = _relative_error(held_out, np.load(io.BytesIO(answer.content)))
+    ours = _relative_error(held_out, decoded)
 
     started = time.perf_counter()
     with warnings.catch_warnings():
@@ -162,7 +129,7 @@ def _report(client: httpx.Client, fitted_on: np.ndarray, held_out: np.ndarray) -
     print(f"  scikit-learn NMF (cd, nndsvda, {PEER_ITERATIONS} iterations)  {theirs:.5f}   ({seconds})")
     print(f"Dead concepts: {metrics['dead_concepts']}; coherence {metrics['coherence']:.2f}; R² {metrics['r2']:.4f}")
     print(
-        f"Codes: {(Z > 0).sum(axis=1).mean():.1f} of {NB_CONCEPTS} non-zero; Hoyer sparsity {metrics['sparsity']:.2f}"
+        f"Codes: {(codes > 0).sum(axis=1).mean():.1f} of {NB_CONCEPTS} non-zero; Hoyer sparsity {metrics['sparsity']:.2f}"
     )
     if ours > theirs or metrics["dead_concepts"]:
         sys.exit("the dictionary is worse than it should be")
@@ -170,12 +137,6 @@ def _report(client: httpx.Client, fitted_on: np.ndarray, held_out: np.ndarray) -
 
 def _relative_error(A: np.ndarray, approximation: np.ndarray) -> float:
     return float(np.linalg.norm(A - approximation) / np.linalg.norm(A))
-
-
-def _npy(array: np.ndarray) -> bytes:
-    buffer = io.BytesIO()
-    np.save(buffer, array, allow_pickle=False)
-    return buffer.getvalue()
 
 
 def _since(started: float) -> str:

@@ -21,6 +21,7 @@ def main() -> None:
         format="%(levelname)s: %(name)s: %(message)s",
     )
 
+    import core  # noqa: F401 - before torch: it settles how the threads of both pools wait
     from app.worker.frames import Closed
     from app.worker.loop import Worker  # after the signals are settled: this import takes a second
 

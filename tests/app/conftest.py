@@ -1,6 +1,5 @@
 """The app with a double in the worker's place: the whole service but for the arithmetic, in milliseconds."""
 
-import io
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -121,9 +120,3 @@ def publish(store: Store, name: str, weights: np.ndarray, job: str = "none") -> 
         software={},
         job=job,
     ).version
-
-
-def npy(array: np.ndarray) -> bytes:
-    buffer = io.BytesIO()
-    np.save(buffer, array, allow_pickle=False)
-    return buffer.getvalue()

@@ -10,7 +10,8 @@ from fastapi.testclient import TestClient
 from app.main import create_app
 from app.settings import Settings
 from app.store import Store
-from tests.app.conftest import WorkerDouble, npy, publish
+from demo.service import npy
+from tests.app.conftest import WorkerDouble, publish
 
 GOOD = [[1.0, 2.0, 3.0, 4.0]]
 

@@ -7,7 +7,8 @@ import pytest
 from fastapi.testclient import TestClient
 
 from app.store import Store
-from tests.app.conftest import D, WorkerDouble, npy, publish
+from demo.service import npy
+from tests.app.conftest import D, WorkerDouble, publish
 
 A = np.array([[1, 2, 3, 4], [0, 0, 0, 1]], np.float32)
 Z = A @ D.T

@@ -9,7 +9,8 @@ from fastapi.testclient import TestClient
 from app.main import create_app
 from app.settings import Settings
 from app.store import Reference, Store
-from tests.app.conftest import WorkerDouble, npy
+from demo.service import npy
+from tests.app.conftest import WorkerDouble
 
 A = np.arange(12, dtype=np.float32).reshape(3, 4)
 FIT = {"name": "digits", "nb_concepts": 2, "data": A.tolist()}

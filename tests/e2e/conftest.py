@@ -2,9 +2,7 @@
 
 import os
 import signal
-import socket
 import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,16 +10,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from tests.app.conftest import npy
-
-START_SECONDS = 100.0  # the first start of all compiles the kernels
-
-
-def free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        port: int = listener.getsockname()[1]
-        return port
+from demo.service import free_port, npy, serve_command, wait_ready
 
 
 class Service:
@@ -47,25 +36,19 @@ class Service:
         return pid
 
     def start(self) -> "Service":
-        command = [sys.executable, "-m", "app", "serve", "--port", str(self.port), "--store", str(self.store)]
+        command = serve_command(self.port, self.store)
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(command, stdout=log, stderr=log, env=os.environ | self.environment)
         self.wait_ready()
         return self
 
-    def wait_ready(self, seconds: float = START_SECONDS) -> float:
+    def wait_ready(self, seconds: float = 100.0) -> float:
         """How long it took until the service took work."""
-        begun = time.monotonic()
-        while time.monotonic() - begun < seconds:
-            assert self.process is not None
-            assert self.process.poll() is None, self.log.read_text()
-            try:
-                if self.client.get("/readyz").status_code == 200:
-                    return time.monotonic() - begun
-            except httpx.TransportError:
-                pass
-            time.sleep(0.05)
-        raise AssertionError(f"not ready after {seconds} s:\n{self.log.read_text()}")
+        assert self.process is not None
+        try:
+            return wait_ready(self.client, self.process, seconds)
+        except RuntimeError as error:
+            raise AssertionError(f"{error}:\n{self.log.read_text()}") from None
 
     def kill(self) -> None:
         os.kill(self.pid, signal.SIGKILL)

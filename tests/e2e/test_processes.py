@@ -13,7 +13,7 @@ import httpx
 import numpy as np
 
 from demo.digits import split_digits
-from tests.app.conftest import npy
+from demo.service import npy
 from tests.e2e.conftest import Service, gone
 
 FITTED, HELD_OUT = split_digits()

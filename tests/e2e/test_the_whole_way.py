@@ -12,7 +12,7 @@ import pytest
 from scipy.optimize import nnls
 
 from demo.digits import split_digits
-from tests.app.conftest import npy
+from demo.service import npy
 from tests.e2e.conftest import Service
 
 FITTED, HELD_OUT = split_digits()

@@ -1,0 +1,1 @@
+"""Figures that the documents quote, each made by a command: ``make bench`` runs all of them."""
