@@ -45,9 +45,7 @@ def main() -> None:
         scratch = Path(directory)
         started_service = time.perf_counter()
         with running_service(scratch / "models") as client:
-            print(
-                f"Service: ready at {client.base_url} after {_since(started_service)} (the first start compiles kernels)"
-            )
+            print(f"Service: ready at {client.base_url} after {_since(started_service)}")
             _fit(client, fitted_on)
             codes = _encode(client, held_out, scratch)
             decoded = _decode(client, codes, scratch)
@@ -128,9 +126,8 @@ def _report(
     print(f"  dictserve                                       {ours:.5f}")
     print(f"  scikit-learn NMF (cd, nndsvda, {PEER_ITERATIONS} iterations)  {theirs:.5f}   ({seconds})")
     print(f"Dead concepts: {metrics['dead_concepts']}; coherence {metrics['coherence']:.2f}; R² {metrics['r2']:.4f}")
-    print(
-        f"Codes: {(codes > 0).sum(axis=1).mean():.1f} of {NB_CONCEPTS} non-zero; Hoyer sparsity {metrics['sparsity']:.2f}"
-    )
+    used = (codes > 0).sum(axis=1).mean()
+    print(f"Codes: {used:.1f} of {NB_CONCEPTS} non-zero; Hoyer sparsity {metrics['sparsity']:.2f}")
     if ours > theirs or metrics["dead_concepts"]:
         sys.exit("the dictionary is worse than it should be")
 
