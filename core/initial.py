@@ -17,8 +17,8 @@ MOST_COMPONENTS = 256
 POWER_PASSES = 2
 # Zeros are filled with this share of √(mean(A)/k): enough to grow from, too little to blur the vectors.
 FILL_SHARE = 0.1
-# Singular values below this share of the largest are float32 rounding.
-RANK_SHARE = 1e-5
+# Singular values below this share of the largest are lost in a float32 gram, whose rounding is that of their squares.
+RANK_SHARE = 1e-3
 
 
 def random(chunks: Chunks, nb_concepts: int, generator: torch.Generator) -> Start:

@@ -20,8 +20,8 @@ def measure_steps(A: torch.Tensor, Z: torch.Tensor, D: torch.Tensor) -> Generato
         relative_error: ‖A − ZD‖_F / ‖A‖_F (0 for all-zero A).
         r2: 1 − ‖A − ZD‖² / ‖A − mean row‖²; where A is constant along its rows, 1 if it is met exactly, else 0.
         l0_mean, l0_fraction: non-zero codes of a row, on average; the same as a share of k.
-        sparsity: Hoyer's (√k − ‖z‖₁/‖z‖₂) / (√k − 1), averaged over rows with a non-zero code (0: all codes equal,
-            1: a single one).
+        sparsity: Hoyer's (√k − ‖z‖₁/‖z‖₂) / (√k − 1), each code times its concept's norm, averaged over rows with a
+            non-zero code (0: all equal, 1: a single one).
         dead_concepts: concepts that no row uses or that are zero.
         near_dense_concepts: concepts active in more than 90 % of the rows.
         coherence: the largest cosine between two concepts.
@@ -67,7 +67,7 @@ class _Sums:
         self.violation += _energy(v)
         self.features += block.sum(dim=0, dtype=torch.float64)
         self.uses += (z > 0).sum(dim=0)
-        self.energy += z.square().sum(dim=0, dtype=torch.float64)
+        self.energy += torch.linalg.vector_norm(z, dim=0, dtype=torch.float64).square()
         norms = torch.linalg.vector_norm(z, dim=1, dtype=torch.float64)
         used = norms > 0
         self.rows_in_use += int(used.sum())

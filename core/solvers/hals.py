@@ -151,8 +151,8 @@ def update_concepts(concepts: torch.Tensor, statistics: Statistics) -> Generator
 def loss_from(statistics: Statistics, concepts: torch.Tensor, gram: torch.Tensor, energy: float) -> float:
     """½‖A − ZD‖²_F = ½‖A‖² − ⟨AᵀZ, Dᵀ⟩ + ½⟨ZᵀZ, DDᵀ⟩, summed in float64; never below 0.
 
-    The products were rounded to float32 before, which leaves up to about 1e-7·‖A‖²: of no account for the next step, but
-    the loss that is told in the end is taken directly.
+    The products were rounded to float32 before, which leaves up to about 1e-7·‖A‖²: of no account for the next
+    step, but the loss that is told in the end is taken directly.
     """
     inner = float((statistics.cross * concepts).sum())
     return max(0.0, 0.5 * energy - inner + 0.5 * float((statistics.gram * gram).sum()))

@@ -1,0 +1,84 @@
+import numpy as np
+import pytest
+import torch
+
+from core.chunks import Chunks
+from core.initial import STARTS, nndsvda
+from core.progress import run
+from tests.core.problems import digits_split, planted, relative_error
+
+
+def surveyed(A: np.ndarray, k: int, size: int | None = None) -> Chunks:
+    chunks = Chunks(torch.from_numpy(A), k)
+    chunks.size = size or chunks.size
+    run(chunks.survey())
+    return chunks
+
+
+def started(
+    name: str, A: np.ndarray, k: int, *, seed: int = 0, size: int | None = None
+) -> tuple[torch.Tensor, torch.Tensor]:
+    return run(STARTS[name](surveyed(A, k, size), k, torch.Generator().manual_seed(seed)))
+
+
+def test_survey() -> None:
+    A = planted(100, 20, 5)[0]
+    for scale, exponent in ((1.0, 0), (2.0**90, 90)):
+        chunks = surveyed((A * scale).astype(np.float32), 5, size=7)
+        peak = int(np.frexp(A.max())[1])
+        assert chunks.exponent == (exponent + peak if exponent else 0)
+        inner = scale / 2.0**chunks.exponent
+        assert chunks.mean == pytest.approx(A.mean() * inner, rel=1e-5)
+        assert chunks.energy == pytest.approx((A.astype(float) ** 2).sum() * inner**2, rel=1e-5)
+
+
+def test_nndsvda_keeps_the_larger_halves_of_the_singular_pairs() -> None:
+    A, k = planted(120, 40, 6, noise=0.01)[0], 6
+    Z, D = started("nndsvda", A, k)
+    _, _, V = np.linalg.svd(A.astype(float), full_matrices=False)
+    for j in range(k):
+        halves = [np.maximum(V[j], 0), np.maximum(-V[j], 0)]
+        cosines = [
+            h @ D[j].double().numpy() / np.linalg.norm(h) / float(D[j].norm()) if h.any() else 0 for h in halves
+        ]
+        assert max(cosines) > 0.99
+    assert relative_error(A, Z, D) < 1
+
+
+def test_chunks_make_no_difference() -> None:
+    A = planted(300, 30, 8)[0]
+    whole, pieces = started("nndsvda", A, 8, size=300), started("nndsvda", A, 8, size=17)
+    for one, other in zip(whole, pieces, strict=True):
+        torch.testing.assert_close(one, other, rtol=2e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", STARTS)
+@pytest.mark.parametrize(
+    ("rows", "d", "k"), [(1, 1, 1), (1, 9, 4), (9, 1, 4), (5, 6, 20), (40, 300, 280), (300, 280, 290)]
+)
+def test_any_shape(name: str, rows: int, d: int, k: int) -> None:
+    A = planted(rows, d, 3)[0] + np.float32(0.1)
+    Z, D = started(name, A, k)
+    assert (Z.shape, D.shape) == ((rows, k), (k, d))
+    for tensor in (Z, D):
+        assert bool(torch.isfinite(tensor).all())
+        assert bool((tensor >= 0).all())
+    assert bool((D.norm(dim=1) > 0).all())
+
+
+def test_concepts_beyond_the_rank_start_as_different_data_rows() -> None:
+    A = planted(50, 30, 4, noise=0)[0] + np.float32(0)
+    _, D = started("nndsvda", A, 12)
+    rows = A[A.any(axis=1)]
+    unit = rows / np.linalg.norm(rows, axis=1, keepdims=True)
+    cosines = (D[4:] / D[4:].norm(dim=1, keepdim=True)).numpy() @ unit.T
+    assert (cosines.max(axis=1) > 0.9).all()  # the fill blurs small rows
+    _, repeated = started("nndsvda", A[:3], 12)
+    assert len({tuple(row) for row in repeated.tolist()}) == 12
+
+
+def test_a_better_start_than_random_on_digits() -> None:
+    fit = digits_split()[0]
+    chunks = surveyed(np.ascontiguousarray(fit), 64)
+    Z, D = run(nndsvda(chunks, 64, torch.Generator().manual_seed(0)))
+    assert relative_error(fit, Z, D) < relative_error(fit, *started("random", np.ascontiguousarray(fit), 64))

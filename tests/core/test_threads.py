@@ -1,0 +1,64 @@
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+import core
+from core.threads import SMALL_WORK, threads_for
+
+ENCODE = """
+import numpy as np, warnings
+warnings.simplefilter("error" if {strict} else "always")
+from core import Dictionary
+print(Dictionary(np.eye(3, dtype=np.float32)).encode(np.ones((2, 3), np.float32)).codes.sum().item())
+"""
+
+
+def encode_in_fresh_process(package: Path, *, cache: Path, strict: bool) -> subprocess.CompletedProcess[str]:
+    directories = dict.fromkeys(("NUMBA_CACHE_DIR", "HOME", "XDG_CACHE_HOME"), str(cache))
+    environment = os.environ | directories | {"PYTHONPATH": str(package)}
+    return subprocess.run(
+        [sys.executable, "-c", ENCODE.format(strict=strict)],
+        cwd="/",
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+
+
+def test_small_work_leaves_the_other_threads_asleep() -> None:
+    count = torch.get_num_threads()
+    with threads_for(SMALL_WORK - 1):
+        assert torch.get_num_threads() == 1
+    assert torch.get_num_threads() == count
+    with threads_for(SMALL_WORK):
+        assert torch.get_num_threads() == count
+
+
+@pytest.mark.slow
+def test_the_cache_directory_that_is_set_is_used(tmp_path: Path) -> None:
+    root = Path(core.__file__).parents[1]
+    done = encode_in_fresh_process(root, cache=tmp_path, strict=True)
+    assert done.stdout.strip() == "6.0"
+    assert list(tmp_path.rglob("*.nbi"))
+
+
+@pytest.mark.slow
+def test_without_a_writable_cache_it_works_and_says_so(tmp_path: Path) -> None:
+    """A file where the cache directory should be: nothing can be written there, not even by root."""
+    blocker = tmp_path / "file"
+    blocker.touch()
+    package = tmp_path / "core"
+    package.mkdir()
+    for source in Path(core.__file__).parent.rglob("*.py"):
+        target = package / source.relative_to(Path(core.__file__).parent)
+        target.parent.mkdir(exist_ok=True)
+        target.write_text(source.read_text())
+    (package / "kernels" / "__pycache__").touch()
+    done = encode_in_fresh_process(tmp_path, cache=blocker, strict=False)
+    assert done.stdout.strip() == "6.0"
+    assert "NUMBA_CACHE_DIR" in done.stderr
