@@ -6,14 +6,15 @@ never sees its numbers.
 
 import asyncio
 import mmap
-from collections.abc import Mapping
+from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Generic, TypeVar
+from typing import Generic, TypeVar
 
 import numpy as np
 import pydantic
 from fastapi import Request, Response
+from starlette.requests import ClientDisconnect
 
 from app.errors import BodyTooLarge, InvalidFields, MalformedBody, UnsupportedMediaType
 from app.formats import JSON, Buffer, Format, Scalars, answer_format, request_format
@@ -52,7 +53,7 @@ async def read_payload(
         BodyTooLarge, UnsupportedMediaType, NotAcceptable, MalformedBody, InvalidFields: as their names say.
     """
     _refuse_encodings(request)
-    chunks = request.stream()
+    chunks = _chunks(request)
     head = bytearray()
     async for chunk in chunks:
         head += chunk
@@ -65,7 +66,7 @@ async def read_payload(
     limit = settings.max_json_bytes if format is JSON else settings.max_body_bytes
     _refuse_declared(request, limit)
 
-    receive = _Receiver(limit, format)
+    receive = _Receiver(limit)
     if upload is None or format is JSON:
         receive.count(head)
         async for chunk in chunks:
@@ -82,6 +83,14 @@ async def read_payload(
     return Payload(fields, format, answer)
 
 
+async def _chunks(request: Request) -> AsyncIterator[bytes]:
+    try:
+        async for chunk in request.stream():
+            yield chunk
+    except ClientDisconnect:
+        raise MalformedBody("the client left before its body had come whole") from None
+
+
 def array_answer(format: Format, scalars: Scalars, array_name: str, array: np.ndarray) -> Response:
     """An answer of scalars and one array. Beside bodies that hold the array alone, headers carry the scalars."""
     body, headers = format.write(scalars, array_name, np.ascontiguousarray(array))
@@ -93,9 +102,8 @@ def array_answer(format: Format, scalars: Scalars, array_name: str, array: np.nd
 class _Receiver:
     """Takes a body as it comes, up to a limit."""
 
-    def __init__(self, limit: int, format: Format) -> None:
+    def __init__(self, limit: int) -> None:
         self._limit = limit
-        self._format = format
         self._received = 0
 
     def count(self, chunk: bytes | bytearray) -> None:
@@ -103,7 +111,7 @@ class _Receiver:
         if self._received > self._limit:
             raise _too_large(self._limit, None)
 
-    async def to_file(self, path: Path, head: bytearray, chunks: Any) -> mmap.mmap:
+    async def to_file(self, path: Path, head: bytearray, chunks: AsyncIterator[bytes]) -> mmap.mmap:
         """The body in a file, mapped. Bytes are gathered so that each write is worth a thread's while."""
         with store_errors(), path.open("xb") as file:
             self.count(head)

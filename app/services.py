@@ -47,9 +47,9 @@ class Services:
         await self.fits.start()
 
     async def stop(self) -> None:
-        await self.batcher.drain()
         await self.fits.stop()
         await self.supervisor.stop()
+        await self.batcher.drain()
         self.jobs.close()
         self.store.close()
         self._opened = False

@@ -107,8 +107,11 @@ class Supervisor:
             born = time.monotonic()
             try:
                 reason = await self._live_once()
-            except OSError as error:  # no process or channel to be had just now
+            except (OSError, WorkerUnavailable) as error:  # no process to be had just now, or gone at once
                 reason = f"could not be started: {error}"
+            except Exception:  # whatever it is, the next worker is to be started
+                logger.exception("the worker's supervision failed")
+                reason = "was lost"
             if time.monotonic() - born > STEADY_SECONDS:
                 backoff = FIRST_BACKOFF_SECONDS
             self._restarts += 1

@@ -41,6 +41,8 @@ from core.warm import warm
 
 logger = logging.getLogger("dictserve.worker")
 
+# However fast encodes come, a fit gets its slice and the supervisor its heartbeat after so many.
+FRAMES_A_TURN = 8
 PROGRESS_SECONDS = 0.1  # between two progress messages
 
 
@@ -71,9 +73,10 @@ class Worker:
     def _serve_what_waits(self) -> None:
         """Handle the frames that are there; with no fit to get on with, wait for one (or for a heartbeat's time)."""
         patience = 0.0 if self._fit is not None else max(0.0, self._next_heartbeat - time.monotonic())
-        while select.select([self._channel], [], [], patience)[0]:
-            frame = frames.receive(self._channel)
-            self._handle(frame)
+        for _ in range(FRAMES_A_TURN):
+            if not select.select([self._channel], [], [], patience)[0]:
+                break
+            self._handle(frames.receive(self._channel))
             patience = 0.0
 
     def _handle(self, frame: frames.Frame) -> None:
