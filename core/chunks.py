@@ -30,6 +30,7 @@ class Chunks:
     def __init__(self, A: torch.Tensor, nb_concepts: int) -> None:
         self.A = A
         self.n_rows, self.n_features = A.shape
+        self.nb_concepts = nb_concepts
         self.size = chunk_size(self.n_features, nb_concepts)
 
     def survey(self) -> Generator[None, None, None]:

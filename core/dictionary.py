@@ -49,7 +49,7 @@ class Dictionary:
         self.nb_concepts, self.n_features = self.D.shape
         # concepts of extraordinary size are solved for in units of their own: z = solved / 2^exponent
         self._exponents = exponents_of(self.D.amax(dim=1))
-        self._scaled_D = self.D if self._exponents is None else _scaled(self.D, -self._exponents[:, None])
+        self._scaled_D = self.D if self._exponents is None else times_power_of_two(self.D, -self._exponents[:, None])
         self._B = self._scaled_D @ self._scaled_D.T
         self._inverse = kernels.inverse_diagonal(self._B)
 
@@ -69,7 +69,8 @@ class Dictionary:
         """The codes that minimise ½‖a − zD‖² over z ≥ 0, for each row a of A by itself.
 
         Non-negative least squares from zero: the codes of a row depend neither on the rows beside it nor on
-        earlier calls (to float32 rounding). All-zero rows and all-zero concepts get zero codes.
+        earlier calls (on the CPU to the bit, elsewhere to float32 rounding). All-zero rows and all-zero concepts get
+        zero codes.
 
         Args:
             A: (rows, n_features), non-negative and finite.
@@ -100,13 +101,13 @@ class Dictionary:
             if exponents is None:
                 A = Z @ self.D
             else:
-                A = _scaled(_scaled(Z, -exponents[:, None]) @ self.D, exponents[:, None])
+                A = times_power_of_two(times_power_of_two(Z, -exponents[:, None]) @ self.D, exponents[:, None])
         return _in_range(A, "activations")
 
     def _solve(self, A: torch.Tensor, tol: float, max_iter: int) -> tuple[torch.Tensor, torch.Tensor]:
         exponents = exponents_of(A.amax(dim=1))
         if exponents is not None:
-            A = _scaled(A, -exponents[:, None])
+            A = times_power_of_two(A, -exponents[:, None])
         norms = torch.linalg.vector_norm(A, dim=1)
         Z, residual = kernels.solve(
             A, self._scaled_D, self._B, self._inverse, tolerance=tol * norms, max_sweeps=max_iter
@@ -114,15 +115,9 @@ class Dictionary:
         residual = torch.where(norms > 0, residual / norms, 0)
         if exponents is None and self._exponents is None:
             return Z, residual
-        total = torch.zeros(Z.shape, dtype=torch.int64, device=Z.device)
-        if exponents is not None:
-            total += exponents[:, None]
-        if self._exponents is not None:
-            total -= self._exponents
-        return _in_range(_scaled(Z, total), "codes"), residual
-
-
-_scaled = times_power_of_two
+        of_rows = 0 if exponents is None else exponents[:, None]
+        of_concepts = 0 if self._exponents is None else self._exponents
+        return _in_range(times_power_of_two(Z, torch.as_tensor(of_rows - of_concepts)), "codes"), residual
 
 
 def _matrix(x: torch.Tensor | np.ndarray[Any, Any], device: torch.device) -> torch.Tensor:

@@ -85,7 +85,7 @@ def nndsvda(chunks: Chunks, nb_concepts: int, generator: torch.Generator) -> Sta
     u_norm, v_norm, size = (x.gather(0, chosen)[0] for x in (u_norms, v_norms, size))
     D = torch.empty(nb_concepts, d, device=device)
     D[:rank] = (V * sign[:, None]).clamp(min=0) * (size.sqrt() / v_norm)[:, None]
-    D[rank:] = _data_rows(chunks, nb_concepts - rank, generator)
+    D[rank:] = yield from _data_rows(chunks, nb_concepts - rank, generator)
     D[D == 0] = fill
     for rows, _ in chunks:
         z = Z[rows]
@@ -101,10 +101,18 @@ STARTS: dict[str, Callable[[Chunks, int, torch.Generator], Start]] = {"nndsvda":
 DEFAULT_START = "nndsvda"
 
 
-def _data_rows(chunks: Chunks, count: int, generator: torch.Generator) -> torch.Tensor:
-    """`count` rows that are not all zero, in random order; where they repeat, noise of a half tells them apart."""
-    candidates = torch.nonzero(chunks.A.amax(dim=1) > 0).squeeze(1)
-    order = torch.randperm(len(candidates), generator=generator).to(candidates.device)
-    picked = candidates[order].repeat(-(-count // len(candidates)))[:count]
-    noise = torch.rand(count, chunks.n_features, generator=generator).to(chunks.A.device)
-    return chunks.read(picked) * (0.5 + noise) if count > len(candidates) else chunks.read(picked)
+def _data_rows(chunks: Chunks, count: int, generator: torch.Generator) -> Generator[None, None, torch.Tensor]:
+    """`count` rows that are not zero, evenly spread from a random one on; noise tells repeated ones apart."""
+    if count == 0:
+        return chunks.A[:0]
+    in_use = []
+    for rows, block in chunks:
+        in_use.append(rows.start + torch.nonzero(block.amax(dim=1) > 0).squeeze(1))
+        yield
+    candidates = torch.cat(in_use)
+    first = int(torch.randint(len(candidates), (), generator=generator))
+    step = max(1, len(candidates) // count)
+    picked = chunks.read(candidates[(first + step * torch.arange(count)) % len(candidates)])
+    if count <= len(candidates):
+        return picked
+    return picked * (0.5 + torch.rand(picked.shape, generator=generator).to(picked.device))

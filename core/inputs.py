@@ -30,8 +30,9 @@ def activations_steps(array: np.ndarray[Any, Any], device: torch.device) -> Gene
         try:
             block = check_activations(array[rows])
         except InvalidArray:
-            check_activations(array)  # says how many values of the whole are wrong, and where the first is
-            raise
+            # of the whole: says how many values are wrong and where the first is (or, where only this slice is
+            # too small for float32, that nothing is)
+            return _tensor(check_activations(array)).to(device)
         if not in_place:
             checked[rows] = block
         yield

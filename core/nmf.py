@@ -41,6 +41,8 @@ class NMF(torch.nn.Module):
     """
 
     D: torch.Tensor | None
+    Z_: torch.Tensor  # codes of the fit; like scikit-learn's, these two are there only after one
+    loss_history_: list[float]
     _anchor: torch.Tensor
 
     def __init__(
@@ -70,8 +72,6 @@ class NMF(torch.nn.Module):
         self.init = init
         self.seed = seed
         self.max_iter = _checked_max_iter(max_iter)
-        self.loss_history_: list[float] = []
-        self.Z_: torch.Tensor | None = None
         self.register_buffer("D", None)
         # `.to(device)` moves it along, with or without a dictionary
         self.register_buffer("_anchor", torch.empty(0, device=device), persistent=False)
@@ -86,26 +86,32 @@ class NMF(torch.nn.Module):
         return self.D is not None
 
     def fit(self, A: Matrix, max_iter: int | None = None) -> tuple[torch.Tensor, torch.Tensor]:
-        """Learn the dictionary of A (rows, n_features); returns Z (rows, nb_concepts) and D."""
+        """Learn the dictionary of A in at most `max_iter` iterations (by default the constructor's).
+
+        Returns:
+            Z (rows, nb_concepts) and D (nb_concepts, n_features), both float32.
+
+        Raises:
+            InvalidArray: A has the wrong kind, shape or values (see `core.checks`), before any work is done.
+        """
         steps = self.fit_steps(A, max_iter)
         with tqdm(total=self.max_iter if max_iter is None else max_iter, disable=not self.verbose) as bar:
             for progress in steps:
                 if progress.iteration > bar.n:
                     bar.set_postfix(loss=f"{progress.loss:.6g}", refresh=False)
                     bar.update(progress.iteration - bar.n)
-        assert self.Z_ is not None and self.D is not None  # noqa: S101, PT018 (fit_steps sets both)
-        return self.Z_, self.D
+        return self.Z_, self.get_dictionary()
 
     def fit_steps(self, A: Matrix, max_iter: int | None = None) -> Iterator[FitProgress]:
         """`fit` as a generator of bounded slices, some ten milliseconds of work each however many rows A has.
 
-        What is wrong with A or `max_iter` is raised by this call; the fit starts with the first `next`. The model
-        changes only when the generator has run to its end: `D`, `Z_` (codes of the fit) and `loss_history_` (the
-        loss ½‖A − ZD‖²_F after each iteration) are set then. The concepts have norm one, so that codes are in
-        units of the activations; a concept that the data has no use for (rank below nb_concepts) may be zero.
+        A's kind and shape and `max_iter` are checked by this call, A's values in the first slices. The model changes
+        only when the generator has run to its end: `D`, `Z_` (codes of the fit) and `loss_history_` (the loss
+        ½‖A − ZD‖²_F after each iteration) are set then. The concepts have norm one, so that codes are in units of
+        the activations; a concept that the data has no use for (rank below nb_concepts) may be zero.
 
-        A is read in place where it is float32, contiguous and on this model's device, and copied once otherwise;
-        the solver's docstring tells what is held beside it.
+        On the CPU a float32, contiguous A is read in place; otherwise it is copied once. The solver's docstring
+        tells in bytes what is held beside it.
         """
         max_iter = self.max_iter if max_iter is None else _checked_max_iter(max_iter)
         array = inputs.as_array(A, "activations")
@@ -118,8 +124,7 @@ class NMF(torch.nn.Module):
         chunks = Chunks(A, self.nb_concepts)
         yield from tell(chunks.survey(), told)
         if chunks.energy == 0:
-            self.Z_ = A.new_zeros(len(A), self.nb_concepts)
-            self.D = A.new_zeros(self.nb_concepts, A.shape[1])
+            self.Z_, self.D = _zeros(chunks)
             self.loss_history_ = []
             yield FitProgress(0, max_iter, loss=0.0, relative_error=0.0, kkt_residual=0.0, converged=True)
             return
@@ -192,17 +197,16 @@ class NMF(torch.nn.Module):
         chunks = Chunks(inputs.activations(A, self.device), self.nb_concepts)
         run(chunks.survey())
         if chunks.energy == 0:
-            return chunks.A.new_zeros(chunks.n_rows, self.nb_concepts), chunks.A.new_zeros(
-                self.nb_concepts, chunks.n_features
-            )
+            return _zeros(chunks)
         Z, D = run(STARTS[name](chunks, self.nb_concepts, self._generator()))
         return times_power_of_two(Z, torch.tensor(chunks.exponent)), D
 
     def _prepared(self) -> Dictionary:
         """The dictionary ready to solve, kept until D is another tensor or has been written to."""
         D = self.get_dictionary()
-        if self._ready is None or self._ready[0] is not D or self._ready[1] != D._version:
-            self._ready = D, D._version, Dictionary(D, device=self.device)
+        version = -1 if D.is_inference() else D._version
+        if self._ready is None or self._ready[0] is not D or self._ready[1] != version:
+            self._ready = D, version, Dictionary(D, device=self.device)
         return self._ready[2]
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
@@ -219,6 +223,12 @@ def _checked_max_iter(max_iter: int) -> int:
     if isinstance(max_iter, bool) or not isinstance(max_iter, (int, np.integer)) or max_iter < 1:
         raise InvalidParameter(f"max_iter is {max_iter!r}; it must be a whole number of at least 1")
     return int(max_iter)
+
+
+def _zeros(chunks: Chunks) -> tuple[torch.Tensor, torch.Tensor]:
+    """The Z and D of data that is all zero."""
+    new = chunks.A.new_zeros
+    return new(chunks.n_rows, chunks.nb_concepts), new(chunks.nb_concepts, chunks.n_features)
 
 
 def _with_unit_concepts(Z: torch.Tensor, D: torch.Tensor, chunks: Chunks) -> Generator[None, None, None]:

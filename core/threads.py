@@ -11,6 +11,7 @@ import os
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, TypeVar
 
 Function = TypeVar("Function", bound=Callable[..., Any])
@@ -19,6 +20,20 @@ Function = TypeVar("Function", bound=Callable[..., Any])
 # neighbour a fit took 8 s spinning and 1.5 s sleeping; with none, 0.8 and 1.0 s. OpenMP reads this once, when it
 # is first loaded, so it has no effect on a process that has imported torch before.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+
+def quota(cpu_max: Path = Path("/sys/fs/cgroup/cpu.max")) -> int | None:
+    """Whole cores that the container may use, None where it is not limited."""
+    try:
+        allowed, period = cpu_max.read_text().split()
+        return max(1, int(allowed) // int(period))
+    except (OSError, ValueError):  # not in a control group, or "max"
+        return None
+
+
+# More threads than the container may run at once are all put to sleep together when its share is used up.
+if (cores := quota()) is not None and cores < len(os.sched_getaffinity(0)):
+    os.environ.setdefault("OMP_NUM_THREADS", str(cores))
 
 # Multiply-adds, about a tenth of a millisecond on one core: for less, waking a second costs more than it brings.
 SMALL_WORK = 2_000_000

@@ -9,12 +9,11 @@ from core.nmf import NMF
 
 
 def warm() -> None:
-    """Run every compiled path once, alone and in parallel, on a problem of a few milliseconds."""
-    rows = torch.rand(512, 64, generator=torch.Generator().manual_seed(0))
+    """Run every compiled path once, with all threads, on a problem of a few milliseconds."""
+    A = torch.rand(512, 64, generator=torch.Generator().manual_seed(0))
     model = NMF(64, seed=0)
-    for A in (rows[:8], rows):  # small enough for one thread, and large enough for all
-        model.fit(A, max_iter=2)
-        model.decode(model.encode(A))
+    model.fit(A, max_iter=2)
+    model.decode(model.encode(A))
 
 
 if __name__ == "__main__":

@@ -385,3 +385,18 @@ def test_verbose_shows_the_loss(capsys: pytest.CaptureFixture[str]) -> None:
     assert "loss=" in capsys.readouterr().err
     NMF(4, seed=0, max_iter=3).fit(planted(50, 20, 4)[0])
     assert capsys.readouterr().err == ""
+
+
+def test_a_slice_of_subnormal_values_alone_is_no_fault() -> None:
+    A = np.full((5000, 1000), 1e-40, np.float32)
+    A[0] = 1
+    assert NMF(1, seed=0, max_iter=1).fit(A.astype(np.float64))[1].shape == (1, 1000)
+
+
+def test_inference_mode() -> None:
+    A = planted(20, 10, 3)[0]
+    with torch.inference_mode():
+        model = NMF(3, seed=0, max_iter=3)
+        model.fit(A)
+        inside = model.encode(A)
+    assert torch.equal(model.encode(A), inside)

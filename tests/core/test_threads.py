@@ -7,7 +7,7 @@ import pytest
 import torch
 
 import core
-from core.threads import SMALL_WORK, threads_for
+from core.threads import SMALL_WORK, quota, threads_for
 
 ENCODE = """
 import numpy as np, warnings
@@ -62,3 +62,11 @@ def test_without_a_writable_cache_it_works_and_says_so(tmp_path: Path) -> None:
     done = encode_in_fresh_process(tmp_path, cache=blocker, strict=False)
     assert done.stdout.strip() == "6.0"
     assert "NUMBA_CACHE_DIR" in done.stderr
+
+
+def test_quota(tmp_path: Path) -> None:
+    file = tmp_path / "cpu.max"
+    assert quota(file) is None
+    for text, cores in (("max 100000", None), ("250000 100000", 2), ("50000 100000", 1)):
+        file.write_text(text)
+        assert quota(file) == cores
