@@ -13,22 +13,13 @@ from typing import Protocol
 import numpy as np
 
 from app.errors import Overloaded, WorkerUnavailable
-from app.worker.messages import Task
+from app.worker.messages import Key
 
 IN_FLIGHT = 2  # frames with the worker: one that it solves, one that it finds when it is done
 
 
 class Solver(Protocol):
-    async def solve(self, task: Task, name: str, version: int, rows: np.ndarray) -> list[np.ndarray]: ...
-
-
-@dataclass(frozen=True)
-class Key:
-    """What requests must share to be solved together."""
-
-    task: Task
-    name: str
-    version: int
+    async def solve(self, key: Key, rows: np.ndarray) -> list[np.ndarray]: ...
 
 
 @dataclass(eq=False)
@@ -142,7 +133,7 @@ class Batcher:
         parts = [piece.request.rows[piece.start : piece.stop] for piece in pieces]
         rows = parts[0] if len(parts) == 1 else np.concatenate(parts)
         try:
-            arrays = await self._solver.solve(key.task, key.name, key.version, rows)
+            arrays = await self._solver.solve(key, rows)
         except WorkerUnavailable as error:
             for piece in pieces:
                 piece.request.fail(error)

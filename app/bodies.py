@@ -17,7 +17,9 @@ from fastapi import Request, Response
 from starlette.requests import ClientDisconnect
 
 from app.errors import BodyTooLarge, InvalidFields, MalformedBody, UnsupportedMediaType
-from app.formats import JSON, Buffer, Format, Scalars, answer_format, request_format
+from app.formats import JSON, Format, answer_format, request_format
+from app.formats.answer import Answer, Scalar
+from app.formats.buffer import Buffer
 from app.schemas import Fields
 from app.settings import Settings
 from app.store import store_errors
@@ -33,11 +35,27 @@ Model = TypeVar("Model", bound=Fields)
 
 @dataclass(frozen=True)
 class Payload(Generic[Model]):
-    """A request read and validated, and the format that it came in."""
+    """A request read and validated, and what its answer is to look like."""
 
     fields: Model
     format: Format
-    answer: Format
+    accept: str
+
+    def answer(
+        self, scalars: Mapping[str, Scalar], arrays: Mapping[str, np.ndarray], base64: bool = False
+    ) -> Response:
+        """The answer in the format asked for. Headers carry the scalars too: some bodies hold the array alone.
+
+        Raises:
+            NotAcceptable: there are several arrays, and the format asked for holds one.
+        """
+        answer = Answer(scalars, arrays)
+        format = self.answer_format(many_arrays=len(arrays) > 1)
+        headers = {f"Dictserve-{name.capitalize()}": text for name, text in answer.as_text().items()}
+        return Response(format.write(answer, base64), media_type=format.media_types[0], headers=headers)
+
+    def answer_format(self, *, many_arrays: bool) -> Format:
+        return answer_format(self.accept, self.format, many_arrays=many_arrays)
 
 
 async def read_payload(
@@ -62,7 +80,8 @@ async def read_payload(
     if not head:
         raise MalformedBody('the body is empty; send JSON such as {"data": [[0.5, 1.2]], …} or an npy array')
     format = request_format(request.headers.get("content-type", ""), bytes(head[:HEAD_BYTES]))
-    answer = answer_format(request.headers.get("accept", ""), format)
+    accept = request.headers.get("accept", "")
+    answer_format(accept, format)  # refuse what cannot be answered before the body has come
     limit = settings.max_json_bytes if format is JSON else settings.max_body_bytes
     _refuse_declared(request, limit)
 
@@ -80,7 +99,7 @@ async def read_payload(
         return _parse(body, format, model, request.query_params.multi_items(), settings)
 
     fields = parse() if len(body) <= INLINE_BYTES else await asyncio.to_thread(parse)
-    return Payload(fields, format, answer)
+    return Payload(fields, format, accept)
 
 
 async def _chunks(request: Request) -> AsyncIterator[bytes]:
@@ -89,14 +108,6 @@ async def _chunks(request: Request) -> AsyncIterator[bytes]:
             yield chunk
     except ClientDisconnect:
         raise MalformedBody("the client left before its body had come whole") from None
-
-
-def array_answer(format: Format, scalars: Scalars, array_name: str, array: np.ndarray) -> Response:
-    """An answer of scalars and one array. Beside bodies that hold the array alone, headers carry the scalars."""
-    body, headers = format.write(scalars, array_name, np.ascontiguousarray(array))
-    for name, value in scalars.items():
-        headers[f"Dictserve-{name.capitalize()}"] = str(value).lower() if isinstance(value, bool) else str(value)
-    return Response(body, media_type=format.media_types[0], headers=headers)
 
 
 class _Receiver:
@@ -151,13 +162,13 @@ def _parse(
     query: list[tuple[str, str]],
     settings: Settings,
 ) -> Model:
-    read = format.read(body, ARRAY_FIELD)
-    for array in read.arrays.values():
+    fields, arrays = format.read(body, ARRAY_FIELD)
+    for array in arrays.values():
         _refuse_large(array, settings)
-    told = _told_fields(read.fields, query, format)
+    told = _told_fields(fields, query, format)
     try:
         # JSON has types, so that "5" is no number there; a query has strings alone.
-        return model.model_validate({**told, **read.arrays}, strict=format.carries_fields)
+        return model.model_validate({**told, **arrays}, strict=format.carries_fields)
     except pydantic.ValidationError as error:
         raise InvalidFields.from_pydantic(error) from None
 

@@ -18,6 +18,10 @@ DictionaryReference = Annotated[
     AfterValidator(lambda text: str(Reference.parse(text))),
     Field(description="A dictionary's name (its latest version), or `name@version`.", examples=["digits"]),
 ]
+EncodingFormat = Annotated[
+    Literal["float", "base64"],
+    Field(description="How a JSON answer holds arrays: as numbers, or as base64 text with shape and dtype."),
+]
 Clip = Annotated[bool, Field(description="Make negative values zero instead of refusing them.")]
 
 
@@ -47,11 +51,16 @@ class FitRequest(FitParameters):
 class EncodeRequest(Fields):
     dictionary: DictionaryReference
     clip: Clip = False
+    sparse: bool = Field(False, description="Answer with the non-zero codes alone, as compressed sparse rows.")
+    top_k: int | None = Field(None, ge=1, description="Answer with the largest codes of each row alone; sparse.")
+    reconstruct: bool = Field(False, description="Add each row's relative error, ‖a − zD‖ / ‖a‖.")
+    encoding_format: EncodingFormat = "float"
     data: Activations
 
 
 class DecodeRequest(Fields):
     dictionary: DictionaryReference
+    encoding_format: EncodingFormat = "float"
     data: Codes
 
 
@@ -59,7 +68,14 @@ class EncodeAnswer(BaseModel):
     dictionary: str
     version: int
     converged: bool = Field(description="Whether every row met the tolerance on its KKT residual.")
-    codes: list[list[float]] = Field(description="(rows, nb_concepts), non-negative.")
+    codes: list[list[float]] | None = Field(None, description="(rows, nb_concepts), non-negative.")
+    shape: tuple[int, int] | None = Field(
+        None, description="With `sparse` or `top_k`, instead of `codes`: its shape,"
+    )
+    indptr: list[int] | None = Field(None, description="where each row begins in `indices` and `values`,")
+    indices: list[int] | None = Field(None, description="the concepts used, row after row,")
+    values: list[float] | None = Field(None, description="and their codes.")
+    relative_error: list[float] | None = Field(None, description="With `reconstruct`: of each row.")
 
 
 class DecodeAnswer(BaseModel):

@@ -7,14 +7,14 @@ from typing import Annotated
 import numpy as np
 from fastapi import Depends, Request
 
-from app.batcher import Batcher, Key
+from app.batcher import Batcher
 from app.errors import InvalidFields
 from app.fits import Fits
 from app.jobs import Jobs
 from app.settings import Settings
 from app.store import DictionaryRecord, Reference, Store
 from app.supervisor import Supervisor
-from app.worker.messages import Task
+from app.worker.messages import Key, Task
 
 
 @dataclass
@@ -54,7 +54,9 @@ class Services:
         self.store.close()
         self._opened = False
 
-    async def solve(self, task: Task, dictionary: str, rows: np.ndarray) -> tuple[DictionaryRecord, list[np.ndarray]]:
+    async def solve(
+        self, task: Task, dictionary: str, rows: np.ndarray, *, reconstruct: bool = False
+    ) -> tuple[DictionaryRecord, list[np.ndarray]]:
         """Encode or decode rows on the dictionary that a reference means: its record, and the worker's arrays."""
         record = self.store.record(Reference.parse(dictionary))
         takes, gives = record.n_features, record.nb_concepts
@@ -64,7 +66,7 @@ class Services:
         if rows.shape[1] != takes:
             told = f"{rows.shape[1]} columns, but dictionary {record.name}@{record.version} has {takes} {unit}"
             raise InvalidFields.at("data", msg=told)
-        return record, await self.batcher.solve(Key(task, record.name, record.version), rows, gives)
+        return record, await self.batcher.solve(Key(task, record.name, record.version, reconstruct), rows, gives)
 
 
 def _of(request: Request) -> Services:

@@ -21,7 +21,7 @@ import numpy as np
 from app.errors import KINDS, AppError, WorkerFailed, WorkerUnavailable
 from app.settings import Settings
 from app.worker import frames
-from app.worker.messages import Configure, Failed, Heartbeat, Message, Ready, Solve, Solved, Task, ToWorker
+from app.worker.messages import Configure, Failed, Heartbeat, Key, Message, Ready, Solve, Solved, ToWorker
 from core import errors as core_errors
 
 logger = logging.getLogger("dictserve")
@@ -238,7 +238,7 @@ class Supervisor:
 
     # -- telling ------------------------------------------------------------------------------------------
 
-    async def solve(self, task: Task, name: str, version: int, rows: np.ndarray) -> list[np.ndarray]:
+    async def solve(self, key: Key, rows: np.ndarray) -> list[np.ndarray]:
         """Have rows encoded or decoded: the arrays of ``Solved``.
 
         Raises:
@@ -251,7 +251,7 @@ class Supervisor:
         future: asyncio.Future[list[np.ndarray]] = asyncio.get_running_loop().create_future()
         self._waiting[number] = future
         try:
-            await self._send(Solve(number, task, name, version), [rows])
+            await self._send(Solve(number, key), [rows])
             return await future
         finally:
             self._waiting.pop(number, None)

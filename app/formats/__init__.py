@@ -1,60 +1,71 @@
 """The formats of bodies: which there are, which one a body is in, and which one an answer goes out in.
 
-A format reads a body into fields and one array, and writes an answer from scalars and one array. The array read
-is a view of the body where that can be had; it is not yet validated.
+A format reads a body into fields and one array, and writes an answer from scalars and arrays. The array read is a
+view of the body where that can be had; it is not yet validated.
 """
 
-import mmap
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Protocol
 
 import numpy as np
 
 from app.errors import NotAcceptable, UnsupportedMediaType
-from app.formats import json_format, npy_format
+from app.formats import csv_format, json_format, npy_format, safetensors_format
+from app.formats.answer import Answer
+from app.formats.buffer import Buffer
 
-Buffer = bytearray | mmap.mmap
-Scalars = Mapping[str, str | int | float | bool]
-
-
-@dataclass(frozen=True)
-class Body:
-    """A body read: the fields that it held beside the array, and the array by the field's name."""
-
-    fields: dict[str, object]
-    arrays: dict[str, np.ndarray]
-
-
-class Read(Protocol):
-    def __call__(self, body: Buffer, array_field: str) -> Body: ...
-
-
-class Write(Protocol):
-    def __call__(self, scalars: Scalars, array_name: str, array: np.ndarray) -> tuple[bytes, dict[str, str]]: ...
+Arrays = dict[str, np.ndarray]
 
 
 @dataclass(frozen=True)
 class Format:
+    """One format.
+
+    Attributes:
+        media_types: the first is the one that answers carry.
+        carries_fields: its bodies hold the other fields too; else those are query parameters.
+        many_arrays: its answers can hold more than one array.
+        read: (body, the array's field) → fields beside the array, arrays by field.
+        write: (answer, whether arrays are to be base64 text) → body.
+    """
+
     name: str
-    media_types: tuple[str, ...]  # the first is the one that answers carry
-    carries_fields: bool  # else the other fields are query parameters
-    read: Read
-    write: Write
+    media_types: tuple[str, ...]
+    carries_fields: bool
+    many_arrays: bool
+    read: Callable[[Buffer, str], tuple[dict[str, object], Arrays]]
+    write: Callable[[Answer, bool], bytes]
 
 
-def _read_json(body: Buffer, array_field: str) -> Body:
-    fields, arrays = json_format.read(body, array_field)
-    return Body(fields, arrays)
+def _alone(read: Callable[[Buffer, str], Arrays]) -> Callable[[Buffer, str], tuple[dict[str, object], Arrays]]:
+    """A reader of bodies that hold an array and no fields."""
+    return lambda body, array_field: ({}, read(body, array_field))
 
 
-def _read_npy(body: Buffer, array_field: str) -> Body:
-    return Body({}, {array_field: npy_format.read(body)})
+def _binary(write: Callable[[Answer], bytes]) -> Callable[[Answer, bool], bytes]:
+    """A writer that has no use for base64."""
+    return lambda answer, _: write(answer)
 
 
-JSON = Format("JSON", ("application/json",), True, _read_json, json_format.write)
-NPY = Format("npy", ("application/x-npy", "application/npy"), False, _read_npy, npy_format.write)
-FORMATS = (JSON, NPY)
+JSON = Format("JSON", ("application/json",), True, True, json_format.read, json_format.write)
+NPY = Format(
+    "npy",
+    ("application/x-npy", "application/npy"),
+    False,
+    False,
+    _alone(npy_format.read),
+    _binary(npy_format.write),
+)
+SAFETENSORS = Format(
+    "safetensors",
+    ("application/vnd.safetensors", "application/x-safetensors"),
+    False,
+    True,
+    _alone(safetensors_format.read),
+    _binary(safetensors_format.write),
+)
+CSV = Format("CSV", ("text/csv", "application/csv"), False, False, _alone(csv_format.read), _binary(csv_format.write))
+FORMATS = (JSON, NPY, SAFETENSORS, CSV)
 
 # What clients send that did not think of a type: curl's defaults, HTML forms, generic binary.
 UNTOLD_TYPES = frozenset(
@@ -69,26 +80,38 @@ def request_format(content_type: str, head: bytes) -> Format:
         if media_type in candidate.media_types:
             return candidate
     if media_type not in UNTOLD_TYPES:
-        raise UnsupportedMediaType(f"Content-Type {media_type!r} is not read here; send {_known()}")
+        raise UnsupportedMediaType(f"Content-Type {media_type!r} is not read here; these are: {_known()}")
     if head.startswith(npy_format.MAGIC):
         return NPY
-    if head.lstrip(b" \t\r\n")[:1] in (b"{", b"["):
+    if safetensors_format.begins(head):
+        return SAFETENSORS
+    first = head.lstrip(b" \t\r\n")[:1]
+    if first in (b"{", b"["):
         return JSON
+    if first and first in b"0123456789.+-":
+        return CSV
     raise UnsupportedMediaType(
-        f"the body's first bytes are of no known format and Content-Type does not say; send {_known()}"
+        f"the body's first bytes are of no known format and Content-Type does not say; send one of {_known()}"
     )
 
 
-def answer_format(accept: str, default: Format) -> Format:
-    """The format of the answer: the best that ``Accept`` names (RFC 9110), the request's own by default."""
+def answer_format(accept: str, default: Format, *, many_arrays: bool = False) -> Format:
+    """The format of the answer: the best that ``Accept`` names (RFC 9110), the request's own by default.
+
+    Raises:
+        NotAcceptable: ``Accept`` names none, or none that can hold several arrays where there are to be some.
+    """
+    able = [f for f in FORMATS if f.many_arrays or not many_arrays]
+    default = default if default in able else SAFETENSORS
     ranges = [_media_range(part) for part in accept.split(",") if part.strip()]
     if not ranges:
         return default
-    preferred = [default, *(f for f in FORMATS if f is not default)]
-    quality = {f.name: max((_quality(f, ranges)), default=(0, 0.0))[1] for f in preferred}
+    preferred = [default, *(f for f in able if f is not default)]
+    quality = {f.name: max(_quality(f, ranges), default=(0, 0.0))[1] for f in preferred}
     best = max(preferred, key=lambda f: quality[f.name])  # max keeps the first among equals
     if quality[best.name] <= 0:
-        raise NotAcceptable(f"Accept {accept[:100]!r} names no kind of answer made here; these are {_known()}")
+        told = "can hold several arrays" if many_arrays else "are made here"
+        raise NotAcceptable(f"Accept {accept[:100]!r} names no kind of answer that fits; {_known(able)} {told}")
     return best
 
 
@@ -116,5 +139,5 @@ def _quality(candidate: Format, ranges: list[tuple[str, float]]) -> list[tuple[i
     return found
 
 
-def _known() -> str:
-    return " or ".join(f.media_types[0] for f in FORMATS)
+def _known(formats: Iterable[Format] = FORMATS) -> str:
+    return ", ".join(f.media_types[0] for f in formats)

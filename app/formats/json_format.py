@@ -6,15 +6,17 @@ general Python objects.
 """
 
 import json
-import mmap
+import math
 import re
-from collections.abc import Mapping
+from typing import Literal
 
 import msgspec
 import numpy as np
 import orjson
 
 from app.errors import InvalidFields, Location, MalformedBody
+from app.formats.answer import Answer
+from app.formats.buffer import Buffer
 
 _object_decoder = msgspec.json.Decoder(dict[str, msgspec.Raw])
 _rows_decoder = msgspec.json.Decoder(list[list[float]])
@@ -27,7 +29,7 @@ _ROWS = re.compile(rb"\[\s*\[")
 _NOT_A_NUMBER = re.compile(rb"[-+]?(?:nan|inf(?:inity)?)\b", re.IGNORECASE)
 
 
-def read(body: bytearray | mmap.mmap, array_field: str) -> tuple[dict[str, object], dict[str, np.ndarray]]:
+def read(body: Buffer, array_field: str) -> tuple[dict[str, object], dict[str, np.ndarray]]:
     """The fields beside the array, and the array (float64) by its field's name, where the body has it.
 
     Raises:
@@ -48,14 +50,39 @@ def read(body: bytearray | mmap.mmap, array_field: str) -> tuple[dict[str, objec
         raise MalformedBody(f"the body is not valid JSON: {error}") from None
 
 
-def write(
-    scalars: Mapping[str, str | int | float | bool], array_name: str, array: np.ndarray
-) -> tuple[bytes, dict[str, str]]:
-    return orjson.dumps({**scalars, array_name: array}, option=orjson.OPT_SERIALIZE_NUMPY), {}
+def write(answer: Answer, base64: bool) -> bytes:
+    """Scalars and arrays in one object; arrays as rows of numbers, or as text (see ``_Encoded``)."""
+    if base64:
+        encoded = {name: _Encoded.of(array) for name, array in answer.arrays.items()}
+        return msgspec.json.encode({**answer.scalars, **encoded})
+    arrays = {name: np.ascontiguousarray(array) for name, array in answer.arrays.items()}
+    return orjson.dumps({**answer.scalars, **arrays}, option=orjson.OPT_SERIALIZE_NUMPY)
+
+
+class _Encoded(msgspec.Struct, forbid_unknown_fields=True):
+    """An array as text: its bytes (little-endian, C order) in base64, for clients that can only send JSON."""
+
+    base64: bytes
+    shape: tuple[int, ...]
+    dtype: Literal["float16", "float32", "float64", "int32", "int64"] = "float32"
+
+    @classmethod
+    def of(cls, array: np.ndarray) -> "_Encoded":
+        return cls(np.ascontiguousarray(array).tobytes(), array.shape, array.dtype.name)  # type: ignore[arg-type]
+
+    def array(self, name: str) -> np.ndarray:
+        dtype = np.dtype(self.dtype).newbyteorder("<")
+        wanted = math.prod(self.shape) * dtype.itemsize
+        if min(self.shape, default=0) < 0 or len(self.base64) != wanted:
+            told = f"shape {list(self.shape)} of {self.dtype} takes {wanted} bytes; base64 holds {len(self.base64)}"
+            raise InvalidFields.at(name, "base64", msg=told)
+        return np.frombuffer(self.base64, dtype).reshape(self.shape)
 
 
 def _array(raw: msgspec.Raw, name: str) -> np.ndarray:
     text = memoryview(raw)
+    if bytes(text[:1]) == b"{":
+        return _encoded(raw, name).array(name)
     decode = _rows_decoder.decode if _ROWS.match(bytes(text[:64])) else _row_decoder.decode
     try:
         values = decode(text)
@@ -67,6 +94,15 @@ def _array(raw: msgspec.Raw, name: str) -> np.ndarray:
     if values and isinstance(values[0], list):
         _refuse_ragged(values, name)
     return np.array(values, dtype=np.float64)
+
+
+def _encoded(raw: msgspec.Raw, name: str) -> _Encoded:
+    try:
+        return msgspec.json.decode(raw, type=_Encoded)
+    except msgspec.ValidationError as error:
+        field = re.search(r"`\$\.(\w+)", str(error))
+        told = f'{error}; an array as text is {{"base64": "…", "shape": [rows, columns], "dtype": "float32"}}'
+        raise InvalidFields.at(name, *([field[1]] if field else []), msg=told) from None
 
 
 def _wanted(message: str) -> str:
@@ -87,7 +123,7 @@ def _refuse_ragged(rows: list[list[float]], name: str) -> None:
             raise InvalidFields.at(name, index, msg=f"row {index} has {len(row)} values, but row 0 has {width}")
 
 
-def _refuse_repeated_keys(body: bytearray | mmap.mmap, array: msgspec.Raw | None) -> None:
+def _refuse_repeated_keys(body: Buffer, array: msgspec.Raw | None) -> None:
     """The array is cut out first, so that what is left to look through is small."""
     if array is None:
         envelope = bytes(body)
@@ -112,9 +148,7 @@ def _unique(pairs: list[tuple[str, object]]) -> dict[str, object]:
     return unique
 
 
-def _malformed(
-    error: Exception, text: bytes | bytearray | mmap.mmap, array_field: str
-) -> MalformedBody | InvalidFields:
+def _malformed(error: Exception, text: bytes | Buffer, array_field: str) -> MalformedBody | InvalidFields:
     """What is wrong with text that does not parse. NaN and Infinity are wrong values rather than wrong JSON
     to whoever sent them, so they are told with their row and column."""
     if isinstance(error, RecursionError):

@@ -8,13 +8,14 @@ Format: https://numpy.org/doc/stable/reference/generated/numpy.lib.format.html
 import ast
 import io
 import math
-import mmap
 import re
 from dataclasses import dataclass
 
 import numpy as np
 
 from app.errors import MalformedBody
+from app.formats.answer import Answer
+from app.formats.buffer import Buffer
 
 MAGIC = b"\x93NUMPY"
 MAX_HEADER_BYTES = 4096
@@ -73,14 +74,13 @@ def parse_header(head: bytes) -> Header:
     )
 
 
-def read(body: bytearray | mmap.mmap) -> np.ndarray:
-    """The array, as a view of the body."""
-    view = memoryview(body)
-    header = parse_header(bytes(view[: PREFIX_BYTES + MAX_HEADER_BYTES]))
-    return view_data(header, view)
+def read(body: Buffer, array_field: str) -> dict[str, np.ndarray]:
+    """The array, as a view of the body, by the field's name."""
+    header = parse_header(bytes(body[: PREFIX_BYTES + MAX_HEADER_BYTES]))
+    return {array_field: _view(header, memoryview(body))}
 
 
-def view_data(header: Header, body: memoryview | bytearray) -> np.ndarray:
+def _view(header: Header, body: memoryview) -> np.ndarray:
     """The array of a whole body with this header, as a view of the body."""
     got = len(body) - header.data_offset
     if got != header.data_bytes:
@@ -92,14 +92,10 @@ def view_data(header: Header, body: memoryview | bytearray) -> np.ndarray:
     return flat.reshape(header.shape, order="F" if header.fortran_order else "C")
 
 
-def write(scalars: object, array_name: str, array: np.ndarray) -> tuple[bytes, dict[str, str]]:
-    """The array as npy; the scalars travel in headers, which the caller sets for every answer."""
-    return to_bytes(array), {}
-
-
-def to_bytes(array: np.ndarray) -> bytes:
+def write(answer: Answer) -> bytes:
+    """The one array; the scalars are in the headers."""
     buffer = io.BytesIO()
-    np.lib.format.write_array(buffer, array, version=(1, 0), allow_pickle=False)
+    np.lib.format.write_array(buffer, answer.main, version=(1, 0), allow_pickle=False)
     return buffer.getvalue()
 
 

@@ -2,8 +2,8 @@
 
 from fastapi import APIRouter, Request, Response
 
-from app.bodies import array_answer, read_payload
-from app.formats import Scalars
+from app.bodies import read_payload
+from app.formats.answer import Scalar
 from app.routes.openapi import BINARY, array_body, problems
 from app.schemas import DecodeAnswer, DecodeRequest
 from app.services import ServicesDep
@@ -25,5 +25,5 @@ async def decode(request: Request, services: ServicesDep) -> Response:
     """Z·D."""
     payload = await read_payload(request, DecodeRequest, services.settings)
     record, (activations,) = await services.solve("decode", payload.fields.dictionary, payload.fields.data)
-    scalars: Scalars = {"dictionary": record.name, "version": record.version}
-    return array_answer(payload.answer, scalars, "activations", activations)
+    scalars: dict[str, Scalar] = {"dictionary": record.name, "version": record.version}
+    return payload.answer(scalars, {"activations": activations}, payload.fields.encoding_format == "base64")

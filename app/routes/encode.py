@@ -2,11 +2,12 @@
 
 from fastapi import APIRouter, Request, Response
 
-from app.bodies import array_answer, read_payload
-from app.formats import Scalars
+from app.bodies import read_payload
+from app.formats.answer import Scalar
 from app.routes.openapi import BINARY, array_body, problems
 from app.schemas import EncodeAnswer, EncodeRequest
 from app.services import ServicesDep
+from app.sparse import compressed_rows
 
 router = APIRouter(tags=["encode and decode"])
 
@@ -24,6 +25,18 @@ router = APIRouter(tags=["encode and decode"])
 async def encode(request: Request, services: ServicesDep) -> Response:
     """Non-negative least squares of A on the fixed D, row by row: the same row gets the same codes in any batch."""
     payload = await read_payload(request, EncodeRequest, services.settings)
-    record, (codes, converged) = await services.solve("encode", payload.fields.dictionary, payload.fields.data)
-    scalars: Scalars = {"dictionary": record.name, "version": record.version, "converged": bool(converged.all())}
-    return array_answer(payload.answer, scalars, "codes", codes)
+    fields = payload.fields
+    sparse = fields.sparse or fields.top_k is not None
+    payload.answer_format(many_arrays=sparse or fields.reconstruct)  # refuse before the work, not after it
+    record, (codes, converged, *errors) = await services.solve(
+        "encode", fields.dictionary, fields.data, reconstruct=fields.reconstruct
+    )
+    scalars: dict[str, Scalar] = {
+        "dictionary": record.name,
+        "version": record.version,
+        "converged": bool(converged.all()),
+    }
+    arrays = compressed_rows(codes, fields.top_k) if sparse else {"codes": codes}
+    if fields.reconstruct:
+        arrays["relative_error"] = errors[0]
+    return payload.answer(scalars, arrays, fields.encoding_format == "base64")

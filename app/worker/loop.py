@@ -97,11 +97,13 @@ class Worker:
 
     def _solve(self, solve: Solve, rows: np.ndarray) -> None:
         try:
-            dictionary = self._cache.get(solve.name, solve.version)
+            dictionary = self._cache.get(solve.key.name, solve.key.version)
             given = torch.from_numpy(rows)
-            if solve.task == "encode":
+            if solve.key.task == "encode":
                 encoded = dictionary.encode(given)
                 answer = [_array(encoded.codes), _array(encoded.converged).astype(np.uint8)]
+                if solve.key.reconstruct:
+                    answer.append(_array(_relative_errors(given, dictionary.decode(encoded.codes))))
             else:
                 answer = [_array(dictionary.decode(given))]
         except Exception as error:
@@ -198,6 +200,13 @@ def _progress(job: str, progress: core.FitProgress, started: float) -> FitProgre
 def _array(tensor: torch.Tensor) -> np.ndarray:
     array: np.ndarray = tensor.detach().cpu().contiguous().numpy()
     return array
+
+
+def _relative_errors(A: torch.Tensor, approximation: torch.Tensor) -> torch.Tensor:
+    """‖a − zD‖ / ‖a‖ of each row, float32; 0 for an all-zero row. In float64, whose range squares stay in."""
+    norms = torch.linalg.vector_norm(A, dim=1, dtype=torch.float64)
+    errors = torch.linalg.vector_norm(A - approximation.cpu(), dim=1, dtype=torch.float64)
+    return torch.where(norms > 0, errors / norms, 0).float()
 
 
 def _failed(task: int | str, error: Exception) -> Failed:

@@ -12,6 +12,15 @@ class Message(msgspec.Struct, tag=True, frozen=True):
     """Base of all messages; its subclass's name is its tag on the wire."""
 
 
+class Key(msgspec.Struct, frozen=True):
+    """What is to be done with rows, and on which dictionary: rows of an equal key can be solved together."""
+
+    task: Task
+    name: str
+    version: int
+    reconstruct: bool = False  # tell each row's relative error, too
+
+
 # -- to the worker ----------------------------------------------------------------------------------------
 
 
@@ -28,9 +37,7 @@ class Solve(Message, frozen=True):
     """Encode or decode the rows of the one array beside this."""
 
     id: int
-    task: Task
-    name: str
-    version: int
+    key: Key
 
 
 class Fit(Message, frozen=True):
@@ -69,7 +76,8 @@ class Heartbeat(Message, frozen=True):
 
 
 class Solved(Message, frozen=True):
-    """Arrays: the answer's rows, and for an encode whether each row converged (uint8)."""
+    """Arrays: the answer's rows; of an encode also whether each row converged (uint8), and with ``reconstruct`` each
+    row's relative error (float32)."""
 
     id: int
 

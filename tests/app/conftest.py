@@ -14,7 +14,7 @@ from app.settings import Settings
 from app.store import Store
 from app.supervisor import Health, JobListener, Supervisor
 from app.worker.frames import Frame
-from app.worker.messages import CancelFit, Fit, FitCancelled, FitProgress, Fitted, Task, ToWorker
+from app.worker.messages import CancelFit, Fit, FitCancelled, FitProgress, Fitted, Key, ToWorker
 
 
 class WorkerDouble(Supervisor):
@@ -47,13 +47,14 @@ class WorkerDouble(Supervisor):
     def health(self) -> Health:
         return Health("ready" if self.alive else "down", 1, "double", 0.0, 0, 0, 0)
 
-    async def solve(self, task: Task, name: str, version: int, rows: np.ndarray) -> list[np.ndarray]:
+    async def solve(self, key: Key, rows: np.ndarray) -> list[np.ndarray]:
         if not self.alive:
             raise WorkerUnavailable("the worker is down")
-        D = self.store.load(name, version)
-        if task == "decode":
+        D = self.store.load(key.name, key.version)
+        if key.task == "decode":
             return [rows @ D]
-        return [rows @ D.T, np.ones(len(rows), np.uint8)]
+        codes, converged = rows @ D.T, np.ones(len(rows), np.uint8)
+        return [codes, converged, codes.max(axis=1)] if key.reconstruct else [codes, converged]
 
     async def tell_job(self, job: str, message: ToWorker, listener: JobListener) -> None:
         assert isinstance(message, Fit)

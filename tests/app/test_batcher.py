@@ -7,9 +7,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from app.batcher import Batcher, Key
+from app.batcher import Batcher
 from app.errors import Overloaded, WorkerUnavailable
-from app.worker.messages import Task
+from app.worker.messages import Key
 
 
 class Recorder:
@@ -20,8 +20,8 @@ class Recorder:
         self.poison = poison
         self.alive = alive
 
-    async def solve(self, task: Task, name: str, version: int, rows: np.ndarray) -> list[np.ndarray]:
-        self.batches.append((name, len(rows)))
+    async def solve(self, key: Key, rows: np.ndarray) -> list[np.ndarray]:
+        self.batches.append((key.name, len(rows)))
         await asyncio.sleep(0)
         if not self.alive:
             raise WorkerUnavailable("gone")

@@ -10,10 +10,10 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from app.worker import frames
-from app.worker.messages import Failed, Fit, FitProgress, Message, Ready, Solve, Solved
+from app.worker.messages import Failed, Fit, FitProgress, Key, Message, Ready, Solve, Solved
 
 MESSAGES: list[Message] = [
-    Solve(1, "encode", "digits", 3),
+    Solve(1, Key("encode", "digits", 3, True)),
     Solved(2**60),
     Failed("job", "NegativeValues", "ä"),
     Ready("cuda:0", {"torch": "2"}),

@@ -1,0 +1,61 @@
+"""CSV bodies: numbers between commas, a row a line, with or without a header line.
+
+Blank lines, CRLF and quotes around numbers are read; what is no number is told with its line.
+"""
+
+import re
+
+import numpy as np
+import orjson
+
+from app.errors import MalformedBody
+from app.formats.answer import Answer
+from app.formats.buffer import Buffer
+
+_FIELD = re.compile(r"""\s*"?\s*[-+]?(\d+\.?\d*([eE][-+]?\d+)?|\.\d+([eE][-+]?\d+)?|nan|inf(inity)?)\s*"?\s*""", re.I)
+
+
+def read(body: Buffer, array_field: str) -> dict[str, np.ndarray]:
+    """The array (float64), by the field's name.
+
+    Raises:
+        MalformedBody: it is not text, or a line holds something other than numbers, or too many or few of them.
+    """
+    try:
+        text = bytes(body).decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise MalformedBody(f"the CSV is not UTF-8: {error.reason} at byte {error.start}") from None
+    lines = text.splitlines()
+    filled = [number for number, line in enumerate(lines, start=1) if line.strip()]
+    header = 1 if filled and not _is_numbers(lines[filled[0] - 1]) else 0
+    if len(filled) == header:
+        raise MalformedBody("the CSV holds no row of numbers")
+    rows = [lines[number - 1] for number in filled[header:]]
+    try:
+        array = np.loadtxt(rows, np.float64, comments=None, delimiter=",", quotechar='"', ndmin=2)
+    except ValueError:
+        raise _told(rows, filled[header:]) from None
+    return {array_field: array}
+
+
+def write(answer: Answer) -> bytes:
+    """The rows of the one array; the scalars are in the headers."""
+    rows = orjson.dumps(np.ascontiguousarray(answer.main), option=orjson.OPT_SERIALIZE_NUMPY)
+    return rows[2:-2].replace(b"],[", b"\n") + b"\n"
+
+
+def _is_numbers(line: str) -> bool:
+    return all(_FIELD.fullmatch(part) for part in line.split(","))
+
+
+def _told(rows: list[str], numbers: list[int]) -> MalformedBody:
+    """The first line that is wrong, and how."""
+    width = rows[0].count(",") + 1
+    for row, number in zip(rows, numbers, strict=True):
+        parts = row.split(",")
+        if len(parts) != width:
+            return MalformedBody(f"line {number} has {len(parts)} values, but line {numbers[0]} has {width}")
+        for column, part in enumerate(parts):
+            if _FIELD.fullmatch(part) is None:
+                return MalformedBody(f"line {number}, column {column + 1}: {part.strip()[:30]!r} is not a number")
+    return MalformedBody("the CSV cannot be read as rows of numbers")

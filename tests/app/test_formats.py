@@ -1,0 +1,235 @@
+"""Every format in and every format out: the same numbers; and each format's own malformed bodies."""
+
+import base64
+import io
+import json
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+import safetensors.numpy
+from fastapi.testclient import TestClient
+from httpx import Response
+
+from demo.service import npy
+from tests.app.conftest import D
+
+A = np.array([[1, 2.5, 3, 4], [0, 0, 0, 0], [0, 0.25, 0, 1], [7, 0, 0, 0]], np.float32)
+Z = A @ D.T
+
+Send = Callable[[TestClient, str, np.ndarray, dict[str, str]], Response]
+
+
+def as_text(array: np.ndarray) -> dict[str, object]:
+    return {
+        "base64": base64.b64encode(array.tobytes()).decode(),
+        "shape": array.shape,
+        "dtype": array.dtype.name,
+    }
+
+
+def send_json(client: TestClient, path: str, array: np.ndarray, headers: dict[str, str]) -> Response:
+    return client.post(path, json={"dictionary": "digits", "data": array.tolist()}, headers=headers)
+
+
+def send_base64(client: TestClient, path: str, array: np.ndarray, headers: dict[str, str]) -> Response:
+    body = {"dictionary": "digits", "data": as_text(array), "encoding_format": "base64"}
+    return client.post(path, json=body, headers=headers)
+
+
+def send_bytes(content_type: str | None, write: Callable[[np.ndarray], bytes]) -> Send:
+    def send(client: TestClient, path: str, array: np.ndarray, headers: dict[str, str]) -> Response:
+        told = headers if content_type is None else headers | {"content-type": content_type}
+        return client.post(path, params={"dictionary": "digits"}, content=write(array), headers=told)
+
+    return send
+
+
+def csv(array: np.ndarray, newline: str = "\n") -> bytes:
+    return newline.join(",".join(map(str, row)) for row in array.tolist()).encode()
+
+
+IN: dict[str, Send] = {
+    "json": send_json,
+    "base64": send_base64,
+    "npy": send_bytes("application/x-npy", npy),
+    "npy, untold": send_bytes(None, npy),
+    "safetensors": send_bytes("application/vnd.safetensors", lambda x: safetensors.numpy.save({"data": x})),
+    "safetensors, untold": send_bytes(None, lambda x: safetensors.numpy.save({"other": x})),
+    "csv": send_bytes("text/csv", csv),
+    "csv, untold": send_bytes("application/x-www-form-urlencoded", csv),
+    "csv, with a header": send_bytes(
+        "text/csv; header=present", lambda x: b"a,b,c,d\r\n" + csv(x, "\r\n") + b"\r\n\r\n"
+    ),
+    "csv, quoted": send_bytes(
+        "text/csv", lambda x: b'"' + csv(x).replace(b",", b'","').replace(b"\n", b'"\n"') + b'"'
+    ),
+}
+
+
+def read_json(answer: Response, name: str) -> np.ndarray:
+    told = answer.json()[name]
+    if isinstance(told, dict):
+        return np.frombuffer(base64.b64decode(told["base64"]), told["dtype"]).reshape(told["shape"])
+    return np.array(told)
+
+
+OUT: dict[str, Callable[[Response, str], np.ndarray]] = {
+    "application/json": read_json,
+    "application/x-npy": lambda answer, _: np.load(io.BytesIO(answer.content), allow_pickle=False),
+    "application/vnd.safetensors": lambda answer, name: safetensors.numpy.load(answer.content)[name],
+    "text/csv": lambda answer, _: np.loadtxt(io.StringIO(answer.text), np.float32, delimiter=",", ndmin=2),
+}
+
+
+@pytest.mark.parametrize("accept", OUT)
+@pytest.mark.parametrize("send", IN.values(), ids=IN.keys())
+def test_every_format_in_and_every_format_out(client: TestClient, digits: str, send: Send, accept: str) -> None:
+    encoded = send(client, "/encode", A, {"accept": accept})
+    assert encoded.status_code == 200, encoded.text
+    assert encoded.headers["content-type"].partition(";")[0] == accept
+    told = {name: encoded.headers[f"dictserve-{name}"] for name in ("dictionary", "version", "converged")}
+    assert told == {"dictionary": "digits", "version": "1", "converged": "true"}
+    np.testing.assert_array_equal(OUT[accept](encoded, "codes"), Z)
+
+    decoded = send(client, "/decode", Z, {"accept": accept})
+    np.testing.assert_array_equal(OUT[accept](decoded, "activations"), Z @ D)
+
+
+@pytest.mark.parametrize("send", [IN["npy"], IN["json"], IN["csv"]])
+def test_the_answer_is_in_the_requests_format_by_default(client: TestClient, digits: str, send: Send) -> None:
+    sent = {IN["npy"]: "application/x-npy", IN["json"]: "application/json", IN["csv"]: "text/csv"}[send]
+    assert send(client, "/encode", A, {"accept": "*/*"}).headers["content-type"].startswith(sent)
+
+
+def dense(parts: dict[str, np.ndarray]) -> np.ndarray:
+    from scipy.sparse import csr_array
+
+    return csr_array((parts["values"], parts["indices"], parts["indptr"]), shape=tuple(parts["shape"])).toarray()
+
+
+@pytest.mark.parametrize("accept", ["application/json", "application/vnd.safetensors"])
+def test_sparse_codes_are_the_dense_ones(client: TestClient, digits: str, accept: str) -> None:
+    answer = client.post("/encode?dictionary=digits&sparse=true", content=npy(A), headers={"accept": accept})
+    names = ("shape", "indptr", "indices", "values")
+    parts = {name: OUT[accept](answer, name) for name in names}
+    np.testing.assert_array_equal(dense(parts), Z)
+    assert "codes" not in (answer.json() if accept == "application/json" else safetensors.numpy.load(answer.content))
+    assert len(parts["values"]) == np.count_nonzero(Z)
+
+
+def test_top_k_keeps_the_largest_of_each_row(client: TestClient, digits: str) -> None:
+    answer = client.post("/encode", json={"dictionary": digits, "data": A.tolist(), "top_k": 1}).json()
+    expected = np.where(Z.max(axis=1, keepdims=True) == Z, Z, 0)
+    np.testing.assert_array_equal(
+        dense({name: np.array(answer[name]) for name in answer if name != "dictionary"}), expected
+    )
+    more = client.post("/encode", json={"dictionary": digits, "data": A.tolist(), "top_k": 99}).json()
+    assert len(more["values"]) == np.count_nonzero(Z)
+
+
+def test_reconstruct_adds_each_rows_error(client: TestClient, digits: str) -> None:
+    answer = client.post("/encode", json={"dictionary": digits, "data": A.tolist(), "reconstruct": True}).json()
+    assert answer["codes"] == Z.tolist()
+    assert answer["relative_error"] == Z.max(axis=1).tolist()  # what the double tells
+
+
+@pytest.mark.parametrize("extra", ["sparse=true", "top_k=3", "reconstruct=true"])
+def test_several_arrays_need_a_format_that_holds_them(client: TestClient, digits: str, extra: str) -> None:
+    path = f"/encode?dictionary=digits&{extra}"
+    refused = client.post(path, content=npy(A), headers={"accept": "application/x-npy"})
+    assert (refused.status_code, refused.json()["type"]) == (406, "not-acceptable")
+    assert "application/vnd.safetensors" in refused.json()["detail"]
+    unasked = client.post(path, content=npy(A))
+    assert unasked.headers["content-type"] == "application/vnd.safetensors"
+
+
+def test_an_answer_in_base64_can_be_posted_back(client: TestClient, digits: str) -> None:
+    encoded = send_base64(client, "/encode", A, {}).json()
+    assert encoded["codes"] == as_text(Z) | {"shape": list(Z.shape)}
+    body = {"dictionary": digits, "data": encoded["codes"]}
+    assert client.post("/decode", json=body).json()["activations"] == (Z @ D).tolist()
+
+
+@pytest.mark.parametrize("dtype", ["float16", "float64", "int32", "int64"])
+def test_dtypes_in_base64_and_safetensors(client: TestClient, digits: str, dtype: str) -> None:
+    array = np.array([[1, 2, 3, 4]], dtype)
+    as_base64 = client.post("/encode", json={"dictionary": digits, "data": as_text(array)})
+    content = safetensors.numpy.save({"data": array})
+    as_safetensors = client.post("/encode?dictionary=digits", content=content, headers={"accept": "application/json"})
+    assert as_base64.json()["codes"] == as_safetensors.json()["codes"] == (array @ D.T).tolist()
+
+
+def test_bfloat16_is_read(client: TestClient, digits: str) -> None:
+    import torch
+    from safetensors.torch import save
+
+    content = save({"data": torch.tensor(A).bfloat16()})
+    answer = client.post("/encode?dictionary=digits", content=content, headers={"accept": "application/json"})
+    assert answer.json()["codes"] == Z.tolist()  # A's values are exact in bfloat16
+
+
+def header(content: dict[str, object]) -> bytes:
+    text = json.dumps(content).encode()
+    return len(text).to_bytes(8, "little") + text
+
+
+F32 = {"dtype": "F32", "shape": [1, 4], "data_offsets": [0, 16]}
+BAD_SAFETENSORS: dict[str, tuple[bytes, str]] = {
+    "header beyond the body": ((10**6).to_bytes(8, "little") + b"{}", "header"),
+    "header no JSON": ((8).to_bytes(8, "little") + b"{nonsens", "header"),
+    "cut off": (header({"data": F32}) + bytes(15), "safetensors"),
+    "too long": (header({"data": F32}) + bytes(17), "safetensors"),
+    "overlapping": (header({"data": F32, "x": F32}) + bytes(16), "safetensors"),
+    "size not matching shape": (header({"data": F32 | {"shape": [2, 4]}}) + bytes(16), "safetensors"),
+    "huge shape": (header({"data": F32 | {"shape": [2**40, 2**40]}}) + bytes(16), "safetensors"),
+    "no tensor": (header({}), "named 'data'"),
+    "two tensors, none named so": (
+        header({"a": F32, "b": F32 | {"data_offsets": [16, 32]}}) + bytes(32),
+        "it has 'a', 'b'",
+    ),
+    "boolean": (header({"data": {"dtype": "BOOL", "shape": [1, 4], "data_offsets": [0, 4]}}) + bytes(4), "BOOL"),
+}
+
+
+@pytest.mark.parametrize("case", BAD_SAFETENSORS.values(), ids=BAD_SAFETENSORS.keys())
+def test_malformed_safetensors(client: TestClient, digits: str, case: tuple[bytes, str]) -> None:
+    content, detail = case
+    headers = {"content-type": "application/vnd.safetensors"}
+    answer = client.post("/encode?dictionary=digits", content=content, headers=headers)
+    assert (answer.status_code, answer.json()["type"]) == (400, "malformed-body"), answer.text
+    assert detail in answer.json()["detail"]
+    assert IN["safetensors"](client, "/encode", A, {}).status_code == 200
+
+
+BAD_CSV: dict[str, tuple[bytes, int, str]] = {
+    "a word": (b"1,2,3,4\n1,2,x,4\n", 400, "line 2, column 3: 'x' is not a number"),
+    "decimal commas": (b'"1,5";2;3;4\n"1,5";2;3;4\n', 400, "not a number"),
+    "ragged, after blank lines": (b"1,2,3,4\n\n\n1,2,3\n", 400, "line 4 has 3 values, but line 1 has 4"),
+    "an empty field": (b"1,2,,4\n", 400, "no row of numbers"),
+    "a header alone": (b"a,b\n", 400, "no row of numbers"),
+    "two headers": (b"a,b\nc,d\n1,2\n", 400, "line 2, column 1: 'c'"),
+    "no text": (b"1,2\xff", 400, "not UTF-8"),
+    "NaN": (b"1,2,3,4\n1,nan,3,4", 422, "row 1, column 1"),
+    "infinity": (b"1,2,inf,4", 422, "row 0, column 2"),
+    "negative": (b"1,2,3,-4", 422, "negative"),
+    "1e999": (b"1,2,3,1e999", 422, "row 0, column 3"),
+    "underscores": (b"1,2,3,1_0\n1,2,3,1_0", 400, "not a number"),
+    "too narrow": (b"1,2,3", 422, "3 columns"),
+}
+
+
+@pytest.mark.parametrize("case", BAD_CSV.values(), ids=BAD_CSV.keys())
+def test_malformed_csv(client: TestClient, digits: str, case: tuple[bytes, int, str]) -> None:
+    content, status, detail = case
+    answer = client.post("/encode?dictionary=digits", content=content, headers={"content-type": "text/csv"})
+    assert answer.status_code == status, answer.text
+    assert detail in answer.json()["detail"]
+    assert IN["csv"](client, "/encode", A, {}).status_code == 200
+
+
+@pytest.mark.parametrize("send", [IN["safetensors"], IN["csv"]])
+def test_fits_take_every_format(client: TestClient, send: Send) -> None:
+    content = {IN["safetensors"]: safetensors.numpy.save({"data": A}), IN["csv"]: csv(A)}[send]
+    answer = client.post("/fit?name=a&nb_concepts=2", content=content, headers={"prefer": "wait=10"})
+    assert answer.json()["state"] == "succeeded", answer.text
