@@ -28,7 +28,11 @@ check: install
 test: install
 	$(BIN)/python -m pytest
 
+# Peers are extras that may fail to install: the benchmarks say which are absent, and why. overcomplete wants vision
+# models and a torchvision that fits torch's build; its factorisation needs neither, so it comes alone.
 bench: install
+	-$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev,bench]'
+	-$(BIN)/python -m pip install --quiet --constraint constraints.txt --no-deps overcomplete
 	$(BIN)/python -m benchmarks
 
 clean:

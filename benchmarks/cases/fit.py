@@ -1,0 +1,139 @@
+"""Fits: time to a peer's loss, the loss at the end, and dead concepts.
+
+Peers run at their defaults and at settings that give them more time (more iterations, a smaller tolerance); our
+own fit runs at its defaults alone. Each call of a peer is cut off after a minute, but for scikit-learn's hundred
+iterations, which set the loss to reach.
+"""
+
+from statistics import median
+from typing import Any
+
+from benchmarks.cases import Bench
+from benchmarks.data import DataSet
+from benchmarks.figures import Cell, Figure, Result, Table
+from benchmarks.measure import relative_error
+from benchmarks.process import Absent, Failed, TimedOut
+
+PEER_SECONDS = 60
+TARGET_SECONDS = 300
+OUR_SECONDS = 150
+
+HUNDRED_ITERATIONS = {"solver": "cd", "max_iter": 100, "tol": 0, "init": "nndsvda"}
+
+# (library, what it is called, its settings)
+DEFAULTS: list[tuple[str, str, dict[str, Any]]] = [
+    ("scikit-learn", "cd", {"solver": "cd"}),
+    ("scikit-learn", "mu", {"solver": "mu", "init": "nndsvda"}),
+    ("overcomplete", "hals", {"solver": "hals"}),
+    ("overcomplete", "mu", {"solver": "mu"}),
+    ("overcomplete", "pgd", {"solver": "pgd"}),
+    ("overcomplete", "anls", {"solver": "anls"}),
+    ("torchnmf", "mu", {}),
+    ("nmf-torch", "halsvar", {"algo": "halsvar"}),
+    ("nmf-torch", "bpp", {"algo": "bpp"}),
+]
+LONG: list[tuple[str, str, dict[str, Any]]] = [
+    ("scikit-learn", "cd, long", {"solver": "cd", "max_iter": 1000, "tol": 1e-6}),
+    ("scikit-learn", "mu, long", {"solver": "mu", "init": "nndsvda", "max_iter": 2000, "tol": 1e-6}),
+    ("overcomplete", "hals, long", {"solver": "hals", "max_iter": 2000, "tol": 1e-6}),
+    ("overcomplete", "mu, long", {"solver": "mu", "max_iter": 2000, "tol": 1e-6}),
+    ("overcomplete", "pgd, long", {"solver": "pgd", "max_iter": 2000, "tol": 1e-6}),
+    ("torchnmf", "mu, long", {"max_iter": 2000, "tol": 1e-6}),
+    ("nmf-torch", "halsvar, long", {"algo": "halsvar", "tol": 1e-6, "batch_max_iter": 2000}),
+]
+# What fits into the time on the larger data sets.
+MEDIUM = [*DEFAULTS, ("scikit-learn", "cd, 500 iterations", {"solver": "cd", "max_iter": 500, "tol": 1e-6})]
+LARGE = [setting for setting in DEFAULTS if setting[0] in ("torchnmf", "nmf-torch") or setting[1] == "hals"]
+
+
+def run(bench: Bench) -> Result:
+    result = Result()
+    settings = [[*DEFAULTS, *LONG], MEDIUM, LARGE]
+    for data, of_peers in zip(bench.data.to_fit, settings, strict=False):
+        _compare(bench, data, DEFAULTS[:1] if bench.quick else of_peers, result)
+    return result
+
+
+def _compare(bench: Bench, data: DataSet, of_peers: list[tuple[str, str, dict[str, Any]]], result: Result) -> None:
+    target, peer_seconds, traces = _race(bench, data)
+    whole = traces[0]
+    own_seconds = whole["seconds"][-1]
+    own_loss = whole.get("loss", whole["losses"][-1])
+    rows: list[list[Cell]] = [
+        ["dictserve", "default", own_seconds, relative_error(own_loss, data.A), whole.get("dead"), None, None]
+    ]
+    best: tuple[float, str] | None = None
+    measured = [("scikit-learn", "cd, 100 iterations", peer_seconds, target["loss"], target["dead"])]
+    for library, label, settings in of_peers:
+        try:
+            told = bench.libraries[library].ask(
+                "fit",
+                A=str(data.path),
+                nb_concepts=data.nb_concepts,
+                settings=settings,
+                limit_seconds=PEER_SECONDS,
+            )
+        except (Absent, Failed, TimedOut) as reason:
+            rows.append([library, label, str(reason), None, None, None, None])
+            continue
+        bench.say(f"{data}: {library} {label} {told['seconds']:.2f} s")
+        measured.append((library, label, told["seconds"], told["loss"], told["dead"]))
+    for library, label, seconds, loss, dead in measured:
+        ours = _time_to(whole, loss)
+        ratio = seconds / ours if ours else None
+        rows.append([library, label, seconds, relative_error(loss, data.A), dead, ours, ratio])
+        if best is None or loss < best[0]:
+            best = loss, f"{library} {label}"
+    assert best is not None
+
+    times = [_time_to(trace, target["loss"]) for trace in traces]
+    reached = [seconds for seconds in times if seconds is not None]
+    result.figures += [
+        Figure(
+            f"{data}: times faster to the loss of scikit-learn's 100 iterations",
+            peer_seconds / median(reached) if len(reached) == len(times) else None,
+            "×",
+            at_least=8,
+            note=f"{peer_seconds:.3g} s" if reached else "that loss was not reached",
+        ),
+        Figure(
+            f"{data}: final loss above the best peer's", 100 * (own_loss / best[0] - 1), "%", at_most=0, note=best[1]
+        ),
+        Figure(f"{data}: dead concepts", whole.get("dead"), at_most=0),
+    ]
+    columns = ["library", "setting", "seconds", "relative error", "dead", "we reach it in (s)", "ratio"]
+    result.tables.append(Table(str(data), columns, rows))
+
+
+def _race(bench: Bench, data: DataSet) -> tuple[dict[str, Any], float, list[dict[str, Any]]]:
+    """scikit-learn's hundred iterations and our fits in turn: its answer, its median seconds, our traces.
+
+    Our first fit runs to its end, the others to the loss that is to be reached. scikit-learn runs once where it
+    takes more than half a minute.
+    """
+    target: dict[str, Any] | None = None
+    seconds: list[float] = []
+    traces: list[dict[str, Any]] = []
+    given = {"A": str(data.path), "nb_concepts": data.nb_concepts}
+    for _ in range(bench.repeats):
+        if not seconds or seconds[0] < 30:
+            target = bench.libraries["scikit-learn"].ask(
+                "fit", **given, settings=HUNDRED_ITERATIONS, limit_seconds=TARGET_SECONDS
+            )
+            seconds.append(target["seconds"])
+        assert target is not None
+        until = target["loss"] if traces else None
+        traces.append(
+            bench.ours.ask("trace", **given, until=until, max_seconds=OUR_SECONDS, limit_seconds=2 * OUR_SECONDS)
+        )
+        bench.say(f"{data}: scikit-learn {seconds[-1]:.2f} s, ours {_time_to(traces[-1], target['loss'])} s")
+    assert target is not None
+    return target, median(seconds), traces
+
+
+def _time_to(trace: dict[str, Any], loss: float) -> float | None:
+    """Seconds until the first iteration whose loss is at most this."""
+    for seconds, reached in zip(trace["seconds"], trace["losses"], strict=True):
+        if reached <= loss:
+            return float(seconds)
+    return None

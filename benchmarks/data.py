@@ -1,0 +1,111 @@
+"""The data sets, made in seconds from fixed seeds and passed to the libraries as npy files."""
+
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+
+NOISE = 0.01  # of the norm of what is planted
+
+
+@dataclass(frozen=True)
+class DataSet:
+    """Activations to fit on, and more rows from where they come.
+
+    Attributes:
+        nb_concepts: k to factorise with.
+        path, fresh_path: npy files of A (rows, n_features) and of the further rows.
+        dictionary_path: npy file of the planted D, None where it is not known or not to be used.
+    """
+
+    name: str
+    nb_concepts: int
+    path: Path
+    fresh_path: Path
+    dictionary_path: Path | None = None
+
+    @cached_property
+    def A(self) -> np.ndarray:  # noqa: N802
+        return np.load(self.path)  # type: ignore[no-any-return]
+
+    @cached_property
+    def fresh(self) -> np.ndarray:
+        return np.load(self.fresh_path)  # type: ignore[no-any-return]
+
+    def __str__(self) -> str:
+        rows, n_features = self.A.shape
+        return f"{self.name} {rows}×{n_features}, k={self.nb_concepts}"
+
+
+def digits(folder: Path, *, nb_concepts: int = 64) -> DataSet:
+    """Hidden activations of a network that tells handwritten digits apart, and the same rows to encode."""
+    from demo.digits import digits_activations
+
+    A = digits_activations()
+    return _saved(folder, "digits", nb_concepts, A, A)
+
+
+def planted(folder: Path, rows: int, n_features: int, nb_concepts: int, *, name: str = "planted") -> DataSet:
+    """Sparse non-negative Z (a fifth) and D (a third in use), exponential values, 1 % noise."""
+    rng = np.random.default_rng(0)
+    D = _sparse(rng, nb_concepts, n_features, 0.3)
+    A = _noisy(rng, _sparse(rng, rows, nb_concepts, 0.2), D)
+    fresh = _noisy(rng, _sparse(rng, 200, nb_concepts, 0.2), D)
+    return _saved(folder, name, nb_concepts, A, fresh)
+
+
+def overcomplete(folder: Path, n_features: int, nb_concepts: int, *, active: float = 20) -> DataSet:
+    """Many more concepts than features, about `active` of them in a row; encodes use the planted D."""
+    rng = np.random.default_rng(0)
+    D = _sparse(rng, nb_concepts, n_features, 0.3)
+    fresh = _noisy(rng, _sparse(rng, 200, nb_concepts, active / nb_concepts), D)
+    data = _saved(folder, "overcomplete", nb_concepts, fresh, fresh)
+    path = folder / f"overcomplete-{nb_concepts}-D.npy"
+    np.save(path, D)
+    return DataSet(data.name, nb_concepts, data.path, data.fresh_path, path)
+
+
+def _sparse(rng: np.random.Generator, rows: int, columns: int, density: float) -> np.ndarray:
+    values = rng.standard_exponential((rows, columns), np.float32)
+    return values * (rng.random((rows, columns), np.float32) < density)  # type: ignore[no-any-return]
+
+
+def _noisy(rng: np.random.Generator, Z: np.ndarray, D: np.ndarray) -> np.ndarray:
+    A = Z @ D
+    noise = rng.standard_normal(A.shape, np.float32) * (NOISE * float(np.linalg.norm(A)) / A.size**0.5)
+    return np.maximum(A + noise, 0)  # type: ignore[no-any-return]
+
+
+def _saved(folder: Path, name: str, nb_concepts: int, A: np.ndarray, fresh: np.ndarray) -> DataSet:
+    stem = f"{name}-{len(A)}-{nb_concepts}"
+    path, fresh_path = folder / f"{stem}.npy", folder / f"{stem}-fresh.npy"
+    np.save(path, A)
+    np.save(fresh_path, fresh)
+    return DataSet(name, nb_concepts, path, fresh_path)
+
+
+class DataSets:
+    """The data sets of a run, each made when it is first asked for; tiny ones where `quick`."""
+
+    def __init__(self, folder: Path, *, quick: bool) -> None:
+        self.folder, self.quick = folder, quick
+
+    @cached_property
+    def to_fit(self) -> list[DataSet]:
+        """Digits, and planted factors of two sizes."""
+        if self.quick:
+            return [planted(self.folder, 200, 48, 8)]
+        return [digits(self.folder), self.planted, planted(self.folder, 20_000, 768, 256)]
+
+    @cached_property
+    def planted(self) -> DataSet:
+        return planted(self.folder, 300, 48, 12) if self.quick else planted(self.folder, 5_000, 768, 128)
+
+    @cached_property
+    def to_encode(self) -> list[DataSet]:
+        """Fitted dictionaries, and planted ones with more concepts than features."""
+        if self.quick:
+            return [*self.to_fit, overcomplete(self.folder, 24, 48, active=4)]
+        fitted = self.to_fit[:2]
+        return [*fitted, *(overcomplete(self.folder, 768, nb_concepts) for nb_concepts in (1024, 4096))]

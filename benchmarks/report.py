@@ -1,0 +1,76 @@
+"""``python -m benchmarks.report``: docs/performance.md from benchmarks/results.json, between its markers."""
+
+import json
+from collections.abc import Mapping
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+from benchmarks.figures import Cell, Result, Table, number
+
+RESULTS = Path(__file__).with_name("results.json")
+PAGE = Path(__file__).parent.parent / "docs" / "performance.md"
+BEGIN, END = "<!-- made by python -m benchmarks.report -->", "<!-- /made -->"
+
+
+def main() -> None:
+    write_page()
+    print(goals_table(read()))
+
+
+def read() -> dict[str, Result]:
+    return {name: Result.from_json(told) for name, told in json.loads(RESULTS.read_text()).items()}
+
+
+def write_page() -> None:
+    PAGE.write_text(page(PAGE.read_text(), read()))
+
+
+def page(old: str, results: Mapping[str, Result]) -> str:
+    """The page with what lies between its markers made anew."""
+    before, _, rest = old.partition(BEGIN)
+    _, _, after = rest.partition(END)
+    return f"{before}{BEGIN}\n\n{report(results)}\n\n{END}{after}"
+
+
+def report(results: Mapping[str, Result]) -> str:
+    parts = []
+    for name, result in results.items():
+        doc = import_module(f"benchmarks.cases.{name}").__doc__ or ""
+        parts += [f"## {doc.splitlines()[0].rstrip('.')}", provenance(result.made)]
+        parts += [goals_table({name: result})] if result.figures else []
+        parts += [detail(table) for table in result.tables]
+    return "\n\n".join(parts)
+
+
+def goals_table(results: Mapping[str, Result]) -> str:
+    rows = [[f.name, f.shown, f.goal, f.verdict, f.note] for result in results.values() for f in result.figures]
+    return _table(["figure", "value", "goal", "", "beside it"], rows)
+
+
+def detail(table: Table) -> str:
+    return f"{table.title}:\n\n{_table(table.columns, [[_cell(x) for x in row] for row in table.rows])}"
+
+
+def provenance(made: Mapping[str, Any]) -> str:
+    versions = {**made["versions"], **made["libraries"]}
+    told = ", ".join(f"{name} {version}" for name, version in versions.items())
+    return (
+        f"`{made['command']}`, {made['date']}, {made['seconds']} s on {made['cores']} cores "
+        f"({made['processor']}), Python {made['python']}; {told}."
+    )
+
+
+def _cell(x: Cell) -> str:
+    if x is None:
+        return ""
+    return x if isinstance(x, str) else str(x) if isinstance(x, int) else number(x)
+
+
+def _table(columns: list[str], rows: list[list[str]]) -> str:
+    lines = [columns, ["---"] * len(columns), *rows]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+if __name__ == "__main__":
+    main()
