@@ -5,6 +5,7 @@ float32, C order, and refuses what is not finite or is negative. The JSON schema
 """
 
 from collections.abc import Callable
+from functools import partial
 from typing import Annotated, Any
 
 import numpy as np
@@ -50,3 +51,6 @@ Activations = Annotated[
     np.ndarray, ArrayField(check_activations, "n_features", [[0.0, 1.5, 0.25, 0.0], [2.0, 0.0, 0.0, 0.75]])
 ]
 Codes = Annotated[np.ndarray, ArrayField(check_codes, "nb_concepts", [[0.0, 1.25], [0.5, 0.0]])]
+Concepts = Annotated[
+    np.ndarray, ArrayField(partial(check_activations, name="concepts"), "n_features", [[0.0, 1.5, 0.25, 0.0]])
+]

@@ -44,15 +44,12 @@ class Payload(Generic[Model]):
     def answer(
         self, scalars: Mapping[str, Scalar], arrays: Mapping[str, np.ndarray], base64: bool = False
     ) -> Response:
-        """The answer in the format asked for. Headers carry the scalars too: some bodies hold the array alone.
+        """The answer in the format asked for.
 
         Raises:
             NotAcceptable: there are several arrays, and the format asked for holds one.
         """
-        answer = Answer(scalars, arrays)
-        format = self.answer_format(many_arrays=len(arrays) > 1)
-        headers = {f"Dictserve-{name.capitalize()}": text for name, text in answer.as_text().items()}
-        return Response(format.write(answer, base64), media_type=format.media_types[0], headers=headers)
+        return array_answer(self.answer_format(many_arrays=len(arrays) > 1), scalars, arrays, base64)
 
     def answer_format(self, *, many_arrays: bool) -> Format:
         return answer_format(self.accept, self.format, many_arrays=many_arrays)
@@ -102,12 +99,35 @@ async def read_payload(
     return Payload(fields, format, accept)
 
 
+async def read_fields(request: Request, model: type[Model], max_bytes: int) -> Model:
+    """Read a JSON body that holds no array into its model; raises as ``read_payload`` does."""
+    _refuse_encodings(request)
+    if request_format(request.headers.get("content-type", ""), b"{") is not JSON:
+        raise UnsupportedMediaType("fields are sent as application/json")
+    _refuse_declared(request, max_bytes)
+    receive, body = _Receiver(max_bytes), bytearray()
+    async for chunk in _chunks(request):
+        receive.count(chunk)
+        body += chunk
+    fields, _ = JSON.read(body, "")
+    return _validated(model, fields, strict=True)
+
+
 async def _chunks(request: Request) -> AsyncIterator[bytes]:
     try:
         async for chunk in request.stream():
             yield chunk
     except ClientDisconnect:
         raise MalformedBody("the client left before its body had come whole") from None
+
+
+def array_answer(
+    format: Format, scalars: Mapping[str, Scalar], arrays: Mapping[str, np.ndarray], base64: bool = False
+) -> Response:
+    """An answer of scalars and arrays. Headers carry the scalars too: some bodies hold the array alone."""
+    answer = Answer(scalars, arrays)
+    headers = {f"Dictserve-{name.capitalize()}": text for name, text in answer.as_text().items()}
+    return Response(format.write(answer, base64), media_type=format.media_types[0], headers=headers)
 
 
 class _Receiver:
@@ -166,9 +186,13 @@ def _parse(
     for array in arrays.values():
         _refuse_large(array, settings)
     told = _told_fields(fields, query, format)
+    # JSON has types, so that "5" is no number there; a query has strings alone.
+    return _validated(model, {**told, **arrays}, strict=format.carries_fields)
+
+
+def _validated(model: type[Model], told: Mapping[str, object], *, strict: bool) -> Model:
     try:
-        # JSON has types, so that "5" is no number there; a query has strings alone.
-        return model.model_validate({**told, **arrays}, strict=format.carries_fields)
+        return model.model_validate(told, strict=strict)
     except pydantic.ValidationError as error:
         raise InvalidFields.from_pydantic(error) from None
 

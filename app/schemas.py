@@ -2,9 +2,9 @@
 
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints
 
-from app.arrays import Activations, Codes
+from app.arrays import Activations, Codes, Concepts
 from app.store import DictionaryRecord, Reference, check_name
 from app.worker.messages import Init
 
@@ -22,6 +22,7 @@ EncodingFormat = Annotated[
     Literal["float", "base64"],
     Field(description="How a JSON answer holds arrays: as numbers, or as base64 text with shape and dtype."),
 ]
+MAX_CONCEPT_LABELS = 10_000  # set by one request
 Clip = Annotated[bool, Field(description="Make negative values zero instead of refusing them.")]
 
 
@@ -58,10 +59,34 @@ class EncodeRequest(Fields):
     data: Activations
 
 
+class ImportRequest(Fields):
+    data: Concepts
+
+
+Label = Annotated[str, StringConstraints(min_length=1, max_length=500)]
+
+
+class LabelRequest(Fields):
+    """Labels to set; null removes one (RFC 7396)."""
+
+    labels: dict[Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9._-]{1,64}$")], Label | None] = Field(
+        default_factory=dict, max_length=100, description="What is noted of the dictionary, by key."
+    )
+    concept_labels: dict[Annotated[str, StringConstraints(pattern=r"^(0|[1-9][0-9]{0,8})$")], Label | None] = Field(
+        default_factory=dict, max_length=MAX_CONCEPT_LABELS, description="What concepts are called, by their index."
+    )
+
+
 class DecodeRequest(Fields):
     dictionary: DictionaryReference
     encoding_format: EncodingFormat = "float"
     data: Codes
+
+
+class WeightsAnswer(BaseModel):
+    dictionary: str
+    version: int
+    weights: list[list[float]] = Field(description="D, (nb_concepts, n_features), non-negative.")
 
 
 class EncodeAnswer(BaseModel):

@@ -12,8 +12,8 @@ import os
 import re
 import secrets
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -30,6 +30,8 @@ FORMAT = 1
 TENSOR = "dictionary"
 WEIGHTS_FILE = "dictionary.safetensors"
 META_FILE = "meta.json"
+LABELS_FILE = "labels.json"
+LAST_FILE = ".last"  # of a name: its highest version ever removed, so that no number is given twice
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 _VERSION = re.compile(r"[1-9][0-9]{0,8}")
@@ -81,9 +83,18 @@ class DictionaryRecord(BaseModel):
     data: dict[str, Any] = Field(description="Shape and hash of the activations.")
     metrics: dict[str, Any] = Field(description="How good the dictionary is.")
     loss_history: list[tuple[int, float]] = Field(default_factory=list)
-    seconds: float = Field(description="How long the fit took.")
-    software: dict[str, str]
-    job: str = Field(description="Id of the job that made it.")
+    seconds: float | None = Field(None, description="How long the fit took.")
+    software: dict[str, str] = Field(description="Versions of what made it.")
+    job: str | None = Field(None, description="Id of the job that made it; none for an imported dictionary.")
+    labels: dict[str, str] = Field(default_factory=dict, description="What people have noted of it.")
+    concept_labels: dict[int, str] = Field(default_factory=dict, description="What people call its concepts.")
+
+
+class Labels(BaseModel):
+    """The one part of a version that changes: it has a file of its own."""
+
+    labels: dict[str, str] = Field(default_factory=dict)
+    concept_labels: dict[int, str] = Field(default_factory=dict)
 
 
 class Store:
@@ -133,7 +144,7 @@ class Store:
     def _sweep(self) -> None:
         for leaving in self._staging.iterdir():
             if not self.is_alive(owner_of(leaving)):
-                shutil.rmtree(leaving, ignore_errors=True)
+                shutil.rmtree(leaving) if leaving.is_dir() else leaving.unlink(missing_ok=True)
         for owner in self._owners.iterdir():
             if not self.is_alive(owner.name):
                 owner.unlink(missing_ok=True)
@@ -183,16 +194,30 @@ class Store:
         return known
 
     def described(self, reference: Reference) -> DictionaryRecord:
-        """The record with the list of the name's versions, which changes with time."""
+        """The record with what changes with time: the name's versions, and the labels."""
         record = self.record(reference)
-        return record.model_copy(update={"versions": self.versions(record.name)})
+        return record.model_copy(
+            update={"versions": self.versions(record.name), **vars(self.labels(record.name, record.version))}
+        )
+
+    def labels(self, name: str, version: int) -> Labels:
+        try:
+            return Labels.model_validate_json((self._directory(name, version) / LABELS_FILE).read_bytes())
+        except FileNotFoundError:
+            return Labels()
+        except ValidationError:
+            raise DictionaryDamaged(
+                f"{LABELS_FILE} of {name}@{version} cannot be read; restore or remove it"
+            ) from None
+        except OSError as error:
+            raise _told(error) from error
 
     def _read_record(self, name: str, version: int) -> DictionaryRecord:
         where = f"{name}@{version}"
         try:
-            record = DictionaryRecord.model_validate_json((self.root / name / str(version) / META_FILE).read_bytes())
+            record = DictionaryRecord.model_validate_json((self._directory(name, version) / META_FILE).read_bytes())
         except (FileNotFoundError, NotADirectoryError):
-            raise DictionaryDamaged(f"{where} has no {META_FILE}; restore it, or use another version") from None
+            raise self._missing(name, version, META_FILE) from None
         except ValidationError:
             raise DictionaryDamaged(
                 f"{META_FILE} of {where} cannot be read; restore it, or use another version"
@@ -210,9 +235,9 @@ class Store:
         record = self.record(Reference(name, version))
         where = f"{name}@{version}"
         try:
-            weights = (self.root / name / str(version) / WEIGHTS_FILE).read_bytes()
+            weights = (self._directory(name, version) / WEIGHTS_FILE).read_bytes()
         except FileNotFoundError:
-            raise DictionaryDamaged(f"{where} has no {WEIGHTS_FILE}; restore it, or use another version") from None
+            raise self._missing(name, version, WEIGHTS_FILE) from None
         except OSError as error:
             raise _told(error) from error
         if hashlib.sha256(weights).hexdigest() != record.sha256:
@@ -227,6 +252,16 @@ class Store:
         if D.shape != (record.nb_concepts, record.n_features) or D.dtype != np.float32:
             raise DictionaryDamaged(f"{WEIGHTS_FILE} of {where} does not hold what its {META_FILE} tells of")
         return D
+
+    def _directory(self, name: str, version: int) -> Path:
+        return self.root / name / str(version)
+
+    def _missing(self, name: str, version: int, file: str) -> AppError:
+        """A version without one of its files is damaged; one that is no longer there has been removed."""
+        if self._directory(name, version).is_dir():
+            return DictionaryDamaged(f"{name}@{version} has no {file}; restore it, or use another version")
+        self._records.pop((name, version), None)
+        return UnknownDictionary(f"{name}@{version} has been removed")
 
     # -- writing ------------------------------------------------------------------------------------------
 
@@ -247,8 +282,6 @@ class Store:
                 directory = self.root / name
                 if directory.is_symlink():
                     raise StoreUnavailable(f"{name!r} in the store is a symbolic link; the store follows none")
-                directory.mkdir(exist_ok=True)
-                fsync_directory(self.root)
                 record = DictionaryRecord(
                     name=name,
                     version=0,
@@ -265,9 +298,11 @@ class Store:
     def _claim_version(self, staged: Path, directory: Path, record: DictionaryRecord) -> DictionaryRecord:
         """Rename into the next free version. Another process may take it first: then the one after."""
         while True:
+            directory.mkdir(exist_ok=True)
             version = max(self.versions(record.name), default=0) + 1
+            version = max(version, _last_removed(directory) + 1)
             record = record.model_copy(update={"version": version})
-            meta = record.model_dump_json(indent=1, exclude={"versions"}).encode()
+            meta = record.model_dump_json(indent=1, exclude={"versions", "labels", "concept_labels"}).encode()
             _write_durably(staged / META_FILE, meta)
             fsync_directory(staged)
             try:
@@ -277,7 +312,37 @@ class Store:
                     continue
                 raise
             fsync_directory(directory)
+            fsync_directory(self.root)
             return record
+
+    def relabel(self, name: str, version: int, labels: Labels) -> None:
+        """Replace a version's labels; durable when this returns."""
+        with store_errors():
+            self._replace(self._directory(name, version) / LABELS_FILE, labels.model_dump_json(indent=1).encode())
+
+    def remove(self, name: str, versions: Iterable[int]) -> None:
+        """Remove versions: each is gone at once for readers, and its number is not given again."""
+        with store_errors():
+            directory = self.root / name
+            versions = sorted(versions)
+            self._replace(directory / LAST_FILE, str(max(versions[-1], _last_removed(directory))).encode())
+            for version in versions:
+                doomed = self._staging / f"{self.owner}.{secrets.token_hex(8)}"
+                with suppress(FileNotFoundError):  # somebody else removed it first
+                    self._directory(name, version).rename(doomed)
+                self._records.pop((name, version), None)
+                shutil.rmtree(doomed, ignore_errors=True)
+            fsync_directory(directory)
+
+    def _replace(self, path: Path, content: bytes) -> None:
+        """Write a file so that readers see the old content or the new, whatever happens."""
+        staged = self._staging / f"{self.owner}.{secrets.token_hex(8)}"
+        try:
+            _write_durably(staged, content)
+            staged.rename(path)
+            fsync_directory(path.parent)
+        finally:
+            staged.unlink(missing_ok=True)
 
     def made_by(self, name: str, job: str) -> DictionaryRecord | None:
         """The version of a name that a job has published, if it came that far; damaged ones made none."""
@@ -289,6 +354,13 @@ class Store:
             if record.job == job:
                 return record
         return None
+
+
+def _last_removed(directory: Path) -> int:
+    try:
+        return int((directory / LAST_FILE).read_text())
+    except (FileNotFoundError, ValueError):
+        return 0
 
 
 def owner_of(staged: Path) -> str:

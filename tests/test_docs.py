@@ -105,6 +105,9 @@ def test_the_store_in_the_docs_is_the_store_on_the_disk(service: Service) -> Non
     service.client.post(
         "/fit", json={"name": "digits", "nb_concepts": 1, "data": [[1, 2]]}, headers={"prefer": "wait=30"}
     ).raise_for_status()
+    service.client.patch("/dictionaries/digits", json={"labels": {"a": "b"}}).raise_for_status()
+    assert service.client.put("/dictionaries/digits", json={"data": [[1, 2]]}).json()["version"] == 2
+    assert service.client.delete("/dictionaries/digits@2").status_code == 204
     (tree,) = re.findall(r"```\n(models/.*?)```", OPERATIONS, re.DOTALL)
     for path in re.findall(r"^  (\S+)", tree, re.MULTILINE):
         assert os.path.exists(service.store / path), path

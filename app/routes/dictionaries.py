@@ -1,16 +1,28 @@
 """``/dictionaries``: what has been fitted, and how good it is."""
 
+import asyncio
+import hashlib
 import logging
+from collections.abc import Callable, Mapping
+from typing import Annotated, TypeVar
 
-from fastapi import APIRouter
+from fastapi import APIRouter, Header, Request, Response
 
+from app import __version__
+from app.bodies import array_answer, read_fields, read_payload
 from app.errors import DictionaryDamaged, InvalidFields, UnknownDictionary
-from app.routes.openapi import problems
-from app.schemas import DictionaryList
-from app.services import ServicesDep
-from app.store import DictionaryRecord, Reference
+from app.formats import FORMATS, NPY, answer_format
+from app.routes.openapi import BINARY, array_body, json_body, problems
+from app.schemas import DictionaryList, ImportRequest, LabelRequest, WeightsAnswer
+from app.services import Services, ServicesDep
+from app.store import DictionaryRecord, Labels, Reference
 
 logger = logging.getLogger("dictserve")
+
+JSON_TYPE = "application/json"
+MAX_LABELS_BYTES = 8 * 1024 * 1024
+IfNoneMatch = Annotated[str, Header()]
+K = TypeVar("K")
 
 router = APIRouter(prefix="/dictionaries", tags=["dictionaries"])
 
@@ -18,7 +30,9 @@ router = APIRouter(prefix="/dictionaries", tags=["dictionaries"])
 @router.get(
     "",
     summary="The latest version of every dictionary",
-    response_model_exclude={"dictionaries": {"__all__": {"loss_history": True, "metrics": {"energy"}}}},
+    response_model_exclude={
+        "dictionaries": {"__all__": {"loss_history": True, "concept_labels": True, "metrics": {"energy"}}}
+    },
 )
 def list_dictionaries(services: ServicesDep) -> DictionaryList:
     """Without what grows with the dictionary, which is told of one at a time. A damaged version is left out of the
@@ -34,11 +48,130 @@ def list_dictionaries(services: ServicesDep) -> DictionaryList:
     return DictionaryList(dictionaries=found)
 
 
-@router.get("/{reference}", summary="A dictionary with its metrics", responses=problems(404, 422, 500))
-def get_dictionary(reference: str, services: ServicesDep) -> DictionaryRecord:
+@router.get(
+    "/{reference}",
+    summary="A dictionary with its metrics",
+    response_model=DictionaryRecord,
+    responses={304: {"description": "It is as it was (If-None-Match)."}, **problems(404, 422, 500)},
+)
+def get_dictionary(reference: str, services: ServicesDep, if_none_match: IfNoneMatch = "") -> Response:
     """By name (the latest version) or as `name@version`."""
+    record = services.store.described(_parsed(reference))
+    body = record.model_dump_json().encode()
+    return _tagged(hashlib.sha256(body).hexdigest(), if_none_match, lambda: Response(body, media_type=JSON_TYPE))
+
+
+@router.get(
+    "/{reference}/weights",
+    summary="D itself",
+    response_class=Response,
+    responses={
+        200: {"model": WeightsAnswer, "content": {f.media_types[0]: {"schema": BINARY} for f in FORMATS[1:]}},
+        304: {"description": "It is as it was (If-None-Match)."},
+        **problems(404, 406, 422, 500),
+    },
+)
+def get_weights(
+    reference: str, services: ServicesDep, accept: Annotated[str, Header()] = "", if_none_match: IfNoneMatch = ""
+) -> Response:
+    """In any format, npy by default."""
+    format = answer_format(accept, NPY)
+    record = services.store.record(_parsed(reference))
+
+    def weights() -> Response:
+        D = services.store.load(record.name, record.version)
+        return array_answer(format, {"dictionary": record.name, "version": record.version}, {"weights": D})
+
+    return _tagged(f"{record.sha256}-{format.name}", if_none_match, weights)
+
+
+@router.put(
+    "/{reference}",
+    status_code=201,
+    summary="Import a dictionary made elsewhere",
+    responses=problems(400, 413, 415, 422, 503, 507),
+    openapi_extra=array_body(ImportRequest),
+)
+async def import_dictionary(
+    reference: str, request: Request, response: Response, services: ServicesDep
+) -> DictionaryRecord:
+    """The next version of the name. It has no metrics: those are of a dictionary and the data it was fitted to."""
+    parsed = _parsed(reference)
+    if parsed.version is not None:
+        raise InvalidFields.at("reference", msg=f"an import makes the next version of {parsed.name!r}; leave out `@`")
+    payload = await read_payload(request, ImportRequest, services.settings)
+    D = payload.fields.data
+    if len(D) > services.settings.max_concepts:
+        raise InvalidFields.at("data", msg=f"{len(D)} concepts; at most {services.settings.max_concepts} are taken")
+    record = await asyncio.to_thread(
+        services.store.publish,
+        parsed.name,
+        D,
+        parameters={"imported": True},
+        data={},
+        metrics={},
+        software={"dictserve": __version__},
+    )
+    response.headers["Location"] = f"/dictionaries/{record.name}@{record.version}"
+    return record
+
+
+@router.patch(
+    "/{reference}", summary="Label a dictionary and its concepts", responses=problems(404, 422, 500, 503, 507)
+)
+async def label_dictionary(reference: str, request: Request, services: ServicesDep) -> DictionaryRecord:
+    """Labels that are given are set, null removes one, others stay. The dictionary itself never changes."""
+    parsed = _parsed(reference)
+    patch = await read_fields(request, LabelRequest, MAX_LABELS_BYTES)
+    return await asyncio.to_thread(_label, services, parsed, patch)
+
+
+@router.delete(
+    "/{reference}", status_code=204, summary="Remove a version, or all of a name", responses=problems(404, 422, 503)
+)
+def delete_dictionary(reference: str, services: ServicesDep) -> None:
+    """`name@3` removes that version, `name` all. A version's number is not given again."""
+    parsed = _parsed(reference)
+    name, version = services.store.resolve(parsed)
+    services.store.remove(name, services.store.versions(name) if parsed.version is None else [version])
+
+
+def _label(services: Services, reference: Reference, patch: LabelRequest) -> DictionaryRecord:
+    store = services.store
+    record = store.record(reference)
+    beyond = [index for index in patch.concept_labels if int(index) >= record.nb_concepts]
+    if beyond:
+        told = f"there is no such concept: {record.name}@{record.version} has {record.nb_concepts}, from 0"
+        raise InvalidFields.at("concept_labels", beyond[0], msg=told)
+    with services.labelling:  # read, change and write as one
+        old = store.labels(record.name, record.version)
+        store.relabel(
+            record.name,
+            record.version,
+            Labels(
+                labels=_merged(old.labels, patch.labels),
+                concept_labels=_merged(old.concept_labels, {int(i): v for i, v in patch.concept_labels.items()}),
+            ),
+        )
+    return store.described(Reference(record.name, record.version))
+
+
+def _parsed(reference: str) -> Reference:
     try:
-        parsed = Reference.parse(reference)
+        return Reference.parse(reference)
     except ValueError as error:
         raise InvalidFields.at("reference", msg=str(error)) from None
-    return services.store.described(parsed)
+
+
+def _tagged(tag: str, if_none_match: str, answer: Callable[[], Response]) -> Response:
+    """The answer with its ETag, or 304 where the client has it already."""
+    etag = f'"{tag}"'
+    known = {part.strip().removeprefix("W/") for part in if_none_match.split(",")}
+    response = Response(status_code=304) if {etag, "*"} & known else answer()
+    response.headers["ETag"] = etag
+    return response
+
+
+def _merged(old: Mapping[K, str], patch: Mapping[K, str | None]) -> dict[K, str]:
+    merged = {**old, **patch}
+    return {key: value for key, value in merged.items() if value is not None}

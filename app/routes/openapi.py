@@ -10,6 +10,10 @@ PROBLEM = {"model": ProblemAnswer, "content": {"application/problem+json": {}}}
 BINARY = {"type": "string", "format": "binary"}
 
 
+def json_body(model: type[Fields]) -> dict[str, Any]:
+    return {"required": True, "content": {"application/json": {"schema": model.model_json_schema()}}}
+
+
 def array_body(model: type[Fields]) -> dict[str, Any]:
     """A body in any format: as JSON the whole model, else the array, the other fields being query parameters."""
     schema = model.model_json_schema()

@@ -1,0 +1,178 @@
+"""``/dictionaries``: import, weights, labels, removal, and what has not changed."""
+
+import io
+import threading
+
+import numpy as np
+import pytest
+import safetensors.numpy
+from fastapi.testclient import TestClient
+
+from app.store import Store
+from demo.service import npy
+from tests.app.conftest import D, WorkerDouble, publish
+
+URL = "/dictionaries/digits"
+
+
+@pytest.mark.parametrize(
+    ("content", "headers"),
+    [
+        (npy(D), {}),
+        (npy(D.astype(">f8")), {"content-type": "application/x-npy"}),
+        (safetensors.numpy.save({"weights": D}), {"content-type": "application/vnd.safetensors"}),
+        (b'{"data": [[1, 0, 0, 2], [0, 1, 1, 0]]}', {}),
+        (b"1,0,0,2\n0,1,1,0\n", {"content-type": "text/csv"}),
+    ],
+    ids=["npy", "npy of another dtype", "safetensors", "json", "csv"],
+)
+def test_import_in_every_format(client: TestClient, store: Store, content: bytes, headers: dict[str, str]) -> None:
+    for version in (1, 2):
+        answer = client.put(URL, content=content, headers=headers)
+        assert answer.status_code == 201, answer.text
+        assert answer.headers["location"] == f"{URL}@{version}"
+        assert (answer.json()["version"], answer.json()["metrics"], answer.json()["job"]) == (version, {}, None)
+    np.testing.assert_array_equal(store.load("digits", 2), D)
+    codes = client.post("/encode", json={"dictionary": "digits", "data": [[1, 2, 3, 4]]}).json()["codes"]
+    assert codes == [[9, 5]]
+
+
+@pytest.mark.parametrize(
+    ("path", "content", "status", "said"),
+    [
+        (URL, npy(-D), 422, "negative"),
+        (URL, npy(np.full((1, 2), np.nan)), 422, "NaN"),
+        (URL, npy(np.ones((20_000, 2), np.float32)), 422, "at most 16384"),
+        (URL, b"{}", 422, "required"),
+        (URL, b'{"data": [[1]], "x": 1}', 422, "unknown field"),
+        (URL + "@2", npy(D), 422, "leave out `@`"),
+        ("/dictionaries/.x", npy(D), 422, "not a name"),
+        (URL, b"nonsense", 415, "known format"),
+    ],
+)
+def test_imports_that_are_refused(client: TestClient, path: str, content: bytes, status: int, said: str) -> None:
+    answer = client.put(path, content=content)
+    assert answer.status_code == status, answer.text
+    assert said in answer.json()["detail"]
+    assert client.get("/dictionaries").json() == {"dictionaries": []}
+
+
+def test_weights_in_every_format(client: TestClient, digits: str) -> None:
+    answer = client.get(f"{URL}/weights")
+    assert answer.headers["content-type"] == "application/x-npy"
+    assert answer.headers["dictserve-version"] == "1"
+    np.testing.assert_array_equal(np.load(io.BytesIO(answer.content)), D)
+    as_json = client.get(f"{URL}@1/weights", headers={"accept": "application/json"}).json()
+    assert as_json == {"dictionary": "digits", "version": 1, "weights": D.tolist()}
+    content = client.get(f"{URL}/weights", headers={"accept": "application/vnd.safetensors"}).content
+    np.testing.assert_array_equal(safetensors.numpy.load(content)["weights"], D)
+    assert client.put("/dictionaries/copy", content=content).status_code == 201
+    assert client.get(f"{URL}/weights", headers={"accept": "image/png"}).status_code == 406
+    assert client.get("/dictionaries/nope/weights").status_code == 404
+
+
+@pytest.mark.parametrize("path", [URL, f"{URL}/weights"])
+def test_what_has_not_changed_is_not_sent_again(client: TestClient, store: Store, digits: str, path: str) -> None:
+    etag = client.get(path).headers["etag"]
+    for known in (etag, f'"other", W/{etag}', "*"):
+        answer = client.get(path, headers={"if-none-match": known})
+        assert (answer.status_code, answer.content, answer.headers["etag"]) == (304, b"", etag)
+    assert client.get(path, headers={"if-none-match": '"other"'}).status_code == 200
+    publish(store, "digits", 2 * D)
+    assert client.get(path, headers={"if-none-match": etag}).status_code == 200
+
+
+def test_labels_are_merged_and_kept(client: TestClient, store: Store, digits: str) -> None:
+    etag = client.get(URL).headers["etag"]
+    first = client.patch(URL, json={"labels": {"team": "vision", "use": "demo"}, "concept_labels": {"0": "loop"}})
+    assert first.status_code == 200, first.text
+    second = client.patch(URL, json={"labels": {"use": None}, "concept_labels": {"1": "bar"}}).json()
+    assert (second["labels"], second["concept_labels"]) == ({"team": "vision"}, {"0": "loop", "1": "bar"})
+    told = client.get(URL)
+    assert told.json()["concept_labels"] == {"0": "loop", "1": "bar"}
+    assert told.headers["etag"] != etag
+    assert Store(store.root).labels("digits", 1).labels == {"team": "vision"}
+    publish(store, "digits", D)
+    assert client.get(URL).json()["labels"] == {}  # of a version, not of a name
+    assert client.get(URL + "@1").json()["labels"] == {"team": "vision"}
+
+
+@pytest.mark.parametrize(
+    ("patch", "said"),
+    [
+        ({"concept_labels": {"2": "x"}}, "digits@1 has 2, from 0"),
+        ({"concept_labels": {"-1": "x"}}, "pattern"),
+        ({"labels": {"a b": "x"}}, "pattern"),
+        ({"labels": {"a": ""}}, "at least 1 character"),
+        ({"labels": {"a": "x" * 501}}, "at most 500"),
+        ({"label": {}}, "unknown field"),
+    ],
+)
+def test_labels_that_are_refused(client: TestClient, digits: str, patch: dict[str, object], said: str) -> None:
+    answer = client.patch(URL, json=patch)
+    assert answer.status_code == 422, answer.text
+    assert said in answer.json()["detail"]
+    assert client.get(URL).json()["labels"] == {}
+
+
+@pytest.mark.parametrize(
+    ("content", "status", "type"),
+    [
+        (b"{", 400, "malformed-body"),
+        (b'{"labels": {"a": "' + b"x" * 9_000_000 + b'"}}', 413, "body-too-large"),
+        (b"[]", 400, "malformed-body"),
+        (b"", 400, "malformed-body"),
+        (b'{"labels": {"a": "b"}, "labels": {}}', 400, "malformed-body"),
+        (b'{"labels": {"a": 1}}', 422, "invalid-fields"),
+    ],
+)
+def test_labels_that_are_no_labels(client: TestClient, digits: str, content: bytes, status: int, type: str) -> None:
+    answer = client.patch(URL, content=content, headers={"content-type": "application/json"})
+    assert (answer.status_code, answer.json()["type"]) == (status, type), answer.text
+    assert len(answer.content) < 1000
+
+
+def test_labels_set_at_once_are_all_kept(client: TestClient, digits: str) -> None:
+    threads = [
+        threading.Thread(target=lambda i=i: client.patch(URL, json={"labels": {f"key{i}": "x"}})) for i in range(20)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(client.get(URL).json()["labels"]) == 20
+
+
+def test_a_version_is_removed_and_its_number_not_given_again(client: TestClient, store: Store, digits: str) -> None:
+    publish(store, "digits", 2 * D)
+    publish(store, "digits", 3 * D)
+    assert client.delete(URL + "@3").status_code == 204
+    assert client.get(URL + "@3").status_code == 404
+    assert client.get(URL).json()["versions"] == [1, 2]
+    assert client.delete(URL + "@3").status_code == 404
+    assert publish(store, "digits", D) == 4
+    assert client.delete(URL).status_code == 204
+    assert client.get(URL).status_code == 404
+    assert client.get("/dictionaries").json() == {"dictionaries": []}
+    assert publish(Store(store.root), "digits", D) == 5
+    assert [path.name for path in (store.private / "staging").iterdir()] == []
+
+
+def test_encodes_while_it_is_removed_are_answered_or_told_404(
+    client: TestClient, store: Store, worker: WorkerDouble, digits: str
+) -> None:
+    seen: set[int] = set()
+
+    def encode() -> None:
+        for _ in range(100):
+            seen.add(client.post("/encode", json={"dictionary": "digits", "data": [[1, 2, 3, 4]]}).status_code)
+
+    threads = [threading.Thread(target=encode) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    for _ in range(20):
+        publish(store, "digits", D)
+        client.delete(URL)
+    for thread in threads:
+        thread.join()
+    assert seen <= {200, 404}
