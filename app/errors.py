@@ -8,6 +8,7 @@
     ├── InvalidFields          parsed, but fields are wrong; carries each of them
     ├── UnknownDictionary      no dictionary of that name or version
     ├── UnknownJob             no job of that id
+    ├── KeyReused              an idempotency key that another request has used
     ├── DictionaryDamaged      the stored version fails its checksum or cannot be read
     ├── StoreUnavailable       the store cannot be read or written
     │   └── StoreFull          ... for want of space
@@ -96,6 +97,10 @@ class UnknownJob(AppError):
     pass
 
 
+class KeyReused(AppError):
+    pass
+
+
 class DictionaryDamaged(AppError):
     pass
 
@@ -151,6 +156,7 @@ KINDS: Mapping[type[Exception], Kind] = {
     CoreError: Kind(422, "invalid-values", "The values cannot be computed with"),
     UnknownDictionary: Kind(404, "unknown-dictionary", "No such dictionary"),
     UnknownJob: Kind(404, "unknown-job", "No such job"),
+    KeyReused: Kind(422, "idempotency-key-reused", "The idempotency key belongs to another request"),
     DictionaryDamaged: Kind(500, "dictionary-damaged", "The stored dictionary is damaged"),
     StoreUnavailable: Kind(503, "store-unavailable", "The store cannot be used", retry_after_seconds=10),
     StoreFull: Kind(507, "store-full", "The store has no space left", retry_after_seconds=60),

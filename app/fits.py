@@ -6,11 +6,13 @@ dies in between, the job is taken up again: from the database, by this process o
 
 import asyncio
 import contextlib
+import hashlib
 import logging
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
 from typing import Any, ParamSpec, TypeVar
 
 import msgspec
@@ -21,15 +23,16 @@ from app.errors import (
     AppError,
     FitAbandoned,
     JobsUnavailable,
+    KeyReused,
     Overloaded,
     StoreUnavailable,
     WorkerUnavailable,
     problem_of,
 )
 from app.jobs import ENDED, Jobs, Record
-from app.schemas import FitParameters, Job, Progress
+from app.schemas import FitParameters, Job, Progress, State
 from app.settings import Settings
-from app.store import Store
+from app.store import Store, timestamp
 from app.supervisor import Supervisor, error_of
 from app.uploads import Staged, Uploads
 from app.worker.frames import Frame
@@ -87,14 +90,39 @@ class Fits:
 
     # -- what routes ask for ------------------------------------------------------------------------------
 
-    async def submit(self, parameters: FitParameters, staged: Staged) -> Job:
-        """A new job for staged activations; durable when this returns."""
+    async def submit(self, parameters: FitParameters, staged: Staged, idempotency_key: str | None = None) -> Job:
+        """A new job for staged activations; durable when this returns. A key that was used gives the job it made.
+
+        Raises:
+            KeyReused: the key was used with other parameters or data.
+            Overloaded: too many fits wait.
+        """
+        told = {name: getattr(parameters, name) for name in FitParameters.model_fields if name != "name"}
+        request = orjson.dumps([parameters.name, told, staged.sha256, staged.rows], option=orjson.OPT_SORT_KEYS)
+        request_hash = hashlib.sha256(request).hexdigest()
+        if idempotency_key is not None and (earlier := await self._of_key(idempotency_key, request_hash)):
+            self.uploads.discard(staged.file)
+            return earlier
         if await self._in_thread(self._jobs.count_queued) >= self._settings.queue_jobs:
             raise Overloaded(f"{self._settings.queue_jobs} fits wait already; send this one again later")
-        told = {name: getattr(parameters, name) for name in FitParameters.model_fields if name != "name"}
-        job = await self._in_thread(self._jobs.add, parameters.name, told, staged.as_record())
+        job = await self._in_thread(
+            self._jobs.add,
+            parameters.name,
+            told,
+            staged.as_record(),
+            idempotency_key=idempotency_key,
+            request_hash=request_hash,
+        )
+        if job is None:  # another request with this key was a moment earlier
+            return await self.submit(parameters, staged, idempotency_key)
         self._wake.set()
         return job
+
+    async def _of_key(self, idempotency_key: str, request_hash: str) -> Job | None:
+        record = await self._in_thread(self._jobs.of_key, idempotency_key)
+        if record is not None and record.request_hash != request_hash:
+            raise KeyReused(f"job {record.job.id} was made with this Idempotency-Key and other parameters or data")
+        return None if record is None else self._freshened(record.job)
 
     async def get(self, id: str) -> Job:
         return self._freshened((await self._in_thread(self._jobs.get, id)).job)
@@ -112,8 +140,11 @@ class Fits:
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(turn.wait(), min(remaining, IDLE_SECONDS))
 
-    async def newest(self, limit: int) -> list[Job]:
-        return [self._freshened(record.job) for record in await self._in_thread(self._jobs.newest, limit)]
+    async def newest(
+        self, limit: int, *, before: str | None = None, state: State | None = None, name: str | None = None
+    ) -> list[Job]:
+        records = await self._in_thread(self._jobs.newest, limit, before=before, state=state, name=name)
+        return [self._freshened(record.job) for record in records]
 
     async def cancel(self, id: str) -> Job | None:
         """End a job that has not ended, and tell its record; remove the record of one that has (None)."""
@@ -170,7 +201,7 @@ class Fits:
             await self._take_over()
 
     async def _take_over(self) -> None:
-        """Put the jobs of dead processes back into the queue, and sweep the files that nobody needs."""
+        """Put the jobs of dead processes back into the queue, and sweep what nobody needs any more."""
 
         def take_over() -> None:
             for record in self._jobs.running():
@@ -178,6 +209,8 @@ class Fits:
                     logger.warning("job %s was left by a process that is gone; it starts again", record.job.id)
                     self._jobs.requeue(record.job.id, worker_died=False)
             self.uploads.sweep(self._jobs.data_files())
+            oldest = datetime.now(UTC) - timedelta(days=self._settings.job_retention_days)
+            self._jobs.forget_ended(timestamp(oldest))
 
         await self._in_thread(take_over)
 

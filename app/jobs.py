@@ -7,12 +7,12 @@ Methods block on the database; ``app.fits`` calls them from a thread of its own.
 import secrets
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
 import sqlalchemy as sql
-from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.exc import IntegrityError, SQLAlchemyError
 
 from app.errors import JobsUnavailable, UnknownJob
 from app.schemas import Job, Progress, State
@@ -39,6 +39,8 @@ _jobs = sql.Table(
     sql.Column("started_at", sql.String(32)),
     sql.Column("ended_at", sql.String(32)),
     sql.Column("error", sql.JSON),
+    sql.Column("idempotency_key", sql.String(255), unique=True),
+    sql.Column("request_hash", sql.String(64)),
 )
 
 
@@ -50,6 +52,7 @@ class Record:
     data: dict[str, Any]
     owner: str | None
     worker_deaths: int
+    request_hash: str | None
 
 
 class Jobs:
@@ -75,8 +78,18 @@ class Jobs:
             raise UnknownJob(f"there is no job {id[:60]!r}; GET /jobs lists them")
         return rows[0]
 
-    def newest(self, limit: int) -> list[Record]:
-        return self._select(sql.true(), limit=limit, newest_first=True)
+    def newest(self, limit: int, *, before: str | None, state: State | None, name: str | None) -> list[Record]:
+        """Jobs in this state and of this name, newest first, older than the one whose id is ``before``."""
+        conditions = [
+            *([_jobs.c.id < before] if before is not None else []),
+            *([_jobs.c.state == state] if state is not None else []),
+            *([_jobs.c.name == name] if name is not None else []),
+        ]
+        return self._select(sql.and_(sql.true(), *conditions), limit=limit, newest_first=True)
+
+    def of_key(self, idempotency_key: str) -> Record | None:
+        rows = self._select(_jobs.c.idempotency_key == idempotency_key)
+        return rows[0] if rows else None
 
     def running(self) -> list[Record]:
         return self._select(_jobs.c.state == "running")
@@ -92,10 +105,18 @@ class Jobs:
 
     # -- the life of a job --------------------------------------------------------------------------------
 
-    def add(self, name: str, parameters: dict[str, Any], data: dict[str, Any]) -> Job:
-        """A new job, queued; durable when this returns."""
+    def add(
+        self,
+        name: str,
+        parameters: dict[str, Any],
+        data: dict[str, Any],
+        *,
+        idempotency_key: str | None = None,
+        request_hash: str | None = None,
+    ) -> Job | None:
+        """A new job, queued; durable when this returns. None where another job has the idempotency key."""
         id = new_id()
-        with self._transaction() as connection:
+        with suppress(_KeyTaken), self._transaction() as connection:
             connection.execute(
                 _jobs.insert().values(
                     id=id,
@@ -108,9 +129,12 @@ class Jobs:
                     attempts=0,
                     worker_deaths=0,
                     created_at=now(),
+                    idempotency_key=idempotency_key,
+                    request_hash=request_hash,
                 )
             )
-        return self.get(id).job
+            return self._select_in(connection, _jobs.c.id == id)[0].job
+        return None
 
     def claim(self, owner: str) -> Record | None:
         """The oldest queued job, now running for this owner; no two owners get the same one."""
@@ -156,6 +180,12 @@ class Jobs:
             ended = sql.and_(_jobs.c.id == id, _jobs.c.state.in_(ENDED))
             return connection.execute(_jobs.delete().where(ended)).rowcount > 0
 
+    def forget_ended(self, before: str) -> int:
+        """Remove the records of jobs that ended before this time; says how many."""
+        old = sql.and_(_jobs.c.state.in_(ENDED), _jobs.c.ended_at < before)
+        with self._transaction() as connection:
+            return connection.execute(_jobs.delete().where(old)).rowcount
+
     # -- the database -------------------------------------------------------------------------------------
 
     def _select(
@@ -163,8 +193,17 @@ class Jobs:
     ) -> list[Record]:
         order = _jobs.c.id.desc() if newest_first else _jobs.c.id
         with self._transaction() as connection:
-            rows = connection.execute(sql.select(_jobs).where(condition).order_by(order).limit(limit))
-            return [_record(row) for row in rows.mappings()]
+            return self._select_in(connection, condition, order, limit)
+
+    @staticmethod
+    def _select_in(
+        connection: sql.Connection,
+        condition: sql.ColumnElement[bool],
+        order: sql.ColumnElement[str] = _jobs.c.id,
+        limit: int | None = None,
+    ) -> list[Record]:
+        rows = connection.execute(sql.select(_jobs).where(condition).order_by(order).limit(limit))
+        return [_record(row) for row in rows.mappings()]
 
     def _update(self, condition: sql.ColumnElement[bool], **values: Any) -> bool:
         with self._transaction() as connection:
@@ -187,7 +226,7 @@ def _running(id: str) -> sql.ColumnElement[bool]:
 
 def _record(row: sql.RowMapping) -> Record:
     told = {name: row[name] for name in Job.model_fields}
-    return Record(Job.model_validate(told), row["data"], row["owner"], row["worker_deaths"])
+    return Record(Job.model_validate(told), row["data"], row["owner"], row["worker_deaths"], row["request_hash"])
 
 
 def _make_durable(connection: Any, _: object) -> None:
@@ -197,10 +236,16 @@ def _make_durable(connection: Any, _: object) -> None:
     cursor.close()
 
 
+class _KeyTaken(Exception):
+    pass
+
+
 @contextmanager
 def _database_errors() -> Iterator[None]:
     try:
         yield
+    except IntegrityError as error:  # the one constraint that can be violated
+        raise _KeyTaken from error
     except SQLAlchemyError as error:
         cause = getattr(error, "orig", None) or error
         raise JobsUnavailable(f"the jobs' database cannot be used: {cause}") from error

@@ -141,6 +141,7 @@ class Job(BaseModel):
 
 class JobList(BaseModel):
     jobs: list[Job]
+    next: str | None = Field(None, description="Where there are more: the `cursor` that continues this list.")
 
 
 class DictionaryList(BaseModel):

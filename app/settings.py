@@ -48,6 +48,8 @@ class Settings(BaseSettings):
         2048 * MIB, description="Most bytes of prepared dictionaries kept by the worker."
     )
 
+    job_retention_days: PositiveFloat = Field(30, description="Age at which the record of an ended job is removed.")
+
     worker_start_seconds: PositiveFloat = Field(120, description="Longest start of a worker before it is replaced.")
     worker_stale_seconds: PositiveFloat = Field(10, description="Heartbeat age from which the service is not ready.")
     worker_hang_seconds: PositiveFloat = Field(300, description="Heartbeat age from which the worker is replaced.")

@@ -369,7 +369,12 @@ def owner_of(staged: Path) -> str:
 
 
 def now() -> str:
-    return datetime.now(UTC).isoformat(timespec="milliseconds")
+    return timestamp(datetime.now(UTC))
+
+
+def timestamp(time: datetime) -> str:
+    """A time as it stands in records; they sort as text."""
+    return time.isoformat(timespec="milliseconds")
 
 
 def fsync_directory(path: Path) -> None:

@@ -117,7 +117,10 @@ async def import_dictionary(
 
 
 @router.patch(
-    "/{reference}", summary="Label a dictionary and its concepts", responses=problems(404, 422, 500, 503, 507)
+    "/{reference}",
+    summary="Label a dictionary and its concepts",
+    responses=problems(400, 404, 413, 415, 422, 500, 503, 507),
+    openapi_extra={"requestBody": json_body(LabelRequest)},
 )
 async def label_dictionary(reference: str, request: Request, services: ServicesDep) -> DictionaryRecord:
     """Labels that are given are set, null removes one, others stay. The dictionary itself never changes."""

@@ -30,11 +30,16 @@ _WAIT = re.compile(r"\bwait=(\d{1,9})\b")  # RFC 7240
     openapi_extra=array_body(FitRequest),
 )
 async def fit(
-    request: Request, response: Response, services: ServicesDep, prefer: Annotated[str, Header()] = ""
+    request: Request,
+    response: Response,
+    services: ServicesDep,
+    prefer: Annotated[str, Header()] = "",
+    idempotency_key: Annotated[str | None, Header(min_length=1, max_length=255)] = None,
 ) -> Job:
     """Starts a job. Once this has answered, the job and its data survive a crash of the service.
 
     With the header `Prefer: wait=30` it waits up to 30 s for the job's end, and then answers 200 with its record.
+    With `Idempotency-Key` a request can be sent again: the same key gives the job that it made the first time.
     """
     uploads = services.fits.uploads
     upload = uploads.new_path()
@@ -45,7 +50,7 @@ async def fit(
         if payload.fields.max_iter > services.settings.max_iterations:
             raise InvalidFields.at("max_iter", msg=f"at most {services.settings.max_iterations}")
         staged = await asyncio.to_thread(uploads.stage, payload.fields.data, upload)
-        job = await services.fits.submit(payload.fields, staged)
+        job = await services.fits.submit(payload.fields, staged, idempotency_key)
     except BaseException:
         uploads.discard(upload.name)
         raise

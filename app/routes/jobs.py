@@ -6,15 +6,23 @@ from fastapi import APIRouter, Query, Response
 
 from app.jobs import ENDED
 from app.routes.openapi import problems
-from app.schemas import Job, JobList
+from app.schemas import Job, JobList, State
 from app.services import ServicesDep
 
 router = APIRouter(prefix="/jobs", tags=["fit"])
 
 
-@router.get("", summary="The newest jobs")
-async def list_jobs(services: ServicesDep, limit: Annotated[int, Query(ge=1, le=1000)] = 100) -> JobList:
-    return JobList(jobs=await services.fits.newest(limit))
+@router.get("", summary="Jobs, newest first", responses=problems(422, 503))
+async def list_jobs(
+    services: ServicesDep,
+    state: Annotated[State | None, Query(description="Only jobs in this state.")] = None,
+    name: Annotated[str | None, Query(description="Only fits of this dictionary.", max_length=128)] = None,
+    limit: Annotated[int, Query(ge=1, le=1000)] = 100,
+    cursor: Annotated[str | None, Query(description="`next` of the page before.", max_length=40)] = None,
+) -> JobList:
+    """A page of them; `next` is there as long as more may follow."""
+    jobs = await services.fits.newest(limit, before=cursor, state=state, name=name)
+    return JobList(jobs=jobs, next=jobs[-1].id if len(jobs) == limit else None)
 
 
 @router.get("/{id}", summary="A job, with its progress", responses=problems(404))

@@ -1,6 +1,7 @@
 """``/fit`` and ``/jobs``: from the accepted request to the published dictionary, whatever happens in between."""
 
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -85,7 +86,65 @@ def test_a_name_that_exists_gets_its_next_version(client: TestClient) -> None:
 def test_jobs_are_listed_newest_first(client: TestClient) -> None:
     ids = [client.post("/fit", json=FIT).json()["id"] for _ in range(3)]
     assert [job["id"] for job in client.get("/jobs").json()["jobs"]] == ids[::-1]
-    assert [job["id"] for job in client.get("/jobs?limit=1").json()["jobs"]] == ids[-1:]
+    first = client.get("/jobs?limit=2").json()
+    assert ([job["id"] for job in first["jobs"]], first["next"]) == (ids[:0:-1], ids[1])
+    rest = client.get(f"/jobs?limit=2&cursor={first['next']}").json()
+    assert ([job["id"] for job in rest["jobs"]], rest["next"]) == (ids[:1], None)
+
+
+def test_jobs_are_listed_by_state_and_name(client: TestClient, worker: WorkerDouble) -> None:
+    done = client.post("/fit", json=FIT, headers={"prefer": "wait=10"}).json()["id"]
+    worker.fits_hang = True
+    waiting = client.post("/fit", json=FIT | {"name": "other"}).json()["id"]
+    listed = {
+        query: [job["id"] for job in client.get(f"/jobs?{query}").json()["jobs"]]
+        for query in ("state=succeeded", "state=failed", "name=other", "name=digits&state=succeeded", "name=nope")
+    }
+    assert listed == {
+        "state=succeeded": [done],
+        "state=failed": [],
+        "name=other": [waiting],
+        "name=digits&state=succeeded": [done],
+        "name=nope": [],
+    }
+    assert client.get("/jobs?state=perhaps").status_code == 422
+
+
+def test_fifty_requests_with_one_key_are_one_job(client: TestClient, store: Store) -> None:
+    headers = {"idempotency-key": "abc"}
+    with ThreadPoolExecutor(10) as pool:
+        answers = list(pool.map(lambda _: client.post("/fit", json=FIT, headers=headers), range(50)))
+    assert {answer.status_code for answer in answers} <= {200, 202}  # 200 once it has ended
+    assert len({answer.json()["id"] for answer in answers}) == 1
+    assert ended(client, answers[0].json()["id"])["version"] == 1
+    assert (
+        client.post("/fit", content=npy(A), params={"name": "digits", "nb_concepts": 2}, headers=headers).json()[
+            "state"
+        ]
+        == "succeeded"
+    )  # the same request in another format
+    assert list(store.activations.iterdir()) == []
+
+
+def test_a_key_is_of_one_request(client: TestClient) -> None:
+    headers = {"idempotency-key": "abc"}
+    client.post("/fit", json=FIT, headers=headers)
+    for other in (FIT | {"seed": 1}, FIT | {"name": "b"}, FIT | {"data": [[1, 2, 3, 4]]}):
+        answer = client.post("/fit", json=other, headers=headers)
+        assert (answer.status_code, answer.json()["type"]) == (422, "idempotency-key-reused")
+    assert len(client.get("/jobs").json()["jobs"]) == 1
+
+
+def test_records_of_long_ended_jobs_are_removed(settings: Settings, worker: WorkerDouble) -> None:
+    with TestClient(create_app(settings, supervisor=worker)) as client:
+        id = client.post("/fit", json=FIT, headers={"prefer": "wait=10"}).json()["id"]
+    with TestClient(create_app(settings, supervisor=worker)) as client:
+        assert client.get(f"/jobs/{id}").status_code == 200
+    time.sleep(0.2)
+    forgetful = settings.model_copy(update={"job_retention_days": 0.1 / 86400})
+    with TestClient(create_app(forgetful, supervisor=worker)) as client:
+        assert client.get(f"/jobs/{id}").status_code == 404
+        assert client.get("/dictionaries/digits").status_code == 200
 
 
 def test_a_running_job_tells_its_progress(client: TestClient, worker: WorkerDouble) -> None:
