@@ -9,7 +9,7 @@ import contextlib
 import hashlib
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
@@ -45,6 +45,7 @@ MAX_HISTORY = 500
 IDLE_SECONDS = 5.0  # between two looks for jobs that other processes have left
 RETRY_SECONDS = 1.0
 CANCEL_SECONDS = 5.0
+FOLLOW_SECONDS = 0.25
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -55,6 +56,7 @@ class _Running:
     """The job under way, with what is newer than its record."""
 
     job: str
+    record: Job
     progress: Progress
     loss_history: list[tuple[int, float]] = field(default_factory=list)
 
@@ -125,7 +127,19 @@ class Fits:
         return None if record is None else self._freshened(record.job)
 
     async def get(self, id: str) -> Job:
+        running = self._running
+        if running is not None and running.job == id:  # what is known here is newer than its record
+            return self._freshened(running.record)
         return self._freshened((await self._in_thread(self._jobs.get, id)).job)
+
+    async def follow(self, id: str) -> AsyncIterator[Job]:
+        """The job each time that it has got on, at most every quarter of a second, until it has ended."""
+        told: Job | None = None
+        while told is None or told.state not in ENDED:
+            job = await self.get(id) if told is None else await self.wait(id, FOLLOW_SECONDS)
+            if told is None or (job.state, job.progress) != (told.state, told.progress):
+                yield job
+            told = job
 
     async def wait(self, id: str, seconds: float) -> Job:
         """The job once it has ended, or as it is when the time is up."""
@@ -217,7 +231,7 @@ class Fits:
     async def _run_job(self, record: Record) -> None:
         job = record.job
         progress = Progress(max_iter=job.parameters["max_iter"])
-        self._running = _Running(job.id, progress)
+        self._running = _Running(job.id, job, progress)
         try:
             await self._attempt(record, self._running)
         except (AppError, OSError) as error:

@@ -1,8 +1,10 @@
 """``/jobs``: fits under way and ended."""
 
+from collections.abc import AsyncIterable
 from typing import Annotated
 
-from fastapi import APIRouter, Query, Response
+from fastapi import APIRouter, Depends, Header, Query, Response
+from fastapi.sse import EventSourceResponse, ServerSentEvent
 
 from app.jobs import ENDED
 from app.routes.openapi import problems
@@ -31,6 +33,38 @@ async def get_job(id: str, response: Response, services: ServicesDep) -> Job:
     if job.state not in ENDED:
         response.headers["Retry-After"] = "1"
     return job
+
+
+async def _existing(id: str, services: ServicesDep) -> str:
+    """An unknown job is told before the stream begins, while it can still be a 404."""
+    return (await services.fits.get(id)).id
+
+
+@router.get(
+    "/{id}/events",
+    summary="A job's progress as it comes (server-sent events)",
+    response_class=EventSourceResponse,
+    responses=problems(404),
+)
+async def follow_job(
+    id: Annotated[str, Depends(_existing)], services: ServicesDep, last_event_id: Annotated[str, Header()] = ""
+) -> AsyncIterable[ServerSentEvent]:
+    """Events `progress`, then one `end` with the job's record. After a break the browser sends `Last-Event-ID`, and
+    what it has had is not sent again."""
+    had = _position(last_event_id)
+    async for job in services.fits.follow(id):
+        at = (job.attempts, job.progress.iteration)
+        if job.state in ENDED:
+            yield ServerSentEvent(data=job, event="end", id="end")
+        elif at > had:
+            had = at
+            yield ServerSentEvent(data=job.progress, event="progress", id=f"{at[0]}-{at[1]}")
+
+
+def _position(event_id: str) -> tuple[int, int]:
+    """(attempt, iteration) of an event; before all where it is no id of ours."""
+    attempt, _, iteration = event_id.partition("-")
+    return (int(attempt), int(iteration)) if attempt.isdecimal() and iteration.isdecimal() else (-1, -1)
 
 
 @router.delete(

@@ -1,0 +1,62 @@
+"""``/jobs/{id}/events``, read as a browser would."""
+
+import json
+
+import httpx
+import pytest
+
+from demo.digits import split_digits
+from tests.e2e.conftest import Service
+
+FITTED, _ = split_digits()
+
+
+def events(service: Service, id: str, last: str | None = None, most: int = 10_000) -> list[dict[str, str]]:
+    """The events until the stream ends, or the first so many."""
+    found: list[dict[str, str]] = []
+    headers = {} if last is None else {"last-event-id": last}
+    with httpx.stream("GET", f"{service.url}/jobs/{id}/events", headers=headers, timeout=60) as answer:
+        assert answer.headers["content-type"].startswith("text/event-stream")
+        event: dict[str, str] = {}
+        for line in answer.iter_lines():
+            if line:
+                name, _, value = line.partition(": ")
+                event[name] = value
+            elif "data" in event:
+                found.append(event)
+                event = {}
+                if len(found) == most:
+                    break
+    return found
+
+
+def test_progress_then_the_end(shared: Service) -> None:
+    id = shared.fit(FITTED, name="followed", nb_concepts=64, tol=0, max_iter=400)
+    *progress, end = events(shared, id)
+    assert {event["event"] for event in progress} == {"progress"}
+    iterations = [json.loads(event["data"])["iteration"] for event in progress]
+    assert len(iterations) > 2
+    assert iterations == sorted(set(iterations))
+    assert (end["event"], json.loads(end["data"])["state"]) == ("end", "succeeded")
+    assert [event["event"] for event in events(shared, id)] == ["end"]  # it has ended: nothing else is to be told
+
+
+def test_a_broken_stream_is_taken_up_where_it_broke(shared: Service) -> None:
+    id = shared.fit(FITTED, name="followed", nb_concepts=64, tol=0, max_iter=100_000)
+    shared.until(id, "running", iteration=1)
+    last = events(shared, id, most=2)[-1]
+    later = events(shared, id, last=last["id"], most=1)[0]
+    assert json.loads(later["data"])["iteration"] > json.loads(last["data"])["iteration"]
+    assert shared.client.delete(f"/jobs/{id}").json()["state"] == "cancelled"
+    assert [event["event"] for event in events(shared, id, last=later["id"])] == ["end"]
+
+
+@pytest.mark.parametrize("last", ["nonsense", "1-x", "-", "9" * 100 + "-1"])
+def test_ids_that_are_none_are_passed_over(shared: Service, last: str) -> None:
+    id = shared.fit(FITTED[:100], name="followed", nb_concepts=4)
+    assert events(shared, id, last=last)[-1]["event"] == "end"
+
+
+def test_an_unknown_job_is_a_404(shared: Service) -> None:
+    answer = shared.client.get("/jobs/nope/events")
+    assert (answer.status_code, answer.json()["type"]) == (404, "unknown-job")
