@@ -8,7 +8,7 @@ import torch
 from core.chunks import Chunks
 from core.errors import UnknownSolver
 from core.progress import FitProgress
-from core.solvers import hals
+from core.solvers import anls, hals, mu, pgd
 
 
 class Solver(Protocol):
@@ -18,15 +18,10 @@ class Solver(Protocol):
         """Yields after each bounded slice of work; Z (n, k) and D (k, d) hold the result at the end."""
 
 
-SOLVERS: dict[str, Solver] = {"hals": hals.solve}
-
-_PLANNED = ("mu", "pgd", "anls")
+SOLVERS: dict[str, Solver] = {"hals": hals.solve, "mu": mu.solve, "pgd": pgd.solve, "anls": anls.solve}
 
 
 def solver_named(name: str) -> Solver:
-    if name in SOLVERS:
-        return SOLVERS[name]
-    available = ", ".join(repr(known) for known in SOLVERS)
-    if name in _PLANNED:
-        raise UnknownSolver(f"solver {name!r} is not available yet; available: {available}")
-    raise UnknownSolver(f"unknown solver {name!r}; available: {available}")
+    if name not in SOLVERS:
+        raise UnknownSolver(f"unknown solver {name!r}; available: {', '.join(map(repr, SOLVERS))}")
+    return SOLVERS[name]

@@ -4,6 +4,8 @@ import numpy as np
 import torch
 from scipy.optimize import nnls
 
+from core.chunks import Chunks
+from core.progress import run
 from demo import digits
 
 Array = np.ndarray
@@ -48,3 +50,14 @@ def kkt_residual(A: Array, Z: Array, D: Array) -> Array:
     norms = np.linalg.norm(D, axis=1)
     relative = np.abs(V[:, norms > 0]) / norms[norms > 0]
     return relative.max(axis=1, initial=0) / np.linalg.norm(A, axis=1)
+
+
+def started(n: int = 150, d: int = 40, k: int = 8, size: int = 40) -> tuple[Chunks, torch.Tensor, torch.Tensor]:
+    """Chunks of `size` rows of a planted A, and random Z (n, k) and D (k, d) of its size."""
+    A = planted(n, d, k)[0]
+    chunks = Chunks(torch.from_numpy(A), k)
+    chunks.size = size
+    run(chunks.survey())
+    generator = torch.Generator().manual_seed(0)
+    scale = (A.mean() / k) ** 0.5
+    return chunks, torch.rand(n, k, generator=generator) * scale, torch.rand(k, d, generator=generator) * scale

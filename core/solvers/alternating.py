@@ -1,0 +1,188 @@
+"""What the solvers share: Z and D improved in turn, from statistics, until the loss has settled.
+
+Both halves of an iteration are one problem: rows of a factor that are non-negative and independent of each other,
+given the gram B (k, k) of the other factor and the rows' cross products C with it. Z is improved in chunks of A's
+rows, and the statistics ZᵀZ and AᵀZ are gathered on the way; D follows from them alone, as the same problem
+transposed: its rows are the features, B = ZᵀZ and C = AᵀZ. So A is read once an iteration, and of products with n
+rows no more than a chunk is kept. What a solver does with such rows is its `Half`.
+
+Memory in bytes beside A, Z and D: 24·k·(k + d) for statistics, grams and D's iterates, and 8·c·k for a chunk of c
+rows; and what a solver says that it needs.
+"""
+
+from collections.abc import Callable, Generator, Iterator
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+
+import torch
+
+from core.chunks import SLICE_WORK, SMALLEST_CHUNK, Chunks, slices
+from core.progress import FitProgress, tell
+from core.solvers.revival import revive
+from core.threads import threads_for
+
+REVIVE_EVERY = 5  # iterations after which dead concepts are revived
+WINDOW = 10  # iterations that the stopping rule looks back
+
+# Rows Z (rows, k) improved in place, given C (rows, k); returns each row's squared `violation` before that.
+Step = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+
+
+@dataclass(frozen=True, slots=True)
+class Half:
+    """How a solver improves the rows of one factor.
+
+    Attributes:
+        prepare: from the gram B (k, k) of the other factor, float32, the step that any rows can take.
+        products: what the step costs a row, in products with B; it sets how many rows are one slice of work.
+    """
+
+    prepare: Callable[[torch.Tensor], Step]
+    products: int
+
+
+@dataclass
+class Statistics:
+    """What D's half of an iteration needs to know of Z, summed over the chunks.
+
+    Attributes:
+        gram: ZᵀZ, float64 (k, k).
+        cross: AᵀZ, float64 (d, k).
+        violation: squared, of Z's optimality before its update.
+    """
+
+    gram: torch.Tensor
+    cross: torch.Tensor
+    violation: float
+
+
+def where_updated(before: torch.Tensor, updated: torch.Tensor, fell: bool) -> torch.Tensor:
+    """The next iteration starts where the last one ended: no extrapolation."""
+    return updated
+
+
+def alternate(
+    chunks: Chunks,
+    Z: torch.Tensor,
+    D: torch.Tensor,
+    codes: Half,
+    concepts: Half,
+    *,
+    tol: float,
+    max_iter: int,
+    start_from: Callable[[torch.Tensor, torch.Tensor, bool], torch.Tensor] = where_updated,
+) -> Iterator[FitProgress]:
+    """Minimise ½‖A − ZD‖²_F over Z, D ≥ 0, in place, from the given Z and D.
+
+    Stops once the best loss of the last ten iterations is less than `tol` (relative) below the best before them,
+    or once the residual is at most `tol`/100, or after `max_iter`. The reported `kkt_residual` is ‖V‖_F/‖A‖_F for
+    the projected gradients V of Z and D, each before its last update, every concept's part divided by the
+    norm of its counterpart: free of scale, and zero exactly at a stationary point.
+
+    A concept that no row uses, or that is zero, is revived from the rows that are reconstructed worst.
+
+    Args:
+        codes, concepts: how the rows of Z, and the columns of D, are improved.
+        start_from: the concepts (d, k) that the next iteration starts from, given those before this one and after
+            it, and whether the loss fell.
+    """
+    reached = ahead = D.T.contiguous()  # (d, k), rows contiguous as a step wants them; and where it starts from
+    losses: list[float] = []
+    told = FitProgress(0, max_iter)
+    converged, ending = False, max_iter == 1  # the last iteration starts from D itself
+    for iteration in range(1, max_iter + 1):
+        statistics = yield from tell(update_codes(codes, chunks, Z, ahead), told)
+        updated = ahead.clone()
+        violation = yield from tell(update_concepts(concepts, updated, statistics), told)
+
+        gram = updated.T @ updated
+        loss = loss_from(statistics, updated, gram, chunks.energy)
+        ahead = start_from(reached, updated, not losses or loss <= losses[-1])
+        reached = updated
+        losses.append(loss)
+
+        residual = ((statistics.violation + violation) / chunks.energy) ** 0.5
+        converged = converged or residual <= 0.01 * tol or _has_settled(losses, tol)
+        dead = (statistics.gram.diagonal() == 0) | (gram.diagonal() == 0)
+        may_revive = bool(dead.any()) and not ending and (converged or iteration % REVIVE_EVERY == 0)
+        if may_revive and (yield from tell(revive(chunks, Z, reached, dead), told)):
+            ahead, converged = reached, False
+        if ending:
+            loss = losses[-1] = yield from tell(direct_loss(chunks, Z, reached), told)
+        told = FitProgress(iteration, max_iter, loss, (2 * loss / chunks.energy) ** 0.5, residual, converged)
+        yield told
+        if ending:
+            break
+        if converged or iteration == max_iter - 1:
+            ahead, ending = reached, True
+    D.copy_(reached.T)
+
+
+def update_codes(
+    half: Half, chunks: Chunks, Z: torch.Tensor, concepts: torch.Tensor
+) -> Generator[None, None, Statistics]:
+    """Z's half of an iteration, in place, for concepts (d, k)."""
+    d, k = concepts.shape
+    gram, cross = (torch.zeros(width, k, dtype=torch.float64, device=concepts.device) for width in (k, d))
+    violation = 0.0
+    step = half.prepare(concepts.T @ concepts)
+    for rows, block in chunks:
+        z = Z[rows]
+        violation += yield from _improve(step, z, block @ concepts, half.products)
+        gram += z.T @ z
+        cross += block.T @ z
+    return Statistics(gram, cross, violation)
+
+
+def update_concepts(half: Half, concepts: torch.Tensor, statistics: Statistics) -> Generator[None, None, float]:
+    """D's half of an iteration on concepts (d, k), in place; returns its squared violation before it."""
+    step = half.prepare(statistics.gram.to(concepts.dtype))
+    return (yield from _improve(step, concepts, statistics.cross, half.products))
+
+
+def _improve(step: Step, Z: torch.Tensor, C: torch.Tensor, products: int) -> Generator[None, None, float]:
+    total, k = 0.0, Z.shape[1]
+    for rows in slices(len(Z), max(SMALLEST_CHUNK, SLICE_WORK // (products * k * k))):
+        violation = step(Z[rows], C[rows].to(Z.dtype))
+        total += float(violation.sum(dtype=torch.float64))
+        yield
+    return total
+
+
+def violation(
+    Z: torch.Tensor, G: torch.Tensor, inverse: torch.Tensor, bound: torch.Tensor | float = 0.0
+) -> torch.Tensor:
+    """Σ_j v_j²/B_jj of each row, with gradient g: v_j = g_j where z_j is above its lower bound, else min(g_j, 0)."""
+    return (torch.where(bound < Z, G, G.clamp(max=0)).square_() * inverse).sum(dim=1)
+
+
+def threads_for_many(Z: torch.Tensor, B: torch.Tensor) -> AbstractContextManager[None]:
+    """Threads for a step of many operations on Z (rows, k), the largest of them Z·B, most of them far smaller."""
+    return threads_for(Z.numel() * len(B) / 16)
+
+
+def loss_from(statistics: Statistics, concepts: torch.Tensor, gram: torch.Tensor, energy: float) -> float:
+    """½‖A − ZD‖²_F = ½‖A‖² − ⟨AᵀZ, Dᵀ⟩ + ½⟨ZᵀZ, DDᵀ⟩, summed in float64; never below 0.
+
+    The products were rounded to float32 before, which leaves up to about 1e-7·‖A‖²: of no account for the next
+    step, but the loss that is told in the end is taken directly.
+    """
+    inner = float((statistics.cross * concepts).sum())
+    return max(0.0, 0.5 * energy - inner + 0.5 * float((statistics.gram * gram).sum()))
+
+
+def direct_loss(chunks: Chunks, Z: torch.Tensor, concepts: torch.Tensor) -> Generator[None, None, float]:
+    """½‖A − ZD‖²_F from the errors themselves."""
+    loss = 0.0
+    for rows, block in chunks:
+        error = torch.addmm(block, Z[rows], concepts.T, alpha=-1)
+        loss += 0.5 * float(torch.linalg.vector_norm(error, dtype=torch.float64)) ** 2
+        yield
+    return loss
+
+
+def _has_settled(losses: list[float], tol: float) -> bool:
+    if len(losses) <= WINDOW:
+        return False
+    best = min(losses[-WINDOW:])
+    return min(losses[:-WINDOW]) - best <= tol * best

@@ -1,0 +1,62 @@
+"""ANLS: alternating non-negative least squares, each half solved exactly (Kim & Park 2011).
+
+What the name promises is the exactness of each half, and `core.kernels.solve`, which encodes use, keeps it: Kim &
+Park's block pivoting exchanges a row's support in blocks and solves on it by Cholesky; the kernel finds most of
+the support by sweeps of coordinate descent, then solves on it by Cholesky too, passes over concepts that others
+span (so that singular grams are no danger), and certifies each row by its KKT residual. It is simpler than a second
+exact solver here, and needs one or two factorisations a row where pivoting from zero takes more.
+
+The kernel wants rows and a dictionary, and D's half has only their products. Those of A' = C·L⁻ᵀ and L are the same
+for any L·Lᵀ = B, so that A' and L, k columns each, stand for them in both halves.
+
+Memory in bytes beside what all solvers hold: 12·c·k for a chunk of c rows and 24·k².
+"""
+
+from collections.abc import Iterator
+
+import torch
+
+from core import kernels
+from core.chunks import Chunks
+from core.progress import FitProgress
+from core.solvers.alternating import Half, Step, alternate, violation
+
+# The relative KKT residual of each row, close above what float32 gradients can tell from zero.
+ROW_TOL = 1e-6
+MAX_SWEEPS = 300
+ROUNDING = 1e-7  # of a gram in float32, as a share of its diagonal
+
+
+def solve(chunks: Chunks, Z: torch.Tensor, D: torch.Tensor, *, tol: float, max_iter: int) -> Iterator[FitProgress]:
+    """See `core.solvers.alternating.alternate`."""
+    return alternate(chunks, Z, D, EXACT, EXACT, tol=tol, max_iter=max_iter)
+
+
+def exact(B: torch.Tensor) -> Step:
+    """The minimum over each row."""
+    inverse = kernels.inverse_diagonal(B)
+    L = factor(B)
+
+    def step(Z: torch.Tensor, C: torch.Tensor) -> torch.Tensor:
+        before = violation(Z, torch.addmm(C, Z, B, beta=-1), inverse)
+        A = torch.linalg.solve_triangular(L.T, C, upper=True, left=False).contiguous()
+        codes, _ = kernels.solve(A, L, B, inverse, tolerance=ROW_TOL * A.norm(dim=1), max_sweeps=MAX_SWEEPS)
+        Z.copy_(codes)
+        return before
+
+    return step
+
+
+EXACT = Half(exact, products=128)
+
+
+def factor(B: torch.Tensor) -> torch.Tensor:
+    """The Cholesky factor of B to rounding: its diagonal is raised by the least that makes it definite."""
+    diagonal, share = B.diagonal().double(), ROUNDING
+    while True:
+        raised = B.double() + torch.diag(torch.where(diagonal > 0, share * diagonal, 1))
+        L: torch.Tensor
+        L, failed = torch.linalg.cholesky_ex(raised)
+        if not failed:
+            return L.to(B.dtype).contiguous()
+        share *= 10
