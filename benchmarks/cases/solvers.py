@@ -9,7 +9,7 @@ from benchmarks.measure import relative_error
 from benchmarks.process import Failed, TimedOut
 
 SOLVERS = ("mu", "pgd", "anls")
-SECONDS = 60
+SECONDS = 45
 
 
 def run(bench: Bench) -> Result:
