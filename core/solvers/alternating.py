@@ -24,6 +24,10 @@ from core.threads import threads_for
 REVIVE_EVERY = 5  # iterations after which dead concepts are revived
 WINDOW = 10  # iterations that the stopping rule looks back
 
+# Where a concept is unused, its half-vanished codes would call for entries of D beyond float32 (or the other way
+# round). One whose squared norm is below this share of ‖A‖² or below the least that has a reciprocal is taken as 0.
+VANISHED_SHARE, VANISHED = 1e-34, 1e-36
+
 # Rows Z (rows, k) improved in place, given C (rows, k); returns each row's squared `violation` before that.
 Step = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 
@@ -121,16 +125,19 @@ def alternate(
 def update_codes(
     half: Half, chunks: Chunks, Z: torch.Tensor, concepts: torch.Tensor
 ) -> Generator[None, None, Statistics]:
-    """Z's half of an iteration, in place, for concepts (d, k)."""
+    """Z's half of an iteration, in place, for concepts (d, k); those that have vanished are set to zero."""
     d, k = concepts.shape
     gram, cross = (torch.zeros(width, k, dtype=torch.float64, device=concepts.device) for width in (k, d))
     violation = 0.0
+    concepts[:, _vanished(concepts.square().sum(dim=0), chunks.energy)] = 0
     step = half.prepare(concepts.T @ concepts)
     for rows, block in chunks:
         z = Z[rows]
         violation += yield from _improve(step, z, block @ concepts, half.products)
         gram += z.T @ z
         cross += block.T @ z
+    vanished = _vanished(gram.diagonal(), chunks.energy)
+    gram[vanished], gram[:, vanished], cross[:, vanished] = 0, 0, 0
     return Statistics(gram, cross, violation)
 
 
@@ -138,6 +145,10 @@ def update_concepts(half: Half, concepts: torch.Tensor, statistics: Statistics) 
     """D's half of an iteration on concepts (d, k), in place; returns its squared violation before it."""
     step = half.prepare(statistics.gram.to(concepts.dtype))
     return (yield from _improve(step, concepts, statistics.cross, half.products))
+
+
+def _vanished(squares: torch.Tensor, energy: float) -> torch.Tensor:
+    return squares < max(VANISHED, VANISHED_SHARE * energy)
 
 
 def _improve(step: Step, Z: torch.Tensor, C: torch.Tensor, products: int) -> Generator[None, None, float]:
