@@ -23,6 +23,7 @@ from core.solvers.alternating import Half, Step, alternate, threads_for_many, vi
 CODE_STEPS = 10
 CONCEPT_STEPS = 20
 BOUND_PASSES = 20
+LEAST_ENTRY = 1e-30  # so that no x becomes zero
 
 
 def solve(chunks: Chunks, Z: torch.Tensor, D: torch.Tensor, *, tol: float, max_iter: int) -> Iterator[FitProgress]:
@@ -76,5 +77,5 @@ def largest_eigenvalue(B: torch.Tensor) -> float:
     for _ in range(BOUND_PASSES):
         product = B @ x
         ratios = product[used] / x[used]
-        x = product / product.amax()
+        x = (product / product.amax()).clamp_(min=LEAST_ENTRY)
     return float(ratios.amax())

@@ -53,6 +53,10 @@ def test_the_largest_eigenvalue_is_bounded_closely_from_above(k: int) -> None:
     assert largest * (1 - 1e-6) <= pgd.largest_eigenvalue(torch.from_numpy(B)) <= 1.01 * largest
 
 
+def test_the_largest_eigenvalue_where_concepts_differ_by_thirty_orders() -> None:
+    assert pgd.largest_eigenvalue(torch.tensor([1e-30, 1.0, 0.0]).diag()) == pytest.approx(1)
+
+
 def test_no_concept_at_all_moves_nothing() -> None:
     Z = torch.ones(3, 2)
     pgd.accelerated(torch.zeros(2, 2), count=5)(Z, torch.zeros(3, 2))
