@@ -68,7 +68,7 @@ def overcomplete(folder: Path, n_features: int, nb_concepts: int, *, active: flo
 
 def _sparse(rng: np.random.Generator, rows: int, columns: int, density: float) -> np.ndarray:
     values = rng.standard_exponential((rows, columns), np.float32)
-    return values * (rng.random((rows, columns), np.float32) < density)  # type: ignore[no-any-return]
+    return values * (rng.random((rows, columns), np.float32) < density)
 
 
 def _noisy(rng: np.random.Generator, Z: np.ndarray, D: np.ndarray) -> np.ndarray:

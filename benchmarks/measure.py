@@ -28,9 +28,11 @@ def dead_concepts(Z: np.ndarray, D: np.ndarray) -> int:
 
 def row_losses(A: np.ndarray, Z: np.ndarray, D: np.ndarray) -> np.ndarray:
     """½‖a − zD‖² of each row."""
-    return 0.5 * ((A.astype(np.float64) - Z.astype(np.float64) @ D.astype(np.float64)) ** 2).sum(axis=1)
+    errors = A.astype(np.float64) - Z.astype(np.float64) @ D.astype(np.float64)
+    return 0.5 * np.square(errors).sum(axis=1)  # type: ignore[no-any-return]
 
 
 def excess(losses: np.ndarray, exact: np.ndarray, A: np.ndarray) -> np.ndarray:
     """(loss − exact) / max(exact, 1e-3·‖a‖²) of each row; the floor is for k ≫ d, where exact can be zero."""
-    return (losses - exact) / np.maximum(exact, 1e-3 * (A.astype(np.float64) ** 2).sum(axis=1))
+    energy = np.square(A.astype(np.float64)).sum(axis=1)
+    return (losses - exact) / np.maximum(exact, 1e-3 * energy)  # type: ignore[no-any-return]
