@@ -11,9 +11,14 @@ from core.errors import InvalidParameter, OutOfRange
 from core.scaling import exponents_of, times_power_of_two
 from core.threads import threads_for
 
-# Close above what float32 gradients can tell from zero (2e-7 to 5e-7 at 512 features).
+# A gradient in float32 can be told from zero to about 1e-7, one in float64 to about 1e-15.
 ENCODE_TOL = 1e-6
+ENCODE_TOL_FLOAT64 = 1e-12
 ENCODE_MAX_ITER = 300
+
+# Reading a pair of concepts from the gram is faster than computing it, but for more concepts than this (64 MiB in
+# float32) the gram is not held: at 16 384 it would take 1 GiB and seconds of preparation.
+LARGEST_GRAM = 4096
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,9 +26,9 @@ class Encoded:
     """The answer of `Dictionary.encode`.
 
     Attributes:
-        codes: Z, float32 (rows, nb_concepts), non-negative.
-        kkt_residual: float32 (rows,): max_j |v_j| / (‖d_j‖·‖a‖) with g = zB − aDᵀ and v_j = g_j where z_j > 0,
-            else min(g_j, 0). Zero exactly at the minimum, and free of scale; 0 for an all-zero row.
+        codes: Z (rows, nb_concepts) in the dictionary's dtype, non-negative.
+        kkt_residual: of the same dtype (rows,): max_j |v_j| / (‖d_j‖·‖a‖) with g = zB − aDᵀ and v_j = g_j where
+            z_j > 0, else min(g_j, 0). Zero exactly at the minimum, and free of scale; 0 for an all-zero row.
         converged: bool (rows,): whether the residual is at most the tolerance.
     """
 
@@ -35,35 +40,51 @@ class Encoded:
 class Dictionary:
     """This D, ready to solve.
 
-    Holds D (nb_concepts, n_features) in float32, its gram B = D·Dᵀ (nb_concepts, nb_concepts) and the norms of
-    the concepts. Nothing of it changes after construction: any thread may use it.
+    Holds D (nb_concepts, n_features), the squared norms of the concepts and, for at most 4096 concepts, the gram
+    B = D·Dᵀ (nb_concepts, nb_concepts); nothing of the size of B is needed beyond. In bytes: 4·(k·d + k² + k) in
+    float32 (B of 4096: 64 MiB), 4·(k·d + k) without B, twice that in float64; and 4·k·d more where concepts
+    are of extraordinary size. Nothing of it changes after construction: any thread may use it.
 
     Args:
         D: tensor or array (nb_concepts, n_features), non-negative and finite.
         device: any torch device; D is copied there.
+        dtype: torch.float32 or torch.float64: what is computed in and answered in.
+
+    Raises:
+        InvalidParameter: another dtype.
     """
 
-    def __init__(self, D: torch.Tensor | np.ndarray[Any, Any], *, device: str | torch.device = "cpu") -> None:
+    def __init__(
+        self,
+        D: torch.Tensor | np.ndarray[Any, Any],
+        *,
+        device: str | torch.device = "cpu",
+        dtype: torch.dtype = torch.float32,
+    ) -> None:
+        if dtype not in (torch.float32, torch.float64):
+            raise InvalidParameter(f"dtype is {dtype}; it must be torch.float32 or torch.float64")
         self.device = torch.device(device)
-        self.D = _matrix(D, self.device).clone()
+        self.dtype = dtype
+        self.D = self._matrix(D).clone()
         self.nb_concepts, self.n_features = self.D.shape
         # concepts of extraordinary size are solved for in units of their own: z = solved / 2^exponent
         self._exponents = exponents_of(self.D.amax(dim=1))
         self._scaled_D = self.D if self._exponents is None else times_power_of_two(self.D, -self._exponents[:, None])
-        self._B = self._scaled_D @ self._scaled_D.T
-        self._inverse = kernels.inverse_diagonal(self._B)
+        self._B = self._scaled_D @ self._scaled_D.T if self.nb_concepts <= LARGEST_GRAM else None
+        self._inverse = kernels.inverse_squares(self._scaled_D)
 
     @property
     def nbytes(self) -> int:
         """Bytes that this object's tensors take."""
-        tensors = {id(t): t for t in (self.D, self._scaled_D, self._B, self._inverse)}
+        held = (self.D, self._scaled_D, self._B, self._inverse)
+        tensors = {id(t): t for t in held if t is not None}
         return sum(t.nbytes for t in tensors.values())
 
     def encode(
         self,
         A: torch.Tensor | np.ndarray[Any, Any],
         *,
-        tol: float = ENCODE_TOL,
+        tol: float | None = None,
         max_iter: int = ENCODE_MAX_ITER,
     ) -> Encoded:
         """The codes that minimise ½‖a − zD‖² over z ≥ 0, for each row a of A by itself.
@@ -74,28 +95,32 @@ class Dictionary:
 
         Args:
             A: (rows, n_features), non-negative and finite.
-            tol: a row is done once its relative KKT residual is at most this.
+            tol: a row is done once its relative KKT residual is at most this; by default 1e-6 in float32 and 1e-12
+                in float64. Its loss then is within 1e-6 of the exact minimum (relative to the larger of that
+                and ‖a‖²/1000), unless concepts are dependent to nearly the last digit.
             max_iter: sweeps over a row's coordinates after which it is given up; `converged` tells.
 
         Raises:
             InvalidParameter: `tol` is not positive or `max_iter` below one.
-            OutOfRange: a code is too large for float32 (large activations over tiny concepts).
+            OutOfRange: a code is too large for the dtype (large activations over tiny concepts).
         """
+        if tol is None:
+            tol = ENCODE_TOL if self.dtype == torch.float32 else ENCODE_TOL_FLOAT64
         if not tol > 0:
             raise InvalidParameter(f"tol is {tol}; it must be positive")
         if max_iter < 1:
             raise InvalidParameter(f"max_iter is {max_iter}; it must be at least 1")
-        A = _matrix(A, self.device)
+        A = self._matrix(A)
         codes, residual = self._solve(A, tol, max_iter)
         return Encoded(codes, residual, residual <= tol)
 
     def decode(self, Z: torch.Tensor | np.ndarray[Any, Any]) -> torch.Tensor:
-        """Z·D, float32 (rows, n_features), for codes Z (rows, nb_concepts).
+        """Z·D (rows, n_features) for codes Z (rows, nb_concepts).
 
         Raises:
-            OutOfRange: an activation is too large for float32.
+            OutOfRange: an activation is too large for the dtype.
         """
-        Z = _matrix(Z, self.device)
+        Z = self._matrix(Z)
         exponents = exponents_of(Z.amax(dim=1))
         with threads_for(float(Z.numel()) * self.n_features):
             if exponents is None:
@@ -103,6 +128,9 @@ class Dictionary:
             else:
                 A = times_power_of_two(times_power_of_two(Z, -exponents[:, None]) @ self.D, exponents[:, None])
         return _in_range(A, "activations")
+
+    def _matrix(self, x: torch.Tensor | np.ndarray[Any, Any]) -> torch.Tensor:
+        return torch.as_tensor(x).detach().to(self.device, self.dtype).contiguous()
 
     def _solve(self, A: torch.Tensor, tol: float, max_iter: int) -> tuple[torch.Tensor, torch.Tensor]:
         exponents = exponents_of(A.amax(dim=1))
@@ -120,11 +148,8 @@ class Dictionary:
         return _in_range(times_power_of_two(Z, torch.as_tensor(of_rows - of_concepts)), "codes"), residual
 
 
-def _matrix(x: torch.Tensor | np.ndarray[Any, Any], device: torch.device) -> torch.Tensor:
-    return torch.as_tensor(x).detach().to(device, torch.float32).contiguous()
-
-
 def _in_range(x: torch.Tensor, name: str) -> torch.Tensor:
     if not bool(torch.isfinite(x.amax())):
-        raise OutOfRange(f"the {name} would exceed {torch.finfo(x.dtype).max:.3g}, the largest float32 number")
+        kind = torch.finfo(x.dtype)
+        raise OutOfRange(f"the {name} would exceed {kind.max:.3g}, the largest {kind.dtype} number")
     return x

@@ -37,7 +37,7 @@ def descend(
 def solve(
     A: torch.Tensor,
     D: torch.Tensor,
-    B: torch.Tensor,
+    B: torch.Tensor | None,
     inverse: torch.Tensor,
     *,
     tolerance: torch.Tensor,
@@ -46,14 +46,23 @@ def solve(
     """Codes of A (rows, d) on D (k, d) from zero: (Z (rows, k), residual of each row).
 
     A row is done when its residual max_j |v_j|/‖d_j‖ (see `core.kernels.reference.kkt_residual`) is at most its
-    `tolerance` (rows,), or after `max_sweeps`; it does not depend on the other rows.
+    `tolerance` (rows,), or after `max_sweeps`; it does not depend on the other rows. B is optional: where it is not
+    held, what is needed of it is computed from D.
     """
     return _implementation(A).solve(A, D, B, inverse, tolerance, max_sweeps)  # type: ignore[no-any-return]
 
 
 def inverse_diagonal(B: torch.Tensor) -> torch.Tensor:
     """1/B_jj, and 0 where B_jj is 0."""
-    diagonal = B.diagonal()
+    return _inverse(B.diagonal())
+
+
+def inverse_squares(D: torch.Tensor) -> torch.Tensor:
+    """1/‖d_j‖², and 0 for a concept of norm zero: the inverse diagonal without the gram."""
+    return _inverse(torch.linalg.vector_norm(D, dim=1).square())
+
+
+def _inverse(diagonal: torch.Tensor) -> torch.Tensor:
     return torch.where(diagonal > 0, 1 / diagonal, 0)
 
 

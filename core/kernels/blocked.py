@@ -32,12 +32,12 @@ def descend(
 def solve(
     A: torch.Tensor,
     D: torch.Tensor,
-    B: torch.Tensor,
+    B: torch.Tensor | None,
     inverse: torch.Tensor,
     tolerance: torch.Tensor,
     max_sweeps: int,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """See `core.kernels.solve`; by sweeps alone."""
+    """See `core.kernels.solve`; by sweeps alone, on the gram where it is held, else through the residual zD − a."""
     C = A @ D.T
     Z = torch.zeros_like(C)
     residual = kkt_residual(Z, -C, inverse)
@@ -46,9 +46,12 @@ def solve(
     for sweep in range(1, max_sweeps + 1):
         if not len(rows):
             break
-        _sweep(z, g, B, inverse)
-        if sweep % REFRESH_EVERY == 0:
-            g = torch.addmm(C[rows], z, B, beta=-1)
+        if B is None:
+            g = _sweep_through_residual(z, torch.addmm(A[rows], z, D, beta=-1), D, inverse)
+        else:
+            _sweep(z, g, B, inverse)
+            if sweep % REFRESH_EVERY == 0:
+                g = torch.addmm(C[rows], z, B, beta=-1)
         left = kkt_residual(z, g, inverse)
         Z[rows], residual[rows] = z, left
         going = left > tolerance[rows]
@@ -70,13 +73,26 @@ def _sweep(Z: torch.Tensor, G: torch.Tensor, B: torch.Tensor, inverse: torch.Ten
     progress = torch.zeros(len(Z), dtype=Z.dtype, device=Z.device)
     for start in range(0, Z.shape[1], BLOCK_COLUMNS):
         block = slice(start, start + BLOCK_COLUMNS)
-        z, g, b, h = Z[:, block], G[:, block].clone(), B[block, block], inverse[block]
-        before = z.clone()
-        for j in range(z.shape[1]):
-            moved = (z[:, j] - g[:, j] * h[j]).clamp(min=0) if h[j] > 0 else z[:, j]
-            g += torch.outer(moved - z[:, j], b[j])
-            z[:, j] = moved
-        steps = z - before
+        steps = _sweep_block(Z[:, block], G[:, block].clone(), B[block, block], inverse[block])
         G += steps @ B[block]
-        progress += (steps.square() * b.diagonal()).sum(dim=1)
+        progress += (steps.square() * B[block, block].diagonal()).sum(dim=1)
     return progress
+
+
+def _sweep_through_residual(Z: torch.Tensor, R: torch.Tensor, D: torch.Tensor, inverse: torch.Tensor) -> torch.Tensor:
+    """One pass over the columns, in place, for R = Z·D − A; the gradient after it."""
+    for start in range(0, Z.shape[1], BLOCK_COLUMNS):
+        block = slice(start, start + BLOCK_COLUMNS)
+        d = D[block]
+        R += _sweep_block(Z[:, block], R @ d.T, d @ d.T, inverse[block]) @ d
+    return R @ D.T
+
+
+def _sweep_block(z: torch.Tensor, g: torch.Tensor, b: torch.Tensor, h: torch.Tensor) -> torch.Tensor:
+    """One pass over a block's columns of z and of its gradient g, in place; the step of each code."""
+    before = z.clone()
+    for j in range(z.shape[1]):
+        moved = (z[:, j] - g[:, j] * h[j]).clamp(min=0) if h[j] > 0 else z[:, j]
+        g += torch.outer(moved - z[:, j], b[j])
+        z[:, j] = moved
+    return z - before

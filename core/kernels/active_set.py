@@ -1,0 +1,427 @@
+"""Exact non-negative least squares on the CPU: for each row a working set of concepts, and exact solves on it.
+
+A round for a row: the gradient of all concepts through the residual, g = (zD − a)·Dᵀ; the working set, which is the
+support and the violators that promise most; a solve of that small problem on its gram, from the gradient just
+taken (sweeps of coordinate descent find the support, Cholesky solves on it do the rest); the residual afresh. The
+gradient is as exact as the residual is small, so each round also refines the one before, and data that the
+dictionary meets exactly is met to rounding.
+
+Everything computed for a row is computed from that row alone in a fixed order, products included: its codes are
+the same to the last bit whatever the batch. Rows share only the reading of D: a thread has a few rows in hand, takes
+their gradients together at the rate of a matrix product, and puts the next row in the place of one that is done.
+
+Compiled by numba; all arrays are C-contiguous and of one float dtype. Everything compiled calls only into this file
+(which is why it is long): numba renews its disk cache when the file of the outermost function changes, and at no
+other time.
+"""
+
+from typing import Any
+
+import numba
+import numpy as np
+
+from core.threads import compiled
+
+Array = np.ndarray[Any, np.dtype[Any]]
+Four = tuple[Array, Array, Array, Array]
+
+# Violators that join in a round, unless the support is larger: then as many as it holds. 32 to 128 cost the same.
+ADDED = 64
+# A round ends once its small problem is this share of the whole problem's residual from its minimum.
+ROUND_SHARE = 0.1
+# and the last one aims below what is asked for, since the gradient of all concepts is checked after it
+LAST_SHARE = 0.5
+
+# Sweeps find most of the support; from then on exact solves on it alternate with a few sweeps that correct it.
+# On digits activations at k = 64 to 256, 4 to 20 and 1 to 2 cost the same within a tenth.
+SWEEPS_AT_FIRST = 8
+SWEEPS_BETWEEN = 2
+# An exact step cut short sets a concept or more to zero, and sweeps soon put that right. Rows that are not done
+# after so many sweeps (dependent concepts, as a rule) take up to so many exact steps in a row instead.
+PATIENCE = 40
+EXACT_STEPS = 16
+# Supports beyond this are left to the sweeps: their factor would not fit a core's cache.
+LARGEST_SUPPORT = 1024
+# A pivot below this many roundings of its diagonal is nothing: that concept is a combination of those before it.
+PIVOT_ROUNDINGS = 100
+
+# Rows that a thread has in hand at once: D is read once for all of them, in parts that stay in the core's cache.
+ROWS_IN_HAND = 8
+CONCEPTS_AT_ONCE = 64
+
+
+# --- products ---------------------------------------------------------------------------------------------------
+
+
+@compiled()
+def _four(X: Array, i: int) -> Four:
+    """Rows i to i + 3, the last one again where there are none left."""
+    last = X.shape[0] - 1
+    return X[i], X[min(i + 1, last)], X[min(i + 2, last)], X[min(i + 3, last)]
+
+
+@compiled()
+def _four_chosen(X: Array, chosen: Array, i: int) -> Four:
+    last = chosen.size - 1
+    return X[chosen[i]], X[chosen[min(i + 1, last)]], X[chosen[min(i + 2, last)]], X[chosen[min(i + 3, last)]]
+
+
+@compiled()
+def _tile(x: Four, y: Four, length: int, products: Array) -> None:
+    """The sixteen inner products of the first `length` values: as fast as a matrix product's, in one fixed order."""
+    x0, x1, x2, x3 = x
+    y0, y1, y2, y3 = y
+    zero = products[0, 0] - products[0, 0]
+    p00 = p01 = p02 = p03 = p10 = p11 = p12 = p13 = zero
+    p20 = p21 = p22 = p23 = p30 = p31 = p32 = p33 = zero
+    for m in range(length):
+        p00 += x0[m] * y0[m]
+        p01 += x0[m] * y1[m]
+        p02 += x0[m] * y2[m]
+        p03 += x0[m] * y3[m]
+        p10 += x1[m] * y0[m]
+        p11 += x1[m] * y1[m]
+        p12 += x1[m] * y2[m]
+        p13 += x1[m] * y3[m]
+        p20 += x2[m] * y0[m]
+        p21 += x2[m] * y1[m]
+        p22 += x2[m] * y2[m]
+        p23 += x2[m] * y3[m]
+        p30 += x3[m] * y0[m]
+        p31 += x3[m] * y1[m]
+        p32 += x3[m] * y2[m]
+        p33 += x3[m] * y3[m]
+    products[0, 0], products[0, 1], products[0, 2], products[0, 3] = p00, p01, p02, p03
+    products[1, 0], products[1, 1], products[1, 2], products[1, 3] = p10, p11, p12, p13
+    products[2, 0], products[2, 1], products[2, 2], products[2, 3] = p20, p21, p22, p23
+    products[3, 0], products[3, 1], products[3, 2], products[3, 3] = p30, p31, p32, p33
+
+
+@compiled()
+def _gradients(R: Array, D: Array, G: Array) -> None:
+    """G = R·Dᵀ, for rows and columns of G in multiples of four."""
+    k = D.shape[0]
+    for start in range(0, k, CONCEPTS_AT_ONCE):
+        for i in range(0, R.shape[0], 4):
+            for j in range(start, min(k, start + CONCEPTS_AT_ONCE), 4):
+                _tile(_four(R, i), _four(D, j), R.shape[1], G[i : i + 4, j : j + 4])
+
+
+@compiled()
+def _residual(a: Array, z: Array, D: Array, r: Array) -> None:
+    """r = zD − a."""
+    for m in range(a.size):
+        r[m] = -a[m]
+    for j in range(z.size):
+        if z[j] != 0:
+            d, value = D[j], z[j]
+            for m in range(a.size):
+                r[m] += value * d[m]
+
+
+@compiled()
+def _gram_of(chosen: Array, D: Array, B: Array, old: Array, old_gram: Array) -> Array:
+    """Gram of the chosen concepts: from B where it is held, else from D, but for pairs that `old` holds in front."""
+    n = chosen.size
+    gram = np.empty((n, n), D.dtype)
+    if B.size:
+        for i in range(n):
+            row, b = gram[i], B[chosen[i]]
+            for j in range(n):
+                row[j] = b[chosen[j]]
+        return gram
+
+    kept, place = 0, np.empty(n, np.int64)
+    at = 0
+    while kept < n:  # both lists begin with their support, in rising order
+        while at < old.size and old[at] != chosen[kept]:
+            at += 1
+        if at == old.size:
+            break
+        place[kept] = at
+        kept += 1
+    for i in range(kept):
+        row, before = gram[i], old_gram[place[i]]
+        for j in range(kept):
+            row[j] = before[place[j]]
+    products = np.zeros((4, 4), D.dtype)
+    for j in range(0, n, 4):
+        for i in range(max(j, kept // 4 * 4), n, 4):
+            _tile(_four_chosen(D, chosen, i), _four_chosen(D, chosen, j), D.shape[1], products)
+            for p in range(i, min(i + 4, n)):
+                for q in range(j, min(j + 4, n)):
+                    gram[p, q] = gram[q, p] = products[p - i, q - j]
+    return gram
+
+
+# --- a small problem: codes z, their gradient g and the gram B of the same concepts ------------------------------
+
+
+@compiled()
+def _sweep(z: Array, g: Array, B: Array, inverse: Array) -> bool:
+    """One pass over the coordinates; whether the support changed."""
+    changed = False
+    for j in range(z.size):
+        if inverse[j] == 0 or (z[j] == 0 and g[j] >= 0):
+            continue
+        moved = z[j] - g[j] * inverse[j]
+        if moved <= 0:
+            moved = z[j] - z[j]
+        delta = moved - z[j]
+        if delta != 0:
+            changed |= z[j] == 0 or moved == 0
+            z[j] = moved
+            row = B[j]
+            for m in range(z.size):
+                g[m] += delta * row[m]
+    return changed
+
+
+@compiled()
+def _kkt_residual(z: Array, g: Array, inverse: Array) -> float:
+    """As the definition; every comparison is one that NaN does not pass unseen."""
+    worst = 0.0
+    for j in range(z.size):
+        if z[j] > 0 or not g[j] >= 0:
+            relative = g[j] * g[j] * inverse[j]
+            if not relative <= worst:
+                worst = relative
+    return np.sqrt(worst)  # type: ignore[no-any-return]
+
+
+@compiled()
+def _factor(B: Array, support: Array, L: Array) -> None:
+    """Cholesky factor of B on the support, with reciprocal pivots; a concept that others span gets a zero one.
+
+    Four rows and columns at a time; L has a multiple of four.
+    """
+    n = support.size
+    products = np.empty((4, 4), B.dtype)
+    for top in range(0, n, 4):
+        bottom = min(top + 4, n)
+        for i in range(top, bottom):
+            b, row = B[support[i]], L[i]
+            for j in range(i + 1):
+                row[j] = b[support[j]]
+        for left in range(0, top + 1, 4):
+            if left == 0:
+                products[:] = 0
+            else:
+                _tile(_four(L, top), _four(L, left), left, products)
+            for j in range(left, min(left + 4, bottom)):
+                for i in range(max(top, j), bottom):
+                    value = L[i, j] - products[i - top, j - left]
+                    for m in range(left, j):
+                        value -= L[i, m] * L[j, m]
+                    if i > j:
+                        L[i, j] = value * L[j, j]
+                    else:
+                        least = PIVOT_ROUNDINGS * np.finfo(B.dtype).eps * B[support[i], support[i]]
+                        L[i, i] = 1 / np.sqrt(value) if value > least else 0
+
+
+@compiled()
+def _solve_factored(L: Array, x: Array) -> None:
+    """x ← (L·Lᵀ)⁻¹x; x becomes zero where the pivot is."""
+    for i in range(x.size):
+        row = L[i]
+        inner = x[i] - x[i]
+        for m in range(i):
+            inner += row[m] * x[m]
+        x[i] = (x[i] - inner) * row[i]
+    for i in range(x.size - 1, -1, -1):
+        row = L[i]
+        x[i] *= row[i]
+        value = x[i]
+        for m in range(i):
+            x[m] -= value * row[m]
+
+
+@compiled()
+def _try(z: Array, g: Array, B: Array, trial: Array, trial_g: Array) -> float:
+    """The gradient at the trial codes, and by how much the objective changes from z to them."""
+    trial_g[:] = g
+    for j in range(z.size):
+        delta = trial[j] - z[j]
+        if delta != 0:
+            row = B[j]
+            for m in range(z.size):
+                trial_g[m] += delta * row[m]
+    change = 0.0
+    for j in range(z.size):
+        change += (trial[j] - z[j]) * (g[j] + trial_g[j])
+    return 0.5 * change
+
+
+@compiled()
+def _exact_step(z: Array, g: Array, B: Array, trial: Array, trial_g: Array) -> bool:
+    """Towards the minimiser on the support of z, in place, never uphill.
+
+    A concept that others of the support span goes to zero, so that supports do not outgrow the rank. The step is
+    taken whole, negative coordinates set to zero, where that lowers the objective (it nearly always does); else it
+    is cut short where the first coordinate reaches zero (Lawson & Hanson 1974), which is what is returned.
+    """
+    support = np.nonzero(z)[0]
+    padded = (support.size + 3) // 4 * 4
+    L, step = np.zeros((padded, padded), z.dtype), np.empty(support.size, z.dtype)
+    _factor(B, support, L)
+    for i in range(support.size):
+        step[i] = -g[support[i]]
+    for i in range(support.size):
+        if L[i, i] == 0:  # its share of zD passes to the concepts that span it
+            dependent = B[support[i]]
+            for j in range(support.size):
+                step[j] += dependent[support[j]] * z[support[i]]
+    _solve_factored(L, step)
+    for i in range(support.size):
+        if L[i, i] == 0:
+            step[i] = -z[support[i]]
+
+    trial[:] = 0
+    reach = 1.0
+    for i in range(support.size):
+        j = support[i]
+        if z[j] + step[i] > 0:
+            trial[j] = z[j] + step[i]
+        elif step[i] < 0:
+            reach = min(reach, -z[j] / step[i])
+    cut_short = _try(z, g, B, trial, trial_g) > 0 and reach < 1
+    if cut_short:
+        for i in range(support.size):
+            j = support[i]
+            trial[j] = max(z[j] + reach * step[i], 0)
+        _try(z, g, B, trial, trial_g)
+    z[:] = trial
+    g[:] = trial_g
+    return cut_short
+
+
+@compiled()
+def _solve_small(z: Array, g: Array, B: Array, inverse: Array, aim: float, sweeps: int, max_sweeps: int) -> int:
+    """Lower the residual to `aim`, in place; from `sweeps` made before to those made after, at most `max_sweeps`."""
+    trial, trial_g = np.empty_like(z), np.empty_like(z)
+    allowed = SWEEPS_AT_FIRST
+    while sweeps < max_sweeps:
+        for _ in range(min(allowed, max_sweeps - sweeps)):
+            sweeps += 1
+            if not _sweep(z, g, B, inverse):
+                break
+        if not _kkt_residual(z, g, inverse) > aim:
+            break
+        if np.count_nonzero(z) <= LARGEST_SUPPORT:
+            for _ in range(1 if sweeps < PATIENCE else EXACT_STEPS):
+                if not _exact_step(z, g, B, trial, trial_g):
+                    break
+            if not _kkt_residual(z, g, inverse) > aim:
+                break
+        allowed = SWEEPS_BETWEEN
+    return sweeps
+
+
+# --- rows -------------------------------------------------------------------------------------------------------
+
+
+@compiled()
+def _choose(z: Array, g: Array, inverse: Array) -> Array:
+    """The support of z in rising order, then the violators with the largest v²/B_jj, in rising order too."""
+    scores = np.zeros(z.size, z.dtype)
+    used = violating = 0
+    for j in range(z.size):
+        if z[j] > 0:
+            used += 1
+        elif g[j] < 0 and inverse[j] > 0:
+            scores[j] = g[j] * g[j] * inverse[j]
+            violating += 1
+    added = min(violating, max(ADDED, used))
+    least = np.partition(scores, z.size - max(1, added))[z.size - max(1, added)]
+    chosen = np.empty(used + added, np.int64)
+    first, then = 0, used
+    for j in range(z.size):
+        if z[j] > 0:
+            chosen[first] = j
+            first += 1
+        elif scores[j] > 0 and scores[j] >= least and then < chosen.size:
+            chosen[then] = j
+            then += 1
+    return chosen[:then]
+
+
+@compiled()
+def _solve_piece(
+    A: Array,
+    D: Array,
+    B: Array,
+    inverse: Array,
+    tolerance: Array,
+    Z: Array,
+    residual: Array,
+    whole: bool,
+    max_sweeps: int,
+    first: int,
+    last: int,
+) -> None:
+    """Rows `first` to `last`, a few in hand at a time."""
+    k, hand = D.shape[0], min(ROWS_IN_HAND, last - first)
+    R = np.zeros(((hand + 3) // 4 * 4, A.shape[1]), A.dtype)
+    G = np.zeros((R.shape[0], (k + 3) // 4 * 4), A.dtype)
+    rows, sweeps = np.arange(first, first + hand), np.zeros(hand, np.int64)
+    nothing = np.empty(0, np.int64)
+    chosen, grams = [nothing for _ in range(hand)], [B for _ in range(hand)]
+    for s in range(hand):
+        R[s] = -A[rows[s]]
+    waiting = first + hand
+    while hand:
+        _gradients(R[: (hand + 3) // 4 * 4], D, G)
+        s = 0
+        while s < hand:
+            i = rows[s]
+            z, g = Z[i], G[s, :k]
+            reached = _kkt_residual(z, g, inverse)
+            if reached > tolerance[i] and sweeps[s] < max_sweeps:
+                aim = LAST_SHARE * tolerance[i]
+                if whole:
+                    sweeps[s] = _solve_small(z, g, B, inverse, aim, sweeps[s], max_sweeps)
+                else:
+                    new = _choose(z, g, inverse)
+                    grams[s] = _gram_of(new, D, B, chosen[s], grams[s])
+                    chosen[s] = new
+                    z_new, g_new, aim = z[new], g[new], max(aim, ROUND_SHARE * reached)
+                    sweeps[s] = _solve_small(z_new, g_new, grams[s], inverse[new], aim, sweeps[s], max_sweeps)
+                    for m in range(new.size):
+                        z[new[m]] = z_new[m]
+                _residual(A[i], z, D, R[s])
+                s += 1
+                continue
+            residual[i] = reached
+            if waiting < last:
+                rows[s], sweeps[s], chosen[s] = waiting, 0, nothing
+                R[s] = -A[waiting]
+                waiting += 1
+                s += 1
+            else:  # the last in hand takes its place
+                hand -= 1
+                rows[s], sweeps[s], chosen[s], grams[s] = rows[hand], sweeps[hand], chosen[hand], grams[hand]
+                R[s], G[s] = R[hand], G[hand]
+
+
+@compiled(parallel=True)
+def solve_rows(
+    A: Array,
+    D: Array,
+    B: Array,
+    inverse: Array,
+    tolerance: Array,
+    Z: Array,
+    residual: Array,
+    whole: bool,
+    max_sweeps: int,
+    pieces: int,
+) -> None:
+    """See `core.kernels.solve`, in place on Z (zeros) and residual; the rows are handed out in so many pieces.
+
+    B is the gram or, where it is not held, empty. `whole`: all concepts are in every working set; needs B.
+    """
+    rows = A.shape[0]
+    for p in numba.prange(pieces):
+        first, last = p * rows // pieces, (p + 1) * rows // pieces
+        _solve_piece(A, D, B, inverse, tolerance, Z, residual, whole, max_sweeps, first, last)
