@@ -16,7 +16,12 @@ Array = np.ndarray[Any, np.dtype[Any]]
 BLOCK_VALUES = 1 << 16  # 256 KiB of float32: well inside an L2 cache
 
 FLOAT32_MAX = float(np.finfo(np.float32).max)
-FLOAT32_TINY = float(np.finfo(np.float32).tiny)
+
+Place = Callable[[tuple[int, int]], tuple[int, int]]
+
+
+def _itself(place: tuple[int, int]) -> tuple[int, int]:
+    return place
 
 
 def check_activations(
@@ -60,63 +65,111 @@ def _checked(
     x: Array, *, width: int | None, width_name: str, clip: bool, name: str, dtype: type[np.floating[Any]]
 ) -> Array:
     x = check_shape(x, width=width, width_name=width_name, name=name)
-    largest = _check_values(x, clip=clip, name=name)
-    if np.dtype(dtype) == np.float32 and not (largest == 0 or FLOAT32_TINY <= largest <= FLOAT32_MAX):
-        raise OutOfRange(
-            f"{name} reach {largest:.3g}, which float32 cannot compute with; "
-            f"rescale them so that the largest lies between {FLOAT32_TINY:.2g} and {FLOAT32_MAX:.2g}"
-        )
-    return _converted(x, clip=clip, dtype=np.dtype(dtype))
+    check_scale(check_values(x, clip=clip, name=name, dtype=dtype), name=name, dtype=dtype)
+    return converted(x, clip=clip, dtype=dtype)
 
 
-def check_shape(x: Array, *, width: int | None = None, width_name: str, name: str) -> Array:
+def check_shape(
+    x: Array, *, width: int | None = None, width_name: str, name: str, width_of: str = "this dictionary"
+) -> Array:
     """`x` with two dimensions, once its dtype and shape are right; its values are not looked at."""
     if not isinstance(x, np.ndarray):
         raise WrongDtype(f"{name} must be a numpy array of real numbers, not {type(x).__name__}")
-    if x.dtype.kind not in "fiu" or x.dtype.itemsize > 8:
-        raise WrongDtype(f"{name} have dtype {x.dtype}; use float16, float32, float64 or an integer dtype")
+    check_dtype(x.dtype, name=name)
     if x.ndim == 1:
         x = x[None, :]
-    if x.ndim != 2:
-        raise WrongShape(f"{name} have {x.ndim} dimensions {x.shape}; use (rows, {width_name})")
-    if x.size == 0:
-        raise WrongShape(f"{name} are empty, of shape {x.shape}; at least one row and one column are needed")
-    if width is not None and x.shape[1] != width:
-        raise WrongShape(f"{name} have {x.shape[1]} columns; this dictionary has {width} {width_name}")
+    check_size(x.shape, width=width, width_name=width_name, name=name, width_of=width_of)
     return x
 
 
-def _check_values(x: Array, *, clip: bool, name: str) -> float:
-    """The largest value of `x`, once none is NaN, infinite or (unless clipped) negative."""
+def check_dtype(dtype: np.dtype[Any], *, name: str) -> None:
+    if dtype.kind not in "fiu" or dtype.itemsize > 8:
+        raise WrongDtype(f"{name} have dtype {dtype}; use float16, float32, float64 or an integer dtype")
+
+
+def check_size(
+    shape: tuple[int, ...],
+    *,
+    width: int | None = None,
+    width_name: str,
+    name: str,
+    width_of: str = "this dictionary",
+) -> None:
+    """Two dimensions, neither of them empty, and the width that `width_of` has."""
+    if len(shape) != 2:
+        raise WrongShape(f"{name} have {len(shape)} dimensions {shape}; use (rows, {width_name})")
+    if 0 in shape:
+        raise WrongShape(f"{name} are empty, of shape {shape}; at least one row and one column are needed")
+    if width is not None and shape[1] != width:
+        raise WrongShape(f"{name} have {shape[1]} columns; {width_of} has {width} {width_name}")
+
+
+def check_values(
+    x: Array,
+    *,
+    clip: bool = False,
+    name: str,
+    dtype: type[np.floating[Any]] = np.float32,
+    place: Place = _itself,
+) -> float:
+    """The largest value of `x` (2-d), once none is NaN, infinite, beyond `dtype` or (unless clipped) negative.
+
+    `place` turns a position in `x` into the row and column to tell, where `x` is only part of what was given.
+    """
     largest = 0.0
     for rows in _blocks(x):
         low, high = float(x[rows].min()), float(x[rows].max())  # NaN in a block makes both NaN
         if not (np.isfinite(low) and np.isfinite(high)):
-            _refuse_non_finite(x, name)
+            _refuse_non_finite(x, name, place)
         if low < 0 and not clip:
-            _refuse_negative(x, name)
+            _refuse_negative(x, name, place)
+        if high > float(np.finfo(dtype).max):
+            _refuse_too_large(x, name, place)
         largest = max(largest, high)
     return largest
 
 
-def _refuse_non_finite(x: Array, name: str) -> NoReturn:
+def check_scale(largest: float, *, name: str, dtype: type[np.floating[Any]] = np.float32) -> None:
+    """Some value must be large enough to compute with, unless all are zero."""
+    tiny = float(np.finfo(dtype).tiny)
+    if 0 < largest < tiny:
+        raise OutOfRange(
+            f"{name} reach {largest:.3g}, which {np.dtype(dtype)} cannot compute with; "
+            f"rescale them so that the largest is at least {tiny:.2g}"
+        )
+
+
+def _refuse_non_finite(x: Array, name: str, place: Place) -> NoReturn:
     count, first = _count(x, lambda block: ~np.isfinite(block))
     raise NotFinite(
         f"{name} hold {count} NaN or infinite value{'s' * (count > 1)}, the first ({float(x[first])}) at "
-        f"row {first[0]}, column {first[1]}; every value must be finite"
+        f"{_told(place(first))}; every value must be finite"
     )
 
 
-def _refuse_negative(x: Array, name: str) -> NoReturn:
+def _refuse_negative(x: Array, name: str, place: Place) -> NoReturn:
     count, first = _count(x, lambda block: block < 0)
     raise NegativeValues(
         f"{name} hold {count} negative value{'s' * (count > 1)}, the first ({float(x[first]):.6g}) at "
-        f"row {first[0]}, column {first[1]}; they must be non-negative: shift them, or clip them to zero"
+        f"{_told(place(first))}; every value must be at least 0; to have negative activations "
+        "set to zero, pass A.clip(0) (Python) or clip=true (HTTP)"
     )
 
 
+def _refuse_too_large(x: Array, name: str, place: Place) -> NoReturn:
+    count, first = _count(x, lambda block: block > FLOAT32_MAX)
+    raise OutOfRange(
+        f"{name} hold {count} value{'s' * (count > 1)} that float32 cannot hold, the first ({float(x[first]):.3g}) "
+        f"at {_told(place(first))}; rescale them so that the largest is at most {FLOAT32_MAX:.2g}"
+    )
+
+
+def _told(place: tuple[int, int]) -> str:
+    return f"row {place[0]}, column {place[1]}"
+
+
 def _count(x: Array, is_wrong: Callable[[Array], Array]) -> tuple[int, tuple[int, int]]:
-    """How many values are wrong, and the row and column of the first."""
+    """How many values are wrong, and the position of the first."""
     count, first = 0, (0, 0)
     for rows in _blocks(x):
         wrong = is_wrong(x[rows])
@@ -128,7 +181,8 @@ def _count(x: Array, is_wrong: Callable[[Array], Array]) -> tuple[int, tuple[int
     return count, first
 
 
-def _converted(x: Array, *, clip: bool, dtype: np.dtype[Any]) -> Array:
+def converted(x: Array, *, clip: bool = False, dtype: type[np.floating[Any]] = np.float32) -> Array:
+    """`x`, whose values have been checked, C-contiguous and of `dtype`; itself where it already is."""
     if not clip and x.dtype == dtype and x.flags.c_contiguous and x.flags.aligned:
         return x
     out = np.empty(x.shape, dtype)

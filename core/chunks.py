@@ -1,19 +1,27 @@
 """A, read in chunks of rows, each small enough that the work on it is one bounded slice."""
 
 from collections.abc import Generator, Iterator
+from typing import cast
 
 import torch
 
 from core.scaling import exponents_of, times_power_of_two
+from core.sparse import SparseRows
 
 # Multiply-adds of one slice: about 10 ms on two cores. The size of a chunk depends on shapes alone, never on
 # measured time, so that the same data and seed give the same dictionary.
 SLICE_WORK = 600_000_000
 SMALLEST_CHUNK = 64
+# Of a sparse chunk: sums over its rows are float32 throughout, so that the rounding of more rows would begin to show;
+# and now and then one is made dense, with this many values.
+MOST_SPARSE_ROWS, MOST_DENSE_VALUES = 8192, 1 << 22
 
 
 class Chunks:
-    """The rows of A (n, d), float32 and contiguous, which is never copied.
+    """The rows of A (n, d), which is never copied: a float32 C-contiguous tensor, or `SparseRows`.
+
+    A sparse chunk is a `SparseRows` that takes the place of a tensor: `block @ X` and `block.T @ X` stay sparse,
+    whatever else torch does to it makes that one chunk dense.
 
     Where the largest value is extraordinary, every chunk is scaled as it is read by the one power of two that
     brings that value near one.
@@ -27,35 +35,45 @@ class Chunks:
     mean: float
     energy: float
 
-    def __init__(self, A: torch.Tensor, nb_concepts: int) -> None:
-        self.A = A
+    def __init__(self, A: torch.Tensor | SparseRows, nb_concepts: int) -> None:
+        self.A = cast(torch.Tensor, A)
         self.n_rows, self.n_features = A.shape
         self.nb_concepts = nb_concepts
         self.size = chunk_size(self.n_features, nb_concepts)
+        if isinstance(A, SparseRows):
+            most = min(MOST_SPARSE_ROWS, MOST_DENSE_VALUES // self.n_features)
+            self.size = min(self.size, max(SMALLEST_CHUNK, most))
 
     def survey(self) -> Generator[None, None, None]:
         """One pass over A for the attributes."""
         peak = total = energy = 0.0
-        for rows in slices(self.n_rows, self.size):
+        for rows in self.slices():
             block = self.A[rows]
-            peak = max(peak, float(block.amax()))
-            total += float(block.sum(dtype=torch.float64))
-            energy += float(torch.linalg.vector_norm(block, dtype=torch.float64)) ** 2
+            values = block.values() if isinstance(block, SparseRows) else block
+            if values.numel():
+                peak = max(peak, float(values.amax()))
+                total += float(values.sum(dtype=torch.float64))
+                energy += float(torch.linalg.vector_norm(values, dtype=torch.float64)) ** 2
             yield
         exponents = exponents_of(torch.tensor([peak]))
         self.exponent = 0 if exponents is None else int(exponents)
-        self.mean = total / self.A.numel() * 2.0**-self.exponent
+        self.mean = total / (self.n_rows * self.n_features) * 2.0**-self.exponent
         self.energy = energy * 4.0**-self.exponent
 
     def __iter__(self) -> Iterator[tuple[slice, torch.Tensor]]:
-        for rows in slices(self.n_rows, self.size):
+        for rows in self.slices():
             yield rows, self.read(rows)
 
+    def slices(self) -> Iterator[slice]:
+        return slices(self.n_rows, self.size)
+
     def read(self, rows: slice | torch.Tensor) -> torch.Tensor:
-        """Some rows; a view of A where the values are ordinary."""
+        """Some rows; a view of a dense A where the values are ordinary."""
         block = self.A[rows]
         if self.exponent == 0:
             return block
+        if isinstance(block, SparseRows):
+            return cast(torch.Tensor, block.times_power_of_two(-self.exponent))
         return times_power_of_two(block, torch.tensor(-self.exponent, device=block.device))
 
 

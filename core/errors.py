@@ -9,7 +9,7 @@
     │   └── OutOfRange                     too large or too small for float32 arithmetic
     ├── InvalidParameter (ValueError)      a parameter outside its range
     ├── UnknownSolver (ValueError, AssertionError)
-    └── NotFitted (ValueError)             the model has no dictionary yet
+    └── NotFitted (ValueError, AttributeError)  the model has no dictionary yet
 
 Each message says which value was wrong, where it first was and what would be right, and never holds the array
 itself. Nothing heavy is imported here: a process that does no arithmetic can still catch these.
@@ -52,5 +52,8 @@ class UnknownSolver(CoreError, ValueError, AssertionError):
     """No solver has this name. Callers of similar libraries catch either of the built-in errors."""
 
 
-class NotFitted(CoreError, ValueError):
-    """The model was asked for something that needs a fitted dictionary."""
+class NotFitted(CoreError, ValueError, AttributeError):
+    """The model was asked for something that needs a fitted dictionary.
+
+    As with scikit-learn's error, what a fit would set is then no attribute: `hasattr` says so.
+    """

@@ -1,13 +1,15 @@
 """Where a fit starts: Z and D for activations of any shape and rank, repeatable by seed.
 
-Both starts are generators that yield after each bounded slice of work and return (Z, D).
+Starts are generators that yield after each bounded slice of work and return (Z, D).
 """
 
 from collections.abc import Callable, Generator
 
 import torch
 
-from core.chunks import Chunks
+from core import kernels
+from core.chunks import Chunks, chunk_size, slices
+from core.errors import OutOfRange
 
 Start = Generator[None, None, tuple[torch.Tensor, torch.Tensor]]
 
@@ -17,8 +19,13 @@ MOST_COMPONENTS = 256
 POWER_PASSES = 2
 # Zeros are filled with this share of √(mean(A)/k): enough to grow from, too little to blur the vectors.
 FILL_SHARE = 0.1
+# What is below this share of the fill is zero but for rounding, which no two ways of computing A·x have in common.
+ZERO_SHARE = 1e-3
 # Singular values below this share of the largest are lost in a float32 gram, whose rounding is that of their squares.
 RANK_SHARE = 1e-3
+# A factor that is solved for on its own, from zero: at most so many sweeps, fewer where their squared progress has
+# fallen to this share of the first's.
+SWEEPS, SWEEP_SHARE = 200, 1e-10
 
 
 def random(chunks: Chunks, nb_concepts: int, generator: torch.Generator) -> Start:
@@ -86,12 +93,12 @@ def nndsvda(chunks: Chunks, nb_concepts: int, generator: torch.Generator) -> Sta
     D = torch.empty(nb_concepts, d, device=device)
     D[:rank] = (V * sign[:, None]).clamp(min=0) * (size.sqrt() / v_norm)[:, None]
     D[rank:] = yield from _data_rows(chunks, nb_concepts - rank, generator)
-    D[D == 0] = fill
-    for rows, _ in chunks:
+    D[ZERO_SHARE * fill > D] = fill
+    for rows in chunks.slices():
         z = Z[rows]
-        z[:, :rank] = (z[:, :rank] * sign).clamp(min=0) * (size.sqrt() / u_norm)
+        z[:, :rank] *= sign * (size.sqrt() / u_norm)
         z[:, rank:] = 0
-        z[z == 0] = fill
+        z[z < ZERO_SHARE * fill] = fill
         yield
     return Z, D
 
@@ -101,18 +108,90 @@ STARTS: dict[str, Callable[[Chunks, int, torch.Generator], Start]] = {"nndsvda":
 DEFAULT_START = "nndsvda"
 
 
+def given(chunks: Chunks, Z: torch.Tensor | None, D: torch.Tensor | None) -> Start:
+    """A start from given factors of the right shape, in copies: Z (n, k), D (k, d) or both.
+
+    One that is missing is the best for the other, its zeros filled as in `nndsvda`. Concepts that are given get
+    norm one, and Z is taken to those units.
+
+    Raises:
+        OutOfRange: Z in those units exceeds float32.
+    """
+    fill = FILL_SHARE * (chunks.mean / chunks.nb_concepts) ** 0.5
+    if D is None:
+        assert Z is not None  # noqa: S101 - one of the two is given
+        Z = yield from _scaled(chunks, Z, 1 / _or_one(torch.linalg.vector_norm(Z, dim=0, dtype=torch.float64)))
+        D = yield from concepts_for(chunks, Z)
+        D[D == 0] = fill
+        return Z, D
+    norms = torch.linalg.vector_norm(D, dim=1, dtype=torch.float64)
+    D = (D / _or_one(norms)[:, None]).float()
+    if Z is None:
+        Z = yield from codes_for(chunks, D)
+        Z[Z == 0] = fill
+    else:
+        Z = yield from _scaled(chunks, Z, norms * 2.0**-chunks.exponent)
+    return Z, D
+
+
+def codes_for(chunks: Chunks, D: torch.Tensor) -> Generator[None, None, torch.Tensor]:
+    """The best Z (n, k) for a given D (k, d), nearly; where each row starts from is zero."""
+    Z = torch.zeros(chunks.n_rows, len(D), device=D.device)
+    B = D @ D.T
+    inverse = kernels.inverse_diagonal(B)
+    for rows, block in chunks:
+        kernels.descend(Z[rows], -(block @ D.T), B, inverse, max_sweeps=SWEEPS, share=SWEEP_SHARE)
+        yield
+    return Z
+
+
+def concepts_for(chunks: Chunks, Z: torch.Tensor) -> Generator[None, None, torch.Tensor]:
+    """The best D (k, d) for a given Z (n, k), nearly: the same problem transposed."""
+    d, k = chunks.n_features, Z.shape[1]
+    gram = torch.zeros(k, k, dtype=torch.float64, device=Z.device)
+    cross = torch.zeros(d, k, dtype=torch.float64, device=Z.device)
+    for rows, block in chunks:
+        gram += Z[rows].T @ Z[rows]
+        cross += block.T @ Z[rows]
+        yield
+    concepts, G, B = torch.zeros(d, k, device=Z.device), -cross.float(), gram.float()
+    inverse = kernels.inverse_diagonal(B)
+    for features in slices(d, chunk_size(0, k)):
+        kernels.descend(concepts[features], G[features], B, inverse, max_sweeps=SWEEPS, share=SWEEP_SHARE)
+        yield
+    return concepts.T.contiguous()
+
+
+def _scaled(chunks: Chunks, Z: torch.Tensor, scales: torch.Tensor) -> Generator[None, None, torch.Tensor]:
+    """A copy of Z (n, k), its columns multiplied by `scales`, float64 (k,)."""
+    scaled = torch.empty_like(Z)
+    for rows in chunks.slices():
+        scaled[rows] = Z[rows].double() * scales
+        yield
+    if not bool(torch.isfinite(scaled.amax())):
+        raise OutOfRange(
+            "the given Z and D multiply to values beyond float32; pass a Z and D whose product is near A"
+        )
+    return scaled
+
+
+def _or_one(norms: torch.Tensor) -> torch.Tensor:
+    """The norms, and one for a zero column or row, which can then be divided by its norm."""
+    return torch.where(norms > 0, norms, 1)
+
+
 def _data_rows(chunks: Chunks, count: int, generator: torch.Generator) -> Generator[None, None, torch.Tensor]:
     """`count` rows that are not zero, evenly spread from a random one on; noise tells repeated ones apart."""
     if count == 0:
-        return chunks.A[:0]
-    in_use = []
+        return torch.empty(0, chunks.n_features, device=chunks.A.device)
+    in_use, ones = [], torch.ones(chunks.n_features, 1, device=chunks.A.device)
     for rows, block in chunks:
-        in_use.append(rows.start + torch.nonzero(block.amax(dim=1) > 0).squeeze(1))
+        in_use.append(rows.start + torch.nonzero((block @ ones)[:, 0] > 0)[:, 0])
         yield
     candidates = torch.cat(in_use)
     first = int(torch.randint(len(candidates), (), generator=generator))
     step = max(1, len(candidates) // count)
-    picked = chunks.read(candidates[(first + step * torch.arange(count)) % len(candidates)])
+    picked = chunks.read(candidates[(first + step * torch.arange(count)) % len(candidates)]).to_dense()
     if count <= len(candidates):
         return picked
     return picked * (0.5 + torch.rand(picked.shape, generator=generator).to(picked.device))

@@ -1,69 +1,204 @@
-"""What people pass in, as one contiguous float32 tensor on the device that computes."""
+"""What people pass in, as float32 and on the device that computes: one matrix of any kind, or batches of rows."""
 
-from collections.abc import Generator
-from typing import Any
+from collections.abc import Callable, Generator, Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
+from scipy import sparse
 
-from core.checks import check_activations, check_codes
+from core.checks import Array, check_scale, check_shape, check_values, converted
 from core.chunks import slices
-from core.errors import InvalidArray, WrongDtype
+from core.errors import InvalidArray, WrongDtype, WrongShape
+from core.progress import run
+from core.sparse import SparseMatrix, SparseRows, check_form, of_tensor, read
 
 SLICE_VALUES = 1 << 22  # read in about 5 ms
 
-# what `fit`, `encode` and `decode` take
-Matrix = torch.Tensor | np.ndarray[Any, Any]
+# What `fit`, `encode` and `decode` take: a matrix (or anything that numpy can see as an array), or an iterable of
+# such batches of rows, read once and in order. A batch that is a tuple or a list stands for its first item.
+Matrix: TypeAlias = torch.Tensor | np.ndarray[Any, Any] | SparseMatrix
+Input: TypeAlias = Matrix | Iterable[Any]
+
+KINDS = "a torch.Tensor, a numpy array, a SciPy sparse matrix"
 
 
-def activations(A: Matrix, device: torch.device, *, n_features: int | None = None) -> torch.Tensor:
-    """(rows, n_features), checked as `core.checks.check_activations` does; shares memory with A where it can."""
-    return _tensor(check_activations(as_array(A, "activations"), n_features=n_features)).to(device)
+@dataclass(frozen=True, slots=True)
+class Form:
+    """What an input must look like: what it is called, and its columns (`width` None: any number)."""
+
+    name: str
+    width_name: str
+    width: int | None = None
+    width_of: str = "this dictionary"
+
+    def checked(self, x: Array | SparseMatrix) -> Array | SparseMatrix:
+        """`x` with two dimensions, once its dtype and shape are right."""
+        check = check_shape if isinstance(x, np.ndarray) else check_form
+        return check(x, width=self.width, width_name=self.width_name, name=self.name, width_of=self.width_of)
 
 
-def activations_steps(array: np.ndarray[Any, Any], device: torch.device) -> Generator[None, None, torch.Tensor]:
-    """`activations` of an array of the right shape, in bounded slices."""
-    array = array[None] if array.ndim == 1 else array
-    in_place = array.dtype == np.float32 and array.flags.c_contiguous and array.flags.aligned
-    checked = array if in_place else np.empty(array.shape, np.float32)
-    for rows in slices(len(array), max(1, SLICE_VALUES // array.shape[1])):
-        try:
-            block = check_activations(array[rows])
-        except InvalidArray:
-            # of the whole: says how many values are wrong and where the first is (or, where only this slice is
-            # too small for float32, that nothing is)
-            return _tensor(check_activations(array)).to(device)
-        if not in_place:
-            checked[rows] = block
-        yield
-    return _tensor(checked).to(device)
+def activations(n_features: int | None = None) -> Form:
+    return Form("activations", "features", n_features)
 
 
-def codes(Z: Matrix, device: torch.device, *, nb_concepts: int) -> torch.Tensor:
-    """(rows, nb_concepts), checked as `core.checks.check_codes` does; shares memory with Z where it can."""
-    return _tensor(check_codes(as_array(Z, "codes"), nb_concepts=nb_concepts)).to(device)
+def codes(nb_concepts: int) -> Form:
+    return Form("codes", "concepts", nb_concepts)
 
 
-def as_array(x: Matrix, name: str) -> np.ndarray[Any, Any]:
-    """A tensor on any device, of any layout, that may require grad, as an array; an array as it is.
+def concepts() -> Form:
+    return Form("concepts", "features")
+
+
+# What an input is once it has been opened: of the right dtype and shape where that can be told without reading it.
+Source: TypeAlias = Array | SparseMatrix | Iterator[Array]
+
+
+def opened(x: Input, form: Form) -> Source:
+    """A matrix as an array or as SciPy holds it; batches as an iterator of checked, dense ones.
 
     Raises:
-        WrongDtype: anything else.
+        WrongDtype: neither a matrix nor an iterable, or a matrix of anything but real numbers.
+        WrongShape: a matrix whose shape does not fit.
     """
-    if isinstance(x, np.ndarray):
-        return x
-    if not isinstance(x, torch.Tensor):
-        raise WrongDtype(
-            f"{name} are a {type(x).__module__}.{type(x).__qualname__}; pass a torch.Tensor or a numpy array"
-        )
-    if x.layout != torch.strided:
-        raise WrongDtype(f"{name} are a {x.layout} tensor; pass a dense one (x.to_dense())")
-    x = x.detach().cpu()
-    if x.dtype == torch.bfloat16:  # which numpy does not have
-        x = x.float()
-    return x.resolve_conj().resolve_neg().numpy()
+    matrix = _matrix(x, form.name)
+    if matrix is not None:
+        return form.checked(matrix)
+    if not isinstance(x, Iterable):
+        raise WrongDtype(f"{form.name} are {_type_of(x)}; pass {KINDS} or an iterable of such batches")
+    return _batches(x, form)
 
 
-def _tensor(x: np.ndarray[Any, Any]) -> torch.Tensor:
+def read_steps(source: Source, form: Form, device: torch.device) -> Generator[None, None, torch.Tensor | SparseRows]:
+    """All rows, for a fit, in slices (bounded for an array; else one batch, or the whole of a sparse matrix).
+
+    A float32 C-contiguous array and a canonical float32 CSR matrix are shared; anything else is copied once, and
+    batches are gathered in one array that grows in place: they are never held twice.
+    """
+    if isinstance(source, np.ndarray):
+        array = yield from _read_array(source, form.name)
+    elif isinstance(source, Iterator):
+        array = yield from stacked(source)
+    else:
+        return SparseRows(read(source, name=form.name), device)
+    return tensor(array).to(device)
+
+
+def by_blocks(
+    x: Input, form: Form, device: torch.device, answer: Callable[[torch.Tensor], torch.Tensor]
+) -> torch.Tensor:
+    """The answers to blocks of rows, one below the other on `device`.
+
+    A dense matrix is one block, a batch is one, and a sparse matrix is made dense a few thousand rows at a time.
+    Beside the input, one block and the answer are held.
+    """
+    source = opened(x, form)
+    answers = (answer(tensor(block).to(device)) for block in _blocks(source, form))
+    if isinstance(source, np.ndarray):
+        return next(answers)
+    return tensor(run(stacked(part.cpu().numpy() for part in answers))).to(device)
+
+
+def as_array(x: Input, form: Form) -> Array:
+    """All rows as one checked float32 array."""
+    source = opened(x, form)
+    blocks = _blocks(source, form)
+    return next(blocks) if isinstance(source, np.ndarray) else run(stacked(blocks))
+
+
+def as_tensor(x: Input, form: Form, device: torch.device) -> torch.Tensor:
+    """`as_array` on `device`; shares memory with `x` where it can."""
+    return tensor(as_array(x, form)).to(device)
+
+
+def stacked(blocks: Iterator[Array]) -> Generator[None, None, Array]:
+    """The blocks, one below the other, in one array that grows in place; one block a slice."""
+    stack = next(blocks).copy()
+    for block in blocks:
+        yield
+        start = len(stack)
+        stack.resize((start + len(block), stack.shape[1]), refcheck=False)  # no one else has seen it
+        stack[start:] = block
+    return stack
+
+
+def tensor(x: Array) -> torch.Tensor:
     """On the same memory; unlike from_numpy this takes read-only arrays (which are only ever read) quietly."""
     return torch.utils.dlpack.from_dlpack(x)
+
+
+def _matrix(x: Any, name: str) -> Array | SparseMatrix | None:
+    """An array on the same memory where that can be had, or a SciPy sparse matrix; None for what is no matrix."""
+    if sparse.issparse(x):
+        return x
+    if isinstance(x, torch.Tensor):
+        if x.layout != torch.strided:
+            return of_tensor(x, name)
+        x = x.detach().cpu()
+        if x.dtype == torch.bfloat16:  # which numpy does not have
+            x = x.float()
+        return x.resolve_conj().resolve_neg().numpy()
+    return np.asarray(x) if hasattr(x, "__array__") else None
+
+
+def _read_array(array: Array, name: str) -> Generator[None, None, Array]:
+    in_place = array.dtype == np.float32 and array.flags.c_contiguous and array.flags.aligned
+    checked = array if in_place else np.empty(array.shape, np.float32)
+    largest = 0.0
+    for rows in slices(len(array), max(1, SLICE_VALUES // array.shape[1])):
+        try:
+            largest = max(largest, check_values(array[rows], name=name))
+        except InvalidArray:
+            check_values(array, name=name)  # of the whole: says how many values are wrong and where the first is
+            raise
+        if not in_place:
+            checked[rows] = array[rows]
+        yield
+    check_scale(largest, name=name)
+    return checked
+
+
+def _blocks(source: Source, form: Form) -> Iterator[Array]:
+    if isinstance(source, np.ndarray):
+        yield _checked(source, form)
+    elif isinstance(source, Iterator):
+        yield from source
+    else:
+        csr = read(source, name=form.name)
+        for rows in slices(csr.shape[0], max(1, SLICE_VALUES // csr.shape[1])):
+            yield csr[rows].toarray()
+
+
+def _batches(batches: Iterable[Any], form: Form) -> Iterator[Array]:
+    """Each batch checked, in float32 and dense; all must be as wide as the first."""
+    width, width_of = form.width, form.width_of
+    index = -1
+    for index, item in enumerate(batches):
+        batch_form = Form(f"{form.name} in batch {index}", form.width_name, width, width_of)
+        item = item[0] if isinstance(item, (tuple, list)) and item else item
+        matrix = _matrix(item, batch_form.name)
+        if matrix is None:
+            raise WrongDtype(f"{batch_form.name} are {_type_of(item)}; each batch must be {KINDS}")
+        array = _checked(batch_form.checked(matrix), batch_form)
+        if width is None:
+            width, width_of = array.shape[1], "batch 0"
+        yield array
+    if index < 0:
+        raise WrongShape(
+            f"{form.name} are an iterable without a single batch; at least one is needed "
+            "(a generator gives its batches only once)"
+        )
+
+
+def _checked(x: Array | SparseMatrix, form: Form) -> Array:
+    """The values of `x`, of the right shape, checked; dense, float32 and C-contiguous."""
+    if not isinstance(x, np.ndarray):
+        dense: Array = read(x, name=form.name).toarray()
+        return dense
+    check_scale(check_values(x, name=form.name), name=form.name)
+    return converted(x)
+
+
+def _type_of(x: object) -> str:
+    return f"a {type(x).__module__}.{type(x).__qualname__}"

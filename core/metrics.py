@@ -5,16 +5,20 @@ from collections.abc import Generator
 import torch
 
 from core.chunks import Chunks
+from core.sparse import SparseRows
 
 # A concept active in more than this share of the rows tells little about any of them.
 NEAR_DENSE_SHARE = 0.9
 
 
-def measure_steps(A: torch.Tensor, Z: torch.Tensor, D: torch.Tensor) -> Generator[None, None, dict[str, object]]:
+def measure_steps(
+    A: torch.Tensor | SparseRows, Z: torch.Tensor, D: torch.Tensor
+) -> Generator[None, None, dict[str, object]]:
     """Measure A ≈ Z·D in bounded slices: `metrics = yield from measure_steps(A, Z, D)`.
 
     Args:
-        A, Z, D: (n, d), (n, k) and (k, d), float32, contiguous, finite and non-negative, on one device.
+        A, Z, D: (n, d), (n, k) and (k, d), float32, contiguous, finite and non-negative, on one device. A sparse A is
+            made dense a chunk at a time.
 
     Returns:
         relative_error: ‖A − ZD‖_F / ‖A‖_F (0 for all-zero A).
@@ -38,6 +42,7 @@ def measure_steps(A: torch.Tensor, Z: torch.Tensor, D: torch.Tensor) -> Generato
     B = D_unit @ D_unit.T
     alive = Z_scale > 0
     for rows, block in chunks:
+        block = block.to_dense()
         # in units where each concept has norm one and A is of ordinary size
         z = (Z[rows].double() * (Z_scale * scale)).to(A.dtype)
         error = block - z @ D_unit
@@ -51,7 +56,7 @@ def measure_steps(A: torch.Tensor, Z: torch.Tensor, D: torch.Tensor) -> Generato
 class _Sums:
     """What is added up over the chunks, in float64."""
 
-    def __init__(self, A: torch.Tensor, Z: torch.Tensor) -> None:
+    def __init__(self, A: torch.Tensor | SparseRows, Z: torch.Tensor) -> None:
         new = torch.zeros
         self.n, (self.d, self.k), self.rows_in_use = len(A), (A.shape[1], Z.shape[1]), 0
         self.squares = self.error = self.violation = self.hoyer = 0.0

@@ -1,29 +1,34 @@
 """The class people know: non-negative matrix factorisation of activations, A ≈ Z·D."""
 
-from collections.abc import Generator, Iterator
-from dataclasses import replace
-from typing import Any, Literal
+from collections.abc import Callable, Generator, Iterator, Sequence
+from typing import Any, Literal, Self
 
 import numpy as np
 import torch
 from tqdm import tqdm
 
 from core import inputs
-from core.checks import check_activations, check_codes, check_shape
 from core.chunks import Chunks
 from core.dictionary import ENCODE_MAX_ITER, ENCODE_TOL, Dictionary
-from core.errors import InvalidParameter, NotFitted, OutOfRange
-from core.initial import DEFAULT_START, STARTS
-from core.inputs import Matrix
-from core.progress import FitProgress, run, tell
+from core.errors import InvalidParameter, NotFitted
+from core.estimator import Array, Estimator
+from core.fit import Callback, Fit, Fitted, zeros
+from core.initial import STARTS
+from core.inputs import Input, Matrix
+from core.progress import FitProgress, run
 from core.scaling import times_power_of_two
 from core.solvers import solver_named
 
 MAX_ITER = 500
 
 
-class NMF(torch.nn.Module):
+class NMF(Estimator, torch.nn.Module):
     """Non-negative matrix factorisation: minimise ½‖A − ZD‖²_F over Z ≥ 0 and D ≥ 0.
+
+    A is a tensor (any device, dtype and layout, sparse ones too), a numpy array, a SciPy sparse matrix, or an
+    iterable of batches of rows, such as a DataLoader; so are codes. `fit`, `encode` and `decode` answer with
+    tensors on `device`. As a torch module it encodes (`forward`), without gradients. All arithmetic is in float32:
+    `.double()` and `.half()` leave the dictionary as it is, `.to(device)` moves it.
 
     Args:
         nb_concepts: rows of D.
@@ -85,75 +90,108 @@ class NMF(torch.nn.Module):
     def fitted(self) -> bool:
         return self.D is not None
 
-    def fit(self, A: Matrix, max_iter: int | None = None) -> tuple[torch.Tensor, torch.Tensor]:
+    def fit(
+        self,
+        A: Input,
+        max_iter: int | Sequence[Any] | Array | None = None,
+        y: object = None,
+        *,
+        Z: Matrix | None = None,
+        D: Matrix | None = None,
+        callback: Callback | None = None,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         """Learn the dictionary of A in at most `max_iter` iterations (by default the constructor's).
+
+        Args:
+            A: (rows, n_features).
+            max_iter: a number. scikit-learn passes labels in this place, `fit(A, y)`: any sequence is ignored.
+            y: ignored, as those are.
+            Z, D: codes (rows, nb_concepts) and a dictionary (nb_concepts, n_features) to start from; with one of
+                them, the other starts as the best for it. Neither is written to.
+            callback: called with the progress of each completed iteration; once it returns True, the fit ends with
+                the codes of that iteration and the best dictionary for them.
 
         Returns:
             Z (rows, nb_concepts) and D (nb_concepts, n_features), both float32.
 
         Raises:
-            InvalidArray: A has the wrong kind, shape or values (see `core.checks`), before any work is done.
+            InvalidArray: A, Z or D has the wrong kind, shape or values (see `core.checks`), before any work is done.
         """
-        steps = self.fit_steps(A, max_iter)
-        with tqdm(total=self.max_iter if max_iter is None else max_iter, disable=not self.verbose) as bar:
+        limit = None if np.ndim(max_iter) else max_iter  # type: ignore[arg-type]
+        steps = self.fit_steps(A, limit, Z=Z, D=D, callback=callback)  # type: ignore[arg-type]
+        with tqdm(total=self.max_iter if limit is None else limit, disable=not self.verbose) as bar:
             for progress in steps:
                 if progress.iteration > bar.n:
                     bar.set_postfix(loss=f"{progress.loss:.6g}", refresh=False)
                     bar.update(progress.iteration - bar.n)
         return self.Z_, self.get_dictionary()
 
-    def fit_steps(self, A: Matrix, max_iter: int | None = None) -> Iterator[FitProgress]:
+    def fit_steps(
+        self,
+        A: Input,
+        max_iter: int | None = None,
+        *,
+        Z: Matrix | None = None,
+        D: Matrix | None = None,
+        callback: Callback | None = None,
+    ) -> Iterator[FitProgress]:
         """`fit` as a generator of bounded slices, some ten milliseconds of work each however many rows A has.
 
-        A's kind and shape and `max_iter` are checked by this call, A's values in the first slices. The model changes
-        only when the generator has run to its end: `D`, `Z_` (codes of the fit) and `loss_history_` (the loss
-        ½‖A − ZD‖²_F after each iteration) are set then. The concepts have norm one, so that codes are in units of
-        the activations; a concept that the data has no use for (rank below nb_concepts) may be zero.
+        Kinds and shapes, `max_iter`, Z and D are checked by this call, A's values in the first slices. The model
+        changes only when the generator has run to its end: `D`, `Z_` (codes of the fit) and `loss_history_` (the
+        loss ½‖A − ZD‖²_F after each iteration) are set then. The concepts have norm one, so that codes are in units
+        of the activations; a concept that the data has no use for (rank below nb_concepts) may be zero.
 
-        On the CPU a float32, contiguous A is read in place; otherwise it is copied once. The solver's docstring
-        tells in bytes what is held beside it.
+        On the CPU a float32, contiguous A is read in place, and so is float32 CSR; otherwise it is copied once.
+        Sparse A stays sparse, except for a chunk of rows at a time. Batches are gathered, dense, in one float32
+        array of 4·rows·n_features bytes: A is never held twice. (Reading sparse A is one slice, and so is each
+        batch.) The solver's docstring tells in bytes what is held beside it.
         """
-        max_iter = self.max_iter if max_iter is None else _checked_max_iter(max_iter)
-        array = inputs.as_array(A, "activations")
-        check_shape(array, name="activations", width_name="features")
-        return self._fit_steps(array, max_iter)
+        form = inputs.activations()
+        fit = Fit(
+            nb_concepts=self.nb_concepts,
+            solver=self.solver,
+            init=self.init,
+            tol=self.tol,
+            max_iter=self.max_iter if max_iter is None else _checked_max_iter(max_iter),
+            generator=self._generator(),
+            device=self.device,
+            Z=None if Z is None else inputs.as_tensor(Z, inputs.codes(self.nb_concepts), self.device),
+            D=None if D is None else inputs.as_tensor(D, inputs.concepts(), self.device),
+            callback=callback,
+        )
+        source = inputs.opened(A, form)
+        if not isinstance(source, Iterator):
+            fit.check_shape(source.shape)
+        return self._after(fit.steps(source, form))
 
-    def _fit_steps(self, array: np.ndarray[Any, Any], max_iter: int) -> Iterator[FitProgress]:
-        told = FitProgress(0, max_iter)
-        A = yield from tell(inputs.activations_steps(array, self.device), told)
-        chunks = Chunks(A, self.nb_concepts)
-        yield from tell(chunks.survey(), told)
-        if chunks.energy == 0:
-            self.Z_, self.D = _zeros(chunks)
-            self.loss_history_ = []
-            yield FitProgress(0, max_iter, loss=0.0, relative_error=0.0, kkt_residual=0.0, converged=True)
-            return
+    def _after(self, steps: Generator[FitProgress, None, Fitted]) -> Iterator[FitProgress]:
+        fitted = yield from steps
+        self.Z_, self.D, self.loss_history_ = fitted.Z, fitted.D, fitted.losses
 
-        start = STARTS[self.init or DEFAULT_START](chunks, self.nb_concepts, self._generator())
-        Z, D = yield from tell(start, told)
-        losses: list[float] = []
-        for told in solver_named(self.solver)(chunks, Z, D, tol=self.tol, max_iter=max_iter):
-            if told.loss is not None:
-                loss = told.loss * 4.0**chunks.exponent
-                told = replace(told, loss=loss)
-                if told.iteration > len(losses):
-                    losses.append(loss)
-            yield told
-        yield from tell(_with_unit_concepts(Z, D, chunks), told)
-        self.Z_, self.D, self.loss_history_ = Z, D, losses
-
-    def encode(self, A: Matrix, max_iter: int = ENCODE_MAX_ITER, tol: float | None = None) -> torch.Tensor:
+    def encode(self, A: Input, max_iter: int = ENCODE_MAX_ITER, tol: float | None = None) -> torch.Tensor:
         """Codes (rows, nb_concepts) of A (rows, n_features): exact non-negative least squares on the fitted D.
 
         `tol` is the relative KKT residual to reach (see `Dictionary.encode`, which also tells the one reached).
+        Batches are read one by one and answered with one tensor; beside that, one batch is held.
         """
         dictionary = self._prepared()
-        A = inputs.activations(A, self.device, n_features=dictionary.n_features)
-        return dictionary.encode(A, tol=ENCODE_TOL if tol is None else tol, max_iter=max_iter).codes
+        tol = ENCODE_TOL if tol is None else tol
+        return inputs.by_blocks(
+            A,
+            inputs.activations(dictionary.n_features),
+            self.device,
+            lambda block: dictionary.encode(block, tol=tol, max_iter=max_iter).codes,
+        )
 
-    def decode(self, Z: Matrix) -> torch.Tensor:
-        """Z·D, (rows, n_features), for codes Z (rows, nb_concepts)."""
-        return self._prepared().decode(inputs.codes(Z, self.device, nb_concepts=self.nb_concepts))
+    def decode(self, Z: Input) -> torch.Tensor:
+        """Z·D, (rows, n_features), for codes Z (rows, nb_concepts); batches as in `encode`."""
+        dictionary = self._prepared()
+        return inputs.by_blocks(Z, inputs.codes(dictionary.nb_concepts), self.device, dictionary.decode)
+
+    def forward(self, A: Input) -> torch.Tensor:
+        """`encode`, for use within other modules; no gradient flows back to A."""
+        return self.encode(A)
 
     def get_dictionary(self) -> torch.Tensor:
         """D, (nb_concepts, n_features).
@@ -165,25 +203,38 @@ class NMF(torch.nn.Module):
             raise NotFitted("this NMF has no dictionary yet; call fit first")
         return self.D
 
-    def init_random_z(self, A: Matrix) -> torch.Tensor:
+    def set_params(self, **parameters: Any) -> Self:
+        """Change some of the constructor's parameters; a dictionary already learned stays until the next fit.
+
+        Raises:
+            InvalidParameter: an unknown name, or a value that the constructor would refuse; nothing is changed then.
+        """
+        for name, value in self._changed_params(parameters).items():
+            if name == "device":
+                self.to(value)
+            else:
+                setattr(self, name, value)
+        return self
+
+    def init_random_z(self, A: Input) -> torch.Tensor:
         """Random codes (rows, nb_concepts) for A, |N(0, 1)|·√(mean(A)/k)."""
         return self._start("random", A)[0]
 
-    def init_random_d(self, A: Matrix) -> torch.Tensor:
+    def init_random_d(self, A: Input) -> torch.Tensor:
         """A random dictionary (nb_concepts, n_features) for A, |N(0, 1)|·√(mean(A)/k)."""
         return self._start("random", A)[1]
 
-    def init_nndsvda(self, A: Matrix) -> tuple[torch.Tensor, torch.Tensor]:
+    def init_nndsvda(self, A: Input) -> tuple[torch.Tensor, torch.Tensor]:
         """Z and D from the singular vectors of A; see `core.initial.nndsvda`."""
         return self._start("nndsvda", A)
 
-    def sanitize_np_input(self, x: Matrix) -> np.ndarray[Any, Any]:
+    def sanitize_np_input(self, x: Input) -> Array:
         """Activations as a float32 array of shape (rows, n_features)."""
-        return check_activations(inputs.as_array(x, "activations"))
+        return inputs.as_array(x, inputs.activations())
 
-    def sanitize_np_codes(self, z: Matrix) -> np.ndarray[Any, Any]:
+    def sanitize_np_codes(self, z: Input) -> Array:
         """Codes as a float32 array of shape (rows, nb_concepts)."""
-        return check_codes(inputs.as_array(z, "codes"), nb_concepts=self.nb_concepts)
+        return inputs.as_array(z, inputs.codes(self.nb_concepts))
 
     def _generator(self) -> torch.Generator:
         generator = torch.Generator()
@@ -193,11 +244,13 @@ class NMF(torch.nn.Module):
             generator.manual_seed(self.seed)
         return generator
 
-    def _start(self, name: str, A: Matrix) -> tuple[torch.Tensor, torch.Tensor]:
-        chunks = Chunks(inputs.activations(A, self.device), self.nb_concepts)
+    def _start(self, name: str, A: Input) -> tuple[torch.Tensor, torch.Tensor]:
+        form = inputs.activations()
+        rows = run(inputs.read_steps(inputs.opened(A, form), form, self.device))
+        chunks = Chunks(rows, self.nb_concepts)
         run(chunks.survey())
         if chunks.energy == 0:
-            return _zeros(chunks)
+            return zeros(chunks)
         Z, D = run(STARTS[name](chunks, self.nb_concepts, self._generator()))
         return times_power_of_two(Z, torch.tensor(chunks.exponent)), D
 
@@ -212,8 +265,16 @@ class NMF(torch.nn.Module):
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
         saved = state_dict.get(prefix + "D")
         if saved is not None and self.D is None:  # a fitted state into a model without a dictionary
-            self.D = saved.new_empty(self.nb_concepts, saved.shape[-1], device=self.device)
+            self.D = torch.empty(self.nb_concepts, saved.shape[-1], device=self.device)
         super()._load_from_state_dict(state_dict, prefix, *args)
+
+    # half precision would lose a dictionary's digits, and the arithmetic is in float32 in any case
+    def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> Self:
+        def keeping_dtype(buffer: torch.Tensor) -> torch.Tensor:
+            applied = fn(buffer)
+            return applied if applied.dtype == buffer.dtype else buffer.to(applied.device)
+
+        return super()._apply(keeping_dtype, recurse)  # type: ignore[no-untyped-call,no-any-return]
 
     def __getstate__(self) -> dict[str, Any]:
         return self.__dict__ | {"_ready": None}  # can be made again from D
@@ -223,20 +284,3 @@ def _checked_max_iter(max_iter: int) -> int:
     if isinstance(max_iter, bool) or not isinstance(max_iter, (int, np.integer)) or max_iter < 1:
         raise InvalidParameter(f"max_iter is {max_iter!r}; it must be a whole number of at least 1")
     return int(max_iter)
-
-
-def _zeros(chunks: Chunks) -> tuple[torch.Tensor, torch.Tensor]:
-    """The Z and D of data that is all zero."""
-    new = chunks.A.new_zeros
-    return new(chunks.n_rows, chunks.nb_concepts), new(chunks.nb_concepts, chunks.n_features)
-
-
-def _with_unit_concepts(Z: torch.Tensor, D: torch.Tensor, chunks: Chunks) -> Generator[None, None, None]:
-    """Every concept's norm moved into its codes, and A's scale too, in place; zero concepts get zero codes."""
-    norms = torch.linalg.vector_norm(D, dim=1, dtype=torch.float64)
-    D.copy_(D / torch.where(norms > 0, norms, 1)[:, None])
-    for rows, _ in chunks:
-        Z[rows] *= norms * 2.0**chunks.exponent
-        yield
-    if not bool(torch.isfinite(Z.amax())):
-        raise OutOfRange("the codes of this fit exceed float32; divide the activations by 1000 or more")

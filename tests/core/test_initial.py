@@ -1,10 +1,12 @@
 import numpy as np
 import pytest
 import torch
+from scipy import sparse
 
 from core.chunks import Chunks
 from core.initial import STARTS, nndsvda
 from core.progress import run
+from core.sparse import SparseRows
 from tests.core.problems import digits_split, planted, relative_error
 
 
@@ -82,3 +84,34 @@ def test_a_better_start_than_random_on_digits() -> None:
     chunks = surveyed(np.ascontiguousarray(fit), 64)
     Z, D = run(nndsvda(chunks, 64, torch.Generator().manual_seed(0)))
     assert relative_error(fit, Z, D) < relative_error(fit, *started("random", np.ascontiguousarray(fit), 64))
+
+
+@pytest.mark.parametrize("name", STARTS)
+@pytest.mark.parametrize(("rows", "d", "k"), [(60, 20, 5), (60, 20, 30), (12, 40, 30), (1, 9, 4)])
+@pytest.mark.parametrize("damage", ["none", "zero rows", "zero columns", "constant column", "rank one"])
+@pytest.mark.parametrize("scale", [1.0, 2.0**90])
+def test_sparse_rows_start_where_dense_ones_do(
+    name: str, rows: int, d: int, k: int, damage: str, scale: float
+) -> None:
+    A = planted(rows, d, 3)[0]
+    A[A < 0.2] = 0
+    match damage:
+        case "zero rows":
+            A[1::2] = 0
+        case "zero columns":
+            A[:, ::2] = 0
+        case "constant column":
+            A[:, 0] = 7
+        case "rank one":
+            A = np.outer(A[:, 0] + 1, A[0]).astype(np.float32)
+    A[0, -1] = 1
+    A *= np.float32(scale)
+    dense = surveyed(A, k, size=7)
+    chunks = Chunks(SparseRows(sparse.csr_array(A), torch.device("cpu")), k)
+    chunks.size = 7
+    run(chunks.survey())
+    assert chunks.exponent == dense.exponent
+    assert (chunks.mean, chunks.energy) == pytest.approx((dense.mean, dense.energy), rel=1e-6)
+    starts = [run(STARTS[name](c, k, torch.Generator().manual_seed(0))) for c in (chunks, dense)]
+    for one, other in zip(*starts, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-4 * float(other.max()))

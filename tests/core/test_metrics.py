@@ -6,9 +6,11 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy import sparse
 
 from core.metrics import measure_steps
 from core.progress import run
+from core.sparse import SparseRows
 from tests.core.problems import planted
 
 KEYS = {
@@ -50,6 +52,15 @@ def test_against_plain_numpy() -> None:
     assert told["energy"] == pytest.approx(energy / energy.sum(), rel=1e-5)
     assert told["kkt_residual"] == pytest.approx(np.linalg.norm(V) / np.linalg.norm(A), rel=1e-4)
     assert (told["dead_concepts"], told["near_dense_concepts"]) == (0, 0)
+
+
+def test_sparse_rows_measure_as_dense_ones_do() -> None:
+    A, Z, D = planted(300, 40, 12, noise=0.3)
+    A[A < 0.5] = 0
+    rows = SparseRows(sparse.csr_array(A), torch.device("cpu"))
+    told = run(measure_steps(rows, torch.from_numpy(Z), torch.from_numpy(D)))
+    for key, value in measure(A, Z, D).items():
+        assert told[key] == pytest.approx(value, rel=1e-6)
 
 
 def test_dead_and_near_dense_concepts() -> None:

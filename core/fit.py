@@ -1,0 +1,100 @@
+"""One fit, from opened activations to concepts of norm one, in bounded slices."""
+
+from collections.abc import Callable, Generator
+from dataclasses import dataclass, replace
+
+import torch
+
+from core.chunks import Chunks
+from core.errors import OutOfRange, WrongShape
+from core.initial import DEFAULT_START, STARTS, concepts_for, given
+from core.inputs import Form, Source, read_steps
+from core.progress import FitProgress, tell
+from core.solvers import solver_named
+
+# Told of each completed iteration; where it returns True, the fit ends with what it has.
+Callback = Callable[[FitProgress], bool | None]
+
+
+@dataclass(frozen=True, slots=True)
+class Fitted:
+    """Z (rows, nb_concepts), D (nb_concepts, n_features), and the loss ½‖A − ZD‖²_F after each iteration."""
+
+    Z: torch.Tensor
+    D: torch.Tensor
+    losses: list[float]
+
+
+@dataclass(frozen=True, slots=True)
+class Fit:
+    """All that a fit is told except A; see `core.nmf.NMF` for the meaning of each.
+
+    `Z` and `D` are factors to start from, float32, checked by themselves, on `device`.
+    """
+
+    nb_concepts: int
+    solver: str
+    init: str | None
+    tol: float
+    max_iter: int
+    generator: torch.Generator
+    device: torch.device
+    Z: torch.Tensor | None = None
+    D: torch.Tensor | None = None
+    callback: Callback | None = None
+
+    def check_shape(self, shape: tuple[int, ...]) -> None:
+        """Raises WrongShape where Z or D does not belong to an A of this shape."""
+        if self.Z is not None and len(self.Z) != shape[0]:
+            raise WrongShape(f"Z has {len(self.Z)} rows; A has {shape[0]}")
+        if self.D is not None and len(self.D) != self.nb_concepts:
+            raise WrongShape(f"D has {len(self.D)} rows; nb_concepts is {self.nb_concepts}")
+        if self.D is not None and self.D.shape[1] != shape[1]:
+            raise WrongShape(f"D has {self.D.shape[1]} columns; A has {shape[1]} features")
+
+    def steps(self, source: Source, form: Form) -> Generator[FitProgress, None, Fitted]:
+        told = FitProgress(0, self.max_iter)
+        A = yield from tell(read_steps(source, form, self.device), told)
+        self.check_shape(A.shape)
+        chunks = Chunks(A, self.nb_concepts)
+        yield from tell(chunks.survey(), told)
+        if chunks.energy == 0:
+            yield replace(told, loss=0.0, relative_error=0.0, kkt_residual=0.0, converged=True)
+            return Fitted(*zeros(chunks), [])
+
+        if self.Z is None and self.D is None:
+            start = STARTS[self.init or DEFAULT_START](chunks, self.nb_concepts, self.generator)
+        else:
+            start = given(chunks, self.Z, self.D)
+        Z, D = yield from tell(start, told)
+        losses: list[float] = []
+        for told in solver_named(self.solver)(chunks, Z, D, tol=self.tol, max_iter=self.max_iter):
+            if told.loss is not None:
+                loss = told.loss * 4.0**chunks.exponent
+                told = replace(told, loss=loss)
+                if told.iteration > len(losses):
+                    losses.append(loss)
+                    if self.callback is not None and self.callback(told):
+                        # Z is that of the iteration, but a solver need not have written D yet
+                        D = yield from tell(concepts_for(chunks, Z), told)
+                        break
+            yield told
+        yield from tell(_with_unit_concepts(Z, D, chunks), told)
+        return Fitted(Z, D, losses)
+
+
+def zeros(chunks: Chunks) -> tuple[torch.Tensor, torch.Tensor]:
+    """The Z and D of data that is all zero."""
+    k, device = chunks.nb_concepts, chunks.A.device
+    return torch.zeros(chunks.n_rows, k, device=device), torch.zeros(k, chunks.n_features, device=device)
+
+
+def _with_unit_concepts(Z: torch.Tensor, D: torch.Tensor, chunks: Chunks) -> Generator[None, None, None]:
+    """Every concept's norm moved into its codes, and A's scale too, in place; zero concepts get zero codes."""
+    norms = torch.linalg.vector_norm(D, dim=1, dtype=torch.float64)
+    D.copy_(D / torch.where(norms > 0, norms, 1)[:, None])
+    for rows in chunks.slices():
+        Z[rows] *= norms * 2.0**chunks.exponent
+        yield
+    if not bool(torch.isfinite(Z.amax())):
+        raise OutOfRange("the codes of this fit exceed float32; divide the activations by 1000 or more")

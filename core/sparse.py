@@ -1,0 +1,120 @@
+"""Rows of a sparse A: checked as dense ones are, and multiplied without being made dense."""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypeAlias
+
+import numpy as np
+import torch
+from scipy import sparse
+
+from core.checks import check_dtype, check_scale, check_size, check_values, converted
+from core.errors import WrongDtype
+from core.scaling import times_power_of_two
+
+SparseMatrix: TypeAlias = sparse.spmatrix | sparse.sparray
+
+
+def of_tensor(x: torch.Tensor, name: str) -> SparseMatrix:
+    """A torch tensor of any sparse layout, as SciPy holds it.
+
+    Raises:
+        WrongDtype: a hybrid one, whose values are themselves dense rows.
+    """
+    x = x.detach().cpu()
+    x = (x if x.layout == torch.sparse_coo else x.to_sparse()).coalesce()
+    if x.dense_dim():
+        raise WrongDtype(f"{name} are a sparse tensor with {x.dense_dim()} dense dimensions; pass x.to_dense()")
+    values = x.values()
+    if values.dtype in (torch.bfloat16, torch.float16):  # which SciPy does not have
+        values = values.float()
+    return sparse.coo_array((values.numpy(), tuple(x.indices().numpy())), shape=tuple(x.shape))
+
+
+def check_form(
+    x: SparseMatrix, *, width: int | None = None, width_name: str, name: str, width_of: str = "this dictionary"
+) -> SparseMatrix:
+    """`x` with two dimensions, once its dtype and shape are right; its values are not looked at."""
+    check_dtype(x.dtype, name=name)
+    if x.ndim == 1:
+        x = x.reshape(1, -1)
+    check_size(x.shape, width=width, width_name=width_name, name=name, width_of=width_of)
+    return x
+
+
+def read(x: SparseMatrix, *, name: str) -> sparse.csr_array:
+    """`x`, of the right form, as float32 in CSR with its values checked; shares memory with `x` where it can."""
+    csr = sparse.csr_array(x)
+    if not csr.has_canonical_format:
+        csr = csr.copy()  # sum_duplicates works in place
+        csr.sum_duplicates()
+
+    def place(first: tuple[int, int]) -> tuple[int, int]:
+        return int(np.searchsorted(csr.indptr, first[0], side="right")) - 1, int(csr.indices[first[0]])
+
+    values = csr.data[:, None]
+    check_scale(check_values(values, name=name, place=place), name=name)
+    return sparse.csr_array((converted(values)[:, 0], csr.indices, csr.indptr), shape=csr.shape)
+
+
+class SparseRows:
+    """Rows of A (n, d), float32, held as SciPy's CSR (or, transposed, as its CSC).
+
+    Stands in for the dense tensor where a fit reads A: `rows @ X` and `rows.T @ X` cost a multiply-add for each
+    non-zero value and column of X, and whatever else torch is asked for is done on `to_dense()`, which is meant for
+    a chunk of rows. SciPy's products run on one thread, which at a few per cent density is many times faster than
+    dense rows on all. Off the CPU a chunk is made dense there for products, too.
+    """
+
+    dtype = torch.float32
+
+    def __init__(self, matrix: sparse.csr_array | sparse.csc_array, device: torch.device) -> None:
+        self.matrix = matrix
+        self.device = device
+        self.shape = torch.Size(matrix.shape)
+
+    @property
+    def T(self) -> "SparseRows":  # noqa: N802 - as a tensor's
+        return SparseRows(self.matrix.T, self.device)
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def __getitem__(self, rows: slice | torch.Tensor) -> "SparseRows":
+        return SparseRows(self.matrix[rows if isinstance(rows, slice) else rows.cpu().numpy()], self.device)
+
+    def __matmul__(self, X: torch.Tensor) -> torch.Tensor:
+        if self.device.type != "cpu":
+            return self.to_dense() @ X
+        return torch.from_numpy(self.matrix @ X.numpy())
+
+    def values(self) -> torch.Tensor:
+        """Those that are stored; all others are zero."""
+        return torch.from_numpy(self.matrix.data)
+
+    def times_power_of_two(self, exponent: int) -> "SparseRows":
+        scaled = self.matrix.copy()
+        scaled.data = times_power_of_two(self.values(), torch.tensor(exponent)).numpy()
+        return SparseRows(scaled, self.device)
+
+    def to_dense(self) -> torch.Tensor:
+        return torch.from_numpy(self.matrix.toarray()).to(self.device)
+
+    def norm(self, dim: int) -> torch.Tensor:
+        norms: torch.Tensor = torch.linalg.vector_norm(self.to_dense(), dim=dim)
+        return norms
+
+    def new_zeros(self, *size: int, dtype: torch.dtype = dtype) -> torch.Tensor:
+        return torch.zeros(size, dtype=dtype, device=self.device)
+
+    def new_empty(self, *size: int, dtype: torch.dtype = dtype) -> torch.Tensor:
+        return torch.empty(size, dtype=dtype, device=self.device)
+
+    @classmethod
+    def __torch_function__(
+        cls,
+        function: Callable[..., Any],
+        types: Sequence[type],
+        args: Sequence[Any] = (),
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> Any:
+        return function(*(x.to_dense() if isinstance(x, cls) else x for x in args), **(kwargs or {}))
