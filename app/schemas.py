@@ -6,7 +6,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstra
 
 from app.arrays import Activations, Codes, Concepts
 from app.store import DictionaryRecord, Reference, check_name
-from app.worker.messages import Init
+from app.worker.messages import Init, Solver
 
 Name = Annotated[
     str,
@@ -37,7 +37,7 @@ class FitParameters(Fields):
 
     name: Name
     nb_concepts: int = Field(ge=1, description="Concepts of the dictionary (k).", examples=[2])
-    solver: Literal["hals"] = Field("hals", description="The algorithm.")
+    solver: Solver = Field("hals", description="The algorithm; `hals` is the fastest and ends lowest.")
     max_iter: int = Field(500, ge=1, description="Most iterations.")
     tol: float = Field(1e-4, ge=0, le=1, allow_inf_nan=False, description="Relative change of loss at which to stop.")
     init: Init = Field("auto", description="How D begins; `auto` suits the shape.")

@@ -5,6 +5,7 @@ from typing import Literal
 import msgspec
 
 Task = Literal["encode", "decode"]
+Solver = Literal["hals", "mu", "pgd", "anls"]
 Init = Literal["auto", "nndsvda", "random"]
 
 
@@ -49,7 +50,7 @@ class Fit(Message, frozen=True):
     rows: int
     n_features: int
     nb_concepts: int
-    solver: str
+    solver: Solver
     max_iter: int
     tol: float
     init: Init

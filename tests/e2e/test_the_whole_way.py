@@ -5,12 +5,14 @@ import json
 import subprocess
 import time
 from pathlib import Path
+from typing import get_args
 
 import httpx
 import numpy as np
 import pytest
 from scipy.optimize import nnls
 
+from app.worker.messages import Solver
 from demo.digits import split_digits
 from demo.service import npy
 from tests.e2e.conftest import Service
@@ -109,6 +111,21 @@ def test_bad_input_harms_nobody(digits: Service, content: bytes) -> None:
     answer = digits.client.post("/encode", params={"dictionary": "digits"}, content=content)
     assert 400 <= answer.status_code < 500
     assert encode(digits, HELD_OUT[:1]).shape == (1, 64)
+
+
+def test_every_solver_that_http_names_is_one_of_cores() -> None:
+    from core.solvers import SOLVERS
+
+    assert set(get_args(Solver)) == set(SOLVERS)
+
+
+@pytest.mark.parametrize("solver", get_args(Solver))
+def test_every_solver_fits(digits: Service, solver: str) -> None:
+    job = digits.ended(digits.fit(FITTED[:500], name=f"by-{solver}", nb_concepts=16, solver=solver, max_iter=100))
+    assert (job["state"], job["parameters"]["solver"]) == ("succeeded", solver)
+    metrics = digits.client.get(f"/dictionaries/by-{solver}").json()["metrics"]
+    assert metrics["relative_error"] < 0.3
+    assert metrics["dead_concepts"] == 0
 
 
 def test_degenerate_data_works(digits: Service) -> None:
