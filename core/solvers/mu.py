@@ -9,6 +9,9 @@ fixed point of the update wherever it comes from; above zero nothing is lost for
 becomes positive. The bound's minimum over codes no smaller than that is still reached, so that the loss never
 rises. Where c_j is zero (A's row or column is zero) the code is exactly zero.
 
+It is slow to settle: at k = 64 on digits activations after some 1000 iterations, 1.5 % above the loss of hals, with
+3 % left after 500.
+
 Memory in bytes beside what all solvers hold: 12·c·k for a chunk of c rows.
 """
 
