@@ -1,0 +1,34 @@
+"""What a fit holds at its peak, in a process of its own (torch's memory is seen by the system alone)."""
+
+import pytest
+
+from tests.core.test_package import run_fresh
+
+FIT = """
+import numpy as np
+from scipy import sparse
+from core import NMF
+
+def mebibytes(field):
+    with open("/proc/self/status") as status:
+        return int(next(line for line in status if line.startswith(field)).split()[1]) / 1024
+
+n, d, k, kind = 20000, 768, 256, "{kind}"
+NMF(8, max_iter=2).fit(np.ones((300, 40), np.float32))  # loads what is loaded once
+rng, before = np.random.default_rng(0), mebibytes("VmRSS")
+if kind == "sparse":
+    A = sparse.random_array((n, d), density=0.02, format="csr", dtype=np.float32, rng=0)
+elif kind == "batches":
+    A = (rng.random((500, d), np.float32) for _ in range(n // 500))
+else:
+    A = rng.random((n, d), np.float32)
+NMF(k, seed=0, max_iter=2).fit(A)
+print((mebibytes("VmHWM") - before) / (n * d * 4 / 2**20))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("kind", "most"), [("array", 3), ("batches", 3), ("sparse", 1.5)])
+def test_a_fit_peaks_at_three_times_dense_activations(kind: str, most: float) -> None:
+    """A itself, its codes and all else, for 20000×768 and k=256."""
+    assert float(run_fresh(FIT.format(kind=kind))) < most
