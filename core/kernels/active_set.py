@@ -306,14 +306,12 @@ def _solve_small(z: Array, g: Array, B: Array, inverse: Array, aim: float, sweep
             sweeps += 1
             if not _sweep(z, g, B, inverse):
                 break
-        if not _kkt_residual(z, g, inverse) > aim:
-            break
         if np.count_nonzero(z) <= LARGEST_SUPPORT:
             for _ in range(1 if sweeps < PATIENCE else EXACT_STEPS):
                 if not _exact_step(z, g, B, trial, trial_g):
                     break
-            if not _kkt_residual(z, g, inverse) > aim:
-                break
+        if not _kkt_residual(z, g, inverse) > aim:
+            break
         allowed = SWEEPS_BETWEEN
     return sweeps
 
