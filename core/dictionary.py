@@ -97,7 +97,7 @@ class Dictionary:
             A: (rows, n_features), non-negative and finite.
             tol: a row is done once its relative KKT residual is at most this; by default 1e-6 in float32 and 1e-12
                 in float64. Its loss then is within 1e-6 of the exact minimum (relative to the larger of that
-                and ‖a‖²/1000), unless concepts are dependent to nearly the last digit.
+                and ‖a‖²/1000), unless concepts are dependent or nearly so; `converged` speaks of the residual alone.
             max_iter: sweeps over a row's coordinates after which it is given up; `converged` tells.
 
         Raises:

@@ -26,12 +26,62 @@ def test_encode_is_exact(d: int, k: int) -> None:
     assert kkt_residual(A, encoded.codes.numpy(), D).max() <= 5e-6
 
 
-def test_encode_converges_on_far_more_concepts_than_features() -> None:
-    """The gram is singular and the data is met exactly: nearly any support will do, and few sweeps tell it."""
-    A, _, D = planted(60, 40, 120, seed=160)
+@pytest.mark.parametrize("seed", range(3))
+def test_encode_is_exact_where_the_data_is_met_exactly(seed: int) -> None:
+    """More concepts than features: the gram is singular, and nearly any support will do."""
+    A, _, D = planted(60, 40, 120, seed=seed)
     encoded = Dictionary(D).encode(A)
     assert bool(encoded.converged.all())
-    assert excess(A, encoded.codes, D).max() <= 1e-5
+    assert excess(A, encoded.codes, D).max() <= 1e-6
+
+
+@pytest.mark.parametrize("held", [True, False])
+def test_encode_is_exact_on_far_more_concepts_than_features(held: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("core.dictionary.LARGEST_GRAM", 600 if held else 599)
+    A, _, D = planted(20, 100, 600, density=0.02)
+    dictionary = Dictionary(D)
+    assert dictionary.nbytes == 4 * (600 * 100 + held * 600 * 600 + 600)
+    encoded = dictionary.encode(A)
+    assert bool(encoded.converged.all())
+    assert excess(A, encoded.codes, D).max() <= 1e-6
+    assert kkt_residual(A, encoded.codes.numpy(), D).max() <= 1.5e-6
+
+
+@settings(deadline=None, max_examples=60)
+@given(
+    d=st.integers(1, 40),
+    k=st.integers(1, 90),
+    rank=st.integers(1, 40),
+    repeated=st.integers(0, 10),
+    zeros=st.integers(0, 3),
+    noise=st.sampled_from([0.0, 0.05, 1.0]),
+    double=st.booleans(),
+    seed=st.integers(0, 10**6),
+)
+def test_any_dictionary(
+    d: int, k: int, rank: int, repeated: int, zeros: int, noise: float, double: bool, seed: int
+) -> None:
+    """Repeated, zero and dependent concepts, or more than features: the minimum is reached, or it is told."""
+    A, Z, D = planted(4, d, k, noise=noise, seed=seed)
+    if rank < min(d, k):
+        D = planted(k, d, rank, noise=0, seed=seed)[0]
+        A = Z @ D + noise * A
+    D[: min(repeated, k // 2)] = D[k - min(repeated, k // 2) :]
+    D[k // 2 : k // 2 + zeros] = 0
+    encoded = Dictionary(D, dtype=torch.float64 if double else torch.float32).encode(A)
+    assert bool((encoded.codes >= 0).all())
+    assert bool((encoded.codes[:, ~D.any(axis=1)] == 0).all())
+    assert torch.equal(encoded.converged, encoded.kkt_residual <= (1e-12 if double else 1e-6))
+    done = encoded.converged.numpy() & A.any(axis=1)
+    if done.any():
+        assert kkt_residual(A[done], encoded.codes.numpy()[done], D).max() <= 2e-6
+    # where concepts span fewer dimensions than they could, or nearly, a gram in float32 can hardly tell them apart
+    singular = np.linalg.svd(D.astype(float), compute_uv=False)
+    if singular[-1] < 0.01 * singular[0]:
+        return
+    assert bool(encoded.converged.all())
+    if done.any():
+        assert excess(A[done], encoded.codes[done], D).max() <= 1e-6
 
 
 def test_encode_is_exact_on_digits(digits_dictionary: Dictionary) -> None:
@@ -48,6 +98,43 @@ def test_a_row_does_not_depend_on_its_batch_nor_on_history(digits_dictionary: Di
     assert torch.equal(together[::20], alone)
     assert torch.equal(together, digits_dictionary.encode(A).codes)
     assert torch.equal(together.flip(0), digits_dictionary.encode(A[::-1].copy()).codes)
+
+
+@pytest.mark.parametrize("k", [120, 5000])
+def test_a_row_of_many_concepts_does_not_depend_on_its_batch(k: int) -> None:
+    """Where the working set is used, with the gram and without it."""
+    A, _, D = planted(1000 if k == 120 else 60, 40, k, density=20 / k)
+    dictionary = Dictionary(D)
+    together = dictionary.encode(A).codes
+    alone = torch.cat([dictionary.encode(A[i : i + 1]).codes for i in range(0, len(A), 7)])
+    assert torch.equal(together[::7], alone)
+    assert torch.equal(together, Dictionary(D).encode(A).codes)
+    assert torch.equal(together[:13], dictionary.encode(A[:13]).codes)
+
+
+def test_float64_on_request() -> None:
+    A, _, D = planted(30, 60, 40)
+    A, D = A.astype(np.float64) / 3, D.astype(np.float64) / 3
+    dictionary = Dictionary(D, dtype=torch.float64)
+    encoded = dictionary.encode(A)
+    assert {encoded.codes.dtype, encoded.kkt_residual.dtype, dictionary.decode(encoded.codes).dtype} == {
+        torch.float64
+    }
+    assert bool(encoded.converged.all())
+    assert kkt_residual(A, encoded.codes.numpy(), D).max() <= 2e-12
+    assert dictionary.nbytes == 8 * (40 * 60 + 40 * 40 + 40)
+    single = Dictionary(D).encode(A).codes
+    torch.testing.assert_close(single.double(), encoded.codes, rtol=1e-3, atol=1e-5 * float(single.max()))
+    with pytest.raises(errors.InvalidParameter, match="float16"):
+        Dictionary(D, dtype=torch.float16)
+
+
+@pytest.mark.parametrize(("d", "k"), [(50, 40), (40, 300)])
+def test_one_sweep_is_told_not_to_be_enough(d: int, k: int) -> None:
+    A, _, D = planted(20, d, k)
+    encoded = Dictionary(D).encode(A, max_iter=1)
+    assert not bool(encoded.converged.any())
+    np.testing.assert_allclose(encoded.kkt_residual.numpy(), kkt_residual(A, encoded.codes.numpy(), D), rtol=1e-2)
 
 
 def test_unreachable_tolerance_is_told() -> None:

@@ -128,6 +128,16 @@ def test_exact_steps_end_what_sweeps_alone_do_not() -> None:
     assert sweeps.median() > 1e-4
 
 
+@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
+@pytest.mark.parametrize(("k", "d"), [(48, 64), (130, 60), (1, 5)])
+def test_solve_without_the_gram(implementation: ModuleType, k: int, d: int) -> None:
+    A, D, _, _ = problem(13, k, d, seed=7, zero_concepts=k // 10)
+    inverse, tolerance = kernels.inverse_squares(D), 1e-5 * A.norm(dim=1)
+    Z, residual = implementation.solve(A, D, None, inverse, tolerance, 5000)
+    assert bool((residual <= tolerance).all())
+    assert excess(A.numpy(), Z, D.numpy()).max() < 1e-4  # sweeps alone, on data met exactly
+
+
 def test_float64_is_computed_in_float64() -> None:
     A, _, D = planted(10, 40, 20, seed=5)
     a, d = torch.from_numpy(A).double(), torch.from_numpy(D).double()
