@@ -33,7 +33,7 @@ class NMF(Estimator, torch.nn.Module):
     Args:
         nb_concepts: rows of D.
         device: any torch device.
-        solver: "hals".
+        solver: "hals", "mu", "pgd" or "anls"; see `core.solvers`.
         tol: a fit stops once ten iterations have lowered the loss by less than this share of it.
         verbose: show a progress bar with the loss.
         init: "nndsvda" (the default, None) or "random".
