@@ -140,7 +140,7 @@ class Dictionary:
         Z, residual = kernels.solve(
             A, self._scaled_D, self._B, self._inverse, tolerance=tol * norms, max_sweeps=max_iter
         )
-        residual = torch.where(norms > 0, residual / norms, 0)
+        residual /= norms.clamp_(min=torch.finfo(norms.dtype).tiny)  # an all-zero row has residual 0
         if exponents is None and self._exponents is None:
             return Z, residual
         of_rows = 0 if exponents is None else exponents[:, None]
