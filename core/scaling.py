@@ -9,7 +9,7 @@ ORDINARY_EXPONENT = 20
 def exponents_of(peaks: torch.Tensor) -> torch.Tensor | None:
     """The e with peaks/2^e in [½, 1), int64, 0 for a peak of zero; None where all peaks are ordinary or zero."""
     smallest, largest = (float(peak) for peak in torch.aminmax(peaks))
-    if 2.0**-ORDINARY_EXPONENT <= smallest and largest <= 2.0**ORDINARY_EXPONENT:
+    if smallest >= 2.0**-ORDINARY_EXPONENT and largest <= 2.0**ORDINARY_EXPONENT:
         return None  # the usual case, told with few operations: one row is not to wait for many
     ordinary = (peaks == 0) | ((peaks >= 2.0**-ORDINARY_EXPONENT) & (peaks <= 2.0**ORDINARY_EXPONENT))
     return None if bool(ordinary.all()) else torch.frexp(peaks).exponent.long()
