@@ -55,8 +55,7 @@ T = TypeVar("T")
 class _Running:
     """The job under way, with what is newer than its record."""
 
-    job: str
-    record: Job
+    job: Job
     progress: Progress
     loss_history: list[tuple[int, float]] = field(default_factory=list)
 
@@ -87,7 +86,7 @@ class Fits:
             with contextlib.suppress(asyncio.CancelledError):
                 await self._loop
         if self._running is not None:
-            await self._in_thread(self._jobs.requeue, self._running.job, worker_died=False)
+            await self._in_thread(self._jobs.requeue, self._running.job.id, worker_died=False)
         self._database.shutdown()
 
     # -- what routes ask for ------------------------------------------------------------------------------
@@ -128,8 +127,8 @@ class Fits:
 
     async def get(self, id: str) -> Job:
         running = self._running
-        if running is not None and running.job == id:  # what is known here is newer than its record
-            return self._freshened(running.record)
+        if running is not None and running.job.id == id:  # what is known here is newer than its record
+            return self._freshened(running.job)
         return self._freshened((await self._in_thread(self._jobs.get, id)).job)
 
     async def follow(self, id: str) -> AsyncIterator[Job]:
@@ -179,16 +178,16 @@ class Fits:
             if await self._in_thread(self._jobs.cancel, record.job.id, "queued"):
                 self.uploads.discard(record.data["file"])
                 self._end_turn()
-        elif running is not None and running.job == record.job.id:
+        elif running is not None and running.job.id == record.job.id:
             with contextlib.suppress(WorkerUnavailable, TimeoutError):
-                await self._supervisor.tell(CancelFit(running.job))
+                await self._supervisor.tell(CancelFit(running.job.id))
                 await asyncio.wait_for(turn.wait(), RETRY_SECONDS)
         else:
             await asyncio.sleep(0.1)
 
     def _freshened(self, job: Job) -> Job:
         running = self._running
-        if running is None or running.job != job.id or job.state != "running":
+        if running is None or running.job.id != job.id or job.state != "running":
             return job
         return job.model_copy(update={"progress": running.progress, "loss_history": running.loss_history})
 
@@ -231,12 +230,11 @@ class Fits:
     async def _run_job(self, record: Record) -> None:
         job = record.job
         progress = Progress(max_iter=job.parameters["max_iter"])
-        self._running = _Running(job.id, job, progress)
+        self._running = _Running(job, progress)
         try:
             await self._attempt(record, self._running)
         except (AppError, OSError) as error:
-            await self._surely(self._jobs.fail, job.id, _problem(error))
-            self.uploads.discard(record.data["file"])
+            await self._end(record, self._jobs.fail, _problem(error))
         finally:
             task = asyncio.current_task()
             if task is None or not task.cancelling():  # else `stop` puts the job back
@@ -251,7 +249,7 @@ class Fits:
         job = record.job
         published = await self._in_thread(self._store.made_by, job.name, job.id)
         if published is not None:  # an earlier attempt came that far
-            await self._end(record, published.version)
+            await self._end(record, self._jobs.succeed, published.version)
             return
         if record.worker_deaths >= MAX_WORKER_DEATHS:
             raise FitAbandoned(f"the worker died {record.worker_deaths} times on this fit; it is not tried again")
@@ -279,12 +277,10 @@ class Fits:
                     await self._publish(record, running, D, orjson.loads(metrics.tobytes()), seconds)
                     return
                 case FitCancelled():
-                    await self._surely(self._jobs.cancel, job.id, "running")
-                    self.uploads.discard(record.data["file"])
+                    await self._end(record, self._jobs.cancel, "running")
                     return
                 case Failed() as failed:
-                    await self._surely(self._jobs.fail, job.id, _problem(error_of(failed)))
-                    self.uploads.discard(record.data["file"])
+                    await self._end(record, self._jobs.fail, _problem(error_of(failed)))
                     return
 
     async def _publish(
@@ -308,15 +304,16 @@ class Fits:
 
         version = await asyncio.to_thread(publish)
         await self._write_progress(running)
-        await self._end(record, version)
+        await self._end(record, self._jobs.succeed, version)
         logger.info("job %s has fitted %s@%d in %.1f s", job.id, job.name, version, seconds)
 
-    async def _end(self, record: Record, version: int) -> None:
-        await self._surely(self._jobs.succeed, record.job.id, version)
+    async def _end(self, record: Record, write: Callable[[str, Any], object], outcome: Any) -> None:
+        """Write how a job ended; its data is not needed any more."""
+        await self._surely(write, record.job.id, outcome)
         self.uploads.discard(record.data["file"])
 
     async def _write_progress(self, running: _Running) -> None:
-        await self._in_thread(self._jobs.record_progress, running.job, running.progress, running.loss_history)
+        await self._in_thread(self._jobs.record_progress, running.job.id, running.progress, running.loss_history)
 
     def _fit_message(self, record: Record) -> Fit:
         data = record.data

@@ -215,15 +215,11 @@ class Store:
     def _read_record(self, name: str, version: int) -> DictionaryRecord:
         where = f"{name}@{version}"
         try:
-            record = DictionaryRecord.model_validate_json((self._directory(name, version) / META_FILE).read_bytes())
-        except (FileNotFoundError, NotADirectoryError):
-            raise self._missing(name, version, META_FILE) from None
+            record = DictionaryRecord.model_validate_json(self._read(name, version, META_FILE))
         except ValidationError:
             raise DictionaryDamaged(
                 f"{META_FILE} of {where} cannot be read; restore it, or use another version"
             ) from None
-        except OSError as error:
-            raise _told(error) from error
         if (record.format, record.name, record.version) != (FORMAT, name, version):
             raise DictionaryDamaged(
                 f"{META_FILE} of {where} tells of {record.name}@{record.version} in format {record.format}"
@@ -234,12 +230,7 @@ class Store:
         """D, float32 of shape (nb_concepts, n_features), after its checksum was found to hold."""
         record = self.record(Reference(name, version))
         where = f"{name}@{version}"
-        try:
-            weights = (self._directory(name, version) / WEIGHTS_FILE).read_bytes()
-        except FileNotFoundError:
-            raise self._missing(name, version, WEIGHTS_FILE) from None
-        except OSError as error:
-            raise _told(error) from error
+        weights = self._read(name, version, WEIGHTS_FILE)
         if hashlib.sha256(weights).hexdigest() != record.sha256:
             raise DictionaryDamaged(
                 f"{WEIGHTS_FILE} of {where} is not what was written (its SHA-256 differs); "
@@ -256,12 +247,23 @@ class Store:
     def _directory(self, name: str, version: int) -> Path:
         return self.root / name / str(version)
 
-    def _missing(self, name: str, version: int, file: str) -> AppError:
-        """A version without one of its files is damaged; one that is no longer there has been removed."""
-        if self._directory(name, version).is_dir():
-            return DictionaryDamaged(f"{name}@{version} has no {file}; restore it, or use another version")
+    def _read(self, name: str, version: int, file: str) -> bytes:
+        """A file that every version has. One without it is damaged; one that is no longer there has been removed."""
+        directory = self._directory(name, version)
+        with store_errors():
+            try:
+                return (directory / file).read_bytes()
+            except (FileNotFoundError, NotADirectoryError):
+                if directory.is_dir():
+                    raise DictionaryDamaged(
+                        f"{name}@{version} has no {file}; restore it, or use another version"
+                    ) from None
         self._records.pop((name, version), None)
-        return UnknownDictionary(f"{name}@{version} has been removed")
+        raise UnknownDictionary(f"{name}@{version} has been removed")
+
+    def owned_name(self) -> str:
+        """A new name for what this process stages: others can tell whose it is (``owner_of``)."""
+        return f"{self.owner}.{secrets.token_hex(8)}"
 
     # -- writing ------------------------------------------------------------------------------------------
 
@@ -273,7 +275,7 @@ class Store:
             told: the record's other fields (``parameters``, ``metrics``, …).
         """
         check_name(name)
-        staged = self._staging / f"{self.owner}.{secrets.token_hex(8)}"
+        staged = self._staging / self.owned_name()
         try:
             with store_errors():
                 staged.mkdir()
@@ -327,7 +329,7 @@ class Store:
             versions = sorted(versions)
             self._replace(directory / LAST_FILE, str(max(versions[-1], _last_removed(directory))).encode())
             for version in versions:
-                doomed = self._staging / f"{self.owner}.{secrets.token_hex(8)}"
+                doomed = self._staging / self.owned_name()
                 with suppress(FileNotFoundError):  # somebody else removed it first
                     self._directory(name, version).rename(doomed)
                 self._records.pop((name, version), None)
@@ -336,7 +338,7 @@ class Store:
 
     def _replace(self, path: Path, content: bytes) -> None:
         """Write a file so that readers see the old content or the new, whatever happens."""
-        staged = self._staging / f"{self.owner}.{secrets.token_hex(8)}"
+        staged = self._staging / self.owned_name()
         try:
             _write_durably(staged, content)
             staged.rename(path)

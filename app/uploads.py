@@ -2,7 +2,6 @@
 
 import hashlib
 import os
-import secrets
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -38,7 +37,7 @@ class Uploads:
         self._store = store
 
     def new_path(self) -> Path:
-        return self._store.activations / f"{self._store.owner}.{secrets.token_hex(8)}.npy"
+        return self._store.activations / f"{self._store.owned_name()}.npy"
 
     def path(self, file: str) -> Path:
         return self._store.activations / file

@@ -37,31 +37,24 @@ class Header:
         return math.prod(self.shape) * self.dtype.itemsize
 
 
-def header_bytes(prefix: bytes) -> int:
-    """How many bytes the header takes in all, told by the body's first ``PREFIX_BYTES``."""
-    if not prefix.startswith(MAGIC):
-        raise MalformedBody("this is not an npy body: it does not begin with \\x93NUMPY")
-    if len(prefix) < PREFIX_BYTES:
-        raise MalformedBody(f"this npy body ends inside its header, after {len(prefix)} bytes")
-    major = prefix[6]
-    if major not in (1, 2, 3):
-        raise MalformedBody(f"npy format version {major} is not known; versions 1, 2 and 3 are")
-    length, start = (
-        (int.from_bytes(prefix[8:10], "little"), 10) if major == 1 else (int.from_bytes(prefix[8:12], "little"), 12)
-    )
-    if length > MAX_HEADER_BYTES:
-        raise MalformedBody(f"the npy header claims {length} bytes; at most {MAX_HEADER_BYTES} are read")
-    return start + length
-
-
 def parse_header(head: bytes) -> Header:
     """The header, from a body's beginning that holds it whole."""
-    end = header_bytes(head[:PREFIX_BYTES])
+    if not head.startswith(MAGIC):
+        raise MalformedBody("this is not an npy body: it does not begin with \\x93NUMPY")
+    if len(head) < PREFIX_BYTES:
+        raise MalformedBody(f"this npy body ends inside its header, after {len(head)} bytes")
+    major = head[6]
+    if major not in (1, 2, 3):
+        raise MalformedBody(f"npy format version {major} is not known; versions 1, 2 and 3 are")
+    start = 10 if major == 1 else 12
+    length = int.from_bytes(head[8:start], "little")
+    if length > MAX_HEADER_BYTES:
+        raise MalformedBody(f"the npy header claims {length} bytes; at most {MAX_HEADER_BYTES} are read")
+    end = start + length
     if len(head) < end:
         raise MalformedBody(f"this npy body ends inside its header: {len(head)} of {end} bytes")
-    start = 10 if head[6] == 1 else 12
     try:
-        fields = ast.literal_eval(head[start:end].decode("utf-8" if head[6] == 3 else "latin-1").strip())
+        fields = ast.literal_eval(head[start:end].decode("utf-8" if major == 3 else "latin-1").strip())
     except (ValueError, SyntaxError, UnicodeDecodeError, MemoryError, RecursionError):
         raise MalformedBody("the npy header is not a Python literal") from None
     if not isinstance(fields, dict) or set(fields) != {"descr", "fortran_order", "shape"}:
