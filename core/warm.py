@@ -5,6 +5,7 @@
 
 import torch
 
+from core.dictionary import Dictionary
 from core.nmf import NMF
 
 
@@ -14,6 +15,7 @@ def warm() -> None:
     model = NMF(64, seed=0)
     model.fit(A, max_iter=2)
     model.decode(model.encode(A))
+    Dictionary(A[:128]).encode(A)  # more concepts than features: another kernel
 
 
 if __name__ == "__main__":

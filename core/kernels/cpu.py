@@ -11,13 +11,13 @@ import numba
 import numpy as np
 import torch
 
-from core.kernels.active_set import solve_rows as _solve
+from core.kernels import active_set, dense
 from core.threads import compiled, threads_for
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
-# No more concepts than this, and than features: the codes are often dense, and every working set holds them all.
-WHOLE = 256
+# No more concepts than this, and than features: the codes are often dense, and the problem of every row holds all.
+FEW_CONCEPTS = 256
 # Rows handed to a thread in one piece, so that one held up by another process does not hold up the rest.
 ROWS_PER_PIECE = 32
 
@@ -45,14 +45,17 @@ def solve(
     Holds beside Z, for each of 8 rows a thread, k + 2d numbers and the square of its working set.
     """
     Z, residual = A.new_zeros(len(A), len(D)), torch.zeros_like(tolerance)
-    whole = len(D) <= min(WHOLE, D.shape[1])
+    few = len(D) <= min(FEW_CONCEPTS, D.shape[1])
     if B is None:
-        B = D @ D.T if whole else D.new_empty(0, 0)
+        B = D @ D.T if few else D.new_empty(0, 0)
     given = A.numpy(), D.numpy(), B.numpy(), inverse.numpy(), tolerance.numpy()
     with threads_for(len(A) * len(D) * (A.shape[1] + len(D))):
-        threads = numba.get_num_threads()
-        pieces = min(len(A), threads * max(1, len(A) // (threads * ROWS_PER_PIECE)))
-        _solve(*given, Z.numpy(), residual.numpy(), whole, max_sweeps, pieces)
+        if few:
+            dense.solve_rows(*given, Z.numpy(), residual.numpy(), max_sweeps)
+        else:
+            threads = numba.get_num_threads()
+            pieces = min(len(A), threads * max(1, len(A) // (threads * ROWS_PER_PIECE)))
+            active_set.solve_rows(*given, Z.numpy(), residual.numpy(), False, max_sweeps, pieces)
     return Z, residual
 
 

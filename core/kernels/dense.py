@@ -1,0 +1,529 @@
+"""Exact non-negative least squares on the CPU for few concepts: sixteen rows in lockstep, one in each lane.
+
+With at most a few hundred concepts the codes are often dense, and every concept is in the problem of every row:
+sweeps of coordinate descent find most of the support, then exact solves on it (Cholesky, as in block principal
+pivoting: Kim & Park 2011) alternate with a few sweeps that correct it. The gradient of all concepts is then taken
+afresh through the residual, (zD − a)·Dᵀ, which certifies the codes or starts another round.
+
+A row alone is bound by latency: each coordinate waits for the one before, each pivot for its column. Sixteen rows
+share those waits; their supports differ, and the shorter ones are padded with the identity. Where few rows are left,
+they are swept by themselves. What is computed for a row does not depend on the rows beside it, to the last bit.
+
+Compiled by numba; all arrays are C-contiguous and of one float dtype. Everything compiled calls only into this file
+and `core.kernels.lanes`: numba renews its disk cache when the file of the outermost function changes, and at no
+other time.
+"""
+
+from typing import Any
+
+import numba
+import numpy as np
+
+from core.kernels.lanes import (
+    LANES,
+    add,
+    add_product,
+    add_scaled,
+    any_lane,
+    larger,
+    load,
+    multiply,
+    positive_part,
+    reciprocal_root,
+    splat,
+    store,
+    subtract,
+    violation,
+    where_positive,
+    zeros_of,
+)
+from core.threads import compiled
+
+Array = np.ndarray[Any, np.dtype[Any]]
+Four = tuple[Array, Array, Array, Array]
+
+# A small problem is solved to below what is asked for, since the gradient is checked afresh after it.
+SHARE = 0.5
+# Sweeps find most of the support; from then on exact solves on it alternate with a few sweeps that correct it.
+SWEEPS_AT_FIRST = 12
+SWEEPS_BETWEEN = 3
+# An exact step cut short sets a concept or more to zero, and sweeps soon put that right. Rows that are not done
+# after so many sweeps (dependent concepts, as a rule) take up to so many exact steps in a row instead.
+PATIENCE = 40
+EXACT_STEPS = 16
+# A pivot below this many roundings of its diagonal is nothing: that concept is a combination of those before it.
+PIVOT_ROUNDINGS = 100
+# So few rows are swept one by one: each passes over the coordinates that stay, and lanes would be idle.
+FEW = 3
+CONCEPTS_AT_ONCE = 64
+
+
+# --- sweeps -----------------------------------------------------------------------------------------------------
+
+
+@compiled()
+def _move(z: Array, g: Array, active: Array, flips: Array, j: int, inverse: float):  # type: ignore[no-untyped-def]
+    """Coordinate j of the active rows to its minimum: by how much. `flips` grows where it joins or leaves."""
+    here = load(z, j)
+    moved = where_positive(load(active, 0), positive_part(add_scaled(here, -inverse, load(g, j))), here)
+    store(z, j, moved)
+    flip = where_positive(here, where_positive(moved, zeros_of(z), here), moved)
+    store(flips, 0, larger(load(flips, 0), flip))
+    return subtract(moved, here)
+
+
+@compiled()
+def _sweep_lanes(z: Array, g: Array, B: Array, inverse: Array, active: Array, flips: Array) -> None:
+    """One pass over the coordinates of the active rows; `flips` (LANES,) is above zero where the support changed.
+
+    Four coordinates at a time: the gradient of each after the moves before it, then that of all the rest at once.
+    """
+    k = B.shape[0]
+    flips[:] = 0
+    for j in range(0, k // 4 * 4, 4):
+        b0, b1, b2, b3 = B[j], B[j + 1], B[j + 2], B[j + 3]
+        g1, g2, g3 = load(g, j + 1), load(g, j + 2), load(g, j + 3)
+        d0 = _move(z, g, active, flips, j, inverse[j])
+        store(g, j + 1, add_scaled(g1, b0[j + 1], d0))
+        d1 = _move(z, g, active, flips, j + 1, inverse[j + 1])
+        store(g, j + 2, add_scaled(add_scaled(g2, b0[j + 2], d0), b1[j + 2], d1))
+        d2 = _move(z, g, active, flips, j + 2, inverse[j + 2])
+        store(g, j + 3, add_scaled(add_scaled(add_scaled(g3, b0[j + 3], d0), b1[j + 3], d1), b2[j + 3], d2))
+        d3 = _move(z, g, active, flips, j + 3, inverse[j + 3])
+        store(g, j + 1, g1)
+        store(g, j + 2, g2)
+        store(g, j + 3, g3)
+        if any_lane(d0) or any_lane(d1) or any_lane(d2) or any_lane(d3):
+            for m in range(k):
+                moved = add_scaled(add_scaled(load(g, m), b0[m], d0), b1[m], d1)
+                store(g, m, add_scaled(add_scaled(moved, b2[m], d2), b3[m], d3))
+    for j in range(k // 4 * 4, k):
+        delta = _move(z, g, active, flips, j, inverse[j])
+        if any_lane(delta):
+            b = B[j]
+            for m in range(k):
+                store(g, m, add_scaled(load(g, m), b[m], delta))
+
+
+@compiled()
+def _sweep_row(z: Array, g: Array, B: Array, inverse: Array) -> bool:
+    """The same for one row; whether the support changed."""
+    changed = False
+    for j in range(z.size):
+        if inverse[j] == 0 or (z[j] == 0 and g[j] >= 0):
+            continue
+        moved = z[j] - g[j] * inverse[j]
+        if moved <= 0:
+            moved = z[j] - z[j]
+        delta = moved - z[j]
+        if delta != 0:
+            changed |= z[j] == 0 or moved == 0
+            z[j] = moved
+            row = B[j]
+            for m in range(z.size):
+                g[m] += delta * row[m]
+    return changed
+
+
+@compiled()
+def _sweep(
+    z: Array, g: Array, B: Array, inverse: Array, active: Array, sweeps: Array, count: int, max_sweeps: int
+) -> None:
+    """Up to `count` sweeps of each active row, until its support stays; `sweeps` counts them up to `max_sweeps`."""
+    sweeping, flips = active.copy(), np.empty_like(active)
+    left = np.count_nonzero(sweeping)
+    while left > FEW and count > 0:
+        _sweep_lanes(z, g, B, inverse, sweeping, flips)
+        count -= 1
+        for s in range(LANES):
+            if sweeping[s] > 0:
+                sweeps[s] += 1
+                if flips[s] == 0 or sweeps[s] >= max_sweeps:
+                    sweeping[s] = 0
+                    left -= 1
+    for s in range(LANES):
+        if sweeping[s] > 0 and count > 0:
+            z_row, g_row = z[:, s].copy(), g[:, s].copy()
+            for _ in range(min(count, max_sweeps - sweeps[s])):
+                sweeps[s] += 1
+                if not _sweep_row(z_row, g_row, B, inverse):
+                    break
+            z[:, s], g[:, s] = z_row, g_row
+
+
+# --- exact steps ------------------------------------------------------------------------------------------------
+
+
+@compiled()
+def _tile(L: Array, width: int, top: int, left: int, products: Array) -> None:
+    """Inner products of rows top to top + 3 of L with rows left to left + 3, over the first `left` columns."""
+    zero = zeros_of(L)
+    p00 = p01 = p02 = p03 = p10 = p11 = p12 = p13 = zero
+    p20 = p21 = p22 = p23 = p30 = p31 = p32 = p33 = zero
+    x, y = top * width, left * width
+    for m in range(left):
+        y0, y1, y2, y3 = (
+            load(L, y + m),
+            load(L, y + width + m),
+            load(L, y + 2 * width + m),
+            load(L, y + 3 * width + m),
+        )
+        x0 = load(L, x + m)
+        p00, p01 = add_product(p00, x0, y0), add_product(p01, x0, y1)
+        p02, p03 = add_product(p02, x0, y2), add_product(p03, x0, y3)
+        x1 = load(L, x + width + m)
+        p10, p11 = add_product(p10, x1, y0), add_product(p11, x1, y1)
+        p12, p13 = add_product(p12, x1, y2), add_product(p13, x1, y3)
+        x2 = load(L, x + 2 * width + m)
+        p20, p21 = add_product(p20, x2, y0), add_product(p21, x2, y1)
+        p22, p23 = add_product(p22, x2, y2), add_product(p23, x2, y3)
+        x3 = load(L, x + 3 * width + m)
+        p30, p31 = add_product(p30, x3, y0), add_product(p31, x3, y1)
+        p32, p33 = add_product(p32, x3, y2), add_product(p33, x3, y3)
+    store(products, 0, p00), store(products, 1, p01), store(products, 2, p02), store(products, 3, p03)
+    store(products, 4, p10), store(products, 5, p11), store(products, 6, p12), store(products, 7, p13)
+    store(products, 8, p20), store(products, 9, p21), store(products, 10, p22), store(products, 11, p23)
+    store(products, 12, p30), store(products, 13, p31), store(products, 14, p32), store(products, 15, p33)
+
+
+@compiled()
+def _gather(B: Array, support: Array, used: Array, size: int, L: Array, least: Array) -> None:
+    """The lower triangle of each row's B on its support, the identity beyond it; and the least pivots."""
+    k, B_flat = B.shape[0], B.ravel()
+    starts, lanes = np.empty(LANES, np.int64), np.nonzero(used)[0]
+    for i in range(size):
+        line, pivots = L[i * size : i * size + i + 1], least[i]
+        for s in range(LANES):
+            starts[s] = support[i, s] * k
+        for j in range(i + 1):
+            values, columns = line[j], support[j]
+            if lanes.size > FEW:
+                for s in range(LANES):
+                    values[s] = B_flat[starts[s] + columns[s]] if i < used[s] else 0
+            else:
+                store(line, j, zeros_of(L))
+                for lane in lanes:
+                    if i < used[lane]:
+                        values[lane] = B_flat[starts[lane] + columns[lane]]
+        for s in range(LANES):
+            if i >= used[s]:
+                line[i, s] = 1
+            pivots[s] = PIVOT_ROUNDINGS * np.finfo(B.dtype).eps * line[i, s]
+
+
+@compiled()
+def _factor(L: Array, size: int, least: Array) -> None:
+    """Cholesky factors in place, with reciprocal pivots; a concept that those before it span gets a zero one."""
+    products = np.empty((16, LANES), L.dtype)
+    for top in range(0, size, 4):
+        for left in range(0, top + 1, 4):
+            _tile(L, size, top, left, products)
+            for q in range(4):
+                j = left + q
+                for p in range(q if left == top else 0, 4):
+                    i = top + p
+                    value = subtract(load(L, i * size + j), load(products, 4 * p + q))
+                    for m in range(left, j):
+                        value = subtract(value, multiply(load(L, i * size + m), load(L, j * size + m)))
+                    if i == j:
+                        store(L, i * size + i, reciprocal_root(value, load(least, i)))
+                    else:
+                        store(L, i * size + j, multiply(value, load(L, j * size + j)))
+
+
+@compiled()
+def _solve_factored(L: Array, size: int, x: Array) -> None:
+    """x ← (L·Lᵀ)⁻¹x; x becomes zero where the pivot is."""
+    zero = zeros_of(x)
+    for i in range(size):
+        row = i * size
+        p0 = p1 = p2 = p3 = zero
+        for m in range(0, i // 4 * 4, 4):
+            p0 = add_product(p0, load(L, row + m), load(x, m))
+            p1 = add_product(p1, load(L, row + m + 1), load(x, m + 1))
+            p2 = add_product(p2, load(L, row + m + 2), load(x, m + 2))
+            p3 = add_product(p3, load(L, row + m + 3), load(x, m + 3))
+        for m in range(i // 4 * 4, i):
+            p0 = add_product(p0, load(L, row + m), load(x, m))
+        inner = add(add(p0, p1), add(p2, p3))
+        store(x, i, multiply(subtract(load(x, i), inner), load(L, row + i)))
+    for i in range(size - 1, -1, -1):
+        row = i * size
+        value = multiply(load(x, i), load(L, row + i))
+        store(x, i, value)
+        for m in range(i):
+            store(x, m, subtract(load(x, m), multiply(load(L, row + m), value)))
+
+
+@compiled()
+def _gradient_at(trial: Array, z: Array, g: Array, B: Array, trial_g: Array, used: Array) -> None:
+    """The gradient at the trial codes, which differ from z in the lanes that use something."""
+    k = B.shape[0]
+    trial_g[:] = g
+    lanes = np.nonzero(used)[0]
+    if lanes.size <= FEW:
+        for s in lanes:
+            row = g[:, s].copy()
+            for j in range(k):
+                delta = trial[j, s] - z[j, s]
+                if delta != 0:
+                    b = B[j]
+                    for m in range(k):
+                        row[m] += delta * b[m]
+            trial_g[:, s] = row
+        return
+    for j in range(0, k // 4 * 4, 4):
+        d0, d1 = subtract(load(trial, j), load(z, j)), subtract(load(trial, j + 1), load(z, j + 1))
+        d2, d3 = subtract(load(trial, j + 2), load(z, j + 2)), subtract(load(trial, j + 3), load(z, j + 3))
+        if any_lane(d0) or any_lane(d1) or any_lane(d2) or any_lane(d3):
+            b0, b1, b2, b3 = B[j], B[j + 1], B[j + 2], B[j + 3]
+            for m in range(k):
+                moved = add_scaled(add_scaled(load(trial_g, m), b0[m], d0), b1[m], d1)
+                store(trial_g, m, add_scaled(add_scaled(moved, b2[m], d2), b3[m], d3))
+    for j in range(k // 4 * 4, k):
+        delta_of_all, b = subtract(load(trial, j), load(z, j)), B[j]
+        for m in range(k):
+            store(trial_g, m, add_scaled(load(trial_g, m), b[m], delta_of_all))
+
+
+@compiled()
+def _change(z: Array, g: Array, trial: Array, trial_g: Array, change: Array) -> None:
+    """By how much the objective of each row changes from z to the trial codes, twice."""
+    total = zeros_of(g)
+    for j in range(z.shape[0]):
+        total = add_product(total, subtract(load(trial, j), load(z, j)), add(load(g, j), load(trial_g, j)))
+    store(change, 0, total)
+
+
+@compiled()
+def _exact_step(
+    z: Array, g: Array, B: Array, stepping: Array, trial: Array, trial_g: Array, L_room: Array, cut_short: Array
+) -> None:
+    """Every stepping row towards the minimiser on the support of its z, in place, never uphill.
+
+    A concept that others of the support span goes to zero, so that supports do not outgrow the rank. The step is
+    taken whole, negative coordinates set to zero, where that lowers the objective (it nearly always does); else it
+    is cut short where the first coordinate reaches zero (Lawson & Hanson 1974), which is what `cut_short` tells.
+    """
+    k = B.shape[0]
+    support, used = np.zeros((k + 3, LANES), np.int64), np.zeros(LANES, np.int64)
+    for s in range(LANES):
+        if stepping[s] > 0:
+            for j in range(k):
+                if z[j, s] > 0:
+                    support[used[s], s] = j
+                    used[s] += 1
+    size = (used.max() + 3) // 4 * 4
+    L, least = L_room[: size * size], np.empty((size, LANES), z.dtype)
+    step = np.zeros((size + 1, LANES), z.dtype)
+    _gather(B, support, used, size, L, least)
+    _factor(L, size, least)
+    for s in range(LANES):
+        for i in range(used[s]):
+            step[i, s] = -g[support[i, s], s]
+        for i in range(used[s]):
+            if L[i * size + i, s] == 0:  # its share of zD passes to the concepts that span it
+                dependent, share = B[support[i, s]], z[support[i, s], s]
+                for j in range(used[s]):
+                    step[j, s] += dependent[support[j, s]] * share
+    _solve_factored(L, size, step)
+
+    trial[:] = z
+    reach, change = np.ones(LANES, z.dtype), np.empty(LANES, z.dtype)
+    for s in range(LANES):
+        for i in range(used[s]):
+            j = support[i, s]
+            if L[i * size + i, s] == 0:
+                step[i, s] = -z[j, s]
+            trial[j, s] = max(z[j, s] + step[i, s], 0)
+            if step[i, s] < 0 and trial[j, s] == 0:
+                reach[s] = min(reach[s], -z[j, s] / step[i, s])
+    _gradient_at(trial, z, g, B, trial_g, used)
+    _change(z, g, trial, trial_g, change)
+    cut_short[:] = 0
+    again = False
+    for s in range(LANES):
+        if change[s] > 0 and reach[s] < 1:
+            cut_short[s], again = 1, True
+            for i in range(used[s]):
+                trial[support[i, s], s] = max(z[support[i, s], s] + reach[s] * step[i, s], 0)
+    if again:
+        _gradient_at(trial, z, g, B, trial_g, used)
+    z[:] = trial
+    g[:] = trial_g
+
+
+# --- gradients --------------------------------------------------------------------------------------------------
+
+
+@compiled()
+def _four(X: Array, i: int) -> Four:
+    """Rows i to i + 3, the last one again where there are none left."""
+    last = X.shape[0] - 1
+    return X[i], X[min(i + 1, last)], X[min(i + 2, last)], X[min(i + 3, last)]
+
+
+@compiled()
+def _products(x: Four, y: Four, length: int, products: Array) -> None:
+    """The sixteen inner products of the first `length` values: as fast as a matrix product's, in one fixed order."""
+    x0, x1, x2, x3 = x
+    y0, y1, y2, y3 = y
+    zero = products[0, 0] - products[0, 0]
+    p00 = p01 = p02 = p03 = p10 = p11 = p12 = p13 = zero
+    p20 = p21 = p22 = p23 = p30 = p31 = p32 = p33 = zero
+    for m in range(length):
+        p00 += x0[m] * y0[m]
+        p01 += x0[m] * y1[m]
+        p02 += x0[m] * y2[m]
+        p03 += x0[m] * y3[m]
+        p10 += x1[m] * y0[m]
+        p11 += x1[m] * y1[m]
+        p12 += x1[m] * y2[m]
+        p13 += x1[m] * y3[m]
+        p20 += x2[m] * y0[m]
+        p21 += x2[m] * y1[m]
+        p22 += x2[m] * y2[m]
+        p23 += x2[m] * y3[m]
+        p30 += x3[m] * y0[m]
+        p31 += x3[m] * y1[m]
+        p32 += x3[m] * y2[m]
+        p33 += x3[m] * y3[m]
+    products[0, 0], products[0, 1], products[0, 2], products[0, 3] = p00, p01, p02, p03
+    products[1, 0], products[1, 1], products[1, 2], products[1, 3] = p10, p11, p12, p13
+    products[2, 0], products[2, 1], products[2, 2], products[2, 3] = p20, p21, p22, p23
+    products[3, 0], products[3, 1], products[3, 2], products[3, 3] = p30, p31, p32, p33
+
+
+@compiled()
+def _gradients(R: Array, D: Array, G: Array) -> None:
+    """G = R·Dᵀ, for rows and columns of G in multiples of four."""
+    k = D.shape[0]
+    for start in range(0, k, CONCEPTS_AT_ONCE):
+        for i in range(0, R.shape[0], 4):
+            for j in range(start, min(k, start + CONCEPTS_AT_ONCE), 4):
+                _products(_four(R, i), _four(D, j), R.shape[1], G[i : i + 4, j : j + 4])
+
+
+@compiled()
+def _residual(a: Array, z: Array, D: Array, r: Array) -> None:
+    """r = zD − a."""
+    for m in range(a.size):
+        r[m] = -a[m]
+    for j in range(z.size):
+        if z[j] != 0:
+            d, value = D[j], z[j]
+            for m in range(a.size):
+                r[m] += value * d[m]
+
+
+# --- rows -------------------------------------------------------------------------------------------------------
+
+
+@compiled()
+def _kkt_residuals(z: Array, g: Array, inverse: Array, residuals: Array) -> None:
+    """max_j |v_j|/‖d_j‖ of each row; NaN where the gradient is."""
+    worst = zeros_of(z)
+    for j in range(z.shape[0]):
+        v = violation(load(z, j), load(g, j))
+        worst = larger(worst, multiply(multiply(v, v), splat(inverse[j])))
+    store(residuals, 0, worst)
+    for s in range(LANES):
+        residuals[s] = np.sqrt(residuals[s])
+
+
+@compiled()
+def _solve_small(
+    z: Array,
+    g: Array,
+    B: Array,
+    inverse: Array,
+    aims: Array,
+    alive: Array,
+    sweeps: Array,
+    max_sweeps: int,
+    room: Array,
+) -> None:
+    """Lower the residual of the rows that are alive to their aims, in place, in at most `max_sweeps` of each."""
+    trial, trial_g = np.empty_like(z), np.empty_like(z)
+    active, stepping, cut_short, residuals = alive.copy(), alive.copy(), alive.copy(), alive.copy()
+    allowed = SWEEPS_AT_FIRST
+    while np.any(active > 0):
+        for s in range(LANES):
+            stepping[s] = active[s]
+        _sweep(z, g, B, inverse, active, sweeps, allowed, max_sweeps)
+        for _ in range(EXACT_STEPS):
+            _exact_step(z, g, B, stepping, trial, trial_g, room, cut_short)
+            left = False
+            for s in range(LANES):
+                if not (stepping[s] > 0 and cut_short[s] > 0 and sweeps[s] >= PATIENCE):
+                    stepping[s] = 0
+                left |= stepping[s] > 0
+            if not left:
+                break
+        _kkt_residuals(z, g, inverse, residuals)
+        for s in range(LANES):
+            if not (residuals[s] > aims[s] and sweeps[s] < max_sweeps):
+                active[s] = 0
+        allowed = SWEEPS_BETWEEN
+
+
+@compiled()
+def _solve_tile(
+    A: Array,
+    D: Array,
+    B: Array,
+    inverse: Array,
+    tolerance: Array,
+    Z: Array,
+    residual: Array,
+    max_sweeps: int,
+    first: int,
+    last: int,
+) -> None:
+    """Rows first to last, at most LANES of them."""
+    k, count = D.shape[0], last - first
+    z, g = np.zeros((k, LANES), A.dtype), np.zeros((k, LANES), A.dtype)
+    R, G = np.zeros(((count + 3) // 4 * 4, A.shape[1]), A.dtype), np.zeros(((count + 3) // 4 * 4, k + 3), A.dtype)
+    alive, residuals, aims = np.zeros(LANES, A.dtype), np.zeros(LANES, A.dtype), np.zeros(LANES, A.dtype)
+    sweeps, rows = np.zeros(LANES, np.int64), np.arange(count)
+    room = np.empty((0, LANES), A.dtype)
+    for s in range(count):
+        R[s] = -A[first + s]
+        alive[s], aims[s] = 1, SHARE * tolerance[first + s]
+    while True:
+        _gradients(R[: (rows.size + 3) // 4 * 4], D, G)
+        for at in range(rows.size):
+            g[:, rows[at]] = G[at, :k]
+        _kkt_residuals(z, g, inverse, residuals)
+        for s in range(count):
+            if alive[s] > 0 and not (residuals[s] > tolerance[first + s] and sweeps[s] < max_sweeps):
+                alive[s], residual[first + s] = 0, residuals[s]
+                Z[first + s] = z[:, s]
+        rows = np.nonzero(alive)[0]
+        if rows.size == 0:
+            break
+        if room.size == 0:
+            room = np.empty(((k + 3) // 4 * 4 * ((k + 3) // 4 * 4), LANES), A.dtype)
+        _solve_small(z, g, B, inverse, aims, alive, sweeps, max_sweeps, room)
+        for at in range(rows.size):
+            s = rows[at]
+            _residual(A[first + s], z[:, s].copy(), D, R[at])
+
+
+@compiled(parallel=True)
+def solve_rows(
+    A: Array,
+    D: Array,
+    B: Array,
+    inverse: Array,
+    tolerance: Array,
+    Z: Array,
+    residual: Array,
+    max_sweeps: int,
+) -> None:
+    """See `core.kernels.solve`, in place on Z and residual; B is the gram."""
+    rows = A.shape[0]
+    tiles = (rows + LANES - 1) // LANES
+    for tile in numba.prange(tiles):
+        first, last = tile * rows // tiles, (tile + 1) * rows // tiles
+        _solve_tile(A, D, B, inverse, tolerance, Z, residual, max_sweeps, first, last)

@@ -1,0 +1,222 @@
+"""Sixteen rows at once: vectors that hold one number of each, for compiled code.
+
+An array of vectors is an ordinary C-contiguous array whose last axis has length `LANES`; `load(X, i)` and
+`store(X, i, v)` take the i-th sixteen numbers of it. What is done to one lane never depends on another, and LLVM
+maps a vector on what registers the machine has.
+
+Numba's disk cache does not see that this file has changed: after a change here, remove the `__pycache__` of this
+directory (`make clean` does).
+"""
+
+# mypy: disable-error-code="no-untyped-def, misc, no-untyped-call"
+
+from collections.abc import Callable
+from typing import Any, cast
+
+from llvmlite import ir
+from numba import types
+from numba.core import cgutils
+from numba.extending import intrinsic, models, register_model
+
+LANES = 16
+
+_FUSED = ("contract",)  # as in core.threads.FASTMATH: a product and a sum may become one operation
+
+
+class Vector(types.Type):
+    """LANES numbers of one float type, in registers."""
+
+    def __init__(self, dtype: Any) -> None:
+        self.dtype = dtype
+        super().__init__(name=f"Vector({dtype})")
+
+
+@register_model(Vector)
+class _VectorModel(models.PrimitiveModel):
+    def __init__(self, dmm, fe_type) -> None:
+        super().__init__(dmm, fe_type, ir.VectorType(dmm.lookup(fe_type.dtype).get_value_type(), LANES))
+
+
+def _operation(define: Callable[..., Any]) -> Callable[..., Any]:
+    """An operation of compiled code, made of LLVM's instructions."""
+    return cast(Callable[..., Any], intrinsic(define))
+
+
+@_operation
+def load(typing, X, i):
+    """The i-th vector of X."""
+
+    def generate(context, builder, signature, args):
+        return builder.load(_place(context, builder, signature, args), align=X.dtype.bitwidth // 8)
+
+    return Vector(X.dtype)(X, i), generate
+
+
+@_operation
+def store(typing, X, i, v):
+    """The i-th vector of X becomes v."""
+
+    def generate(context, builder, signature, args):
+        builder.store(args[2], _place(context, builder, signature, args), align=X.dtype.bitwidth // 8)
+        return context.get_dummy_value()
+
+    return types.void(X, i, v), generate
+
+
+@_operation
+def splat(typing, x):
+    """The number x in every lane."""
+
+    def generate(context, builder, signature, args):
+        return _splat(builder, args[0])
+
+    return Vector(x)(x), generate
+
+
+@_operation
+def zeros_of(typing, X):
+    """Zero in every lane, of X's type."""
+
+    def generate(context, builder, signature, args):
+        return context.get_constant_null(signature.return_type)
+
+    return Vector(X.dtype)(X), generate
+
+
+@_operation
+def add(typing, v, w):
+    """v + w."""
+
+    def generate(context, builder, signature, args):
+        return builder.fadd(*args)
+
+    return v(v, w), generate
+
+
+@_operation
+def subtract(typing, v, w):
+    """v − w."""
+
+    def generate(context, builder, signature, args):
+        return builder.fsub(*args)
+
+    return v(v, w), generate
+
+
+@_operation
+def multiply(typing, v, w):
+    """v·w."""
+
+    def generate(context, builder, signature, args):
+        return builder.fmul(*args)
+
+    return v(v, w), generate
+
+
+@_operation
+def add_scaled(typing, v, x, w):
+    """v + x·w, for a number x."""
+
+    def generate(context, builder, signature, args):
+        return _add_product(builder, args[0], _splat(builder, args[1]), args[2])
+
+    return v(v, x, w), generate
+
+
+@_operation
+def add_product(typing, v, u, w):
+    """v + u·w."""
+
+    def generate(context, builder, signature, args):
+        return _add_product(builder, *args)
+
+    return v(v, u, w), generate
+
+
+@_operation
+def positive_part(typing, v):
+    """max(v, 0); 0 for NaN."""
+
+    def generate(context, builder, signature, args):
+        zero = ir.Constant(args[0].type, None)
+        return builder.select(builder.fcmp_ordered(">", args[0], zero), args[0], zero)
+
+    return v(v), generate
+
+
+@_operation
+def where_positive(typing, condition, v, w):
+    """v where the condition is above zero, else w."""
+
+    def generate(context, builder, signature, args):
+        mask = builder.fcmp_ordered(">", args[0], ir.Constant(args[0].type, None))
+        return builder.select(mask, args[1], args[2])
+
+    return v(condition, v, w), generate
+
+
+@_operation
+def larger(typing, v, w):
+    """The larger of v and w, w if it is NaN."""
+
+    def generate(context, builder, signature, args):
+        return builder.select(builder.fcmp_unordered(">", args[1], args[0]), args[1], args[0])
+
+    return v(v, w), generate
+
+
+@_operation
+def any_lane(typing, v):
+    """Whether any lane is other than zero."""
+
+    def generate(context, builder, signature, args):
+        differs = builder.fcmp_unordered("!=", args[0], ir.Constant(args[0].type, None))
+        return builder.icmp_unsigned("!=", builder.bitcast(differs, ir.IntType(LANES)), ir.IntType(LANES)(0))
+
+    return types.boolean(v), generate
+
+
+@_operation
+def violation(typing, z, g):
+    """g where z > 0 or g is not ≥ 0, else 0: a projected gradient, through which NaN does not pass unseen."""
+
+    def generate(context, builder, signature, args):
+        zero = ir.Constant(args[0].type, None)
+        used = builder.fcmp_ordered(">", args[0], zero)
+        falls = builder.fcmp_unordered("<", args[1], zero)
+        return builder.select(builder.or_(used, falls), args[1], zero)
+
+    return g(z, g), generate
+
+
+@_operation
+def reciprocal_root(typing, v, least):
+    """1/√v where v is above `least`, else 0."""
+
+    def generate(context, builder, signature, args):
+        vector = args[0].type
+        name = f"llvm.sqrt.v{LANES}f{v.dtype.bitwidth}"
+        root = cgutils.get_or_insert_function(builder.module, ir.FunctionType(vector, [vector]), name)
+        above = builder.fcmp_ordered(">", args[0], args[1])
+        one = _splat(builder, vector.element(1.0))
+        reciprocal = builder.fdiv(one, builder.call(root, [builder.select(above, args[0], one)]))
+        return builder.select(above, reciprocal, ir.Constant(vector, None))
+
+    return v(v, least), generate
+
+
+def _place(context, builder, signature, args):
+    array = context.make_array(signature.args[0])(context, builder, args[0])
+    i = context.cast(builder, args[1], signature.args[1], types.intp)
+    first = builder.gep(array.data, [builder.mul(i, context.get_constant(types.intp, LANES))])
+    return builder.bitcast(first, ir.VectorType(first.type.pointee, LANES).as_pointer())
+
+
+def _splat(builder, x):
+    nothing = ir.Constant(ir.VectorType(x.type, LANES), ir.Undefined)
+    first = builder.insert_element(nothing, x, ir.IntType(32)(0))
+    return builder.shuffle_vector(first, nothing, ir.Constant(ir.VectorType(ir.IntType(32), LANES), [0] * LANES))
+
+
+def _add_product(builder, v, u, w):
+    return builder.fadd(v, builder.fmul(u, w, flags=_FUSED), flags=_FUSED)
