@@ -28,15 +28,14 @@ from core.kernels.lanes import (
     larger,
     load,
     multiply,
-    positive_part,
     reciprocal_root,
     splat,
     store,
     subtract,
     violation,
-    where_positive,
     zeros_of,
 )
+from core.kernels.sweeps import sweep_lanes, sweep_row
 from core.threads import compiled
 
 Array = np.ndarray[Any, np.dtype[Any]]
@@ -62,78 +61,14 @@ CONCEPTS_AT_ONCE = 64
 
 
 @compiled()
-def _move(z: Array, g: Array, active: Array, flips: Array, j: int, inverse: float):  # type: ignore[no-untyped-def]
-    """Coordinate j of the active rows to its minimum: by how much. `flips` grows where it joins or leaves."""
-    here = load(z, j)
-    moved = where_positive(load(active, 0), positive_part(add_scaled(here, -inverse, load(g, j))), here)
-    store(z, j, moved)
-    flip = where_positive(here, where_positive(moved, zeros_of(z), here), moved)
-    store(flips, 0, larger(load(flips, 0), flip))
-    return subtract(moved, here)
-
-
-@compiled()
-def _sweep_lanes(z: Array, g: Array, B: Array, inverse: Array, active: Array, flips: Array) -> None:
-    """One pass over the coordinates of the active rows; `flips` (LANES,) is above zero where the support changed.
-
-    Four coordinates at a time: the gradient of each after the moves before it, then that of all the rest at once.
-    """
-    k = B.shape[0]
-    flips[:] = 0
-    for j in range(0, k // 4 * 4, 4):
-        b0, b1, b2, b3 = B[j], B[j + 1], B[j + 2], B[j + 3]
-        g1, g2, g3 = load(g, j + 1), load(g, j + 2), load(g, j + 3)
-        d0 = _move(z, g, active, flips, j, inverse[j])
-        store(g, j + 1, add_scaled(g1, b0[j + 1], d0))
-        d1 = _move(z, g, active, flips, j + 1, inverse[j + 1])
-        store(g, j + 2, add_scaled(add_scaled(g2, b0[j + 2], d0), b1[j + 2], d1))
-        d2 = _move(z, g, active, flips, j + 2, inverse[j + 2])
-        store(g, j + 3, add_scaled(add_scaled(add_scaled(g3, b0[j + 3], d0), b1[j + 3], d1), b2[j + 3], d2))
-        d3 = _move(z, g, active, flips, j + 3, inverse[j + 3])
-        store(g, j + 1, g1)
-        store(g, j + 2, g2)
-        store(g, j + 3, g3)
-        if any_lane(d0) or any_lane(d1) or any_lane(d2) or any_lane(d3):
-            for m in range(k):
-                moved = add_scaled(add_scaled(load(g, m), b0[m], d0), b1[m], d1)
-                store(g, m, add_scaled(add_scaled(moved, b2[m], d2), b3[m], d3))
-    for j in range(k // 4 * 4, k):
-        delta = _move(z, g, active, flips, j, inverse[j])
-        if any_lane(delta):
-            b = B[j]
-            for m in range(k):
-                store(g, m, add_scaled(load(g, m), b[m], delta))
-
-
-@compiled()
-def _sweep_row(z: Array, g: Array, B: Array, inverse: Array) -> bool:
-    """The same for one row; whether the support changed."""
-    changed = False
-    for j in range(z.size):
-        if inverse[j] == 0 or (z[j] == 0 and g[j] >= 0):
-            continue
-        moved = z[j] - g[j] * inverse[j]
-        if moved <= 0:
-            moved = z[j] - z[j]
-        delta = moved - z[j]
-        if delta != 0:
-            changed |= z[j] == 0 or moved == 0
-            z[j] = moved
-            row = B[j]
-            for m in range(z.size):
-                g[m] += delta * row[m]
-    return changed
-
-
-@compiled()
 def _sweep(
     z: Array, g: Array, B: Array, inverse: Array, active: Array, sweeps: Array, count: int, max_sweeps: int
 ) -> None:
     """Up to `count` sweeps of each active row, until its support stays; `sweeps` counts them up to `max_sweeps`."""
-    sweeping, flips = active.copy(), np.empty_like(active)
+    sweeping, flips, progress = active.copy(), np.empty_like(active), np.empty_like(active)
     left = np.count_nonzero(sweeping)
     while left > FEW and count > 0:
-        _sweep_lanes(z, g, B, inverse, sweeping, flips)
+        sweep_lanes(z, g, B, inverse, sweeping, flips, progress)
         count -= 1
         for s in range(LANES):
             if sweeping[s] > 0:
@@ -146,7 +81,7 @@ def _sweep(
             z_row, g_row = z[:, s].copy(), g[:, s].copy()
             for _ in range(min(count, max_sweeps - sweeps[s])):
                 sweeps[s] += 1
-                if not _sweep_row(z_row, g_row, B, inverse):
+                if not sweep_row(z_row, g_row, B, inverse)[1]:
                     break
             z[:, s], g[:, s] = z_row, g_row
 
