@@ -31,6 +31,8 @@ ADDED = 64
 ROUND_SHARE = 0.1
 # and the last one aims below what is asked for, since the gradient of all concepts is checked after it
 LAST_SHARE = 0.5
+HALVINGS = 16
+ENOUGH = 0.9
 
 # Sweeps find most of the support; from then on exact solves on it alternate with a few sweeps that correct it.
 # On digits activations at k = 64 to 256, 4 to 20 and 1 to 2 cost the same within a tenth.
@@ -46,7 +48,7 @@ LARGEST_SUPPORT = 1024
 PIVOT_ROUNDINGS = 100
 
 # Rows that a thread has in hand at once: D is read once for all of them, in parts that stay in the core's cache.
-ROWS_IN_HAND = 8
+ROWS_IN_HAND = 16
 CONCEPTS_AT_ONCE = 64
 
 
@@ -108,13 +110,13 @@ def _gradients(R: Array, D: Array, G: Array) -> None:
 
 
 @compiled()
-def _residual(a: Array, z: Array, D: Array, r: Array) -> None:
-    """r = zD − a."""
+def _residual(a: Array, z: Array, chosen: Array, D: Array, r: Array) -> None:
+    """r = zD − a, for codes of the chosen concepts."""
     for m in range(a.size):
         r[m] = -a[m]
     for j in range(z.size):
         if z[j] != 0:
-            d, value = D[j], z[j]
+            d, value = D[chosen[j]], z[j]
             for m in range(a.size):
                 r[m] += value * d[m]
 
@@ -124,13 +126,6 @@ def _gram_of(chosen: Array, D: Array, B: Array, old: Array, old_gram: Array) -> 
     """Gram of the chosen concepts: from B where it is held, else from D, but for pairs that `old` holds in front."""
     n = chosen.size
     gram = np.empty((n, n), D.dtype)
-    if B.size:
-        for i in range(n):
-            row, b = gram[i], B[chosen[i]]
-            for j in range(n):
-                row[j] = b[chosen[j]]
-        return gram
-
     kept, place = 0, np.empty(n, np.int64)
     at = 0
     while kept < n:  # both lists begin with their support, in rising order
@@ -144,6 +139,12 @@ def _gram_of(chosen: Array, D: Array, B: Array, old: Array, old_gram: Array) -> 
         row, before = gram[i], old_gram[place[i]]
         for j in range(kept):
             row[j] = before[place[j]]
+    if B.size:
+        for i in range(kept, n):
+            row, b = gram[i], B[chosen[i]]
+            for j in range(i + 1):
+                row[j] = gram[j, i] = b[chosen[j]]
+        return gram
     products = np.zeros((4, 4), D.dtype)
     for j in range(0, n, 4):
         for i in range(max(j, kept // 4 * 4), n, 4):
@@ -320,28 +321,91 @@ def _solve_small(z: Array, g: Array, B: Array, inverse: Array, aim: float, sweep
 
 
 @compiled()
-def _choose(z: Array, g: Array, inverse: Array) -> Array:
-    """The support of z in rising order, then the violators with the largest v²/B_jj, in rising order too."""
-    scores = np.zeros(z.size, z.dtype)
-    used = violating = 0
+def _count(scores: Array, least: float) -> int:
+    count = 0
+    for j in range(scores.size):
+        count += scores[j] >= least
+    return count
+
+
+@compiled()
+def _choose(z: Array, g: Array, inverse: Array) -> tuple[Array, bool]:
+    """The support of z in rising order, then those that join, in rising order too; whether all violators are in.
+
+    Those with the least g_j/‖d_j‖ join, whether they violate or come close to it (which after the round they may).
+    A few less join than may: the score that lets in no more is found by halving, which costs less than sorting.
+    """
+    scores = np.empty(z.size, z.dtype)
+    used = violating = open_to = 0
+    zero = z[0] - z[0]
+    least, most = zero, zero
     for j in range(z.size):
-        if z[j] > 0:
-            used += 1
-        elif g[j] < 0 and inverse[j] > 0:
-            scores[j] = g[j] * g[j] * inverse[j]
-            violating += 1
-    added = min(violating, max(ADDED, used))
-    least = np.partition(scores, z.size - max(1, added))[z.size - max(1, added)]
-    chosen = np.empty(used + added, np.int64)
-    first, then = 0, used
+        free = (z[j] == 0) & (inverse[j] > 0)
+        score = -g[j] * np.sqrt(inverse[j]) if free else -np.inf
+        scores[j] = score
+        used += z[j] > 0
+        open_to += free
+        violating += score > 0
+        least = min(least, score if free else zero)
+        most = max(most, score)
+    joining = min(open_to, ADDED if violating < ADDED else max(ADDED, used))
+    if joining < open_to:
+        too_low, least = least, most
+        for _ in range(HALVINGS):
+            middle = (least + too_low) / 2
+            count = _count(scores, middle)
+            if count > joining:
+                too_low = middle
+            else:
+                least = middle
+                if count >= ENOUGH * joining:
+                    break
+    chosen = np.empty(used + joining, np.int64)
+    first, then, left_out = 0, used, 0
     for j in range(z.size):
         if z[j] > 0:
             chosen[first] = j
             first += 1
-        elif scores[j] > 0 and scores[j] >= least and then < chosen.size:
+        elif scores[j] >= least and then < chosen.size and inverse[j] > 0:
             chosen[then] = j
             then += 1
-    return chosen[:then]
+        else:
+            left_out += scores[j] > 0
+    return chosen[:then], left_out == 0
+
+
+@compiled()
+def _refine(
+    z: Array, g: Array, B: Array, inverse: Array, a: Array, chosen: Array, D: Array, r: Array, aim: float
+) -> None:
+    """Exact steps on the support of z from gradients as exact as the residual r, while they help; r is that of z."""
+    support = np.nonzero(z)[0]
+    step = np.empty(support.size, z.dtype)
+    L = np.zeros((0, 0), z.dtype)
+    before = np.inf
+    while True:
+        _residual(a, z, chosen, D, r)
+        for i in range(chosen.size):
+            d, inner = D[chosen[i]], r[0] - r[0]
+            for m in range(r.size):
+                inner += d[m] * r[m]
+            g[i] = inner
+        reached = _kkt_residual(z, g, inverse)
+        if reached <= aim or not reached < before / 2:
+            return
+        before = reached
+        if not L.size and support.size:
+            padded = (support.size + 3) // 4 * 4
+            L = np.zeros((padded, padded), z.dtype)
+            _factor(B, support, L)
+        for i in range(support.size):
+            step[i] = -g[support[i]]
+        _solve_factored(L, step)
+        for i in range(support.size):
+            if not z[support[i]] + step[i] > 0:
+                return
+        for i in range(support.size):
+            z[support[i]] += step[i]
 
 
 @compiled()
@@ -363,7 +427,7 @@ def _solve_piece(
     R = np.zeros(((hand + 3) // 4 * 4, A.shape[1]), A.dtype)
     G = np.zeros((R.shape[0], (k + 3) // 4 * 4), A.dtype)
     rows, sweeps = np.arange(first, first + hand), np.zeros(hand, np.int64)
-    nothing = np.empty(0, np.int64)
+    everything, nothing = np.arange(k), np.empty(0, np.int64)
     chosen, grams = [nothing for _ in range(hand)], [B for _ in range(hand)]
     for s in range(hand):
         R[s] = -A[rows[s]]
@@ -379,15 +443,20 @@ def _solve_piece(
                 aim = LAST_SHARE * tolerance[i]
                 if whole:
                     sweeps[s] = _solve_small(z, g, B, inverse, aim, sweeps[s], max_sweeps)
+                    _residual(A[i], z, everything, D, R[s])
                 else:
-                    new = _choose(z, g, inverse)
+                    new, all_in = _choose(z, g, inverse)
                     grams[s] = _gram_of(new, D, B, chosen[s], grams[s])
                     chosen[s] = new
-                    z_new, g_new, aim = z[new], g[new], max(aim, ROUND_SHARE * reached)
-                    sweeps[s] = _solve_small(z_new, g_new, grams[s], inverse[new], aim, sweeps[s], max_sweeps)
+                    z_new, g_new, inverse_new = z[new], g[new], inverse[new]
+                    small_aim = max(aim, ROUND_SHARE * reached)
+                    sweeps[s] = _solve_small(z_new, g_new, grams[s], inverse_new, small_aim, sweeps[s], max_sweeps)
+                    if all_in:
+                        _refine(z_new, g_new, grams[s], inverse_new, A[i], new, D, R[s], aim)
+                    else:
+                        _residual(A[i], z_new, new, D, R[s])
                     for m in range(new.size):
                         z[new[m]] = z_new[m]
-                _residual(A[i], z, D, R[s])
                 s += 1
                 continue
             residual[i] = reached
