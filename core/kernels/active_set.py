@@ -28,7 +28,7 @@ Four = tuple[Array, Array, Array, Array]
 # Violators that join in a round, unless the support is larger: then as many as it holds. 32 to 128 cost the same.
 ADDED = 64
 # A round ends once its small problem is this share of the whole problem's residual from its minimum.
-ROUND_SHARE = 0.1
+ROUND_SHARE = 0.03
 # and the last one aims below what is asked for, since the gradient of all concepts is checked after it
 LAST_SHARE = 0.5
 HALVINGS = 16
@@ -191,14 +191,19 @@ def _kkt_residual(z: Array, g: Array, inverse: Array) -> float:
 
 
 @compiled()
-def _factor(B: Array, support: Array, L: Array) -> None:
+def _factor(B: Array, support: Array, L: Array, order: Array) -> None:
     """Cholesky factor of B on the support, with reciprocal pivots; a concept that others span gets a zero one.
 
-    Four rows and columns at a time; L has a multiple of four.
+    Four rows and columns at a time. `order` is the support that L is the factor for: the rows that the two begin
+    with in common are right already.
     """
     n = support.size
+    kept = 0
+    while kept < n and order[kept] == support[kept]:
+        kept += 1
+    order[:n], order[n:] = support, -1
     products = np.empty((4, 4), B.dtype)
-    for top in range(0, n, 4):
+    for top in range(kept // 4 * 4, n, 4):
         bottom = min(top + 4, n)
         for i in range(top, bottom):
             b, row = B[support[i]], L[i]
@@ -255,7 +260,7 @@ def _try(z: Array, g: Array, B: Array, trial: Array, trial_g: Array) -> float:
 
 
 @compiled()
-def _exact_step(z: Array, g: Array, B: Array, trial: Array, trial_g: Array) -> bool:
+def _exact_step(z: Array, g: Array, B: Array, L: Array, order: Array, trial: Array, trial_g: Array) -> bool:
     """Towards the minimiser on the support of z, in place, never uphill.
 
     A concept that others of the support span goes to zero, so that supports do not outgrow the rank. The step is
@@ -263,9 +268,8 @@ def _exact_step(z: Array, g: Array, B: Array, trial: Array, trial_g: Array) -> b
     is cut short where the first coordinate reaches zero (Lawson & Hanson 1974), which is what is returned.
     """
     support = np.nonzero(z)[0]
-    padded = (support.size + 3) // 4 * 4
-    L, step = np.zeros((padded, padded), z.dtype), np.empty(support.size, z.dtype)
-    _factor(B, support, L)
+    step = np.empty(support.size, z.dtype)
+    _factor(B, support, L, order)
     for i in range(support.size):
         step[i] = -g[support[i]]
     for i in range(support.size):
@@ -298,7 +302,9 @@ def _exact_step(z: Array, g: Array, B: Array, trial: Array, trial_g: Array) -> b
 
 
 @compiled()
-def _solve_small(z: Array, g: Array, B: Array, inverse: Array, aim: float, sweeps: int, max_sweeps: int) -> int:
+def _solve_small(
+    z: Array, g: Array, B: Array, inverse: Array, L: Array, order: Array, aim: float, sweeps: int, max_sweeps: int
+) -> int:
     """Lower the residual to `aim`, in place; from `sweeps` made before to those made after, at most `max_sweeps`."""
     trial, trial_g = np.empty_like(z), np.empty_like(z)
     allowed = SWEEPS_AT_FIRST
@@ -307,14 +313,21 @@ def _solve_small(z: Array, g: Array, B: Array, inverse: Array, aim: float, sweep
             sweeps += 1
             if not _sweep(z, g, B, inverse):
                 break
-        if np.count_nonzero(z) <= LARGEST_SUPPORT:
+        if np.count_nonzero(z) <= len(L):
             for _ in range(1 if sweeps < PATIENCE else EXACT_STEPS):
-                if not _exact_step(z, g, B, trial, trial_g):
+                if not _exact_step(z, g, B, L, order, trial, trial_g):
                     break
         if not _kkt_residual(z, g, inverse) > aim:
             break
         allowed = SWEEPS_BETWEEN
     return sweeps
+
+
+@compiled()
+def _no_factor(concepts: int, B: Array) -> tuple[Array, Array]:
+    """Room for the factor of a small problem of so many concepts, and its order."""
+    n = min(concepts, LARGEST_SUPPORT)
+    return np.empty((n, n), B.dtype), np.full(n, -1)
 
 
 # --- rows -------------------------------------------------------------------------------------------------------
@@ -376,12 +389,24 @@ def _choose(z: Array, g: Array, inverse: Array) -> tuple[Array, bool]:
 
 @compiled()
 def _refine(
-    z: Array, g: Array, B: Array, inverse: Array, a: Array, chosen: Array, D: Array, r: Array, aim: float
+    z: Array,
+    g: Array,
+    B: Array,
+    inverse: Array,
+    L: Array,
+    order: Array,
+    aim: float,
+    a: Array,
+    chosen: Array,
+    D: Array,
+    r: Array,
 ) -> None:
-    """Exact steps on the support of z from gradients as exact as the residual r, while they help; r is that of z."""
+    """Exact steps on the support of z, from gradients of the chosen concepts through r, for as long as they help.
+
+    r is left as the residual of z. Where a step would leave z ≥ 0 the next round is a better remedy.
+    """
     support = np.nonzero(z)[0]
     step = np.empty(support.size, z.dtype)
-    L = np.zeros((0, 0), z.dtype)
     before = np.inf
     while True:
         _residual(a, z, chosen, D, r)
@@ -391,13 +416,10 @@ def _refine(
                 inner += d[m] * r[m]
             g[i] = inner
         reached = _kkt_residual(z, g, inverse)
-        if reached <= aim or not reached < before / 2:
+        if reached <= aim or not reached < before / 2 or support.size > len(L):
             return
         before = reached
-        if not L.size and support.size:
-            padded = (support.size + 3) // 4 * 4
-            L = np.zeros((padded, padded), z.dtype)
-            _factor(B, support, L)
+        _factor(B, support, L, order)
         for i in range(support.size):
             step[i] = -g[support[i]]
         _solve_factored(L, step)
@@ -429,6 +451,7 @@ def _solve_piece(
     rows, sweeps = np.arange(first, first + hand), np.zeros(hand, np.int64)
     everything, nothing = np.arange(k), np.empty(0, np.int64)
     chosen, grams = [nothing for _ in range(hand)], [B for _ in range(hand)]
+    L, order = _no_factor(k if whole else 0, B)
     for s in range(hand):
         R[s] = -A[rows[s]]
     waiting = first + hand
@@ -442,17 +465,18 @@ def _solve_piece(
             if reached > tolerance[i] and sweeps[s] < max_sweeps:
                 aim = LAST_SHARE * tolerance[i]
                 if whole:
-                    sweeps[s] = _solve_small(z, g, B, inverse, aim, sweeps[s], max_sweeps)
+                    sweeps[s] = _solve_small(z, g, B, inverse, L, order, aim, sweeps[s], max_sweeps)
                     _residual(A[i], z, everything, D, R[s])
                 else:
                     new, all_in = _choose(z, g, inverse)
-                    grams[s] = _gram_of(new, D, B, chosen[s], grams[s])
-                    chosen[s] = new
-                    z_new, g_new, inverse_new = z[new], g[new], inverse[new]
-                    small_aim = max(aim, ROUND_SHARE * reached)
-                    sweeps[s] = _solve_small(z_new, g_new, grams[s], inverse_new, small_aim, sweeps[s], max_sweeps)
+                    gram = _gram_of(new, D, B, chosen[s], grams[s])
+                    chosen[s], grams[s] = new, gram
+                    z_new, g_new, h = z[new], g[new], inverse[new]
+                    L, order = _no_factor(new.size, B)
+                    round_aim = max(aim, ROUND_SHARE * reached)
+                    sweeps[s] = _solve_small(z_new, g_new, gram, h, L, order, round_aim, sweeps[s], max_sweeps)
                     if all_in:
-                        _refine(z_new, g_new, grams[s], inverse_new, A[i], new, D, R[s], aim)
+                        _refine(z_new, g_new, gram, h, L, order, aim, A[i], new, D, R[s])
                     else:
                         _residual(A[i], z_new, new, D, R[s])
                     for m in range(new.size):
