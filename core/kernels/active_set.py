@@ -1,10 +1,12 @@
 """Exact non-negative least squares on the CPU: for each row a working set of concepts, and exact solves on it.
 
 A round for a row: the gradient of all concepts through the residual, g = (zD − a)·Dᵀ; the working set, which is the
-support and the violators that promise most; a solve of that small problem on its gram, from the gradient just
-taken (sweeps of coordinate descent find the support, Cholesky solves on it do the rest); the residual afresh. The
-gradient is as exact as the residual is small, so each round also refines the one before, and data that the
-dictionary meets exactly is met to rounding.
+support and the concepts that violate most or come nearest to it; a solve of that small problem on its gram, from the
+gradient just taken (sweeps of coordinate descent find the support, Cholesky solves on it do the rest); the residual
+afresh. Where no violator was left out, the gradient of the working set alone is taken afresh, too, and exact steps
+repeated until it is as small as asked: the gradient of all concepts, which is what costs, then mostly has nothing
+to add. A gradient is as exact as the residual is small, so that data that the dictionary meets exactly is met to
+rounding.
 
 Everything computed for a row is computed from that row alone in a fixed order, products included: its codes are
 the same to the last bit whatever the batch. Rows share only the reading of D: a thread has a few rows in hand, takes
@@ -25,14 +27,15 @@ from core.threads import compiled
 Array = np.ndarray[Any, np.dtype[Any]]
 Four = tuple[Array, Array, Array, Array]
 
-# Violators that join in a round, unless the support is larger: then as many as it holds. 32 to 128 cost the same.
+# Concepts that join in a round; where more violate and the support is larger, as many as it holds.
 ADDED = 64
+# The score that lets so many join is found by halving: at most so often, or once this share of them is in.
+HALVINGS = 50
+ENOUGH = 0.9
 # A round ends once its small problem is this share of the whole problem's residual from its minimum.
 ROUND_SHARE = 0.03
 # and the last one aims below what is asked for, since the gradient of all concepts is checked after it
 LAST_SHARE = 0.5
-HALVINGS = 16
-ENOUGH = 0.9
 
 # Sweeps find most of the support; from then on exact solves on it alternate with a few sweeps that correct it.
 # On digits activations at k = 64 to 256, 4 to 20 and 1 to 2 cost the same within a tenth.
@@ -474,7 +477,8 @@ def _solve_piece(
                     z_new, g_new, h = z[new], g[new], inverse[new]
                     L, order = _no_factor(new.size, B)
                     round_aim = max(aim, ROUND_SHARE * reached)
-                    sweeps[s] = _solve_small(z_new, g_new, gram, h, L, order, round_aim, sweeps[s], max_sweeps)
+                    until = min(sweeps[s] + PATIENCE, max_sweeps)  # the gradient is renewed where it drifts
+                    sweeps[s] = _solve_small(z_new, g_new, gram, h, L, order, round_aim, sweeps[s], until)
                     if all_in:
                         _refine(z_new, g_new, gram, h, L, order, aim, A[i], new, D, R[s])
                     else:
