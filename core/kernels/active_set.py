@@ -1,10 +1,12 @@
 """Exact non-negative least squares on the CPU: for each row a working set of concepts, and exact solves on it.
 
 A round for a row: the gradient of all concepts through the residual, g = (zD − a)·Dᵀ; the working set, which is the
-support and the violators that promise most; a solve of that small problem on its gram, from the gradient just
-taken (sweeps of coordinate descent find the support, Cholesky solves on it do the rest); the residual afresh. The
-gradient is as exact as the residual is small, so each round also refines the one before, and data that the
-dictionary meets exactly is met to rounding.
+support and the concepts that violate most or come nearest to it; a solve of that small problem on its gram, from the
+gradient just taken (sweeps of coordinate descent find the support, Cholesky solves on it do the rest); the residual
+afresh. Where no violator was left out, the gradient of the working set alone is taken afresh, too, and exact steps
+repeated until it is as small as asked: the gradient of all concepts, which is what costs, then mostly has nothing
+to add. A gradient is as exact as the residual is small, so that data that the dictionary meets exactly is met to
+rounding.
 
 Everything computed for a row is computed from that row alone in a fixed order, products included: its codes are
 the same to the last bit whatever the batch. Rows share only the reading of D: a thread has a few rows in hand, takes
@@ -25,10 +27,13 @@ from core.threads import compiled
 Array = np.ndarray[Any, np.dtype[Any]]
 Four = tuple[Array, Array, Array, Array]
 
-# Violators that join in a round, unless the support is larger: then as many as it holds. 32 to 128 cost the same.
+# Concepts that join in a round; where more violate and the support is larger, as many as it holds.
 ADDED = 64
+# The score that lets so many join is found by halving: at most so often, or once this share of them is in.
+HALVINGS = 50
+ENOUGH = 0.9
 # A round ends once its small problem is this share of the whole problem's residual from its minimum.
-ROUND_SHARE = 0.1
+ROUND_SHARE = 0.03
 # and the last one aims below what is asked for, since the gradient of all concepts is checked after it
 LAST_SHARE = 0.5
 
@@ -46,7 +51,7 @@ LARGEST_SUPPORT = 1024
 PIVOT_ROUNDINGS = 100
 
 # Rows that a thread has in hand at once: D is read once for all of them, in parts that stay in the core's cache.
-ROWS_IN_HAND = 8
+ROWS_IN_HAND = 16
 CONCEPTS_AT_ONCE = 64
 
 
@@ -108,13 +113,13 @@ def _gradients(R: Array, D: Array, G: Array) -> None:
 
 
 @compiled()
-def _residual(a: Array, z: Array, D: Array, r: Array) -> None:
-    """r = zD − a."""
+def _residual(a: Array, z: Array, chosen: Array, D: Array, r: Array) -> None:
+    """r = zD − a, for codes of the chosen concepts."""
     for m in range(a.size):
         r[m] = -a[m]
     for j in range(z.size):
         if z[j] != 0:
-            d, value = D[j], z[j]
+            d, value = D[chosen[j]], z[j]
             for m in range(a.size):
                 r[m] += value * d[m]
 
@@ -124,13 +129,6 @@ def _gram_of(chosen: Array, D: Array, B: Array, old: Array, old_gram: Array) -> 
     """Gram of the chosen concepts: from B where it is held, else from D, but for pairs that `old` holds in front."""
     n = chosen.size
     gram = np.empty((n, n), D.dtype)
-    if B.size:
-        for i in range(n):
-            row, b = gram[i], B[chosen[i]]
-            for j in range(n):
-                row[j] = b[chosen[j]]
-        return gram
-
     kept, place = 0, np.empty(n, np.int64)
     at = 0
     while kept < n:  # both lists begin with their support, in rising order
@@ -144,6 +142,12 @@ def _gram_of(chosen: Array, D: Array, B: Array, old: Array, old_gram: Array) -> 
         row, before = gram[i], old_gram[place[i]]
         for j in range(kept):
             row[j] = before[place[j]]
+    if B.size:
+        for i in range(kept, n):
+            row, b = gram[i], B[chosen[i]]
+            for j in range(i + 1):
+                row[j] = gram[j, i] = b[chosen[j]]
+        return gram
     products = np.zeros((4, 4), D.dtype)
     for j in range(0, n, 4):
         for i in range(max(j, kept // 4 * 4), n, 4):
@@ -190,14 +194,19 @@ def _kkt_residual(z: Array, g: Array, inverse: Array) -> float:
 
 
 @compiled()
-def _factor(B: Array, support: Array, L: Array) -> None:
+def _factor(B: Array, support: Array, L: Array, order: Array) -> None:
     """Cholesky factor of B on the support, with reciprocal pivots; a concept that others span gets a zero one.
 
-    Four rows and columns at a time; L has a multiple of four.
+    Four rows and columns at a time. `order` is the support that L is the factor for: the rows that the two begin
+    with in common are right already.
     """
     n = support.size
+    kept = 0
+    while kept < n and order[kept] == support[kept]:
+        kept += 1
+    order[:n], order[n:] = support, -1
     products = np.empty((4, 4), B.dtype)
-    for top in range(0, n, 4):
+    for top in range(kept // 4 * 4, n, 4):
         bottom = min(top + 4, n)
         for i in range(top, bottom):
             b, row = B[support[i]], L[i]
@@ -254,7 +263,7 @@ def _try(z: Array, g: Array, B: Array, trial: Array, trial_g: Array) -> float:
 
 
 @compiled()
-def _exact_step(z: Array, g: Array, B: Array, trial: Array, trial_g: Array) -> bool:
+def _exact_step(z: Array, g: Array, B: Array, L: Array, order: Array, trial: Array, trial_g: Array) -> bool:
     """Towards the minimiser on the support of z, in place, never uphill.
 
     A concept that others of the support span goes to zero, so that supports do not outgrow the rank. The step is
@@ -262,9 +271,8 @@ def _exact_step(z: Array, g: Array, B: Array, trial: Array, trial_g: Array) -> b
     is cut short where the first coordinate reaches zero (Lawson & Hanson 1974), which is what is returned.
     """
     support = np.nonzero(z)[0]
-    padded = (support.size + 3) // 4 * 4
-    L, step = np.zeros((padded, padded), z.dtype), np.empty(support.size, z.dtype)
-    _factor(B, support, L)
+    step = np.empty(support.size, z.dtype)
+    _factor(B, support, L, order)
     for i in range(support.size):
         step[i] = -g[support[i]]
     for i in range(support.size):
@@ -297,7 +305,9 @@ def _exact_step(z: Array, g: Array, B: Array, trial: Array, trial_g: Array) -> b
 
 
 @compiled()
-def _solve_small(z: Array, g: Array, B: Array, inverse: Array, aim: float, sweeps: int, max_sweeps: int) -> int:
+def _solve_small(
+    z: Array, g: Array, B: Array, inverse: Array, L: Array, order: Array, aim: float, sweeps: int, max_sweeps: int
+) -> int:
     """Lower the residual to `aim`, in place; from `sweeps` made before to those made after, at most `max_sweeps`."""
     trial, trial_g = np.empty_like(z), np.empty_like(z)
     allowed = SWEEPS_AT_FIRST
@@ -306,9 +316,9 @@ def _solve_small(z: Array, g: Array, B: Array, inverse: Array, aim: float, sweep
             sweeps += 1
             if not _sweep(z, g, B, inverse):
                 break
-        if np.count_nonzero(z) <= LARGEST_SUPPORT:
+        if np.count_nonzero(z) <= len(L):
             for _ in range(1 if sweeps < PATIENCE else EXACT_STEPS):
-                if not _exact_step(z, g, B, trial, trial_g):
+                if not _exact_step(z, g, B, L, order, trial, trial_g):
                     break
         if not _kkt_residual(z, g, inverse) > aim:
             break
@@ -316,32 +326,111 @@ def _solve_small(z: Array, g: Array, B: Array, inverse: Array, aim: float, sweep
     return sweeps
 
 
+@compiled()
+def _no_factor(concepts: int, B: Array) -> tuple[Array, Array]:
+    """Room for the factor of a small problem of so many concepts, and its order."""
+    n = min(concepts, LARGEST_SUPPORT)
+    return np.empty((n, n), B.dtype), np.full(n, -1)
+
+
 # --- rows -------------------------------------------------------------------------------------------------------
 
 
 @compiled()
-def _choose(z: Array, g: Array, inverse: Array) -> Array:
-    """The support of z in rising order, then the violators with the largest v²/B_jj, in rising order too."""
-    scores = np.zeros(z.size, z.dtype)
-    used = violating = 0
+def _count(scores: Array, least: float) -> int:
+    count = 0
+    for j in range(scores.size):
+        count += scores[j] >= least
+    return count
+
+
+@compiled()
+def _choose(z: Array, g: Array, inverse: Array) -> tuple[Array, bool]:
+    """The support of z in rising order, then those that join, in rising order too; whether all violators are in.
+
+    Those with the least g_j/‖d_j‖ join, whether they violate or come close to it (which after the round they may).
+    A few less join than may: the score that lets in no more is found by halving, which costs less than sorting.
+    """
+    scores = np.empty(z.size, z.dtype)
+    used = violating = open_to = 0
+    zero = z[0] - z[0]
+    least, most = zero, zero
     for j in range(z.size):
-        if z[j] > 0:
-            used += 1
-        elif g[j] < 0 and inverse[j] > 0:
-            scores[j] = g[j] * g[j] * inverse[j]
-            violating += 1
-    added = min(violating, max(ADDED, used))
-    least = np.partition(scores, z.size - max(1, added))[z.size - max(1, added)]
-    chosen = np.empty(used + added, np.int64)
-    first, then = 0, used
+        free = (z[j] == 0) & (inverse[j] > 0)
+        score = -g[j] * np.sqrt(inverse[j]) if free else -np.inf
+        scores[j] = score
+        used += z[j] > 0
+        open_to += free
+        violating += score > 0
+        least = min(least, score if free else zero)
+        most = max(most, score)
+    joining = min(open_to, ADDED if violating < ADDED else max(ADDED, used))
+    if joining < open_to:
+        too_low, least = least, most
+        for _ in range(HALVINGS):
+            middle = (least + too_low) / 2
+            count = _count(scores, middle)
+            if count > joining:
+                too_low = middle
+            else:
+                least = middle
+                if count >= ENOUGH * joining:
+                    break
+    chosen = np.empty(used + joining, np.int64)
+    first, then, left_out = 0, used, 0
     for j in range(z.size):
         if z[j] > 0:
             chosen[first] = j
             first += 1
-        elif scores[j] > 0 and scores[j] >= least and then < chosen.size:
+        elif scores[j] >= least and then < chosen.size and inverse[j] > 0:
             chosen[then] = j
             then += 1
-    return chosen[:then]
+        else:
+            left_out += scores[j] > 0
+    return chosen[:then], left_out == 0
+
+
+@compiled()
+def _refine(
+    z: Array,
+    g: Array,
+    B: Array,
+    inverse: Array,
+    L: Array,
+    order: Array,
+    aim: float,
+    a: Array,
+    chosen: Array,
+    D: Array,
+    r: Array,
+) -> None:
+    """Exact steps on the support of z, from gradients of the chosen concepts through r, for as long as they help.
+
+    r is left as the residual of z. Where a step would leave z ≥ 0 the next round is a better remedy.
+    """
+    support = np.nonzero(z)[0]
+    step = np.empty(support.size, z.dtype)
+    before = np.inf
+    while True:
+        _residual(a, z, chosen, D, r)
+        for i in range(chosen.size):
+            d, inner = D[chosen[i]], r[0] - r[0]
+            for m in range(r.size):
+                inner += d[m] * r[m]
+            g[i] = inner
+        reached = _kkt_residual(z, g, inverse)
+        if reached <= aim or not reached < before / 2 or support.size > len(L):
+            return
+        before = reached
+        _factor(B, support, L, order)
+        for i in range(support.size):
+            step[i] = -g[support[i]]
+        _solve_factored(L, step)
+        for i in range(support.size):
+            if not z[support[i]] + step[i] > 0:
+                return
+        for i in range(support.size):
+            z[support[i]] += step[i]
 
 
 @compiled()
@@ -363,8 +452,9 @@ def _solve_piece(
     R = np.zeros(((hand + 3) // 4 * 4, A.shape[1]), A.dtype)
     G = np.zeros((R.shape[0], (k + 3) // 4 * 4), A.dtype)
     rows, sweeps = np.arange(first, first + hand), np.zeros(hand, np.int64)
-    nothing = np.empty(0, np.int64)
+    everything, nothing = np.arange(k), np.empty(0, np.int64)
     chosen, grams = [nothing for _ in range(hand)], [B for _ in range(hand)]
+    L, order = _no_factor(k if whole else 0, B)
     for s in range(hand):
         R[s] = -A[rows[s]]
     waiting = first + hand
@@ -378,16 +468,23 @@ def _solve_piece(
             if reached > tolerance[i] and sweeps[s] < max_sweeps:
                 aim = LAST_SHARE * tolerance[i]
                 if whole:
-                    sweeps[s] = _solve_small(z, g, B, inverse, aim, sweeps[s], max_sweeps)
+                    sweeps[s] = _solve_small(z, g, B, inverse, L, order, aim, sweeps[s], max_sweeps)
+                    _residual(A[i], z, everything, D, R[s])
                 else:
-                    new = _choose(z, g, inverse)
-                    grams[s] = _gram_of(new, D, B, chosen[s], grams[s])
-                    chosen[s] = new
-                    z_new, g_new, aim = z[new], g[new], max(aim, ROUND_SHARE * reached)
-                    sweeps[s] = _solve_small(z_new, g_new, grams[s], inverse[new], aim, sweeps[s], max_sweeps)
+                    new, all_in = _choose(z, g, inverse)
+                    gram = _gram_of(new, D, B, chosen[s], grams[s])
+                    chosen[s], grams[s] = new, gram
+                    z_new, g_new, h = z[new], g[new], inverse[new]
+                    L, order = _no_factor(new.size, B)
+                    round_aim = max(aim, ROUND_SHARE * reached)
+                    until = min(sweeps[s] + PATIENCE, max_sweeps)  # the gradient is renewed where it drifts
+                    sweeps[s] = _solve_small(z_new, g_new, gram, h, L, order, round_aim, sweeps[s], until)
+                    if all_in:
+                        _refine(z_new, g_new, gram, h, L, order, aim, A[i], new, D, R[s])
+                    else:
+                        _residual(A[i], z_new, new, D, R[s])
                     for m in range(new.size):
                         z[new[m]] = z_new[m]
-                _residual(A[i], z, D, R[s])
                 s += 1
                 continue
             residual[i] = reached

@@ -91,6 +91,25 @@ def test_encode_is_exact_on_digits(digits_dictionary: Dictionary) -> None:
     assert excess(A, encoded.codes, digits_dictionary.D.numpy()).max() <= 1e-6
 
 
+@pytest.mark.parametrize("held", [True, False])
+def test_a_row_does_not_depend_on_its_batch_where_concepts_outnumber_features(
+    held: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Rows in hand together share the reading of D, and nothing else; with the gram or without."""
+    if not held:
+        monkeypatch.setattr("core.dictionary.LARGEST_GRAM", 0)
+    A, _, D = planted(70, 60, 400, density=0.02, seed=3)
+    dictionary = Dictionary(D)
+    together = dictionary.encode(A)
+    done = together.converged.numpy()  # a support of nearly as many as features may not reach 1e-6 in float32
+    assert done.mean() > 0.9
+    assert excess(A[done], together.codes[done], D).max() <= 1e-6
+    assert kkt_residual(A[done], together.codes.numpy()[done], D).max() <= 2e-6
+    assert torch.equal(together.codes.flip(0), dictionary.encode(A[::-1].copy()).codes)
+    for i in range(0, 70, 9):
+        assert torch.equal(together.codes[i : i + 1], dictionary.encode(A[i : i + 1]).codes)
+
+
 def test_a_row_does_not_depend_on_its_batch_nor_on_history(digits_dictionary: Dictionary) -> None:
     A = np.ascontiguousarray(np.concatenate(digits_split())[:1000])
     together = digits_dictionary.encode(A).codes
