@@ -12,9 +12,7 @@ Everything computed for a row is computed from that row alone in a fixed order, 
 the same to the last bit whatever the batch. Rows share only the reading of D: a thread has a few rows in hand, takes
 their gradients together at the rate of a matrix product, and puts the next row in the place of one that is done.
 
-Compiled by numba; all arrays are C-contiguous and of one float dtype. Everything compiled calls only into this file
-(which is why it is long): numba renews its disk cache when the file of the outermost function changes, and at no
-other time.
+Compiled by numba; all arrays are C-contiguous and of one float dtype.
 """
 
 from typing import Any
@@ -22,10 +20,11 @@ from typing import Any
 import numba
 import numpy as np
 
+from core.kernels.products import four, four_chosen, gradients, residual_of, tile
+from core.kernels.sweeps import sweep_row
 from core.threads import compiled
 
 Array = np.ndarray[Any, np.dtype[Any]]
-Four = tuple[Array, Array, Array, Array]
 
 # Concepts that join in a round; where more violate and the support is larger, as many as it holds.
 ADDED = 64
@@ -52,76 +51,6 @@ PIVOT_ROUNDINGS = 100
 
 # Rows that a thread has in hand at once: D is read once for all of them, in parts that stay in the core's cache.
 ROWS_IN_HAND = 16
-CONCEPTS_AT_ONCE = 64
-
-
-# --- products ---------------------------------------------------------------------------------------------------
-
-
-@compiled()
-def _four(X: Array, i: int) -> Four:
-    """Rows i to i + 3, the last one again where there are none left."""
-    last = X.shape[0] - 1
-    return X[i], X[min(i + 1, last)], X[min(i + 2, last)], X[min(i + 3, last)]
-
-
-@compiled()
-def _four_chosen(X: Array, chosen: Array, i: int) -> Four:
-    last = chosen.size - 1
-    return X[chosen[i]], X[chosen[min(i + 1, last)]], X[chosen[min(i + 2, last)]], X[chosen[min(i + 3, last)]]
-
-
-@compiled()
-def _tile(x: Four, y: Four, length: int, products: Array) -> None:
-    """The sixteen inner products of the first `length` values: as fast as a matrix product's, in one fixed order."""
-    x0, x1, x2, x3 = x
-    y0, y1, y2, y3 = y
-    zero = products[0, 0] - products[0, 0]
-    p00 = p01 = p02 = p03 = p10 = p11 = p12 = p13 = zero
-    p20 = p21 = p22 = p23 = p30 = p31 = p32 = p33 = zero
-    for m in range(length):
-        p00 += x0[m] * y0[m]
-        p01 += x0[m] * y1[m]
-        p02 += x0[m] * y2[m]
-        p03 += x0[m] * y3[m]
-        p10 += x1[m] * y0[m]
-        p11 += x1[m] * y1[m]
-        p12 += x1[m] * y2[m]
-        p13 += x1[m] * y3[m]
-        p20 += x2[m] * y0[m]
-        p21 += x2[m] * y1[m]
-        p22 += x2[m] * y2[m]
-        p23 += x2[m] * y3[m]
-        p30 += x3[m] * y0[m]
-        p31 += x3[m] * y1[m]
-        p32 += x3[m] * y2[m]
-        p33 += x3[m] * y3[m]
-    products[0, 0], products[0, 1], products[0, 2], products[0, 3] = p00, p01, p02, p03
-    products[1, 0], products[1, 1], products[1, 2], products[1, 3] = p10, p11, p12, p13
-    products[2, 0], products[2, 1], products[2, 2], products[2, 3] = p20, p21, p22, p23
-    products[3, 0], products[3, 1], products[3, 2], products[3, 3] = p30, p31, p32, p33
-
-
-@compiled()
-def _gradients(R: Array, D: Array, G: Array) -> None:
-    """G = R·Dᵀ, for rows and columns of G in multiples of four."""
-    k = D.shape[0]
-    for start in range(0, k, CONCEPTS_AT_ONCE):
-        for i in range(0, R.shape[0], 4):
-            for j in range(start, min(k, start + CONCEPTS_AT_ONCE), 4):
-                _tile(_four(R, i), _four(D, j), R.shape[1], G[i : i + 4, j : j + 4])
-
-
-@compiled()
-def _residual(a: Array, z: Array, chosen: Array, D: Array, r: Array) -> None:
-    """r = zD − a, for codes of the chosen concepts."""
-    for m in range(a.size):
-        r[m] = -a[m]
-    for j in range(z.size):
-        if z[j] != 0:
-            d, value = D[chosen[j]], z[j]
-            for m in range(a.size):
-                r[m] += value * d[m]
 
 
 @compiled()
@@ -151,7 +80,7 @@ def _gram_of(chosen: Array, D: Array, B: Array, old: Array, old_gram: Array) -> 
     products = np.zeros((4, 4), D.dtype)
     for j in range(0, n, 4):
         for i in range(max(j, kept // 4 * 4), n, 4):
-            _tile(_four_chosen(D, chosen, i), _four_chosen(D, chosen, j), D.shape[1], products)
+            tile(four_chosen(D, chosen, i), four_chosen(D, chosen, j), D.shape[1], products)
             for p in range(i, min(i + 4, n)):
                 for q in range(j, min(j + 4, n)):
                     gram[p, q] = gram[q, p] = products[p - i, q - j]
@@ -159,26 +88,6 @@ def _gram_of(chosen: Array, D: Array, B: Array, old: Array, old_gram: Array) -> 
 
 
 # --- a small problem: codes z, their gradient g and the gram B of the same concepts ------------------------------
-
-
-@compiled()
-def _sweep(z: Array, g: Array, B: Array, inverse: Array) -> bool:
-    """One pass over the coordinates; whether the support changed."""
-    changed = False
-    for j in range(z.size):
-        if inverse[j] == 0 or (z[j] == 0 and g[j] >= 0):
-            continue
-        moved = z[j] - g[j] * inverse[j]
-        if moved <= 0:
-            moved = z[j] - z[j]
-        delta = moved - z[j]
-        if delta != 0:
-            changed |= z[j] == 0 or moved == 0
-            z[j] = moved
-            row = B[j]
-            for m in range(z.size):
-                g[m] += delta * row[m]
-    return changed
 
 
 @compiled()
@@ -216,7 +125,7 @@ def _factor(B: Array, support: Array, L: Array, order: Array) -> None:
             if left == 0:
                 products[:] = 0
             else:
-                _tile(_four(L, top), _four(L, left), left, products)
+                tile(four(L, top), four(L, left), left, products)
             for j in range(left, min(left + 4, bottom)):
                 for i in range(max(top, j), bottom):
                     value = L[i, j] - products[i - top, j - left]
@@ -314,7 +223,7 @@ def _solve_small(
     while sweeps < max_sweeps:
         for _ in range(min(allowed, max_sweeps - sweeps)):
             sweeps += 1
-            if not _sweep(z, g, B, inverse):
+            if not sweep_row(z, g, B, inverse)[1]:
                 break
         if np.count_nonzero(z) <= len(L):
             for _ in range(1 if sweeps < PATIENCE else EXACT_STEPS):
@@ -412,7 +321,7 @@ def _refine(
     step = np.empty(support.size, z.dtype)
     before = np.inf
     while True:
-        _residual(a, z, chosen, D, r)
+        residual_of(a, z, chosen, D, r)
         for i in range(chosen.size):
             d, inner = D[chosen[i]], r[0] - r[0]
             for m in range(r.size):
@@ -442,7 +351,6 @@ def _solve_piece(
     tolerance: Array,
     Z: Array,
     residual: Array,
-    whole: bool,
     max_sweeps: int,
     first: int,
     last: int,
@@ -452,14 +360,13 @@ def _solve_piece(
     R = np.zeros(((hand + 3) // 4 * 4, A.shape[1]), A.dtype)
     G = np.zeros((R.shape[0], (k + 3) // 4 * 4), A.dtype)
     rows, sweeps = np.arange(first, first + hand), np.zeros(hand, np.int64)
-    everything, nothing = np.arange(k), np.empty(0, np.int64)
+    nothing = np.empty(0, np.int64)
     chosen, grams = [nothing for _ in range(hand)], [B for _ in range(hand)]
-    L, order = _no_factor(k if whole else 0, B)
     for s in range(hand):
         R[s] = -A[rows[s]]
     waiting = first + hand
     while hand:
-        _gradients(R[: (hand + 3) // 4 * 4], D, G)
+        gradients(R[: (hand + 3) // 4 * 4], D, G)
         s = 0
         while s < hand:
             i = rows[s]
@@ -467,24 +374,20 @@ def _solve_piece(
             reached = _kkt_residual(z, g, inverse)
             if reached > tolerance[i] and sweeps[s] < max_sweeps:
                 aim = LAST_SHARE * tolerance[i]
-                if whole:
-                    sweeps[s] = _solve_small(z, g, B, inverse, L, order, aim, sweeps[s], max_sweeps)
-                    _residual(A[i], z, everything, D, R[s])
+                new, all_in = _choose(z, g, inverse)
+                gram = _gram_of(new, D, B, chosen[s], grams[s])
+                chosen[s], grams[s] = new, gram
+                z_new, g_new, h = z[new], g[new], inverse[new]
+                L, order = _no_factor(new.size, B)
+                round_aim = max(aim, ROUND_SHARE * reached)
+                until = min(sweeps[s] + PATIENCE, max_sweeps)  # the gradient is renewed where it drifts
+                sweeps[s] = _solve_small(z_new, g_new, gram, h, L, order, round_aim, sweeps[s], until)
+                if all_in:
+                    _refine(z_new, g_new, gram, h, L, order, aim, A[i], new, D, R[s])
                 else:
-                    new, all_in = _choose(z, g, inverse)
-                    gram = _gram_of(new, D, B, chosen[s], grams[s])
-                    chosen[s], grams[s] = new, gram
-                    z_new, g_new, h = z[new], g[new], inverse[new]
-                    L, order = _no_factor(new.size, B)
-                    round_aim = max(aim, ROUND_SHARE * reached)
-                    until = min(sweeps[s] + PATIENCE, max_sweeps)  # the gradient is renewed where it drifts
-                    sweeps[s] = _solve_small(z_new, g_new, gram, h, L, order, round_aim, sweeps[s], until)
-                    if all_in:
-                        _refine(z_new, g_new, gram, h, L, order, aim, A[i], new, D, R[s])
-                    else:
-                        _residual(A[i], z_new, new, D, R[s])
-                    for m in range(new.size):
-                        z[new[m]] = z_new[m]
+                    residual_of(A[i], z_new, new, D, R[s])
+                for m in range(new.size):
+                    z[new[m]] = z_new[m]
                 s += 1
                 continue
             residual[i] = reached
@@ -508,15 +411,14 @@ def solve_rows(
     tolerance: Array,
     Z: Array,
     residual: Array,
-    whole: bool,
     max_sweeps: int,
     pieces: int,
 ) -> None:
     """See `core.kernels.solve`, in place on Z (zeros) and residual; the rows are handed out in so many pieces.
 
-    B is the gram or, where it is not held, empty. `whole`: all concepts are in every working set; needs B.
+    B is the gram or, where it is not held, empty.
     """
     rows = A.shape[0]
     for p in numba.prange(pieces):
         first, last = p * rows // pieces, (p + 1) * rows // pieces
-        _solve_piece(A, D, B, inverse, tolerance, Z, residual, whole, max_sweeps, first, last)
+        _solve_piece(A, D, B, inverse, tolerance, Z, residual, max_sweeps, first, last)

@@ -59,7 +59,7 @@ def solve(
         else:
             threads = numba.get_num_threads()
             pieces = min(len(A), threads * max(1, len(A) // (threads * ROWS_PER_PIECE)))
-            active_set.solve_rows(*given, Z.numpy(), residual.numpy(), False, max_sweeps, pieces)
+            active_set.solve_rows(*given, Z.numpy(), residual.numpy(), max_sweeps, pieces)
     return Z, residual
 
 

@@ -9,9 +9,7 @@ A row alone is bound by latency: each coordinate waits for the one before, each 
 share those waits; their supports differ, and the shorter ones are padded with the identity. Where few rows are left,
 they are swept by themselves. What is computed for a row does not depend on the rows beside it, to the last bit.
 
-Compiled by numba; all arrays are C-contiguous and of one float dtype. Everything compiled calls only into this file
-and `core.kernels.lanes`: numba renews its disk cache when the file of the outermost function changes, and at no
-other time.
+Compiled by numba; all arrays are C-contiguous and of one float dtype.
 """
 
 from typing import Any
@@ -35,11 +33,11 @@ from core.kernels.lanes import (
     violation,
     zeros_of,
 )
+from core.kernels.products import gradients, residual_of
 from core.kernels.sweeps import sweep_lanes, sweep_row
 from core.threads import compiled
 
 Array = np.ndarray[Any, np.dtype[Any]]
-Four = tuple[Array, Array, Array, Array]
 
 # A small problem is solved to below what is asked for, since the gradient is checked afresh after it.
 SHARE = 0.5
@@ -54,7 +52,6 @@ EXACT_STEPS = 16
 PIVOT_ROUNDINGS = 100
 # So few rows are swept one by one: each passes over the coordinates that stay, and lanes would be idle.
 FEW = 3
-CONCEPTS_AT_ONCE = 64
 
 
 # --- sweeps -----------------------------------------------------------------------------------------------------
@@ -288,69 +285,6 @@ def _exact_step(
     g[:] = trial_g
 
 
-# --- gradients --------------------------------------------------------------------------------------------------
-
-
-@compiled()
-def _four(X: Array, i: int) -> Four:
-    """Rows i to i + 3, the last one again where there are none left."""
-    last = X.shape[0] - 1
-    return X[i], X[min(i + 1, last)], X[min(i + 2, last)], X[min(i + 3, last)]
-
-
-@compiled()
-def _products(x: Four, y: Four, length: int, products: Array) -> None:
-    """The sixteen inner products of the first `length` values: as fast as a matrix product's, in one fixed order."""
-    x0, x1, x2, x3 = x
-    y0, y1, y2, y3 = y
-    zero = products[0, 0] - products[0, 0]
-    p00 = p01 = p02 = p03 = p10 = p11 = p12 = p13 = zero
-    p20 = p21 = p22 = p23 = p30 = p31 = p32 = p33 = zero
-    for m in range(length):
-        p00 += x0[m] * y0[m]
-        p01 += x0[m] * y1[m]
-        p02 += x0[m] * y2[m]
-        p03 += x0[m] * y3[m]
-        p10 += x1[m] * y0[m]
-        p11 += x1[m] * y1[m]
-        p12 += x1[m] * y2[m]
-        p13 += x1[m] * y3[m]
-        p20 += x2[m] * y0[m]
-        p21 += x2[m] * y1[m]
-        p22 += x2[m] * y2[m]
-        p23 += x2[m] * y3[m]
-        p30 += x3[m] * y0[m]
-        p31 += x3[m] * y1[m]
-        p32 += x3[m] * y2[m]
-        p33 += x3[m] * y3[m]
-    products[0, 0], products[0, 1], products[0, 2], products[0, 3] = p00, p01, p02, p03
-    products[1, 0], products[1, 1], products[1, 2], products[1, 3] = p10, p11, p12, p13
-    products[2, 0], products[2, 1], products[2, 2], products[2, 3] = p20, p21, p22, p23
-    products[3, 0], products[3, 1], products[3, 2], products[3, 3] = p30, p31, p32, p33
-
-
-@compiled()
-def _gradients(R: Array, D: Array, G: Array) -> None:
-    """G = R·Dᵀ, for rows and columns of G in multiples of four."""
-    k = D.shape[0]
-    for start in range(0, k, CONCEPTS_AT_ONCE):
-        for i in range(0, R.shape[0], 4):
-            for j in range(start, min(k, start + CONCEPTS_AT_ONCE), 4):
-                _products(_four(R, i), _four(D, j), R.shape[1], G[i : i + 4, j : j + 4])
-
-
-@compiled()
-def _residual(a: Array, z: Array, D: Array, r: Array) -> None:
-    """r = zD − a."""
-    for m in range(a.size):
-        r[m] = -a[m]
-    for j in range(z.size):
-        if z[j] != 0:
-            d, value = D[j], z[j]
-            for m in range(a.size):
-                r[m] += value * d[m]
-
-
 # --- rows -------------------------------------------------------------------------------------------------------
 
 
@@ -426,7 +360,7 @@ def _solve_tile(
         R[s] = -A[first + s]
         alive[s], aims[s] = 1, SHARE * tolerance[first + s]
     while True:
-        _gradients(R[: (rows.size + 3) // 4 * 4], D, G)
+        gradients(R[: (rows.size + 3) // 4 * 4], D, G)
         for at in range(rows.size):
             g[:, rows[at]] = G[at, :k]
         _kkt_residuals(z, g, inverse, residuals)
@@ -442,7 +376,8 @@ def _solve_tile(
         _solve_small(z, g, B, inverse, aims, alive, sweeps, max_sweeps, room)
         for at in range(rows.size):
             s = rows[at]
-            _residual(A[first + s], z[:, s].copy(), D, R[at])
+            support = np.nonzero(z[:, s])[0]
+            residual_of(A[first + s], z[support, s], support, D, R[at])
 
 
 @compiled(parallel=True)
