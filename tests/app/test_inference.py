@@ -15,6 +15,7 @@ from app.errors import Overloaded
 from app.main import create_app
 from app.settings import Settings
 from app.store import Store
+from app.worker.messages import Key
 from tests.app.conftest import D, WorkerDouble, publish
 
 A = np.array([[1, 2, 3, 4], [0, 0, 0, 1]], np.float32)
@@ -165,9 +166,22 @@ class TestInfer:
         np.testing.assert_array_equal(outputs(answer)["codes"], Z)
 
     @pytest.mark.parametrize("id_length", range(8))
-    def test_bytes_at_any_offset(self, client: TestClient, digits: str, id_length: int) -> None:
-        answer = infer_bytes(client, A.astype(np.float64).astype(np.float32), id="x" * id_length)
-        np.testing.assert_array_equal(outputs(answer)["codes"], Z)
+    def test_bytes_at_any_offset_are_not_copied(
+        self, client: TestClient, digits: str, worker: WorkerDouble, monkeypatch: pytest.MonkeyPatch, id_length: int
+    ) -> None:
+        """The rows that reach the worker's side are a view of the body, wherever in it they begin."""
+        solve, roots = worker.solve, []
+
+        async def watched(key: Key, rows: np.ndarray) -> list[np.ndarray]:
+            root: object = rows
+            while isinstance(root, np.ndarray):
+                root = root.base
+            roots.append(root)
+            return await solve(key, rows)
+
+        monkeypatch.setattr(worker, "solve", watched)
+        np.testing.assert_array_equal(outputs(infer_bytes(client, id="x" * id_length))["codes"], Z)
+        assert isinstance(roots[0], memoryview)
 
     def test_a_row_alone_comes_back_as_one_row(self, client: TestClient, digits: str) -> None:
         np.testing.assert_array_equal(outputs(infer(client, inputs=[tensor(A[0])]))["codes"], Z[:1])
