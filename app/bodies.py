@@ -6,7 +6,7 @@ never sees its numbers.
 
 import asyncio
 import mmap
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Generic, TypeVar
@@ -20,6 +20,7 @@ from app.errors import BodyTooLarge, InvalidFields, MalformedBody, UnsupportedMe
 from app.formats import JSON, Format, answer_format, request_format
 from app.formats.answer import Answer, Scalar
 from app.formats.buffer import Buffer
+from app.inflate import CODINGS, inflated
 from app.schemas import Fields
 from app.settings import Settings
 from app.store import store_errors
@@ -27,10 +28,12 @@ from app.store import store_errors
 HEAD_BYTES = 16  # enough to tell a format by
 INLINE_BYTES = 256 * 1024  # what is parsed at once; larger bodies are parsed in a thread
 WRITE_BYTES = 4 * 1024 * 1024  # of an upload at a time
+MAX_ITEM_BYTES = 8  # of the widest dtype that is read
 
 ARRAY_FIELD = "data"
 
 Model = TypeVar("Model", bound=Fields)
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -95,8 +98,7 @@ async def read_payload(
     def parse() -> Model:
         return _parse(body, format, model, request.query_params.multi_items(), settings)
 
-    fields = parse() if len(body) <= INLINE_BYTES else await asyncio.to_thread(parse)
-    return Payload(fields, format, accept)
+    return Payload(await aside(len(body), parse), format, accept)
 
 
 async def read_fields(request: Request, model: type[Model], max_bytes: int) -> Model:
@@ -104,13 +106,49 @@ async def read_fields(request: Request, model: type[Model], max_bytes: int) -> M
     _refuse_encodings(request)
     if request_format(request.headers.get("content-type", ""), b"{") is not JSON:
         raise UnsupportedMediaType("fields are sent as application/json")
+    fields, _ = JSON.read(await _received(request, max_bytes), "")
+    return _validated(model, fields, strict=True)
+
+
+async def read_body(request: Request, max_bytes: int, aligned_at: int = 0) -> memoryview:
+    """A body as it is, gzip and deflate undone.
+
+    Args:
+        max_bytes: of the body as it comes, and inflated.
+        aligned_at: where values of any dtype will be read from: unless the body came compressed, they are aligned,
+            so that a view of them needs no copy.
+
+    Raises:
+        BodyTooLarge, UnsupportedMediaType, MalformedBody: as their names say.
+    """
+    coding = _coding(request)
+    if coding == "identity":
+        lead = -aligned_at % MAX_ITEM_BYTES
+        return memoryview(await _received(request, max_bytes, lead))[lead:]
+    if coding not in CODINGS:
+        raise UnsupportedMediaType(f"Content-Encoding {coding[:40]!r} is not read here; gzip and deflate are")
+    return memoryview(await asyncio.to_thread(inflated, await _received(request, max_bytes), coding, max_bytes))
+
+
+async def aside(size: int, parse: Callable[[], T]) -> T:
+    """Parse a body of this size: a small one at once, a large one in a thread, while others are served."""
+    return parse() if size <= INLINE_BYTES else await asyncio.to_thread(parse)
+
+
+def validated(model: type[Model], fields: Mapping[str, object], array: np.ndarray, settings: Settings) -> Model:
+    """The model of fields and the array, whatever body they came in; raises InvalidFields or an error of core."""
+    _refuse_large(array, settings)
+    return _validated(model, {**fields, ARRAY_FIELD: array}, strict=True)
+
+
+async def _received(request: Request, max_bytes: int, lead: int = 0) -> bytearray:
+    """The whole body, after ``lead`` blank bytes."""
     _refuse_declared(request, max_bytes)
-    receive, body = _Receiver(max_bytes), bytearray()
+    receive, body = _Receiver(max_bytes), bytearray(lead)
     async for chunk in _chunks(request):
         receive.count(chunk)
         body += chunk
-    fields, _ = JSON.read(body, "")
-    return _validated(model, fields, strict=True)
+    return body
 
 
 async def _chunks(request: Request) -> AsyncIterator[bytes]:
@@ -158,9 +196,13 @@ class _Receiver:
 
 
 def _refuse_encodings(request: Request) -> None:
-    encoding = request.headers.get("content-encoding", "identity").lower()
-    if encoding not in ("", "identity"):
-        raise UnsupportedMediaType(f"Content-Encoding {encoding[:40]!r} is not read; send the body as it is")
+    coding = _coding(request)
+    if coding != "identity":
+        raise UnsupportedMediaType(f"Content-Encoding {coding[:40]!r} is not read; send the body as it is")
+
+
+def _coding(request: Request) -> str:
+    return request.headers.get("content-encoding", "").strip().lower() or "identity"
 
 
 def _refuse_declared(request: Request, limit: int) -> None:

@@ -38,6 +38,7 @@ logger = logging.getLogger("dictserve")
 
 MAX_ERRORS = 20  # of one problem; a body with a million bad numbers gets no megabyte of answer
 MAX_MESSAGE_CHARACTERS = 300
+PROTOCOL = "/v2"  # where the Open Inference Protocol is spoken
 
 Location = tuple[str | int, ...]
 
@@ -191,13 +192,14 @@ class ProblemAnswer:
     problem: Problem
     headers: dict[str, str] = field(default_factory=dict)
 
-    def response(self) -> Response:
-        return Response(
-            msgspec.json.encode(self.problem),
-            status_code=self.problem.status,
-            headers=self.headers,
-            media_type="application/problem+json",
-        )
+    def response_to(self, request: Request) -> Response:
+        """The problem as it is, or in the Open Inference Protocol's own form to a request of that protocol."""
+        path = request.url.path
+        if path == PROTOCOL or path.startswith(f"{PROTOCOL}/"):
+            body, media_type = msgspec.json.encode({"error": self.problem.detail}), "application/json"
+        else:
+            body, media_type = msgspec.json.encode(self.problem), "application/problem+json"
+        return Response(body, self.problem.status, self.headers, media_type)
 
 
 def kind_of(error: Exception) -> Kind:
@@ -220,19 +222,19 @@ def problem_of(error: Exception) -> ProblemAnswer:
 def install_handlers(app: FastAPI) -> None:
     """Give every error of every route its problem."""
 
-    async def told_by_table(_: Request, error: Exception) -> Response:
-        return problem_of(error).response()
+    async def told_by_table(request: Request, error: Exception) -> Response:
+        return problem_of(error).response_to(request)
 
-    async def framework_validation(_: Request, error: Exception) -> Response:
+    async def framework_validation(request: Request, error: Exception) -> Response:
         assert isinstance(error, RequestValidationError)  # noqa: S101 - what FastAPI promises for this handler
-        return problem_of(InvalidFields.from_pydantic(error)).response()
+        return problem_of(InvalidFields.from_pydantic(error)).response_to(request)
 
-    async def framework_http(_: Request, error: Exception) -> Response:
+    async def framework_http(request: Request, error: Exception) -> Response:
         assert isinstance(error, HTTPException)  # noqa: S101 - what FastAPI promises for this handler
         kind = HTTP_KINDS.get(error.status_code, Kind(error.status_code, "http-error", "The request failed"))
-        answer = _answer(kind, str(error.detail), [])
+        answer = _answer(kind, _shortened(f"{error.detail}: {request.method} {request.url.path}"), [])
         answer.headers.update(error.headers or {})
-        return answer.response()
+        return answer.response_to(request)
 
     for cls in KINDS:
         app.add_exception_handler(cls, told_by_table)

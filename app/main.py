@@ -7,7 +7,7 @@ from fastapi import FastAPI
 
 from app import __version__
 from app.errors import install_handlers
-from app.routes import decode, dictionaries, encode, fit, health, jobs
+from app.routes import decode, dictionaries, encode, fit, health, inference, jobs
 from app.services import Services
 from app.settings import Settings
 from app.supervisor import Supervisor
@@ -39,6 +39,6 @@ def create_app(settings: Settings | None = None, *, supervisor: Supervisor | Non
     app = FastAPI(title="dictserve", version=__version__, description=DESCRIPTION, lifespan=lifespan)
     app.state.services = services
     install_handlers(app)
-    for module in (fit, jobs, encode, decode, dictionaries, health):
+    for module in (fit, jobs, encode, decode, dictionaries, health, inference):
         app.include_router(module.router)
     return app

@@ -41,8 +41,8 @@ def read(body: Buffer, array_field: str) -> tuple[dict[str, object], dict[str, n
     except msgspec.ValidationError:
         raise MalformedBody('the body must be a JSON object, such as {"data": [[0.5, 1.2]], …}') from None
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise _malformed(error, body, array_field) from None
-    _refuse_repeated_keys(body, raw.get(array_field))
+        raise malformed(error, body, array_field) from None
+    refuse_repeated_keys(body, raw.get(array_field))
     arrays = {array_field: _array(raw.pop(array_field), array_field)} if array_field in raw else {}
     try:
         return {name: msgspec.json.decode(value) for name, value in raw.items()}, arrays
@@ -79,10 +79,13 @@ class _Encoded(msgspec.Struct, forbid_unknown_fields=True):
         return np.frombuffer(self.base64, dtype).reshape(self.shape)
 
 
-def _array(raw: msgspec.Raw, name: str) -> np.ndarray:
+def numbers(raw: msgspec.Raw, name: str) -> np.ndarray:
+    """An array of numbers, or rows of them, as float64.
+
+    Raises:
+        MalformedBody, InvalidFields: as ``read`` does.
+    """
     text = memoryview(raw)
-    if bytes(text[:1]) == b"{":
-        return _encoded(raw, name).array(name)
     decode = _rows_decoder.decode if _ROWS.match(bytes(text[:64])) else _row_decoder.decode
     try:
         values = decode(text)
@@ -90,10 +93,17 @@ def _array(raw: msgspec.Raw, name: str) -> np.ndarray:
         loc: Location = (name, *(int(index) for index in _PATH.findall(str(error))))
         raise InvalidFields.at(*loc, msg=_wanted(str(error))) from None
     except (msgspec.DecodeError, RecursionError) as error:
-        raise _malformed(error, bytes(text), name) from None
+        raise malformed(error, bytes(text), name) from None
     if values and isinstance(values[0], list):
         _refuse_ragged(values, name)
     return np.array(values, dtype=np.float64)
+
+
+def _array(raw: msgspec.Raw, name: str) -> np.ndarray:
+    """An array as numbers or as text."""
+    if bytes(memoryview(raw)[:1]) == b"{":
+        return _encoded(raw, name).array(name)
+    return numbers(raw, name)
 
 
 def _encoded(raw: msgspec.Raw, name: str) -> _Encoded:
@@ -123,8 +133,9 @@ def _refuse_ragged(rows: list[list[float]], name: str) -> None:
             raise InvalidFields.at(name, index, msg=f"row {index} has {len(row)} values, but row 0 has {width}")
 
 
-def _refuse_repeated_keys(body: Buffer, array: msgspec.Raw | None) -> None:
-    """The array is cut out first, so that what is left to look through is small."""
+def refuse_repeated_keys(body: bytes | Buffer, array: msgspec.Raw | None) -> None:
+    """Raise MalformedBody where any object in the body has a key twice. The array is cut out first, so that what is
+    left to look through is small."""
     if array is None:
         envelope = bytes(body)
     else:
@@ -148,7 +159,7 @@ def _unique(pairs: list[tuple[str, object]]) -> dict[str, object]:
     return unique
 
 
-def _malformed(error: Exception, text: bytes | Buffer, array_field: str) -> MalformedBody | InvalidFields:
+def malformed(error: Exception, text: bytes | Buffer, array_field: str) -> MalformedBody | InvalidFields:
     """What is wrong with text that does not parse. NaN and Infinity are wrong values rather than wrong JSON
     to whoever sent them, so they are told with their row and column."""
     if isinstance(error, RecursionError):

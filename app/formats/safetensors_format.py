@@ -10,6 +10,7 @@ import safetensors.numpy
 
 from app.errors import MalformedBody
 from app.formats.answer import Answer
+from app.formats.bfloat16 import widened
 from app.formats.buffer import Buffer
 
 MAX_HEADER_BYTES = 100_000_000  # the library's own limit
@@ -56,9 +57,7 @@ def read(body: Buffer, array_field: str) -> dict[str, np.ndarray]:
     if dtype is None:
         raise MalformedBody(f"tensors of dtype {tensor['dtype']} are not read; floats and integers are")
     array = np.frombuffer(tensor["data"], dtype).reshape(tensor["shape"])
-    if tensor["dtype"] == "BF16":  # the upper half of a float32, which numpy has no name for
-        array = (array.astype(np.uint32) << 16).view(np.float32)
-    return {array_field: array}
+    return {array_field: widened(array) if tensor["dtype"] == "BF16" else array}
 
 
 def write(answer: Answer) -> bytes:

@@ -2,6 +2,8 @@
 
 from typing import Any
 
+import msgspec
+
 from app.bodies import ARRAY_FIELD
 from app.formats import FORMATS
 from app.schemas import Fields, ProblemAnswer
@@ -12,6 +14,23 @@ BINARY = {"type": "string", "format": "binary"}
 
 def json_body(model: type[Fields]) -> dict[str, Any]:
     return {"required": True, "content": {"application/json": {"schema": model.model_json_schema()}}}
+
+
+def struct_schema(struct: type[msgspec.Struct]) -> dict[str, Any]:
+    """A msgspec type's schema, whole: references would not be found from where it stands in the document."""
+    (schema,), definitions = msgspec.json.schema_components([struct])
+
+    def resolved(part: Any) -> Any:
+        if isinstance(part, list):
+            return [resolved(item) for item in part]
+        if not isinstance(part, dict):
+            return part
+        if "$ref" in part:
+            return resolved(definitions[part["$ref"].rpartition("/")[2]])
+        return {key: resolved(value) for key, value in part.items()}
+
+    whole: dict[str, Any] = resolved(schema)
+    return whole
 
 
 def array_body(model: type[Fields]) -> dict[str, Any]:

@@ -1,0 +1,228 @@
+"""Bodies of the Open Inference Protocol (KServe v2), with Triton's binary tensor extension.
+
+    | JSON, as long as the header Inference-Header-Content-Length says | the tensors' bytes, end to end |
+
+Without that header the body is JSON alone. Bytes are little-endian and in C order.
+Protocol: https://github.com/kserve/open-inference-protocol
+Extension: https://github.com/triton-inference-server/server/blob/main/docs/protocol/extension_binary_data.md
+"""
+
+import math
+import re
+from collections.abc import Collection, Mapping
+from typing import Annotated, TypeVar
+
+import msgspec
+import numpy as np
+import orjson
+from msgspec import Meta, Raw, Struct
+
+from app.errors import InvalidFields, MalformedBody
+from app.formats import json_format
+from app.formats.bfloat16 import widened
+from app.worker.messages import Task
+
+LENGTH_HEADER = "Inference-Header-Content-Length"
+_LENGTH = re.compile(r"[0-9]{1,15}", re.ASCII)
+
+DATATYPES = {
+    "FP16": "<f2",
+    "FP32": "<f4",
+    "FP64": "<f8",
+    "BF16": "<u2",  # its bits
+    **{f"INT{8 * size}": f"<i{size}" for size in (1, 2, 4, 8)},
+    **{f"UINT{8 * size}": f"<u{size}" for size in (1, 2, 4, 8)},
+}
+
+_UNKNOWN_FIELD = re.compile(r"Object contains unknown field `(.*)`", re.DOTALL)
+_MISSING_FIELD = re.compile(r"Object missing required field `(.*)`")
+_PATH = re.compile(r"\w+")  # the parts of msgspec's «$.inputs[0].shape»
+
+EXAMPLE_INPUTS = [{"name": "activations", "datatype": "FP32", "shape": [1, 4], "data": [0.0, 1.5, 0.25, 0.0]}]
+
+Count = Annotated[int, Meta(ge=0, le=2**63 - 1)]
+Size = Annotated[int, Meta(ge=1, le=2**63 - 1)]
+
+
+class _Strict(Struct, frozen=True, forbid_unknown_fields=True):
+    pass
+
+
+class Parameters(_Strict, frozen=True):
+    """Of a request. Those after the blank line are what clients send to servers that keep sequences or priorities;
+    they change nothing here, where each request stands alone."""
+
+    task: Task = "encode"
+    clip: bool = False
+    binary_data_output: bool = False
+
+    sequence_id: int | str = 0
+    sequence_start: bool = False
+    sequence_end: bool = False
+    priority: int = 0
+    timeout: int | None = None
+
+
+class InputParameters(_Strict, frozen=True):
+    binary_data_size: Count | None = None
+
+
+class Input(_Strict, frozen=True):
+    name: str
+    shape: Annotated[list[Size], Meta(min_length=1, max_length=2)]
+    datatype: str
+    parameters: InputParameters = InputParameters()
+    data: Annotated[Raw, Meta(description="The numbers, in one run or in rows.")] = msgspec.field(default_factory=Raw)
+
+
+class OutputParameters(_Strict, frozen=True):
+    binary_data: bool | None = None
+
+
+class RequestedOutput(_Strict, frozen=True):
+    name: str
+    parameters: OutputParameters = OutputParameters()
+
+
+class InferenceRequest(_Strict, frozen=True):
+    """The JSON of a request."""
+
+    inputs: Annotated[list[Input], Meta(description="Exactly one.", examples=[EXAMPLE_INPUTS])]
+    outputs: list[RequestedOutput] = []
+    id: str | None = None
+    model_name: str | None = None
+    parameters: Parameters = Parameters()
+
+
+Told = TypeVar("Told")
+
+
+def json_length(told: str | None) -> int | None:
+    """What the header ``Inference-Header-Content-Length`` says; None where it is absent."""
+    if told is None:
+        return None
+    if _LENGTH.fullmatch(told) is None:
+        raise MalformedBody(f"{LENGTH_HEADER} {told[:40]!r} is not a number of bytes")
+    return int(told)
+
+
+def decoded(text: bytes, struct: type[Told]) -> Told:
+    """JSON as one of the protocol's objects.
+
+    Raises:
+        MalformedBody, InvalidFields: it is no JSON; it has other fields, or wrong values.
+    """
+    try:
+        return msgspec.json.decode(text, type=struct)
+    except msgspec.ValidationError as error:
+        raise _invalid(error) from None
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise json_format.malformed(error, text, "data") from None
+
+
+def read(body: memoryview, json_bytes: int | None) -> tuple[InferenceRequest, np.ndarray]:
+    """What a request's JSON says, and its one input: a view of the body where it came as bytes, not yet validated.
+
+    Args:
+        json_bytes: the length of the body's JSON; None where it is all of the body.
+
+    Raises:
+        MalformedBody: the body is not what its header and its JSON say of it.
+        InvalidFields: the JSON has wrong values.
+    """
+    if json_bytes is not None and json_bytes > len(body):
+        raise MalformedBody(f"{LENGTH_HEADER} is {json_bytes}, but the body has {len(body)} bytes")
+    text = bytes(body[:json_bytes])
+    request = decoded(text, InferenceRequest)
+    if len(request.inputs) != 1:
+        raise InvalidFields.at("inputs", msg=f"there are {len(request.inputs)}; a dictionary takes one at a time")
+    told = request.inputs[0]
+    json_format.refuse_repeated_keys(text, told.data if _has_data(told) else None)
+    return request, _array(told, body[len(text) :])
+
+
+def write(told: Mapping[str, object], arrays: Mapping[str, np.ndarray], binary: Collection[str]) -> tuple[bytes, int]:
+    """The body of an answer, and how many bytes of it are JSON.
+
+    Args:
+        told: members of the answer beside its outputs.
+        arrays: float32 or bool, by the outputs' names.
+        binary: the outputs that are to follow the JSON as bytes.
+    """
+    outputs: list[dict[str, object]] = []
+    tensors = []
+    for name, array in arrays.items():
+        array = np.ascontiguousarray(array)
+        output: dict[str, object] = {
+            "name": name,
+            "datatype": "BOOL" if array.dtype == np.bool_ else "FP32",
+            "shape": array.shape,
+        }
+        if name in binary:
+            outputs.append(output | {"parameters": {"binary_data_size": array.nbytes}})
+            tensors.append(array.data)
+        else:
+            outputs.append(output | {"data": array.reshape(-1)})
+    text = orjson.dumps({**told, "outputs": outputs}, option=orjson.OPT_SERIALIZE_NUMPY)
+    return b"".join([text, *tensors]), len(text)
+
+
+def _has_data(told: Input) -> bool:
+    return len(memoryview(told.data)) > 0
+
+
+def _array(told: Input, binary: memoryview) -> np.ndarray:
+    datatype = DATATYPES.get(told.datatype)
+    if datatype is None:
+        known = ", ".join(DATATYPES)
+        raise InvalidFields.at("inputs", 0, "datatype", msg=f"{told.datatype[:20]!r} is not read; {known} are")
+    dtype = np.dtype(datatype)
+    size = told.parameters.binary_data_size
+    if size is None:
+        if len(binary):
+            raise MalformedBody(f"{len(binary)} bytes follow the JSON, but the input has no binary_data_size")
+        if not _has_data(told):
+            raise InvalidFields.at("inputs", 0, "data", msg="required, or bytes after the JSON and binary_data_size")
+        return _numbers(told, dtype)
+    if _has_data(told):
+        raise InvalidFields.at("inputs", 0, "data", msg="an input has either data or binary_data_size")
+    wanted = math.prod(told.shape) * dtype.itemsize
+    if size != wanted:
+        raise MalformedBody(
+            f"shape {told.shape} of {told.datatype} takes {wanted} bytes, but binary_data_size is {size}"
+        )
+    if len(binary) != size:
+        raise MalformedBody(
+            f"binary_data_size is {size}, but {len(binary)} bytes follow the JSON (its length is in {LENGTH_HEADER})"
+        )
+    array = np.frombuffer(binary, dtype).reshape(told.shape)
+    return widened(array) if told.datatype == "BF16" else array
+
+
+def _numbers(told: Input, dtype: np.dtype[np.generic]) -> np.ndarray:
+    """The numbers in the JSON: in one run, whatever the shape, or in rows as the shape has them."""
+    array = json_format.numbers(told.data, "data")
+    if array.size != math.prod(told.shape) or (array.ndim == 2 and list(array.shape) != told.shape):
+        raise InvalidFields.at("data", msg=f"its shape is {list(array.shape)}, which does not make {told.shape}")
+    if dtype.kind in "iu" and told.datatype != "BF16":
+        with np.errstate(invalid="ignore"):  # what the dtype cannot hold comes out as something else
+            fits = array.astype(dtype) == array
+        if not fits.all():
+            raise InvalidFields.at(
+                "data", int(fits.argmin()), msg=f"{array.flat[fits.argmin()]:g} is no {told.datatype}"
+            )
+    return array.reshape(told.shape)
+
+
+def _invalid(error: msgspec.ValidationError) -> InvalidFields:
+    """msgspec's error, with the place that it names."""
+    message, at, path = str(error).rpartition(" - at `$")
+    if not at:
+        message, path = path, ""
+    loc = [int(part) if part.isdigit() else part for part in _PATH.findall(path)]
+    unknown, missing = _UNKNOWN_FIELD.fullmatch(message), _MISSING_FIELD.fullmatch(message)
+    if unknown is not None:
+        return InvalidFields.at(*loc, unknown[1][:60], msg="unknown field")
+    if missing is not None:
+        return InvalidFields.at(*loc, missing[1], msg="required")
+    return InvalidFields.at(*loc, msg=message)
