@@ -22,21 +22,23 @@ import orjson
 from app.errors import (
     AppError,
     FitAbandoned,
+    InvalidFields,
     JobsUnavailable,
     KeyReused,
     Overloaded,
     StoreUnavailable,
+    UnknownDictionary,
     WorkerUnavailable,
     problem_of,
 )
 from app.jobs import ENDED, Jobs, Record
 from app.schemas import FitParameters, Job, Progress, State
 from app.settings import Settings
-from app.store import Store, timestamp
+from app.store import Reference, Store, timestamp
 from app.supervisor import Supervisor, error_of
 from app.uploads import Staged, Uploads
 from app.worker.frames import Frame
-from app.worker.messages import CancelFit, Failed, Fit, FitCancelled, FitProgress, Fitted
+from app.worker.messages import INIT_METHODS, CancelFit, Failed, Fit, FitCancelled, FitProgress, Fitted
 
 logger = logging.getLogger("dictserve")
 
@@ -95,6 +97,7 @@ class Fits:
         """A new job for staged activations; durable when this returns. A key that was used gives the job it made.
 
         Raises:
+            InvalidFields: ``init`` names no dictionary, or one that does not suit ``nb_concepts`` or the data.
             KeyReused: the key was used with other parameters or data.
             Overloaded: too many fits wait.
         """
@@ -106,10 +109,11 @@ class Fits:
             return earlier
         if await self._in_thread(self._jobs.count_queued) >= self._settings.queue_jobs:
             raise Overloaded(f"{self._settings.queue_jobs} fits wait already; send this one again later")
+        pinned = told | {"init": self._pinned_init(parameters, staged.n_features)}
         job = await self._in_thread(
             self._jobs.add,
             parameters.name,
-            told,
+            pinned,
             staged.as_record(),
             idempotency_key=idempotency_key,
             request_hash=request_hash,
@@ -118,6 +122,24 @@ class Fits:
             return await self.submit(parameters, staged, idempotency_key)
         self._wake.set()
         return job
+
+    def _pinned_init(self, parameters: FitParameters, n_features: int) -> str:
+        """``init``, a dictionary with the version that it means now."""
+        if parameters.init in INIT_METHODS:
+            return parameters.init
+        try:
+            record = self._store.record(Reference.parse(parameters.init))
+        except UnknownDictionary as error:
+            methods = ", ".join(INIT_METHODS)
+            raise InvalidFields.at("init", msg=f"not a method ({methods}), and {error}") from None
+        where = f"dictionary {record.name}@{record.version}"
+        if parameters.nb_concepts != record.nb_concepts:
+            told = f"{parameters.nb_concepts} concepts, but {where}, to start from, has {record.nb_concepts}"
+            raise InvalidFields.at("nb_concepts", msg=told)
+        if n_features != record.n_features:
+            told = f"{n_features} columns, but {where}, to start from, has {record.n_features} features"
+            raise InvalidFields.at("data", msg=told)
+        return f"{record.name}@{record.version}"
 
     async def _of_key(self, idempotency_key: str, request_hash: str) -> Job | None:
         record = await self._in_thread(self._jobs.of_key, idempotency_key)
@@ -316,14 +338,16 @@ class Fits:
         await self._in_thread(self._jobs.record_progress, running.job.id, running.progress, running.loss_history)
 
     def _fit_message(self, record: Record) -> Fit:
-        data = record.data
+        data, parameters = record.data, record.job.parameters
+        if parameters["init"] not in INIT_METHODS:
+            parameters = parameters | {"init": "auto", "start": parameters["init"]}
         return Fit(
             job=record.job.id,
             path=str(self.uploads.path(data["file"]).absolute()),
             data_offset=data["data_offset"],
             rows=data["rows"],
             n_features=data["n_features"],
-            **record.job.parameters,
+            **parameters,
         )
 
     async def _surely(self, write: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:

@@ -2,11 +2,11 @@
 
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints, WithJsonSchema
 
 from app.arrays import Activations, Codes, Concepts
 from app.store import DictionaryRecord, Reference, check_name
-from app.worker.messages import Init, Solver
+from app.worker.messages import INIT_METHODS, Solver
 
 Name = Annotated[
     str,
@@ -17,6 +17,23 @@ DictionaryReference = Annotated[
     str,
     AfterValidator(lambda text: str(Reference.parse(text))),
     Field(description="A dictionary's name (its latest version), or `name@version`.", examples=["digits"]),
+]
+
+
+def _init(text: str) -> str:
+    """A method, or else a dictionary's reference. A method's name wins over a dictionary of that name."""
+    return text if text in INIT_METHODS else str(Reference.parse(text))
+
+
+Init = Annotated[
+    str,
+    AfterValidator(_init),
+    WithJsonSchema({"anyOf": [{"enum": list(INIT_METHODS)}, {"type": "string"}]}),
+    Field(
+        description="Where D begins: `auto` (which suits the shape), `nndsvda`, `random`, or a dictionary, `name` or "
+        "`name@version`. One that is called like a method is meant with its version alone.",
+        examples=["auto", "digits@1"],
+    ),
 ]
 EncodingFormat = Annotated[
     Literal["float", "base64"],
@@ -40,7 +57,7 @@ class FitParameters(Fields):
     solver: Solver = Field("hals", description="The algorithm; `hals` is the fastest and ends lowest.")
     max_iter: int = Field(500, ge=1, description="Most iterations.")
     tol: float = Field(1e-4, ge=0, le=1, allow_inf_nan=False, description="Relative change of loss at which to stop.")
-    init: Init = Field("auto", description="How D begins; `auto` suits the shape.")
+    init: Init = "auto"
     seed: int = Field(0, ge=0, lt=2**63, description="Seed of what is random; the same seed, the same dictionary.")
 
 

@@ -18,7 +18,7 @@ import torch
 
 import core
 from app import __version__
-from app.store import Store
+from app.store import Reference, Store
 from app.worker import frames
 from app.worker.cache import DictionaryCache
 from app.worker.messages import (
@@ -141,9 +141,10 @@ class Worker:
             init=None if fit.init == "auto" else fit.init,
             seed=fit.seed,
         )
+        start = None if fit.start is None else self._store.load(*self._store.resolve(Reference.parse(fit.start)))
         latest = None
         next_telling = started
-        for latest in nmf.fit_steps(A, max_iter=fit.max_iter):
+        for latest in nmf.fit_steps(A, max_iter=fit.max_iter, D=start):
             if time.monotonic() >= next_telling:
                 next_telling = time.monotonic() + PROGRESS_SECONDS
                 self._send(_progress(fit.job, latest, started))

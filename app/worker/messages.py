@@ -1,12 +1,13 @@
 """What the service and its worker say to each other. Arrays travel beside a message, not in it."""
 
-from typing import Literal
+from typing import Literal, get_args
 
 import msgspec
 
 Task = Literal["encode", "decode"]
 Solver = Literal["hals", "mu", "pgd", "anls"]
-Init = Literal["auto", "nndsvda", "random"]
+InitMethod = Literal["auto", "nndsvda", "random"]
+INIT_METHODS: tuple[InitMethod, ...] = get_args(InitMethod)
 
 
 class Message(msgspec.Struct, tag=True, frozen=True):
@@ -42,7 +43,10 @@ class Solve(Message, frozen=True):
 
 
 class Fit(Message, frozen=True):
-    """Fit a dictionary to the activations in a file: float32, C order, from ``data_offset`` on."""
+    """Fit a dictionary to the activations in a file: float32, C order, from ``data_offset`` on.
+
+    ``start`` is the dictionary to start from, as ``name@version``; ``init`` says how to start where there is none.
+    """
 
     job: str
     path: str
@@ -53,8 +57,9 @@ class Fit(Message, frozen=True):
     solver: Solver
     max_iter: int
     tol: float
-    init: Init
+    init: InitMethod
     seed: int
+    start: str | None = None
 
 
 class CancelFit(Message, frozen=True):
