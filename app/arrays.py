@@ -47,9 +47,9 @@ class ArrayField:
         return self._check(value)
 
 
-Activations = Annotated[
-    np.ndarray, ArrayField(check_activations, "n_features", [[0.0, 1.5, 0.25, 0.0], [2.0, 0.0, 0.0, 0.75]])
-]
+_activations = ArrayField(check_activations, "n_features", [[0.0, 1.5, 0.25, 0.0], [2.0, 0.0, 0.0, 0.75]])
+Activations = Annotated[np.ndarray, _activations]
+MaybeActivations = Annotated[np.ndarray | None, _activations]  # None by default alone: no body says it
 Codes = Annotated[np.ndarray, ArrayField(check_codes, "nb_concepts", [[0.0, 1.25], [0.5, 0.0]])]
 Concepts = Annotated[
     np.ndarray, ArrayField(partial(check_activations, name="concepts"), "n_features", [[0.0, 1.5, 0.25, 0.0]])

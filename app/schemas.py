@@ -4,7 +4,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints, WithJsonSchema
 
-from app.arrays import Activations, Codes, Concepts
+from app.arrays import Activations, Codes, Concepts, MaybeActivations
 from app.store import DictionaryRecord, Reference, check_name
 from app.worker.messages import INIT_METHODS, Solver
 
@@ -40,6 +40,7 @@ EncodingFormat = Annotated[
     Field(description="How a JSON answer holds arrays: as numbers, or as base64 text with shape and dtype."),
 ]
 MAX_CONCEPT_LABELS = 10_000  # set by one request
+Pattern = Annotated[str, StringConstraints(min_length=1, max_length=1024)]
 Clip = Annotated[bool, Field(description="Make negative values zero instead of refusing them.")]
 
 
@@ -61,9 +62,26 @@ class FitParameters(Fields):
     seed: int = Field(0, ge=0, lt=2**63, description="Seed of what is random; the same seed, the same dictionary.")
 
 
+def _data_or_files(schema: dict[str, Any]) -> None:
+    schema["oneOf"] = [{"required": ["data"]}, {"required": ["files"]}]
+    del schema["properties"]["data"]["default"]
+
+
 class FitRequest(FitParameters):
+    """`data`, or in JSON `files` in its place."""
+
+    model_config = ConfigDict(json_schema_extra=_data_or_files)
+
     clip: Clip = False
-    data: Activations
+    files: list[Pattern] | None = Field(
+        None,
+        min_length=1,
+        max_length=100,
+        description="npy files of the service's data directory, by names or patterns (`*`, `?`, `[…]`, `**`); their "
+        "rows follow each other.",
+        examples=[["layer4/*.npy"]],
+    )
+    data: MaybeActivations = None
 
 
 class EncodeRequest(Fields):

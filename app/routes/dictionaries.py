@@ -31,12 +31,14 @@ router = APIRouter(prefix="/dictionaries", tags=["dictionaries"])
     "",
     summary="The latest version of every dictionary",
     response_model_exclude={
-        "dictionaries": {"__all__": {"loss_history": True, "concept_labels": True, "metrics": {"energy"}}}
+        "dictionaries": {
+            "__all__": {"loss_history": True, "concept_labels": True, "metrics": {"energy"}, "data": {"files"}}
+        }
     },
 )
 def list_dictionaries(services: ServicesDep) -> DictionaryList:
-    """Without what grows with the dictionary, which is told of one at a time. A damaged version is left out of the
-    list, and told of when it is asked for."""
+    """Without what grows with a dictionary or its data, which is told of one at a time. A damaged version is left
+    out of the list, and told of when it is asked for."""
     found = []
     for name in services.store.names():
         try:

@@ -7,6 +7,7 @@ from app.formats import FORMATS
 from app.schemas import Fields, ProblemAnswer
 
 PROBLEM = {"model": ProblemAnswer, "content": {"application/problem+json": {}}}
+JSON_ALONE = {"files"}  # fields that stand in the data's place, in a JSON body
 BINARY = {"type": "string", "format": "binary"}
 
 
@@ -30,7 +31,7 @@ def array_body(model: type[Fields]) -> dict[str, Any]:
             + (", and then required." if name in required else "."),
         }
         for name, told in properties.items()
-        if name != ARRAY_FIELD
+        if name not in JSON_ALONE | {ARRAY_FIELD}
     ]
     return {"requestBody": {"required": True, "content": content}, "parameters": parameters}
 
