@@ -1,7 +1,8 @@
 """Arrays as pydantic fields: validated as arrays, never turned into pydantic floats.
 
-An array reaches a model as an ndarray (a format has read it already); the field's validator gives it rank two,
-float32, C order, and refuses what is not finite or is negative. The JSON schema tells of it as rows of numbers.
+An array reaches a model as an ndarray (a format has read it already); the field's validator gives it rank two, C
+order and the dtype to compute in, and refuses what is not finite or is negative. The JSON schema tells of it as rows
+of numbers.
 """
 
 from collections.abc import Callable
@@ -19,7 +20,8 @@ Check = Callable[..., np.ndarray]
 
 
 class ArrayField:
-    """Marks an ndarray field of a model; ``clip``, a field declared before it, has negatives made zero."""
+    """Marks an ndarray field of a model. Two fields declared before it are heeded: with ``clip`` negatives are made
+    zero, and ``dtype`` is the one to compute in (float32 where there is no such field)."""
 
     def __init__(self, check: Check, columns: str, example: list[list[float]]) -> None:
         self._check = check
@@ -42,9 +44,8 @@ class ArrayField:
     def _validate(self, value: object, info: ValidationInfo) -> np.ndarray:
         if not isinstance(value, np.ndarray):
             raise ValueError("expected rows of numbers, such as [[0.5, 1.2], [0, 3]]")  # noqa: TRY004 - pydantic's way
-        if info.data.get("clip"):
-            return self._check(value, clip=True)
-        return self._check(value)
+        told = {"clip": True} if info.data.get("clip") else {}
+        return self._check(value, dtype=np.dtype(info.data.get("dtype", "float32")).type, **told)
 
 
 _activations = ArrayField(check_activations, "n_features", [[0.0, 1.5, 0.25, 0.0], [2.0, 0.0, 0.0, 0.75]])

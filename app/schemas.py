@@ -6,7 +6,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstra
 
 from app.arrays import Activations, Codes, Concepts, MaybeActivations
 from app.store import DictionaryRecord, Reference, check_name
-from app.worker.messages import INIT_METHODS, Solver
+from app.worker.messages import INIT_METHODS, Dtype, Solver
 
 Name = Annotated[
     str,
@@ -40,6 +40,9 @@ EncodingFormat = Annotated[
     Field(description="How a JSON answer holds arrays: as numbers, or as base64 text with shape and dtype."),
 ]
 MAX_CONCEPT_LABELS = 10_000  # set by one request
+ComputeDtype = Annotated[
+    Dtype, Field(description="What is computed in and answered in; `float64` where digits matter more than time.")
+]
 Pattern = Annotated[str, StringConstraints(min_length=1, max_length=1024)]
 Clip = Annotated[bool, Field(description="Make negative values zero instead of refusing them.")]
 
@@ -91,6 +94,7 @@ class EncodeRequest(Fields):
     top_k: int | None = Field(None, ge=1, description="Answer with the largest codes of each row alone; sparse.")
     reconstruct: bool = Field(False, description="Add each row's relative error, ‖a − zD‖ / ‖a‖.")
     encoding_format: EncodingFormat = "float"
+    dtype: ComputeDtype = "float32"
     data: Activations
 
 
@@ -115,6 +119,7 @@ class LabelRequest(Fields):
 class DecodeRequest(Fields):
     dictionary: DictionaryReference
     encoding_format: EncodingFormat = "float"
+    dtype: ComputeDtype = "float32"
     data: Codes
 
 

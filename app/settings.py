@@ -48,6 +48,7 @@ class Settings(BaseSettings):
         1024 * MIB,
         description="Most bytes of requests and their answers waiting for the worker; past it, 503.",
     )
+    queue_rows: PositiveInt = Field(1_000_000, description="Most rows waiting for the worker; past it, 503.")
     queue_jobs: PositiveInt = Field(1000, description="Most fits waiting for the worker; past it, 503.")
     cache_bytes: PositiveInt = Field(
         2048 * MIB, description="Most bytes of prepared dictionaries kept by the worker."

@@ -5,6 +5,7 @@ from typing import Literal, get_args
 import msgspec
 
 Task = Literal["encode", "decode"]
+Dtype = Literal["float32", "float64"]
 Solver = Literal["hals", "mu", "pgd", "anls"]
 InitMethod = Literal["auto", "nndsvda", "random"]
 INIT_METHODS: tuple[InitMethod, ...] = get_args(InitMethod)
@@ -21,6 +22,7 @@ class Key(msgspec.Struct, frozen=True):
     name: str
     version: int
     reconstruct: bool = False  # tell each row's relative error, too
+    dtype: Dtype = "float32"  # of the rows, the arithmetic and the answer
 
 
 # -- to the worker ----------------------------------------------------------------------------------------
@@ -83,7 +85,7 @@ class Heartbeat(Message, frozen=True):
 
 class Solved(Message, frozen=True):
     """Arrays: the answer's rows; of an encode also whether each row converged (uint8), and with ``reconstruct`` each
-    row's relative error (float32)."""
+    row's relative error."""
 
     id: int
 
