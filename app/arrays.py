@@ -19,6 +19,18 @@ from core.checks import check_activations, check_codes
 Check = Callable[..., np.ndarray]
 
 
+AS_TEXT: JsonSchemaValue = {
+    "type": "object",
+    "properties": {
+        "base64": {"type": "string", "contentEncoding": "base64"},
+        "shape": {"type": "array", "items": {"type": "integer", "minimum": 0}},
+        "dtype": {"enum": ["float16", "float32", "float64", "int32", "int64"], "default": "float32"},
+    },
+    "required": ["base64", "shape"],
+    "additionalProperties": False,
+}
+
+
 class ArrayField:
     """Marks an ndarray field of a model. Two fields declared before it are heeded: with ``clip`` negatives are made
     zero, and ``dtype`` is the one to compute in (float32 where there is no such field)."""
@@ -36,8 +48,9 @@ class ArrayField:
     ) -> JsonSchemaValue:
         row = {"type": "array", "items": {"type": "number", "minimum": 0}, "minItems": 1}
         return {
-            "description": f"Rows of {self._columns} non-negative finite numbers; a single row may stand alone.",
-            "anyOf": [{"type": "array", "items": row, "minItems": 1}, row],
+            "description": f"Rows of {self._columns} non-negative finite numbers; or a single row; or the array's "
+            "bytes (little-endian, C order) as base64 text.",
+            "anyOf": [{"type": "array", "items": row, "minItems": 1}, row, AS_TEXT],
             "examples": [self._example],
         }
 

@@ -123,6 +123,19 @@ class DecodeRequest(Fields):
     data: Codes
 
 
+class ArrayText(BaseModel):
+    """With `encoding_format` base64: an array's bytes, little-endian and in C order."""
+
+    base64: str
+    shape: list[int]
+    dtype: str
+
+
+Rows = list[list[float]] | ArrayText
+Numbers = list[float] | ArrayText
+Indices = list[int] | ArrayText
+
+
 class WeightsAnswer(BaseModel):
     dictionary: str
     version: int
@@ -133,20 +146,18 @@ class EncodeAnswer(BaseModel):
     dictionary: str
     version: int
     converged: bool = Field(description="Whether every row met the tolerance on its KKT residual.")
-    codes: list[list[float]] | None = Field(None, description="(rows, nb_concepts), non-negative.")
-    shape: tuple[int, int] | None = Field(
-        None, description="With `sparse` or `top_k`, instead of `codes`: its shape,"
-    )
-    indptr: list[int] | None = Field(None, description="where each row begins in `indices` and `values`,")
-    indices: list[int] | None = Field(None, description="the concepts used, row after row,")
-    values: list[float] | None = Field(None, description="and their codes.")
-    relative_error: list[float] | None = Field(None, description="With `reconstruct`: of each row.")
+    codes: Rows | None = Field(None, description="(rows, nb_concepts), non-negative.")
+    shape: Indices | None = Field(None, description="With `sparse` or `top_k`, instead of `codes`: its shape,")
+    indptr: Indices | None = Field(None, description="where each row begins in `indices` and `values`,")
+    indices: Indices | None = Field(None, description="the concepts used, row after row,")
+    values: Numbers | None = Field(None, description="and their codes.")
+    relative_error: Numbers | None = Field(None, description="With `reconstruct`: of each row.")
 
 
 class DecodeAnswer(BaseModel):
     dictionary: str
     version: int
-    activations: list[list[float]] = Field(description="(rows, n_features), non-negative.")
+    activations: Rows = Field(description="(rows, n_features), non-negative.")
 
 
 class Progress(BaseModel):

@@ -12,6 +12,7 @@ from app.data_files import Named
 from app.errors import InvalidFields
 from app.fits import Fits
 from app.jobs import ENDED
+from app.routes import examples
 from app.routes.openapi import array_body, problems
 from app.schemas import FitRequest, Job
 from app.services import ServicesDep
@@ -31,7 +32,7 @@ _WAIT = re.compile(r"\bwait=(\d{1,9})\b")  # RFC 7240
         200: {"model": Job, "description": "The job has ended."},
         **problems(400, 406, 413, 415, 422, 503, 507),
     },
-    openapi_extra=array_body(FitRequest),
+    openapi_extra=array_body(FitRequest, examples.FIT, examples.FIT_CSV),
 )
 async def fit(
     request: Request,
