@@ -67,32 +67,39 @@ class _Piece:
 class Batcher:
     """Groups requests by dictionary and keeps the worker fed."""
 
-    def __init__(self, solver: Solver, batch_rows: int, queue_bytes: int) -> None:
+    def __init__(self, solver: Solver, batch_rows: int, *, queue_bytes: int, queue_rows: int) -> None:
         self._solver = solver
         self._batch_rows = batch_rows
         self._queue_bytes = queue_bytes
+        self._queue_rows = queue_rows
         self._queue: deque[_Request] = deque()
         self._in_flight: set[asyncio.Task[None]] = set()
         self.waiting_bytes = 0
+        self.waiting_rows = 0
 
     async def solve(self, key: Key, rows: np.ndarray, answer_columns: int) -> list[np.ndarray]:
         """Encode or decode rows: the worker's arrays for exactly these rows, in their order.
 
         Raises:
-            Overloaded: too many bytes wait already.
+            Overloaded: too many bytes or rows wait already. What exceeds the queue by itself is taken when nothing
+                waits.
             Whatever the solver raises for a batch that these rows were in.
         """
         nbytes = rows.nbytes + len(rows) * answer_columns * rows.itemsize
-        if self.waiting_bytes and self.waiting_bytes + nbytes > self._queue_bytes:
+        if self.waiting_rows and self.waiting_bytes + nbytes > self._queue_bytes:
             raise Overloaded(f"{self.waiting_bytes} bytes of requests wait already; send this one again in a moment")
+        if self.waiting_rows and self.waiting_rows + len(rows) > self._queue_rows:
+            raise Overloaded(f"{self.waiting_rows} rows wait already; send this request again in a moment")
         request = _Request(key, rows, asyncio.get_running_loop().create_future(), nbytes)
         self._queue.append(request)
         self.waiting_bytes += nbytes
+        self.waiting_rows += len(rows)
         self._feed()
         try:
             return await request.done
         finally:
             self.waiting_bytes -= nbytes
+            self.waiting_rows -= len(rows)
             if request.waiting:  # it failed or its client left: nothing more of it is to be solved
                 with contextlib.suppress(ValueError):
                     self._queue.remove(request)

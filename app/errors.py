@@ -9,6 +9,7 @@
     ├── UnknownDictionary      no dictionary of that name or version
     ├── UnknownJob             no job of that id
     ├── KeyReused              an idempotency key that another request has used
+    ├── DataChanged            files of a fit are not what they were when it was accepted
     ├── DictionaryDamaged      the stored version fails its checksum or cannot be read
     ├── StoreUnavailable       the store cannot be read or written
     │   └── StoreFull          ... for want of space
@@ -102,6 +103,10 @@ class KeyReused(AppError):
     pass
 
 
+class DataChanged(AppError):
+    pass
+
+
 class DictionaryDamaged(AppError):
     pass
 
@@ -158,6 +163,7 @@ KINDS: Mapping[type[Exception], Kind] = {
     UnknownDictionary: Kind(404, "unknown-dictionary", "No such dictionary"),
     UnknownJob: Kind(404, "unknown-job", "No such job"),
     KeyReused: Kind(422, "idempotency-key-reused", "The idempotency key belongs to another request"),
+    DataChanged: Kind(409, "data-changed", "The files of the fit have changed"),
     DictionaryDamaged: Kind(500, "dictionary-damaged", "The stored dictionary is damaged"),
     StoreUnavailable: Kind(503, "store-unavailable", "The store cannot be used", retry_after_seconds=10),
     StoreFull: Kind(507, "store-full", "The store has no space left", retry_after_seconds=60),

@@ -8,10 +8,11 @@ import asyncio
 import contextlib
 import hashlib
 import logging
+import threading
 import time
 from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from typing import Any, ParamSpec, TypeVar
 
@@ -19,24 +20,28 @@ import msgspec
 import numpy as np
 import orjson
 
+from app.data_files import DataFiles, Named
 from app.errors import (
     AppError,
     FitAbandoned,
+    InvalidFields,
     JobsUnavailable,
     KeyReused,
     Overloaded,
     StoreUnavailable,
+    UnknownDictionary,
     WorkerUnavailable,
     problem_of,
 )
 from app.jobs import ENDED, Jobs, Record
 from app.schemas import FitParameters, Job, Progress, State
 from app.settings import Settings
-from app.store import Store, timestamp
+from app.store import Reference, Store, timestamp
 from app.supervisor import Supervisor, error_of
 from app.uploads import Staged, Uploads
 from app.worker.frames import Frame
-from app.worker.messages import CancelFit, Failed, Fit, FitCancelled, FitProgress, Fitted
+from app.worker.messages import INIT_METHODS, CancelFit, Failed, Fit, FitCancelled, FitProgress, Fitted
+from core.errors import CoreError
 
 logger = logging.getLogger("dictserve")
 
@@ -58,6 +63,7 @@ class _Running:
     job: Job
     progress: Progress
     loss_history: list[tuple[int, float]] = field(default_factory=list)
+    stopped: threading.Event = field(default_factory=threading.Event)  # ends the staging of files
 
 
 class Fits:
@@ -65,6 +71,7 @@ class Fits:
 
     def __init__(self, settings: Settings, jobs: Jobs, store: Store, supervisor: Supervisor) -> None:
         self.uploads = Uploads(store)
+        self.data_files = DataFiles(settings)
         self._settings = settings
         self._jobs = jobs
         self._store = store
@@ -91,33 +98,57 @@ class Fits:
 
     # -- what routes ask for ------------------------------------------------------------------------------
 
-    async def submit(self, parameters: FitParameters, staged: Staged, idempotency_key: str | None = None) -> Job:
-        """A new job for staged activations; durable when this returns. A key that was used gives the job it made.
+    async def submit(
+        self, parameters: FitParameters, data: Staged | Named, idempotency_key: str | None = None
+    ) -> Job:
+        """A new job for activations; durable when this returns. A key that was used gives the job it made.
 
         Raises:
+            InvalidFields: ``init`` names no dictionary, or one that does not suit ``nb_concepts`` or the data.
             KeyReused: the key was used with other parameters or data.
             Overloaded: too many fits wait.
         """
         told = {name: getattr(parameters, name) for name in FitParameters.model_fields if name != "name"}
-        request = orjson.dumps([parameters.name, told, staged.sha256, staged.rows], option=orjson.OPT_SORT_KEYS)
+        request = orjson.dumps([parameters.name, told, *data.identity], option=orjson.OPT_SORT_KEYS)
         request_hash = hashlib.sha256(request).hexdigest()
         if idempotency_key is not None and (earlier := await self._of_key(idempotency_key, request_hash)):
-            self.uploads.discard(staged.file)
+            self.uploads.discard(data.file)
             return earlier
         if await self._in_thread(self._jobs.count_queued) >= self._settings.queue_jobs:
             raise Overloaded(f"{self._settings.queue_jobs} fits wait already; send this one again later")
+        pinned = told | {"init": self._pinned_init(parameters, data.n_features)}
+        if isinstance(data, Named):
+            pinned["files"] = data.patterns
         job = await self._in_thread(
             self._jobs.add,
             parameters.name,
-            told,
-            staged.as_record(),
+            pinned,
+            data.as_record(),
             idempotency_key=idempotency_key,
             request_hash=request_hash,
         )
         if job is None:  # another request with this key was a moment earlier
-            return await self.submit(parameters, staged, idempotency_key)
+            return await self.submit(parameters, data, idempotency_key)
         self._wake.set()
         return job
+
+    def _pinned_init(self, parameters: FitParameters, n_features: int) -> str:
+        """``init``, a dictionary with the version that it means now."""
+        if parameters.init in INIT_METHODS:
+            return parameters.init
+        try:
+            record = self._store.record(Reference.parse(parameters.init))
+        except UnknownDictionary as error:
+            methods = ", ".join(INIT_METHODS)
+            raise InvalidFields.at("init", msg=f"not a method ({methods}), and {error}") from None
+        where = f"dictionary {record.name}@{record.version}"
+        if parameters.nb_concepts != record.nb_concepts:
+            told = f"{parameters.nb_concepts} concepts, but {where}, to start from, has {record.nb_concepts}"
+            raise InvalidFields.at("nb_concepts", msg=told)
+        if n_features != record.n_features:
+            told = f"{n_features} columns, but {where}, to start from, has {record.n_features} features"
+            raise InvalidFields.at("data", msg=told)
+        return f"{record.name}@{record.version}"
 
     async def _of_key(self, idempotency_key: str, request_hash: str) -> Job | None:
         record = await self._in_thread(self._jobs.of_key, idempotency_key)
@@ -179,6 +210,7 @@ class Fits:
                 self.uploads.discard(record.data["file"])
                 self._end_turn()
         elif running is not None and running.job.id == record.job.id:
+            running.stopped.set()
             with contextlib.suppress(WorkerUnavailable, TimeoutError):
                 await self._supervisor.tell(CancelFit(running.job.id))
                 await asyncio.wait_for(turn.wait(), RETRY_SECONDS)
@@ -233,7 +265,7 @@ class Fits:
         self._running = _Running(job, progress)
         try:
             await self._attempt(record, self._running)
-        except (AppError, OSError) as error:
+        except (AppError, CoreError, OSError) as error:
             await self._end(record, self._jobs.fail, _problem(error))
         finally:
             task = asyncio.current_task()
@@ -253,6 +285,13 @@ class Fits:
             return
         if record.worker_deaths >= MAX_WORKER_DEATHS:
             raise FitAbandoned(f"the worker died {record.worker_deaths} times on this fit; it is not tried again")
+        if "sha256" not in record.data:
+            staged = await self._stage_files(Named.of_record(record.data), running)
+            if staged is None:
+                await self._end(record, self._jobs.cancel, "running")
+                return
+            record = replace(record, data=record.data | staged.as_record())
+            await self._surely(self._jobs.record_data, job.id, record.data)  # another attempt finds them staged
         events: asyncio.Queue[Frame | None] = asyncio.Queue()
         try:
             await self._supervisor.tell_job(job.id, self._fit_message(record), events.put_nowait)
@@ -283,11 +322,25 @@ class Fits:
                     await self._end(record, self._jobs.fail, _problem(error_of(failed)))
                     return
 
+    async def _stage_files(self, named: Named, running: _Running) -> Staged | None:
+        """The rows of files in one file of the store, as an upload would be; None where the job was cancelled."""
+        stopped = running.stopped
+        blocks = self.data_files.blocks(named)
+        try:
+            return await asyncio.to_thread(
+                self.uploads.stage_blocks, named.file, named.rows, named.n_features, blocks, stopped.is_set
+            )
+        except asyncio.CancelledError:  # the service stops, and does not wait for a thread's whole work
+            stopped.set()
+            raise
+
     async def _publish(
         self, record: Record, running: _Running, D: np.ndarray, metrics: dict[str, Any], seconds: float
     ) -> None:
         job = record.job
         data = {key: record.data[key] for key in ("rows", "n_features", "sha256")}
+        if "files" in record.data:
+            data["files"] = [{"name": told["name"], "rows": told["rows"]} for told in record.data["files"]]
 
         def publish() -> int:
             return self._store.publish(
@@ -317,13 +370,16 @@ class Fits:
 
     def _fit_message(self, record: Record) -> Fit:
         data = record.data
+        parameters = {name: value for name, value in record.job.parameters.items() if name != "files"}
+        if parameters["init"] not in INIT_METHODS:
+            parameters |= {"init": "auto", "start": parameters["init"]}
         return Fit(
             job=record.job.id,
             path=str(self.uploads.path(data["file"]).absolute()),
             data_offset=data["data_offset"],
             rows=data["rows"],
             n_features=data["n_features"],
-            **record.job.parameters,
+            **parameters,
         )
 
     async def _surely(self, write: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:

@@ -158,6 +158,9 @@ class Jobs:
     def record_progress(self, id: str, progress: Progress, loss_history: Sequence[tuple[int, float]]) -> None:
         self._update(_running(id), progress=progress.model_dump(), loss_history=list(loss_history))
 
+    def record_data(self, id: str, data: dict[str, Any]) -> None:
+        self._update(_running(id), data=data)
+
     def succeed(self, id: str, version: int) -> None:
         self._update(_running(id), state="succeeded", version=version, ended_at=now(), owner=None)
 

@@ -2,12 +2,14 @@
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from functools import partial
 
 from fastapi import FastAPI
 
 from app import __version__
 from app.errors import install_handlers
 from app.routes import decode, dictionaries, encode, fit, health, inference, jobs
+from app.routes.openapi import document
 from app.services import Services
 from app.settings import Settings
 from app.supervisor import Supervisor
@@ -41,4 +43,5 @@ def create_app(settings: Settings | None = None, *, supervisor: Supervisor | Non
     install_handlers(app)
     for module in (fit, jobs, encode, decode, dictionaries, health, inference):
         app.include_router(module.router)
+    app.openapi = partial(document, app)  # type: ignore[method-assign]
     return app

@@ -2,11 +2,11 @@
 
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints, WithJsonSchema
 
-from app.arrays import Activations, Codes, Concepts
+from app.arrays import Activations, Codes, Concepts, MaybeActivations
 from app.store import DictionaryRecord, Reference, check_name
-from app.worker.messages import Init, Solver
+from app.worker.messages import INIT_METHODS, Dtype, Solver
 
 Name = Annotated[
     str,
@@ -18,11 +18,32 @@ DictionaryReference = Annotated[
     AfterValidator(lambda text: str(Reference.parse(text))),
     Field(description="A dictionary's name (its latest version), or `name@version`.", examples=["digits"]),
 ]
+
+
+def _init(text: str) -> str:
+    """A method, or else a dictionary's reference. A method's name wins over a dictionary of that name."""
+    return text if text in INIT_METHODS else str(Reference.parse(text))
+
+
+Init = Annotated[
+    str,
+    AfterValidator(_init),
+    WithJsonSchema({"anyOf": [{"enum": list(INIT_METHODS)}, {"type": "string"}]}),
+    Field(
+        description="Where D begins: `auto` (which suits the shape), `nndsvda`, `random`, or a dictionary, `name` or "
+        "`name@version`. One that is called like a method is meant with its version alone.",
+        examples=["auto", "digits@1"],
+    ),
+]
 EncodingFormat = Annotated[
     Literal["float", "base64"],
     Field(description="How a JSON answer holds arrays: as numbers, or as base64 text with shape and dtype."),
 ]
 MAX_CONCEPT_LABELS = 10_000  # set by one request
+ComputeDtype = Annotated[
+    Dtype, Field(description="What is computed in and answered in; `float64` where digits matter more than time.")
+]
+Pattern = Annotated[str, StringConstraints(min_length=1, max_length=1024)]
 Clip = Annotated[bool, Field(description="Make negative values zero instead of refusing them.")]
 
 
@@ -40,13 +61,30 @@ class FitParameters(Fields):
     solver: Solver = Field("hals", description="The algorithm; `hals` is the fastest and ends lowest.")
     max_iter: int = Field(500, ge=1, description="Most iterations.")
     tol: float = Field(1e-4, ge=0, le=1, allow_inf_nan=False, description="Relative change of loss at which to stop.")
-    init: Init = Field("auto", description="How D begins; `auto` suits the shape.")
+    init: Init = "auto"
     seed: int = Field(0, ge=0, lt=2**63, description="Seed of what is random; the same seed, the same dictionary.")
 
 
+def _data_or_files(schema: dict[str, Any]) -> None:
+    schema["oneOf"] = [{"required": ["data"]}, {"required": ["files"]}]
+    del schema["properties"]["data"]["default"]
+
+
 class FitRequest(FitParameters):
+    """`data`, or in JSON `files` in its place."""
+
+    model_config = ConfigDict(json_schema_extra=_data_or_files)
+
     clip: Clip = False
-    data: Activations
+    files: list[Pattern] | None = Field(
+        None,
+        min_length=1,
+        max_length=100,
+        description="npy files of the service's data directory, by names or patterns (`*`, `?`, `[…]`, `**`); their "
+        "rows follow each other.",
+        examples=[["layer4/*.npy"]],
+    )
+    data: MaybeActivations = None
 
 
 class EncodeRequest(Fields):
@@ -56,6 +94,7 @@ class EncodeRequest(Fields):
     top_k: int | None = Field(None, ge=1, description="Answer with the largest codes of each row alone; sparse.")
     reconstruct: bool = Field(False, description="Add each row's relative error, ‖a − zD‖ / ‖a‖.")
     encoding_format: EncodingFormat = "float"
+    dtype: ComputeDtype = "float32"
     data: Activations
 
 
@@ -80,7 +119,21 @@ class LabelRequest(Fields):
 class DecodeRequest(Fields):
     dictionary: DictionaryReference
     encoding_format: EncodingFormat = "float"
+    dtype: ComputeDtype = "float32"
     data: Codes
+
+
+class ArrayText(BaseModel):
+    """With `encoding_format` base64: an array's bytes, little-endian and in C order."""
+
+    base64: str
+    shape: list[int]
+    dtype: str
+
+
+Rows = list[list[float]] | ArrayText
+Numbers = list[float] | ArrayText
+Indices = list[int] | ArrayText
 
 
 class WeightsAnswer(BaseModel):
@@ -93,20 +146,18 @@ class EncodeAnswer(BaseModel):
     dictionary: str
     version: int
     converged: bool = Field(description="Whether every row met the tolerance on its KKT residual.")
-    codes: list[list[float]] | None = Field(None, description="(rows, nb_concepts), non-negative.")
-    shape: tuple[int, int] | None = Field(
-        None, description="With `sparse` or `top_k`, instead of `codes`: its shape,"
-    )
-    indptr: list[int] | None = Field(None, description="where each row begins in `indices` and `values`,")
-    indices: list[int] | None = Field(None, description="the concepts used, row after row,")
-    values: list[float] | None = Field(None, description="and their codes.")
-    relative_error: list[float] | None = Field(None, description="With `reconstruct`: of each row.")
+    codes: Rows | None = Field(None, description="(rows, nb_concepts), non-negative.")
+    shape: Indices | None = Field(None, description="With `sparse` or `top_k`, instead of `codes`: its shape,")
+    indptr: Indices | None = Field(None, description="where each row begins in `indices` and `values`,")
+    indices: Indices | None = Field(None, description="the concepts used, row after row,")
+    values: Numbers | None = Field(None, description="and their codes.")
+    relative_error: Numbers | None = Field(None, description="With `reconstruct`: of each row.")
 
 
 class DecodeAnswer(BaseModel):
     dictionary: str
     version: int
-    activations: list[list[float]] = Field(description="(rows, n_features), non-negative.")
+    activations: Rows = Field(description="(rows, n_features), non-negative.")
 
 
 class Progress(BaseModel):

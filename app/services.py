@@ -15,7 +15,7 @@ from app.jobs import Jobs
 from app.settings import Settings
 from app.store import DictionaryRecord, Reference, Store
 from app.supervisor import Supervisor
-from app.worker.messages import Key, Task
+from app.worker.messages import Dtype, Key, Task
 
 
 @dataclass
@@ -34,7 +34,9 @@ class Services:
         self.store = Store(settings.store)
         self.jobs = Jobs(settings.database_url or f"sqlite:///{self.store.private.absolute() / 'jobs.sqlite3'}")
         self.fits = Fits(settings, self.jobs, self.store, self.supervisor)
-        self.batcher = Batcher(self.supervisor, settings.batch_rows, settings.queue_bytes)
+        self.batcher = Batcher(
+            self.supervisor, settings.batch_rows, queue_bytes=settings.queue_bytes, queue_rows=settings.queue_rows
+        )
 
     def open(self) -> None:
         """Open what is on the disk. Raises StoreUnavailable or JobsUnavailable where that cannot be."""
@@ -59,7 +61,8 @@ class Services:
     async def solve(
         self, task: Task, dictionary: str, rows: np.ndarray, *, reconstruct: bool = False
     ) -> tuple[DictionaryRecord, list[np.ndarray]]:
-        """Encode or decode rows on the dictionary that a reference means: its record, and the worker's arrays."""
+        """Encode or decode rows (float32 or float64, in which all is then computed) on the dictionary that
+        a reference means: its record, and the worker's arrays."""
         record = self.store.record(Reference.parse(dictionary))
         takes, gives = record.n_features, record.nb_concepts
         unit = "features"
@@ -68,7 +71,9 @@ class Services:
         if rows.shape[1] != takes:
             told = f"{rows.shape[1]} columns, but dictionary {record.name}@{record.version} has {takes} {unit}"
             raise InvalidFields.at("data", msg=told)
-        return record, await self.batcher.solve(Key(task, record.name, record.version, reconstruct), rows, gives)
+        dtype: Dtype = "float64" if rows.dtype == np.float64 else "float32"
+        key = Key(task, record.name, record.version, reconstruct, dtype)
+        return record, await self.batcher.solve(key, rows, gives)
 
 
 def _of(request: Request) -> Services:

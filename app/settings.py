@@ -7,7 +7,7 @@ import re
 from pathlib import Path
 from typing import Annotated
 
-from pydantic import Field, PositiveFloat, PositiveInt, field_validator
+from pydantic import DirectoryPath, Field, PositiveFloat, PositiveInt, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 MIB = 1024 * 1024
@@ -21,6 +21,9 @@ class Settings(BaseSettings):
     host: str = Field("127.0.0.1", description="Address to listen on; beyond loopback only if you say so.")
     port: Annotated[int, Field(ge=0, le=65535)] = Field(8000, description="Port to listen on; 0 takes a free one.")
     store: Path = Field(Path("models"), description="Directory of the dictionaries (the model store).")
+    data_dir: DirectoryPath | None = Field(
+        None, description="Directory whose npy files fits may name (`files`); none may where it is not set."
+    )
     database_url: str | None = Field(
         None, description="SQLAlchemy URL of the jobs' database; by default an SQLite file inside the store."
     )
@@ -34,6 +37,8 @@ class Settings(BaseSettings):
         64 * MIB, description="Largest JSON body (it is parsed in memory; send npy for more)."
     )
     max_rows: PositiveInt = Field(10_000_000, description="Most rows of activations or codes in a request.")
+    max_files: PositiveInt = Field(1000, description="Most files of a fit.")
+    max_file_rows: PositiveInt = Field(100_000_000, description="Most rows of the files of a fit, together.")
     max_features: PositiveInt = Field(65_536, description="Most features (columns) of activations.")
     max_concepts: PositiveInt = Field(16_384, description="Most concepts of a dictionary.")
     max_iterations: PositiveInt = Field(100_000, description="Largest `max_iter` of a fit.")
@@ -43,6 +48,7 @@ class Settings(BaseSettings):
         1024 * MIB,
         description="Most bytes of requests and their answers waiting for the worker; past it, 503.",
     )
+    queue_rows: PositiveInt = Field(1_000_000, description="Most rows waiting for the worker; past it, 503.")
     queue_jobs: PositiveInt = Field(1000, description="Most fits waiting for the worker; past it, 503.")
     cache_bytes: PositiveInt = Field(
         2048 * MIB, description="Most bytes of prepared dictionaries kept by the worker."

@@ -2,13 +2,15 @@
 
 import hashlib
 import os
-from collections.abc import Iterable
+import shutil
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from app.errors import StoreFull
 from app.formats import npy_format
 from app.store import Store, fsync_directory, owner_of, store_errors
 
@@ -28,6 +30,11 @@ class Staged:
 
     def as_record(self) -> dict[str, Any]:
         return vars(self).copy()
+
+    @property
+    def identity(self) -> list[Any]:
+        """What tells two requests apart."""
+        return [self.sha256, self.rows]
 
 
 class Uploads:
@@ -64,6 +71,42 @@ class Uploads:
             n_features=A.shape[1],
             sha256=_sha256(A),
         )
+
+    def require_room(self, rows: int, n_features: int) -> None:
+        """Raises StoreFull where the disk has no room for so many activations."""
+        with store_errors():
+            free = shutil.disk_usage(self._store.activations).free
+        needed = rows * n_features * np.dtype(np.float32).itemsize
+        if needed > free:
+            raise StoreFull(
+                f"{rows} rows of {n_features} features take {needed} bytes in the store, which has {free}"
+            )
+
+    def stage_blocks(
+        self, file: str, rows: int, n_features: int, blocks: Iterable[np.ndarray], stopped: Callable[[], bool]
+    ) -> Staged | None:
+        """Activations that come in blocks of rows, made durable one by one; None once ``stopped`` says so.
+
+        Raises:
+            Whatever ``blocks`` raises; StoreUnavailable, StoreFull.
+        """
+        self.require_room(rows, n_features)
+        path, digest = self.path(file), hashlib.sha256()
+        path.unlink(missing_ok=True)  # what an earlier attempt left
+        with store_errors(), path.open("xb") as staged:
+            header = {"descr": "<f4", "fortran_order": False, "shape": (rows, n_features)}
+            np.lib.format.write_array_header_1_0(staged, header)
+            data_offset = staged.tell()
+            for block in blocks:
+                if stopped():
+                    return None
+                staged.write(block.data)
+                digest.update(block.data)
+            staged.flush()
+            os.fsync(staged.fileno())
+        with store_errors():
+            fsync_directory(path.parent)
+        return Staged(file, data_offset, rows, n_features, digest.hexdigest())
 
     def discard(self, file: str) -> None:
         self.path(file).unlink(missing_ok=True)

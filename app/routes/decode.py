@@ -4,7 +4,8 @@ from fastapi import APIRouter, Request, Response
 
 from app.bodies import read_payload
 from app.formats.answer import Scalar
-from app.routes.openapi import BINARY, array_body, problems
+from app.routes import examples
+from app.routes.openapi import array_answers, array_body, problems
 from app.schemas import DecodeAnswer, DecodeRequest
 from app.services import ServicesDep
 
@@ -16,10 +17,10 @@ router = APIRouter(tags=["encode and decode"])
     summary="Decode codes on a dictionary",
     response_class=Response,
     responses={
-        200: {"model": DecodeAnswer, "content": {"application/x-npy": {"schema": BINARY}}},
+        **array_answers(DecodeAnswer),
         **problems(400, 404, 406, 413, 415, 422, 503),
     },
-    openapi_extra=array_body(DecodeRequest),
+    openapi_extra=array_body(DecodeRequest, examples.DECODE, examples.DECODE_CSV),
 )
 async def decode(request: Request, services: ServicesDep) -> Response:
     """Z·D."""

@@ -11,8 +11,9 @@ from fastapi import APIRouter, Header, Request, Response
 from app import __version__
 from app.bodies import array_answer, read_fields, read_payload
 from app.errors import DictionaryDamaged, InvalidFields, UnknownDictionary
-from app.formats import FORMATS, NPY, answer_format
-from app.routes.openapi import BINARY, array_body, json_body, problems
+from app.formats import NPY, answer_format
+from app.routes import examples
+from app.routes.openapi import array_answers, array_body, json_body, problems
 from app.schemas import DictionaryList, ImportRequest, LabelRequest, WeightsAnswer
 from app.services import Services, ServicesDep
 from app.store import DictionaryRecord, Labels, Reference
@@ -31,12 +32,14 @@ router = APIRouter(prefix="/dictionaries", tags=["dictionaries"])
     "",
     summary="The latest version of every dictionary",
     response_model_exclude={
-        "dictionaries": {"__all__": {"loss_history": True, "concept_labels": True, "metrics": {"energy"}}}
+        "dictionaries": {
+            "__all__": {"loss_history": True, "concept_labels": True, "metrics": {"energy"}, "data": {"files"}}
+        }
     },
 )
 def list_dictionaries(services: ServicesDep) -> DictionaryList:
-    """Without what grows with the dictionary, which is told of one at a time. A damaged version is left out of the
-    list, and told of when it is asked for."""
+    """Without what grows with a dictionary or its data, which is told of one at a time. A damaged version is left
+    out of the list, and told of when it is asked for."""
     found = []
     for name in services.store.names():
         try:
@@ -66,7 +69,7 @@ def get_dictionary(reference: str, services: ServicesDep, if_none_match: IfNoneM
     summary="D itself",
     response_class=Response,
     responses={
-        200: {"model": WeightsAnswer, "content": {f.media_types[0]: {"schema": BINARY} for f in FORMATS[1:]}},
+        **array_answers(WeightsAnswer),
         304: {"description": "It is as it was (If-None-Match)."},
         **problems(404, 406, 422, 500),
     },
@@ -90,7 +93,7 @@ def get_weights(
     status_code=201,
     summary="Import a dictionary made elsewhere",
     responses=problems(400, 413, 415, 422, 503, 507),
-    openapi_extra=array_body(ImportRequest),
+    openapi_extra=array_body(ImportRequest, examples.IMPORT, examples.IMPORT_CSV),
 )
 async def import_dictionary(
     reference: str, request: Request, response: Response, services: ServicesDep
@@ -120,7 +123,7 @@ async def import_dictionary(
     "/{reference}",
     summary="Label a dictionary and its concepts",
     responses=problems(400, 404, 413, 415, 422, 500, 503, 507),
-    openapi_extra={"requestBody": json_body(LabelRequest)},
+    openapi_extra={"requestBody": json_body(LabelRequest, examples.LABELS)},
 )
 async def label_dictionary(reference: str, request: Request, services: ServicesDep) -> DictionaryRecord:
     """Labels that are given are set, null removes one, others stay. The dictionary itself never changes."""

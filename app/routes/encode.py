@@ -4,7 +4,8 @@ from fastapi import APIRouter, Request, Response
 
 from app.bodies import read_payload
 from app.formats.answer import Scalar
-from app.routes.openapi import BINARY, array_body, problems
+from app.routes import examples
+from app.routes.openapi import array_answers, array_body, problems
 from app.schemas import EncodeAnswer, EncodeRequest
 from app.services import ServicesDep
 from app.sparse import compressed_rows
@@ -17,10 +18,10 @@ router = APIRouter(tags=["encode and decode"])
     summary="Encode activations on a dictionary",
     response_class=Response,
     responses={
-        200: {"model": EncodeAnswer, "content": {"application/x-npy": {"schema": BINARY}}},
+        **array_answers(EncodeAnswer),
         **problems(400, 404, 406, 413, 415, 422, 503),
     },
-    openapi_extra=array_body(EncodeRequest),
+    openapi_extra=array_body(EncodeRequest, examples.ENCODE, examples.ENCODE_CSV),
 )
 async def encode(request: Request, services: ServicesDep) -> Response:
     """Non-negative least squares of A on the fixed D, row by row: the same row gets the same codes in any batch."""

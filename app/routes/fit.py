@@ -2,16 +2,21 @@
 
 import asyncio
 import re
+from pathlib import Path
 from typing import Annotated
 
 from fastapi import APIRouter, Header, Request, Response
 
 from app.bodies import read_payload
+from app.data_files import Named
 from app.errors import InvalidFields
+from app.fits import Fits
 from app.jobs import ENDED
+from app.routes import examples
 from app.routes.openapi import array_body, problems
 from app.schemas import FitRequest, Job
 from app.services import ServicesDep
+from app.uploads import Staged
 
 router = APIRouter(tags=["fit"])
 
@@ -27,7 +32,7 @@ _WAIT = re.compile(r"\bwait=(\d{1,9})\b")  # RFC 7240
         200: {"model": Job, "description": "The job has ended."},
         **problems(400, 406, 413, 415, 422, 503, 507),
     },
-    openapi_extra=array_body(FitRequest),
+    openapi_extra=array_body(FitRequest, examples.FIT, examples.FIT_CSV),
 )
 async def fit(
     request: Request,
@@ -44,13 +49,13 @@ async def fit(
     uploads = services.fits.uploads
     upload = uploads.new_path()
     try:
-        payload = await read_payload(request, FitRequest, services.settings, upload)
-        if payload.fields.nb_concepts > services.settings.max_concepts:
+        fields = (await read_payload(request, FitRequest, services.settings, upload)).fields
+        if fields.nb_concepts > services.settings.max_concepts:
             raise InvalidFields.at("nb_concepts", msg=f"at most {services.settings.max_concepts}")
-        if payload.fields.max_iter > services.settings.max_iterations:
+        if fields.max_iter > services.settings.max_iterations:
             raise InvalidFields.at("max_iter", msg=f"at most {services.settings.max_iterations}")
-        staged = await asyncio.to_thread(uploads.stage, payload.fields.data, upload)
-        job = await services.fits.submit(payload.fields, staged, idempotency_key)
+        data = await asyncio.to_thread(_data, services.fits, fields, upload)
+        job = await services.fits.submit(fields, data, idempotency_key)
     except BaseException:
         uploads.discard(upload.name)
         raise
@@ -64,3 +69,16 @@ async def fit(
     else:
         response.headers["Retry-After"] = "1"
     return job
+
+
+def _data(fits: Fits, fields: FitRequest, upload: Path) -> Staged | Named:
+    """The activations of a request, staged; or those that its files name, their headers checked."""
+    if fields.files is None:
+        if fields.data is None:
+            raise InvalidFields.at("data", msg="required, or `files` in its place")
+        return fits.uploads.stage(fields.data, upload)
+    if fields.data is not None:
+        raise InvalidFields.at("files", msg="only without `data`: a fit has one or the other")
+    named = fits.data_files.find(fields.files, clip=fields.clip, stage_as=upload.name)
+    fits.uploads.require_room(named.rows, named.n_features)
+    return named

@@ -1,19 +1,29 @@
-"""What the OpenAPI document says of bodies that the routes read themselves."""
+"""What the OpenAPI document says of bodies that the routes read and write themselves."""
 
 from typing import Any
 
 import msgspec
+from fastapi import FastAPI
+from fastapi.openapi.utils import get_openapi
 
 from app.bodies import ARRAY_FIELD
-from app.formats import FORMATS
+from app.formats import CSV, FORMATS, JSON, NPY, SAFETENSORS
+from app.routes.examples import Examples
 from app.schemas import Fields, ProblemAnswer
 
-PROBLEM = {"model": ProblemAnswer, "content": {"application/problem+json": {}}}
+PROBLEM_TYPE = "application/problem+json"
+JSON_ALONE = {"files"}  # fields that stand in the data's place, in a JSON body
 BINARY = {"type": "string", "format": "binary"}
+SCHEMAS = {
+    NPY.name: BINARY | {"description": "An array as `numpy.save` writes it; little-endian float32 is fastest."},
+    SAFETENSORS.name: BINARY | {"description": f"A tensor `{ARRAY_FIELD}`, or the only one; answers name theirs."},
+    CSV.name: {"type": "string", "description": "A row a line; a body may begin with a header line."},
+}
 
 
-def json_body(model: type[Fields]) -> dict[str, Any]:
-    return {"required": True, "content": {"application/json": {"schema": model.model_json_schema()}}}
+def json_body(model: type[Fields], examples: Examples) -> dict[str, Any]:
+    content = {JSON.media_types[0]: {"schema": model.model_json_schema(), "examples": examples}}
+    return {"required": True, "content": content}
 
 
 def struct_schema(struct: type[msgspec.Struct]) -> dict[str, Any]:
@@ -33,12 +43,18 @@ def struct_schema(struct: type[msgspec.Struct]) -> dict[str, Any]:
     return whole
 
 
-def array_body(model: type[Fields]) -> dict[str, Any]:
-    """A body in any format: as JSON the whole model, else the array, the other fields being query parameters."""
+def array_body(model: type[Fields], examples: Examples, csv: str) -> dict[str, Any]:
+    """A body in any format: as JSON the whole model, else the array, the other fields being query parameters.
+
+    Args:
+        examples: of JSON bodies, by name.
+        csv: an example of a CSV body.
+    """
+    body = json_body(model, examples)
+    body["content"].update(_content())
+    body["content"][CSV.media_types[0]]["example"] = csv
     schema = model.model_json_schema()
-    properties, required = schema["properties"], schema.get("required", [])
-    content: dict[str, Any] = {"application/json": {"schema": schema}}
-    content.update({f.media_types[0]: {"schema": BINARY} for f in FORMATS if not f.carries_fields})
+    required = schema.get("required", [])
     parameters = [
         {
             "name": name,
@@ -48,11 +64,42 @@ def array_body(model: type[Fields]) -> dict[str, Any]:
             "description": f"{told.get('description', '')} Only with a body that is not JSON"
             + (", and then required." if name in required else "."),
         }
-        for name, told in properties.items()
-        if name != ARRAY_FIELD
+        for name, told in schema["properties"].items()
+        if name not in JSON_ALONE | {ARRAY_FIELD}
     ]
-    return {"requestBody": {"required": True, "content": content}, "parameters": parameters}
+    return {"requestBody": body, "parameters": parameters}
+
+
+def array_answers(model: type[Any]) -> dict[int | str, dict[str, Any]]:
+    """An answer with arrays in any format; as JSON the whole model."""
+    return {200: {"model": model, "content": _content()}}
 
 
 def problems(*statuses: int) -> dict[int | str, dict[str, Any]]:
-    return {status: dict(PROBLEM) for status in statuses}
+    return {status: {"model": ProblemAnswer} for status in statuses}
+
+
+def document(app: FastAPI) -> dict[str, Any]:
+    """The OpenAPI document, in which problems have the media type that they are sent with."""
+    if app.openapi_schema is None:
+        told = get_openapi(title=app.title, version=app.version, description=app.description, routes=app.routes)
+        for operations in told["paths"].values():
+            for operation in operations.values():
+                for status, response in operation["responses"].items():
+                    if status >= "400":
+                        _as_problem(response)
+        for unused in ("HTTPValidationError", "ValidationError"):
+            told["components"]["schemas"].pop(unused, None)
+        app.openapi_schema = told
+    return app.openapi_schema
+
+
+def _as_problem(response: dict[str, Any]) -> None:
+    """FastAPI files every model under application/json, and its own kind of 422 where a route tells of none."""
+    if "content" in response:
+        schema = {"$ref": "#/components/schemas/ProblemAnswer"}
+        response["content"] = {PROBLEM_TYPE: {"schema": schema}}
+
+
+def _content() -> dict[str, Any]:
+    return {f.media_types[0]: {"schema": SCHEMAS[f.name]} for f in FORMATS if f is not JSON}

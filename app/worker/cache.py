@@ -1,17 +1,18 @@
-"""Prepared dictionaries, kept by use and bounded in bytes."""
+"""Prepared dictionaries, kept by use and bounded in bytes; one prepared in two dtypes is kept twice."""
 
 from collections import OrderedDict
 from collections.abc import Callable
 
+from app.worker.messages import Dtype
 from core import Dictionary
 
-Key = tuple[str, int]
+Key = tuple[str, int, Dtype]
 
 
 class DictionaryCache:
     """The least recently used goes first when the bytes run out; the one in use always stays."""
 
-    def __init__(self, max_bytes: int, prepare: Callable[[str, int], Dictionary]) -> None:
+    def __init__(self, max_bytes: int, prepare: Callable[[str, int, Dtype], Dictionary]) -> None:
         self._max_bytes = max_bytes
         self._prepare = prepare
         self._prepared: OrderedDict[Key, Dictionary] = OrderedDict()
@@ -20,10 +21,10 @@ class DictionaryCache:
     def __len__(self) -> int:
         return len(self._prepared)
 
-    def get(self, name: str, version: int) -> Dictionary:
-        key = (name, version)
+    def get(self, name: str, version: int, dtype: Dtype) -> Dictionary:
+        key = (name, version, dtype)
         if key not in self._prepared:
-            self._prepared[key] = self._prepare(name, version)
+            self._prepared[key] = self._prepare(name, version, dtype)
             self.nbytes += self._prepared[key].nbytes
             while self.nbytes > self._max_bytes and len(self._prepared) > 1:
                 _, evicted = self._prepared.popitem(last=False)

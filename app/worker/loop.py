@@ -18,12 +18,13 @@ import torch
 
 import core
 from app import __version__
-from app.store import Store
+from app.store import Reference, Store
 from app.worker import frames
 from app.worker.cache import DictionaryCache
 from app.worker.messages import (
     CancelFit,
     Configure,
+    Dtype,
     Failed,
     Fit,
     FitCancelled,
@@ -43,6 +44,7 @@ logger = logging.getLogger("dictserve.worker")
 
 # However fast encodes come, a fit gets its slice and the supervisor its heartbeat after so many.
 FRAMES_A_TURN = 8
+DTYPES: dict[Dtype, torch.dtype] = {"float32": torch.float32, "float64": torch.float64}
 PROGRESS_SECONDS = 0.1  # between two progress messages
 
 
@@ -97,7 +99,7 @@ class Worker:
 
     def _solve(self, solve: Solve, rows: np.ndarray) -> None:
         try:
-            dictionary = self._cache.get(solve.key.name, solve.key.version)
+            dictionary = self._cache.get(solve.key.name, solve.key.version, solve.key.dtype)
             given = torch.from_numpy(rows)
             if solve.key.task == "encode":
                 encoded = dictionary.encode(given)
@@ -111,8 +113,9 @@ class Worker:
         else:
             self._send(Solved(solve.id), *answer)
 
-    def _prepare(self, name: str, version: int) -> Dictionary:
-        return Dictionary(torch.from_numpy(self._store.load(name, version)), device=self._device)
+    def _prepare(self, name: str, version: int, dtype: Dtype) -> Dictionary:
+        weights = torch.from_numpy(self._store.load(name, version))
+        return Dictionary(weights, device=self._device, dtype=DTYPES[dtype])
 
     # -- fit ----------------------------------------------------------------------------------------------
 
@@ -141,9 +144,10 @@ class Worker:
             init=None if fit.init == "auto" else fit.init,
             seed=fit.seed,
         )
+        start = None if fit.start is None else self._store.load(*self._store.resolve(Reference.parse(fit.start)))
         latest = None
         next_telling = started
-        for latest in nmf.fit_steps(A, max_iter=fit.max_iter):
+        for latest in nmf.fit_steps(A, max_iter=fit.max_iter, D=start):
             if time.monotonic() >= next_telling:
                 next_telling = time.monotonic() + PROGRESS_SECONDS
                 self._send(_progress(fit.job, latest, started))
@@ -203,10 +207,10 @@ def _array(tensor: torch.Tensor) -> np.ndarray:
 
 
 def _relative_errors(A: torch.Tensor, approximation: torch.Tensor) -> torch.Tensor:
-    """‖a − zD‖ / ‖a‖ of each row, float32; 0 for an all-zero row. In float64, whose range squares stay in."""
+    """‖a − zD‖ / ‖a‖ of each row, in A's dtype; 0 for an all-zero row. In float64, whose range squares stay in."""
     norms = torch.linalg.vector_norm(A, dim=1, dtype=torch.float64)
     errors = torch.linalg.vector_norm(A - approximation.cpu(), dim=1, dtype=torch.float64)
-    return torch.where(norms > 0, errors / norms, 0).float()
+    return torch.where(norms > 0, errors / norms, 0).to(A.dtype)
 
 
 def _failed(task: int | str, error: Exception) -> Failed:

@@ -1,12 +1,14 @@
 """What the service and its worker say to each other. Arrays travel beside a message, not in it."""
 
-from typing import Literal
+from typing import Literal, get_args
 
 import msgspec
 
 Task = Literal["encode", "decode"]
+Dtype = Literal["float32", "float64"]
 Solver = Literal["hals", "mu", "pgd", "anls"]
-Init = Literal["auto", "nndsvda", "random"]
+InitMethod = Literal["auto", "nndsvda", "random"]
+INIT_METHODS: tuple[InitMethod, ...] = get_args(InitMethod)
 
 
 class Message(msgspec.Struct, tag=True, frozen=True):
@@ -20,6 +22,7 @@ class Key(msgspec.Struct, frozen=True):
     name: str
     version: int
     reconstruct: bool = False  # tell each row's relative error, too
+    dtype: Dtype = "float32"  # of the rows, the arithmetic and the answer
 
 
 # -- to the worker ----------------------------------------------------------------------------------------
@@ -42,7 +45,10 @@ class Solve(Message, frozen=True):
 
 
 class Fit(Message, frozen=True):
-    """Fit a dictionary to the activations in a file: float32, C order, from ``data_offset`` on."""
+    """Fit a dictionary to the activations in a file: float32, C order, from ``data_offset`` on.
+
+    ``start`` is the dictionary to start from, as ``name@version``; ``init`` says how to start where there is none.
+    """
 
     job: str
     path: str
@@ -53,8 +59,9 @@ class Fit(Message, frozen=True):
     solver: Solver
     max_iter: int
     tol: float
-    init: Init
+    init: InitMethod
     seed: int
+    start: str | None = None
 
 
 class CancelFit(Message, frozen=True):
@@ -78,7 +85,7 @@ class Heartbeat(Message, frozen=True):
 
 class Solved(Message, frozen=True):
     """Arrays: the answer's rows; of an encode also whether each row converged (uint8), and with ``reconstruct`` each
-    row's relative error (float32)."""
+    row's relative error."""
 
     id: int
 

@@ -4,6 +4,7 @@ import io
 
 import numpy as np
 import pytest
+import safetensors.numpy
 from fastapi.testclient import TestClient
 
 from app.store import Store
@@ -129,3 +130,35 @@ def test_a_damaged_version_is_refused_and_hides_no_other(client: TestClient, sto
     assert (damaged.status_code, damaged.json()["type"]) == (500, "dictionary-damaged")
     assert "SHA-256" in damaged.json()["detail"]
     assert client.post("/encode", json={"dictionary": "digits@1", "data": A.tolist()}).status_code == 200
+
+
+def test_float64_on_request(client: TestClient, digits: str) -> None:
+    """A value that float32 rounds comes back whole, in every format."""
+    A64 = np.array([[1 + 1e-12, 2, 3, 4]])
+    Z64 = A64 @ D.T.astype(np.float64)
+    fields = {"dictionary": digits, "dtype": "float64"}
+    as_json = client.post("/encode", json={**fields, "data": A64.tolist()})
+    assert as_json.json()["codes"] == Z64.tolist()
+    assert client.post("/encode", json={"dictionary": digits, "data": A64.tolist()}).json()["codes"] != Z64.tolist()
+    as_text = client.post("/encode", json={**fields, "data": A64.tolist(), "encoding_format": "base64"}).json()
+    assert as_text["codes"]["dtype"] == "float64"
+    for accept, read in {
+        "application/x-npy": lambda body: np.load(io.BytesIO(body)),
+        "application/vnd.safetensors": lambda body: safetensors.numpy.load(body)["codes"],
+        "text/csv": lambda body: np.loadtxt(io.BytesIO(body), delimiter=",", ndmin=2),
+    }.items():
+        answer = client.post("/encode", params=fields, content=npy(A64), headers={"accept": accept})
+        codes = read(answer.content)
+        assert codes.dtype == np.float64
+        np.testing.assert_array_equal(codes, Z64)
+    decoded = client.post("/decode", params=fields, content=npy(Z64))
+    np.testing.assert_array_equal(np.load(io.BytesIO(decoded.content)), Z64 @ D.astype(np.float64))
+
+
+def test_float64_has_its_own_range(client: TestClient, digits: str) -> None:
+    data = [[1e39, 0, 0, 0]]
+    assert client.post("/encode", json={"dictionary": digits, "data": data}).status_code == 422
+    answer = client.post("/encode", json={"dictionary": digits, "data": data, "dtype": "float64"})
+    assert answer.json()["codes"] == [[1e39, 0]]
+    refused = client.post("/encode", json={"dictionary": digits, "data": data, "dtype": "float16"})
+    assert (refused.status_code, refused.json()["errors"][0]["loc"]) == (422, ["dtype"])

@@ -13,7 +13,7 @@ from app.worker import frames
 from app.worker.messages import Failed, Fit, FitProgress, Key, Message, Ready, Solve, Solved
 
 MESSAGES: list[Message] = [
-    Solve(1, Key("encode", "digits", 3, True)),
+    Solve(1, Key("encode", "digits", 3, True, "float64")),
     Solved(2**60),
     Failed("job", "NegativeValues", "ä"),
     Ready("cuda:0", {"torch": "2"}),

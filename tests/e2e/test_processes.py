@@ -139,6 +139,7 @@ def test_a_start_that_cannot_be_says_why_in_a_line(tmp_path: Path) -> None:
         (["--port", "99999"], {}, "setting port"),
         ([], {"DICTSERVE_MAX_ROWS": "many"}, "setting max_rows"),
         ([], {"DICTSERVE_DEVICES": "tpu"}, "setting devices"),
+        ([], {"DICTSERVE_DATA_DIR": str(tmp_path / "file")}, "setting data_dir"),
     ]
     for options, environment, said in bad:
         command = [sys.executable, "-m", "app", "serve", "--port", "0", "--store", str(tmp_path / "m"), *options]

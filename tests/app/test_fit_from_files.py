@@ -1,0 +1,359 @@
+"""``files`` of ``/fit``: what may be named, what is checked when, and what comes of files that change."""
+
+import os
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from fastapi.testclient import TestClient
+
+from app import data_files
+from app.main import create_app
+from app.settings import Settings
+from app.store import Store
+from tests.app.conftest import WorkerDouble, publish
+from tests.app.test_fit_jobs import ended
+
+A = np.arange(40, dtype=np.float32).reshape(10, 4)
+FIT = {"name": "layer4", "nb_concepts": 2, "files": ["layer4/*.npy"]}
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Path:
+    """A data directory with two files, and things beside them."""
+    data = tmp_path / "data"
+    (data / "layer4" / "deep").mkdir(parents=True)
+    np.save(data / "layer4" / "b.npy", A[6:])
+    np.save(data / "layer4" / "a.npy", A[:6])
+    (data / "layer4" / "notes.txt").write_text("no activations")
+    np.save(tmp_path / "secret.npy", A)
+    return data
+
+
+@pytest.fixture
+def settings(tmp_path: Path, data: Path) -> Settings:
+    return Settings(store=tmp_path / "models", progress_interval_seconds=0.01, data_dir=data, max_files=3)
+
+
+def staged(worker: WorkerDouble) -> np.ndarray:
+    """What the worker was given: a copy, of the file that goes with the job's end."""
+    deadline = time.monotonic() + 5
+    while not worker.fits and time.monotonic() < deadline:
+        time.sleep(0.01)
+    fit = worker.fits[-1]
+    return np.fromfile(fit.path, np.float32, offset=fit.data_offset).reshape(fit.rows, fit.n_features)
+
+
+def test_rows_of_the_files_follow_each_other(client: TestClient, worker: WorkerDouble, store: Store) -> None:
+    worker.fits_hang = True
+    answer = client.post("/fit", json=FIT)
+    assert answer.status_code == 202, answer.text
+    assert answer.json()["parameters"]["files"] == ["layer4/*.npy"]
+    np.testing.assert_array_equal(staged(worker), A)
+    assert client.delete(f"/jobs/{answer.json()['id']}").json()["state"] == "cancelled"
+    assert list(store.activations.iterdir()) == []
+
+
+def test_the_dictionary_tells_its_files(client: TestClient) -> None:
+    job = ended(client, client.post("/fit", json=FIT).json()["id"])
+    assert (job["state"], job["version"]) == ("succeeded", 1), job
+    told = client.get("/dictionaries/layer4").json()
+    assert told["data"]["files"] == [{"name": "layer4/a.npy", "rows": 6}, {"name": "layer4/b.npy", "rows": 4}]
+    upload = client.post("/fit", json={"name": "sent", "nb_concepts": 2, "data": A.tolist()})
+    ended(client, upload.json()["id"])
+    assert client.get("/dictionaries/sent").json()["data"]["sha256"] == told["data"]["sha256"]
+    (listed, _) = client.get("/dictionaries").json()["dictionaries"]
+    assert "files" not in listed["data"]
+
+
+@pytest.mark.parametrize("slice_bytes", [1, 40, 2**20])
+@pytest.mark.parametrize(
+    "saved",
+    [
+        A.astype(np.float64),
+        A.astype(np.float16),
+        A.astype(np.uint8),
+        A.astype(">f4"),
+        A.astype(">f8"),
+        np.asfortranarray(A),
+        np.asfortranarray(A.astype(np.int64)),
+    ],
+    ids=["float64", "float16", "uint8", "big-endian", "big-endian float64", "fortran", "fortran int64"],
+)
+def test_dtypes_and_orders(
+    client: TestClient,
+    data: Path,
+    worker: WorkerDouble,
+    saved: np.ndarray,
+    slice_bytes: int,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(data_files, "SLICE_BYTES", slice_bytes)
+    worker.fits_hang = True
+    np.save(data / "one.npy", saved)
+    assert client.post("/fit", json=FIT | {"files": ["one.npy"]}).status_code == 202
+    np.testing.assert_array_equal(staged(worker), A)
+
+
+@pytest.mark.parametrize(
+    ("patterns", "names"),
+    [
+        (["layer4/b.npy", "layer4/*.npy"], ["layer4/b.npy", "layer4/a.npy"]),
+        (["**/*.npy"], ["layer4/a.npy", "layer4/b.npy", "layer4/deep/c.npy"]),
+        (["layer4/?.npy"], ["layer4/a.npy", "layer4/b.npy"]),
+        (["layer4/[bc].npy"], ["layer4/b.npy"]),
+        (["./layer4//a.npy"], ["layer4/a.npy"]),
+        (["link/a.npy"], ["link/a.npy"]),
+    ],
+)
+def test_patterns(client: TestClient, data: Path, patterns: list[str], names: list[str]) -> None:
+    np.save(data / "layer4" / "deep" / "c.npy", A)
+    (data / "link").symlink_to("layer4")  # within the directory
+    job = ended(client, client.post("/fit", json=FIT | {"files": patterns}).json()["id"])
+    assert job["state"] == "succeeded", job
+    assert [file["name"] for file in client.get("/dictionaries/layer4").json()["data"]["files"]] == names
+
+
+@pytest.mark.parametrize(
+    ("pattern", "said"),
+    [
+        ("../secret.npy", "without `..`"),
+        ("layer4/../../secret.npy", "without `..`"),
+        ("layer4/../a.npy", "without `..`"),
+        ("/etc/passwd", "relative to the data directory"),
+        ("{data}/layer4/a.npy", "relative to the data directory"),
+        ("a\0b", "relative to the data directory"),
+        (".", "relative to the data directory"),
+        ("", "at least 1 character"),
+        ("x" * 1025, "at most 1024"),
+        ("x" * 300, "File name too long"),
+        ("a**", "'a**'"),
+        ("nothing/*.npy", "'nothing/*.npy' matches no file"),
+        ("layer4/deep", "matches no file"),
+        ("layer4/pipe.npy", "matches no file"),
+        ("out.npy", "out.npy leads out of the data directory"),
+        ("out/secret.npy", "leads out of the data directory"),
+        ("*/secret.npy", "leads out of the data directory"),
+        ("twice.npy", "leads out of the data directory"),
+        ("layer4/notes.txt", "layer4/notes.txt: this is not an npy"),
+        ("many/*", "more than 3 files"),
+        ("cut.npy", "cut.npy: its header tells of shape (10, 4)"),
+        ("flat.npy", "flat.npy: activations have 1 dimensions"),
+        ("empty.npy", "empty.npy: activations are empty"),
+        ("complex.npy", "complex.npy: npy dtype '<c8' is not read"),
+    ],
+)
+def test_what_may_not_be_named(
+    client: TestClient, data: Path, tmp_path: Path, store: Store, pattern: str, said: str
+) -> None:
+    (data / "out.npy").symlink_to(tmp_path / "secret.npy")
+    (data / "out").symlink_to(tmp_path)
+    (data / "twice.npy").symlink_to("out.npy")
+    os.mkfifo(data / "layer4" / "pipe.npy")
+    (data / "many").mkdir()
+    for index in range(5):
+        np.save(data / "many" / f"{index}.npy", A)
+    (data / "cut.npy").write_bytes((data / "many" / "0.npy").read_bytes()[:-1])
+    np.save(data / "flat.npy", A[0])
+    np.save(data / "empty.npy", A[:0])
+    np.save(data / "complex.npy", A.astype(np.complex64))
+    answer = client.post("/fit", json=FIT | {"files": [pattern.format(data=data)]})
+    problem = answer.json()
+    assert (answer.status_code, problem["errors"][0]["loc"][0]) == (422, "files"), problem
+    assert said in problem["detail"], problem
+    assert client.get("/jobs").json()["jobs"] == []
+    assert list(store.activations.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("fields", "said"),
+    [
+        ({"files": []}, "at least 1 item"),
+        ({"files": "layer4/a.npy"}, "valid list"),
+        ({"files": [3]}, "valid string"),
+        ({"files": ["a"] * 101}, "at most 100 items"),
+        ({"data": A.tolist()}, "only without `data`"),
+        ({"files": ["layer4/*.npy", "wide.npy"]}, "wide.npy has 5 columns, but layer4/a.npy has 4"),
+        ({"files": ["layer4/*.npy", "long.npy"]}, "more than 1000 rows"),
+        ({"init": "digits"}, "4 columns, but dictionary digits@1, to start from, has 3 features"),
+    ],
+)
+def test_what_does_not_go_together(
+    settings: Settings, worker: WorkerDouble, data: Path, fields: dict[str, object], said: str
+) -> None:
+    np.save(data / "wide.npy", np.ones((2, 5), np.float32))
+    np.save(data / "long.npy", np.ones((1000, 4), np.float32))
+    settings = settings.model_copy(update={"max_file_rows": 1000})
+    with TestClient(create_app(settings, supervisor=worker)) as client:
+        publish(Store(settings.store), "digits", np.ones((2, 3), np.float32))
+        answer = client.post("/fit", json=FIT | fields)
+        assert answer.status_code == 422, answer.text
+        assert said in answer.json()["detail"]
+        assert client.get("/jobs").json()["jobs"] == []
+
+
+def test_neither_data_nor_files(client: TestClient) -> None:
+    answer = client.post("/fit", json={"name": "a", "nb_concepts": 2})
+    assert (answer.status_code, answer.json()["errors"][0]["loc"]) == (422, ["data"])
+
+
+def test_off_by_default(settings: Settings, worker: WorkerDouble) -> None:
+    with TestClient(create_app(settings.model_copy(update={"data_dir": None}), supervisor=worker)) as client:
+        answer = client.post("/fit", json=FIT)
+        assert (answer.status_code, answer.json()["errors"][0]["loc"]) == (422, ["files"])
+        assert "DICTSERVE_DATA_DIR" in answer.json()["detail"]
+
+
+def test_more_than_the_disk_has_room_for(client: TestClient, data: Path, store: Store) -> None:
+    """A sparse file: it claims 400 GB of zeros and takes no room itself."""
+    shape = (100_000_000, 10_000)
+    with (data / "huge.npy").open("wb") as file:
+        np.lib.format.write_array_header_1_0(file, {"descr": "|u1", "fortran_order": False, "shape": shape})
+        file.truncate(file.tell() + shape[0] * shape[1])
+    answer = client.post("/fit", json=FIT | {"files": ["huge.npy"]})
+    assert (answer.status_code, answer.json()["type"]) == (507, "store-full"), answer.text
+    assert list(store.activations.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("value", "said"),
+    [
+        (np.nan, "1 NaN or infinite value, the first (nan) at row 3, column 2"),
+        (np.inf, "1 NaN or infinite value, the first (inf) at row 3, column 2"),
+        (-1.5, "1 negative value, the first (-1.5) at row 3, column 2"),
+        (1e300, "1 value that float32 cannot hold, the first (1e+300) at row 3, column 2"),
+    ],
+)
+@pytest.mark.parametrize("slice_bytes", [1, 2**20])
+def test_values_are_checked_where_they_are_read(
+    client: TestClient,
+    data: Path,
+    store: Store,
+    value: float,
+    said: str,
+    slice_bytes: int,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(data_files, "SLICE_BYTES", slice_bytes)
+    bad = A[6:].astype(np.float64)
+    bad[3, 2] = value
+    np.save(data / "layer4" / "b.npy", bad)
+    job = ended(client, client.post("/fit", json=FIT).json()["id"])
+    assert job["state"] == "failed"
+    assert job["error"]["type"] == "invalid-values", job  # type: ignore[index]
+    assert "of layer4/b.npy" in job["error"]["detail"]  # type: ignore[index]
+    assert said in job["error"]["detail"]  # type: ignore[index]
+    assert list(store.activations.iterdir()) == []
+    (data / "layer4" / "b.npy").unlink()
+    assert ended(client, client.post("/fit", json=FIT).json()["id"])["state"] == "succeeded"
+
+
+def test_clip_makes_negatives_zero(client: TestClient, data: Path, worker: WorkerDouble) -> None:
+    worker.fits_hang = True
+    np.save(data / "layer4" / "b.npy", -A[6:])
+    assert client.post("/fit", json=FIT | {"clip": True}).status_code == 202
+    np.testing.assert_array_equal(staged(worker), np.vstack([A[:6], np.zeros((4, 4))]))
+
+
+def other_values(path: Path) -> None:
+    np.save(path, A[6:] + 1)
+    os.utime(path, ns=(0, 0))
+
+
+def other_rows(path: Path) -> None:
+    np.save(path, A)
+
+
+def cut_short(path: Path) -> None:
+    os.truncate(path, 140)
+
+
+def led_out(path: Path) -> None:
+    path.unlink()
+    path.symlink_to(path.parents[2] / "secret.npy")
+
+
+@pytest.mark.parametrize("change", [Path.unlink, other_values, other_rows, cut_short, led_out])
+def test_a_file_that_changes_before_the_fit_starts_fails_it(
+    client: TestClient, data: Path, worker: WorkerDouble, store: Store, change: Callable[[Path], None]
+) -> None:
+    worker.fits_hang = True
+    first = client.post("/fit", json=FIT).json()["id"]
+    while client.get(f"/jobs/{first}").json()["progress"]["iteration"] == 0:
+        time.sleep(0.01)
+    second = client.post("/fit", json=FIT).json()["id"]
+    change(data / "layer4" / "b.npy")
+    worker.fits_hang = False
+    client.delete(f"/jobs/{first}")
+    job = ended(client, second)
+    assert job["state"] == "failed", job
+    assert "layer4/b.npy" in job["error"]["detail"]  # type: ignore[index]
+    assert job["error"]["type"] == ("invalid-fields" if change is led_out else "data-changed")  # type: ignore[index]
+    assert list(store.activations.iterdir()) == []
+
+
+@pytest.fixture
+def slow(data: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[list[int]]:
+    """Staging of a row at a time, each of which takes a while; the rows that were read."""
+    read: list[int] = []
+    fill = data_files._Open._fill
+
+    def slowly(self: data_files._Open, values: np.ndarray, offset: int) -> None:
+        read.append(offset)
+        time.sleep(0.05)
+        fill(self, values, offset)
+
+    monkeypatch.setattr(data_files, "SLICE_BYTES", 1)
+    monkeypatch.setattr(data_files._Open, "_fill", slowly)
+    return read
+
+
+def test_a_job_is_cancelled_while_its_files_are_read(
+    client: TestClient, worker: WorkerDouble, store: Store, slow: list[int]
+) -> None:
+    id = client.post("/fit", json=FIT).json()["id"]
+    while not slow:
+        time.sleep(0.01)
+    assert client.get(f"/jobs/{id}").json()["state"] == "running"
+    assert client.delete(f"/jobs/{id}").json()["state"] == "cancelled"
+    assert len(slow) < 10
+    assert worker.fits == []
+    assert list(store.activations.iterdir()) == []
+
+
+def test_a_stop_while_files_are_read_leaves_the_job_to_the_next_start(
+    settings: Settings, worker: WorkerDouble, slow: list[int]
+) -> None:
+    with TestClient(create_app(settings, supervisor=worker)) as client:
+        id = client.post("/fit", json=FIT).json()["id"]
+        while not slow:
+            time.sleep(0.01)
+    assert len(slow) < 10
+    with TestClient(create_app(settings, supervisor=worker)) as client:
+        job = ended(client, id)
+        assert (job["state"], job["attempts"]) == ("succeeded", 2), job
+
+
+def test_another_attempt_finds_the_files_staged(client: TestClient, worker: WorkerDouble, data: Path) -> None:
+    worker.dies_on_fits = 1
+    tell_job = worker.tell_job
+
+    async def without_files(*args: object) -> None:
+        for path in (data / "layer4").glob("*.npy"):
+            path.unlink()
+        await tell_job(*args)  # type: ignore[arg-type]
+
+    worker.tell_job = without_files  # type: ignore[method-assign]
+    job = ended(client, client.post("/fit", json=FIT).json()["id"])
+    assert (job["state"], job["attempts"]) == ("succeeded", 2)
+
+
+def test_a_key_is_of_the_files_that_are_named(client: TestClient, data: Path) -> None:
+    headers = {"idempotency-key": "abc"}
+    first = client.post("/fit", json=FIT, headers=headers).json()
+    np.save(data / "layer4" / "c.npy", A)
+    assert client.post("/fit", json=FIT, headers=headers).json()["id"] == first["id"]
+    other = client.post("/fit", json=FIT | {"files": ["layer4/a.npy"]}, headers=headers)
+    assert other.json()["type"] == "idempotency-key-reused"

@@ -1,0 +1,129 @@
+"""The OpenAPI document: the one that is kept beside this file, and examples that work when pasted.
+
+`python -m tests.app.test_openapi` writes the document anew.
+"""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import safetensors.numpy
+from fastapi.testclient import TestClient
+from httpx import Response
+from pydantic import TypeAdapter
+
+from app.main import create_app
+from app.schemas import DecodeAnswer, EncodeAnswer, Job
+from app.settings import Settings
+from app.store import DictionaryRecord
+from demo.service import npy
+from tests.app.conftest import WorkerDouble
+
+GOLDEN = Path(__file__).with_name("openapi.json")
+DOCUMENT = create_app(Settings()).openapi()
+TAKING = [
+    (path, method, operation["requestBody"]["content"])
+    for path, operations in DOCUMENT["paths"].items()
+    for method, operation in operations.items()
+    if "requestBody" in operation
+]
+ANSWERS = {"/fit": Job, "/encode": EncodeAnswer, "/decode": DecodeAnswer}
+DATA = {"/fit": np.ones((3, 4)), "/encode": np.ones((2, 4)), "/decode": np.ones((2, 2))}
+
+
+def written() -> str:
+    return json.dumps(DOCUMENT, indent=1, ensure_ascii=False) + "\n"
+
+
+def test_the_document_is_the_one_that_is_kept() -> None:
+    told = "the OpenAPI document has changed: look at the difference, then `python -m tests.app.test_openapi`"
+    assert GOLDEN.read_text() == written(), told
+
+
+def test_bodies_with_arrays_come_in_every_format() -> None:
+    for path, _, content in TAKING:
+        if "text/csv" in content:
+            wanted = ["application/json", "application/x-npy", "application/vnd.safetensors", "text/csv"]
+            assert list(content) == wanted, path
+
+
+def test_problems_have_their_media_type() -> None:
+    for operations in DOCUMENT["paths"].values():
+        for operation in operations.values():
+            for status, response in operation["responses"].items():
+                if status >= "400" and "content" in response:
+                    assert list(response["content"]) == ["application/problem+json"]
+
+
+@pytest.fixture
+def client(tmp_path: Path) -> Iterator[TestClient]:
+    """With the data directory and the dictionary that the examples speak of."""
+    (tmp_path / "data" / "layer4").mkdir(parents=True)
+    np.save(tmp_path / "data" / "layer4" / "0.npy", np.ones((3, 4), np.float32))
+    settings = Settings(store=tmp_path / "models", data_dir=tmp_path / "data")
+    with TestClient(create_app(settings, supervisor=WorkerDouble(settings))) as client:
+        first = DOCUMENT["paths"]["/fit"]["post"]["requestBody"]["content"]["application/json"]["examples"]["rows"]
+        answer = client.post("/fit", json=first["value"], headers={"prefer": "wait=30"})
+        assert answer.json()["state"] == "succeeded", answer.text
+        yield client
+
+
+def query(path: str, method: str) -> dict[str, Any]:
+    """The query parameters that a body other than JSON needs, by their own examples."""
+    parameters = DOCUMENT["paths"][path][method]["parameters"]
+    needed = [p for p in parameters if "and then required" in p.get("description", "")]
+    return {p["name"]: p["schema"]["examples"][0] for p in needed}
+
+
+def check(answer: Response, path: str) -> None:
+    assert 200 <= answer.status_code < 300, answer.text
+    if answer.headers["content-type"] == "application/json":
+        TypeAdapter(ANSWERS.get(path, DictionaryRecord)).validate_json(answer.content)
+
+
+JSON_EXAMPLES = [
+    pytest.param(path, method, example["value"], id=f"{method} {path} {name}")
+    for path, method, content in TAKING
+    for name, example in content["application/json"].get("examples", {}).items()
+]
+
+
+@pytest.mark.parametrize(("path", "method", "value"), JSON_EXAMPLES)
+def test_json_examples(client: TestClient, path: str, method: str, value: dict[str, Any]) -> None:
+    told = client.request(method, path.replace("{reference}", "digits"), json=value, headers={"prefer": "wait=30"})
+    check(told, path)
+    if path == "/fit":
+        assert told.json()["state"] == "succeeded", told.text
+
+
+CSV_EXAMPLES = [
+    pytest.param(path, method, content["text/csv"]["example"], id=f"{method} {path}")
+    for path, method, content in TAKING
+    if "text/csv" in content
+]
+
+
+@pytest.mark.parametrize(("path", "method", "text"), CSV_EXAMPLES)
+@pytest.mark.parametrize("format", ["text/csv", "application/x-npy", "application/vnd.safetensors"])
+def test_bodies_that_are_not_json(client: TestClient, path: str, method: str, text: str, format: str) -> None:
+    array = DATA.get(path, np.ones((2, 4)))
+    body = {
+        "text/csv": text.encode(),
+        "application/x-npy": npy(array),
+        "application/vnd.safetensors": safetensors.numpy.save({"data": array}),
+    }[format]
+    url, headers = path.replace("{reference}", "digits"), {"content-type": format}
+    check(client.request(method, url, params=query(path, method), content=body, headers=headers), path)
+
+
+def test_every_body_of_the_service_has_an_example() -> None:
+    for path, method, content in TAKING:
+        if "application/json" in content:
+            assert content["application/json"].get("examples"), f"{method} {path}"
+
+
+if __name__ == "__main__":
+    GOLDEN.write_text(written())

@@ -1,0 +1,118 @@
+"""The worker's loop, turned by hand in this process: frames in, frames out."""
+
+import select
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from app.store import Store
+from app.worker import frames
+from app.worker.loop import Worker
+from app.worker.messages import Configure, Dtype, Failed, Fit, FitProgress, Fitted, Key, Solve, Solved
+from tests.app.conftest import D, publish
+
+A = np.random.default_rng(0).random((50, 2), np.float32) @ D
+
+
+class Turned:
+    """A worker, and the service's end of its channel."""
+
+    def __init__(self, store: Path, ours: socket.socket, theirs: socket.socket) -> None:
+        self.channel = ours
+        frames.send(ours, Configure(str(store), "cpu", cache_bytes=2**20, heartbeat_seconds=60.0))
+        self.worker = Worker(theirs)
+
+    def turn(self) -> list[frames.Frame]:
+        """Serve what waits and advance the fit to its end; what the worker has said."""
+        while select.select([self.worker._channel], [], [], 0)[0]:
+            self.worker._serve_what_waits()
+        while self.worker._fit is not None:
+            self.worker._advance_fit()
+        said = []
+        while select.select([self.channel], [], [], 0)[0]:
+            said.append(frames.receive(self.channel))
+        return said
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Iterator[Store]:
+    store = Store(tmp_path / "models")
+    store.open()
+    publish(store, "digits", D)
+    yield store
+    store.close()
+
+
+@pytest.fixture
+def turned(store: Store) -> Iterator[Turned]:
+    ours, theirs = frames.channel()
+    with ours, theirs:
+        yield Turned(store.root, ours, theirs)
+
+
+def fit(path: Path, start: str | None) -> Fit:
+    A.tofile(path)
+    return Fit("job", str(path), 0, *A.shape, 2, "hals", 500, 1e-4, "auto", 0, start)
+
+
+def test_a_warm_start_begins_where_its_dictionary_is(turned: Turned, tmp_path: Path) -> None:
+    losses = {}
+    for start in (None, "digits@1"):
+        frames.send(turned.channel, fit(tmp_path / "A", start))
+        *_, told, fitted = turned.turn()
+        assert isinstance(told.message, FitProgress)
+        assert isinstance(fitted.message, Fitted)
+        losses[start] = fitted.arrays[2]
+    assert losses["digits@1"][0] < 1e-3 * losses[None][0]  # the data is made of that very dictionary
+
+
+def test_a_start_that_was_removed_meanwhile_fails_the_job(turned: Turned, store: Store, tmp_path: Path) -> None:
+    publish(store, "digits", D)
+    store.remove("digits", [1])
+    frames.send(turned.channel, fit(tmp_path / "A", "digits@1"))
+    (said,) = turned.turn()
+    assert said.message == Failed("job", "UnknownDictionary", "'digits' has no version 1; it has 2")
+
+
+@pytest.fixture
+def loads(turned: Turned, monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Versions that the worker reads from the store, as it does."""
+    read: list[int] = []
+    load = turned.worker._store.load
+
+    def counted(name: str, version: int) -> np.ndarray:
+        read.append(version)
+        return load(name, version)
+
+    monkeypatch.setattr(turned.worker._store, "load", counted)
+    return read
+
+
+def test_a_dictionary_is_loaded_for_the_first_of_many_requests(turned: Turned, loads: list[int]) -> None:
+    for number in range(50):
+        frames.send(turned.channel, Solve(number, Key("encode", "digits", 1, reconstruct=number % 2 == 0)), A)
+        frames.send(turned.channel, Solve(100 + number, Key("decode", "digits", 1)), A[:, :2].copy())
+    said = turned.turn()
+    assert len(said) == 100
+    assert all(isinstance(frame.message, Solved) for frame in said)
+    assert loads == [1]
+
+
+def test_each_dtype_has_a_preparation_of_its_own(turned: Turned, loads: list[int]) -> None:
+    dtypes: list[Dtype] = ["float32", "float64"]
+    codes = {}
+    for dtype in dtypes * 2:
+        frames.send(turned.channel, Solve(1, Key("encode", "digits", 1, True, dtype)), A.astype(dtype))
+        (said,) = turned.turn()
+        assert isinstance(said.message, Solved)
+        codes[dtype], converged, errors = said.arrays
+        assert (codes[dtype].dtype, errors.dtype) == (dtype, dtype)
+        assert converged.all()
+    assert loads == [1, 1]
+    assert len(turned.worker._cache) == 2
+    exact = np.linalg.lstsq(D.T.astype(np.float64), A.T.astype(np.float64), rcond=None)[0].T  # all positive here
+    assert np.abs(codes["float64"] - exact).max() < 1e-12
+    assert np.abs(codes["float32"] - exact).max() > 1e-12
