@@ -1,5 +1,6 @@
 """The command line: ``dictserve serve`` is the service, the other commands talk to one."""
 
+from collections.abc import Callable
 from typing import Annotated
 
 import typer
@@ -26,7 +27,7 @@ def _version(version: Annotated[bool, typer.Option("--version", help="Show the v
         raise typer.Exit
 
 
-for _name, _command in {
+COMMANDS: dict[str, Callable[..., None]] = {
     "fit": fit.fit,
     "encode": solve.encode,
     "decode": solve.decode,
@@ -39,5 +40,6 @@ for _name, _command in {
     "cancel": fit.cancel,
     "serve": service.serve,
     "settings": service.settings,
-}.items():
+}
+for _name, _command in COMMANDS.items():
     main.command(_name)(_command)

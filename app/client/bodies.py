@@ -86,13 +86,15 @@ def body_of(data: object) -> Body:
 
     Args:
         data: rows of numbers as an array, tensor (of any device), SciPy sparse matrix or lists; or the path of an
-            npy, safetensors or CSV file. A contiguous array is not copied.
+            npy, safetensors or CSV file; or a body already. A contiguous array is not copied.
 
     Raises:
         TypeError: it holds something other than numbers.
         ValueError: a path with another suffix, or ragged lists.
         OSError: the file cannot be read.
     """
+    if isinstance(data, Held | OnDisk):
+        return data
     if isinstance(data, str | os.PathLike):
         return file_body(Path(data))
     return npy_body(as_array(data))

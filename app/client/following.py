@@ -76,7 +76,7 @@ class Following:
         Raises:
             StillRunning: the time is up.
         """
-        self._text += chunk.replace(b"\r\n", b"\n")
+        self._text = (self._text + chunk).replace(b"\r\n", b"\n")  # a CR at the end waits for its LF
         while (end := self._text.find(b"\n\n")) >= 0:
             event = bytes(self._text[:end])
             del self._text[: end + 2]

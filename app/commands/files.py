@@ -14,16 +14,7 @@ FORMATS = ("npy", "csv", "json", "safetensors")
 TEXT = ("csv", "json")
 ARRAY_NAMES = ("data", "codes", "activations", "weights")  # under which JSON holds an array
 
-Input = Annotated[
-    Path,
-    typer.Argument(
-        metavar="FILE",
-        exists=True,
-        dir_okay=False,
-        allow_dash=True,
-        help="An npy, csv, json or safetensors file; - is stdin.",
-    ),
-]
+Input = Annotated[Path, typer.Argument(metavar="FILE", help="An npy, csv, json or safetensors file; - is stdin.")]
 Output = Annotated[Path, typer.Option("--output", "-o", metavar="FILE", help="Where to write; - is stdout.")]
 Format = Annotated[
     Literal["npy", "csv", "json", "safetensors"] | None,
