@@ -1,25 +1,22 @@
-"""The command line: ``dictserve serve``, ``dictserve settings``."""
+"""The command line: ``dictserve serve`` is the service, the other commands talk to one."""
 
-import logging
-import signal
-import sys
-from pathlib import Path
-from typing import Annotated, Any
+from collections.abc import Callable
+from typing import Annotated
 
 import typer
-import uvicorn
-from pydantic import ValidationError
 
 from app import __version__
-from app.errors import AppError
-from app.main import create_app
-from app.settings import Settings, settings_table
+from app.commands import dictionaries, fit, service, solve
+from app.commands.connection import Commands
 
 main = typer.Typer(
     name="dictserve",
+    cls=Commands,
     no_args_is_help=True,
     add_completion=False,
+    pretty_exceptions_enable=False,
     help="Activations into concepts, as a service.",
+    epilog="Exit codes: 0 good, 1 refused by the service, 2 usage or files, 3 not found, 4 unavailable, 130 Ctrl-C.",
 )
 
 
@@ -30,44 +27,19 @@ def _version(version: Annotated[bool, typer.Option("--version", help="Show the v
         raise typer.Exit
 
 
-@main.command()
-def serve(
-    host: Annotated[str | None, typer.Option(help="Address to listen on.", show_default="127.0.0.1")] = None,
-    port: Annotated[int | None, typer.Option(help="Port; 0 takes a free one.", show_default="8000")] = None,
-    store: Annotated[Path | None, typer.Option(help="Directory of dictionaries.", show_default="models")] = None,
-) -> None:
-    """Serve over HTTP until SIGTERM or Ctrl-C. Options win over the environment (DICTSERVE_PORT, …)."""
-    told = {"host": host, "port": port, "store": store}
-    chosen = _settings({name: value for name, value in told.items() if value is not None})
-    app = create_app(chosen)
-    try:
-        app.state.services.open()
-    except AppError as error:
-        sys.exit(f"dictserve: {error}")
-    logging.basicConfig(level=chosen.log_level.upper(), format="%(levelname)s: %(message)s")
-    # uvicorn stops in order at SIGTERM, and then raises it again: that is not to end the process with an error.
-    signal.signal(signal.SIGTERM, lambda *_: None)
-    uvicorn.run(
-        app,
-        host=chosen.host,
-        port=chosen.port,
-        access_log=chosen.access_log,
-        log_level=chosen.log_level,
-        timeout_graceful_shutdown=chosen.shutdown_grace_seconds,
-        server_header=False,
-    )
-
-
-@main.command()
-def settings() -> None:
-    """Print every setting, its default and its meaning."""
-    typer.echo(settings_table())
-
-
-def _settings(told: dict[str, Any]) -> Settings:
-    """The settings, or an end with one line for each bad one."""
-    try:
-        return Settings(**told)
-    except ValidationError as error:
-        lines = [f"dictserve: setting {'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors()]
-        sys.exit("\n".join(lines))
+COMMANDS: dict[str, Callable[..., None]] = {
+    "fit": fit.fit,
+    "encode": solve.encode,
+    "decode": solve.decode,
+    "ls": dictionaries.ls,
+    "show": dictionaries.show,
+    "import": dictionaries.import_,
+    "export": dictionaries.export,
+    "rm": dictionaries.rm,
+    "jobs": fit.jobs,
+    "cancel": fit.cancel,
+    "serve": service.serve,
+    "settings": service.settings,
+}
+for _name, _command in COMMANDS.items():
+    main.command(_name)(_command)

@@ -1,0 +1,121 @@
+"""What comes back: the bytes of an answer, and what is made of them."""
+
+import io
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import msgspec
+import numpy as np
+
+from app.client.bodies import Array
+from app.client.errors import UnreadableAnswer
+
+MAX_NPY_HEADER_BYTES = 4096
+
+
+@dataclass(frozen=True)
+class Answer:
+    """The keys of ``headers`` are in lower case."""
+
+    status: int
+    headers: Mapping[str, str]
+    body: bytearray
+
+    @property
+    def is_good(self) -> bool:
+        return 200 <= self.status < 300
+
+
+class Encoded(NamedTuple):
+    """Codes, and what else an encode tells.
+
+    Attributes:
+        codes: (rows, nb_concepts), float32, non-negative; an array, or a ``scipy.sparse.csr_array``.
+        converged: whether every row met the tolerance on its KKT residual.
+        relative_error: (rows,), ‖a − zD‖ / ‖a‖ of each row; None where it was not asked for.
+        dictionary: the name of the dictionary that was used,
+        version: and its version.
+    """
+
+    codes: Any
+    converged: bool
+    relative_error: Array | None
+    dictionary: str
+    version: int
+
+
+def fields(answer: Answer) -> dict[str, Any]:
+    """A JSON answer."""
+    try:
+        return msgspec.json.decode(answer.body, type=dict[str, Any])
+    except msgspec.DecodeError as error:
+        raise _unreadable(answer, error) from None
+
+
+def npy(answer: Answer) -> Array:
+    """The array of an npy answer: a view of its bytes, which can be written to."""
+    try:
+        head = io.BytesIO(answer.body[:MAX_NPY_HEADER_BYTES])
+        if np.lib.format.read_magic(head) != (1, 0):
+            raise ValueError("its version is not 1.0")
+        shape, fortran_order, dtype = np.lib.format.read_array_header_1_0(head)
+        flat = np.frombuffer(answer.body, dtype, offset=head.tell())
+        return flat.reshape(shape, order="F" if fortran_order else "C")
+    except ValueError as error:
+        raise _unreadable(answer, error) from None
+
+
+def encoded(answer: Answer) -> Encoded:
+    """The dense codes of an npy answer."""
+    return _encoded(answer, npy(answer), None)
+
+
+def encoded_sparse(answer: Answer) -> Encoded:
+    """The codes of a safetensors answer as compressed sparse rows."""
+    from scipy.sparse import csr_array  # heavy, and only for who asks for sparse codes
+
+    tensors = _tensors(answer)
+    parts = (tensors["values"], tensors["indices"], tensors["indptr"])
+    codes = csr_array(parts, shape=tuple(tensors["shape"].tolist()))
+    return _encoded(answer, codes, tensors.get("relative_error"))
+
+
+def encoded_dense(answer: Answer) -> Encoded:
+    """The codes of a safetensors answer as an array, however they came."""
+    tensors = _tensors(answer)
+    if "codes" in tensors:
+        return _encoded(answer, tensors["codes"], tensors.get("relative_error"))
+    codes = np.zeros(tensors["shape"], tensors["values"].dtype)
+    rows = np.repeat(np.arange(len(codes)), np.diff(tensors["indptr"]))
+    codes[rows, tensors["indices"]] = tensors["values"]
+    return _encoded(answer, codes, tensors.get("relative_error"))
+
+
+def _encoded(answer: Answer, codes: Any, relative_error: Array | None) -> Encoded:
+    told = answer.headers
+    try:
+        return Encoded(
+            codes,
+            told["dictserve-converged"] == "true",
+            relative_error,
+            told["dictserve-dictionary"],
+            int(told["dictserve-version"]),
+        )
+    except KeyError as error:
+        raise _unreadable(answer, error) from None
+
+
+def _tensors(answer: Answer) -> dict[str, Array]:
+    from safetensors import SafetensorError
+    from safetensors.numpy import load
+
+    try:
+        return load(bytes(answer.body))
+    except SafetensorError as error:
+        raise _unreadable(answer, error) from None
+
+
+def _unreadable(answer: Answer, error: Exception) -> UnreadableAnswer:
+    kind = answer.headers.get("content-type", "no type")
+    return UnreadableAnswer(f"the answer ({kind}) cannot be read: {error}", status=answer.status)

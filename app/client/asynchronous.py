@@ -1,0 +1,306 @@
+"""The client for asyncio: `app.client.blocking` with `await`; all that is no I/O is shared."""
+
+import asyncio
+from collections.abc import AsyncIterator, Mapping
+from types import TracebackType
+from typing import Any, Literal, Self, Unpack, cast, overload
+
+import httpx
+
+from app.client import calls
+from app.client.answers import Answer, Encoded
+from app.client.bodies import Array, Body
+from app.client.calls import Call, EncodeOptions, FitParameters, Parameter, Record, T
+from app.client.config import DEFAULT_RETRIES, DEFAULT_TIMEOUT_SECONDS, http_options
+from app.client.display import shown
+from app.client.errors import Unavailable
+from app.client.following import Following
+from app.client.records import DictionaryRecord, JobRecord, Progress
+from app.client.retries import Attempts, Policy
+
+
+class AsyncClient:
+    """As `Client`, with every method to be awaited.
+
+    Raises:
+        ValueError: the URL is none of HTTP.
+        DictserveError: from every method, see `app.client.errors`.
+    """
+
+    def __init__(
+        self,
+        url: str | None = None,
+        *,
+        token: str | None = None,
+        retries: int = DEFAULT_RETRIES,
+        timeout: float = DEFAULT_TIMEOUT_SECONDS,
+        transport: httpx.AsyncBaseTransport | None = None,
+    ) -> None:
+        self._http = httpx.AsyncClient(**http_options(url, token), transport=transport)
+        self._policy = Policy(retries, timeout)
+
+    # -- fit ----------------------------------------------------------------------------------------------
+
+    @overload
+    async def fit(
+        self,
+        A: object,
+        *,
+        wait: Literal[True] = ...,
+        progress: bool | None = ...,
+        **parameters: Unpack[FitParameters],
+    ) -> "AsyncDictionary": ...
+
+    @overload
+    async def fit(
+        self, A: object, *, wait: Literal[False], progress: bool | None = ..., **parameters: Unpack[FitParameters]
+    ) -> "AsyncJob": ...
+
+    async def fit(
+        self,
+        A: object,
+        *,
+        nb_concepts: int,
+        name: str,
+        solver: str | None = None,
+        max_iter: int | None = None,
+        tol: float | None = None,
+        init: str | None = None,
+        seed: int | None = None,
+        clip: bool | None = None,
+        wait: bool = True,
+        progress: bool | None = None,
+    ) -> "AsyncDictionary | AsyncJob":
+        """As `Client.fit`."""
+        parameters: dict[str, Parameter] = {
+            "name": name,
+            "nb_concepts": nb_concepts,
+            "solver": solver,
+            "max_iter": max_iter,
+            "tol": tol,
+            "init": init,
+            "seed": seed,
+            "clip": clip,
+        }
+        job = AsyncJob(self, await self.send(calls.fit(A, parameters)))
+        return await job.wait(progress=progress) if wait else job
+
+    async def jobs(self, *, state: str | None = None, name: str | None = None, limit: int = 100) -> "list[AsyncJob]":
+        """As `Client.jobs`."""
+        return [AsyncJob(self, record) for record in await self.send(calls.jobs(state, name, limit))]
+
+    async def job(self, id: str) -> "AsyncJob":
+        return AsyncJob(self, await self.send(calls.job(id)))
+
+    # -- encode and decode --------------------------------------------------------------------------------
+
+    @overload
+    async def encode(
+        self, A: object, dictionary: str, *, full: Literal[True], **options: Unpack[EncodeOptions]
+    ) -> Encoded: ...
+
+    @overload
+    async def encode(
+        self, A: object, dictionary: str, *, full: Literal[False] = ..., **options: Unpack[EncodeOptions]
+    ) -> Any: ...
+
+    async def encode(
+        self,
+        A: object,
+        dictionary: str,
+        *,
+        sparse: bool = False,
+        top_k: int | None = None,
+        clip: bool = False,
+        full: bool = False,
+    ) -> Any:
+        """As `Client.encode`."""
+        encoded = await self.send(calls.encode(A, dictionary, sparse=sparse, top_k=top_k, clip=clip, full=full))
+        return encoded if full else encoded.codes
+
+    async def decode(self, Z: object, dictionary: str) -> Array:
+        """As `Client.decode`."""
+        return await self.send(calls.decode(Z, dictionary))
+
+    # -- dictionaries -------------------------------------------------------------------------------------
+
+    async def dictionaries(self) -> "list[AsyncDictionary]":
+        """As `Client.dictionaries`."""
+        return [AsyncDictionary(self, record) for record in await self.send(calls.dictionaries())]
+
+    async def dictionary(self, reference: str) -> "AsyncDictionary":
+        """As `Client.dictionary`."""
+        return AsyncDictionary(self, await self.send(calls.dictionary(reference)))
+
+    async def get_dictionary(self, reference: str) -> Array:
+        """As `Client.get_dictionary`."""
+        return await self.send(calls.weights(reference))
+
+    async def import_dictionary(self, name: str, D: object) -> "AsyncDictionary":
+        """As `Client.import_dictionary`."""
+        return AsyncDictionary(self, await self.send(calls.import_dictionary(name, D)))
+
+    async def label(
+        self,
+        reference: str,
+        labels: Mapping[str, str | None] | None = None,
+        concepts: Mapping[int, str | None] | None = None,
+    ) -> "AsyncDictionary":
+        """As `Client.label`."""
+        return AsyncDictionary(self, await self.send(calls.label(reference, labels, concepts)))
+
+    async def remove(self, reference: str) -> None:
+        """As `Client.remove`."""
+        await self.send(calls.remove(reference))
+
+    # -- the service --------------------------------------------------------------------------------------
+
+    async def ready(self) -> bool:
+        """As `Client.ready`."""
+        try:
+            await self.send(calls.ready())
+        except Unavailable:
+            return False
+        return True
+
+    async def send(self, call: Call[T]) -> T:
+        """As `Client.send`."""
+        attempts = Attempts(self._policy, call, str(self._http.base_url))
+        while True:
+            try:
+                answer = await self._exchange(call, attempts)
+            except httpx.TransportError as error:
+                pause = attempts.pause_after_error(error)
+            else:
+                if answer.is_good:
+                    return call.read(answer)
+                pause = attempts.pause_after_answer(answer)
+            await asyncio.sleep(pause)
+
+    async def _exchange(self, call: Call[T], attempts: Attempts) -> Answer:
+        async with self._http.stream(
+            call.method,
+            call.path,
+            params=call.query,
+            headers=call.all_headers(),
+            content=None if call.body is None else _chunks(call.body),
+            timeout=attempts.timeout(),
+        ) as response:
+            body = bytearray()
+            async for chunk in response.aiter_bytes():
+                body += chunk
+                attempts.left()
+            return Answer(response.status_code, response.headers, body)
+
+    async def aclose(self) -> None:
+        await self._http.aclose()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.aclose()
+
+
+class AsyncJob(JobRecord):
+    """A fit under way or ended."""
+
+    def __init__(self, client: AsyncClient, record: Record) -> None:
+        super().__init__(record)
+        self._client = client
+
+    async def refresh(self) -> Self:
+        """As `Job.refresh`."""
+        self.record = await self._client.send(calls.job(self.id))
+        return self
+
+    async def events(self, *, timeout: float | None = None) -> AsyncIterator[Progress]:  # noqa: ASYNC109 - as in `Job`
+        """As `Job.events`."""
+        following = Following(self.record, timeout)
+        while not following.ended:
+            if following.has_stream:
+                async for progress in self._stream(following):
+                    self.record = following.record
+                    yield progress
+            if following.ended:
+                break
+            for progress in following.looked(await self._client.send(calls.job(self.id))):
+                self.record = following.record
+                yield progress
+            self.record = following.record
+            if not following.ended:
+                await asyncio.sleep(following.pause())
+        self.record = following.record
+
+    async def _stream(self, following: Following) -> AsyncIterator[Progress]:
+        """Until the stream ends, or breaks: then the job is looked at, and what is wrong shows."""
+        try:
+            async with self._client._http.stream(
+                "GET", following.path, headers=following.headers(), timeout=following.timeout()
+            ) as response:
+                if following.opened(response.status_code, response.headers):
+                    async for chunk in response.aiter_bytes():
+                        for progress in following.heard(chunk):
+                            yield progress
+                        if following.ended:
+                            return
+        except httpx.TransportError:
+            return
+
+    async def wait(
+        self,
+        *,
+        timeout: float | None = None,  # noqa: ASYNC109 - as in `Job`
+        progress: bool | None = False,
+    ) -> "AsyncDictionary":
+        """As `Job.wait`."""
+        with shown(progress, self.name) as show:
+            async for told in self.events(timeout=timeout):
+                show(told)
+        return await self._client.dictionary(self.fitted())
+
+    async def cancel(self) -> None:
+        """As `Job.cancel`."""
+        if not (await self.refresh()).ended:
+            after = await self._client.send(calls.cancel(self.id))
+            self.record = self.record if after is None else after
+
+
+class AsyncDictionary(DictionaryRecord):
+    """One version of a dictionary, to encode and decode with."""
+
+    def __init__(self, client: AsyncClient, record: Record) -> None:
+        super().__init__(record)
+        self._client = client
+
+    @overload
+    async def encode(self, A: object, *, full: Literal[True], **options: Unpack[EncodeOptions]) -> Encoded: ...
+
+    @overload
+    async def encode(self, A: object, *, full: Literal[False] = ..., **options: Unpack[EncodeOptions]) -> Any: ...
+
+    async def encode(
+        self, A: object, *, sparse: bool = False, top_k: int | None = None, clip: bool = False, full: bool = False
+    ) -> Any:
+        """As `Dictionary.encode`."""
+        encoded = await self._client.send(
+            calls.encode(A, self.reference, sparse=sparse, top_k=top_k, clip=clip, full=full)
+        )
+        return encoded if full else encoded.codes
+
+    async def decode(self, Z: object) -> Array:
+        """As `Dictionary.decode`."""
+        return await self._client.decode(Z, self.reference)
+
+    async def get_dictionary(self) -> Array:
+        """As `Dictionary.get_dictionary`."""
+        return await self._client.get_dictionary(self.reference)
+
+
+async def _chunks(body: Body) -> AsyncIterator[bytes]:
+    """A body's chunks; the disk is waited for in a thread."""
+    chunks = body.chunks()
+    while (chunk := await asyncio.to_thread(next, chunks, None) if body.on_disk else next(chunks, None)) is not None:
+        yield cast(bytes, chunk)  # any buffer will do

@@ -1,0 +1,335 @@
+"""The client that waits for its answers."""
+
+import time
+from collections.abc import Iterator, Mapping
+from types import TracebackType
+from typing import Any, Literal, Self, Unpack, cast, overload
+
+import httpx
+
+from app.client import calls
+from app.client.answers import Answer, Encoded
+from app.client.bodies import Array
+from app.client.calls import Call, EncodeOptions, FitParameters, Parameter, Record, T
+from app.client.config import DEFAULT_RETRIES, DEFAULT_TIMEOUT_SECONDS, http_options
+from app.client.display import shown
+from app.client.errors import Unavailable
+from app.client.following import Following
+from app.client.records import DictionaryRecord, JobRecord, Progress
+from app.client.retries import Attempts, Policy
+
+
+class Client:
+    """A dictserve service, with the method names of `core.NMF`.
+
+    Activations and codes can be arrays, tensors, SciPy sparse matrices, lists, or the path of an npy, safetensors or
+    CSV file, which is sent as it lies on the disk. What comes back are numpy arrays, float32.
+
+    A call that can safely be sent twice is sent again where the service cannot be reached or asks to come back later
+    (`Retry-After`); other calls only where nothing of them was sent. May be used from several threads.
+
+    Args:
+        url: of the service; by default DICTSERVE_URL, else http://127.0.0.1:8000.
+        token: for `Authorization: Bearer`; by default DICTSERVE_TOKEN.
+        retries: how often a call is sent again, at most.
+        timeout: seconds that a call may take with all of its retries. Waiting for a fit's end is not bounded by it.
+        transport: of httpx, in place of the network.
+
+    Raises:
+        ValueError: the URL is none of HTTP.
+        DictserveError: from every method, see `app.client.errors`.
+    """
+
+    def __init__(
+        self,
+        url: str | None = None,
+        *,
+        token: str | None = None,
+        retries: int = DEFAULT_RETRIES,
+        timeout: float = DEFAULT_TIMEOUT_SECONDS,
+        transport: httpx.BaseTransport | None = None,
+    ) -> None:
+        self._http = httpx.Client(**http_options(url, token), transport=transport)
+        self._policy = Policy(retries, timeout)
+
+    # -- fit ----------------------------------------------------------------------------------------------
+
+    @overload
+    def fit(
+        self,
+        A: object,
+        *,
+        wait: Literal[True] = ...,
+        progress: bool | None = ...,
+        **parameters: Unpack[FitParameters],
+    ) -> "Dictionary": ...
+
+    @overload
+    def fit(
+        self, A: object, *, wait: Literal[False], progress: bool | None = ..., **parameters: Unpack[FitParameters]
+    ) -> "Job": ...
+
+    def fit(
+        self,
+        A: object,
+        *,
+        nb_concepts: int,
+        name: str,
+        solver: str | None = None,
+        max_iter: int | None = None,
+        tol: float | None = None,
+        init: str | None = None,
+        seed: int | None = None,
+        clip: bool | None = None,
+        wait: bool = True,
+        progress: bool | None = None,
+    ) -> "Dictionary | Job":
+        """Learn a dictionary of A, the next version of ``name``. What is None is left to the service's defaults.
+
+        Args:
+            A: activations (rows, n_features), non-negative; with ``clip`` negative values are made zero.
+            wait: return the dictionary once it is there; else the job at once.
+            progress: show a bar while waiting; None does where stderr is a terminal.
+
+        Raises:
+            JobFailed, JobCancelled: the fit that was waited for ended so.
+        """
+        parameters: dict[str, Parameter] = {
+            "name": name,
+            "nb_concepts": nb_concepts,
+            "solver": solver,
+            "max_iter": max_iter,
+            "tol": tol,
+            "init": init,
+            "seed": seed,
+            "clip": clip,
+        }
+        job = Job(self, self.send(calls.fit(A, parameters)))
+        return job.wait(progress=progress) if wait else job
+
+    def jobs(self, *, state: str | None = None, name: str | None = None, limit: int = 100) -> "list[Job]":
+        """Jobs in this state and of this name, newest first, at most 1000."""
+        return [Job(self, record) for record in self.send(calls.jobs(state, name, limit))]
+
+    def job(self, id: str) -> "Job":
+        return Job(self, self.send(calls.job(id)))
+
+    # -- encode and decode --------------------------------------------------------------------------------
+
+    @overload
+    def encode(
+        self, A: object, dictionary: str, *, full: Literal[True], **options: Unpack[EncodeOptions]
+    ) -> Encoded: ...
+
+    @overload
+    def encode(
+        self, A: object, dictionary: str, *, full: Literal[False] = ..., **options: Unpack[EncodeOptions]
+    ) -> Any: ...
+
+    def encode(
+        self,
+        A: object,
+        dictionary: str,
+        *,
+        sparse: bool = False,
+        top_k: int | None = None,
+        clip: bool = False,
+        full: bool = False,
+    ) -> Any:
+        """Codes Z (rows, nb_concepts) of A (rows, n_features): non-negative least squares on the dictionary.
+
+        Args:
+            dictionary: its name (the latest version), or ``name@version``.
+            sparse: give Z as a `scipy.sparse.csr_array`; on the wire too, only what is not zero is sent.
+            top_k: keep the largest codes of each row alone.
+            clip: make negative values of A zero instead of refusing them.
+            full: return an `Encoded`, which tells also whether every row converged, the relative error of each
+                row, and the version that was used.
+        """
+        encoded = self.send(calls.encode(A, dictionary, sparse=sparse, top_k=top_k, clip=clip, full=full))
+        return encoded if full else encoded.codes
+
+    def decode(self, Z: object, dictionary: str) -> Array:
+        """Z·D, (rows, n_features), of codes Z (rows, nb_concepts)."""
+        return self.send(calls.decode(Z, dictionary))
+
+    # -- dictionaries -------------------------------------------------------------------------------------
+
+    def dictionaries(self) -> "list[Dictionary]":
+        """The latest version of each, without what grows with it (loss history, concept labels, energies)."""
+        return [Dictionary(self, record) for record in self.send(calls.dictionaries())]
+
+    def dictionary(self, reference: str) -> "Dictionary":
+        """By name (the latest version), or as ``name@version``."""
+        return Dictionary(self, self.send(calls.dictionary(reference)))
+
+    def get_dictionary(self, reference: str) -> Array:
+        """D, (nb_concepts, n_features)."""
+        return self.send(calls.weights(reference))
+
+    def import_dictionary(self, name: str, D: object) -> "Dictionary":
+        """Make D (nb_concepts, n_features), non-negative and made elsewhere, the next version of ``name``."""
+        return Dictionary(self, self.send(calls.import_dictionary(name, D)))
+
+    def label(
+        self,
+        reference: str,
+        labels: Mapping[str, str | None] | None = None,
+        concepts: Mapping[int, str | None] | None = None,
+    ) -> "Dictionary":
+        """Note something of a dictionary, and of its concepts by their index. None removes a label."""
+        return Dictionary(self, self.send(calls.label(reference, labels, concepts)))
+
+    def remove(self, reference: str) -> None:
+        """Remove a version (``name@version``), or all of a name."""
+        self.send(calls.remove(reference))
+
+    # -- the service --------------------------------------------------------------------------------------
+
+    def ready(self) -> bool:
+        """Whether the service is there and takes work."""
+        try:
+            self.send(calls.ready())
+        except Unavailable:
+            return False
+        return True
+
+    def send(self, call: Call[T]) -> T:
+        """What every method comes to: a call of `app.client.calls`, sent until there is an answer."""
+        attempts = Attempts(self._policy, call, str(self._http.base_url))
+        while True:
+            try:
+                answer = self._exchange(call, attempts)
+            except httpx.TransportError as error:
+                pause = attempts.pause_after_error(error)
+            else:
+                if answer.is_good:
+                    return call.read(answer)
+                pause = attempts.pause_after_answer(answer)
+            time.sleep(pause)
+
+    def _exchange(self, call: Call[T], attempts: Attempts) -> Answer:
+        with self._http.stream(
+            call.method,
+            call.path,
+            params=call.query,
+            headers=call.all_headers(),
+            content=None if call.body is None else cast(Iterator[bytes], call.body.chunks()),  # any buffer will do
+            timeout=attempts.timeout(),
+        ) as response:
+            body = bytearray()
+            for chunk in response.iter_bytes():
+                body += chunk
+                attempts.left()
+            return Answer(response.status_code, response.headers, body)
+
+    def close(self) -> None:
+        self._http.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+class Job(JobRecord):
+    """A fit under way or ended."""
+
+    def __init__(self, client: Client, record: Record) -> None:
+        super().__init__(record)
+        self._client = client
+
+    def refresh(self) -> Self:
+        """Ask how it is now."""
+        self.record = self._client.send(calls.job(self.id))
+        return self
+
+    def events(self, *, timeout: float | None = None) -> Iterator[Progress]:
+        """Its progress as it comes, until it has ended. What this job tells of itself is kept up.
+
+        Raises:
+            StillRunning: it has not ended within ``timeout`` seconds.
+        """
+        following = Following(self.record, timeout)
+        while not following.ended:
+            if following.has_stream:
+                for progress in self._stream(following):
+                    self.record = following.record
+                    yield progress
+            if following.ended:
+                break
+            for progress in following.looked(self._client.send(calls.job(self.id))):
+                self.record = following.record
+                yield progress
+            self.record = following.record
+            if not following.ended:
+                time.sleep(following.pause())
+        self.record = following.record
+
+    def _stream(self, following: Following) -> Iterator[Progress]:
+        """Until the stream ends, or breaks: then the job is looked at, and what is wrong shows."""
+        try:
+            with self._client._http.stream(
+                "GET", following.path, headers=following.headers(), timeout=following.timeout()
+            ) as response:
+                if following.opened(response.status_code, response.headers):
+                    for chunk in response.iter_bytes():
+                        yield from following.heard(chunk)
+                        if following.ended:
+                            return
+        except httpx.TransportError:
+            return
+
+    def wait(self, *, timeout: float | None = None, progress: bool | None = False) -> "Dictionary":
+        """The dictionary, once it is there.
+
+        Args:
+            timeout: seconds; None waits as long as it takes.
+            progress: show a bar; None does where stderr is a terminal.
+
+        Raises:
+            StillRunning: it has not ended in time.
+            JobFailed, JobCancelled: it ended without a dictionary.
+        """
+        with shown(progress, self.name) as show:
+            for told in self.events(timeout=timeout):
+                show(told)
+        return self._client.dictionary(self.fitted())
+
+    def cancel(self) -> None:
+        """End it; one that has ended stays as it is. ``state`` tells how it ended."""
+        if not self.refresh().ended:
+            after = self._client.send(calls.cancel(self.id))
+            self.record = self.record if after is None else after
+
+
+class Dictionary(DictionaryRecord):
+    """One version of a dictionary, to encode and decode with."""
+
+    def __init__(self, client: Client, record: Record) -> None:
+        super().__init__(record)
+        self._client = client
+
+    @overload
+    def encode(self, A: object, *, full: Literal[True], **options: Unpack[EncodeOptions]) -> Encoded: ...
+
+    @overload
+    def encode(self, A: object, *, full: Literal[False] = ..., **options: Unpack[EncodeOptions]) -> Any: ...
+
+    def encode(
+        self, A: object, *, sparse: bool = False, top_k: int | None = None, clip: bool = False, full: bool = False
+    ) -> Any:
+        """As `Client.encode`."""
+        encoded = self._client.send(calls.encode(A, self.reference, sparse=sparse, top_k=top_k, clip=clip, full=full))
+        return encoded if full else encoded.codes
+
+    def decode(self, Z: object) -> Array:
+        """As `Client.decode`."""
+        return self._client.decode(Z, self.reference)
+
+    def get_dictionary(self) -> Array:
+        """D, (nb_concepts, n_features)."""
+        return self._client.get_dictionary(self.reference)

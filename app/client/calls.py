@@ -1,0 +1,177 @@
+"""Each call of the HTTP API as a value: what to send, and how to read the answer. Neither sends anything."""
+
+import uuid
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Generic, Required, TypedDict, TypeVar
+from urllib.parse import quote
+
+import msgspec
+
+from app.client import answers
+from app.client.answers import Answer, Encoded
+from app.client.bodies import MEDIA_TYPES, Array, Body, Held, body_of
+
+T = TypeVar("T")
+Record = dict[str, Any]  # a job or dictionary, as the service tells of it
+Parameter = str | int | float | bool | None  # None is left out: the service's default holds
+
+
+class FitParameters(TypedDict, total=False):
+    """Of a fit, for type checkers."""
+
+    nb_concepts: Required[int]
+    name: Required[str]
+    solver: str | None
+    max_iter: int | None
+    tol: float | None
+    init: str | None
+    seed: int | None
+    clip: bool | None
+
+
+class EncodeOptions(TypedDict, total=False):
+    """Of an encode, for type checkers."""
+
+    sparse: bool
+    top_k: int | None
+    clip: bool
+
+
+@dataclass(frozen=True)
+class Call(Generic[T]):
+    """One call.
+
+    Attributes:
+        read: makes the result of a good answer.
+        is_repeatable: whether sending it twice does no more than sending it once.
+    """
+
+    method: str
+    path: str
+    read: Callable[[Answer], T]
+    query: Mapping[str, str] = field(default_factory=dict)
+    headers: Mapping[str, str] = field(default_factory=dict)
+    body: Body | None = None
+    is_repeatable: bool = True
+
+    def all_headers(self) -> dict[str, str]:
+        if self.body is None:
+            return dict(self.headers)
+        of_body = {"Content-Type": self.body.content_type, "Content-Length": str(self.body.length)}
+        return {**self.headers, **of_body}
+
+
+def fit(A: object, parameters: Mapping[str, Parameter]) -> Call[Record]:
+    """The key makes it repeatable: sent again, it gives the job that it made the first time."""
+    headers = {"Idempotency-Key": uuid.uuid4().hex, "Accept": MEDIA_TYPES["json"]}
+    return Call("POST", "/fit", answers.fields, _query(parameters), headers, body_of(A))
+
+
+def encode(A: object, dictionary: str, *, sparse: bool, top_k: int | None, clip: bool, full: bool) -> Call[Encoded]:
+    """One array comes as npy, several as safetensors. With ``top_k`` the service always answers compressed rows."""
+    one_array = not (sparse or full or top_k is not None)
+    parameters: dict[str, Parameter] = {
+        "dictionary": dictionary,
+        "sparse": sparse or None,
+        "top_k": top_k,
+        "clip": clip or None,
+        "reconstruct": full or None,
+    }
+    read = answers.encoded if one_array else answers.encoded_sparse if sparse else answers.encoded_dense
+    accept = _accept("npy" if one_array else "safetensors")
+    return Call("POST", "/encode", read, _query(parameters), accept, body_of(A))
+
+
+def decode(Z: object, dictionary: str) -> Call[Array]:
+    return Call("POST", "/decode", answers.npy, {"dictionary": dictionary}, _accept("npy"), body_of(Z))
+
+
+def solve_as(format: str, task: str, body: Body, parameters: Mapping[str, Parameter]) -> Call[bytearray]:
+    """An encode or decode whose answer is kept as it comes, in a format by its short name."""
+    return Call("POST", f"/{task}", _raw, _query(parameters), _accept(format), body)
+
+
+def dictionaries() -> Call[list[Record]]:
+    return Call("GET", "/dictionaries", lambda answer: list(answers.fields(answer)["dictionaries"]))
+
+
+def dictionary(reference: str) -> Call[Record]:
+    return Call("GET", _dictionary_path(reference), answers.fields)
+
+
+def weights(reference: str) -> Call[Array]:
+    return Call("GET", f"{_dictionary_path(reference)}/weights", answers.npy, headers=_accept("npy"))
+
+
+def weights_as(format: str, reference: str) -> Call[bytearray]:
+    return Call("GET", f"{_dictionary_path(reference)}/weights", _raw, headers=_accept(format))
+
+
+def import_dictionary(name: str, D: object) -> Call[Record]:
+    headers = {"Accept": MEDIA_TYPES["json"]}
+    return Call("PUT", _dictionary_path(name), answers.fields, headers=headers, body=body_of(D), is_repeatable=False)
+
+
+def label(
+    reference: str, labels: Mapping[str, str | None] | None, concepts: Mapping[int, str | None] | None
+) -> Call[Record]:
+    told = {"labels": dict(labels or {}), "concept_labels": {str(i): text for i, text in (concepts or {}).items()}}
+    body = Held(MEDIA_TYPES["json"], (msgspec.json.encode(told),))
+    return Call("PATCH", _dictionary_path(reference), answers.fields, body=body)
+
+
+def remove(reference: str) -> Call[None]:
+    """Not repeatable: by the time of the second, the name's versions may be other ones."""
+    return Call("DELETE", _dictionary_path(reference), _nothing, is_repeatable=False)
+
+
+def jobs(state: str | None, name: str | None, limit: int) -> Call[list[Record]]:
+    query = _query({"state": state, "name": name, "limit": limit})
+    return Call("GET", "/jobs", lambda answer: list(answers.fields(answer)["jobs"]), query)
+
+
+def job(id: str) -> Call[Record]:
+    return Call("GET", job_path(id), answers.fields)
+
+
+def cancel(id: str) -> Call[Record | None]:
+    """Not repeatable: a second one removes the record. The answer is None where the job had ended before."""
+
+    def read(answer: Answer) -> Record | None:
+        return answers.fields(answer) if answer.status == 200 else None
+
+    return Call("DELETE", job_path(id), read, is_repeatable=False)
+
+
+def ready() -> Call[None]:
+    """Told as it is now, so not repeated."""
+    return Call("GET", "/readyz", _nothing, is_repeatable=False)
+
+
+def job_path(id: str) -> str:
+    return f"/jobs/{quote(id, safe='')}"
+
+
+def _dictionary_path(reference: str) -> str:
+    return f"/dictionaries/{quote(reference, safe='@')}"
+
+
+def _query(parameters: Mapping[str, Parameter]) -> dict[str, str]:
+    return {
+        name: str(value).lower() if isinstance(value, bool) else str(value)
+        for name, value in parameters.items()
+        if value is not None
+    }
+
+
+def _accept(format: str) -> dict[str, str]:
+    return {"Accept": MEDIA_TYPES[format]}
+
+
+def _raw(answer: Answer) -> bytearray:
+    return answer.body
+
+
+def _nothing(_: Answer) -> None:
+    return None

@@ -1,0 +1,32 @@
+"""Where the service is and who asks."""
+
+import os
+from typing import Any
+
+import httpx
+
+from app import __version__
+
+DEFAULT_URL = "http://127.0.0.1:8000"
+DEFAULT_RETRIES = 5
+DEFAULT_TIMEOUT_SECONDS = 600.0
+
+
+def http_options(url: str | None, token: str | None) -> dict[str, Any]:
+    """For both of httpx's clients. What is not told comes from DICTSERVE_URL and DICTSERVE_TOKEN.
+
+    Raises:
+        ValueError: the URL is none of HTTP.
+    """
+    url = url or os.environ.get("DICTSERVE_URL") or DEFAULT_URL
+    token = token or os.environ.get("DICTSERVE_TOKEN")
+    try:
+        base_url = httpx.URL(url)
+    except httpx.InvalidURL as error:
+        raise ValueError(f"{url!r} is not a URL: {error}") from None
+    if base_url.scheme not in ("http", "https") or not base_url.host:
+        raise ValueError(f"{url!r} is not a URL such as {DEFAULT_URL}")
+    headers = {"User-Agent": f"dictserve/{__version__}"}
+    if token:
+        headers["Authorization"] = f"Bearer {token}"
+    return {"base_url": base_url, "headers": headers}

@@ -1,0 +1,106 @@
+"""A job followed to its end: server-sent events where they come through, else a look now and then. No I/O here.
+
+Format: https://html.spec.whatwg.org/multipage/server-sent-events.html
+"""
+
+import json
+import math
+import time
+from collections.abc import Iterator, Mapping
+
+import httpx
+import msgspec
+
+from app.client.calls import Record, job_path
+from app.client.errors import StillRunning
+from app.client.records import ENDED, Progress
+from app.client.retries import CONNECT_SECONDS
+
+LOOK_SECONDS = 1.0  # between two looks at a job whose events do not come through
+QUIET_SECONDS = 40.0  # without so much as a keep-alive: the stream is taken for broken
+MOMENT_SECONDS = 0.001
+EVENT_STREAM = "text/event-stream"
+
+
+class Following:
+    """What is known of a job while it is followed.
+
+    Attributes:
+        record: the job's record, kept up with what has been told.
+        has_stream: whether its events may come through.
+    """
+
+    def __init__(self, record: Record, timeout_seconds: float | None) -> None:
+        self.record = record
+        self.has_stream = True
+        self._deadline = None if timeout_seconds is None else time.monotonic() + timeout_seconds
+        self._timeout_seconds = timeout_seconds
+        self._last_event_id = ""
+        self._text = bytearray()
+
+    @property
+    def ended(self) -> bool:
+        return self.record["state"] in ENDED
+
+    @property
+    def path(self) -> str:
+        return f"{job_path(self.record['id'])}/events"
+
+    def headers(self) -> dict[str, str]:
+        """Of the request for the events: those that have been told are not told again."""
+        return {"Accept": EVENT_STREAM} | ({"Last-Event-ID": self._last_event_id} if self._last_event_id else {})
+
+    def timeout(self) -> httpx.Timeout:
+        """Of the request for the events. At least a moment: a job is looked at once, however short the time."""
+        quiet = min(max(self._left(), MOMENT_SECONDS), QUIET_SECONDS)
+        return httpx.Timeout(quiet, connect=min(quiet, CONNECT_SECONDS))
+
+    def pause(self) -> float:
+        """Seconds until the next look.
+
+        Raises:
+            StillRunning: the time is up.
+        """
+        self._refuse_late()
+        return min(self._left(), LOOK_SECONDS)
+
+    def opened(self, status: int, headers: Mapping[str, str]) -> bool:
+        """Whether the answer is the events. A proxy may not let them through; then they are not asked for again."""
+        self._text.clear()
+        self.has_stream = status != 200 or headers.get("content-type", "").startswith(EVENT_STREAM)
+        return status == 200 and self.has_stream
+
+    def heard(self, chunk: bytes) -> Iterator[Progress]:
+        """What a piece of the stream tells.
+
+        Raises:
+            StillRunning: the time is up.
+        """
+        self._text = (self._text + chunk).replace(b"\r\n", b"\n")  # a CR at the end waits for its LF
+        while (end := self._text.find(b"\n\n")) >= 0:
+            event = bytes(self._text[:end])
+            del self._text[: end + 2]
+            yield from self._event(event)
+        self._refuse_late()
+
+    def looked(self, record: Record) -> Iterator[Progress]:
+        """What the job's record tells, if that is anything new."""
+        before, self.record = self.record["progress"], record
+        if record["progress"] != before:
+            yield msgspec.convert(record["progress"], Progress)
+
+    def _event(self, event: bytes) -> Iterator[Progress]:
+        fields = dict(line.partition(": ")[::2] for line in event.decode().split("\n"))
+        self._last_event_id = fields.get("id", self._last_event_id)
+        if fields.get("event") == "end":
+            yield from self.looked(json.loads(fields["data"]))
+        elif fields.get("event") == "progress":
+            yield from self.looked(self.record | {"state": "running", "progress": json.loads(fields["data"])})
+
+    def _left(self) -> float:
+        return math.inf if self._deadline is None else self._deadline - time.monotonic()
+
+    def _refuse_late(self) -> None:
+        if self._left() <= 0 and not self.ended:
+            told = f"has not ended within {self._timeout_seconds:g} s; it is {self.record['state']}"
+            raise StillRunning(f"job {self.record['id']} {told}")

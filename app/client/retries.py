@@ -1,0 +1,107 @@
+"""When a call is sent again, how long that waits, and when it is given up. No I/O: both clients ask here."""
+
+import random
+import time
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
+
+import httpx
+
+from app.client.answers import Answer
+from app.client.calls import Call, T
+from app.client.errors import DictserveError, TimedOut, Unreachable, error_of
+
+CONNECT_SECONDS = 10.0
+FIRST_PAUSE_SECONDS = 0.25
+MAX_PAUSE_SECONDS = 8.0
+
+COME_BACK_LATER = frozenset({429, 502, 503, 504})  # 502 and 504 are a proxy's, while the service starts again
+NOTHING_SENT = (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout)
+ON_THE_WAY = (httpx.NetworkError, httpx.TimeoutException, httpx.RemoteProtocolError)
+
+
+@dataclass(frozen=True)
+class Policy:
+    """How patient calls are.
+
+    Attributes:
+        retries: how often a call is sent again, at most.
+        timeout_seconds: of a whole call, with its retries and their pauses.
+    """
+
+    retries: int
+    timeout_seconds: float
+
+
+class Attempts:
+    """The attempts of one call: each is followed by `pause_after_answer` or `pause_after_error`, then by a pause."""
+
+    def __init__(self, policy: Policy, call: Call[T], url: str) -> None:
+        self._policy = policy
+        self._call = call
+        self._url = url
+        self._made = 0
+        self._deadline = time.monotonic() + policy.timeout_seconds
+
+    def timeout(self) -> httpx.Timeout:
+        """For the next attempt: no wait for a single byte is longer than what is left for the call."""
+        left = self.left()
+        return httpx.Timeout(left, connect=min(left, CONNECT_SECONDS))
+
+    def left(self) -> float:
+        """Seconds left for the call.
+
+        Raises:
+            TimedOut: there are none.
+        """
+        left = self._deadline - time.monotonic()
+        if left <= 0:
+            raise self._timed_out()
+        return left
+
+    def pause_after_answer(self, answer: Answer) -> float:
+        """Seconds to wait before the next attempt, after an answer that is not good.
+
+        Raises:
+            DictserveError: what the answer tells; the call is not sent again.
+        """
+        error = error_of(answer.status, answer.body)
+        if answer.status not in COME_BACK_LATER or not self._call.is_repeatable:
+            raise error
+        return self._pause(error, _retry_after_seconds(answer.headers.get("retry-after", "")))
+
+    def pause_after_error(self, error: httpx.TransportError) -> float:
+        """Seconds to wait before the next attempt.
+
+        Raises:
+            TimedOut, Unreachable: the call is not sent again.
+        """
+        unreachable = Unreachable(f"no answer from {self._url}: {error or type(error).__name__}")
+        if isinstance(error, NOTHING_SENT) or (self._call.is_repeatable and isinstance(error, ON_THE_WAY)):
+            self.left()
+            return self._pause(unreachable, 0.0)
+        raise self._timed_out() if isinstance(error, httpx.TimeoutException) else unreachable
+
+    def _pause(self, error: DictserveError, wanted_seconds: float) -> float:
+        """Doubling, with chance in it so that clients do not come back all at once; never less than asked for."""
+        self._made += 1
+        doubled: float = min(FIRST_PAUSE_SECONDS * 2 ** (self._made - 1), MAX_PAUSE_SECONDS)
+        pause = max(wanted_seconds, doubled * random.uniform(0.5, 1.0))  # noqa: S311 - no secret
+        if self._made > self._policy.retries or time.monotonic() + pause >= self._deadline:
+            raise error
+        return pause
+
+    def _timed_out(self) -> TimedOut:
+        return TimedOut(f"no whole answer from {self._url} within {self._policy.timeout_seconds:g} s")
+
+
+def _retry_after_seconds(value: str) -> float:
+    """Of the header: seconds or a date (RFC 9110); 0 where it is neither."""
+    if value.isdecimal():
+        return float(value)
+    try:
+        date = parsedate_to_datetime(value)
+    except ValueError:
+        return 0.0
+    return max(0.0, (date.replace(tzinfo=date.tzinfo or UTC) - datetime.now(UTC)).total_seconds())

@@ -1,0 +1,61 @@
+"""What all commands that talk to a service share: its URL, the client, and what an error ends the process with."""
+
+import sys
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from typer.core import TyperGroup
+
+if TYPE_CHECKING:
+    from app.client import Client
+
+RETRIES = 2  # a person waits less long than a program for a service that is not there
+REFUSED, USAGE, NOT_FOUND, UNAVAILABLE = 1, 2, 3, 4
+
+Url = Annotated[
+    str | None,
+    typer.Option(envvar="DICTSERVE_URL", help="The service.", show_default="http://127.0.0.1:8000"),
+]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, as the HTTP API has it.")]
+
+
+def connected(url: str | None) -> "Client":
+    """A client of the service at this URL; its token comes from DICTSERVE_TOKEN, which no list of processes shows."""
+    from app.client import Client
+
+    try:
+        return Client(url, retries=RETRIES)
+    except ValueError as error:
+        raise typer.BadParameter(str(error), param_hint="--url") from None
+
+
+class Commands(TyperGroup):
+    """The commands, whose errors end the process with a line on stderr and an exit code that says which kind."""
+
+    def invoke(self, ctx: typer.Context) -> object:  # type: ignore[override]  # typer's own name for the class
+        try:
+            return super().invoke(ctx)
+        except BrokenPipeError:
+            raise  # the reader has left: typer ends quietly
+        except Exception as error:
+            code = exit_code(error)
+            if code is None:
+                raise
+            print(f"dictserve: {error}", file=sys.stderr)
+            raise typer.Exit(code) from None
+
+
+def exit_code(error: Exception) -> int | None:
+    """Of what is expected to go wrong; None for an error that is not ours."""
+    from app.client.errors import DictserveError, NotFound, Unavailable
+
+    match error:
+        case NotFound():
+            return NOT_FOUND
+        case Unavailable():
+            return UNAVAILABLE
+        case DictserveError():
+            return REFUSED
+        case OSError():  # a file that cannot be read or written
+            return USAGE
+    return None

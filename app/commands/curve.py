@@ -1,0 +1,33 @@
+"""A curve in text."""
+
+import math
+from collections.abc import Sequence
+
+COLUMNS, ROWS = 60, 8
+BLOCKS = " ▁▂▃▄▅▆▇█"
+
+
+def curve(points: Sequence[tuple[int, float]]) -> str:
+    """The loss over the iterations, on a logarithmic scale where it stays above zero.
+
+    Args:
+        points: (iteration, loss), the iterations ascending.
+    """
+    losses = [loss for _, loss in points]
+    scaled = [math.log(loss) for loss in losses] if min(losses) > 0 else losses
+    low, high = min(scaled), max(scaled)
+    first, last = points[0][0], points[-1][0]
+    columns = min(COLUMNS, last - first + 1)
+    heights = []
+    index = 0
+    for column in range(columns):
+        at = first + (last - first) * column / max(columns - 1, 1)
+        while index + 1 < len(points) and points[index + 1][0] <= at:
+            index += 1
+        share = (scaled[index] - low) / (high - low) if high > low else 0.0
+        heights.append(1 + round(share * (ROWS * 8 - 1)))  # in eighths of a row; the lowest is still to be seen
+    lines = ["".join(BLOCKS[max(0, min(8, height - 8 * row))] for height in heights) for row in reversed(range(ROWS))]
+    told = [f"{max(losses):.4g}", *[""] * (ROWS - 2), f"{min(losses):.4g}"]
+    width = max(map(len, told))
+    body = [f"{label:>{width}} {line}" for label, line in zip(told, lines, strict=True)]
+    return "\n".join(["loss", *body, f"{'':>{width}} iteration {first} to {last}"])

@@ -1,0 +1,105 @@
+"""Dictionaries: ``ls``, ``show``, ``rm``, ``import``, ``export``."""
+
+from typing import Annotated, Any
+
+import typer
+
+from app.commands.connection import AsJson, Url, connected
+from app.commands.files import STDIO, Format, Input, Output, output_format, read_input, write_output
+from app.commands.solve import Reference
+from app.commands.tables import print_json, print_pairs, print_rows
+
+METRICS = ("relative_error", "r2", "l0_mean", "sparsity", "dead_concepts", "coherence", "kkt_residual")
+
+
+def ls(as_json: AsJson = False, url: Url = None) -> None:
+    """List the latest version of every dictionary."""
+    with connected(url) as client:
+        found = client.dictionaries()
+    if as_json:
+        print_json([dictionary.record for dictionary in found])
+        return
+    rows = [
+        (
+            d.reference,
+            str(d.nb_concepts),
+            str(d.n_features),
+            _figure(d.metrics.get("relative_error")),
+            _figure(d.metrics.get("l0_mean")),
+            d.record["created_at"],
+        )
+        for d in found
+    ]
+    print_rows(("dictionary", "concepts", "features", "relative error", "mean L0", "created"), rows)
+
+
+def show(dictionary: Reference, as_json: AsJson = False, url: Url = None) -> None:
+    """Show a dictionary's figures, and the loss of its fit as a curve."""
+    from app.commands.curve import curve
+
+    with connected(url) as client:
+        found = client.dictionary(dictionary)
+    if as_json:
+        print_json(found.record)
+        return
+    record = found.record
+    print_pairs(
+        {
+            "dictionary": found.reference,
+            "versions": ", ".join(map(str, record["versions"])),
+            "concepts": str(found.nb_concepts),
+            "features": str(found.n_features),
+            "created": record["created_at"],
+            "sha256": record["sha256"],
+            **{name: _figure(value) for name, value in record["parameters"].items() if value is not None},
+            **{name: _figure(found.metrics[name]) for name in METRICS if name in found.metrics},
+            **record["labels"],
+        }
+    )
+    if found.loss_history:
+        typer.echo(curve(found.loss_history))
+
+
+def rm(
+    dictionary: Reference,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
+    url: Url = None,
+) -> None:
+    """Remove a version (name@version), or all of a name. Asks first."""
+    with connected(url) as client:
+        found = client.dictionary(dictionary)
+        versions = [found.version] if "@" in dictionary else found.record["versions"]
+        told = ", ".join(f"{found.name}@{version}" for version in versions)
+        if not yes and not typer.confirm(f"Remove {told}?", err=True):
+            raise typer.Exit(1)
+        client.remove(dictionary)
+
+
+def import_(
+    name: Annotated[str, typer.Argument(help="Of the dictionary; a name that exists gets its next version.")],
+    file: Input,
+    as_json: AsJson = False,
+    url: Url = None,
+) -> None:
+    """Take in a dictionary that was made elsewhere: D, a concept a row."""
+    from app.client import Dictionary, calls
+
+    body, _ = read_input(file)
+    with connected(url) as client:
+        made = Dictionary(client, client.send(calls.import_dictionary(name, body)))
+    print_json(made.record) if as_json else typer.echo(made.reference)
+
+
+def export(dictionary: Reference, output: Output = STDIO, format: Format = None, url: Url = None) -> None:
+    """Write D, a concept a row."""
+    from app.client import calls
+
+    wanted = output_format(output, format, "npy")
+    with connected(url) as client:
+        write_output(output, client.send(calls.weights_as(wanted, dictionary)))
+
+
+def _figure(value: Any) -> str:
+    if value is None:
+        return ""
+    return f"{value:.4g}" if isinstance(value, float) else str(value)

@@ -1,0 +1,116 @@
+"""``dictserve fit``, and the jobs it starts: ``jobs``, ``cancel``."""
+
+import sys
+import time
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from app.commands.connection import AsJson, Url, connected
+from app.commands.files import Input, read_input
+from app.commands.tables import print_json, print_rows
+
+if TYPE_CHECKING:
+    from app.client import Client, Dictionary, Job
+    from app.client.records import JobRecord
+
+LINE_SECONDS = 1.0  # between two lines of progress where there is no terminal
+
+
+def fit(
+    file: Input,
+    name: Annotated[str, typer.Option(help="Of the dictionary; a name that exists gets its next version.")],
+    nb_concepts: Annotated[int, typer.Option(help="Concepts (rows of D).")],
+    solver: Annotated[str | None, typer.Option(help="hals, mu, pgd or anls.")] = None,
+    max_iter: Annotated[int | None, typer.Option(help="Most iterations.")] = None,
+    tol: Annotated[float | None, typer.Option(help="Relative change of loss at which to stop.")] = None,
+    init: Annotated[str | None, typer.Option(help="auto, nndsvda or random.")] = None,
+    seed: Annotated[int | None, typer.Option(help="The same seed, the same dictionary.")] = None,
+    clip: Annotated[bool, typer.Option("--clip", help="Make negative values zero.")] = False,
+    wait: Annotated[bool, typer.Option("--wait/--no-wait", help="Wait for the dictionary, or print the job.")] = True,
+    as_json: AsJson = False,
+    url: Url = None,
+) -> None:
+    """Learn a dictionary from activations. Options that are not given have the service's defaults.
+
+    The job goes on after Ctrl-C: `dictserve cancel` ends it.
+    """
+    from app.client import Job, calls
+
+    body, _ = read_input(file)
+    parameters: dict[str, calls.Parameter] = {
+        "name": name,
+        "nb_concepts": nb_concepts,
+        "solver": solver,
+        "max_iter": max_iter,
+        "tol": tol,
+        "init": init,
+        "seed": seed,
+        "clip": clip or None,
+    }
+    with connected(url) as client:
+        job = Job(client, client.send(calls.fit(body, parameters)))
+        if wait:
+            dictionary = _waited(client, job)
+            print_json(dictionary.record) if as_json else typer.echo(dictionary.reference)
+        else:
+            print_json(job.record) if as_json else typer.echo(job.id)
+
+
+def jobs(
+    state: Annotated[
+        str | None, typer.Option(help="queued, running, succeeded, failed or cancelled jobs alone.")
+    ] = None,
+    name: Annotated[str | None, typer.Option(help="Fits of this dictionary alone.")] = None,
+    limit: Annotated[int, typer.Option(help="How many, at most 1000.")] = 20,
+    as_json: AsJson = False,
+    url: Url = None,
+) -> None:
+    """List jobs, newest first."""
+    with connected(url) as client:
+        found = client.jobs(state=state, name=name, limit=limit)
+    if as_json:
+        print_json([job.record for job in found])
+    else:
+        print_rows(("job", "dictionary", "state", "iteration", "loss", "created"), [_row(job) for job in found])
+
+
+def cancel(
+    id: Annotated[str, typer.Argument(metavar="JOB", help="Its id.")], as_json: AsJson = False, url: Url = None
+) -> None:
+    """End a job; one that has ended stays as it is."""
+    with connected(url) as client:
+        job = client.job(id)
+        job.cancel()
+    print_json(job.record) if as_json else typer.echo(job.state)
+
+
+def _waited(client: "Client", job: "Job") -> "Dictionary":
+    """The job's dictionary, with its progress on stderr: a bar on a terminal, else a line now and then."""
+    from app.client.display import figures
+
+    try:
+        if sys.stderr.isatty():
+            return job.wait(progress=True)
+        next_line = 0.0
+        for progress in job.events():
+            if time.monotonic() >= next_line or job.ended:
+                next_line = time.monotonic() + LINE_SECONDS
+                at = f"iteration {progress.iteration}/{progress.max_iter}"
+                print(f"{job.name}: {at} {figures(progress)}", file=sys.stderr, flush=True)
+    except KeyboardInterrupt:
+        print(f"dictserve: job {job.id} goes on; `dictserve cancel {job.id}` ends it", file=sys.stderr)
+        raise
+    return client.dictionary(job.fitted())
+
+
+def _row(job: "JobRecord") -> tuple[str, ...]:
+    progress = job.progress
+    return (
+        job.id,
+        job.name if job.version is None else f"{job.name}@{job.version}",
+        job.state,
+        f"{progress.iteration}/{progress.max_iter}",
+        "" if progress.loss is None else f"{progress.loss:.4g}",
+        job.record["created_at"],
+    )

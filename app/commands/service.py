@@ -1,0 +1,65 @@
+"""``dictserve serve`` and ``dictserve settings``."""
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from app.settings import Settings
+
+
+def serve(
+    host: Annotated[str | None, typer.Option(help="Address to listen on.", show_default="127.0.0.1")] = None,
+    port: Annotated[int | None, typer.Option(help="Port; 0 takes a free one.", show_default="8000")] = None,
+    store: Annotated[Path | None, typer.Option(help="Directory of dictionaries.", show_default="models")] = None,
+) -> None:
+    """Serve over HTTP until SIGTERM or Ctrl-C. Options win over the environment (DICTSERVE_PORT, …)."""
+    import logging
+    import signal
+
+    import uvicorn
+
+    from app.errors import AppError
+    from app.main import create_app
+
+    told = {"host": host, "port": port, "store": store}
+    chosen = _settings({name: value for name, value in told.items() if value is not None})
+    app = create_app(chosen)
+    try:
+        app.state.services.open()
+    except AppError as error:
+        sys.exit(f"dictserve: {error}")
+    logging.basicConfig(level=chosen.log_level.upper(), format="%(levelname)s: %(message)s")
+    # uvicorn stops in order at SIGTERM, and then raises it again: that is not to end the process with an error.
+    signal.signal(signal.SIGTERM, lambda *_: None)
+    uvicorn.run(
+        app,
+        host=chosen.host,
+        port=chosen.port,
+        access_log=chosen.access_log,
+        log_level=chosen.log_level,
+        timeout_graceful_shutdown=chosen.shutdown_grace_seconds,
+        server_header=False,
+    )
+
+
+def settings() -> None:
+    """Print every setting of the service, its default and its meaning."""
+    from app.settings import settings_table
+
+    typer.echo(settings_table())
+
+
+def _settings(told: dict[str, Any]) -> "Settings":
+    """The settings, or an end with one line for each bad one."""
+    from pydantic import ValidationError
+
+    from app.settings import Settings
+
+    try:
+        return Settings(**told)
+    except ValidationError as error:
+        lines = [f"dictserve: setting {'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors()]
+        sys.exit("\n".join(lines))

@@ -1,0 +1,51 @@
+"""``dictserve encode`` and ``dictserve decode``: arrays through a pipe."""
+
+from typing import Annotated
+
+import typer
+
+from app.commands.connection import Url, connected
+from app.commands.files import STDIO, Format, Input, Output, output_format, read_input, write_output
+
+Reference = Annotated[str, typer.Argument(metavar="DICTIONARY", help="A name (its latest version), or name@version.")]
+
+
+def encode(
+    dictionary: Reference,
+    file: Input,
+    output: Output = STDIO,
+    format: Format = None,
+    sparse: Annotated[bool, typer.Option("--sparse", help="The non-zero codes alone, as compressed rows.")] = False,
+    top_k: Annotated[int | None, typer.Option(help="The largest codes of each row alone; sparse.")] = None,
+    clip: Annotated[bool, typer.Option("--clip", help="Make negative values zero.")] = False,
+    reconstruct: Annotated[bool, typer.Option("--reconstruct", help="Add each row's relative error.")] = False,
+    url: Url = None,
+) -> None:
+    """Activations to codes. Several arrays (--sparse, --top-k, --reconstruct) need json or safetensors."""
+    from app.client import calls
+
+    body, given = read_input(file)
+    several = sparse or top_k is not None or reconstruct
+    otherwise = "safetensors" if several and given != "json" else given
+    wanted = output_format(output, format, otherwise)
+    parameters: dict[str, calls.Parameter] = {
+        "dictionary": dictionary,
+        "sparse": sparse or None,
+        "top_k": top_k,
+        "clip": clip or None,
+        "reconstruct": reconstruct or None,
+    }
+    with connected(url) as client:
+        write_output(output, client.send(calls.solve_as(wanted, "encode", body, parameters)))
+
+
+def decode(
+    dictionary: Reference, file: Input, output: Output = STDIO, format: Format = None, url: Url = None
+) -> None:
+    """Codes to activations."""
+    from app.client import calls
+
+    body, given = read_input(file)
+    wanted = output_format(output, format, given)
+    with connected(url) as client:
+        write_output(output, client.send(calls.solve_as(wanted, "decode", body, {"dictionary": dictionary})))

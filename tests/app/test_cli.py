@@ -1,0 +1,152 @@
+"""The command line without a service: formats, exit codes, what it loads, what it draws."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from app import commands
+from app.cli import main
+from app.client import DictserveError, Overloaded, UnknownDictionary, UnknownJob, Unreachable
+from app.commands import files
+from app.commands.connection import exit_code
+from app.commands.curve import COLUMNS, ROWS, curve
+from demo.service import free_port, npy
+
+ROOT = Path(commands.__file__).parents[2]
+NOWHERE = f"http://127.0.0.1:{free_port()}"
+
+
+def run(*arguments: str, input: str | bytes = "") -> tuple[int, str]:
+    """The exit code, and all that was printed."""
+    result = CliRunner().invoke(main, arguments, input=input)
+    return result.exit_code, result.output
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [
+        (DictserveError("d"), 1),
+        (FileNotFoundError("f"), 2),
+        (UnknownDictionary("d"), 3),
+        (UnknownJob("j"), 3),
+        (Overloaded("o"), 4),
+        (Unreachable("u"), 4),
+        (RuntimeError("a bug"), None),
+    ],
+)
+def test_each_kind_of_error_has_its_exit_code(error: Exception, code: int | None) -> None:
+    assert exit_code(error) == code
+
+
+def test_no_service_is_told_in_a_line() -> None:
+    code, told = run("ls", "--url", NOWHERE)
+    assert code == 4
+    assert told.startswith("dictserve: no answer from http://127.0.0.1")
+    assert told.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["ls", "--url", "nonsense"],
+        ["encode", "x", "absent.npy"],
+        ["encode", "x", "-", "--format", "pt"],
+        ["encode", "x", "-", "-o", "Z.pt"],
+        ["fit", "-"],
+        ["nonsense"],
+    ],
+)
+def test_usage_errors_are_2(arguments: list[str]) -> None:
+    assert run(*arguments)[0] == 2
+
+
+def test_files_that_cannot_be_written_are_2(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(FileNotFoundError):
+        files.write_output(tmp_path / "absent" / "Z.npy", b"")
+
+
+def test_binary_is_not_written_to_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    for format in ("npy", "safetensors"):
+        with pytest.raises(Exception, match=r"binary.*--format csv"):
+            files.output_format(files.STDIO, format, "npy")
+    assert files.output_format(files.STDIO, "csv", "npy") == "csv"
+    assert files.output_format(Path("Z.npy"), None, "csv") == "npy"
+
+
+@pytest.mark.parametrize(
+    ("content", "format"),
+    [
+        (npy([[1.0]]), "npy"),
+        (b"\x40\0\0\0\0\0\0\0" + b'{"data"', "safetensors"),
+        (b"[[1, 2]]", "json"),
+        (b' {"data": [[1, 2]]}', "json"),
+        (b"1,2\n", "csv"),
+        (b"one,two\n1,2\n", "csv"),
+    ],
+)
+def test_stdin_is_known_by_its_first_bytes(content: bytes, format: str) -> None:
+    assert files._sniffed(content) == format
+
+
+@pytest.mark.parametrize("text", ["[[1, 2]]", '{"data": [[1, 2]]}', '{"version": 1, "codes": [[1, 2]]}'])
+def test_json_holds_rows_alone_or_as_the_service_answers(text: str) -> None:
+    assert files._rows(text.encode()) == [[1, 2]]
+
+
+@pytest.mark.parametrize("text", ["[", "{}", '{"a": [[1]]}', "nan nan"])
+def test_other_json_is_a_usage_error(text: str) -> None:
+    with pytest.raises(Exception, match="JSON"):
+        files._rows(text.encode())
+
+
+def test_the_curve_falls_as_the_loss_does() -> None:
+    history = [(i, 1000.0 / i) for i in range(1, 501)]
+    head, *rows, foot = curve(history).splitlines()
+    assert (head, foot.strip()) == ("loss", "iteration 1 to 500")
+    assert len(rows) == ROWS
+    assert (rows[0].split()[0], rows[-1].split()[0]) == ("1000", "2")
+    drawn = [row[5:] for row in rows]
+    assert {len(row) for row in drawn} == {COLUMNS}
+    heights = [sum(" ▁▂▃▄▅▆▇█".index(row[column]) for row in drawn) for column in range(COLUMNS)]
+    assert heights == sorted(heights, reverse=True)
+    assert (heights[0], heights[-1]) == (8 * ROWS, 1)
+
+
+@pytest.mark.parametrize("history", [[(1, 5.0)], [(1, 0.0), (2, 0.0)], [(1, 5.0), (2, 0.0)], [(1, 5.0), (9, 5.0)]])
+def test_curves_of_little(history: list[tuple[int, float]]) -> None:
+    assert len(curve(history).splitlines()) == ROWS + 2
+
+
+def test_commands_load_what_they_need_alone() -> None:
+    """typer itself loads pydantic where there is one."""
+    unwanted = {
+        "torch",
+        "numba",
+        "sklearn",
+        "scipy",
+        "fastapi",
+        "starlette",
+        "uvicorn",
+        "sqlalchemy",
+        "core",
+    }
+    for arguments in (["--help"], ["ls", "--url", NOWHERE]):
+        code = (
+            "import sys; from app.cli import main\n"
+            f"try: main({arguments!r})\n"
+            f"except SystemExit: print('loaded', sorted({unwanted!r} & set(sys.modules)))"
+        )
+        ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
+        assert ended.stdout.splitlines()[-1] == "loaded []"
+
+
+def test_json_is_printed_as_it_came(capsys: pytest.CaptureFixture[str]) -> None:
+    from app.commands.tables import print_json
+
+    print_json({"name": "ζ", "values": [1, None]})
+    assert json.loads(capsys.readouterr().out) == {"name": "ζ", "values": [1, None]}

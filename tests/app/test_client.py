@@ -1,0 +1,156 @@
+"""The client against the app, a double in its worker's place; and what importing it loads."""
+
+import asyncio
+import inspect
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+import numpy as np
+import pytest
+from fastapi.testclient import TestClient
+
+import app.client
+from app.client import AsyncClient, AsyncDictionary, AsyncJob, Client, Dictionary, Encoded, Job, UnknownDictionary
+from app.main import create_app
+from app.schemas import EncodeRequest, FitParameters
+from app.settings import Settings
+from tests.app.conftest import D as CONCEPTS
+from tests.app.conftest import WorkerDouble
+
+A = np.array([[1, 0, 0, 2], [0, 3, 3, 0], [0, 0, 0, 0]], np.float32)
+
+
+@pytest.fixture
+def calls(client: TestClient) -> Iterator[Client]:
+    with Client("http://testserver", transport=client._transport, retries=0) as calls:
+        yield calls
+
+
+def test_fit_encode_decode(calls: Client) -> None:
+    fitted = calls.fit(A, nb_concepts=2, name="x")
+    assert (fitted.reference, fitted.nb_concepts, fitted.n_features) == ("x@1", 2, 4)
+    assert fitted.metrics == {"relative_error": 0.5}
+    D = fitted.get_dictionary()
+    np.testing.assert_array_equal(D, A[:2])
+    Z = fitted.encode(A)
+    np.testing.assert_array_equal(Z, A @ D.T)
+    np.testing.assert_array_equal(fitted.decode(Z), Z @ D)
+    Z += 1  # it is the caller's own
+
+
+def test_codes_in_every_form(calls: Client, digits: str) -> None:
+    Z = A @ CONCEPTS.T
+    full = calls.encode(A, digits, full=True)
+    assert isinstance(full, Encoded)
+    assert (full.converged, full.dictionary, full.version) == (True, "digits", 1)
+    np.testing.assert_array_equal(full.codes, Z)
+    assert full.relative_error is not None
+    assert full.relative_error.shape == (3,)
+    sparse = calls.encode(A, digits, sparse=True)
+    assert sparse.format == "csr"
+    np.testing.assert_array_equal(sparse.toarray(), Z)
+    np.testing.assert_array_equal(calls.encode(A, digits, top_k=1), Z)  # each row has one code
+    np.testing.assert_array_equal(calls.decode(sparse, digits), Z @ CONCEPTS)
+    np.testing.assert_array_equal(calls.encode(-A, digits, clip=True), np.zeros((3, 2)))
+
+
+def test_dictionaries_are_imported_labelled_listed_and_removed(calls: Client) -> None:
+    made = calls.import_dictionary("y", CONCEPTS)
+    assert made.reference == "y@1"
+    labelled = calls.label("y", {"team": "vision"}, {1: "loop"})
+    assert (labelled.labels, labelled.record["concept_labels"]) == ({"team": "vision"}, {"1": "loop"})
+    assert calls.label("y@1", {"team": None}).labels == {}
+    assert [d.reference for d in calls.dictionaries()] == ["y@1"]
+    np.testing.assert_array_equal(calls.get_dictionary("y"), CONCEPTS)
+    calls.remove("y@1")
+    with pytest.raises(UnknownDictionary):
+        calls.dictionary("y")
+
+
+def test_jobs(calls: Client, worker: WorkerDouble) -> None:
+    worker.fits_hang = True
+    job = calls.fit(A, nb_concepts=2, name="x", wait=False)
+    assert calls.job(job.id).name == "x"
+    job.cancel()
+    assert job.state == "cancelled"
+    job.cancel()  # its record stays
+    assert [j.id for j in calls.jobs(state="cancelled", name="x")] == [job.id]
+    assert calls.jobs(state="failed") == []
+
+
+def test_ready(calls: Client, worker: WorkerDouble) -> None:
+    assert calls.ready()
+    worker.alive = False
+    assert not calls.ready()
+
+
+def test_the_async_client(settings: Settings, worker: WorkerDouble) -> None:
+    async def all_of_it() -> None:
+        service = create_app(settings, supervisor=worker)
+        async with (
+            service.router.lifespan_context(service),
+            AsyncClient("http://testserver", transport=httpx.ASGITransport(service)) as client,
+        ):
+            fitted = await client.fit(A, nb_concepts=2, name="x")
+            Z = await fitted.encode(A)
+            np.testing.assert_array_equal(Z, A @ (await fitted.get_dictionary()).T)
+            np.testing.assert_array_equal(await fitted.decode(Z), await client.decode(Z, "x@1"))
+            assert (await client.encode(A, "x", full=True)).version == 1
+            assert (await client.import_dictionary("x", CONCEPTS)).version == 2
+            assert (await client.label("x", {"a": "b"})).labels == {"a": "b"}
+            assert [d.reference for d in await client.dictionaries()] == ["x@2"]
+            await client.remove("x@2")
+            assert (await client.dictionary("x")).version == 1
+            (job,) = await client.jobs()
+            await job.cancel()
+            assert (await job.refresh()).state == "succeeded"
+            assert await client.ready()
+
+    asyncio.run(all_of_it())
+
+
+@pytest.mark.parametrize(
+    ("blocking", "asynchronous"), [(Client, AsyncClient), (Job, AsyncJob), (Dictionary, AsyncDictionary)]
+)
+def test_both_clients_have_the_same_methods(blocking: type, asynchronous: type) -> None:
+    def methods(cls: type) -> dict[str, list[inspect.Parameter]]:
+        public = {name: f for name, f in inspect.getmembers(cls, inspect.isfunction) if not name.startswith("_")}
+        return {
+            name.replace("aclose", "close"): list(inspect.signature(f).parameters.values())
+            for name, f in public.items()
+        }
+
+    assert methods(blocking) == methods(asynchronous)
+
+
+def test_fit_takes_every_parameter_of_a_fit_and_encode_every_one_of_an_encode() -> None:
+    assert set(FitParameters.model_fields) <= set(inspect.signature(Client.fit).parameters)
+    instead = {"encoding_format", "data", "reconstruct"}  # JSON's own; A; `full`
+    assert set(EncodeRequest.model_fields) - instead <= set(inspect.signature(Client.encode).parameters)
+
+
+def test_what_is_exported_exists_and_is_sorted() -> None:
+    assert sorted(app.client.__all__) == app.client.__all__
+    assert all(hasattr(app.client, name) for name in app.client.__all__)
+
+
+def test_importing_the_client_loads_nothing_of_the_service() -> None:
+    unwanted = {
+        "torch",
+        "numba",
+        "sklearn",
+        "scipy",
+        "fastapi",
+        "starlette",
+        "uvicorn",
+        "pydantic",
+        "sqlalchemy",
+        "core",
+    }
+    code = f"import sys, app.client; print(sorted({unwanted!r} & set(sys.modules)))"
+    root = Path(app.client.__file__).parents[2]
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=root)
+    assert run.stdout.strip() == "[]"

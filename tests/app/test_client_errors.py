@@ -1,0 +1,75 @@
+"""Answers that are errors, as exceptions."""
+
+import httpx
+import pytest
+
+from app.client import Client, DictserveError, InvalidRequest, NotFound, Unavailable, UnknownDictionary, errors
+from app.errors import HTTP_KINDS, INTERNAL, KINDS
+
+
+@pytest.mark.parametrize("kind", [*KINDS.values(), *HTTP_KINDS.values(), INTERNAL], ids=lambda kind: kind.slug)
+def test_every_problem_of_the_service_has_a_class_of_its_name(kind) -> None:  # type: ignore[no-untyped-def]
+    problem = f'{{"type": "{kind.slug}", "title": "", "status": {kind.status}, "detail": "what is wrong"}}'
+    error = errors.error_of(kind.status, problem.encode())
+    assert type(error).slug == error.type == kind.slug
+    assert (str(error), error.status) == ("what is wrong", kind.status)
+    group = {404: NotFound, 422: InvalidRequest, 503: Unavailable}.get(kind.status, DictserveError)
+    assert isinstance(error, group)
+
+
+@pytest.mark.parametrize(
+    ("status", "cls"), [(404, NotFound), (429, Unavailable), (503, Unavailable), (418, DictserveError)]
+)
+@pytest.mark.parametrize("body", [b"", b"<html>502</html>", b"[]", b'{"detail": 3}', b"\xff\xfe", b"null"])
+def test_what_is_no_problem_document_is_told_by_its_status(status: int, cls: type, body: bytes) -> None:
+    error = errors.error_of(status, body)
+    assert type(error) is cls
+    assert error.status == status
+    assert str(status) in str(error)
+
+
+def test_a_type_of_a_newer_service_is_told_by_its_status() -> None:
+    error = errors.error_of(404, b'{"type": "unknown-planet", "detail": "no such planet"}')
+    assert (type(error), error.type, str(error)) == (NotFound, "unknown-planet", "no such planet")
+
+
+def test_the_tree_in_the_docstring_is_the_tree() -> None:
+    assert errors.__doc__ is not None
+    for cls in errors._BY_SLUG.values():
+        assert f"─ {cls.__name__}" in errors.__doc__
+
+
+def test_fields_that_are_wrong_are_told() -> None:
+    problem = {"type": "invalid-fields", "detail": "d", "errors": [{"loc": ["data", 3, 5], "msg": "m"}]}
+    transport = httpx.MockTransport(lambda _: httpx.Response(422, json=problem))
+    with Client(transport=transport) as client, pytest.raises(InvalidRequest) as caught:
+        client.encode([1.0], "x")
+    assert caught.value.errors == problem["errors"]
+    assert isinstance(caught.value, ValueError)
+
+
+@pytest.mark.parametrize(
+    "body", [b"", b"{}", b"\x93NUMPY\x01\x00\xff\xff{}", b"\x93NUMPY\x01\x00\x10\x00" + b"x" * 16]
+)
+def test_an_answer_that_is_no_array_is_an_error_of_the_client(body: bytes) -> None:
+    transport = httpx.MockTransport(lambda _: httpx.Response(200, content=body))
+    with Client(transport=transport) as client, pytest.raises(errors.UnreadableAnswer):
+        client.decode([1.0], "x")
+
+
+def test_a_page_in_place_of_json_is_an_error_of_the_client() -> None:
+    transport = httpx.MockTransport(lambda _: httpx.Response(200, content=b"<html>"))
+    with Client(transport=transport) as client:
+        for call in (client.dictionaries, client.jobs, lambda: client.dictionary("x")):
+            with pytest.raises(errors.UnreadableAnswer):
+                call()
+
+
+@pytest.mark.parametrize("url", ["foo", "ftp://x", "http://", "http://x:y", "//x"])
+def test_a_url_that_is_none_is_refused_at_once(url: str) -> None:
+    with pytest.raises(ValueError, match="is not a URL"):
+        Client(url)
+
+
+def test_unknown_dictionaries_can_be_caught_by_name() -> None:
+    assert issubclass(UnknownDictionary, NotFound)

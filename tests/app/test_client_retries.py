@@ -1,0 +1,157 @@
+"""When calls are sent again, against a transport that plays what is told to it."""
+
+import asyncio
+import time
+from collections.abc import Callable
+
+import httpx
+import numpy as np
+import pytest
+
+from app.client import AsyncClient, Client, DictserveError, Overloaded, TimedOut, Unavailable, Unreachable
+from app.client import retries as policy
+
+A = np.ones((2, 3), np.float32)
+JOB = {"id": "1", "name": "x", "state": "queued", "progress": {}, "loss_history": []}
+BUSY = (503, {"type": "overloaded", "title": "", "status": 503, "detail": "later"})
+Step = tuple[int, object] | Exception
+
+
+class Script(httpx.MockTransport):
+    """Answers with one step after another, the last one for ever; keeps the requests."""
+
+    def __init__(self, *steps: Step, headers: dict[str, str] | None = None) -> None:
+        super().__init__(self.play)
+        self.steps = list(steps)
+        self.headers = headers or {}
+        self.requests: list[httpx.Request] = []
+
+    def play(self, request: httpx.Request) -> httpx.Response:
+        self.requests.append(request)
+        step = self.steps.pop(0) if len(self.steps) > 1 else self.steps[0]
+        if isinstance(step, Exception):
+            raise step
+        return httpx.Response(step[0], json=step[1], headers=self.headers)
+
+
+@pytest.fixture(autouse=True)
+def short_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(policy, "FIRST_PAUSE_SECONDS", 0.001)
+
+
+@pytest.mark.parametrize("status", [429, 502, 503, 504])
+def test_an_encode_is_sent_again_whole(status: int) -> None:
+    script = Script((status, {}), (500, {"type": "internal-error", "detail": "d"}))
+    with Client(transport=script) as client, pytest.raises(DictserveError) as caught:
+        client.encode(A, "x")
+    assert caught.value.status == 500
+    first, second = script.requests
+    assert first.content == second.content
+    assert int(second.headers["content-length"]) == len(second.content)
+    assert "transfer-encoding" not in second.headers
+
+
+def test_the_async_client_does_the_same() -> None:
+    script = Script(BUSY, httpx.ReadError("cut"), (200, JOB))
+
+    async def fitted() -> str:
+        async with AsyncClient(transport=script) as client:
+            return (await client.fit(A, nb_concepts=1, name="x", wait=False)).id
+
+    assert asyncio.run(fitted()) == "1"
+    assert len({request.content for request in script.requests}) == 1
+    assert len(script.requests) == 3
+
+
+def test_a_fit_keeps_its_key_and_the_next_fit_has_another() -> None:
+    script = Script(BUSY, (200, JOB))
+    with Client(transport=script) as client:
+        client.fit(A, nb_concepts=1, name="x", wait=False)
+        client.fit(A, nb_concepts=1, name="x", wait=False)
+    first, again, other = (request.headers["idempotency-key"] for request in script.requests)
+    assert first == again != other
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda client: client.import_dictionary("x", A),
+        lambda client: client.remove("x"),
+    ],
+)
+@pytest.mark.parametrize("step", [BUSY, httpx.ReadError("cut")])
+def test_what_twice_would_do_more_is_sent_once(call: Callable[[Client], object], step: Step) -> None:
+    script = Script(step)
+    with Client(transport=script) as client, pytest.raises(Unavailable):
+        call(client)
+    assert len(script.requests) == 1
+
+
+def test_what_never_went_out_is_sent_again() -> None:
+    script = Script(httpx.ConnectError("refused"), (204, None))
+    with Client(transport=script) as client:
+        client.remove("x")
+    assert len(script.requests) == 2
+
+
+def test_retries_are_bounded_and_the_last_error_is_told() -> None:
+    script = Script(BUSY)
+    with Client(transport=script, retries=2) as client, pytest.raises(Overloaded, match="later"):
+        client.dictionaries()
+    assert len(script.requests) == 3
+
+
+def test_retry_after_is_honoured() -> None:
+    script = Script(BUSY, (200, {"dictionaries": []}), headers={"retry-after": "1"})
+    begun = time.monotonic()
+    with Client(transport=script) as client:
+        assert client.dictionaries() == []
+    assert time.monotonic() - begun >= 1
+
+
+def test_a_wait_past_the_timeout_is_not_begun() -> None:
+    script = Script(BUSY, headers={"retry-after": "60"})
+    begun = time.monotonic()
+    with Client(transport=script, timeout=5) as client, pytest.raises(Overloaded):
+        client.dictionaries()
+    assert time.monotonic() - begun < 2
+
+
+def test_a_slow_answer_is_not_waited_for_longer_than_told() -> None:
+    def trickle(_: httpx.Request) -> httpx.Response:
+        def chunks() -> object:
+            while True:
+                time.sleep(0.02)
+                yield b" "
+
+        return httpx.Response(200, content=chunks())  # type: ignore[arg-type]
+
+    begun = time.monotonic()
+    with Client(transport=httpx.MockTransport(trickle), timeout=0.2) as client, pytest.raises(TimedOut) as caught:
+        client.dictionaries()
+    assert isinstance(caught.value, TimeoutError)
+    assert time.monotonic() - begun < 2
+
+
+def test_no_service_is_a_connection_error_that_names_the_url() -> None:
+    script = Script(httpx.ConnectError("refused"))
+    with Client("http://nowhere:1", transport=script, retries=1) as client:
+        with pytest.raises(Unreachable, match="http://nowhere:1") as caught:
+            client.jobs()
+        assert not client.ready()
+    assert isinstance(caught.value, ConnectionError)
+
+
+@pytest.mark.parametrize(
+    ("value", "low", "high"),
+    [
+        ("3", 3, 3),
+        ("", 0, 0),
+        ("soon", 0, 0),
+        ("-1", 0, 0),
+        ("Wed, 21 Oct 2015 07:28:00 GMT", 0, 0),
+        ("Wed, 21 Oct 2099 07:28:00 GMT", 1e9, 1e10),
+    ],
+)
+def test_retry_after_is_seconds_or_a_date(value: str, low: float, high: float) -> None:
+    assert low <= policy._retry_after_seconds(value) <= high

@@ -1,0 +1,111 @@
+"""The command line against a real service, as scripts use it."""
+
+import io
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from demo.digits import split_digits
+from tests.e2e.conftest import Service
+
+FITTED, HELD_OUT = split_digits()
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture
+def folder(tmp_path: Path, shared: Service, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A working directory with activations in it; commands run there, against the shared service."""
+    monkeypatch.setenv("DICTSERVE_URL", shared.url)
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    np.save(tmp_path / "A.npy", FITTED)
+    np.save(tmp_path / "B.npy", HELD_OUT)
+    return tmp_path
+
+
+def run(folder: Path, line: str, code: int = 0) -> subprocess.CompletedProcess[str]:
+    """A line of shell, ``dictserve`` being this interpreter's."""
+    line = re.sub(r"\bdictserve\b", f"{sys.executable} -m app", line)
+    ended = subprocess.run(["bash", "-c", f"set -o pipefail; {line}"], cwd=folder, capture_output=True, text=True)
+    assert ended.returncode == code, ended.stderr
+    return ended
+
+
+def test_a_dictionary_from_first_to_last(folder: Path) -> None:
+    fitted = run(folder, "dictserve fit A.npy --name digits --nb-concepts 16 --seed 1")
+    assert fitted.stdout == "digits@1\n"
+    assert re.search(r"digits: iteration \d+/500 loss", fitted.stderr)
+
+    run(folder, "dictserve encode digits - < B.npy | dictserve decode digits - -o back.npy")
+    back = np.load(folder / "back.npy")
+    assert back.shape == HELD_OUT.shape
+    assert np.linalg.norm(HELD_OUT - back) < 0.8 * np.linalg.norm(HELD_OUT)
+    run(folder, "dictserve encode digits B.npy --format csv | dictserve decode digits - --format json > back.json")
+    rows = json.loads((folder / "back.json").read_text())["activations"]
+    np.testing.assert_allclose(rows, back, rtol=1e-3, atol=1e-4)
+    run(folder, "dictserve encode digits@1 B.npy -o Z.safetensors --top-k 3 --reconstruct")
+    run(folder, "dictserve encode digits B.npy -o Z.json && dictserve decode digits Z.json -o again.npy")
+    np.testing.assert_allclose(np.load(folder / "again.npy"), back, rtol=1e-3, atol=1e-4)
+
+    run(folder, "dictserve export digits@1 -o D.npy")
+    assert run(folder, "dictserve import digits D.npy").stdout == "digits@2\n"
+    piped = subprocess.run(
+        [sys.executable, "-m", "app", "export", "digits"], cwd=folder, capture_output=True, check=True, timeout=60
+    )
+    np.testing.assert_array_equal(np.load(io.BytesIO(piped.stdout)), np.load(folder / "D.npy"))
+
+    assert "digits@2" in run(folder, "dictserve ls").stdout
+    assert json.loads(run(folder, "dictserve ls --json").stdout)[0]["version"] == 2
+    shown = run(folder, "dictserve show digits@1").stdout
+    assert "relative_error" in shown
+    assert "█" in shown
+    assert json.loads(run(folder, "dictserve show digits@1 --json").stdout)["nb_concepts"] == 16
+    assert "succeeded" in run(folder, "dictserve jobs --name digits").stdout
+
+    assert "Remove digits@2?" in run(folder, "echo n | dictserve rm digits@2", code=1).stderr
+    run(folder, "dictserve rm digits@2 --yes && echo y | dictserve rm digits")
+    run(folder, "dictserve show digits", code=3)
+
+
+def test_jobs_that_are_not_waited_for(folder: Path) -> None:
+    long = "--name long --nb-concepts 64 --tol 0 --max-iter 100000"
+    id = run(folder, f"dictserve fit A.npy {long} --no-wait").stdout.strip()
+    assert run(folder, f"dictserve cancel {id}").stdout == "cancelled\n"
+    assert json.loads(run(folder, "dictserve jobs --state cancelled --json").stdout)[0]["id"] == id
+
+
+def test_what_the_service_refuses_is_1_and_what_is_not_there_3(folder: Path) -> None:
+    refused = run(folder, "dictserve fit A.npy --name bad/name --nb-concepts 4", code=1)
+    assert refused.stderr.startswith("dictserve: name: 'bad/name' is not a name")
+    run(folder, "dictserve fit A.npy --name x --nb-concepts 4 --solver nonsense", code=1)
+    for line in ("encode absent A.npy", "show absent", "rm absent --yes", "cancel absent", "export absent@3"):
+        ended = run(folder, f"dictserve {line}", code=3)
+        assert ended.stdout == ""
+        assert ended.stderr.count("\n") == 1
+
+
+def test_an_interrupt_is_130_and_says_that_the_job_goes_on(folder: Path) -> None:
+    arguments = ["fit", "A.npy", "--name", "long", "--nb-concepts", "64", "--tol", "0", "--max-iter", "100000"]
+    fit = subprocess.Popen(
+        [sys.executable, "-m", "app", *arguments], cwd=folder, stderr=subprocess.PIPE, text=True, env=os.environ
+    )
+    assert fit.stderr is not None
+    assert "iteration" in fit.stderr.readline()
+    time.sleep(0.2)
+    fit.send_signal(signal.SIGINT)
+    told = fit.stderr.read()
+    assert fit.wait(20) == 130
+    command = re.search(r"`(dictserve cancel \w+)`", told)
+    assert command is not None, told
+    assert run(folder, command[1]).stdout == "cancelled\n"
+
+
+def test_settings_are_printed_without_a_service(folder: Path) -> None:
+    assert "DICTSERVE_PORT" in run(folder, "dictserve settings").stdout
