@@ -1,6 +1,6 @@
 """The data sets, made in seconds from fixed seeds and passed to the libraries as npy files."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -108,7 +108,9 @@ class DataSets:
 
     @cached_property
     def large(self) -> DataSet:
-        return planted(self.folder, 400, 48, 16) if self.quick else planted(self.folder, 20_000, 768, 256)
+        if self.quick:  # with more concepts than were planted, so that a fit goes on for seconds
+            return replace(planted(self.folder, 4_000, 96, 16), nb_concepts=64)
+        return planted(self.folder, 20_000, 768, 256)
 
     @cached_property
     def wide(self) -> DataSet:

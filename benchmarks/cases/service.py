@@ -102,7 +102,7 @@ def _compare(bench: Bench, servers: dict[str, Server], name: str, data: DataSet,
             at_most=1e-5,
         ),
     ]
-    columns = ["server", "format", "p50 (ms)", "p99 (ms)", "rows/s"]
+    columns = ["server", "format", "p50 (ms)", "p99 (ms)", "rows/s", "clients' share of a core (%)"]
     result.tables += [Table(f"{title}: {compared.pattern}", columns, _rows(compared)) for compared in told]
 
 
@@ -198,15 +198,16 @@ def _figures(title: str, one: Compared, many: Compared, large: Compared) -> list
 def _rows(compared: Compared) -> list[list[Cell]]:
     rows = compared.pattern.rows
     in_process = median(compared.in_process_ms)
-    table: list[list[Cell]] = [["none", "in process, one caller", in_process, None, 1e3 * rows / in_process]]
+    table: list[list[Cell]] = [["none", "in process, one caller", in_process, None, 1e3 * rows / in_process, None]]
     for way, measured in compared.ways.items():
         if measured.missing is not None:
-            table.append([way.server, way.format, f"absent: {measured.missing}", None, None])
+            table.append([way.server, way.format, f"absent: {measured.missing}", None, None, None])
             continue
         cells = [
             median(load.percentile(50) for load in measured.loads),
             median(load.percentile(99) for load in measured.loads),
             median(load.per_second * rows for load in measured.loads),
+            median(100 * load.client_seconds / load.seconds for load in measured.loads),
         ]
         table.append([way.server, way.format, *cells])
     return table

@@ -5,6 +5,7 @@ import selectors
 import socket
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 
 import numpy as np
@@ -30,10 +31,12 @@ class Load:
     Attributes:
         ms: milliseconds of each request, from its first byte out to its answer's last byte in.
         seconds: from the first request's start to the last answer's end.
+        client_seconds: of processor time that the clients themselves took.
     """
 
     ms: list[float]
     seconds: float
+    client_seconds: float
 
     @property
     def per_second(self) -> float:
@@ -67,6 +70,7 @@ def closed_loop(port: int, requests: Sequence[bytes], *, seconds: float, limit_s
     with selectors.DefaultSelector() as selector:
         try:
             begun = now = time.perf_counter()
+            busy = time.process_time()
             for client in clients:
                 client.begin(selector)
             while selector.get_map():
@@ -86,7 +90,7 @@ def closed_loop(port: int, requests: Sequence[bytes], *, seconds: float, limit_s
         finally:
             for client in clients:
                 client.socket.close()
-    return Load(times, now - begun)
+    return Load(times, now - begun, time.process_time() - busy)
 
 
 class _Client:
@@ -109,10 +113,8 @@ class _Client:
 
     def send(self, selector: selectors.BaseSelector) -> None:
         """Send what there is room for, and wait for room only while something is left."""
-        try:
+        with suppress(BlockingIOError):
             self._unsent = self._unsent[self.socket.send(self._unsent) :]
-        except BlockingIOError:
-            pass
         wanted = selectors.EVENT_READ | (selectors.EVENT_WRITE if self._unsent else 0)
         known = selector.get_map().get(self.socket)
         if known is None:

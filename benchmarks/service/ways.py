@@ -31,9 +31,6 @@ class Way:
     make: Callable[[str, np.ndarray], Request]
     codes: Callable[[Answer], np.ndarray]
 
-    def __str__(self) -> str:
-        return f"{self.server}, {self.format}"
-
     def request(self, port: int, dictionary: str, rows: np.ndarray) -> bytes:
         """The whole request, ready to be sent."""
         path, headers, body = self.make(dictionary, rows)
