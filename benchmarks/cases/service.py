@@ -131,8 +131,10 @@ def _load_all(bench: Bench, servers: dict[str, Server], name: str, data: DataSet
                     measured.loads.append(_load(bench, servers[way.server], requests[way]))
                 except (Failed, TimedOut, OSError) as reason:
                     measured.missing, measured.loads = str(reason), []
-    ours, plain = (compared.ways[way].loads[0].per_second for way in (NPY, FASTAPI_LISTS))
-    bench.say(f"{name}, {pattern}: ours in npy {ours:.0f} requests/s, plain FastAPI {plain:.0f}")
+    told = [
+        f"{w.server} {w.format} {m.missing or f'{m.loads[0].per_second:.0f}/s'}" for w, m in compared.ways.items()
+    ]
+    bench.say(f"{name}, {pattern}: {', '.join(told)}")
     return compared
 
 
