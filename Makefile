@@ -29,10 +29,16 @@ test: install
 	$(BIN)/python -m pytest
 
 # Peers are extras that may fail to install: the benchmarks say which are absent, and why. overcomplete wants vision
-# models and a torchvision that fits torch's build; its factorisation needs neither, so it comes alone.
+# models and a torchvision that fits torch's build; its factorisation needs neither, so it comes alone. Servers get
+# folders of their own, where what they require changes nothing of ours (MLServer wants an older FastAPI and uvloop).
+PEERS := $(VENV)/peers
 bench: install
 	-$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev,bench]'
 	-$(BIN)/python -m pip install --quiet --constraint constraints.txt --no-deps overcomplete
+	-test -d $(PEERS)/litserve || $(BIN)/python -m pip install --quiet --constraint constraints.txt \
+		--target $(PEERS)/litserve litserve
+	-test -d $(PEERS)/mlserver || $(BIN)/python -m pip install --quiet \
+		--target $(PEERS)/mlserver mlserver==1.7.1 uvloop==0.21.0 numpy==2.4.6
 	$(BIN)/python -m benchmarks
 
 clean:

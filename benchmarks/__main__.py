@@ -1,11 +1,14 @@
 """``python -m benchmarks [CASE …] [--quick]``: all cases (``make bench``), or some, beside every peer that installs.
 
-Figures go to benchmarks/results.json, each case's with its date and command; cases that did not run keep theirs.
+Figures go to benchmarks/results.json, those of the service to benchmarks/service.json, each case's with its date and
+command; cases that did not run keep theirs.
 A quick run uses tiny data and writes nothing unless told where.
 """
 
 import argparse
 import json
+import signal
+import sys
 import tempfile
 import time
 from importlib import import_module
@@ -16,21 +19,19 @@ from benchmarks.data import DataSets
 from benchmarks.figures import Result, circumstances
 from benchmarks.libraries import OURS
 from benchmarks.process import Absent, Library, libraries
-from benchmarks.report import goals_table, write_page
-
-RESULTS = Path(__file__).with_name("results.json")
-SERVICE = "during_a_fit"
+from benchmarks.report import file_of, goals_table, write_page
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("cases", nargs="*", metavar="CASE", help=f"{', '.join((*NAMES, SERVICE))}; by default all")
+    parser.add_argument("cases", nargs="*", metavar="CASE", help=f"{', '.join(NAMES)}; by default all")
     parser.add_argument("--quick", action="store_true", help="tiny data, to see that everything runs")
-    parser.add_argument("--output", type=Path, help="where to write the figures, instead of results.json")
+    parser.add_argument("--output", type=Path, help="the one file to write the figures to, instead")
     given = parser.parse_args()
-    if unknown := set(given.cases) - {*NAMES, SERVICE}:
-        parser.error(f"unknown: {', '.join(sorted(unknown))}; there are {', '.join((*NAMES, SERVICE))}")
-    output = given.output or (None if given.quick else RESULTS)
+    if unknown := set(given.cases) - set(NAMES):
+        parser.error(f"unknown: {', '.join(sorted(unknown))}; there are {', '.join(NAMES)}")
+    # a run that is ended from outside ends its processes too
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("ended"))
     # in the order of NAMES: the long ones first
     chosen = [name for name in NAMES if not given.cases or name in given.cases]
 
@@ -44,14 +45,11 @@ def main() -> None:
         for name in chosen:
             result = measured(name, bench, present, quick=given.quick)
             print(f"\n{goals_table({name: result})}", flush=True)
-            if output is not None:
-                save(output, name, result)
-    if SERVICE in given.cases or not (given.cases or given.quick):
-        service = import_module(f"benchmarks.{SERVICE}")
-        print(f"\n== {SERVICE}: {(service.__doc__ or '').splitlines()[0]}", flush=True)
-        service.main()
-    if output == RESULTS:
-        write_page()
+            if given.output is not None:
+                save(given.output, name, result)
+            elif not given.quick:
+                save(file_of(name), name, result)
+                write_page()
 
 
 def measured(name: str, bench: Bench, present: dict[str, str], *, quick: bool) -> Result:
@@ -60,7 +58,7 @@ def measured(name: str, bench: Bench, present: dict[str, str], *, quick: bool) -
     begun = time.perf_counter()
     result: Result = case.run(bench)
     command = f"python -m benchmarks {name}{' --quick' * quick}"
-    result.made = circumstances(command, time.perf_counter() - begun, present)
+    result.made = circumstances(command, time.perf_counter() - begun, result.made.get("libraries", present))
     return result
 
 

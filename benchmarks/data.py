@@ -1,6 +1,6 @@
 """The data sets, made in seconds from fixed seeds and passed to the libraries as npy files."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -95,17 +95,31 @@ class DataSets:
     def to_fit(self) -> list[DataSet]:
         """Digits, and planted factors of two sizes."""
         if self.quick:
-            return [planted(self.folder, 200, 48, 8)]
-        return [digits(self.folder), self.planted, planted(self.folder, 20_000, 768, 256)]
+            return [self.digits]
+        return [self.digits, self.planted, self.large]
+
+    @cached_property
+    def digits(self) -> DataSet:
+        return planted(self.folder, 200, 48, 8) if self.quick else digits(self.folder)
 
     @cached_property
     def planted(self) -> DataSet:
         return planted(self.folder, 300, 48, 12) if self.quick else planted(self.folder, 5_000, 768, 128)
 
     @cached_property
+    def large(self) -> DataSet:
+        if self.quick:  # with more concepts than were planted, so that a fit goes on for seconds
+            return replace(planted(self.folder, 4_000, 96, 16), nb_concepts=64)
+        return planted(self.folder, 20_000, 768, 256)
+
+    @cached_property
+    def wide(self) -> DataSet:
+        """More concepts than features."""
+        return overcomplete(self.folder, 24, 48, active=4) if self.quick else overcomplete(self.folder, 768, 1024)
+
+    @cached_property
     def to_encode(self) -> list[DataSet]:
         """Fitted dictionaries, and planted ones with more concepts than features."""
         if self.quick:
-            return [*self.to_fit, overcomplete(self.folder, 24, 48, active=4)]
-        fitted = self.to_fit[:2]
-        return [*fitted, *(overcomplete(self.folder, 768, nb_concepts) for nb_concepts in (1024, 4096))]
+            return [*self.to_fit, self.wide]
+        return [*self.to_fit[:2], self.wide, overcomplete(self.folder, 768, 4096)]

@@ -1,4 +1,4 @@
-"""``python -m benchmarks.report``: docs/performance.md from benchmarks/results.json, between its markers."""
+"""``python -m benchmarks.report``: docs/performance.md from the committed figures, between its markers."""
 
 import json
 from collections.abc import Mapping
@@ -6,9 +6,10 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+from benchmarks.cases import OF_THE_SERVICE
 from benchmarks.figures import Cell, Result, Table, number
 
-RESULTS = Path(__file__).with_name("results.json")
+RESULTS, SERVICE = (Path(__file__).with_name(name) for name in ("results.json", "service.json"))
 PAGE = Path(__file__).parent.parent / "docs" / "performance.md"
 BEGIN, END = "<!-- made by python -m benchmarks.report -->", "<!-- /made -->"
 
@@ -18,8 +19,14 @@ def main() -> None:
     print(goals_table(read()))
 
 
+def file_of(case: str) -> Path:
+    """The file that holds a case's figures."""
+    return SERVICE if case in OF_THE_SERVICE else RESULTS
+
+
 def read() -> dict[str, Result]:
-    return {name: Result.from_json(told) for name, told in json.loads(RESULTS.read_text()).items()}
+    told = {name: told for path in (RESULTS, SERVICE) for name, told in json.loads(path.read_text()).items()}
+    return {name: Result.from_json(of_case) for name, of_case in told.items()}
 
 
 def write_page() -> None:

@@ -1,17 +1,23 @@
 """The benchmarks run, with no peer installed too, and the page on performance is what their figures make it."""
 
+import http.server
 import json
 import subprocess
 import sys
+import threading
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from benchmarks import report
-from benchmarks.cases import NAMES
+from benchmarks.cases import NAMES, OF_THE_CORE, OF_THE_SERVICE
 from benchmarks.figures import Figure, Result, Table, number
 from benchmarks.measure import dead_concepts, excess, loss_of, relative_error, row_losses
+from benchmarks.process import Failed
+from benchmarks.service.client import closed_loop, exchange
+from benchmarks.service.ways import WAYS
 
 ROOT = Path(__file__).parent.parent
 
@@ -21,40 +27,63 @@ def test_the_page_is_made_from_the_committed_figures() -> None:
     assert report.page(page, report.read()) == page, "run python -m benchmarks.report"
 
 
-def test_the_committed_figures_say_where_they_come_from() -> None:
-    for name, told in json.loads(report.RESULTS.read_text()).items():
-        assert name in NAMES
-        made = told["made"]
-        assert made["command"] == f"python -m benchmarks {name}"
-        assert made["cores"] >= 1
-        assert made["date"]
-        assert {"torch", "numpy", "scikit-learn"} <= made["versions"].keys()
-        for figure in told["figures"]:
-            assert figure["value"] is not None or figure["note"], figure["name"]
+@pytest.mark.parametrize("name", NAMES)
+def test_the_committed_figures_say_where_they_come_from(name: str) -> None:
+    told = report.read()[name]
+    assert told.made["command"] == f"python -m benchmarks {name}"
+    assert told.made["cores"] >= 1
+    assert told.made["date"]
+    assert {"torch", "numpy", "scikit-learn"} <= told.made["versions"].keys()
+    for figure in told.figures:
+        assert figure.value is not None or figure.note, figure.name
 
 
-@pytest.mark.slow
-def test_a_quick_run_answers_every_question(tmp_path: Path) -> None:
-    output = tmp_path / "results.json"
-    before = report.RESULTS.read_text()
+def test_each_file_holds_its_cases() -> None:
+    assert tuple(json.loads(report.RESULTS.read_text())) == OF_THE_CORE
+    assert tuple(json.loads(report.SERVICE.read_text())) == OF_THE_SERVICE
+
+
+def quick(output: Path, *cases: str) -> dict[str, Result]:
+    """A quick run of these cases."""
     run = subprocess.run(
-        [sys.executable, "-m", "benchmarks", "--quick", "--output", str(output)],
+        [sys.executable, "-m", "benchmarks", *cases, "--quick", "--output", str(output)],
         cwd=ROOT,
         capture_output=True,
         text=True,
         timeout=110,
     )
     assert run.returncode == 0, run.stderr
-    assert report.RESULTS.read_text() == before
     results = {name: Result.from_json(told) for name, told in json.loads(output.read_text()).items()}
-    assert tuple(results) == NAMES
+    assert tuple(results) == cases
     assert "| goal |" in report.report(results)
+    return results
+
+
+@pytest.mark.slow
+def test_a_quick_run_answers_every_question_of_the_core(tmp_path: Path) -> None:
+    before = report.RESULTS.read_text()
+    results = quick(tmp_path / "results.json", *OF_THE_CORE)
+    assert report.RESULTS.read_text() == before
     ours = [f for result in results.values() for f in result.figures if "faster" not in f.name]
     assert [f.name for f in ours if f.value is None and "UnknownSolver" not in f.note] == []
     libraries = results["fit"].made["libraries"]
     assert set(libraries) == {"dictserve", "scikit-learn", "overcomplete", "torchnmf", "nmf-torch"}
     for told in libraries.values():
         assert told[0].isdigit() or told.startswith("absent (")
+
+
+@pytest.mark.slow
+def test_a_quick_run_answers_every_question_of_the_service(tmp_path: Path) -> None:
+    results = quick(tmp_path / "results.json", *OF_THE_SERVICE)
+    figures = [f for result in results.values() for f in result.figures]
+    assert [f.name for f in figures if f.value is None and "LitServe" not in f.name] == []
+    assert all(f.verdict == "met" for f in figures if "largest difference" in f.name)
+    libraries = results["service"].made["libraries"]
+    assert set(libraries) == {"dictserve", "fastapi", "litserve", "mlserver"}
+    for table in results["service"].tables:
+        assert [row[:2] for row in table.rows[1:]] == [[way.server, way.format] for way in WAYS]
+        for server, _, p50, *_ in table.rows:
+            assert not isinstance(p50, str) or (server not in ("none", "fastapi") and p50.startswith("absent: "))
 
 
 def test_an_unknown_case_is_refused_with_those_there_are() -> None:
@@ -95,3 +124,55 @@ def test_measures() -> None:
     assert relative_error(4, A) == pytest.approx((8 / 30) ** 0.5)
     assert dead_concepts(Z, D) == 1
     np.testing.assert_allclose(excess(np.array([1.0, 2.0]), np.array([0.0, 1.0]), A), [1 / 0.005, 1])
+
+
+class Echo(http.server.BaseHTTPRequestHandler):
+    """Answers with the body that it was sent, and refuses an empty one."""
+
+    protocol_version = "HTTP/1.1"
+
+    def do_POST(self) -> None:
+        body = self.rfile.read(int(self.headers["content-length"]))
+        self.send_response(200 if body else 400)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+@pytest.fixture(scope="module")
+def echo() -> Iterator[int]:
+    """The port of a server that echoes."""
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Echo) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield server.server_port
+        server.shutdown()
+
+
+def posted(body: bytes) -> bytes:
+    return f"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: {len(body)}\r\n\r\n".encode() + body
+
+
+@pytest.mark.parametrize("size", [1, 3_000_000])
+def test_the_load_counts_whole_answers(echo: int, size: int) -> None:
+    assert exchange(echo, posted(b"a" * size), limit_seconds=10).body == b"a" * size
+    load = closed_loop(echo, [posted(b"a" * size)] * 3, seconds=0.2, limit_seconds=10)
+    assert len(load.ms) >= 3
+    assert load.seconds >= 0.2
+    assert load.per_second == pytest.approx(len(load.ms) / load.seconds)
+    assert 0 < load.percentile(50) <= load.percentile(99)
+
+
+def test_the_load_ends_at_an_error(echo: int) -> None:
+    with pytest.raises(Failed, match="400"):
+        closed_loop(echo, [posted(b"")], seconds=0.2, limit_seconds=10)
+
+
+def test_every_format_is_asked_for_on_one_line_a_header() -> None:
+    rows = np.arange(6, dtype=np.float32).reshape(2, 3)
+    for way in WAYS:
+        head, _, body = way.request(80, "digits", rows).partition(b"\r\n\r\n")
+        assert head.startswith(b"POST /")
+        assert f"Content-Length: {len(body)}".encode() in head.split(b"\r\n")

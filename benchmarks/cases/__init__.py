@@ -3,11 +3,13 @@
 import sys
 from dataclasses import dataclass
 
-from benchmarks.data import DataSets
+from benchmarks.data import DataSet, DataSets
 from benchmarks.libraries import OURS
 from benchmarks.process import Library
 
-NAMES = ("fit", "solvers", "encode", "repeat", "latency", "memory", "scaling", "start")
+OF_THE_CORE = ("fit", "solvers", "encode", "repeat", "latency", "memory", "scaling", "start")
+OF_THE_SERVICE = ("service", "during_a_fit")
+NAMES = (*OF_THE_CORE, *OF_THE_SERVICE)
 
 
 @dataclass
@@ -30,6 +32,16 @@ class Bench:
     @property
     def ours(self) -> Library:
         return self.libraries[OURS]
+
+    def dictionary(self, data: DataSet) -> str:
+        """Path of a data set's planted D, or of the D that we fit to it; an npy file."""
+        if data.dictionary_path is not None:
+            return str(data.dictionary_path)
+        path = data.path.with_name(data.path.stem + "-D.npy")
+        if not path.exists():
+            request = {"A": str(data.path), "nb_concepts": data.nb_concepts, "settings": {}, "keep_D": str(path)}
+            self.ours.ask("fit", limit_seconds=300, **request)
+        return str(path)
 
     def say(self, line: str) -> None:
         """Tell how far the run has come."""

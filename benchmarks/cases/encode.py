@@ -56,7 +56,7 @@ def run(bench: Bench) -> Result:
 
 
 def _compare(bench: Bench, data: DataSet, result: Result) -> None:
-    D_path = _dictionary(bench, data)
+    D_path = bench.dictionary(data)
     D = np.load(D_path)
     name = f"{data.name}, k={len(D)}, {D.shape[1]} features"
     exact = _exact_losses(data.fresh[: ROWS[-1]], D, seconds=0.2 if bench.quick else ORACLE_SECONDS)
@@ -157,14 +157,6 @@ def _ratio(times: Times, ours: list[float]) -> float | None:
 
 def _codes(bench: Bench, library: str, label: str) -> str:
     return str(bench.data.folder / f"codes-{library}-{label}.npy".replace(" ", ""))
-
-
-def _dictionary(bench: Bench, data: DataSet) -> str:
-    if data.dictionary_path is not None:
-        return str(data.dictionary_path)
-    path = str(data.path.with_name(data.path.stem + "-D.npy"))
-    bench.ours.ask("fit", A=str(data.path), nb_concepts=data.nb_concepts, settings={}, keep_D=path, limit_seconds=300)
-    return path
 
 
 def _exact_losses(A: np.ndarray, D: np.ndarray, *, seconds: float) -> np.ndarray:
