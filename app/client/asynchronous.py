@@ -1,7 +1,7 @@
 """The client for asyncio: `app.client.blocking` with `await`; all that is no I/O is shared."""
 
 import asyncio
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Mapping, Sequence
 from types import TracebackType
 from typing import Any, Literal, Self, Unpack, cast, overload
 
@@ -44,7 +44,7 @@ class AsyncClient:
     @overload
     async def fit(
         self,
-        A: object,
+        A: object = ...,
         *,
         wait: Literal[True] = ...,
         progress: bool | None = ...,
@@ -53,12 +53,17 @@ class AsyncClient:
 
     @overload
     async def fit(
-        self, A: object, *, wait: Literal[False], progress: bool | None = ..., **parameters: Unpack[FitParameters]
+        self,
+        A: object = ...,
+        *,
+        wait: Literal[False],
+        progress: bool | None = ...,
+        **parameters: Unpack[FitParameters],
     ) -> "AsyncJob": ...
 
     async def fit(
         self,
-        A: object,
+        A: object = None,
         *,
         nb_concepts: int,
         name: str,
@@ -68,6 +73,7 @@ class AsyncClient:
         init: str | None = None,
         seed: int | None = None,
         clip: bool | None = None,
+        files: Sequence[str] | None = None,
         wait: bool = True,
         progress: bool | None = None,
     ) -> "AsyncDictionary | AsyncJob":
@@ -82,7 +88,7 @@ class AsyncClient:
             "seed": seed,
             "clip": clip,
         }
-        job = AsyncJob(self, await self.send(calls.fit(A, parameters)))
+        job = AsyncJob(self, await self.send(calls.fit(A, parameters, files)))
         return await job.wait(progress=progress) if wait else job
 
     async def jobs(self, *, state: str | None = None, name: str | None = None, limit: int = 100) -> "list[AsyncJob]":
@@ -113,14 +119,17 @@ class AsyncClient:
         top_k: int | None = None,
         clip: bool = False,
         full: bool = False,
+        dtype: Literal["float32", "float64"] = "float32",
     ) -> Any:
         """As `Client.encode`."""
-        encoded = await self.send(calls.encode(A, dictionary, sparse=sparse, top_k=top_k, clip=clip, full=full))
+        encoded = await self.send(
+            calls.encode(A, dictionary, sparse=sparse, top_k=top_k, clip=clip, full=full, dtype=dtype)
+        )
         return encoded if full else encoded.codes
 
-    async def decode(self, Z: object, dictionary: str) -> Array:
+    async def decode(self, Z: object, dictionary: str, *, dtype: Literal["float32", "float64"] = "float32") -> Array:
         """As `Client.decode`."""
-        return await self.send(calls.decode(Z, dictionary))
+        return await self.send(calls.decode(Z, dictionary, dtype=dtype))
 
     # -- dictionaries -------------------------------------------------------------------------------------
 
@@ -282,17 +291,24 @@ class AsyncDictionary(DictionaryRecord):
     async def encode(self, A: object, *, full: Literal[False] = ..., **options: Unpack[EncodeOptions]) -> Any: ...
 
     async def encode(
-        self, A: object, *, sparse: bool = False, top_k: int | None = None, clip: bool = False, full: bool = False
+        self,
+        A: object,
+        *,
+        sparse: bool = False,
+        top_k: int | None = None,
+        clip: bool = False,
+        full: bool = False,
+        dtype: Literal["float32", "float64"] = "float32",
     ) -> Any:
         """As `Dictionary.encode`."""
         encoded = await self._client.send(
-            calls.encode(A, self.reference, sparse=sparse, top_k=top_k, clip=clip, full=full)
+            calls.encode(A, self.reference, sparse=sparse, top_k=top_k, clip=clip, full=full, dtype=dtype)
         )
         return encoded if full else encoded.codes
 
-    async def decode(self, Z: object) -> Array:
+    async def decode(self, Z: object, *, dtype: Literal["float32", "float64"] = "float32") -> Array:
         """As `Dictionary.decode`."""
-        return await self._client.decode(Z, self.reference)
+        return await self._client.decode(Z, self.reference, dtype=dtype)
 
     async def get_dictionary(self) -> Array:
         """As `Dictionary.get_dictionary`."""

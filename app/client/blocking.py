@@ -1,7 +1,7 @@
 """The client that waits for its answers."""
 
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from types import TracebackType
 from typing import Any, Literal, Self, Unpack, cast, overload
 
@@ -57,7 +57,7 @@ class Client:
     @overload
     def fit(
         self,
-        A: object,
+        A: object = ...,
         *,
         wait: Literal[True] = ...,
         progress: bool | None = ...,
@@ -66,12 +66,17 @@ class Client:
 
     @overload
     def fit(
-        self, A: object, *, wait: Literal[False], progress: bool | None = ..., **parameters: Unpack[FitParameters]
+        self,
+        A: object = ...,
+        *,
+        wait: Literal[False],
+        progress: bool | None = ...,
+        **parameters: Unpack[FitParameters],
     ) -> "Job": ...
 
     def fit(
         self,
-        A: object,
+        A: object = None,
         *,
         nb_concepts: int,
         name: str,
@@ -81,6 +86,7 @@ class Client:
         init: str | None = None,
         seed: int | None = None,
         clip: bool | None = None,
+        files: Sequence[str] | None = None,
         wait: bool = True,
         progress: bool | None = None,
     ) -> "Dictionary | Job":
@@ -88,11 +94,14 @@ class Client:
 
         Args:
             A: activations (rows, n_features), non-negative; with ``clip`` negative values are made zero.
+            init: where D begins: a method, or a dictionary to go on from, as ``name`` or ``name@version``.
+            files: instead of A, npy files of the service's data directory: names, or patterns like ``layer4/*.npy``.
             wait: return the dictionary once it is there; else the job at once.
             progress: show a bar while waiting; None does where stderr is a terminal.
 
         Raises:
             JobFailed, JobCancelled: the fit that was waited for ended so.
+            TypeError: both A and files were given, or neither.
         """
         parameters: dict[str, Parameter] = {
             "name": name,
@@ -104,7 +113,7 @@ class Client:
             "seed": seed,
             "clip": clip,
         }
-        job = Job(self, self.send(calls.fit(A, parameters)))
+        job = Job(self, self.send(calls.fit(A, parameters, files)))
         return job.wait(progress=progress) if wait else job
 
     def jobs(self, *, state: str | None = None, name: str | None = None, limit: int = 100) -> "list[Job]":
@@ -135,6 +144,7 @@ class Client:
         top_k: int | None = None,
         clip: bool = False,
         full: bool = False,
+        dtype: Literal["float32", "float64"] = "float32",
     ) -> Any:
         """Codes Z (rows, nb_concepts) of A (rows, n_features): non-negative least squares on the dictionary.
 
@@ -143,15 +153,18 @@ class Client:
             sparse: give Z as a `scipy.sparse.csr_array`; on the wire too, only what is not zero is sent.
             top_k: keep the largest codes of each row alone.
             clip: make negative values of A zero instead of refusing them.
+            dtype: what is computed in and answered in.
             full: return an `Encoded`, which tells also whether every row converged, the relative error of each
                 row, and the version that was used.
         """
-        encoded = self.send(calls.encode(A, dictionary, sparse=sparse, top_k=top_k, clip=clip, full=full))
+        encoded = self.send(
+            calls.encode(A, dictionary, sparse=sparse, top_k=top_k, clip=clip, full=full, dtype=dtype)
+        )
         return encoded if full else encoded.codes
 
-    def decode(self, Z: object, dictionary: str) -> Array:
+    def decode(self, Z: object, dictionary: str, *, dtype: Literal["float32", "float64"] = "float32") -> Array:
         """Z·D, (rows, n_features), of codes Z (rows, nb_concepts)."""
-        return self.send(calls.decode(Z, dictionary))
+        return self.send(calls.decode(Z, dictionary, dtype=dtype))
 
     # -- dictionaries -------------------------------------------------------------------------------------
 
@@ -320,15 +333,24 @@ class Dictionary(DictionaryRecord):
     def encode(self, A: object, *, full: Literal[False] = ..., **options: Unpack[EncodeOptions]) -> Any: ...
 
     def encode(
-        self, A: object, *, sparse: bool = False, top_k: int | None = None, clip: bool = False, full: bool = False
+        self,
+        A: object,
+        *,
+        sparse: bool = False,
+        top_k: int | None = None,
+        clip: bool = False,
+        full: bool = False,
+        dtype: Literal["float32", "float64"] = "float32",
     ) -> Any:
         """As `Client.encode`."""
-        encoded = self._client.send(calls.encode(A, self.reference, sparse=sparse, top_k=top_k, clip=clip, full=full))
+        encoded = self._client.send(
+            calls.encode(A, self.reference, sparse=sparse, top_k=top_k, clip=clip, full=full, dtype=dtype)
+        )
         return encoded if full else encoded.codes
 
-    def decode(self, Z: object) -> Array:
+    def decode(self, Z: object, *, dtype: Literal["float32", "float64"] = "float32") -> Array:
         """As `Client.decode`."""
-        return self._client.decode(Z, self.reference)
+        return self._client.decode(Z, self.reference, dtype=dtype)
 
     def get_dictionary(self) -> Array:
         """D, (nb_concepts, n_features)."""

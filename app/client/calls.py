@@ -1,9 +1,9 @@
 """Each call of the HTTP API as a value: what to send, and how to read the answer. Neither sends anything."""
 
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Generic, Required, TypedDict, TypeVar
+from typing import Any, Generic, Literal, Required, TypedDict, TypeVar
 from urllib.parse import quote
 
 import msgspec
@@ -28,6 +28,7 @@ class FitParameters(TypedDict, total=False):
     init: str | None
     seed: int | None
     clip: bool | None
+    files: Sequence[str] | None
 
 
 class EncodeOptions(TypedDict, total=False):
@@ -36,6 +37,7 @@ class EncodeOptions(TypedDict, total=False):
     sparse: bool
     top_k: int | None
     clip: bool
+    dtype: Literal["float32", "float64"]
 
 
 @dataclass(frozen=True)
@@ -62,13 +64,24 @@ class Call(Generic[T]):
         return {**self.headers, **of_body}
 
 
-def fit(A: object, parameters: Mapping[str, Parameter]) -> Call[Record]:
-    """The key makes it repeatable: sent again, it gives the job that it made the first time."""
+def fit(A: object, parameters: Mapping[str, Parameter], files: Sequence[str] | None = None) -> Call[Record]:
+    """Of A, or of files of the service's. The key makes it repeatable: sent again, it gives the first job.
+
+    Raises:
+        TypeError: both A and files were given, or neither.
+    """
+    if (A is None) == (files is None):
+        raise TypeError("a fit is of A or of files: give one of the two")
     headers = {"Idempotency-Key": uuid.uuid4().hex, "Accept": MEDIA_TYPES["json"]}
-    return Call("POST", "/fit", answers.fields, _query(parameters), headers, body_of(A))
+    if files is None:
+        return Call("POST", "/fit", answers.fields, _query(parameters), headers, body_of(A))
+    told = {name: value for name, value in parameters.items() if value is not None} | {"files": list(files)}
+    return Call("POST", "/fit", answers.fields, {}, headers, Held(MEDIA_TYPES["json"], (msgspec.json.encode(told),)))
 
 
-def encode(A: object, dictionary: str, *, sparse: bool, top_k: int | None, clip: bool, full: bool) -> Call[Encoded]:
+def encode(
+    A: object, dictionary: str, *, sparse: bool, top_k: int | None, clip: bool, full: bool, dtype: str
+) -> Call[Encoded]:
     """One array comes as npy, several as safetensors. With ``top_k`` the service always answers compressed rows."""
     one_array = not (sparse or full or top_k is not None)
     parameters: dict[str, Parameter] = {
@@ -77,14 +90,16 @@ def encode(A: object, dictionary: str, *, sparse: bool, top_k: int | None, clip:
         "top_k": top_k,
         "clip": clip or None,
         "reconstruct": full or None,
+        "dtype": dtype,
     }
     read = answers.encoded if one_array else answers.encoded_sparse if sparse else answers.encoded_dense
     accept = _accept("npy" if one_array else "safetensors")
     return Call("POST", "/encode", read, _query(parameters), accept, body_of(A))
 
 
-def decode(Z: object, dictionary: str) -> Call[Array]:
-    return Call("POST", "/decode", answers.npy, {"dictionary": dictionary}, _accept("npy"), body_of(Z))
+def decode(Z: object, dictionary: str, *, dtype: str) -> Call[Array]:
+    parameters = {"dictionary": dictionary, "dtype": dtype}
+    return Call("POST", "/decode", answers.npy, parameters, _accept("npy"), body_of(Z))
 
 
 def solve_as(format: str, task: str, body: Body, parameters: Mapping[str, Parameter]) -> Call[bytearray]:

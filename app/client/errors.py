@@ -20,6 +20,7 @@
     │   ├── WorkerUnavailable
     │   ├── StoreUnavailable
     │   └── JobsUnavailable
+    ├── DataChanged              files of a fit are not what they were
     ├── StoreFull
     ├── DeviceOutOfMemory
     ├── DictionaryDamaged
@@ -151,6 +152,10 @@ class StoreUnavailable(Unavailable):
 
 
 class JobsUnavailable(Unavailable):
+    pass
+
+
+class DataChanged(DictserveError):
     pass
 
 

@@ -15,6 +15,9 @@ TEXT = ("csv", "json")
 ARRAY_NAMES = ("data", "codes", "activations", "weights")  # under which JSON holds an array
 
 Input = Annotated[Path, typer.Argument(metavar="FILE", help="An npy, csv, json or safetensors file; - is stdin.")]
+OptionalInput = Annotated[
+    Path | None, typer.Argument(metavar="[FILE]", help="An npy, csv, json or safetensors file; - is stdin.")
+]
 Output = Annotated[Path, typer.Option("--output", "-o", metavar="FILE", help="Where to write; - is stdout.")]
 Format = Annotated[
     Literal["npy", "csv", "json", "safetensors"] | None,

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from app.commands.connection import AsJson, Url, connected
-from app.commands.files import Input, read_input
+from app.commands.files import OptionalInput, read_input
 from app.commands.tables import print_json, print_rows
 
 if TYPE_CHECKING:
@@ -18,15 +18,22 @@ LINE_SECONDS = 1.0  # between two lines of progress where there is no terminal
 
 
 def fit(
-    file: Input,
+    file: OptionalInput = None,
+    *,
     name: Annotated[str, typer.Option(help="Of the dictionary; a name that exists gets its next version.")],
     nb_concepts: Annotated[int, typer.Option(help="Concepts (rows of D).")],
     solver: Annotated[str | None, typer.Option(help="hals, mu, pgd or anls.")] = None,
     max_iter: Annotated[int | None, typer.Option(help="Most iterations.")] = None,
     tol: Annotated[float | None, typer.Option(help="Relative change of loss at which to stop.")] = None,
-    init: Annotated[str | None, typer.Option(help="auto, nndsvda or random.")] = None,
+    init: Annotated[
+        str | None, typer.Option(help="auto, nndsvda, random, or a dictionary to go on from (name or name@version).")
+    ] = None,
     seed: Annotated[int | None, typer.Option(help="The same seed, the same dictionary.")] = None,
     clip: Annotated[bool, typer.Option("--clip", help="Make negative values zero.")] = False,
+    files: Annotated[
+        list[str] | None,
+        typer.Option(metavar="PATTERN", help="In FILE's place: npy files of the service's data directory."),
+    ] = None,
     wait: Annotated[bool, typer.Option("--wait/--no-wait", help="Wait for the dictionary, or print the job.")] = True,
     as_json: AsJson = False,
     url: Url = None,
@@ -37,7 +44,9 @@ def fit(
     """
     from app.client import Job, calls
 
-    body, _ = read_input(file)
+    if (file is None) == (not files):
+        raise typer.BadParameter("give a FILE, or --files of the service's data directory", param_hint="FILE")
+    body = None if file is None else read_input(file)[0]
     parameters: dict[str, calls.Parameter] = {
         "name": name,
         "nb_concepts": nb_concepts,
@@ -49,7 +58,7 @@ def fit(
         "clip": clip or None,
     }
     with connected(url) as client:
-        job = Job(client, client.send(calls.fit(body, parameters)))
+        job = Job(client, client.send(calls.fit(body, parameters, files or None)))
         if wait:
             dictionary = _waited(client, job)
             print_json(dictionary.record) if as_json else typer.echo(dictionary.reference)

@@ -1,12 +1,13 @@
 """``dictserve encode`` and ``dictserve decode``: arrays through a pipe."""
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
 from app.commands.connection import Url, connected
 from app.commands.files import STDIO, Format, Input, Output, output_format, read_input, write_output
 
+DType = Annotated[Literal["float32", "float64"], typer.Option(help="What is computed in and answered in.")]
 Reference = Annotated[str, typer.Argument(metavar="DICTIONARY", help="A name (its latest version), or name@version.")]
 
 
@@ -19,6 +20,7 @@ def encode(
     top_k: Annotated[int | None, typer.Option(help="The largest codes of each row alone; sparse.")] = None,
     clip: Annotated[bool, typer.Option("--clip", help="Make negative values zero.")] = False,
     reconstruct: Annotated[bool, typer.Option("--reconstruct", help="Add each row's relative error.")] = False,
+    dtype: DType = "float32",
     url: Url = None,
 ) -> None:
     """Activations to codes. Several arrays (--sparse, --top-k, --reconstruct) need json or safetensors."""
@@ -34,13 +36,19 @@ def encode(
         "top_k": top_k,
         "clip": clip or None,
         "reconstruct": reconstruct or None,
+        "dtype": dtype,
     }
     with connected(url) as client:
         write_output(output, client.send(calls.solve_as(wanted, "encode", body, parameters)))
 
 
 def decode(
-    dictionary: Reference, file: Input, output: Output = STDIO, format: Format = None, url: Url = None
+    dictionary: Reference,
+    file: Input,
+    output: Output = STDIO,
+    format: Format = None,
+    dtype: DType = "float32",
+    url: Url = None,
 ) -> None:
     """Codes to activations."""
     from app.client import calls
@@ -48,4 +56,6 @@ def decode(
     body, given = read_input(file)
     wanted = output_format(output, format, given)
     with connected(url) as client:
-        write_output(output, client.send(calls.solve_as(wanted, "decode", body, {"dictionary": dictionary})))
+        write_output(
+            output, client.send(calls.solve_as(wanted, "decode", body, {"dictionary": dictionary, "dtype": dtype}))
+        )

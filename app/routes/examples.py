@@ -60,6 +60,31 @@ IMPORT: Examples = {
 }
 IMPORT_CSV = "0,1.5,0.25,0\n2,0,0,0.75\n"
 
+INDEX: Examples = {
+    "all": {"summary": "Every version", "value": {}},
+    "ready": {"summary": "Those that can be used now", "value": {"ready": True}},
+}
+INFER: Examples = {
+    "encode": {
+        "summary": "Activations to codes",
+        "value": {"inputs": [{"name": "activations", "shape": [3, 4], "datatype": "FP32", "data": _ROWS}]},
+    },
+    "outputs": {
+        "summary": "With what else an encode gives",
+        "value": {
+            "inputs": [{"name": "activations", "shape": [3, 4], "datatype": "FP32", "data": _ROWS}],
+            "outputs": [{"name": "codes"}, {"name": "relative_error"}, {"name": "reconstruction"}],
+        },
+    },
+    "decode": {
+        "summary": "Codes to activations",
+        "value": {
+            "inputs": [{"name": "codes", "shape": [2], "datatype": "FP32", "data": [0, 1.25]}],
+            "parameters": {"task": "decode"},
+        },
+    },
+}
+
 LABELS: Examples = {
     "labels": {
         "summary": "Labels of the dictionary and of its first concept",

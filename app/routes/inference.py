@@ -38,6 +38,7 @@ from app.inference import (
     configuration,
     metadata,
 )
+from app.routes.examples import INDEX, INFER
 from app.routes.openapi import BINARY, struct_schema
 from app.schemas import DecodeRequest, EncodeRequest
 from app.services import Services, ServicesDep
@@ -116,7 +117,9 @@ async def ready(services: ServicesDep) -> Ready:
     "/repository/index",
     summary="Every version of every dictionary",
     responses=_errors(400, 413, 415, 422, 503),
-    openapi_extra={"requestBody": {"content": {"application/json": {"schema": struct_schema(IndexRequest)}}}},
+    openapi_extra={
+        "requestBody": {"content": {"application/json": {"schema": struct_schema(IndexRequest), "examples": INDEX}}}
+    },
 )
 async def repository_index(request: Request, services: ServicesDep) -> list[ModelState]:
     """With `{"ready": true}` only those that can be used now."""
@@ -155,7 +158,7 @@ def model_ready(reference: ReferenceDep, services: ServicesDep) -> ModelReady:
     requestBody={
         "required": True,
         "content": {
-            "application/json": {"schema": struct_schema(InferenceRequest)},
+            "application/json": {"schema": struct_schema(InferenceRequest), "examples": INFER},
             "application/octet-stream": {"schema": BINARY},
         },
     },

@@ -57,6 +57,8 @@ def test_no_service_is_told_in_a_line() -> None:
         ["encode", "x", "-", "--format", "pt"],
         ["encode", "x", "-", "-o", "Z.pt"],
         ["fit", "-"],
+        ["fit", "--name", "x", "--nb-concepts", "2"],
+        ["fit", "-", "--files", "*.npy", "--name", "x", "--nb-concepts", "2"],
         ["nonsense"],
     ],
 )

@@ -13,7 +13,17 @@ import pytest
 from fastapi.testclient import TestClient
 
 import app.client
-from app.client import AsyncClient, AsyncDictionary, AsyncJob, Client, Dictionary, Encoded, Job, UnknownDictionary
+from app.client import (
+    AsyncClient,
+    AsyncDictionary,
+    AsyncJob,
+    Client,
+    Dictionary,
+    Encoded,
+    Job,
+    UnknownDictionary,
+)
+from app.client.errors import InvalidFields
 from app.main import create_app
 from app.schemas import EncodeRequest, FitParameters
 from app.settings import Settings
@@ -55,6 +65,27 @@ def test_codes_in_every_form(calls: Client, digits: str) -> None:
     np.testing.assert_array_equal(calls.encode(A, digits, top_k=1), Z)  # each row has one code
     np.testing.assert_array_equal(calls.decode(sparse, digits), Z @ CONCEPTS)
     np.testing.assert_array_equal(calls.encode(-A, digits, clip=True), np.zeros((3, 2)))
+
+
+def test_float64(calls: Client, digits: str) -> None:
+    Z = calls.encode(A, digits, dtype="float64")
+    assert Z.dtype == np.float64
+    np.testing.assert_array_equal(Z, A @ CONCEPTS.T)
+    assert calls.decode(Z, digits, dtype="float64").dtype == np.float64
+
+
+def test_a_fit_of_files(settings: Settings, tmp_path: Path) -> None:
+    np.save(tmp_path / "A.npy", A)
+    settings = settings.model_copy(update={"data_dir": tmp_path})
+    with TestClient(create_app(settings, supervisor=WorkerDouble(settings))) as client:
+        calls = Client("http://testserver", transport=client._transport, retries=0)
+        fitted = calls.fit(files=["*.npy"], nb_concepts=2, name="x", tol=None)
+        np.testing.assert_array_equal(fitted.get_dictionary(), A[:2])
+        with pytest.raises(InvalidFields, match=r"none\.npy"):
+            calls.fit(files=["none.npy"], nb_concepts=2, name="x")
+    for both_or_neither in ({}, {"A": A, "files": ["*.npy"]}):
+        with pytest.raises(TypeError, match="give one of the two"):
+            calls.fit(**both_or_neither, nb_concepts=2, name="x")
 
 
 def test_dictionaries_are_imported_labelled_listed_and_removed(calls: Client) -> None:

@@ -15,6 +15,7 @@ from fastapi.testclient import TestClient
 from httpx import Response
 from pydantic import TypeAdapter
 
+from app.inference import InferenceAnswer, ModelState
 from app.main import create_app
 from app.schemas import DecodeAnswer, EncodeAnswer, Job
 from app.settings import Settings
@@ -30,7 +31,7 @@ TAKING = [
     for method, operation in operations.items()
     if "requestBody" in operation
 ]
-ANSWERS = {"/fit": Job, "/encode": EncodeAnswer, "/decode": DecodeAnswer}
+ANSWERS = {"/fit": Job, "/encode": EncodeAnswer, "/decode": DecodeAnswer, "/v2/repository/index": list[ModelState]}
 DATA = {"/fit": np.ones((3, 4)), "/encode": np.ones((2, 4)), "/decode": np.ones((2, 2))}
 
 
@@ -78,10 +79,15 @@ def query(path: str, method: str) -> dict[str, Any]:
     return {p["name"]: p["schema"]["examples"][0] for p in needed}
 
 
+def of_digits(path: str) -> str:
+    return path.format(reference="digits", name="digits", version=1)
+
+
 def check(answer: Response, path: str) -> None:
     assert 200 <= answer.status_code < 300, answer.text
     if answer.headers["content-type"] == "application/json":
-        TypeAdapter(ANSWERS.get(path, DictionaryRecord)).validate_json(answer.content)
+        otherwise = InferenceAnswer if path.endswith("/infer") else DictionaryRecord
+        TypeAdapter(ANSWERS.get(path, otherwise)).validate_json(answer.content)
 
 
 JSON_EXAMPLES = [
@@ -93,7 +99,7 @@ JSON_EXAMPLES = [
 
 @pytest.mark.parametrize(("path", "method", "value"), JSON_EXAMPLES)
 def test_json_examples(client: TestClient, path: str, method: str, value: dict[str, Any]) -> None:
-    told = client.request(method, path.replace("{reference}", "digits"), json=value, headers={"prefer": "wait=30"})
+    told = client.request(method, of_digits(path), json=value, headers={"prefer": "wait=30"})
     check(told, path)
     if path == "/fit":
         assert told.json()["state"] == "succeeded", told.text
@@ -115,7 +121,7 @@ def test_bodies_that_are_not_json(client: TestClient, path: str, method: str, te
         "application/x-npy": npy(array),
         "application/vnd.safetensors": safetensors.numpy.save({"data": array}),
     }[format]
-    url, headers = path.replace("{reference}", "digits"), {"content-type": format}
+    url, headers = of_digits(path), {"content-type": format}
     check(client.request(method, url, params=query(path, method), content=body, headers=headers), path)
 
 
