@@ -10,13 +10,22 @@ from core.nmf import NMF
 
 
 def warm() -> None:
-    """Run every compiled path once, with all threads, on a problem of a few milliseconds."""
-    A = torch.rand(512, 64, generator=torch.Generator().manual_seed(0))
-    model = NMF(64, seed=0)
-    model.fit(A, max_iter=2)
-    model.decode(model.encode(A))
-    Dictionary(A[:128]).encode(A)  # more concepts than features: another kernel
+    """Run every compiled path of a fit and of encodes in float32 once, on problems of a few milliseconds."""
+    NMF(64, seed=0).fit(_activations(), max_iter=2)
+    warm_encodes(torch.float32)
+
+
+def warm_encodes(dtype: torch.dtype) -> None:
+    """Run every compiled path of encodes in this dtype once."""
+    A = _activations()
+    for nb_concepts in (64, 128):  # as many as features, and more: two kernels
+        Dictionary(A[:nb_concepts], dtype=dtype).encode(A)
+
+
+def _activations() -> torch.Tensor:
+    return torch.rand(512, 64, generator=torch.Generator().manual_seed(0))
 
 
 if __name__ == "__main__":
     warm()
+    warm_encodes(torch.float64)
