@@ -5,6 +5,10 @@
     ├── UnsupportedMediaType   a body of a kind that is not read
     ├── NotAcceptable          an answer of a kind that is not made
     ├── BodyTooLarge           over a limit in bytes
+    ├── MalformedRequest       not HTTP/1.1
+    ├── RequestTimeout         sent too slowly
+    ├── HeadersTooLarge        over a limit in bytes
+    ├── TooManyConnections     over a limit; come back later
     ├── InvalidFields          parsed, but fields are wrong; carries each of them
     ├── UnknownDictionary      no dictionary of that name or version
     ├── UnknownJob             no job of that id
@@ -61,6 +65,22 @@ class NotAcceptable(AppError):
 
 
 class BodyTooLarge(AppError):
+    pass
+
+
+class MalformedRequest(AppError):
+    pass
+
+
+class RequestTimeout(AppError):
+    pass
+
+
+class HeadersTooLarge(AppError):
+    pass
+
+
+class TooManyConnections(AppError):
     pass
 
 
@@ -158,6 +178,10 @@ KINDS: Mapping[type[Exception], Kind] = {
     UnsupportedMediaType: Kind(415, "unsupported-media-type", "Bodies of this kind are not read"),
     NotAcceptable: Kind(406, "not-acceptable", "Answers of this kind are not made"),
     BodyTooLarge: Kind(413, "body-too-large", "The body is too large"),
+    MalformedRequest: Kind(400, "malformed-request", "The request cannot be parsed"),
+    RequestTimeout: Kind(408, "request-timeout", "The request came too slowly"),
+    HeadersTooLarge: Kind(431, "headers-too-large", "The headers are too large"),
+    TooManyConnections: Kind(503, "too-many-connections", "Too many connections are open", retry_after_seconds=1),
     InvalidFields: Kind(422, "invalid-fields", "The request has wrong values"),
     CoreError: Kind(422, "invalid-values", "The values cannot be computed with"),
     UnknownDictionary: Kind(404, "unknown-dictionary", "No such dictionary"),
@@ -198,13 +222,17 @@ class ProblemAnswer:
     problem: Problem
     headers: dict[str, str] = field(default_factory=dict)
 
+    @property
+    def body(self) -> bytes:
+        return msgspec.json.encode(self.problem)
+
     def response_to(self, request: Request) -> Response:
         """The problem as it is, or in the Open Inference Protocol's own form to a request of that protocol."""
         path = request.url.path
         if path == PROTOCOL or path.startswith(f"{PROTOCOL}/"):
             body, media_type = msgspec.json.encode({"error": self.problem.detail}), "application/json"
         else:
-            body, media_type = msgspec.json.encode(self.problem), "application/problem+json"
+            body, media_type = self.body, "application/problem+json"
         return Response(body, self.problem.status, self.headers, media_type)
 
 

@@ -43,6 +43,19 @@ class Settings(BaseSettings):
     max_concepts: PositiveInt = Field(16_384, description="Most concepts of a dictionary.")
     max_iterations: PositiveInt = Field(100_000, description="Largest `max_iter` of a fit.")
 
+    max_connections: PositiveInt = Field(1000, description="Most open connections; past it, 503.")
+    max_header_bytes: PositiveInt = Field(64 * 1024, description="Most bytes of a request's line and headers.")
+    header_seconds: PositiveFloat = Field(10, description="Longest time that a request's headers may take.")
+    transfer_seconds: PositiveFloat = Field(
+        30,
+        description="Time that sending a body, or reading an answer, may take at whatever rate;"
+        " beyond it, `min_bytes_per_second` must be kept up.",
+    )
+    min_bytes_per_second: PositiveInt = Field(
+        1024, description="Least rate of a body or an answer; the connection of a slower client is closed."
+    )
+    keep_alive_seconds: PositiveInt = Field(5, description="Time after which an idle connection is closed.")
+
     batch_rows: PositiveInt = Field(1024, description="Most rows that the worker solves in one go.")
     queue_bytes: PositiveInt = Field(
         1024 * MIB,

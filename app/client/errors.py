@@ -13,9 +13,13 @@
     ├── UnsupportedMediaType
     ├── NotAcceptable
     ├── MethodNotAllowed
+    ├── MalformedRequest         not HTTP/1.1, or something in between has damaged it
+    ├── RequestTimeout           the request went out too slowly
+    ├── HeadersTooLarge
     ├── Unavailable              503, 429 and all below: the same call may work later
     │   ├── Unreachable          no answer (also a ConnectionError)
     │   ├── TimedOut             no whole answer in time (also a TimeoutError)
+    │   ├── TooManyConnections
     │   ├── Overloaded
     │   ├── WorkerUnavailable
     │   ├── StoreUnavailable
@@ -123,6 +127,18 @@ class NotAcceptable(DictserveError):
     pass
 
 
+class MalformedRequest(DictserveError):
+    pass
+
+
+class RequestTimeout(DictserveError):
+    pass
+
+
+class HeadersTooLarge(DictserveError):
+    pass
+
+
 class MethodNotAllowed(DictserveError):
     pass
 
@@ -136,6 +152,10 @@ class Unreachable(Unavailable, ConnectionError):
 
 
 class TimedOut(Unavailable, TimeoutError):
+    pass
+
+
+class TooManyConnections(Unavailable):
     pass
 
 

@@ -23,6 +23,7 @@ def serve(
 
     from app.errors import AppError
     from app.main import create_app
+    from app.protocol import bounded
 
     told = {"host": host, "port": port, "store": store}
     chosen = _settings({name: value for name, value in told.items() if value is not None})
@@ -31,6 +32,7 @@ def serve(
         app.state.services.open()
     except AppError as error:
         sys.exit(f"dictserve: {error}")
+    _allow_open_files(chosen.max_connections)
     logging.basicConfig(level=chosen.log_level.upper(), format="%(levelname)s: %(message)s")
     # uvicorn stops in order at SIGTERM, and then raises it again: that is not to end the process with an error.
     signal.signal(signal.SIGTERM, lambda *_: None)
@@ -41,8 +43,21 @@ def serve(
         access_log=chosen.access_log,
         log_level=chosen.log_level,
         timeout_graceful_shutdown=chosen.shutdown_grace_seconds,
+        timeout_keep_alive=chosen.keep_alive_seconds,
+        http=bounded(chosen),
         server_header=False,
     )
+
+
+def _allow_open_files(connections: int) -> None:
+    """Raise the limit on open files, where the system lets us, to what so many connections need."""
+    import resource
+
+    wanted = 2 * connections + 256  # a connection may have a file beside it, and there are the service's own
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft < wanted:
+        allowed = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (allowed, hard))
 
 
 def settings() -> None:

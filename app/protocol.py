@@ -1,0 +1,191 @@
+"""HTTP/1.1 by uvicorn, with what it lacks: bounds on slow clients, on headers and on connections.
+
+A connection is in one of four phases: idle, headers, body, answer. Headers have a fixed time; a body has some
+seconds and then must keep up a least rate (as Apache's mod_reqtimeout), so that a large upload may take its time and
+a trickle may not; an answer must be read as fast. While the service itself does not take what was sent, no time
+counts. One timer looks at all connections; a request costs a few assignments.
+"""
+
+import asyncio
+from dataclasses import dataclass
+from http import HTTPStatus
+from typing import Any
+
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+
+from app.errors import AppError, HeadersTooLarge, MalformedRequest, RequestTimeout, TooManyConnections, problem_of
+from app.settings import Settings
+
+LOOK_SECONDS = 0.5  # between two looks at all connections
+
+
+@dataclass
+class _Reading:
+    """How a client reads what is written to it: since when it is behind, and what it has taken since."""
+
+    since: float
+    waiting: int
+    taken: int = 0
+
+
+class BoundedProtocol(HttpToolsProtocol):
+    """A connection; `bounded` makes the class that uvicorn is given."""
+
+    settings: Settings
+    watch: "_Watch"
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._phase = "headers"
+        self._since = self.loop.time()
+        self._looked = self._since
+        self._received = 0  # bytes, in this phase
+        self._header_bytes = 0  # of the line and headers that are being parsed
+        self._reading: _Reading | None = None
+        self._refused = False
+
+    # -- what happens on the connection -------------------------------------------------------------------
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        if len(self.connections) > self.settings.max_connections:
+            self._refuse(TooManyConnections(f"{self.settings.max_connections} connections are open already"))
+        self.watch.begin(self)
+
+    def data_received(self, data: bytes) -> None:
+        if self._refused:
+            return
+        if self._phase == "idle":
+            self._enter("headers")
+        if self._phase == "headers":
+            self._received += len(data)
+        super().data_received(data)
+        if self._phase == "headers" and self._received > self.settings.max_header_bytes and not self._refused:
+            self._refuse_headers()
+
+    def on_url(self, url: bytes) -> None:
+        super().on_url(url)
+        self._header_bytes = len(self.url)
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        super().on_header(name, value)
+        self._header_bytes += len(name) + len(value)
+
+    def on_headers_complete(self) -> None:
+        if self._header_bytes > self.settings.max_header_bytes:
+            self._refuse_headers()
+            return
+        self._enter("body")
+        super().on_headers_complete()
+
+    def on_body(self, body: bytes) -> None:
+        if self._refused:
+            return
+        self._received += len(body)
+        super().on_body(body)
+
+    def on_message_complete(self) -> None:
+        if self._refused:
+            return
+        self._enter("answer")
+        super().on_message_complete()
+
+    def on_response_complete(self) -> None:
+        if self._phase == "answer":
+            self._enter("idle")
+        super().on_response_complete()
+
+    def send_400_response(self, msg: str) -> None:
+        self._refuse(MalformedRequest("this is not a request of HTTP/1.1"))
+
+    # -- what is looked at now and then -------------------------------------------------------------------
+
+    def look(self, now: float) -> None:
+        """Close the connection if its client is too slow."""
+        elapsed, self._looked = now - self._looked, now
+        if self._is_read_too_slowly(now):
+            self.transport.abort()
+        if self.transport.is_closing() or self._refused:
+            return
+        if self.flow.read_paused:
+            self._since += elapsed
+        taken = now - self._since
+        if self._phase == "headers" and taken > self.settings.header_seconds:
+            if self._received:
+                self._refuse(RequestTimeout(f"the headers took longer than {self.settings.header_seconds:g} s"))
+            else:
+                self.transport.close()
+        elif self._phase == "body" and taken > self._allowed(self._received):
+            rate = f"{self.settings.min_bytes_per_second} bytes a second"
+            self._refuse(RequestTimeout(f"the body came too slowly, with less than {rate}"))
+
+    def _allowed(self, transferred: int) -> float:
+        return self.settings.transfer_seconds + transferred / self.settings.min_bytes_per_second
+
+    def _is_read_too_slowly(self, now: float) -> bool:
+        waiting = self.transport.get_write_buffer_size()
+        if waiting == 0:
+            self._reading = None
+            return False
+        if self._reading is None:
+            self._reading = _Reading(now, waiting)
+        self._reading.taken += max(0, self._reading.waiting - waiting)
+        self._reading.waiting = waiting
+        return now - self._reading.since > self._allowed(self._reading.taken)
+
+    # -- ending it ----------------------------------------------------------------------------------------
+
+    def _enter(self, phase: str) -> None:
+        self._phase, self._since, self._received = phase, self.loop.time(), 0
+
+    def _refuse_headers(self) -> None:
+        limit = self.settings.max_header_bytes
+        self._refuse(HeadersTooLarge(f"the request's line and headers are more than {limit} bytes"))
+
+    def _refuse(self, error: AppError) -> None:
+        """Answer with the error's problem, unless an answer has begun, and close."""
+        self._refused = True
+        begun = self.cycle is not None and self.cycle.response_started and not self.cycle.response_complete
+        if not begun and not self.transport.is_closing():
+            self.transport.write(_raw_answer(error))
+        if self.cycle is not None and not self.cycle.response_complete:  # what serves the request is told now
+            self.cycle.disconnected = True
+            self.cycle.message_event.set()
+        self.transport.close()
+
+
+class _Watch:
+    """Looks at every connection while there are any."""
+
+    def __init__(self) -> None:
+        self._timer: asyncio.TimerHandle | None = None
+
+    def begin(self, connection: BoundedProtocol) -> None:
+        if self._timer is None:
+            self._timer = connection.loop.call_later(
+                LOOK_SECONDS, self._look, connection.loop, connection.connections
+            )
+
+    def _look(self, loop: asyncio.AbstractEventLoop, connections: "set[Any]") -> None:
+        now = loop.time()
+        for connection in list(connections):
+            connection.look(now)
+        self._timer = loop.call_later(LOOK_SECONDS, self._look, loop, connections) if connections else None
+
+
+def bounded(settings: Settings) -> type[BoundedProtocol]:
+    """The protocol with these settings' bounds."""
+    return type("Bounded", (BoundedProtocol,), {"settings": settings, "watch": _Watch()})
+
+
+def _raw_answer(error: AppError) -> bytes:
+    """A whole HTTP answer, for where no request is being served."""
+    answer = problem_of(error)
+    status = HTTPStatus(answer.problem.status)
+    headers = answer.headers | {
+        "Content-Type": "application/problem+json",
+        "Content-Length": str(len(answer.body)),
+        "Connection": "close",
+    }
+    lines = [f"HTTP/1.1 {status.value} {status.phrase}", *(f"{name}: {value}" for name, value in headers.items())]
+    return "\r\n".join(lines).encode() + b"\r\n\r\n" + answer.body

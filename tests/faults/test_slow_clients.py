@@ -1,0 +1,196 @@
+"""Clients that send a little at a time, or never read: closed after the configured time, others served meanwhile."""
+
+import json
+import socket
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, suppress
+
+import httpx
+import numpy as np
+import pytest
+
+from demo.service import npy
+from tests.e2e.conftest import Service
+
+BOUNDS = {
+    "DICTSERVE_HEADER_SECONDS": "1",
+    "DICTSERVE_TRANSFER_SECONDS": "1",
+    "DICTSERVE_MIN_BYTES_PER_SECOND": "1000000",
+    "DICTSERVE_MAX_CONNECTIONS": "40",
+    "DICTSERVE_MAX_HEADER_BYTES": "8192",
+    "DICTSERVE_KEEP_ALIVE_SECONDS": "2",
+}
+D = np.eye(4, 6, dtype=np.float32) + 0.1
+BODY = npy(np.ones((1000, 6), np.float32))
+HEAD = f"POST /encode?dictionary=d HTTP/1.1\r\nHost: x\r\nContent-Length: {len(BODY)}\r\n\r\n".encode()
+
+
+@pytest.fixture(scope="module")
+def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
+    service = Service(tmp_path_factory.mktemp("bounded") / "models", **BOUNDS).start()
+    assert service.client.put("/dictionaries/d", content=npy(D)).status_code == 201
+    yield service
+    assert "Traceback" not in service.log.read_text()
+    assert service.stop() == 0
+
+
+@pytest.fixture(autouse=True)
+def _next_request_is_served(service: Service) -> Iterator[None]:
+    yield
+    deadline = time.monotonic() + 5  # a refused flood may still be closing
+    while service.client.get("/readyz").status_code != 200:
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    assert service.client.post("/encode?dictionary=d", content=BODY).status_code == 200
+
+
+def connected(service: Service) -> socket.socket:
+    connection = socket.create_connection(("127.0.0.1", service.port))
+    connection.settimeout(10)
+    return connection
+
+
+def trickle(connection: socket.socket, data: bytes, pause: float = 0.1) -> float:
+    """Send a byte at a time until the other side closes: after how many seconds it did."""
+    begun = time.monotonic()
+    try:
+        for byte in data:
+            connection.sendall(bytes([byte]))
+            time.sleep(pause)
+            connection.setblocking(False)
+            try:
+                if connection.recv(1, socket.MSG_PEEK) is not None:
+                    break
+            except BlockingIOError:
+                pass
+            finally:
+                connection.settimeout(10)
+    except (BrokenPipeError, ConnectionResetError):
+        pass
+    return time.monotonic() - begun
+
+
+def answer_of(connection: socket.socket) -> tuple[int, dict]:  # type: ignore[type-arg]
+    """Status and problem of all that is there to read until the end."""
+    text = b""
+    while data := connection.recv(65536):
+        text += data
+    head, _, body = text.partition(b"\r\n\r\n")
+    assert b"application/problem+json" in head
+    assert b"connection: close" in head.lower()
+    return int(head.split()[1]), json.loads(body)
+
+
+def test_headers_a_byte_at_a_time(service: Service) -> None:
+    with connected(service) as connection:
+        assert 0.9 < trickle(connection, HEAD * 2) < 3
+        status, problem = answer_of(connection)
+    assert (status, problem["type"]) == (408, "request-timeout")
+
+
+def test_nothing_sent_at_all(service: Service) -> None:
+    with connected(service) as connection:
+        begun = time.monotonic()
+        assert connection.recv(1) == b""
+        assert 0.9 < time.monotonic() - begun < 3
+
+
+def test_headers_of_a_second_request_a_byte_at_a_time(service: Service) -> None:
+    with connected(service) as connection:
+        connection.sendall(b"GET /livez HTTP/1.1\r\nHost: x\r\n\r\n")
+        assert connection.recv(65536).startswith(b"HTTP/1.1 200")
+        assert 0.9 < trickle(connection, HEAD * 2) < 3
+        assert answer_of(connection)[0] == 408
+
+
+def test_an_idle_connection_is_closed(service: Service) -> None:
+    with connected(service) as connection:
+        connection.sendall(b"GET /livez HTTP/1.1\r\nHost: x\r\n\r\n")
+        assert connection.recv(65536).startswith(b"HTTP/1.1 200")
+        begun = time.monotonic()
+        assert connection.recv(1) == b""
+        assert 1.5 < time.monotonic() - begun < 4
+
+
+@pytest.mark.parametrize("path", ["/encode?dictionary=d", "/fit?name=slow&nb_concepts=2"])
+def test_a_body_that_stops_half_way(service: Service, path: str) -> None:
+    with connected(service) as connection:
+        begun = time.monotonic()
+        connection.sendall(HEAD.replace(b"/encode?dictionary=d", path.encode()) + BODY[: len(BODY) // 2])
+        status, problem = answer_of(connection)
+    assert (status, problem["type"]) == (408, "request-timeout")
+    assert 0.9 < time.monotonic() - begun < 3
+    assert "bytes a second" in problem["detail"]
+    assert list((service.store / ".dictserve").glob("**/*.npy")) == []
+
+
+def test_a_body_a_byte_at_a_time(service: Service) -> None:
+    with connected(service) as connection:
+        connection.sendall(HEAD)
+        assert 0.9 < trickle(connection, BODY) < 3
+        assert answer_of(connection)[0] == 408
+
+
+def test_an_answer_that_is_never_read(service: Service) -> None:
+    codes = npy(np.ones((1_000_000, 4), np.float32))
+    with connected(service) as connection:
+        head = f"POST /decode?dictionary=d HTTP/1.1\r\nHost: x\r\nContent-Length: {len(codes)}\r\n\r\n"
+        connection.sendall(head.encode() + codes)
+        time.sleep(4)
+        read = 0  # what lay in the kernel's buffers
+        with suppress(ConnectionResetError):
+            while data := connection.recv(1 << 20):
+                read += len(data)
+        assert read < 1_000_000 * D.shape[1] * 4
+
+
+def test_a_large_body_at_an_honest_rate_takes_its_time(service: Service) -> None:
+    body = npy(np.ones((170_000, 6), np.float32))  # 4 MB at 2 MB/s
+    with connected(service) as connection:
+        connection.sendall(HEAD.replace(str(len(BODY)).encode(), str(len(body)).encode()))
+        for start in range(0, len(body), 200_000):
+            connection.sendall(body[start : start + 200_000])
+            time.sleep(0.1)
+        assert connection.recv(12) == b"HTTP/1.1 200"
+
+
+@pytest.mark.parametrize("header", [b"X: " + b"x" * 10_000, b"\r\n".join(b"A%d: b" % i for i in range(2000))])
+def test_headers_too_large(service: Service, header: bytes) -> None:
+    with connected(service) as connection:
+        connection.sendall(b"GET /livez HTTP/1.1\r\nHost: x\r\n" + header + b"\r\n\r\n")
+        status, problem = answer_of(connection)
+    assert (status, problem["type"]) == (431, "headers-too-large")
+    assert "8192" in problem["detail"]
+
+
+def test_a_path_too_long(service: Service) -> None:
+    with connected(service) as connection:
+        connection.sendall(b"GET /dictionaries/" + b"x" * 10_000 + b" HTTP/1.1\r\nHost: x\r\n\r\n")
+        assert answer_of(connection)[0] == 431
+
+
+@pytest.mark.parametrize(
+    "text", [b"hello\r\n\r\n", b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03", b"GET / HTTP/9.9\r\n\r\n"]
+)
+def test_what_is_not_http(service: Service, text: bytes) -> None:
+    with connected(service) as connection:
+        connection.sendall(text)
+        status, problem = answer_of(connection)
+    assert (status, problem["type"]) == (400, "malformed-request")
+
+
+def test_too_many_connections(service: Service) -> None:
+    with ExitStack() as stack:
+        held = [stack.enter_context(connected(service)) for _ in range(60)]
+        refused = 0
+        for connection in held:
+            connection.settimeout(0.2)
+            try:
+                told = connection.recv(65536)
+            except TimeoutError:
+                continue
+            refused += told.startswith(b"HTTP/1.1 503") and b"Retry-After: 1" in told
+        assert refused >= 20
+    time.sleep(0.5)
+    assert httpx.get(f"{service.url}/livez").status_code == 200
