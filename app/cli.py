@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from app import __version__
-from app.commands import dictionaries, fit, service, solve
+from app.commands import dictionaries, fit, service, solve, token
 from app.commands.connection import Commands
 
 main = typer.Typer(
@@ -43,3 +43,4 @@ COMMANDS: dict[str, Callable[..., None]] = {
 }
 for _name, _command in COMMANDS.items():
     main.command(_name)(_command)
+main.add_typer(token.group, name="token")

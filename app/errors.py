@@ -9,6 +9,10 @@
     ├── RequestTimeout         sent too slowly
     ├── HeadersTooLarge        over a limit in bytes
     ├── TooManyConnections     over a limit; come back later
+    ├── Unauthorized           no token, or one that is not known
+    ├── Forbidden              a token that does not let its owner do this
+    ├── RateLimited            a token's limit is used up for now
+    ├── TokensUnreadable       the tokens file cannot be used; ends the start
     ├── InvalidFields          parsed, but fields are wrong; carries each of them
     ├── UnknownDictionary      no dictionary of that name or version
     ├── UnknownJob             no job of that id
@@ -30,6 +34,7 @@ Errors of ``core`` (``core.errors.CoreError``) are in the table too. Routes rais
 import logging
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from types import MappingProxyType
 
 import msgspec
 import pydantic
@@ -50,6 +55,8 @@ Location = tuple[str | int, ...]
 
 class AppError(Exception):
     """Base of the service's errors; ``str()`` is a sentence that tells the client what to do."""
+
+    headers: Mapping[str, str] = MappingProxyType({})  # of the answer, beside those of its kind
 
 
 class MalformedBody(AppError):
@@ -81,6 +88,24 @@ class HeadersTooLarge(AppError):
 
 
 class TooManyConnections(AppError):
+    pass
+
+
+class Unauthorized(AppError):
+    headers = MappingProxyType({"WWW-Authenticate": "Bearer"})
+
+
+class Forbidden(AppError):
+    pass
+
+
+class RateLimited(AppError):
+    def __init__(self, message: str, seconds: int) -> None:
+        super().__init__(f"{message}; try again in {seconds} s")
+        self.headers = {"Retry-After": str(seconds)}
+
+
+class TokensUnreadable(AppError):
     pass
 
 
@@ -182,6 +207,9 @@ KINDS: Mapping[type[Exception], Kind] = {
     RequestTimeout: Kind(408, "request-timeout", "The request came too slowly"),
     HeadersTooLarge: Kind(431, "headers-too-large", "The headers are too large"),
     TooManyConnections: Kind(503, "too-many-connections", "Too many connections are open", retry_after_seconds=1),
+    Unauthorized: Kind(401, "unauthorized", "A token is needed"),
+    Forbidden: Kind(403, "forbidden", "The token does not allow this"),
+    RateLimited: Kind(429, "rate-limited", "The token's limit is used up"),
     InvalidFields: Kind(422, "invalid-fields", "The request has wrong values"),
     CoreError: Kind(422, "invalid-values", "The values cannot be computed with"),
     UnknownDictionary: Kind(404, "unknown-dictionary", "No such dictionary"),
@@ -250,7 +278,10 @@ def problem_of(error: Exception) -> ProblemAnswer:
     else:
         detail = _shortened(str(error))
     errors = _as_members(error.errors) if isinstance(error, InvalidFields) else []
-    return _answer(kind, detail, errors)
+    answer = _answer(kind, detail, errors)
+    if isinstance(error, AppError):
+        answer.headers.update(error.headers)
+    return answer
 
 
 def install_handlers(app: FastAPI) -> None:

@@ -7,12 +7,14 @@ from functools import partial
 from fastapi import FastAPI
 
 from app import __version__
+from app.access import Access
 from app.errors import install_handlers
 from app.routes import decode, dictionaries, encode, fit, health, inference, jobs
 from app.routes.openapi import document
 from app.services import Services
 from app.settings import Settings
 from app.supervisor import Supervisor
+from app.tokens import TokenFile
 
 DESCRIPTION = """
 Neural-network activations into concepts, as a service. A dictionary of concepts D is learned from non-negative
@@ -43,5 +45,7 @@ def create_app(settings: Settings | None = None, *, supervisor: Supervisor | Non
     install_handlers(app)
     for module in (fit, jobs, encode, decode, dictionaries, health, inference):
         app.include_router(module.router)
+    if settings.tokens_file is not None:
+        app.add_middleware(Access, tokens=TokenFile(settings.tokens_file))
     app.openapi = partial(document, app)  # type: ignore[method-assign]
     return app

@@ -32,6 +32,13 @@ class Settings(BaseSettings):
         description="Device that the worker owns: `auto` (the first GPU, else the CPU), `cpu` or `cuda:N`.",
     )
 
+    tokens_file: Path | None = Field(
+        None, description="File of the tokens that callers need (`dictserve token new`); without it none is needed."
+    )
+    insecure: bool = Field(
+        False, description="Listen beyond loopback without tokens: whoever reaches the port may do everything."
+    )
+
     max_body_bytes: PositiveInt = Field(1024 * MIB, description="Largest request body.")
     max_json_bytes: PositiveInt = Field(
         64 * MIB, description="Largest JSON body (it is parsed in memory; send npy for more)."

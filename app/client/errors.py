@@ -8,6 +8,8 @@
     │   ├── InvalidFields        a field, or a value of the array, is wrong: see `errors`
     │   ├── InvalidValues        the array does not fit the dictionary
     │   └── IdempotencyKeyReused
+    ├── Unauthorized             no token, or one that is not known: DICTSERVE_TOKEN
+    ├── Forbidden                the token does not allow this
     ├── MalformedBody            the file or array cannot be read
     ├── BodyTooLarge             send fewer rows at a time
     ├── UnsupportedMediaType
@@ -20,6 +22,7 @@
     │   ├── Unreachable          no answer (also a ConnectionError)
     │   ├── TimedOut             no whole answer in time (also a TimeoutError)
     │   ├── TooManyConnections
+    │   ├── RateLimited
     │   ├── Overloaded
     │   ├── WorkerUnavailable
     │   ├── StoreUnavailable
@@ -127,6 +130,14 @@ class NotAcceptable(DictserveError):
     pass
 
 
+class Unauthorized(DictserveError):
+    pass
+
+
+class Forbidden(DictserveError):
+    pass
+
+
 class MalformedRequest(DictserveError):
     pass
 
@@ -152,6 +163,10 @@ class Unreachable(Unavailable, ConnectionError):
 
 
 class TimedOut(Unavailable, TimeoutError):
+    pass
+
+
+class RateLimited(Unavailable):
     pass
 
 

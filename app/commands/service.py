@@ -14,6 +14,10 @@ def serve(
     host: Annotated[str | None, typer.Option(help="Address to listen on.", show_default="127.0.0.1")] = None,
     port: Annotated[int | None, typer.Option(help="Port; 0 takes a free one.", show_default="8000")] = None,
     store: Annotated[Path | None, typer.Option(help="Directory of dictionaries.", show_default="models")] = None,
+    tokens_file: Annotated[Path | None, typer.Option(help="File of the tokens that callers need.")] = None,
+    insecure: Annotated[
+        bool | None, typer.Option("--insecure", help="Listen beyond loopback without tokens.")
+    ] = None,
 ) -> None:
     """Serve over HTTP until SIGTERM or Ctrl-C. Options win over the environment (DICTSERVE_PORT, …)."""
     import logging
@@ -25,10 +29,15 @@ def serve(
     from app.main import create_app
     from app.protocol import bounded
 
-    told = {"host": host, "port": port, "store": store}
+    told = {"host": host, "port": port, "store": store, "tokens_file": tokens_file, "insecure": insecure}
     chosen = _settings({name: value for name, value in told.items() if value is not None})
-    app = create_app(chosen)
+    if chosen.tokens_file is None and not chosen.insecure and not _is_loopback(chosen.host):
+        sys.exit(
+            f"dictserve: {chosen.host} is more than this machine, and no tokens are set: make some with "
+            "`dictserve token new` and set DICTSERVE_TOKENS_FILE, or say --insecure (DICTSERVE_INSECURE=true)"
+        )
     try:
+        app = create_app(chosen)
         app.state.services.open()
     except AppError as error:
         sys.exit(f"dictserve: {error}")
@@ -58,6 +67,15 @@ def _allow_open_files(connections: int) -> None:
     if soft < wanted:
         allowed = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
         resource.setrlimit(resource.RLIMIT_NOFILE, (allowed, hard))
+
+
+def _is_loopback(host: str) -> bool:
+    import ipaddress
+
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
 
 
 def settings() -> None:

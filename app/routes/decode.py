@@ -2,6 +2,7 @@
 
 from fastapi import APIRouter, Request, Response
 
+from app.access import take_rows
 from app.bodies import read_payload
 from app.formats.answer import Scalar
 from app.routes import examples
@@ -25,6 +26,7 @@ router = APIRouter(tags=["encode and decode"])
 async def decode(request: Request, services: ServicesDep) -> Response:
     """Z·D."""
     payload = await read_payload(request, DecodeRequest, services.settings)
+    take_rows(request, len(payload.fields.data))
     record, (activations,) = await services.solve("decode", payload.fields.dictionary, payload.fields.data)
     scalars: dict[str, Scalar] = {"dictionary": record.name, "version": record.version}
     return payload.answer(scalars, {"activations": activations}, payload.fields.encoding_format == "base64")

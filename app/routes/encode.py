@@ -2,6 +2,7 @@
 
 from fastapi import APIRouter, Request, Response
 
+from app.access import take_rows
 from app.bodies import read_payload
 from app.formats.answer import Scalar
 from app.routes import examples
@@ -27,6 +28,7 @@ async def encode(request: Request, services: ServicesDep) -> Response:
     """Non-negative least squares of A on the fixed D, row by row: the same row gets the same codes in any batch."""
     payload = await read_payload(request, EncodeRequest, services.settings)
     fields = payload.fields
+    take_rows(request, len(fields.data))
     sparse = fields.sparse or fields.top_k is not None
     payload.answer_format(many_arrays=sparse or fields.reconstruct)  # refuse before the work, not after it
     record, (codes, converged, *errors) = await services.solve(

@@ -7,6 +7,7 @@ from typing import Annotated
 
 from fastapi import APIRouter, Header, Request, Response
 
+from app.access import take_rows
 from app.bodies import read_payload
 from app.data_files import Named
 from app.errors import InvalidFields
@@ -55,6 +56,7 @@ async def fit(
         if fields.max_iter > services.settings.max_iterations:
             raise InvalidFields.at("max_iter", msg=f"at most {services.settings.max_iterations}")
         data = await asyncio.to_thread(_data, services.fits, fields, upload)
+        take_rows(request, data.rows)
         job = await services.fits.submit(fields, data, idempotency_key)
     except BaseException:
         uploads.discard(upload.name)

@@ -12,6 +12,7 @@ import numpy as np
 from fastapi import APIRouter, Depends, Request, Response
 
 from app import __version__
+from app.access import take_rows
 from app.bodies import aside, read_body, validated
 from app.errors import (
     PROTOCOL,
@@ -167,6 +168,7 @@ async def infer(reference: ReferenceDep, request: Request, services: ServicesDep
     """The input `activations` gives the output `codes`; `converged`, `relative_error` and `reconstruction` where they
     are asked for. With the parameter `task: "decode"` the input `codes` gives the output `activations`."""
     told, fields = await _read(request, reference, services.settings)
+    take_rows(request, len(fields.data))
     wanted = _wanted(told)
     record, arrays = await _solved(services, fields, wanted)
     answer: dict[str, object] = {"model_name": record.name, "model_version": str(record.version)}

@@ -14,6 +14,7 @@ from app.client import DictserveError, Overloaded, UnknownDictionary, UnknownJob
 from app.commands import files
 from app.commands.connection import exit_code
 from app.commands.curve import COLUMNS, ROWS, curve
+from app.tokens import TokenFile
 from demo.service import free_port, npy
 
 ROOT = Path(commands.__file__).parents[2]
@@ -40,6 +41,33 @@ def run(*arguments: str, input: str | bytes = "") -> tuple[int, str]:
 )
 def test_each_kind_of_error_has_its_exit_code(error: Exception, code: int | None) -> None:
     assert exit_code(error) == code
+
+
+def test_a_token_is_printed_and_its_hash_is_kept(tmp_path: Path) -> None:
+    path = tmp_path / "tokens"
+    code, token = run("token", "new", "team", "--write", "--rows-per-minute", "5", "--file", str(path))
+    assert code == 0
+    caller = TokenFile(path).find(token.strip())
+    assert caller is not None
+    assert (caller.name, caller.scopes, list(caller.allowances)) == ("team", {"read", "write"}, ["rows_per_minute"])
+    code, told = run("token", "new", "team", "--file", str(path))
+    assert code == 2
+    assert "already" in told
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        (["--host", "0.0.0.0"], "dictserve token new"),  # noqa: S104 - that is what is refused
+        (["--host", "some.host"], "dictserve token new"),
+        (["--tokens-file", "absent"], "cannot be read"),
+    ],
+)
+def test_a_start_that_would_be_open_to_all_is_refused(tmp_path: Path, options: list[str], told: str) -> None:
+    code, output = run("serve", "--store", str(tmp_path / "models"), *options)
+    assert code == 1
+    assert told in output
+    assert "Traceback" not in output
 
 
 def test_no_service_is_told_in_a_line() -> None:

@@ -1,0 +1,67 @@
+"""Who may do what: with a tokens file set, everything but the probes needs a token of the right scope."""
+
+from collections.abc import Mapping
+
+from fastapi import Request
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from app.errors import PROTOCOL, AppError, Forbidden, Unauthorized, problem_of
+from app.tokens import READ, WRITE, Caller, TokenFile
+
+OPEN = {"/livez", "/readyz", f"{PROTOCOL}/health/live", f"{PROTOCOL}/health/ready"}
+READING = {"/encode", "/decode"}  # POST, but nothing is changed
+CALLER = "dictserve.caller"  # of an ASGI scope
+
+
+class Access:
+    """Middleware that lets through who may, and refuses the rest before anything of the request is read."""
+
+    def __init__(self, app: ASGIApp, tokens: TokenFile) -> None:
+        self._app = app
+        self._tokens = tokens
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http" and scope["path"] not in OPEN:
+            request = Request(scope)
+            try:
+                scope[CALLER] = self._admitted(request)
+            except AppError as error:
+                await problem_of(error).response_to(request)(scope, receive, send)
+                return
+        await self._app(scope, receive, send)
+
+    def _admitted(self, request: Request) -> Caller:
+        token = _token(request.headers)
+        if token is None:
+            raise Unauthorized("this needs a token: send it as `Authorization: Bearer …` or as `X-API-Key: …`")
+        caller = self._tokens.find(token)
+        if caller is None:
+            raise Unauthorized("this token is not known here")
+        scope = _scope_of(request.method, request.url.path)
+        if scope not in caller.scopes:
+            raise Forbidden(f"this needs a token of scope {scope}; the one of {caller.name} does not have it")
+        caller.take("requests_per_minute", 1)
+        return caller
+
+
+def take_rows(request: Request, count: int) -> None:
+    """Count a request's rows against the limit of its caller, where there is one.
+
+    Raises:
+        RateLimited: it is used up for now.
+    """
+    caller = request.scope.get(CALLER)
+    if caller is not None:
+        caller.take("rows_per_minute", count)
+
+
+def _token(headers: Mapping[str, str]) -> str | None:
+    scheme, _, token = headers.get("authorization", "").partition(" ")
+    if scheme.lower() == "bearer" and token.strip():
+        return token.strip()
+    return headers.get("x-api-key")
+
+
+def _scope_of(method: str, path: str) -> str:
+    is_reading = method in ("GET", "HEAD", "OPTIONS") or path in READING or path.startswith(f"{PROTOCOL}/")
+    return READ if is_reading else WRITE

@@ -1,0 +1,117 @@
+"""With a tokens file set, everything but the probes needs a token of the right scope."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from fastapi.testclient import TestClient
+
+from app.main import create_app
+from app.settings import Settings
+from app.tokens import add, new_token
+from demo.service import npy
+from tests.app.conftest import WorkerDouble
+
+READER, WRITER, SLOW = new_token(), new_token(), new_token()
+ROW = npy(np.ones((1, 4), np.float32))
+
+
+def bearer(token: str) -> dict[str, str]:
+    return {"Authorization": f"Bearer {token}"}
+
+
+@pytest.fixture
+def client(tmp_path: Path) -> Iterator[TestClient]:
+    path = tmp_path / "tokens"
+    add(path, "reader", ["read"], READER, {})
+    add(path, "writer", ["read", "write"], WRITER, {})
+    add(path, "slow", ["read"], SLOW, {"requests_per_minute": 20, "rows_per_minute": 10})
+    settings = Settings(store=tmp_path / "models", tokens_file=path)
+    with TestClient(create_app(settings, supervisor=WorkerDouble(settings))) as client:
+        D = npy(np.eye(2, 4, dtype=np.float32))
+        assert client.put("/dictionaries/d", content=D, headers=bearer(WRITER)).status_code == 201
+        yield client
+
+
+OPERATIONS = [
+    (method.upper(), path)
+    for path, operations in create_app(Settings()).openapi()["paths"].items()
+    for method in operations
+]
+PROBES = {"/livez", "/readyz", "/v2/health/live", "/v2/health/ready"}
+
+
+@pytest.mark.parametrize(("method", "path"), OPERATIONS)
+def test_every_call_but_the_probes_needs_a_token(client: TestClient, method: str, path: str) -> None:
+    path = path.format(reference="d", name="d", version=1, id="none", index=0)
+    answer = client.request(method, path)
+    if path in PROBES:
+        assert answer.status_code == 200
+        return
+    assert answer.status_code == 401
+    assert answer.headers["www-authenticate"] == "Bearer"
+    told = answer.json()
+    assert "token" in told["error" if path.startswith("/v2") else "detail"]
+    assert client.request(method, path, headers=bearer("ds_wrong")).status_code == 401
+
+
+@pytest.mark.parametrize("path", ["/docs", "/openapi.json", "/nothing"])
+def test_what_is_not_an_operation_needs_one_too(client: TestClient, path: str) -> None:
+    assert client.get(path).status_code == 401
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [bearer(READER), {"authorization": f"bearer  {READER}"}, {"X-API-Key": READER}],
+    ids=["bearer", "lower case", "key"],
+)
+def test_a_token_comes_in_either_header(client: TestClient, headers: dict[str, str]) -> None:
+    assert client.post("/encode?dictionary=d", content=ROW, headers=headers).status_code == 200
+
+
+@pytest.mark.parametrize(
+    "headers", [{"Authorization": f"Basic {READER}"}, {"Authorization": READER}, {"X-API-Key": ""}]
+)
+def test_and_in_no_other_form(client: TestClient, headers: dict[str, str]) -> None:
+    assert client.post("/encode?dictionary=d", content=ROW, headers=headers).status_code == 401
+
+
+@pytest.mark.parametrize(
+    ("method", "path"),
+    [
+        ("POST", "/fit?name=x&nb_concepts=1"),
+        ("PUT", "/dictionaries/x"),
+        ("PATCH", "/dictionaries/d"),
+        ("DELETE", "/dictionaries/d"),
+        ("DELETE", "/jobs/none"),
+    ],
+)
+def test_reading_does_not_let_one_write(client: TestClient, method: str, path: str) -> None:
+    answer = client.request(method, path, content=ROW, headers=bearer(READER))
+    assert answer.status_code == 403
+    assert answer.json()["type"] == "forbidden"
+    assert "scope write" in answer.json()["detail"]
+    assert client.request(method, path, content=ROW, headers=bearer(WRITER)).status_code not in (401, 403)
+
+
+def test_requests_are_limited(client: TestClient) -> None:
+    statuses = [client.get("/dictionaries", headers=bearer(SLOW)).status_code for _ in range(21)]
+    assert statuses == [200] * 20 + [429]
+    answer = client.get("/dictionaries", headers=bearer(SLOW))
+    assert answer.json()["type"] == "rate-limited"
+    assert 0 < int(answer.headers["retry-after"]) <= 60
+    assert client.get("/dictionaries", headers=bearer(READER)).status_code == 200
+
+
+@pytest.mark.parametrize("path", ["/encode?dictionary=d", "/v2/models/d/infer"])
+def test_rows_are_limited(client: TestClient, path: str) -> None:
+    if path.startswith("/v2"):
+        tensor = {"name": "activations", "shape": [12, 4], "datatype": "FP32", "data": [1.0] * 48}
+        body = {"json": {"inputs": [tensor]}}
+    else:
+        body = {"content": npy(np.ones((12, 4), np.float32))}
+    assert client.post(path, **body, headers=bearer(SLOW)).status_code == 200  # type: ignore[arg-type]
+    answer = client.post("/encode?dictionary=d", content=ROW, headers=bearer(SLOW))
+    assert answer.status_code == 429
+    assert "10 rows per minute" in answer.json()["detail"]

@@ -1,0 +1,112 @@
+"""The tokens file: what it may say, and how it is read anew."""
+
+from pathlib import Path
+
+import pytest
+
+from app.errors import RateLimited, TokensUnreadable
+from app.tokens import Allowance, TokenFile, add, hash_of, new_token
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "tokens"
+
+
+def test_what_is_added_is_found(path: Path) -> None:
+    reader, writer = new_token(), new_token()
+    add(path, "reader", ["read"], reader, {})
+    add(path, "writer", ["read", "write"], writer, {"requests_per_minute": 10})
+    tokens = TokenFile(path)
+    found = tokens.find(writer)
+    assert found is not None
+    assert (found.name, found.scopes) == ("writer", {"read", "write"})
+    assert found.allowances["requests_per_minute"].per_minute == 10
+    assert tokens.find(reader + "x") is None
+    assert tokens.find("") is None
+    assert path.stat().st_mode & 0o777 == 0o600
+    assert reader not in path.read_text()
+
+
+def test_a_name_has_one_token(path: Path) -> None:
+    add(path, "a", ["read"], new_token(), {})
+    with pytest.raises(TokensUnreadable, match="already"):
+        add(path, "a", ["read"], new_token(), {})
+
+
+def test_comments_and_empty_lines_are_passed_over(path: Path) -> None:
+    path.write_text(f"# ours\n\na read {hash_of('x')}  # the page's\n")
+    found = TokenFile(path).find("x")
+    assert found is not None
+    assert found.name == "a"
+
+
+@pytest.mark.parametrize(
+    ("line", "told"),
+    [
+        ("a read", "of the form"),
+        ("a read secret-token", "64 hexadecimal"),
+        ("a all " + "0" * 64, "read and write"),
+        ("../a read " + "0" * 64, "letters"),
+        ("a read " + "0" * 64 + " rows=3", "rows_per_minute=N"),
+        ("a read " + "0" * 64 + " rows_per_minute=0", "N ≥ 1"),
+        ("a read " + "0" * 64 + "\na read " + "1" * 64, "twice"),
+    ],
+)
+def test_what_is_wrong_is_told_without_repeating_the_line(path: Path, line: str, told: str) -> None:
+    path.write_text(line + "\n")
+    with pytest.raises(TokensUnreadable, match=told) as caught:
+        TokenFile(path)
+    assert "secret" not in str(caught.value)
+
+
+def test_a_file_that_is_not_there(path: Path) -> None:
+    with pytest.raises(TokensUnreadable, match="cannot be read"):
+        TokenFile(path)
+
+
+def test_the_file_is_read_anew(path: Path) -> None:
+    first, second = new_token(), new_token()
+    add(path, "first", ["read"], first, {})
+    tokens = TokenFile(path)
+    assert tokens.find(second) is None
+    add(path, "second", ["read"], second, {})
+    assert tokens.find(second) is not None
+    path.write_text("\n".join(path.read_text().splitlines()[1:]))  # the first is taken back
+    assert tokens.find(first) is None
+
+
+@pytest.mark.parametrize("then", ["nonsense", None])
+def test_a_file_that_is_broken_later_changes_nothing(path: Path, then: str | None) -> None:
+    token = new_token()
+    add(path, "a", ["read"], token, {})
+    tokens = TokenFile(path)
+    path.unlink() if then is None else path.write_text(then)
+    assert tokens.find(token) is not None
+
+
+def test_what_is_used_of_a_limit_stays_used(path: Path) -> None:
+    token = new_token()
+    add(path, "a", ["read"], token, {"requests_per_minute": 1})
+    tokens = TokenFile(path)
+    caller = tokens.find(token)
+    assert caller is not None
+    caller.take("requests_per_minute", 1)
+    add(path, "b", ["read"], new_token(), {})
+    again = tokens.find(token)
+    assert again is not None
+    assert again is not caller
+    with pytest.raises(RateLimited):
+        again.take("requests_per_minute", 1)
+
+
+def test_an_allowance_fills_up_with_time() -> None:
+    now = 0.0
+    allowance = Allowance(60, clock=lambda: now)
+    assert [allowance.take(1) for _ in range(60)] == [0] * 60
+    assert allowance.take(1) == pytest.approx(1)
+    now = 1.0
+    assert allowance.take(1) == 0
+    now = 1000.0
+    assert allowance.take(100) == 0  # more than a minute's takes all of it, and the next pay for it
+    assert allowance.take(1) == pytest.approx(41)
