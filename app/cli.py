@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from app import __version__
-from app.commands import dictionaries, fit, service, solve, token
+from app.commands import check, dictionaries, fit, service, solve, token
 from app.commands.connection import Commands
 
 main = typer.Typer(
@@ -40,6 +40,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "cancel": fit.cancel,
     "serve": service.serve,
     "settings": service.settings,
+    "check": check.check,
 }
 for _name, _command in COMMANDS.items():
     main.command(_name)(_command)

@@ -32,7 +32,7 @@ class Services:
     def __post_init__(self) -> None:
         settings = self.settings
         self.store = Store(settings.store)
-        self.jobs = Jobs(settings.database_url or f"sqlite:///{self.store.private.absolute() / 'jobs.sqlite3'}")
+        self.jobs = Jobs(settings.database_url or f"sqlite:///{self.store.database.absolute()}")
         self.fits = Fits(settings, self.jobs, self.store, self.supervisor)
         self.batcher = Batcher(
             self.supervisor, settings.batch_rows, queue_bytes=settings.queue_bytes, queue_rows=settings.queue_rows

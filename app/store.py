@@ -104,6 +104,8 @@ class Store:
         self.root = root
         self.private = root / ".dictserve"
         self.activations = self.private / "activations"
+        self.database = self.private / "jobs.sqlite3"  # of the jobs, where no other is set
+        self.quarantine = self.private / "quarantine"
         self._staging = self.private / "staging"
         self._owners = self.private / "owners"
         self._owner_lock: IO[str] | None = None
@@ -327,7 +329,7 @@ class Store:
         with store_errors():
             directory = self.root / name
             versions = sorted(versions)
-            self._replace(directory / LAST_FILE, str(max(versions[-1], _last_removed(directory))).encode())
+            self._retire(directory, versions[-1])
             for version in versions:
                 doomed = self._staging / self.owned_name()
                 with suppress(FileNotFoundError):  # somebody else removed it first
@@ -335,6 +337,22 @@ class Store:
                 self._records.pop((name, version), None)
                 shutil.rmtree(doomed, ignore_errors=True)
             fsync_directory(directory)
+
+    def set_aside(self, name: str, version: int) -> Path:
+        """Take a version out of the readers' sight, as `remove` does, but keep it: where it is from now on."""
+        with store_errors():
+            self.quarantine.mkdir(exist_ok=True)
+            aside = self.quarantine / f"{name}@{version}.{secrets.token_hex(4)}"
+            self._retire(self.root / name, version)
+            self._directory(name, version).rename(aside)
+            self._records.pop((name, version), None)
+            fsync_directory(self.root / name)
+            fsync_directory(self.quarantine)
+        return aside
+
+    def _retire(self, directory: Path, version: int) -> None:
+        """Note that this version's number, and those below it, are not to be given again."""
+        self._replace(directory / LAST_FILE, str(max(version, _last_removed(directory))).encode())
 
     def _replace(self, path: Path, content: bytes) -> None:
         """Write a file so that readers see the old content or the new, whatever happens."""
