@@ -44,8 +44,6 @@ def create_app(settings: Settings | None = None, *, supervisor: Supervisor | Non
     install_handlers(app)
     for module in (fit, jobs, encode, decode, dictionaries, health, inference):
         app.include_router(module.router)
-    app.add_middleware(
-        Direct, endpoints={"/encode": encode.encode, "/decode": decode.decode}, services=services
-    )
+    app.add_middleware(Direct, endpoints={"/encode": encode.encode, "/decode": decode.decode}, services=services)
     app.openapi = partial(document, app)  # type: ignore[method-assign]
     return app
