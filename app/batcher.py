@@ -7,7 +7,9 @@ else waits for it. A request larger than the budget is sent in pieces, between w
 import asyncio
 import contextlib
 from collections import deque
+from collections.abc import Awaitable
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Protocol
 
 import numpy as np
@@ -19,7 +21,7 @@ IN_FLIGHT = 2  # frames with the worker: one that it solves, one that it finds w
 
 
 class Solver(Protocol):
-    async def solve(self, key: Key, rows: np.ndarray) -> list[np.ndarray]: ...
+    def solve(self, key: Key, rows: np.ndarray) -> Awaitable[list[np.ndarray]]: ...
 
 
 @dataclass(eq=False)
@@ -36,7 +38,7 @@ class _Request:
     def waiting(self) -> int:
         return len(self.rows) - self.sent
 
-    def fail(self, error: Exception) -> None:
+    def fail(self, error: BaseException) -> None:
         if not self.done.done():
             self.done.set_exception(error)
 
@@ -73,7 +75,8 @@ class Batcher:
         self._queue_bytes = queue_bytes
         self._queue_rows = queue_rows
         self._queue: deque[_Request] = deque()
-        self._in_flight: set[asyncio.Task[None]] = set()
+        self._alone: deque[_Piece] = deque()  # of a batch that failed: each is sent again, by itself
+        self._in_flight: set[asyncio.Future[list[np.ndarray]]] = set()
         self.waiting_bytes = 0
         self.waiting_rows = 0
 
@@ -110,15 +113,8 @@ class Batcher:
             await asyncio.wait(self._in_flight)
 
     def _feed(self) -> None:
-        while self._queue and len(self._in_flight) < IN_FLIGHT:
-            key = self._queue[0].key
-            task = asyncio.create_task(self._send(key, self._take(key)))
-            self._in_flight.add(task)
-            task.add_done_callback(self._landed)
-
-    def _landed(self, task: "asyncio.Task[None]") -> None:
-        self._in_flight.discard(task)
-        self._feed()
+        while (self._alone or self._queue) and len(self._in_flight) < IN_FLIGHT:
+            self._send([self._alone.popleft()] if self._alone else self._take(self._queue[0].key))
 
     def _take(self, key: Key) -> list[_Piece]:
         """Pieces of waiting requests for this key, up to the row budget; an unfinished request goes to the back."""
@@ -136,23 +132,25 @@ class Batcher:
                 break
         return pieces
 
-    async def _send(self, key: Key, pieces: list[_Piece]) -> None:
+    def _send(self, pieces: list[_Piece]) -> None:
         parts = [piece.request.rows[piece.start : piece.stop] for piece in pieces]
         rows = parts[0] if len(parts) == 1 else np.concatenate(parts)
-        try:
-            arrays = await self._solver.solve(key, rows)
-        except WorkerUnavailable as error:
-            for piece in pieces:
-                piece.request.fail(error)
-        except Exception as error:
-            if len(pieces) == 1:
-                pieces[0].request.fail(error)
-            else:  # one request's fault is not to be its neighbours'
-                for piece in pieces:
-                    await self._send(key, [piece])
-        else:
+        sent = asyncio.ensure_future(self._solver.solve(pieces[0].request.key, rows))
+        self._in_flight.add(sent)
+        sent.add_done_callback(partial(self._landed, pieces))
+
+    def _landed(self, pieces: list[_Piece], sent: "asyncio.Future[list[np.ndarray]]") -> None:
+        self._in_flight.discard(sent)
+        error = sent.exception()
+        if error is None:
             offset = 0
             for piece in pieces:
                 count = piece.stop - piece.start
-                piece.request.deliver(piece.start, [array[offset : offset + count] for array in arrays])
+                piece.request.deliver(piece.start, [array[offset : offset + count] for array in sent.result()])
                 offset += count
+        elif len(pieces) == 1 or isinstance(error, WorkerUnavailable):
+            for piece in pieces:
+                piece.request.fail(error)
+        else:  # one request's fault is not to be its neighbours'
+            self._alone.extend(pieces)
+        self._feed()

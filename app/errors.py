@@ -227,6 +227,7 @@ KINDS: Mapping[type[Exception], Kind] = {
     WorkerFailed: Kind(500, "worker-failed", "The worker failed"),
 }
 
+EXPECTED = tuple(KINDS)  # what a route may raise; anything else is a fault of the service's own
 INTERNAL = Kind(500, "internal-error", "Something is wrong in the service")
 
 HTTP_KINDS: Mapping[int, Kind] = {
@@ -301,7 +302,7 @@ def install_handlers(app: FastAPI) -> None:
         answer.headers.update(error.headers or {})
         return answer.response_to(request)
 
-    for cls in KINDS:
+    for cls in EXPECTED:
         app.add_exception_handler(cls, told_by_table)
     app.add_exception_handler(RequestValidationError, framework_validation)
     app.add_exception_handler(HTTPException, framework_http)

@@ -7,6 +7,7 @@ from functools import partial
 from fastapi import FastAPI
 
 from app import __version__
+from app.direct import Direct
 from app.access import Access
 from app.errors import install_handlers
 from app.routes import decode, dictionaries, encode, fit, health, inference, jobs
@@ -45,6 +46,7 @@ def create_app(settings: Settings | None = None, *, supervisor: Supervisor | Non
     install_handlers(app)
     for module in (fit, jobs, encode, decode, dictionaries, health, inference):
         app.include_router(module.router)
+    app.add_middleware(Direct, endpoints={"/encode": encode.encode, "/decode": decode.decode}, services=services)
     if settings.tokens_file is not None:
         app.add_middleware(Access, tokens=TokenFile(settings.tokens_file))
     app.openapi = partial(document, app)  # type: ignore[method-assign]

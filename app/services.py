@@ -76,7 +76,7 @@ class Services:
         return record, await self.batcher.solve(key, rows, gives)
 
 
-def _of(request: Request) -> Services:
+async def _of(request: Request) -> Services:  # async: FastAPI sends what is not through a thread
     services: Services = request.app.state.services
     return services
 

@@ -12,12 +12,14 @@ import os
 import re
 import secrets
 import shutil
+import stat
+import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, TypeVar
 
 import numpy as np
 import safetensors.numpy
@@ -26,12 +28,20 @@ from safetensors import SafetensorError
 
 from app.errors import AppError, DictionaryDamaged, StoreFull, StoreUnavailable, UnknownDictionary
 
+K = TypeVar("K")
+V = TypeVar("V")
+
 FORMAT = 1
 TENSOR = "dictionary"
 WEIGHTS_FILE = "dictionary.safetensors"
 META_FILE = "meta.json"
 LABELS_FILE = "labels.json"
 LAST_FILE = ".last"  # of a name: its highest version ever removed, so that no number is given twice
+
+# A directory that changed less than this before it was listed may change again without its time telling: file systems
+# count time in steps, the coarsest of 2 s.
+SETTLED_NS = 3 * 10**9
+KEPT = 4096  # records, and lists of versions, kept in memory
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 _VERSION = re.compile(r"[1-9][0-9]{0,8}")
@@ -97,6 +107,15 @@ class Labels(BaseModel):
     concept_labels: dict[int, str] = Field(default_factory=dict)
 
 
+@dataclass(frozen=True)
+class _Listing:
+    """The versions of a name, ascending, and the state of the directory that they were found in."""
+
+    inode: int
+    changed_ns: int
+    versions: list[int]
+
+
 class Store:
     """The dictionaries under one root. Methods block on the disk; call them from a thread where that matters."""
 
@@ -111,6 +130,7 @@ class Store:
         self._owner_lock: IO[str] | None = None
         self.owner = f"{os.getpid()}-{secrets.token_hex(6)}"
         self._records: dict[tuple[str, int], DictionaryRecord] = {}
+        self._listings: dict[str, _Listing] = {}
 
     # -- life ---------------------------------------------------------------------------------------------
 
@@ -159,18 +179,31 @@ class Store:
         return [name for name in entries if _NAME.fullmatch(name) and self.versions(name)]
 
     def versions(self, name: str) -> list[int]:
-        """The versions of a name, ascending; none where there is no such dictionary."""
-        directory = self.root / name
+        """The versions of a name, ascending; none where there is no such dictionary.
+
+        A list once made is kept until its directory changes, whichever process changes it.
+        """
+        directory = f"{self.root}/{name}"
         try:
+            found = os.lstat(directory)
+            known = self._listings.get(name)
+            if known is not None and (found.st_ino, found.st_ctime_ns) == (known.inode, known.changed_ns):
+                return known.versions.copy()
+            if not stat.S_ISDIR(found.st_mode):
+                return []
+            now_ns = time.time_ns()  # before the listing: what comes after it is not in it
             with os.scandir(directory) as entries:
-                found = [
+                versions = sorted(
                     int(e.name) for e in entries if _VERSION.fullmatch(e.name) and e.is_dir(follow_symlinks=False)
-                ]
+                )
         except (FileNotFoundError, NotADirectoryError):
+            self._listings.pop(name, None)
             return []
         except OSError as error:
             raise _told(error) from error
-        return [] if directory.is_symlink() else sorted(found)
+        if now_ns - found.st_ctime_ns > SETTLED_NS:
+            _keep(self._listings, name, _Listing(found.st_ino, found.st_ctime_ns, versions.copy()))
+        return versions
 
     def resolve(self, reference: Reference) -> tuple[str, int]:
         """Name and version that a reference means now."""
@@ -190,9 +223,7 @@ class Store:
         known = self._records.get((name, version))
         if known is None:
             known = self._read_record(name, version)
-            if len(self._records) >= 4096:
-                self._records.clear()
-            self._records[name, version] = known
+            _keep(self._records, (name, version), known)
         return known
 
     def described(self, reference: Reference) -> DictionaryRecord:
@@ -374,6 +405,12 @@ class Store:
             if record.job == job:
                 return record
         return None
+
+
+def _keep(kept: dict[K, V], key: K, value: V) -> None:
+    if len(kept) >= KEPT:
+        kept.clear()
+    kept[key] = value
 
 
 def _last_removed(directory: Path) -> int:

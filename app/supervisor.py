@@ -12,7 +12,8 @@ import os
 import socket
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections import deque
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -30,6 +31,7 @@ HEARTBEAT_SECONDS = 1.0
 FIRST_BACKOFF_SECONDS = 0.1
 MAX_BACKOFF_SECONDS = 10.0
 STEADY_SECONDS = 30.0  # a worker that lived this long clears the record of deaths before it
+DIED = "the worker died; send the request again in a moment"
 
 State = Literal["starting", "ready", "down"]
 JobListener = Callable[[frames.Frame | None], None]  # a frame of the job's, or None: the worker died
@@ -65,7 +67,7 @@ class Supervisor:
         self._ids = itertools.count(1)
         self._waiting: dict[int, asyncio.Future[list[np.ndarray]]] = {}
         self._job_listener: tuple[str, JobListener] | None = None
-        self._sending = asyncio.Lock()
+        self._unsent: deque[frames.Packed] = deque()  # there was no room on the channel for these
         self._life: asyncio.Task[None] | None = None
 
     # -- life ---------------------------------------------------------------------------------------------
@@ -138,10 +140,10 @@ class Supervisor:
         self._process, self._channel, self._state = process, ours, "starting"
         self._heard_at = time.monotonic()
         ended = asyncio.create_task(process.wait(), name="worker-exit")
-        loop.add_reader(ours, self._receive_all)
+        loop.add_reader(ours, self._receive)
         hung = None
         try:
-            await self._send(self._configuration())
+            self._send(self._configuration())
             while not ended.done():
                 await asyncio.wait({ended}, timeout=HEARTBEAT_SECONDS)
                 hung = self._hung()
@@ -150,6 +152,7 @@ class Supervisor:
                     await ended
         finally:
             loop.remove_reader(ours)
+            loop.remove_writer(ours)
             self._lose_worker()
             ours.close()
             await self._reap(process, ended)
@@ -178,14 +181,19 @@ class Supervisor:
         self._state, self._channel, self._process = "down", None, None
         self._ready.clear()
         self._heartbeat = Heartbeat(0, 0)
-        waiting, self._waiting = self._waiting, {}
-        for future in waiting.values():
-            if not future.done():
-                future.set_exception(WorkerUnavailable("the worker died on the way; send the request again"))
+        self._lose_solves()
         if self._job_listener is not None:
             _, listener = self._job_listener
             self._job_listener = None
             listener(None)
+
+    def _lose_solves(self) -> None:
+        while self._unsent:
+            self._unsent.popleft().close()
+        waiting, self._waiting = self._waiting, {}
+        for future in waiting.values():
+            if not future.done():
+                future.set_exception(WorkerUnavailable("the worker died on the way; send the request again"))
 
     async def _reap(self, process: asyncio.subprocess.Process, ended: "asyncio.Task[int]") -> None:
         """Wait for the process, which leaves once the channel is closed; a busy one is not waited for long."""
@@ -197,19 +205,19 @@ class Supervisor:
 
     # -- hearing ------------------------------------------------------------------------------------------
 
-    def _receive_all(self) -> None:
+    def _receive(self) -> None:
+        """Take the frame that is there; the loop calls again while there are more."""
         channel = self._channel
         if channel is None:
             return
         try:
-            while True:
-                self._receive(frames.receive(channel))
-        except BlockingIOError:
-            pass
+            frame = frames.receive(channel)
         except frames.Closed:
             asyncio.get_running_loop().remove_reader(channel)  # the process's end is awaited elsewhere
+        else:
+            self._hear(frame)
 
-    def _receive(self, frame: frames.Frame) -> None:
+    def _hear(self, frame: frames.Frame) -> None:
         self._heard_at = time.monotonic()
         match frame.message:
             case Ready(device, software):
@@ -238,71 +246,59 @@ class Supervisor:
 
     # -- telling ------------------------------------------------------------------------------------------
 
-    async def solve(self, key: Key, rows: np.ndarray) -> list[np.ndarray]:
-        """Have rows encoded or decoded: the arrays of ``Solved``.
+    def solve(self, key: Key, rows: np.ndarray) -> Awaitable[list[np.ndarray]]:
+        """Have rows encoded or decoded: the arrays of ``Solved``, once they are awaited.
 
-        Raises:
+        Raises, when awaited:
             WorkerUnavailable: there is no worker now, or it died on the way.
             Other errors of the two trees: as the worker met them.
         """
-        if self._state != "ready":
-            raise WorkerUnavailable("the worker is starting; send the request again in a moment")
         number = next(self._ids)
-        future: asyncio.Future[list[np.ndarray]] = asyncio.get_running_loop().create_future()
-        self._waiting[number] = future
+        future = self._waiting[number] = asyncio.get_running_loop().create_future()
         try:
-            await self._send(Solve(number, key), [rows])
-            return await future
-        finally:
-            self._waiting.pop(number, None)
+            if self._state != "ready":
+                raise WorkerUnavailable("the worker is starting; send the request again in a moment")
+            self._send(Solve(number, key), [rows])
+        except Exception as error:
+            self._settle(number, error)
+        return future
 
     async def tell_job(self, job: str, message: ToWorker, listener: JobListener) -> None:
         """Send a job's first message and hear what comes of it. There is one job at a time."""
         if self._state != "ready":
             raise WorkerUnavailable("the worker is starting")
         self._job_listener = (job, listener)
-        await self._send(message)
+        self._send(message)
 
     async def tell(self, message: ToWorker) -> None:
-        await self._send(message)
+        self._send(message)
 
-    async def _send(self, message: Message, arrays: Sequence[np.ndarray] = ()) -> None:
-        packed = frames.Packed(message, arrays)
+    def _send(self, message: Message, arrays: Sequence[np.ndarray] = ()) -> None:
+        """Send where there is room on the channel and nothing waits for it; else as soon as there is."""
+        if self._channel is None:
+            raise WorkerUnavailable(DIED)
+        self._unsent.append(frames.Packed(message, arrays))
+        if len(self._unsent) == 1 and not self._send_unsent(self._channel):
+            asyncio.get_running_loop().add_writer(self._channel, self._send_more, self._channel)
+
+    def _send_more(self, channel: socket.socket) -> None:
+        with contextlib.suppress(WorkerUnavailable):  # whoever waits has been told
+            if not self._send_unsent(channel):
+                return
+        asyncio.get_running_loop().remove_writer(channel)
+
+    def _send_unsent(self, channel: socket.socket) -> bool:
+        """Send what there is room for; whether that was all. Raises WorkerUnavailable where nobody is there."""
         try:
-            async with self._sending:  # one waiter for room on the channel at a time
-                while True:
-                    channel = self._channel
-                    if channel is None:
-                        raise WorkerUnavailable("the worker died; send the request again in a moment")
-                    try:
-                        packed.send(channel)
-                    except BlockingIOError:
-                        await _writable(channel)
-                    else:
-                        return
-        except frames.Closed:
-            raise WorkerUnavailable("the worker died; send the request again in a moment") from None
-        finally:
-            packed.close()
-
-
-async def _writable(channel: socket.socket) -> None:
-    loop = asyncio.get_running_loop()
-    ready = loop.create_future()
-
-    def settle() -> None:
-        if not ready.done():
-            ready.set_result(None)
-
-    loop.add_writer(channel, settle)
-    try:
-        # A worker that died leaves nobody to make room: look again after a while.
-        await asyncio.wait_for(ready, timeout=1.0)
-    except TimeoutError:
-        pass
-    finally:
-        if channel.fileno() >= 0:
-            loop.remove_writer(channel)
+            while self._unsent:
+                self._unsent[0].send(channel)
+                self._unsent.popleft().close()
+        except BlockingIOError:
+            return False
+        except frames.Closed:  # the process's end is awaited elsewhere
+            self._lose_solves()
+            raise WorkerUnavailable(DIED) from None
+        return True
 
 
 _BY_NAME: dict[str, type[Exception]] = {

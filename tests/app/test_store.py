@@ -1,9 +1,12 @@
 """The store: a reader sees a whole version or none, and a damaged one never hides another."""
 
 import json
+import os
+import shutil
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
 
 import numpy as np
@@ -106,6 +109,54 @@ def test_what_is_not_there(opened: Store) -> None:
     publish(opened, "a", D)
     with pytest.raises(UnknownDictionary, match="no version 2; it has 1"):
         opened.resolve(Reference("a", 2))
+
+
+@pytest.fixture
+def listed(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The directories that have been listed."""
+    scandir, directories = os.scandir, []
+
+    def noted(directory: str) -> object:
+        directories.append(str(directory))
+        return scandir(directory)
+
+    monkeypatch.setattr("app.store.os.scandir", noted)
+    return directories
+
+
+CHANGES = {
+    "published": (lambda a, other: publish(other, "a", D), [1, 2, 3]),
+    "removed": (lambda a, other: other.remove("a", [2]), [1]),
+    "moved away by hand": (lambda a, other: (a / "1").rename(a.parent / "elsewhere"), [2]),
+    "all removed by hand": (lambda a, other: shutil.rmtree(a), []),
+    "a file in its place": (lambda a, other: (shutil.rmtree(a), a.touch()), []),
+}
+
+
+@pytest.mark.parametrize(("change", "versions"), CHANGES.values(), ids=CHANGES)
+def test_a_list_of_versions_is_kept_until_somebody_changes_it(  # type: ignore[no-untyped-def]
+    opened: Store, listed: list[str], monkeypatch: pytest.MonkeyPatch, change, versions: list[int]
+) -> None:
+    publish(opened, "a", D)
+    publish(opened, "a", D)
+    monkeypatch.setattr("app.store.SETTLED_NS", 0)
+    time.sleep(0.02)  # a step of the file system's clock
+    opened.versions("a").clear()  # the list is the caller's own
+    listed.clear()
+    assert opened.record(Reference("a")).version == 2
+    assert opened.versions("a") == [1, 2]
+    assert listed == []
+    other = Store(opened.root)
+    other.open()
+    change(opened.root / "a", other)
+    assert opened.versions("a") == versions
+
+
+def test_a_directory_that_has_just_changed_is_listed_again(opened: Store, listed: list[str]) -> None:
+    publish(opened, "a", D)
+    listed.clear()
+    assert opened.versions("a") == opened.versions("a") == [1]
+    assert len(listed) == 2
 
 
 def test_what_others_put_into_the_store_is_not_followed(opened: Store, tmp_path: Path) -> None:
