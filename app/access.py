@@ -16,12 +16,13 @@ CALLER = "dictserve.caller"  # of an ASGI scope
 class Access:
     """Middleware that lets through who may, and refuses the rest before anything of the request is read."""
 
-    def __init__(self, app: ASGIApp, tokens: TokenFile) -> None:
+    def __init__(self, app: ASGIApp, tokens: TokenFile, metrics_open: bool) -> None:
         self._app = app
         self._tokens = tokens
+        self._open = OPEN | {"/metrics"} if metrics_open else OPEN
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "http" and scope["path"] not in OPEN:
+        if scope["type"] == "http" and scope["path"] not in self._open:
             request = Request(scope)
             try:
                 scope[CALLER] = self._admitted(request)

@@ -79,6 +79,8 @@ class Batcher:
         self._in_flight: set[asyncio.Future[list[np.ndarray]]] = set()
         self.waiting_bytes = 0
         self.waiting_rows = 0
+        self.solved_batches = 0
+        self.solved_rows = 0
 
     async def solve(self, key: Key, rows: np.ndarray, answer_columns: int) -> list[np.ndarray]:
         """Encode or decode rows: the worker's arrays for exactly these rows, in their order.
@@ -143,6 +145,8 @@ class Batcher:
         self._in_flight.discard(sent)
         error = sent.exception()
         if error is None:
+            self.solved_batches += 1
+            self.solved_rows += sum(piece.stop - piece.start for piece in pieces)
             offset = 0
             for piece in pieces:
                 count = piece.stop - piece.start

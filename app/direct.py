@@ -13,6 +13,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from app.errors import EXPECTED, problem_of
 from app.services import Services
 
+ROUTE = "dictserve.route"  # of an ASGI scope: the path that was answered here
 Endpoint = Callable[[Request, Services], Awaitable[Response]]
 
 
@@ -30,6 +31,7 @@ class Direct:
         if endpoint is None:
             await self._app(scope, receive, send)
             return
+        scope[ROUTE] = scope["path"]
         request = Request(scope, receive, send)
         try:
             response = await endpoint(request, self._services)

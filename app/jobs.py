@@ -18,6 +18,7 @@ from app.errors import JobsUnavailable, UnknownJob
 from app.schemas import Job, Progress, State
 from app.store import now
 
+STATES: tuple[State, ...] = ("queued", "running", "succeeded", "failed", "cancelled")
 ENDED: tuple[State, ...] = ("succeeded", "failed", "cancelled")
 
 _metadata = sql.MetaData()
@@ -97,6 +98,12 @@ class Jobs:
     def data_files(self) -> set[str]:
         """Names of the files that unended jobs need."""
         return {record.data["file"] for record in self._select(_jobs.c.state.in_(["queued", "running"]))}
+
+    def counts(self) -> dict[State, int]:
+        """How many jobs there are in each state."""
+        statement = sql.select(_jobs.c.state, sql.func.count()).group_by(_jobs.c.state)
+        with self._transaction() as connection:
+            return {row[0]: row[1] for row in connection.execute(statement)}
 
     def count_queued(self) -> int:
         with self._transaction() as connection:

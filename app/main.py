@@ -7,9 +7,11 @@ from functools import partial
 from fastapi import FastAPI
 
 from app import __version__
-from app.direct import Direct
 from app.access import Access
+from app.direct import Direct
 from app.errors import install_handlers
+from app.metrics import Metrics
+from app.observed import Observed
 from app.routes import decode, dictionaries, encode, fit, health, inference, jobs
 from app.routes.openapi import document
 from app.services import Services
@@ -43,11 +45,13 @@ def create_app(settings: Settings | None = None, *, supervisor: Supervisor | Non
 
     app = FastAPI(title="dictserve", version=__version__, description=DESCRIPTION, lifespan=lifespan)
     app.state.services = services
+    app.state.metrics = Metrics(services)
     install_handlers(app)
     for module in (fit, jobs, encode, decode, dictionaries, health, inference):
         app.include_router(module.router)
     app.add_middleware(Direct, endpoints={"/encode": encode.encode, "/decode": decode.decode}, services=services)
     if settings.tokens_file is not None:
-        app.add_middleware(Access, tokens=TokenFile(settings.tokens_file))
+        app.add_middleware(Access, tokens=TokenFile(settings.tokens_file), metrics_open=settings.metrics_open)
+    app.add_middleware(Observed, metrics=app.state.metrics, access_log=settings.access_log)
     app.openapi = partial(document, app)  # type: ignore[method-assign]
     return app

@@ -5,10 +5,12 @@ Read from the environment (``DICTSERVE_PORT=9000``), overridden by the command l
 
 import re
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import DirectoryPath, Field, PositiveFloat, PositiveInt, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
+
+LogFormat = Literal["text", "json"]
 
 MIB = 1024 * 1024
 
@@ -81,7 +83,9 @@ class Settings(BaseSettings):
     worker_hang_seconds: PositiveFloat = Field(300, description="Heartbeat age from which the worker is replaced.")
     progress_interval_seconds: PositiveFloat = Field(0.5, description="Time between two written progress records.")
     shutdown_grace_seconds: PositiveInt = Field(30, description="Time that requests in flight are given at a stop.")
+    metrics_open: bool = Field(False, description="Let `/metrics` be read without a token.")
     access_log: bool = Field(False, description="Log a line for each request.")
+    log_format: LogFormat = Field("text", description="`text` or `json`: how log lines are written, on stderr.")
     log_level: Annotated[str, Field(pattern="^(critical|error|warning|info|debug)$")] = Field(
         "info", description="`critical`, `error`, `warning`, `info` or `debug`."
     )

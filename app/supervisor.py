@@ -132,7 +132,11 @@ class Supervisor:
                     *(sys.executable, "-m", "app.worker", str(theirs.fileno())),
                     pass_fds=(theirs.fileno(),),
                     stdin=asyncio.subprocess.DEVNULL,
-                    env=os.environ | {"DICTSERVE_LOG_LEVEL": self._settings.log_level},
+                    env=os.environ
+                    | {
+                        "DICTSERVE_LOG_LEVEL": self._settings.log_level,
+                        "DICTSERVE_LOG_FORMAT": self._settings.log_format,
+                    },
                 )
         except BaseException:
             ours.close()

@@ -20,11 +20,11 @@ def serve(
     ] = None,
 ) -> None:
     """Serve over HTTP until SIGTERM or Ctrl-C. Options win over the environment (DICTSERVE_PORT, …)."""
-    import logging
     import signal
 
     import uvicorn
 
+    from app import logs
     from app.errors import AppError
     from app.main import create_app
     from app.protocol import bounded
@@ -42,15 +42,15 @@ def serve(
     except AppError as error:
         sys.exit(f"dictserve: {error}")
     _allow_open_files(chosen.max_connections)
-    logging.basicConfig(level=chosen.log_level.upper(), format="%(levelname)s: %(message)s")
+    logs.configure(chosen.log_format, chosen.log_level)
     # uvicorn stops in order at SIGTERM, and then raises it again: that is not to end the process with an error.
     signal.signal(signal.SIGTERM, lambda *_: None)
     uvicorn.run(
         app,
         host=chosen.host,
         port=chosen.port,
-        access_log=chosen.access_log,
-        log_level=chosen.log_level,
+        access_log=False,  # ours tells more
+        log_config=None,
         timeout_graceful_shutdown=chosen.shutdown_grace_seconds,
         timeout_keep_alive=chosen.keep_alive_seconds,
         http=bounded(chosen),

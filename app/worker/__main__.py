@@ -7,6 +7,8 @@ import signal
 import socket
 import sys
 
+from app import logs
+
 PR_SET_PDEATHSIG = 1
 
 
@@ -16,9 +18,9 @@ def main() -> None:
     # The terminal's Ctrl-C and a SIGTERM to the group are for the service, which lets the worker finish first.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    logging.basicConfig(
-        level=os.environ.get("DICTSERVE_LOG_LEVEL", "info").upper(),
-        format="%(levelname)s: %(name)s: %(message)s",
+    logs.configure(
+        "json" if os.environ.get("DICTSERVE_LOG_FORMAT") == "json" else "text",
+        os.environ.get("DICTSERVE_LOG_LEVEL", "info"),
     )
 
     import core  # noqa: F401 - before torch: it settles how the threads of both pools wait

@@ -1,0 +1,51 @@
+"""Log lines as text or JSON, on stderr; what a request logs carries its id, and its trace's where it has one."""
+
+import logging
+import re
+
+import structlog
+
+from app.settings import LogFormat
+
+# https://www.w3.org/TR/trace-context/#traceparent-header
+_TRACEPARENT = re.compile(r"[0-9a-f]{2}-([0-9a-f]{32})-[0-9a-f]{16}-[0-9a-f]{2}(-.*)?")
+
+
+def configure(format: LogFormat, level: str) -> None:
+    """Settle how every logger of this process writes."""
+    shared: list[structlog.typing.Processor] = [
+        structlog.contextvars.merge_contextvars,
+        structlog.stdlib.add_log_level,
+        structlog.stdlib.add_logger_name,
+        structlog.stdlib.ExtraAdder(),
+    ]
+    final: list[structlog.typing.Processor]
+    if format == "json":
+        final = [
+            structlog.processors.TimeStamper(fmt="iso", utc=True),
+            structlog.processors.format_exc_info,
+            structlog.stdlib.ProcessorFormatter.remove_processors_meta,
+            structlog.processors.JSONRenderer(ensure_ascii=False),
+        ]
+    else:
+        final = [structlog.stdlib.ProcessorFormatter.remove_processors_meta, _as_text]
+    handler = logging.StreamHandler()
+    handler.setFormatter(structlog.stdlib.ProcessorFormatter(foreign_pre_chain=shared, processors=final))
+    logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
+
+
+def trace_id(traceparent: str) -> str | None:
+    """The trace's id of a W3C traceparent header; None where it is not one."""
+    found = _TRACEPARENT.fullmatch(traceparent)
+    return found[1] if found is not None and found[1].strip("0") else None
+
+
+def _as_text(_: object, __: str, event: structlog.typing.EventDict) -> str:
+    """LEVEL: message key=value, and the traceback of an exception below."""
+    level = event.pop("level", "info").upper()
+    event.pop("logger", None)
+    exception = structlog.processors.format_exc_info(None, "", event).pop("exception", None)
+    message = event.pop("event")
+    event.pop("exc_info", None)
+    told = "".join(f" {key}={value}" for key, value in event.items())
+    return f"{level}: {message}{told}" + (f"\n{exception}" if exception else "")

@@ -1,0 +1,143 @@
+"""What an operator sees: figures, request ids, log lines."""
+
+import json
+import logging
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from fastapi.testclient import TestClient
+from prometheus_client.parser import text_string_to_metric_families
+
+from app import logs
+from app.main import create_app
+from app.settings import Settings
+from app.tokens import add, new_token
+from demo.service import npy
+from tests.app.conftest import WorkerDouble
+
+ROWS = npy(np.ones((3, 4), np.float32))
+
+
+def figures(client: TestClient) -> dict[tuple[str, ...], float]:
+    """Every figure by its name and its labels' values."""
+    text = client.get("/metrics").text
+    return {
+        (sample.name, *sample.labels.values()): sample.value
+        for family in text_string_to_metric_families(text)
+        for sample in family.samples
+    }
+
+
+def test_requests_are_counted_by_route(client: TestClient, digits: str) -> None:
+    for _ in range(2):
+        assert client.post(f"/encode?dictionary={digits}", content=ROWS).status_code == 200
+    assert client.post("/encode?dictionary=none", content=ROWS).status_code == 404
+    assert client.get(f"/dictionaries/{digits}").status_code == 200
+    assert client.get("/dictionaries/another").status_code == 404
+    client.get("/nowhere/1")
+    client.get("/nowhere/2")
+    told = figures(client)
+    assert told["dictserve_requests_total", "POST", "/encode", "200"] == 2
+    assert told["dictserve_requests_total", "POST", "/encode", "404"] == 1
+    assert told["dictserve_requests_total", "GET", "/dictionaries/{reference}", "200"] == 1
+    assert told["dictserve_requests_total", "GET", "/dictionaries/{reference}", "404"] == 1
+    assert told["dictserve_requests_total", "GET", "none", "404"] == 2
+    assert told["dictserve_request_seconds_count", "/encode"] == 3
+    assert (told["dictserve_batches_total",], told["dictserve_rows_total",]) == (2, 6)
+    assert (told["dictserve_queue_rows",], told["dictserve_queue_bytes",]) == (0, 0)
+
+
+def test_the_state_is_told(client: TestClient) -> None:
+    client.post("/fit?name=x&nb_concepts=2&max_iter=5", content=ROWS, headers={"Prefer": "wait=20"})
+    told = figures(client)
+    assert told["dictserve_worker_ready",] == 1
+    assert told["dictserve_jobs", "succeeded"] == 1
+    assert told["dictserve_jobs", "running"] == 0
+    assert 0 < told["dictserve_store_free_bytes",] <= told["dictserve_store_size_bytes",]
+    assert told["process_open_fds",] > 0
+
+
+def test_a_request_has_an_id(client: TestClient) -> None:
+    ids = {client.get("/livez").headers["x-request-id"] for _ in range(3)}
+    assert len(ids) == 3
+    assert client.get("/livez", headers={"X-Request-ID": "mine-1"}).headers["x-request-id"] == "mine-1"
+    for bad in ("a b", "x" * 200, "<script>"):
+        assert client.get("/livez", headers={"X-Request-ID": bad}).headers["x-request-id"] != bad
+    assert client.get("/nowhere").headers["x-request-id"]
+
+
+def test_metrics_need_a_token_unless_they_are_open(tmp_path: Path) -> None:
+    add(tmp_path / "tokens", "a", ["read"], new_token(), {})
+    for metrics_open, status in ((False, 401), (True, 200)):
+        settings = Settings(store=tmp_path / "models", tokens_file=tmp_path / "tokens", metrics_open=metrics_open)
+        with TestClient(create_app(settings, supervisor=WorkerDouble(settings))) as client:
+            assert client.get("/metrics").status_code == status
+            assert client.get("/dictionaries").status_code == 401
+
+
+def test_alerts_are_about_figures_that_there_are(client: TestClient) -> None:
+    client.get("/livez")
+    told = {name for name, *_ in figures(client)}
+    text = (Path(__file__).parents[2] / "deploy" / "alerts.yml").read_text()
+    named = set(re.findall(r"\bdictserve_\w+", text))
+    assert len(named) >= 8
+    assert named <= told
+    documented = (Path(__file__).parents[2] / "docs" / "operations.md").read_text()
+    for alert in re.findall(r"alert: (\w+)", text):
+        assert f"`{alert}`" in documented
+
+
+@pytest.fixture
+def _logging() -> Iterator[None]:
+    root = logging.getLogger()
+    before = root.handlers[:], root.level
+    yield
+    root.handlers, root.level = before
+
+
+@pytest.mark.usefixtures("_logging")
+def test_json_lines_carry_the_request(settings: Settings, capsys: pytest.CaptureFixture[str]) -> None:
+    logs.configure("json", "info")
+    settings = settings.model_copy(update={"access_log": True})
+    trace = "0af7651916cd43dd8448eb211c80319c"
+    headers = {"X-Request-ID": "r1", "traceparent": f"00-{trace}-b7ad6b7169203331-01"}
+    with TestClient(create_app(settings, supervisor=WorkerDouble(settings))) as client:
+        client.get("/livez", headers=headers)
+    lines = [json.loads(line) for line in capsys.readouterr().err.splitlines()]
+    (told,) = [line for line in lines if line.get("path") == "/livez"]
+    assert told["event"] == "request"
+    assert (told["request_id"], told["trace_id"], told["status"], told["method"]) == ("r1", trace, "200", "GET")
+    assert told["level"] == "info"
+    assert told["ms"] >= 0
+    assert told["timestamp"].endswith("Z")
+
+
+def test_text_lines_and_tracebacks() -> None:
+    code = """
+import logging
+from app import logs
+logs.configure("text", "info")
+log = logging.getLogger("dictserve")
+log.info("one %s", 1)
+log.debug("unseen")
+try:
+    1 / 0
+except ZeroDivisionError:
+    log.exception("two")
+"""
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    lines = run.stderr.splitlines()
+    assert lines[:3] == ["INFO: one 1", "ERROR: two", "Traceback (most recent call last):"]
+    assert lines[-1].startswith("ZeroDivisionError")
+
+
+@pytest.mark.parametrize(
+    "text", ["", "00-" + "0" * 32 + "-b7ad6b7169203331-01", "00-xyz-b7ad6b7169203331-01", "a" * 500]
+)
+def test_what_is_no_traceparent(text: str) -> None:
+    assert logs.trace_id(text) is None
