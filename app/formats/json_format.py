@@ -113,6 +113,8 @@ def _encoded(raw: msgspec.Raw, name: str) -> _Encoded:
         field = re.search(r"`\$\.(\w+)", str(error))
         told = f'{error}; an array as text is {{"base64": "…", "shape": [rows, columns], "dtype": "float32"}}'
         raise InvalidFields.at(name, *([field[1]] if field else []), msg=told) from None
+    except UnicodeDecodeError as error:
+        raise MalformedBody(f"the text of {name} is not UTF-8: {error}") from None
 
 
 def _wanted(message: str) -> str:
