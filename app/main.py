@@ -1,5 +1,6 @@
 """The HTTP app and its life."""
 
+import gc
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from functools import partial
@@ -38,9 +39,11 @@ def create_app(settings: Settings | None = None, *, supervisor: Supervisor | Non
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         await services.start()
+        gc.freeze()  # what is there now stays: a collection that looked through it would hold requests up
         try:
             yield
         finally:
+            gc.unfreeze()
             await services.stop()
 
     app = FastAPI(title="dictserve", version=__version__, description=DESCRIPTION, lifespan=lifespan)

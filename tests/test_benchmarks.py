@@ -17,7 +17,7 @@ from benchmarks.figures import Figure, Result, Table, number
 from benchmarks.measure import dead_concepts, excess, loss_of, relative_error, row_losses
 from benchmarks.process import Failed
 from benchmarks.service.client import closed_loop, exchange
-from benchmarks.service.ways import WAYS
+from benchmarks.service.ways import ECHO, FASTAPI, WAYS
 
 ROOT = Path(__file__).parent.parent
 
@@ -79,11 +79,11 @@ def test_a_quick_run_answers_every_question_of_the_service(tmp_path: Path) -> No
     assert [f.name for f in figures if f.value is None and "LitServe" not in f.name] == []
     assert all(f.verdict == "met" for f in figures if "largest difference" in f.name)
     libraries = results["service"].made["libraries"]
-    assert set(libraries) == {"dictserve", "fastapi", "litserve", "mlserver"}
+    assert set(libraries) == {"dictserve", "uvicorn", "fastapi", "litserve", "mlserver"}
     for table in results["service"].tables:
         assert [row[:2] for row in table.rows[1:]] == [[way.server, way.format] for way in WAYS]
         for server, _, p50, *_ in table.rows:
-            assert not isinstance(p50, str) or (server not in ("none", "fastapi") and p50.startswith("absent: "))
+            assert not isinstance(p50, str) or (server not in ("none", ECHO, FASTAPI) and p50.startswith("absent: "))
 
 
 def test_an_unknown_case_is_refused_with_those_there_are() -> None:

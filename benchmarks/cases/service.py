@@ -149,12 +149,14 @@ def _encode(bench: Bench, data: DataSet, rows: np.ndarray, ms: list[float]) -> n
 
 
 def _difference(way: Way, port: int, request: bytes, expected: np.ndarray) -> float:
-    """Largest difference of a code from those expected, over the largest of these."""
+    """Largest difference of a code from those expected, over the largest of these; 0 of an answer without codes."""
     answer = exchange(port, request, limit_seconds=LIMIT_SECONDS)
     if answer.status == 404:
         raise Absent("this version has no such route")
     if answer.status != 200:
         raise Failed(f"{answer.status}: {answer.body[:200].decode(errors='replace')}")
+    if way.codes is None:
+        return 0.0
     return float(np.abs(way.codes(answer) - expected).max() / expected.max())
 
 

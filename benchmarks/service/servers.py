@@ -15,7 +15,7 @@ import httpx
 
 from benchmarks.process import Absent, Failed
 from benchmarks.service.client import HOST
-from benchmarks.service.ways import BATCHING, FASTAPI, LITSERVE, MLSERVER, OURS
+from benchmarks.service.ways import BATCHING, ECHO, FASTAPI, LITSERVE, MLSERVER, OURS
 from demo.service import free_port, serve_command
 
 ROOT = Path(__file__).parent.parent.parent
@@ -139,6 +139,7 @@ class Server:
 def all_servers() -> list[Server]:
     return [
         our_server(),
+        Server(ECHO, "uvicorn", "/", module="echo"),
         Server(FASTAPI, "fastapi", "/health", module="plain_fastapi"),
         Server(LITSERVE, "litserve", "/health", module="lit", apart=True),
         Server(BATCHING, "litserve", "/health", module="lit", apart=True, environment={"BATCH": "1"}),

@@ -23,13 +23,13 @@ class Way:
     Attributes:
         server: the name of a server of `benchmarks.service.servers`.
         make: (dictionary, rows) -> what is asked.
-        codes: answer -> Z.
+        codes: answer -> Z; None where the answer holds none.
     """
 
     server: str
     format: str
     make: Callable[[str, np.ndarray], Request]
-    codes: Callable[[Answer], np.ndarray]
+    codes: Callable[[Answer], np.ndarray] | None
 
     def request(self, port: int, dictionary: str, rows: np.ndarray) -> bytes:
         """The whole request, ready to be sent."""
@@ -106,7 +106,8 @@ def _read_open_inference_json(answer: Answer) -> np.ndarray:
     return np.array(told["data"], np.float32).reshape(told["shape"])
 
 
-OURS, FASTAPI, LITSERVE, BATCHING, MLSERVER = "dictserve", "fastapi", "litserve", "litserve, batching", "mlserver"
+OURS, ECHO, FASTAPI = "dictserve", "uvicorn alone, echo", "fastapi"
+LITSERVE, BATCHING, MLSERVER = "litserve", "litserve, batching", "mlserver"
 
 NPY = Way(OURS, "npy", _npy, _read_npy)
 OURS_JSON = Way(OURS, "JSON", _lists("/encode"), _read_lists)
@@ -119,6 +120,7 @@ WAYS = (
     Way(OURS, "OIP binary", _open_inference_binary, _read_open_inference_binary),
     Way(OURS, "base64", _base64, _read_base64),
     OURS_JSON,
+    Way(ECHO, "npy", _npy, None),
     FASTAPI_LISTS,
     LITSERVE_LISTS,
     BATCHING_LISTS,
