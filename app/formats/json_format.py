@@ -149,7 +149,7 @@ def numbers(raw: msgspec.Raw, name: str) -> np.ndarray:
 
 def _decoded_in_pieces(text: memoryview) -> np.ndarray | None:
     """``numbers`` of an array's text, some at a time; None where there are none, or anything is wrong."""
-    if text[:1] != b"[" or text[-1:] != b"]":
+    if bytes(text[:1]) != b"[" or bytes(text[-1:]) != b"]":
         return None
     in_rows = _ROWS.match(text) is not None
     packed, width = bytearray(), 0

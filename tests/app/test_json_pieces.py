@@ -13,7 +13,9 @@ from app.formats import json_format
 Read = tuple[dict[str, object], dict[str, list[object]]]
 
 NUMBERS = st.one_of(st.floats(allow_nan=False, allow_infinity=False), st.integers(0, 2**53))
-ROWS = st.integers(1, 5).flatmap(lambda width: st.lists(st.lists(NUMBERS, min_size=width, max_size=width), min_size=1))
+ROWS = st.integers(1, 5).flatmap(
+    lambda width: st.lists(st.lists(NUMBERS, min_size=width, max_size=width), min_size=1)
+)
 ARRAYS = st.one_of(ROWS, st.lists(NUMBERS, min_size=1))
 FIELDS = st.dictionaries(st.sampled_from(["name", "other", "clip"]), st.one_of(st.text(), st.booleans(), NUMBERS))
 INDENTS = st.sampled_from([None, 0, 2])
