@@ -7,6 +7,7 @@ never sees its numbers.
 import asyncio
 import mmap
 from collections.abc import AsyncIterator, Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Generic, TypeVar
@@ -17,7 +18,7 @@ from fastapi import Request, Response
 from starlette.requests import ClientDisconnect
 
 from app.errors import BodyTooLarge, InvalidFields, MalformedBody, UnsupportedMediaType
-from app.formats import JSON, Format, answer_format, request_format
+from app.formats import JSON, NPY, SAFETENSORS, Format, answer_format, request_format
 from app.formats.answer import Answer, Scalar
 from app.formats.buffer import Buffer
 from app.inflate import CODINGS, inflated
@@ -26,11 +27,15 @@ from app.settings import Settings
 from app.store import store_errors
 
 HEAD_BYTES = 16  # enough to tell a format by
-INLINE_BYTES = 256 * 1024  # what is parsed at once; larger bodies are parsed in a thread
+INLINE_BYTES = 256 * 1024  # of text that is parsed at once; more is parsed in a thread
+INLINE_BINARY_BYTES = 1024 * 1024  # as quick to check as that is to parse
 WRITE_BYTES = 4 * 1024 * 1024  # of an upload at a time
 MAX_ITEM_BYTES = 8  # of the widest dtype that is read
 
 ARRAY_FIELD = "data"
+
+# One thread: several would fight over the interpreter's lock, and end later than one after another.
+_parsing = ThreadPoolExecutor(1, thread_name_prefix="parse")
 
 Model = TypeVar("Model", bound=Fields)
 T = TypeVar("T")
@@ -98,7 +103,8 @@ async def read_payload(
     def parse() -> Model:
         return _parse(body, format, model, request.query_params.multi_items(), settings)
 
-    return Payload(await aside(len(body), parse), format, accept)
+    at_once = INLINE_BINARY_BYTES if format in (NPY, SAFETENSORS) else INLINE_BYTES
+    return Payload(await aside(len(body), parse, at_once), format, accept)
 
 
 async def read_fields(request: Request, model: type[Model], max_bytes: int) -> Model:
@@ -130,9 +136,12 @@ async def read_body(request: Request, max_bytes: int, aligned_at: int = 0) -> me
     return memoryview(await asyncio.to_thread(inflated, await _received(request, max_bytes), coding, max_bytes))
 
 
-async def aside(size: int, parse: Callable[[], T]) -> T:
-    """Parse a body of this size: a small one at once, a large one in a thread, while others are served."""
-    return parse() if size <= INLINE_BYTES else await asyncio.to_thread(parse)
+async def aside(size: int, parse: Callable[[], T], at_once: int = INLINE_BYTES) -> T:
+    """Parse a body of this size: one of ``at_once`` bytes or less at once, a larger one in a thread, after those that
+    came before it and while others are served."""
+    if size <= at_once:
+        return parse()
+    return await asyncio.get_running_loop().run_in_executor(_parsing, parse)
 
 
 def validated(model: type[Model], fields: Mapping[str, object], array: np.ndarray, settings: Settings) -> Model:

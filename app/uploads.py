@@ -124,7 +124,10 @@ def _holds(upload: Path, A: np.ndarray) -> bool:
     if not upload.exists() or A.base is None or A.flags.writeable:
         return False
     with upload.open("rb") as file:
-        header = npy_format.parse_header(file.read(npy_format.PREFIX_BYTES + npy_format.MAX_HEADER_BYTES))
+        head = file.read(npy_format.PREFIX_BYTES + npy_format.MAX_HEADER_BYTES)
+    if not head.startswith(npy_format.MAGIC):  # safetensors, of which A may be a view as well
+        return False
+    header = npy_format.parse_header(head)
     aligned = header.data_offset % ALIGNMENT == 0
     return aligned and header.dtype == np.dtype("<f4") and not header.fortran_order
 

@@ -11,6 +11,7 @@ import safetensors.numpy
 from fastapi.testclient import TestClient
 from httpx import Response
 
+from app.formats import safetensors_format
 from demo.service import npy
 from tests.app.conftest import D
 
@@ -160,6 +161,14 @@ def test_dtypes_in_base64_and_safetensors(client: TestClient, digits: str, dtype
     assert as_base64.json()["codes"] == as_safetensors.json()["codes"] == (array @ D.T).tolist()
 
 
+@pytest.mark.parametrize("lead", range(4))
+def test_a_safetensors_array_is_a_view_of_the_body(lead: int) -> None:
+    body = bytearray(safetensors.numpy.save({"data": A}, metadata={"of": "x" * lead}))
+    array = safetensors_format.read(body, "data")["data"]
+    np.testing.assert_array_equal(array, A)
+    assert np.shares_memory(array, np.frombuffer(body, np.uint8))
+
+
 def test_bfloat16_is_read(client: TestClient, digits: str) -> None:
     import torch
     from safetensors.torch import save
@@ -170,7 +179,10 @@ def test_bfloat16_is_read(client: TestClient, digits: str) -> None:
 
 
 def header(content: dict[str, object]) -> bytes:
-    text = json.dumps(content).encode()
+    return framed(json.dumps(content).encode())
+
+
+def framed(text: bytes) -> bytes:
     return len(text).to_bytes(8, "little") + text
 
 
@@ -188,6 +200,13 @@ BAD_SAFETENSORS: dict[str, tuple[bytes, str]] = {
         header({"a": F32, "b": F32 | {"data_offsets": [16, 32]}}) + bytes(32),
         "it has 'a', 'b'",
     ),
+    "a gap": (header({"data": F32, "x": F32 | {"data_offsets": [20, 36]}}) + bytes(36), "safetensors"),
+    "offsets backwards": (header({"data": F32 | {"data_offsets": [16, 0]}}) + bytes(16), "safetensors"),
+    "negative size": (header({"data": F32 | {"shape": [-1, -4]}}) + bytes(16), "header"),
+    "a name twice": (framed(b'{"data": %s, "data": %s}' % (2 * (json.dumps(F32).encode(),))) + bytes(16), "twice"),
+    "metadata no strings": (header({"__metadata__": {"a": 1}, "data": F32}) + bytes(16), "header"),
+    "of 100 dimensions": (header({"data": F32 | {"shape": [1] * 99 + [4]}}) + bytes(16), "100 dimensions"),
+    "header beyond the library's limit": ((2**40).to_bytes(8, "little") + b"{" + bytes(64), "header"),
     "boolean": (header({"data": {"dtype": "BOOL", "shape": [1, 4], "data_offsets": [0, 4]}}) + bytes(4), "BOOL"),
 }
 

@@ -1,0 +1,100 @@
+"""Arrays decoded in pieces: the numbers, and the refusals, of those decoded whole."""
+
+import json
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from app.errors import AppError
+from app.formats import json_format
+
+Read = tuple[dict[str, object], dict[str, list[object]]]
+
+NUMBERS = st.one_of(st.floats(allow_nan=False, allow_infinity=False), st.integers(0, 2**53))
+ROWS = st.integers(1, 5).flatmap(
+    lambda width: st.lists(st.lists(NUMBERS, min_size=width, max_size=width), min_size=1)
+)
+ARRAYS = st.one_of(ROWS, st.lists(NUMBERS, min_size=1))
+FIELDS = st.dictionaries(st.sampled_from(["name", "other", "clip"]), st.one_of(st.text(), st.booleans(), NUMBERS))
+INDENTS = st.sampled_from([None, 0, 2])
+SPOILS = st.sampled_from(
+    [b"[", b"]", b",", b'"', b"{", b"}", b"0", b"-", b" ", b"e999", b"NaN", b"true", b"null", b'"1"', b"[]", b"[1]",
+     b'"data":[[1]],', b'"data":1,', b",[", b"],", b"\xff", b"\\", b'"\\u0000the array"']
+)  # fmt: skip
+
+
+@pytest.fixture(autouse=True)
+def small_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(json_format, "PIECE_BYTES", 10)
+
+
+def whole(body: bytes) -> Read | str:
+    """What is read where nothing is decoded in pieces."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(json_format, "_decoded_in_pieces", lambda _: None)
+        return outcome(body)
+
+
+def outcome(body: bytes) -> Read | str:
+    try:
+        fields, arrays = json_format.read(bytearray(body), "data")
+    except AppError as error:
+        return repr(error)
+    return fields, {name: [array.dtype, array.tolist()] for name, array in arrays.items()}
+
+
+def body(before: dict[str, object], data: object, after: dict[str, object], indent: int | None) -> bytes:
+    return json.dumps({**before, "data": data, **after}, indent=indent).encode()
+
+
+@given(FIELDS, ARRAYS, FIELDS, INDENTS)
+def test_the_same_numbers(
+    before: dict[str, object], data: list[object], after: dict[str, object], indent: int | None
+) -> None:
+    text = body(before, data, after, indent)
+    assert outcome(text) == whole(text)
+    _, arrays = json_format.read(bytearray(text), "data")
+    np.testing.assert_array_equal(arrays["data"], np.array(data, np.float64))
+
+
+@given(FIELDS, ARRAYS, FIELDS, INDENTS, st.lists(st.tuples(st.integers(0, 500), SPOILS), min_size=1, max_size=3))
+def test_the_same_refusals(
+    before: dict[str, object],
+    data: list[object],
+    after: dict[str, object],
+    indent: int | None,
+    spoils: list[tuple[int, bytes]],
+) -> None:
+    text = body(before, data, after, indent)
+    for at, spoil in spoils:
+        at %= len(text)
+        text = text[:at] + spoil + text[at:]
+    assert outcome(text) == whole(text)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        b'{"data": "[[1]]"}',
+        b'{"data": "1,2"}',
+        b'{"x": {"data": [[1]]}, "data": "\\u0000the array"}',
+        b'{"x": [[1]], "data": 3}',
+        b'{"a\\"data": [[1]], "data": 3}',
+        b'{"x": "[[1", "data": [[2]], "y": "]]"}',
+        b'{"data": [[1, 2], [3, 4]], "files": ["a"]}',
+        b'{"data": [[1], [2]], "data": [[3]]}',
+        b'{"data": [[1], [2]], "x": {"y": 1, "y": 2}}',
+        b'{"data": [[1, 2], [3, 4], ]}',
+        b'{"data": [[1, 2], , [3, 4]]}',
+        b'{"data": [[1, 2], [3], [4]]}',
+        b'{"data": [[], []]}',
+        b'{"data": [[1, 2]], [[3, 4]]}',
+        b'{"data": [1, 2, [3, 4]]}',
+        b'{"data": [[1, 2], 3]}',
+        b'{"data": [1, 2, ]}',
+    ],
+)
+def test_bodies_that_are_easily_mistaken(text: bytes) -> None:
+    assert outcome(text) == whole(text)
