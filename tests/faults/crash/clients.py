@@ -21,7 +21,7 @@ CODES = {k: np.random.default_rng(k).random((3, k)).astype(np.float32) for k in 
 SHARED = ["shared-a", "shared-b"]
 TIMEOUT_SECONDS = 60.0
 FINISH_SECONDS = 60.0
-ITERATIONS = {"short": 20, "longer": 3000, "endless": 100_000}  # endless ones are cancelled by who started them
+ITERATIONS = {"short": 20, "longer": 1000, "endless": 100_000}  # endless ones are cancelled by who started them
 
 Reference = tuple[str, int]
 JOB_FIELDS = ("id", "state", "name", "version", "attempts", "error")

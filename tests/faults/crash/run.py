@@ -62,7 +62,7 @@ class Killer:
         """Let it work for a while, mostly once it is ready, and kill."""
         if self._random.random() < 0.8:
             self.wait_ready()
-            time.sleep(self._random.uniform(0, 1.2))
+            time.sleep(self._random.uniform(0, 0.8))
         else:
             time.sleep(self._random.uniform(0, 1.5))  # while it starts
         victim = self._random.choices(list(VICTIMS), list(VICTIMS.values()))[0]
@@ -184,8 +184,8 @@ def _last_start(killer: Killer, victim: Victim, logs: Path) -> list[Fault]:
     faults += [Fault(f"process {pid} outlived the service") for pid in victim.all_gone()]
     if victim.listens():
         faults.append(Fault(f"port {victim.port} is listened on by nobody's service"))
-    if "Traceback" in victim.log.read_text():
-        faults.append(Fault(f"a traceback in {victim.log}"))
+    errors = [line for line in victim.log.read_text().splitlines() if line.startswith("ERROR")]
+    faults += [Fault(f"in {victim.log}: {line}") for line in errors]
     return faults
 
 
