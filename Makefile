@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: install demo serve check test bench clean
+.PHONY: install demo serve check test crash bench clean
 
 install: $(INSTALLED)
 
@@ -27,6 +27,12 @@ check: install
 
 test: install
 	$(BIN)/python -m pytest
+
+# Kills the worker, the service or both N times under load, and checks every promise; SEED says what is done.
+N ?= 200
+SEED ?= 1
+crash: install
+	$(BIN)/python -m tests.faults.crash --kills $(N) --seed $(SEED)
 
 # Peers are extras that may fail to install: the benchmarks say which are absent, and why. overcomplete wants vision
 # models and a torchvision that fits torch's build; its factorisation needs neither, so it comes alone. Servers get

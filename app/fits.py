@@ -93,7 +93,7 @@ class Fits:
             with contextlib.suppress(asyncio.CancelledError):
                 await self._loop
         if self._running is not None:
-            await self._in_thread(self._jobs.requeue, self._running.job.id, worker_died=False)
+            await self._in_thread(self._jobs.requeue, self._running.job.id, self._store.owner, worker_died=False)
         self._database.shutdown()
 
     # -- what routes ask for ------------------------------------------------------------------------------
@@ -252,8 +252,8 @@ class Fits:
             for record in self._jobs.running():
                 if record.owner is None or not self._store.is_alive(record.owner):
                     logger.warning("job %s was left by a process that is gone; it starts again", record.job.id)
-                    self._jobs.requeue(record.job.id, worker_died=False)
-            self.uploads.sweep(self._jobs.data_files())
+                    self._jobs.requeue(record.job.id, record.owner, worker_died=False)
+            self.uploads.sweep(self._jobs.data_files)
             oldest = datetime.now(UTC) - timedelta(days=self._settings.job_retention_days)
             self._jobs.forget_ended(timestamp(oldest))
 
@@ -296,13 +296,13 @@ class Fits:
         try:
             await self._supervisor.tell_job(job.id, self._fit_message(record), events.put_nowait)
         except WorkerUnavailable:
-            await self._surely(self._jobs.requeue, job.id, worker_died=False)
+            await self._surely(self._jobs.requeue, job.id, self._store.owner, worker_died=False)
             return
         next_writing = asyncio.get_running_loop().time() + self._settings.progress_interval_seconds
         while True:
             frame = await events.get()
             if frame is None:
-                await self._surely(self._jobs.requeue, job.id, worker_died=True)
+                await self._surely(self._jobs.requeue, job.id, self._store.owner, worker_died=True)
                 return
             match frame.message:
                 case FitProgress() as told:
@@ -355,7 +355,12 @@ class Fits:
                 job=job.id,
             ).version
 
-        version = await asyncio.to_thread(publish)
+        publishing = asyncio.create_task(asyncio.to_thread(publish))
+        try:
+            version = await asyncio.shield(publishing)
+        except asyncio.CancelledError:  # the service stops: who takes the job up next must find its dictionary
+            await asyncio.wait({publishing})
+            raise
         await self._write_progress(running)
         await self._end(record, self._jobs.succeed, version)
         logger.info("job %s has fitted %s@%d in %.1f s", job.id, job.name, version, seconds)

@@ -179,10 +179,11 @@ class Jobs:
         condition = sql.and_(_jobs.c.id == id, _jobs.c.state == state)
         return self._update(condition, state="cancelled", ended_at=now(), owner=None)
 
-    def requeue(self, id: str, *, worker_died: bool) -> None:
-        """Put a running job back into the queue, for another attempt."""
+    def requeue(self, id: str, owner: str | None, *, worker_died: bool) -> None:
+        """Put a job that runs for this owner back into the queue, for another attempt."""
         deaths = _jobs.c.worker_deaths + (1 if worker_died else 0)
-        self._update(_running(id), state="queued", owner=None, worker_deaths=deaths)
+        condition = sql.and_(_running(id), _jobs.c.owner == owner)  # not from one who has taken it up meanwhile
+        self._update(condition, state="queued", owner=None, worker_deaths=deaths)
 
     def delete(self, id: str) -> bool:
         """Remove the record of an ended job."""

@@ -15,7 +15,7 @@ import shutil
 import stat
 import time
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -139,10 +139,11 @@ class Store:
         with store_errors():
             for directory in (self.activations, self._staging, self._owners):
                 directory.mkdir(parents=True, exist_ok=True)
-            # The lock lives as long as the process, whatever ends it: the kernel lets go of it.
-            self._owner_lock = (self._owners / self.owner).open("w")
-            fcntl.flock(self._owner_lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            self._sweep()
+            with _locked(self._owners):  # nobody sweeps between the making of a file and its locking
+                # The lock lives as long as the process, whatever ends it: the kernel lets go of it.
+                self._owner_lock = (self._owners / self.owner).open("w")
+                fcntl.flock(self._owner_lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                self._sweep()
 
     def close(self) -> None:
         if self._owner_lock is not None:
@@ -156,7 +157,7 @@ class Store:
             return self._owner_lock is not None
         try:
             with (self._owners / owner).open("r+") as file:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)  # two that look at once are no owner
         except BlockingIOError:
             return True
         except FileNotFoundError:
@@ -331,47 +332,48 @@ class Store:
             shutil.rmtree(staged, ignore_errors=True)
 
     def _claim_version(self, staged: Path, directory: Path, record: DictionaryRecord) -> DictionaryRecord:
-        """Rename into the next free version. Another process may take it first: then the one after."""
-        while True:
-            directory.mkdir(exist_ok=True)
-            version = max(self.versions(record.name), default=0) + 1
-            version = max(version, _last_removed(directory) + 1)
+        """Rename into the next version: one more than any that is there or was."""
+        directory.mkdir(exist_ok=True)
+        with _locked(directory):
+            version = max([*self.versions(record.name), _last_removed(directory)]) + 1
             record = record.model_copy(update={"version": version})
             meta = record.model_dump_json(indent=1, exclude={"versions", "labels", "concept_labels"}).encode()
             _write_durably(staged / META_FILE, meta)
             fsync_directory(staged)
-            try:
-                staged.rename(directory / str(version))
-            except OSError as error:
-                if error.errno in (errno.ENOTEMPTY, errno.EEXIST):
-                    continue
-                raise
+            staged.rename(directory / str(version))
             fsync_directory(directory)
-            fsync_directory(self.root)
-            return record
+        fsync_directory(self.root)
+        return record
 
     def relabel(self, name: str, version: int, labels: Labels) -> None:
         """Replace a version's labels; durable when this returns."""
+        directory = self._directory(name, version)
         with store_errors():
-            self._replace(self._directory(name, version) / LABELS_FILE, labels.model_dump_json(indent=1).encode())
+            try:
+                self._replace(directory / LABELS_FILE, labels.model_dump_json(indent=1).encode())
+            except FileNotFoundError:
+                if self.root.is_dir() and not directory.is_dir():
+                    raise UnknownDictionary(f"{name}@{version} has been removed") from None
+                raise
 
     def remove(self, name: str, versions: Iterable[int]) -> None:
         """Remove versions: each is gone at once for readers, and its number is not given again."""
-        with store_errors():
-            directory = self.root / name
-            versions = sorted(versions)
-            self._retire(directory, versions[-1])
-            for version in versions:
+        directory = self.root / name
+        with store_errors(), _locked(directory):
+            there = sorted(set(versions) & set(self.versions(name)))  # others may have been removed meanwhile
+            if not there:
+                return
+            self._retire(directory, there[-1])
+            for version in there:
                 doomed = self._staging / self.owned_name()
-                with suppress(FileNotFoundError):  # somebody else removed it first
-                    self._directory(name, version).rename(doomed)
+                self._directory(name, version).rename(doomed)
                 self._records.pop((name, version), None)
                 shutil.rmtree(doomed, ignore_errors=True)
             fsync_directory(directory)
 
     def set_aside(self, name: str, version: int) -> Path:
         """Take a version out of the readers' sight, as `remove` does, but keep it: where it is from now on."""
-        with store_errors():
+        with store_errors(), _locked(self.root / name):
             self.quarantine.mkdir(exist_ok=True)
             aside = self.quarantine / f"{name}@{version}.{secrets.token_hex(4)}"
             self._retire(self.root / name, version)
@@ -411,6 +413,17 @@ def _keep(kept: dict[K, V], key: K, value: V) -> None:
     if len(kept) >= KEPT:
         kept.clear()
     kept[key] = value
+
+
+@contextmanager
+def _locked(directory: Path) -> Iterator[None]:
+    """Be alone, of all threads and processes, in changing what a directory holds. The kernel lets go for the dead."""
+    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def _last_removed(directory: Path) -> int:

@@ -111,12 +111,11 @@ class Uploads:
     def discard(self, file: str) -> None:
         self.path(file).unlink(missing_ok=True)
 
-    def sweep(self, needed: Iterable[str]) -> None:
-        """Remove what no unended job needs and no living process is about to give a job."""
-        keep = set(needed)
-        for path in self._store.activations.iterdir():
-            if path.name not in keep and not self._store.is_alive(owner_of(path)):
-                path.unlink(missing_ok=True)
+    def sweep(self, needed: Callable[[], set[str]]) -> None:
+        """Remove what no living process is about to give a job and, asked after that, no unended job needs."""
+        left = {path.name for path in self._store.activations.iterdir() if not self._store.is_alive(owner_of(path))}
+        for file in left - needed():
+            self.discard(file)
 
 
 def _holds(upload: Path, A: np.ndarray) -> bool:

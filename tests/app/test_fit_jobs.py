@@ -2,11 +2,13 @@
 
 import time
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import numpy as np
 import pytest
 from fastapi.testclient import TestClient
 
+from app.jobs import Jobs
 from app.main import create_app
 from app.settings import Settings
 from app.store import Reference, Store
@@ -225,6 +227,18 @@ def test_a_job_published_before_a_crash_is_not_fitted_again(settings: Settings, 
         assert (again["state"], again["version"], again["attempts"]) == ("succeeded", 1, 2)
         assert client.get("/dictionaries/digits").json()["versions"] == [1]
     assert len(worker.fits) == 1
+
+
+def test_a_dead_processs_job_is_taken_up_by_one_of_two(tmp_path: Path) -> None:
+    jobs = Jobs(f"sqlite:///{tmp_path / 'jobs.sqlite3'}")
+    jobs.open()
+    jobs.add("a", {"max_iter": 1}, {"file": "x"})
+    assert jobs.claim("dead") is not None
+    (seen_by_one,), (seen_by_other,) = jobs.running(), jobs.running()
+    jobs.requeue(seen_by_one.job.id, seen_by_one.owner, worker_died=False)
+    assert jobs.claim("one") is not None
+    jobs.requeue(seen_by_other.job.id, seen_by_other.owner, worker_died=False)
+    assert [record.owner for record in jobs.running()] == ["one"]
 
 
 def jobs_row(id: object) -> object:

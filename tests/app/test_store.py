@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from app.errors import DictionaryDamaged, StoreUnavailable, UnknownDictionary
-from app.store import Reference, Store, check_name
+from app.store import Labels, Reference, Store, check_name
 from tests.app.conftest import D, publish
 
 
@@ -85,6 +85,33 @@ def test_damage_is_told_and_hides_nothing(opened: Store, damage, said: str) -> N
     np.testing.assert_array_equal(store.load("a", 1), D)
     assert store.names() == ["a", "b"]
     assert publish(opened, "a", D) == 3
+
+
+def test_numbers_of_what_is_removed_at_once_are_not_given_again(opened: Store) -> None:
+    given: list[int] = []
+
+    def publish_and_remove() -> None:
+        for _ in range(25):
+            version = publish(opened, "busy", D)
+            given.append(version)
+            opened.remove("busy", [version])
+
+    threads = [threading.Thread(target=publish_and_remove) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sorted(given) == list(range(1, 201))
+    assert opened.names() == []
+
+
+def test_what_has_been_removed_meanwhile(opened: Store) -> None:
+    publish(opened, "gone", D)
+    opened.remove("gone", [1])
+    opened.remove("gone", [1])
+    opened.remove("gone", [])
+    with pytest.raises(UnknownDictionary, match="gone@1 has been removed"):
+        opened.relabel("gone", 1, Labels(labels={"a": "b"}))
 
 
 def test_references() -> None:

@@ -1,0 +1,32 @@
+"""``python -m tests.faults.crash``: says what it does and what it finds; exit code 1 where it finds a fault."""
+
+import argparse
+import shutil
+import sys
+import tempfile
+from pathlib import Path
+
+from tests.faults.crash.run import run
+
+MOST_FAULTS = 20  # printed
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m tests.faults.crash", description="Crashes under load, checked.")
+    parser.add_argument("--kills", type=int, default=200, help="how many times something is killed")
+    parser.add_argument("--seed", type=int, default=1, help="of what is done and killed; timing is its own master")
+    parser.add_argument("--seconds", type=float, default=float("inf"), help="kill no more after so long")
+    told = parser.parse_args()
+    folder = Path(tempfile.mkdtemp(prefix="dictserve-crash-"))
+    report = run(folder, told.kills, told.seed, told.seconds)
+    for fault in report.faults[:MOST_FAULTS]:
+        print(fault.told(report.operations))
+    print(report)
+    if report.faults:
+        print(f"the store and all logs are in {folder}")
+        return 1
+    shutil.rmtree(folder)
+    return 0
+
+
+sys.exit(main())
