@@ -16,6 +16,7 @@
     ├── InvalidFields          parsed, but fields are wrong; carries each of them
     ├── UnknownDictionary      no dictionary of that name or version
     ├── UnknownJob             no job of that id
+    ├── NameTaken              the store has something else by that name
     ├── KeyReused              an idempotency key that another request has used
     ├── DataChanged            files of a fit are not what they were when it was accepted
     ├── DictionaryDamaged      the stored version fails its checksum or cannot be read
@@ -144,6 +145,10 @@ class UnknownJob(AppError):
     pass
 
 
+class NameTaken(AppError):
+    pass
+
+
 class KeyReused(AppError):
     pass
 
@@ -214,6 +219,7 @@ KINDS: Mapping[type[Exception], Kind] = {
     CoreError: Kind(422, "invalid-values", "The values cannot be computed with"),
     UnknownDictionary: Kind(404, "unknown-dictionary", "No such dictionary"),
     UnknownJob: Kind(404, "unknown-job", "No such job"),
+    NameTaken: Kind(409, "name-taken", "The name is taken by something else"),
     KeyReused: Kind(422, "idempotency-key-reused", "The idempotency key belongs to another request"),
     DataChanged: Kind(409, "data-changed", "The files of the fit have changed"),
     DictionaryDamaged: Kind(500, "dictionary-damaged", "The stored dictionary is damaged"),

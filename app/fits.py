@@ -22,7 +22,6 @@ import orjson
 
 from app.data_files import DataFiles, Named
 from app.errors import (
-    AppError,
     FitAbandoned,
     InvalidFields,
     JobsUnavailable,
@@ -41,7 +40,6 @@ from app.supervisor import Supervisor, error_of
 from app.uploads import Staged, Uploads
 from app.worker.frames import Frame
 from app.worker.messages import INIT_METHODS, CancelFit, Failed, Fit, FitCancelled, FitProgress, Fitted
-from core.errors import CoreError
 
 logger = logging.getLogger("dictserve")
 
@@ -93,7 +91,11 @@ class Fits:
             with contextlib.suppress(asyncio.CancelledError):
                 await self._loop
         if self._running is not None:
-            await self._in_thread(self._jobs.requeue, self._running.job.id, self._store.owner, worker_died=False)
+            try:
+                owner = self._store.owner
+                await self._in_thread(self._jobs.requeue, self._running.job.id, owner, worker_died=False)
+            except JobsUnavailable as error:  # the next start finds the job all the same: its owner is dead
+                logger.error("job %s is left as it is: %s", self._running.job.id, error)
         self._database.shutdown()
 
     # -- what routes ask for ------------------------------------------------------------------------------
@@ -105,6 +107,7 @@ class Fits:
 
         Raises:
             InvalidFields: ``init`` names no dictionary, or one that does not suit ``nb_concepts`` or the data.
+            NameTaken: the store has something else by the name.
             KeyReused: the key was used with other parameters or data.
             Overloaded: too many fits wait.
         """
@@ -116,6 +119,7 @@ class Fits:
             return earlier
         if await self._in_thread(self._jobs.count_queued) >= self._settings.queue_jobs:
             raise Overloaded(f"{self._settings.queue_jobs} fits wait already; send this one again later")
+        self._store.require_free(parameters.name)
         pinned = told | {"init": self._pinned_init(parameters, data.n_features)}
         if isinstance(data, Named):
             pinned["files"] = data.patterns
@@ -237,6 +241,9 @@ class Fits:
             except (JobsUnavailable, StoreUnavailable) as error:
                 logger.error("fits are held up: %s", error)
                 await asyncio.sleep(RETRY_SECONDS)
+            except Exception:  # whatever it is, fits are to go on
+                logger.exception("fits are held up")
+                await asyncio.sleep(RETRY_SECONDS)
 
     async def _idle(self) -> None:
         self._wake.clear()
@@ -250,7 +257,8 @@ class Fits:
 
         def take_over() -> None:
             for record in self._jobs.running():
-                if record.owner is None or not self._store.is_alive(record.owner):
+                # This process looks while it runs none: one of its own was lost with the database's answer.
+                if record.owner in (None, self._store.owner) or not self._store.is_alive(record.owner):
                     logger.warning("job %s was left by a process that is gone; it starts again", record.job.id)
                     self._jobs.requeue(record.job.id, record.owner, worker_died=False)
             self.uploads.sweep(self._jobs.data_files)
@@ -265,7 +273,7 @@ class Fits:
         self._running = _Running(job, progress)
         try:
             await self._attempt(record, self._running)
-        except (AppError, CoreError, OSError) as error:
+        except Exception as error:  # whatever it is, the next job is to be run
             await self._end(record, self._jobs.fail, _problem(error))
         finally:
             task = asyncio.current_task()
@@ -361,7 +369,7 @@ class Fits:
         except asyncio.CancelledError:  # the service stops: who takes the job up next must find its dictionary
             await asyncio.wait({publishing})
             raise
-        await self._write_progress(running)
+        await self._surely(self._jobs.record_progress, job.id, running.progress, running.loss_history)
         await self._end(record, self._jobs.succeed, version)
         logger.info("job %s has fitted %s@%d in %.1f s", job.id, job.name, version, seconds)
 
@@ -371,7 +379,11 @@ class Fits:
         self.uploads.discard(record.data["file"])
 
     async def _write_progress(self, running: _Running) -> None:
-        await self._in_thread(self._jobs.record_progress, running.job.id, running.progress, running.loss_history)
+        """A fit goes on though its progress cannot be written: the next time writes it all."""
+        try:
+            await self._in_thread(self._jobs.record_progress, running.job.id, running.progress, running.loss_history)
+        except JobsUnavailable as error:
+            logger.warning("the progress of job %s cannot be written: %s", running.job.id, error)
 
     def _fit_message(self, record: Record) -> Fit:
         data = record.data

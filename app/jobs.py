@@ -150,7 +150,7 @@ class Jobs:
             id = connection.execute(oldest).scalar_one_or_none()
             if id is None:
                 return None
-            taken = connection.execute(
+            connection.execute(
                 _jobs.update()
                 .where(_jobs.c.id == id, _jobs.c.state == "queued")
                 .values(
@@ -160,7 +160,9 @@ class Jobs:
                     started_at=sql.func.coalesce(_jobs.c.started_at, now()),
                 )
             )
-        return self.get(id) if taken.rowcount else None
+            mine = sql.and_(_jobs.c.id == id, _jobs.c.owner == owner)
+            claimed = self._select_in(connection, mine)  # as one: a claim that its owner does not hear of is lost
+        return claimed[0] if claimed else None
 
     def record_progress(self, id: str, progress: Progress, loss_history: Sequence[tuple[int, float]]) -> None:
         self._update(_running(id), progress=progress.model_dump(), loss_history=list(loss_history))
@@ -260,3 +262,5 @@ def _database_errors() -> Iterator[None]:
     except SQLAlchemyError as error:
         cause = getattr(error, "orig", None) or error
         raise JobsUnavailable(f"the jobs' database cannot be used: {cause}") from error
+    except ValueError as error:  # JSON that is none, or no job's
+        raise JobsUnavailable("the jobs' database holds a record that cannot be read") from error

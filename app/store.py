@@ -15,7 +15,7 @@ import shutil
 import stat
 import time
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -26,7 +26,7 @@ import safetensors.numpy
 from pydantic import BaseModel, Field, ValidationError
 from safetensors import SafetensorError
 
-from app.errors import AppError, DictionaryDamaged, StoreFull, StoreUnavailable, UnknownDictionary
+from app.errors import AppError, DictionaryDamaged, NameTaken, StoreFull, StoreUnavailable, UnknownDictionary
 
 K = TypeVar("K")
 V = TypeVar("V")
@@ -36,7 +36,6 @@ TENSOR = "dictionary"
 WEIGHTS_FILE = "dictionary.safetensors"
 META_FILE = "meta.json"
 LABELS_FILE = "labels.json"
-LAST_FILE = ".last"  # of a name: its highest version ever removed, so that no number is given twice
 
 # A directory that changed less than this before it was listed may change again without its time telling: file systems
 # count time in steps, the coarsest of 2 s.
@@ -45,6 +44,7 @@ KEPT = 4096  # records, and lists of versions, kept in memory
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 _VERSION = re.compile(r"[1-9][0-9]{0,8}")
+REMOVED = ".removed-"  # and a version: its empty directory, which stays so that the number is not given twice
 
 
 def check_name(name: str) -> str:
@@ -139,7 +139,7 @@ class Store:
         with store_errors():
             for directory in (self.activations, self._staging, self._owners):
                 directory.mkdir(parents=True, exist_ok=True)
-            with _locked(self._owners):  # nobody sweeps between the making of a file and its locking
+            with self._alone():  # nobody is to find the file before it is locked, and think its owner dead
                 # The lock lives as long as the process, whatever ends it: the kernel lets go of it.
                 self._owner_lock = (self._owners / self.owner).open("w")
                 fcntl.flock(self._owner_lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -147,21 +147,30 @@ class Store:
 
     def close(self) -> None:
         if self._owner_lock is not None:
-            (self._owners / self.owner).unlink(missing_ok=True)
             self._owner_lock.close()
             self._owner_lock = None
+            with suppress(OSError):  # the disk may be gone or read-only; the next start's sweep takes it then
+                (self._owners / self.owner).unlink(missing_ok=True)
+
+    @contextmanager
+    def _alone(self) -> Iterator[None]:
+        """Have the store to oneself among all threads and processes; the kernel lets go of a dead one's lock."""
+        with (self.private / "lock").open("w") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            yield
 
     def is_alive(self, owner: str) -> bool:
         """Whether the process that called itself this is running and has the store open."""
         if owner == self.owner:
             return self._owner_lock is not None
-        try:
-            with (self._owners / owner).open("r+") as file:
-                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)  # two that look at once are no owner
-        except BlockingIOError:
-            return True
-        except FileNotFoundError:
-            return False
+        with store_errors():
+            try:
+                with (self._owners / owner).open() as file:
+                    fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)  # shared: others may ask at the same time
+            except BlockingIOError:
+                return True
+            except FileNotFoundError:
+                return False
         return False
 
     def _sweep(self) -> None:
@@ -171,13 +180,19 @@ class Store:
         for owner in self._owners.iterdir():
             if not self.is_alive(owner.name):
                 owner.unlink(missing_ok=True)
+        for name in self._directories():
+            for _, removed in _removed(self.root / name):
+                _empty(removed)  # whoever removed it died before
 
     # -- reading ------------------------------------------------------------------------------------------
 
     def names(self) -> list[str]:
         with store_errors():
-            entries = sorted(entry.name for entry in os.scandir(self.root) if entry.is_dir(follow_symlinks=False))
-        return [name for name in entries if _NAME.fullmatch(name) and self.versions(name)]
+            return [name for name in self._directories() if self.versions(name)]
+
+    def _directories(self) -> list[str]:
+        with os.scandir(self.root) as entries:
+            return sorted(e.name for e in entries if e.is_dir(follow_symlinks=False) and _NAME.fullmatch(e.name))
 
     def versions(self, name: str) -> list[int]:
         """The versions of a name, ascending; none where there is no such dictionary.
@@ -197,14 +212,22 @@ class Store:
                 versions = sorted(
                     int(e.name) for e in entries if _VERSION.fullmatch(e.name) and e.is_dir(follow_symlinks=False)
                 )
-        except (FileNotFoundError, NotADirectoryError):
+        except (FileNotFoundError, NotADirectoryError) as error:
             self._listings.pop(name, None)
+            if not self.root.is_dir():  # what is gone with the whole store may come back with it
+                raise _told(error) from error
             return []
         except OSError as error:
             raise _told(error) from error
         if now_ns - found.st_ctime_ns > SETTLED_NS:
             _keep(self._listings, name, _Listing(found.st_ino, found.st_ctime_ns, versions.copy()))
         return versions
+
+    def require_free(self, name: str) -> None:
+        """Raises NameTaken where something else than dictionaries has the name. No link is followed."""
+        directory = self.root / name
+        if directory.is_symlink() or (directory.exists() and not directory.is_dir()):
+            raise NameTaken(f"the store has something called {name!r} that is no dictionary; use another name")
 
     def resolve(self, reference: Reference) -> tuple[str, int]:
         """Name and version that a reference means now."""
@@ -236,10 +259,10 @@ class Store:
 
     def labels(self, name: str, version: int) -> Labels:
         try:
-            return Labels.model_validate_json((self._directory(name, version) / LABELS_FILE).read_bytes())
+            return Labels.model_validate_json(_read_regular(self._directory(name, version) / LABELS_FILE))
         except FileNotFoundError:
             return Labels()
-        except ValidationError:
+        except (ValidationError, _Unreadable):
             raise DictionaryDamaged(
                 f"{LABELS_FILE} of {name}@{version} cannot be read; restore or remove it"
             ) from None
@@ -286,12 +309,15 @@ class Store:
         directory = self._directory(name, version)
         with store_errors():
             try:
-                return (directory / file).read_bytes()
+                return _read_regular(directory / file)
             except (FileNotFoundError, NotADirectoryError):
                 if directory.is_dir():
                     raise DictionaryDamaged(
                         f"{name}@{version} has no {file}; restore it, or use another version"
                     ) from None
+            except _Unreadable as error:
+                told = f"{file} of {name}@{version} cannot be read ({error})"
+                raise DictionaryDamaged(f"{told}; restore it, or use another version") from None
         self._records.pop((name, version), None)
         raise UnknownDictionary(f"{name}@{version} has been removed")
 
@@ -312,12 +338,10 @@ class Store:
         staged = self._staging / self.owned_name()
         try:
             with store_errors():
+                self.require_free(name)
                 staged.mkdir()
                 weights = safetensors.numpy.save({TENSOR: np.ascontiguousarray(D)})
                 _write_durably(staged / WEIGHTS_FILE, weights)
-                directory = self.root / name
-                if directory.is_symlink():
-                    raise StoreUnavailable(f"{name!r} in the store is a symbolic link; the store follows none")
                 record = DictionaryRecord(
                     name=name,
                     version=0,
@@ -327,15 +351,15 @@ class Store:
                     sha256=hashlib.sha256(weights).hexdigest(),
                     **told,
                 )
-                return self._claim_version(staged, directory, record)
+                return self._claim_version(staged, self.root / name, record)
         finally:
             shutil.rmtree(staged, ignore_errors=True)
 
     def _claim_version(self, staged: Path, directory: Path, record: DictionaryRecord) -> DictionaryRecord:
-        """Rename into the next version: one more than any that is there or was."""
-        directory.mkdir(exist_ok=True)
-        with _locked(directory):
-            version = max([*self.versions(record.name), _last_removed(directory)]) + 1
+        """Rename into the version after the highest that there is or was, whatever has that number."""
+        with self._alone():
+            directory.mkdir(exist_ok=True)
+            version = max(_numbers(directory), default=0) + 1
             record = record.model_copy(update={"version": version})
             meta = record.model_dump_json(indent=1, exclude={"versions", "labels", "concept_labels"}).encode()
             _write_durably(staged / META_FILE, meta)
@@ -352,40 +376,40 @@ class Store:
             try:
                 self._replace(directory / LABELS_FILE, labels.model_dump_json(indent=1).encode())
             except FileNotFoundError:
-                if self.root.is_dir() and not directory.is_dir():
-                    raise UnknownDictionary(f"{name}@{version} has been removed") from None
-                raise
+                if not self.root.is_dir() or directory.is_dir():
+                    raise
+                raise UnknownDictionary(f"{name}@{version} has been removed") from None
 
     def remove(self, name: str, versions: Iterable[int]) -> None:
-        """Remove versions: each is gone at once for readers, and its number is not given again."""
+        """Remove versions: each is gone at once for readers, and its number is not given again.
+
+        Nothing is written, so that a full disk can be given room this way.
+        """
         directory = self.root / name
-        with store_errors(), _locked(directory):
-            there = sorted(set(versions) & set(self.versions(name)))  # others may have been removed meanwhile
-            if not there:
-                return
-            self._retire(directory, there[-1])
-            for version in there:
-                doomed = self._staging / self.owned_name()
-                self._directory(name, version).rename(doomed)
+        with store_errors(), self._alone():
+            for version in versions:
+                with suppress(FileNotFoundError):  # somebody else removed it first
+                    self._directory(name, version).rename(directory / f"{REMOVED}{version}")
                 self._records.pop((name, version), None)
-                shutil.rmtree(doomed, ignore_errors=True)
             fsync_directory(directory)
+            removed = _removed(directory)
+            for _, path in removed:
+                _empty(path)
+            for _, path in removed[:-1]:
+                path.rmdir()
 
     def set_aside(self, name: str, version: int) -> Path:
         """Take a version out of the readers' sight, as `remove` does, but keep it: where it is from now on."""
-        with store_errors(), _locked(self.root / name):
+        directory = self.root / name
+        with store_errors(), self._alone():
             self.quarantine.mkdir(exist_ok=True)
             aside = self.quarantine / f"{name}@{version}.{secrets.token_hex(4)}"
-            self._retire(self.root / name, version)
+            (directory / f"{REMOVED}{version}").mkdir(exist_ok=True)
             self._directory(name, version).rename(aside)
             self._records.pop((name, version), None)
-            fsync_directory(self.root / name)
+            fsync_directory(directory)
             fsync_directory(self.quarantine)
         return aside
-
-    def _retire(self, directory: Path, version: int) -> None:
-        """Note that this version's number, and those below it, are not to be given again."""
-        self._replace(directory / LAST_FILE, str(max(version, _last_removed(directory))).encode())
 
     def _replace(self, path: Path, content: bytes) -> None:
         """Write a file so that readers see the old content or the new, whatever happens."""
@@ -415,22 +439,59 @@ def _keep(kept: dict[K, V], key: K, value: V) -> None:
     kept[key] = value
 
 
-@contextmanager
-def _locked(directory: Path) -> Iterator[None]:
-    """Be alone, of all threads and processes, in changing what a directory holds. The kernel lets go for the dead."""
-    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(descriptor)
+def _number(entry: str) -> int | None:
+    """Which version's an entry of a name's directory is, or was."""
+    text = entry.removeprefix(REMOVED)
+    return int(text) if _VERSION.fullmatch(text) else None
 
 
-def _last_removed(directory: Path) -> int:
+def _numbers(directory: Path) -> list[int]:
+    return [number for entry in os.listdir(directory) if (number := _number(entry)) is not None]
+
+
+def _removed(directory: Path) -> list[tuple[int, Path]]:
+    """Numbers and directories of a name's removed versions, ascending."""
+    with os.scandir(directory) as entries:
+        return sorted(
+            (number, Path(entry.path))
+            for entry in entries
+            if entry.name.startswith(REMOVED) and entry.is_dir(follow_symlinks=False)
+            if (number := _number(entry.name)) is not None
+        )
+
+
+def _empty(directory: Path) -> None:
+    for path in directory.iterdir():
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        else:
+            path.unlink(missing_ok=True)
+
+
+class _Unreadable(Exception):
+    """A file is there, and cannot be read."""
+
+
+def _read_regular(path: Path) -> bytes:
+    """What is in a file; a link that somebody has planted is not followed, and a pipe not waited for.
+
+    Raises:
+        _Unreadable: it is no file, or the disk does not give it.
+        OSError: of other kinds, above all FileNotFoundError.
+    """
     try:
-        return int((directory / LAST_FILE).read_text())
-    except (FileNotFoundError, ValueError):
-        return 0
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
+        try:
+            if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+                raise _Unreadable("it is no regular file")
+            with open(descriptor, "rb", closefd=False) as file:
+                return file.read()
+        finally:
+            os.close(descriptor)
+    except OSError as error:
+        if error.errno in (errno.ELOOP, errno.EACCES, errno.EPERM, errno.EIO, errno.ENXIO):
+            raise _Unreadable(os.strerror(error.errno)) from None
+        raise
 
 
 def owner_of(staged: Path) -> str:

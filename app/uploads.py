@@ -1,18 +1,21 @@
 """The activations of a fit, on the store's disk from the moment they arrive until their job has ended."""
 
 import hashlib
+import logging
 import os
 import shutil
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 
 from app.errors import StoreFull
 from app.formats import npy_format
 from app.store import Store, fsync_directory, owner_of, store_errors
+
+logger = logging.getLogger("dictserve")
 
 ALIGNMENT = 64  # of the array in its file, so that it can be mapped and computed with as it lies
 HASH_ROWS_BYTES = 16 * 1024 * 1024
@@ -59,7 +62,8 @@ class Uploads:
             if not _holds(upload, A):
                 upload.unlink(missing_ok=True)  # A may still be mapped from it: the mapping stays
                 with upload.open("xb") as file:
-                    np.lib.format.write_array(file, A, version=(1, 0), allow_pickle=False)
+                    _write_header(file, *A.shape)
+                    file.write(A.data)
             with upload.open("rb") as file:
                 os.fsync(file.fileno())
                 head = file.read(npy_format.PREFIX_BYTES + npy_format.MAX_HEADER_BYTES)
@@ -94,8 +98,7 @@ class Uploads:
         path, digest = self.path(file), hashlib.sha256()
         path.unlink(missing_ok=True)  # what an earlier attempt left
         with store_errors(), path.open("xb") as staged:
-            header = {"descr": "<f4", "fortran_order": False, "shape": (rows, n_features)}
-            np.lib.format.write_array_header_1_0(staged, header)
+            _write_header(staged, rows, n_features)
             data_offset = staged.tell()
             for block in blocks:
                 if stopped():
@@ -109,13 +112,24 @@ class Uploads:
         return Staged(file, data_offset, rows, n_features, digest.hexdigest())
 
     def discard(self, file: str) -> None:
-        self.path(file).unlink(missing_ok=True)
+        """Remove a file that is not needed any more. One that cannot be removed now is left to a sweep."""
+        try:
+            self.path(file).unlink(missing_ok=True)
+        except OSError as error:
+            logger.warning("activations stay until they can be removed: %s", error)
 
     def sweep(self, needed: Callable[[], set[str]]) -> None:
         """Remove what no living process is about to give a job and, asked after that, no unended job needs."""
-        left = {path.name for path in self._store.activations.iterdir() if not self._store.is_alive(owner_of(path))}
+        with store_errors():
+            files = list(self._store.activations.iterdir())
+            left = {path.name for path in files if not self._store.is_alive(owner_of(path))}
         for file in left - needed():
             self.discard(file)
+
+
+def _write_header(file: IO[bytes], rows: int, n_features: int) -> None:
+    header = {"descr": "<f4", "fortran_order": False, "shape": (rows, n_features)}
+    np.lib.format.write_array_header_1_0(file, header)
 
 
 def _holds(upload: Path, A: np.ndarray) -> bool:

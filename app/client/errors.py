@@ -27,6 +27,7 @@
     │   ├── WorkerUnavailable
     │   ├── StoreUnavailable
     │   └── JobsUnavailable
+    ├── NameTaken                the store has something else by that name
     ├── DataChanged              files of a fit are not what they were
     ├── StoreFull
     ├── DeviceOutOfMemory
@@ -187,6 +188,10 @@ class StoreUnavailable(Unavailable):
 
 
 class JobsUnavailable(Unavailable):
+    pass
+
+
+class NameTaken(DictserveError):
     pass
 
 

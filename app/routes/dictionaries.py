@@ -16,7 +16,7 @@ from app.routes import examples
 from app.routes.openapi import array_answers, array_body, json_body, problems
 from app.schemas import DictionaryList, ImportRequest, LabelRequest, WeightsAnswer
 from app.services import Services, ServicesDep
-from app.store import DictionaryRecord, Labels, Reference
+from app.store import DictionaryRecord, Labels, Reference, Store
 
 logger = logging.getLogger("dictserve")
 
@@ -38,17 +38,10 @@ router = APIRouter(prefix="/dictionaries", tags=["dictionaries"])
     },
 )
 def list_dictionaries(services: ServicesDep) -> DictionaryList:
-    """Without what grows with a dictionary or its data, which is told of one at a time. A damaged version is left
-    out of the list, and told of when it is asked for."""
-    found = []
-    for name in services.store.names():
-        try:
-            found.append(services.store.described(Reference(name)))
-        except DictionaryDamaged as error:
-            logger.error("left out of the list: %s", error)
-        except UnknownDictionary:
-            continue  # removed since it was listed
-    return DictionaryList(dictionaries=found)
+    """Without what grows with a dictionary or its data, which is told of one at a time. In place of a damaged
+    version, which is told of when it is asked for, stands the latest before it."""
+    found = [_latest_whole(services.store, name) for name in services.store.names()]
+    return DictionaryList(dictionaries=[record for record in found if record is not None])
 
 
 @router.get(
@@ -92,7 +85,7 @@ def get_weights(
     "/{reference}",
     status_code=201,
     summary="Import a dictionary made elsewhere",
-    responses=problems(400, 413, 415, 422, 503, 507),
+    responses=problems(400, 409, 413, 415, 422, 503, 507),
     openapi_extra=array_body(ImportRequest, examples.IMPORT, examples.IMPORT_CSV),
 )
 async def import_dictionary(
@@ -140,6 +133,17 @@ def delete_dictionary(reference: str, services: ServicesDep) -> None:
     parsed = _parsed(reference)
     name, version = services.store.resolve(parsed)
     services.store.remove(name, services.store.versions(name) if parsed.version is None else [version])
+
+
+def _latest_whole(store: Store, name: str) -> DictionaryRecord | None:
+    for version in reversed(store.versions(name)):
+        try:
+            return store.described(Reference(name, version))
+        except DictionaryDamaged as error:
+            logger.error("left out of the list: %s", error)
+        except UnknownDictionary:
+            continue  # removed since it was listed
+    return None
 
 
 def _label(services: Services, reference: Reference, patch: LabelRequest) -> DictionaryRecord:

@@ -31,7 +31,7 @@ _WAIT = re.compile(r"\bwait=(\d{1,9})\b")  # RFC 7240
     summary="Fit a dictionary in the background",
     responses={
         200: {"model": Job, "description": "The job has ended."},
-        **problems(400, 406, 413, 415, 422, 503, 507),
+        **problems(400, 406, 409, 413, 415, 422, 503, 507),
     },
     openapi_extra=array_body(FitRequest, examples.FIT, examples.FIT_CSV),
 )

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from app.errors import DictionaryDamaged, StoreUnavailable, UnknownDictionary
+from app.errors import DictionaryDamaged, NameTaken, UnknownDictionary
 from app.store import Labels, Reference, Store, check_name
 from tests.app.conftest import D, publish
 
@@ -197,9 +197,9 @@ def test_what_others_put_into_the_store_is_not_followed(opened: Store, tmp_path:
     assert opened.names() == ["real"]
     with pytest.raises(UnknownDictionary):
         opened.resolve(Reference("link"))
-    with pytest.raises(StoreUnavailable):
+    with pytest.raises(NameTaken):
         publish(opened, "out", D)
-    with pytest.raises(StoreUnavailable):
+    with pytest.raises(NameTaken):
         publish(opened, "file", D)
     assert list(elsewhere.iterdir()) == []
 

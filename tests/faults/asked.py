@@ -1,0 +1,59 @@
+"""What the faults' tests ask of a service: the small good request that must be served after each of them."""
+
+import time
+
+import httpx
+import numpy as np
+
+from demo.digits import split_digits
+from demo.service import npy
+from tests.e2e.conftest import Service
+
+D = np.eye(4, 6, dtype=np.float32) + 0.1
+ROWS = np.ones((3, 6), np.float32)
+FITTED = np.random.default_rng(0).random((200, 6), np.float32)
+
+
+def put(service: Service, name: str = "d", scale: float = 1.0) -> httpx.Response:
+    return service.client.put(f"/dictionaries/{name}", content=npy(scale * D))
+
+
+def encode(service: Service, reference: str = "d", rows: np.ndarray = ROWS) -> httpx.Response:
+    return service.client.post("/encode", params={"dictionary": reference}, content=npy(rows))
+
+
+def problem(answer: httpx.Response, status: int, type: str) -> str:
+    """The detail of an answer that must be this problem; a 503 must say when to come back."""
+    assert (answer.status_code, answer.json()["type"]) == (status, type), answer.text
+    if status == 503:
+        assert int(answer.headers["retry-after"]) > 0
+    detail: str = answer.json()["detail"]
+    return detail
+
+
+def require_next(service: Service, reference: str = "d", seconds: float = 20.0) -> None:
+    """The service is ready, at once or when its worker is back, and a good request is served."""
+    service.wait_ready(seconds)
+    answer = encode(service, reference)
+    assert answer.status_code == 200, answer.text
+
+
+def fit(service: Service, **parameters: object) -> str:
+    return service.fit(FITTED, **{"nb_concepts": 3, "max_iter": 20} | parameters)
+
+
+def long_fit(service: Service, **parameters: object) -> str:
+    """A fit that goes on for as long as it is let, on small data; when this returns it runs."""
+    rows, _ = split_digits()
+    id = service.fit(rows, **{"name": "long", "nb_concepts": 32, "tol": 0, "max_iter": 100_000} | parameters)
+    service.until(id, "running", iteration=1)
+    return id
+
+
+def eventually(service: Service, path: str, status: int, seconds: float = 10.0) -> httpx.Response:
+    """The answer to a GET, once it has this status."""
+    deadline = time.monotonic() + seconds
+    while (answer := service.client.get(path)).status_code != status:
+        assert time.monotonic() < deadline, answer.text
+        time.sleep(0.05)
+    return answer

@@ -1,0 +1,137 @@
+"""The jobs' database locked by another process, or corrupt: jobs are a 503 that says why, dictionaries still serve."""
+
+import sqlite3
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from demo.service import npy
+from tests.e2e.conftest import Service
+from tests.faults.asked import FITTED, encode, fit, long_fit, problem, put, require_next
+
+
+def database(service: Service) -> Path:
+    return service.store / ".dictserve" / "jobs.sqlite3"
+
+
+@contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Another writer has the database."""
+    connection = sqlite3.connect(path, isolation_level=None)
+    connection.execute("BEGIN IMMEDIATE")
+    try:
+        yield
+    finally:
+        connection.execute("ROLLBACK")
+        connection.close()
+
+
+def dictionaries_serve(service: Service) -> None:
+    begun = time.monotonic()
+    assert encode(service).status_code == 200
+    assert service.client.get("/dictionaries/d").status_code == 200
+    assert put(service).status_code == 201
+    assert time.monotonic() - begun < 2
+
+
+@pytest.mark.slow
+def test_a_locked_database(service: Service) -> None:
+    ended = fit(service, name="before")
+    service.ended(ended)
+    with locked(database(service)):
+        answer = service.client.post("/fit?name=new&nb_concepts=2", content=npy(FITTED))
+        assert "locked" in problem(answer, 503, "jobs-unavailable")
+        assert service.client.get(f"/jobs/{ended}").status_code == 200  # who writes holds up no reader
+        dictionaries_serve(service)
+    assert list((service.store / ".dictserve" / "activations").iterdir()) == []
+    assert service.ended(fit(service, name="new"))["version"] == 1
+    require_next(service)
+
+
+@pytest.mark.slow
+def test_a_database_that_is_locked_while_a_fit_ends(service: Service) -> None:
+    """What was learned is not lost with its record: neither progress nor end can be written, until they can."""
+    id = long_fit(service, max_iter=300)
+    with locked(database(service)):
+        deadline = time.monotonic() + 40
+        while not (service.store / "long" / "1").exists():
+            assert time.monotonic() < deadline
+            time.sleep(0.1)
+        dictionaries_serve(service)
+        while "cannot be written" not in service.log.read_text():
+            assert time.monotonic() < deadline
+            time.sleep(0.1)
+    job = service.ended(id)
+    assert (job["state"], job["version"], job["attempts"]) == ("succeeded", 1, 1), job
+    require_next(service)
+
+
+def corrupted(content: bytes) -> Callable[[Path], None]:
+    """Everything there is is overwritten, the log of what was written last too."""
+
+    def corrupt(path: Path) -> None:
+        for file in path.parent.glob(path.name + "*"):
+            size = max(file.stat().st_size, len(content))
+            with file.open("r+b") as opened:
+                opened.write((content * (size // len(content) + 1))[:size])
+
+    return corrupt
+
+
+CORRUPTIONS: dict[str, Callable[[Path], None]] = {
+    "garbage": corrupted(b"garbage "),
+    "zeros": corrupted(bytes(4096)),
+    "a directory": lambda path: [path.unlink(), path.mkdir()] and None,
+    "pages of garbage": lambda path: path.write_bytes(path.read_bytes()[:100] + b"\xff" * 8000) and None,
+}
+
+
+@pytest.mark.parametrize("corrupt", [corrupted(b"garbage "), corrupted(bytes(4096))], ids=["garbage", "zeros"])
+def test_a_database_that_is_corrupted_under_a_running_service(
+    service: Service, corrupt: Callable[[Path], None]
+) -> None:
+    fit(service, name="before")
+    corrupt(database(service))
+    for answer in (
+        service.client.post("/fit?name=new&nb_concepts=2", content=npy(FITTED)),
+        service.client.get("/jobs"),
+    ):
+        problem(answer, 503, "jobs-unavailable")
+    dictionaries_serve(service)
+    assert service.stop() == 0
+    assert "unexpected error" not in service.log.read_text()
+    for file in database(service).parent.glob("jobs.sqlite3*"):
+        file.unlink()
+    service.start()
+    assert service.ended(fit(service, name="new"))["state"] == "succeeded"
+    require_next(service)
+
+
+@pytest.mark.parametrize(
+    "corrupt", [CORRUPTIONS["garbage"], CORRUPTIONS["a directory"], CORRUPTIONS["pages of garbage"]]
+)
+def test_a_start_on_a_corrupt_database_says_why_in_a_line(service: Service, corrupt: Callable[[Path], None]) -> None:
+    assert service.stop() == 0
+    corrupt(database(service))
+    assert service.process is not None
+    run = subprocess.run(service.process.args, capture_output=True, text=True, timeout=30)
+    assert run.returncode != 0
+    assert "the jobs' database cannot be used" in run.stderr
+    assert len(run.stderr.strip().splitlines()) == 1, run.stderr
+    assert [path.name for path in (service.store / "d").iterdir()] == ["1"]
+
+
+def test_a_record_that_cannot_be_read(service: Service) -> None:
+    """One row that is no job: told, and nothing else ends with it."""
+    id = fit(service, name="before")
+    service.ended(id)
+    with sqlite3.connect(database(service)) as connection:
+        connection.execute("UPDATE jobs SET progress = '{' WHERE id = ?", [id])
+    problem(service.client.get(f"/jobs/{id}"), 503, "jobs-unavailable")
+    dictionaries_serve(service)
+    assert service.ended(fit(service, name="new"))["state"] == "succeeded"
+    require_next(service)
