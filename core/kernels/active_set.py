@@ -20,7 +20,8 @@ from typing import Any
 import numba
 import numpy as np
 
-from core.kernels.products import four, four_chosen, gradients, residual_of, tile
+from core.kernels.cholesky import factor, pivot, room_for, solve
+from core.kernels.products import four_chosen, gradients, residual_of, tile
 from core.kernels.sweeps import sweep_row
 from core.threads import compiled
 
@@ -46,8 +47,6 @@ PATIENCE = 40
 EXACT_STEPS = 16
 # Supports beyond this are left to the sweeps: their factor would not fit a core's cache.
 LARGEST_SUPPORT = 1024
-# A pivot below this many roundings of its diagonal is nothing: that concept is a combination of those before it.
-PIVOT_ROUNDINGS = 100
 
 # Rows that a thread has in hand at once: D is read once for all of them, in parts that stay in the core's cache.
 ROWS_IN_HAND = 16
@@ -103,59 +102,6 @@ def _kkt_residual(z: Array, g: Array, inverse: Array) -> float:
 
 
 @compiled()
-def _factor(B: Array, support: Array, L: Array, order: Array) -> None:
-    """Cholesky factor of B on the support, with reciprocal pivots; a concept that others span gets a zero one.
-
-    Four rows and columns at a time. `order` is the support that L is the factor for: the rows that the two begin
-    with in common are right already.
-    """
-    n = support.size
-    kept = 0
-    while kept < n and order[kept] == support[kept]:
-        kept += 1
-    order[:n], order[n:] = support, -1
-    products = np.empty((4, 4), B.dtype)
-    for top in range(kept // 4 * 4, n, 4):
-        bottom = min(top + 4, n)
-        for i in range(top, bottom):
-            b, row = B[support[i]], L[i]
-            for j in range(i + 1):
-                row[j] = b[support[j]]
-        for left in range(0, top + 1, 4):
-            if left == 0:
-                products[:] = 0
-            else:
-                tile(four(L, top), four(L, left), left, products)
-            for j in range(left, min(left + 4, bottom)):
-                for i in range(max(top, j), bottom):
-                    value = L[i, j] - products[i - top, j - left]
-                    for m in range(left, j):
-                        value -= L[i, m] * L[j, m]
-                    if i > j:
-                        L[i, j] = value * L[j, j]
-                    else:
-                        least = PIVOT_ROUNDINGS * np.finfo(B.dtype).eps * B[support[i], support[i]]
-                        L[i, i] = 1 / np.sqrt(value) if value > least else 0
-
-
-@compiled()
-def _solve_factored(L: Array, x: Array) -> None:
-    """x ← (L·Lᵀ)⁻¹x; x becomes zero where the pivot is."""
-    for i in range(x.size):
-        row = L[i]
-        inner = x[i] - x[i]
-        for m in range(i):
-            inner += row[m] * x[m]
-        x[i] = (x[i] - inner) * row[i]
-    for i in range(x.size - 1, -1, -1):
-        row = L[i]
-        x[i] *= row[i]
-        value = x[i]
-        for m in range(i):
-            x[m] -= value * row[m]
-
-
-@compiled()
 def _try(z: Array, g: Array, B: Array, trial: Array, trial_g: Array) -> float:
     """The gradient at the trial codes, and by how much the objective changes from z to them."""
     trial_g[:] = g
@@ -172,7 +118,7 @@ def _try(z: Array, g: Array, B: Array, trial: Array, trial_g: Array) -> float:
 
 
 @compiled()
-def _exact_step(z: Array, g: Array, B: Array, L: Array, order: Array, trial: Array, trial_g: Array) -> bool:
+def _exact_step(z: Array, g: Array, B: Array, U: Array, trial: Array, trial_g: Array) -> bool:
     """Towards the minimiser on the support of z, in place, never uphill.
 
     A concept that others of the support span goes to zero, so that supports do not outgrow the rank. The step is
@@ -181,17 +127,17 @@ def _exact_step(z: Array, g: Array, B: Array, L: Array, order: Array, trial: Arr
     """
     support = np.nonzero(z)[0]
     step = np.empty(support.size, z.dtype)
-    _factor(B, support, L, order)
+    factor(B, support, U)
     for i in range(support.size):
         step[i] = -g[support[i]]
     for i in range(support.size):
-        if L[i, i] == 0:  # its share of zD passes to the concepts that span it
+        if pivot(U, support.size, i) == 0:  # its share of zD passes to the concepts that span it
             dependent = B[support[i]]
             for j in range(support.size):
                 step[j] += dependent[support[j]] * z[support[i]]
-    _solve_factored(L, step)
+    solve(U, step)
     for i in range(support.size):
-        if L[i, i] == 0:
+        if pivot(U, support.size, i) == 0:
             step[i] = -z[support[i]]
 
     trial[:] = 0
@@ -215,7 +161,7 @@ def _exact_step(z: Array, g: Array, B: Array, L: Array, order: Array, trial: Arr
 
 @compiled()
 def _solve_small(
-    z: Array, g: Array, B: Array, inverse: Array, L: Array, order: Array, aim: float, sweeps: int, max_sweeps: int
+    z: Array, g: Array, B: Array, inverse: Array, U: Array, aim: float, sweeps: int, max_sweeps: int
 ) -> int:
     """Lower the residual to `aim`, in place; from `sweeps` made before to those made after, at most `max_sweeps`."""
     trial, trial_g = np.empty_like(z), np.empty_like(z)
@@ -225,21 +171,14 @@ def _solve_small(
             sweeps += 1
             if not sweep_row(z, g, B, inverse)[1]:
                 break
-        if np.count_nonzero(z) <= len(L):
+        if np.count_nonzero(z) <= LARGEST_SUPPORT:
             for _ in range(1 if sweeps < PATIENCE else EXACT_STEPS):
-                if not _exact_step(z, g, B, L, order, trial, trial_g):
+                if not _exact_step(z, g, B, U, trial, trial_g):
                     break
         if not _kkt_residual(z, g, inverse) > aim:
             break
         allowed = SWEEPS_BETWEEN
     return sweeps
-
-
-@compiled()
-def _no_factor(concepts: int, B: Array) -> tuple[Array, Array]:
-    """Room for the factor of a small problem of so many concepts, and its order."""
-    n = min(concepts, LARGEST_SUPPORT)
-    return np.empty((n, n), B.dtype), np.full(n, -1)
 
 
 # --- rows -------------------------------------------------------------------------------------------------------
@@ -305,8 +244,7 @@ def _refine(
     g: Array,
     B: Array,
     inverse: Array,
-    L: Array,
-    order: Array,
+    U: Array,
     aim: float,
     a: Array,
     chosen: Array,
@@ -328,13 +266,13 @@ def _refine(
                 inner += d[m] * r[m]
             g[i] = inner
         reached = _kkt_residual(z, g, inverse)
-        if reached <= aim or not reached < before / 2 or support.size > len(L):
+        if reached <= aim or not reached < before / 2 or support.size > LARGEST_SUPPORT:
             return
         before = reached
-        _factor(B, support, L, order)
+        factor(B, support, U)
         for i in range(support.size):
             step[i] = -g[support[i]]
-        _solve_factored(L, step)
+        solve(U, step)
         for i in range(support.size):
             if not z[support[i]] + step[i] > 0:
                 return
@@ -378,12 +316,12 @@ def _solve_piece(
                 gram = _gram_of(new, D, B, chosen[s], grams[s])
                 chosen[s], grams[s] = new, gram
                 z_new, g_new, h = z[new], g[new], inverse[new]
-                L, order = _no_factor(new.size, B)
+                U = room_for(min(new.size, LARGEST_SUPPORT), B)
                 round_aim = max(aim, ROUND_SHARE * reached)
                 until = min(sweeps[s] + PATIENCE, max_sweeps)  # the gradient is renewed where it drifts
-                sweeps[s] = _solve_small(z_new, g_new, gram, h, L, order, round_aim, sweeps[s], until)
+                sweeps[s] = _solve_small(z_new, g_new, gram, h, U, round_aim, sweeps[s], until)
                 if all_in:
-                    _refine(z_new, g_new, gram, h, L, order, aim, A[i], new, D, R[s])
+                    _refine(z_new, g_new, gram, h, U, aim, A[i], new, D, R[s])
                 else:
                     residual_of(A[i], z_new, new, D, R[s])
                 for m in range(new.size):
