@@ -45,7 +45,7 @@ SWEEPS_BETWEEN = 2
 # after so many sweeps (dependent concepts, as a rule) take up to so many exact steps in a row instead.
 PATIENCE = 40
 EXACT_STEPS = 16
-# Supports beyond this are left to the sweeps: their factor would not fit a core's cache.
+# Supports beyond this are left to the sweeps: their factor (here 4 MiB in float32) would not fit a core's cache.
 LARGEST_SUPPORT = 1024
 
 # Rows that a thread has in hand at once: D is read once for all of them, in parts that stay in the core's cache.
@@ -53,37 +53,22 @@ ROWS_IN_HAND = 16
 
 
 @compiled()
-def _gram_of(chosen: Array, D: Array, B: Array, old: Array, old_gram: Array) -> Array:
-    """Gram of the chosen concepts: from B where it is held, else from D, but for pairs that `old` holds in front."""
+def _gram_of(chosen: Array, D: Array, B: Array, gram: Array) -> None:
+    """Gram of the chosen concepts: from B where it is held, else from D."""
     n = chosen.size
-    gram = np.empty((n, n), D.dtype)
-    kept, place = 0, np.empty(n, np.int64)
-    at = 0
-    while kept < n:  # both lists begin with their support, in rising order
-        while at < old.size and old[at] != chosen[kept]:
-            at += 1
-        if at == old.size:
-            break
-        place[kept] = at
-        kept += 1
-    for i in range(kept):
-        row, before = gram[i], old_gram[place[i]]
-        for j in range(kept):
-            row[j] = before[place[j]]
     if B.size:
-        for i in range(kept, n):
-            row, b = gram[i], B[chosen[i]]
-            for j in range(i + 1):
-                row[j] = gram[j, i] = b[chosen[j]]
-        return gram
+        for i in range(n):
+            row, b, before = gram[i], B[chosen[i]], chosen[: i + 1]
+            for j in range(before.size):
+                row[j] = gram[j, i] = b[before[j]]
+        return
     products = np.zeros((4, 4), D.dtype)
     for j in range(0, n, 4):
-        for i in range(max(j, kept // 4 * 4), n, 4):
+        for i in range(j, n, 4):
             tile(four_chosen(D, chosen, i), four_chosen(D, chosen, j), D.shape[1], products)
             for p in range(i, min(i + 4, n)):
                 for q in range(j, min(j + 4, n)):
                     gram[p, q] = gram[q, p] = products[p - i, q - j]
-    return gram
 
 
 # --- a small problem: codes z, their gradient g and the gram B of the same concepts ------------------------------
@@ -298,8 +283,7 @@ def _solve_piece(
     R = np.zeros(((hand + 3) // 4 * 4, A.shape[1]), A.dtype)
     G = np.zeros((R.shape[0], (k + 3) // 4 * 4), A.dtype)
     rows, sweeps = np.arange(first, first + hand), np.zeros(hand, np.int64)
-    nothing = np.empty(0, np.int64)
-    chosen, grams = [nothing for _ in range(hand)], [B for _ in range(hand)]
+    room, U = np.empty(0, D.dtype), room_for(0, D)  # for the gram of a small problem and its factor
     for s in range(hand):
         R[s] = -A[rows[s]]
     waiting = first + hand
@@ -313,10 +297,12 @@ def _solve_piece(
             if reached > tolerance[i] and sweeps[s] < max_sweeps:
                 aim = LAST_SHARE * tolerance[i]
                 new, all_in = _choose(z, g, inverse)
-                gram = _gram_of(new, D, B, chosen[s], grams[s])
-                chosen[s], grams[s] = new, gram
+                if new.size * new.size > room.size:
+                    room = np.empty(new.size * new.size, D.dtype)
+                    U = room_for(min(new.size, LARGEST_SUPPORT), D)
+                gram = room[: new.size * new.size].reshape(new.size, new.size)
+                _gram_of(new, D, B, gram)
                 z_new, g_new, h = z[new], g[new], inverse[new]
-                U = room_for(min(new.size, LARGEST_SUPPORT), B)
                 round_aim = max(aim, ROUND_SHARE * reached)
                 until = min(sweeps[s] + PATIENCE, max_sweeps)  # the gradient is renewed where it drifts
                 sweeps[s] = _solve_small(z_new, g_new, gram, h, U, round_aim, sweeps[s], until)
@@ -330,13 +316,13 @@ def _solve_piece(
                 continue
             residual[i] = reached
             if waiting < last:
-                rows[s], sweeps[s], chosen[s] = waiting, 0, nothing
+                rows[s], sweeps[s] = waiting, 0
                 R[s] = -A[waiting]
                 waiting += 1
                 s += 1
             else:  # the last in hand takes its place
                 hand -= 1
-                rows[s], sweeps[s], chosen[s], grams[s] = rows[hand], sweeps[hand], chosen[hand], grams[hand]
+                rows[s], sweeps[s] = rows[hand], sweeps[hand]
                 R[s], G[s] = R[hand], G[hand]
 
 

@@ -44,7 +44,7 @@ def _gather(B: Array, support: Array, U: Array, width: int) -> None:
 
 @compiled()
 def _subtract_products(U: Array, top: int, v: int, vectors: int) -> None:
-    """Vectors v and v + 1 of the four rows from `top`, less what the rows above contribute."""
+    """Vectors v and v + 1 (or v alone, if last) of the four rows from `top`, less what the rows above contribute."""
     w, width, U_flat = min(v + 1, vectors - 1), vectors * LANES, U.ravel()
     zero = zeros_of(U)
     p0 = p1 = p2 = p3 = q0 = q1 = q2 = q3 = zero
