@@ -20,7 +20,8 @@ from typing import Any
 import numba
 import numpy as np
 
-from core.kernels.products import four, four_chosen, gradients, residual_of, tile
+from core.kernels.cholesky import factor, pivot, room_for, solve
+from core.kernels.products import four_chosen, gradients, residual_of, tile
 from core.kernels.sweeps import sweep_row
 from core.threads import compiled
 
@@ -44,47 +45,30 @@ SWEEPS_BETWEEN = 2
 # after so many sweeps (dependent concepts, as a rule) take up to so many exact steps in a row instead.
 PATIENCE = 40
 EXACT_STEPS = 16
-# Supports beyond this are left to the sweeps: their factor would not fit a core's cache.
+# Supports beyond this are left to the sweeps: their factor (here 4 MiB in float32) would not fit a core's cache.
 LARGEST_SUPPORT = 1024
-# A pivot below this many roundings of its diagonal is nothing: that concept is a combination of those before it.
-PIVOT_ROUNDINGS = 100
 
 # Rows that a thread has in hand at once: D is read once for all of them, in parts that stay in the core's cache.
 ROWS_IN_HAND = 16
 
 
 @compiled()
-def _gram_of(chosen: Array, D: Array, B: Array, old: Array, old_gram: Array) -> Array:
-    """Gram of the chosen concepts: from B where it is held, else from D, but for pairs that `old` holds in front."""
+def _gram_of(chosen: Array, D: Array, B: Array, gram: Array) -> None:
+    """Gram of the chosen concepts: from B where it is held, else from D."""
     n = chosen.size
-    gram = np.empty((n, n), D.dtype)
-    kept, place = 0, np.empty(n, np.int64)
-    at = 0
-    while kept < n:  # both lists begin with their support, in rising order
-        while at < old.size and old[at] != chosen[kept]:
-            at += 1
-        if at == old.size:
-            break
-        place[kept] = at
-        kept += 1
-    for i in range(kept):
-        row, before = gram[i], old_gram[place[i]]
-        for j in range(kept):
-            row[j] = before[place[j]]
     if B.size:
-        for i in range(kept, n):
-            row, b = gram[i], B[chosen[i]]
-            for j in range(i + 1):
-                row[j] = gram[j, i] = b[chosen[j]]
-        return gram
+        for i in range(n):
+            row, b, before = gram[i], B[chosen[i]], chosen[: i + 1]
+            for j in range(before.size):
+                row[j] = gram[j, i] = b[before[j]]
+        return
     products = np.zeros((4, 4), D.dtype)
     for j in range(0, n, 4):
-        for i in range(max(j, kept // 4 * 4), n, 4):
+        for i in range(j, n, 4):
             tile(four_chosen(D, chosen, i), four_chosen(D, chosen, j), D.shape[1], products)
             for p in range(i, min(i + 4, n)):
                 for q in range(j, min(j + 4, n)):
                     gram[p, q] = gram[q, p] = products[p - i, q - j]
-    return gram
 
 
 # --- a small problem: codes z, their gradient g and the gram B of the same concepts ------------------------------
@@ -100,59 +84,6 @@ def _kkt_residual(z: Array, g: Array, inverse: Array) -> float:
             if not relative <= worst:
                 worst = relative
     return np.sqrt(worst)  # type: ignore[no-any-return]
-
-
-@compiled()
-def _factor(B: Array, support: Array, L: Array, order: Array) -> None:
-    """Cholesky factor of B on the support, with reciprocal pivots; a concept that others span gets a zero one.
-
-    Four rows and columns at a time. `order` is the support that L is the factor for: the rows that the two begin
-    with in common are right already.
-    """
-    n = support.size
-    kept = 0
-    while kept < n and order[kept] == support[kept]:
-        kept += 1
-    order[:n], order[n:] = support, -1
-    products = np.empty((4, 4), B.dtype)
-    for top in range(kept // 4 * 4, n, 4):
-        bottom = min(top + 4, n)
-        for i in range(top, bottom):
-            b, row = B[support[i]], L[i]
-            for j in range(i + 1):
-                row[j] = b[support[j]]
-        for left in range(0, top + 1, 4):
-            if left == 0:
-                products[:] = 0
-            else:
-                tile(four(L, top), four(L, left), left, products)
-            for j in range(left, min(left + 4, bottom)):
-                for i in range(max(top, j), bottom):
-                    value = L[i, j] - products[i - top, j - left]
-                    for m in range(left, j):
-                        value -= L[i, m] * L[j, m]
-                    if i > j:
-                        L[i, j] = value * L[j, j]
-                    else:
-                        least = PIVOT_ROUNDINGS * np.finfo(B.dtype).eps * B[support[i], support[i]]
-                        L[i, i] = 1 / np.sqrt(value) if value > least else 0
-
-
-@compiled()
-def _solve_factored(L: Array, x: Array) -> None:
-    """x ← (L·Lᵀ)⁻¹x; x becomes zero where the pivot is."""
-    for i in range(x.size):
-        row = L[i]
-        inner = x[i] - x[i]
-        for m in range(i):
-            inner += row[m] * x[m]
-        x[i] = (x[i] - inner) * row[i]
-    for i in range(x.size - 1, -1, -1):
-        row = L[i]
-        x[i] *= row[i]
-        value = x[i]
-        for m in range(i):
-            x[m] -= value * row[m]
 
 
 @compiled()
@@ -172,7 +103,7 @@ def _try(z: Array, g: Array, B: Array, trial: Array, trial_g: Array) -> float:
 
 
 @compiled()
-def _exact_step(z: Array, g: Array, B: Array, L: Array, order: Array, trial: Array, trial_g: Array) -> bool:
+def _exact_step(z: Array, g: Array, B: Array, U: Array, trial: Array, trial_g: Array) -> bool:
     """Towards the minimiser on the support of z, in place, never uphill.
 
     A concept that others of the support span goes to zero, so that supports do not outgrow the rank. The step is
@@ -181,17 +112,17 @@ def _exact_step(z: Array, g: Array, B: Array, L: Array, order: Array, trial: Arr
     """
     support = np.nonzero(z)[0]
     step = np.empty(support.size, z.dtype)
-    _factor(B, support, L, order)
+    factor(B, support, U)
     for i in range(support.size):
         step[i] = -g[support[i]]
     for i in range(support.size):
-        if L[i, i] == 0:  # its share of zD passes to the concepts that span it
+        if pivot(U, support.size, i) == 0:  # its share of zD passes to the concepts that span it
             dependent = B[support[i]]
             for j in range(support.size):
                 step[j] += dependent[support[j]] * z[support[i]]
-    _solve_factored(L, step)
+    solve(U, step)
     for i in range(support.size):
-        if L[i, i] == 0:
+        if pivot(U, support.size, i) == 0:
             step[i] = -z[support[i]]
 
     trial[:] = 0
@@ -215,7 +146,7 @@ def _exact_step(z: Array, g: Array, B: Array, L: Array, order: Array, trial: Arr
 
 @compiled()
 def _solve_small(
-    z: Array, g: Array, B: Array, inverse: Array, L: Array, order: Array, aim: float, sweeps: int, max_sweeps: int
+    z: Array, g: Array, B: Array, inverse: Array, U: Array, aim: float, sweeps: int, max_sweeps: int
 ) -> int:
     """Lower the residual to `aim`, in place; from `sweeps` made before to those made after, at most `max_sweeps`."""
     trial, trial_g = np.empty_like(z), np.empty_like(z)
@@ -225,21 +156,14 @@ def _solve_small(
             sweeps += 1
             if not sweep_row(z, g, B, inverse)[1]:
                 break
-        if np.count_nonzero(z) <= len(L):
+        if np.count_nonzero(z) <= LARGEST_SUPPORT:
             for _ in range(1 if sweeps < PATIENCE else EXACT_STEPS):
-                if not _exact_step(z, g, B, L, order, trial, trial_g):
+                if not _exact_step(z, g, B, U, trial, trial_g):
                     break
         if not _kkt_residual(z, g, inverse) > aim:
             break
         allowed = SWEEPS_BETWEEN
     return sweeps
-
-
-@compiled()
-def _no_factor(concepts: int, B: Array) -> tuple[Array, Array]:
-    """Room for the factor of a small problem of so many concepts, and its order."""
-    n = min(concepts, LARGEST_SUPPORT)
-    return np.empty((n, n), B.dtype), np.full(n, -1)
 
 
 # --- rows -------------------------------------------------------------------------------------------------------
@@ -305,8 +229,7 @@ def _refine(
     g: Array,
     B: Array,
     inverse: Array,
-    L: Array,
-    order: Array,
+    U: Array,
     aim: float,
     a: Array,
     chosen: Array,
@@ -328,13 +251,13 @@ def _refine(
                 inner += d[m] * r[m]
             g[i] = inner
         reached = _kkt_residual(z, g, inverse)
-        if reached <= aim or not reached < before / 2 or support.size > len(L):
+        if reached <= aim or not reached < before / 2 or support.size > LARGEST_SUPPORT:
             return
         before = reached
-        _factor(B, support, L, order)
+        factor(B, support, U)
         for i in range(support.size):
             step[i] = -g[support[i]]
-        _solve_factored(L, step)
+        solve(U, step)
         for i in range(support.size):
             if not z[support[i]] + step[i] > 0:
                 return
@@ -360,8 +283,7 @@ def _solve_piece(
     R = np.zeros(((hand + 3) // 4 * 4, A.shape[1]), A.dtype)
     G = np.zeros((R.shape[0], (k + 3) // 4 * 4), A.dtype)
     rows, sweeps = np.arange(first, first + hand), np.zeros(hand, np.int64)
-    nothing = np.empty(0, np.int64)
-    chosen, grams = [nothing for _ in range(hand)], [B for _ in range(hand)]
+    room, U = np.empty(0, D.dtype), room_for(0, D)  # for the gram of a small problem and its factor
     for s in range(hand):
         R[s] = -A[rows[s]]
     waiting = first + hand
@@ -375,15 +297,17 @@ def _solve_piece(
             if reached > tolerance[i] and sweeps[s] < max_sweeps:
                 aim = LAST_SHARE * tolerance[i]
                 new, all_in = _choose(z, g, inverse)
-                gram = _gram_of(new, D, B, chosen[s], grams[s])
-                chosen[s], grams[s] = new, gram
+                if new.size * new.size > room.size:
+                    room = np.empty(new.size * new.size, D.dtype)
+                    U = room_for(min(new.size, LARGEST_SUPPORT), D)
+                gram = room[: new.size * new.size].reshape(new.size, new.size)
+                _gram_of(new, D, B, gram)
                 z_new, g_new, h = z[new], g[new], inverse[new]
-                L, order = _no_factor(new.size, B)
                 round_aim = max(aim, ROUND_SHARE * reached)
                 until = min(sweeps[s] + PATIENCE, max_sweeps)  # the gradient is renewed where it drifts
-                sweeps[s] = _solve_small(z_new, g_new, gram, h, L, order, round_aim, sweeps[s], until)
+                sweeps[s] = _solve_small(z_new, g_new, gram, h, U, round_aim, sweeps[s], until)
                 if all_in:
-                    _refine(z_new, g_new, gram, h, L, order, aim, A[i], new, D, R[s])
+                    _refine(z_new, g_new, gram, h, U, aim, A[i], new, D, R[s])
                 else:
                     residual_of(A[i], z_new, new, D, R[s])
                 for m in range(new.size):
@@ -392,13 +316,13 @@ def _solve_piece(
                 continue
             residual[i] = reached
             if waiting < last:
-                rows[s], sweeps[s], chosen[s] = waiting, 0, nothing
+                rows[s], sweeps[s] = waiting, 0
                 R[s] = -A[waiting]
                 waiting += 1
                 s += 1
             else:  # the last in hand takes its place
                 hand -= 1
-                rows[s], sweeps[s], chosen[s], grams[s] = rows[hand], sweeps[hand], chosen[hand], grams[hand]
+                rows[s], sweeps[s] = rows[hand], sweeps[hand]
                 R[s], G[s] = R[hand], G[hand]
 
 

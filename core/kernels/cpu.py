@@ -46,7 +46,8 @@ def solve(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """See `core.kernels.solve`; each row to the same last bit whatever the batch.
 
-    Holds beside Z, for each of 16 rows a thread, k + 2d numbers and the square of its working set.
+    Holds beside Z, for each thread, k + 2d numbers for each of 16 rows, and twice the square of the largest working
+    set. (With few concepts: 16 times the square of k.)
     """
     Z, residual = A.new_zeros(len(A), len(D)), torch.zeros_like(tolerance)
     few = len(D) <= min(FEW_CONCEPTS, D.shape[1])

@@ -75,8 +75,11 @@ def residual_of(a: Array, z: Array, chosen: Array, D: Array, r: Array) -> None:
     """r = zD − a, for codes of the chosen concepts."""
     for m in range(a.size):
         r[m] = -a[m]
-    for j in range(z.size):
-        if z[j] != 0:
-            d, value = D[chosen[j]], z[j]
-            for m in range(a.size):
-                r[m] += value * d[m]
+    used = np.nonzero(z)[0]
+    concepts, values = chosen[used], np.zeros(used.size + 3, z.dtype)
+    values[: used.size] = z[used]
+    for j in range(0, used.size, 4):
+        d0, d1, d2, d3 = four_chosen(D, concepts, j)
+        v0, v1, v2, v3 = values[j], values[j + 1], values[j + 2], values[j + 3]
+        for m in range(a.size):
+            r[m] += v0 * d0[m] + v1 * d1[m] + v2 * d2[m] + v3 * d3[m]

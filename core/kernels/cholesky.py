@@ -1,0 +1,140 @@
+"""Cholesky factor of a few concepts' gram, B = Uᵀ·U, and solves with it, at the rate of the vector units.
+
+Each number of U takes the products of the rows above it one by one, in rising order, and sixteen numbers of a row
+do so at once. A factor is kept without its lower triangle, with the reciprocals of the pivots on its diagonal; its
+rows are padded to whole vectors, and the last ones to four with the identity.
+
+As for `core.kernels.lanes`, numba's disk cache of what calls this does not see that this file has changed.
+"""
+
+from typing import Any
+
+import numpy as np
+
+from core.kernels.lanes import LANES, add_scaled, load, multiply, splat, store, subtract, zeros_of
+from core.threads import compiled
+
+Array = np.ndarray[Any, np.dtype[Any]]
+
+# A pivot below this many roundings of its diagonal is nothing: that concept is a combination of those before it.
+PIVOT_ROUNDINGS = 100
+
+
+@compiled()
+def room_for(size: int, B: Array) -> Array:
+    """Room for the factor of so many concepts' gram, or of fewer: about size² numbers of B's type."""
+    vectors = (size + LANES - 1) // LANES
+    return np.empty((vectors * LANES * vectors, LANES), B.dtype)
+
+
+@compiled()
+def _gather(B: Array, support: Array, U: Array, width: int) -> None:
+    """The upper triangle of B on the support."""
+    n, U_flat = support.size, U.ravel()
+    for i in range((n + 3) // 4 * 4):
+        start = i // LANES * LANES
+        U_flat[i * width + start : (i + 1) * width] = 0
+        if i < n:
+            b, row, rest = B[support[i]], U_flat[i * width + i : i * width + n], support[i:]
+            for j in range(rest.size):
+                row[j] = b[rest[j]]
+        else:
+            U_flat[i * width + i] = 1
+
+
+@compiled()
+def _subtract_products(U: Array, top: int, v: int, vectors: int) -> None:
+    """Vectors v and v + 1 (or v alone, if last) of the four rows from `top`, less what the rows above contribute."""
+    w, width, U_flat = min(v + 1, vectors - 1), vectors * LANES, U.ravel()
+    zero = zeros_of(U)
+    p0 = p1 = p2 = p3 = q0 = q1 = q2 = q3 = zero
+    for m in range(top):
+        x, y = load(U, m * vectors + v), load(U, m * vectors + w)
+        u = U_flat[m * width + top : m * width + top + 4]
+        p0, q0 = add_scaled(p0, u[0], x), add_scaled(q0, u[0], y)
+        p1, q1 = add_scaled(p1, u[1], x), add_scaled(q1, u[1], y)
+        p2, q2 = add_scaled(p2, u[2], x), add_scaled(q2, u[2], y)
+        p3, q3 = add_scaled(p3, u[3], x), add_scaled(q3, u[3], y)
+    at = top * vectors
+    p0, q0 = subtract(load(U, at + v), p0), subtract(load(U, at + w), q0)
+    store(U, at + v, p0), store(U, at + w, q0)
+    at += vectors
+    p1, q1 = subtract(load(U, at + v), p1), subtract(load(U, at + w), q1)
+    store(U, at + v, p1), store(U, at + w, q1)
+    at += vectors
+    p2, q2 = subtract(load(U, at + v), p2), subtract(load(U, at + w), q2)
+    store(U, at + v, p2), store(U, at + w, q2)
+    at += vectors
+    p3, q3 = subtract(load(U, at + v), p3), subtract(load(U, at + w), q3)
+    store(U, at + v, p3), store(U, at + w, q3)
+
+
+@compiled()
+def _pivot(value: float, least: float) -> float:
+    """Its reciprocal; 0 where it is nothing."""
+    return 1 / np.sqrt(value) if value > least else value - value
+
+
+@compiled()
+def factor(B: Array, support: Array, U: Array) -> None:
+    """U becomes the factor of B on the support; a concept that those before it span gets a row of zeros."""
+    n = support.size
+    vectors = (n + LANES - 1) // LANES
+    width, U_flat = vectors * LANES, U.ravel()
+    _gather(B, support, U, width)
+    r, least = np.empty(4, B.dtype), np.zeros((n + 3) // 4 * 4, B.dtype)
+    for i in range(n):
+        least[i] = PIVOT_ROUNDINGS * np.finfo(B.dtype).eps * U_flat[i * width + i]
+    for top in range(0, n, 4):
+        first = top // LANES
+        for v in range(first, vectors, 2):
+            _subtract_products(U, top, v, vectors)
+        x0, x1 = U_flat[top * width + top :], U_flat[(top + 1) * width + top :]
+        x2, x3 = U_flat[(top + 2) * width + top :], U_flat[(top + 3) * width + top :]
+        r[0] = _pivot(x0[0], least[top])
+        u01, u02, u03 = x0[1] * r[0], x0[2] * r[0], x0[3] * r[0]
+        r[1] = _pivot(x1[1] - u01 * u01, least[top + 1])
+        u12, u13 = (x1[2] - u01 * u02) * r[1], (x1[3] - u01 * u03) * r[1]
+        r[2] = _pivot(x2[2] - u02 * u02 - u12 * u12, least[top + 2])
+        u23 = (x2[3] - u02 * u03 - u12 * u13) * r[2]
+        r[3] = _pivot(x3[3] - u03 * u03 - u13 * u13 - u23 * u23, least[top + 3])
+        for v in range(first, vectors):
+            at = top * vectors + v
+            w0 = multiply(load(U, at), splat(r[0]))
+            w1 = multiply(add_scaled(load(U, at + vectors), -u01, w0), splat(r[1]))
+            w2 = add_scaled(add_scaled(load(U, at + 2 * vectors), -u02, w0), -u12, w1)
+            w2 = multiply(w2, splat(r[2]))
+            w3 = add_scaled(add_scaled(load(U, at + 3 * vectors), -u03, w0), -u13, w1)
+            w3 = multiply(add_scaled(w3, -u23, w2), splat(r[3]))
+            (
+                store(U, at, w0),
+                store(U, at + vectors, w1),
+                store(U, at + 2 * vectors, w2),
+                store(U, at + 3 * vectors, w3),
+            )
+        x0[0], x1[1], x2[2], x3[3] = r[0], r[1], r[2], r[3]
+
+
+@compiled()
+def pivot(U: Array, n: int, i: int) -> float:
+    """The reciprocal of the i-th pivot, 0 for a concept that those before it span."""
+    return U[i * ((n + LANES - 1) // LANES) + i // LANES, i % LANES]  # type: ignore[no-any-return]
+
+
+@compiled()
+def solve(U: Array, x: Array) -> None:
+    """x ← (Uᵀ·U)⁻¹x; x becomes zero where the pivot is."""
+    n, U_flat = x.size, U.ravel()
+    width = (n + LANES - 1) // LANES * LANES
+    for i in range(n):
+        row, rest = U_flat[i * width + i + 1 : i * width + n], x[i + 1 :]
+        x[i] *= U_flat[i * width + i]
+        value = x[i]
+        for j in range(rest.size):
+            rest[j] -= row[j] * value
+    for i in range(n - 1, -1, -1):
+        row, rest = U_flat[i * width + i + 1 : i * width + n], x[i + 1 :]
+        inner = x[i] - x[i]
+        for j in range(rest.size):
+            inner += row[j] * rest[j]
+        x[i] = (x[i] - inner) * U_flat[i * width + i]
