@@ -7,6 +7,7 @@ between two slices. The heartbeat comes from this same loop: while it comes, the
 import logging
 import select
 import socket
+import threading
 import time
 from collections.abc import Generator
 from pathlib import Path
@@ -38,13 +39,14 @@ from app.worker.messages import (
 )
 from core import NMF, Dictionary
 from core.metrics import measure_steps
-from core.warm import warm
+from core.warm import warm, warm_encodes
 
 logger = logging.getLogger("dictserve.worker")
 
 # However fast encodes come, a fit gets its slice and the supervisor its heartbeat after so many.
 FRAMES_A_TURN = 8
 DTYPES: dict[Dtype, torch.dtype] = {"float32": torch.float32, "float64": torch.float64}
+LOADING_SECONDS = 2.0  # that kernels take which were compiled before, and more
 PROGRESS_SECONDS = 0.1  # between two progress messages
 
 
@@ -61,6 +63,7 @@ class Worker:
         self._cache = DictionaryCache(first.cache_bytes, self._prepare)
         self._heartbeat_seconds = first.heartbeat_seconds
         self._next_heartbeat = 0.0
+        self._float64 = _Kernels(torch.float64)
         self._fit: tuple[str, Generator[None, None, None]] | None = None
 
     def run(self) -> None:
@@ -98,6 +101,9 @@ class Worker:
     # -- encode and decode --------------------------------------------------------------------------------
 
     def _solve(self, solve: Solve, rows: np.ndarray) -> None:
+        if solve.key.dtype == "float64" and not self._float64.is_ready():
+            self._send(Failed(solve.id, "WorkerUnavailable", "the kernels for float64 are being compiled"))
+            return
         try:
             dictionary = self._cache.get(solve.key.name, solve.key.version, solve.key.dtype)
             given = torch.from_numpy(rows)
@@ -173,6 +179,22 @@ class Worker:
 
     def _send(self, message: Message, *arrays: np.ndarray) -> None:
         frames.send(self._channel, message, *arrays)
+
+
+class _Kernels:
+    """Those for encodes in a dtype that few ask for, made at the first request."""
+
+    def __init__(self, dtype: torch.dtype) -> None:
+        self._dtype = dtype
+        self._thread: threading.Thread | None = None
+
+    def is_ready(self) -> bool:
+        """From the disk cache they are there at once; else a thread compiles them, while the loop goes on."""
+        if self._thread is None:
+            self._thread = threading.Thread(target=warm_encodes, args=(self._dtype,), daemon=True)
+            self._thread.start()
+            self._thread.join(LOADING_SECONDS)
+        return not self._thread.is_alive()
 
 
 def _device(told: str) -> torch.device:

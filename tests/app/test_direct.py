@@ -54,7 +54,7 @@ def test_both_ways_answer_alike(  # type: ignore[no-untyped-def]
 
 
 @pytest.mark.parametrize("path", ["/encode", UNDER + "/encode"])
-def test_a_fault_of_the_service_is_told_without_details_and_raised_for_the_log(
+def test_a_fault_of_the_service_is_told_without_details_either_way(
     client: TestClient,
     mounted: TestClient,
     digits: str,

@@ -1,6 +1,6 @@
 """Servers to compare with. Each is started as ``python -m benchmarks.service.peers.NAME PORT NAME=PATH …``, the
-dictionaries being npy files of D, and answers JSON from the same `core.Dictionary` as our service does.
-One only sends back what came (echo.py)."""
+dictionaries being npy files of D, and answers JSON from the same `core.Dictionary` as our service does;
+echo.py, the floor, sends back what came."""
 
 import sys
 
