@@ -18,12 +18,12 @@ def main() -> int:
     parser.add_argument("--seconds", type=float, default=float("inf"), help="kill no more after so long")
     told = parser.parse_args()
     folder = Path(tempfile.mkdtemp(prefix="dictserve-crash-"))
+    print(f"seed {told.seed}; the store and all logs are in {folder} until it has passed", file=sys.stderr)
     report = run(folder, told.kills, told.seed, told.seconds)
     for fault in report.faults[:MOST_FAULTS]:
         print(fault.told(report.operations))
     print(report)
     if report.faults:
-        print(f"the store and all logs are in {folder}")
         return 1
     shutil.rmtree(folder)
     return 0
