@@ -7,11 +7,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from app.store import Store
 from app.worker import frames
 from app.worker.loop import Worker
 from app.worker.messages import Configure, Dtype, Failed, Fit, FitProgress, Fitted, Key, Solve, Solved
+from core.warm import warm_encodes
 from tests.app.conftest import D, publish
 
 A = np.random.default_rng(0).random((50, 2), np.float32) @ D
@@ -102,6 +104,7 @@ def test_a_dictionary_is_loaded_for_the_first_of_many_requests(turned: Turned, l
 
 
 def test_each_dtype_has_a_preparation_of_its_own(turned: Turned, loads: list[int]) -> None:
+    warm_encodes(torch.float64)  # else the first request may find the kernels being compiled
     dtypes: list[Dtype] = ["float32", "float64"]
     codes = {}
     for dtype in dtypes * 2:
