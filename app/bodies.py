@@ -22,6 +22,7 @@ from app.formats import JSON, NPY, SAFETENSORS, Format, answer_format, request_f
 from app.formats.answer import Answer, Scalar
 from app.formats.buffer import Buffer
 from app.inflate import CODINGS, inflated
+from app.pieces import PiecesResponse
 from app.schemas import Fields
 from app.settings import Settings
 from app.store import store_errors
@@ -174,7 +175,10 @@ def array_answer(
     """An answer of scalars and arrays. Headers carry the scalars too: some bodies hold the array alone."""
     answer = Answer(scalars, arrays)
     headers = {f"Dictserve-{name.capitalize()}": text for name, text in answer.as_text().items()}
-    return Response(format.write(answer, base64), media_type=format.media_types[0], headers=headers)
+    body = format.write(answer, base64)
+    if isinstance(body, bytes):
+        return Response(body, media_type=format.media_types[0], headers=headers)
+    return PiecesResponse(body, headers, format.media_types[0])
 
 
 class _Receiver:

@@ -11,7 +11,7 @@ import numpy as np
 
 from app.errors import NotAcceptable, UnsupportedMediaType
 from app.formats import csv_format, json_format, npy_format, safetensors_format
-from app.formats.answer import Answer
+from app.formats.answer import Answer, Content
 from app.formats.buffer import Buffer
 
 Arrays = dict[str, np.ndarray]
@@ -26,7 +26,7 @@ class Format:
         carries_fields: its bodies hold the other fields too; else those are query parameters.
         many_arrays: its answers can hold more than one array.
         read: (body, the array's field) → fields beside the array, arrays by field.
-        write: (answer, whether arrays are to be base64 text) → body.
+        write: (answer, whether arrays are to be base64 text) → body, whole or in parts.
     """
 
     name: str
@@ -34,7 +34,7 @@ class Format:
     carries_fields: bool
     many_arrays: bool
     read: Callable[[Buffer, str], tuple[dict[str, object], Arrays]]
-    write: Callable[[Answer, bool], bytes]
+    write: Callable[[Answer, bool], Content]
 
 
 def _alone(read: Callable[[Buffer, str], Arrays]) -> Callable[[Buffer, str], tuple[dict[str, object], Arrays]]:
@@ -42,7 +42,7 @@ def _alone(read: Callable[[Buffer, str], Arrays]) -> Callable[[Buffer, str], tup
     return lambda body, array_field: ({}, read(body, array_field))
 
 
-def _binary(write: Callable[[Answer], bytes]) -> Callable[[Answer, bool], bytes]:
+def _binary(write: Callable[[Answer], Content]) -> Callable[[Answer, bool], Content]:
     """A writer that has no use for base64."""
     return lambda answer, _: write(answer)
 

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+Content = bytes | tuple[memoryview, ...]  # of a body: whole, or in parts
 Scalar = str | int | float | bool
 
 

@@ -15,11 +15,12 @@ from functools import lru_cache
 import numpy as np
 
 from app.errors import MalformedBody
-from app.formats.answer import Answer
+from app.formats.answer import Answer, Content
 from app.formats.buffer import Buffer
 
 MAGIC = b"\x93NUMPY"
 MAX_HEADER_BYTES = 4096
+COPIED_BYTES = 1024 * 1024  # of an answer's array that is put into one body with its header
 PREFIX_BYTES = 12  # magic, version and the longer of the two header lengths
 
 # float16/32/64 and the integers, of either byte order; `|` (no order) is for single bytes.
@@ -91,11 +92,13 @@ def _view(header: Header, body: memoryview) -> np.ndarray:
     return flat.reshape(header.shape, order="F" if header.fortran_order else "C")
 
 
-def write(answer: Answer) -> bytes:
-    """The one array; the scalars are in the headers."""
+def write(answer: Answer) -> Content:
+    """The one array; the scalars are in the headers. A large one is not copied: its header and itself."""
     array = np.ascontiguousarray(answer.main)
     header = io.BytesIO()
     np.lib.format.write_array_header_1_0(header, np.lib.format.header_data_from_array_1_0(array))
+    if array.nbytes > COPIED_BYTES:
+        return memoryview(header.getvalue()), array.data.cast("B")
     return b"".join((header.getvalue(), array.data))  # once copied, where a buffer that grows would copy it twice
 
 

@@ -252,3 +252,10 @@ def test_fits_take_every_format(client: TestClient, send: Send) -> None:
     content = {IN["safetensors"]: safetensors.numpy.save({"data": A}), IN["csv"]: csv(A)}[send]
     answer = client.post("/fit?name=a&nb_concepts=2", content=content, headers={"prefer": "wait=10"})
     assert answer.json()["state"] == "succeeded", answer.text
+
+
+def test_a_large_npy_answer_comes_in_pieces_and_whole(client: TestClient, digits: str) -> None:
+    rows = np.random.default_rng(0).random((200_000, 4), np.float32)
+    answer = client.post(f"/encode?dictionary={digits}", content=npy(rows))
+    assert int(answer.headers["content-length"]) == len(answer.content)
+    np.testing.assert_array_equal(np.load(io.BytesIO(answer.content)), rows @ D.T)
