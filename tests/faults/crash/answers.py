@@ -115,7 +115,7 @@ class History:
                 continue
             name, number = operation.told["name"], operation.told["version"]
             for reference, version in of_name[name]:
-                if number not in (None, reference[1]):
+                if number not in (None, reference[1]) or version.asked > operation.ended:
                     continue
                 version.maybe_deleted = min(version.maybe_deleted, operation.asked)
                 if operation.done and (number is not None or version.told < operation.asked):
