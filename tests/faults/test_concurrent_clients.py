@@ -1,10 +1,12 @@
 """Many clients at once: floods past the bounds, same keys, same names, and dictionaries removed while in use."""
 
 import io
+import socket
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from pathlib import Path
 
 import httpx
@@ -26,7 +28,7 @@ def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
     service = Service(base / "models", DICTSERVE_QUEUE_ROWS=str(QUEUE_ROWS), DICTSERVE_QUEUE_JOBS="60").start()
     assert put(service).status_code == 201
     yield service
-    assert "Traceback" not in service.log.read_text()
+    assert "unexpected error" not in service.log.read_text()
     assert service.stop() == 0
 
 
@@ -52,9 +54,6 @@ def resident_bytes(pid: int) -> int:
 
 def test_a_thousand_connections_at_once(shared: Service) -> None:
     """All are open before the first asks. Each is served, or told at once to come back."""
-    import socket
-    from contextlib import ExitStack
-
     request = f"POST /encode?dictionary=d HTTP/1.1\r\nHost: x\r\nContent-Length: {len(npy(ROWS))}\r\n\r\n".encode()
     with ExitStack() as stack:
         opened = [
