@@ -5,12 +5,12 @@ import time
 import httpx
 import numpy as np
 
-from demo.digits import split_digits
 from demo.service import npy
 from tests.e2e.conftest import Service
 
 D = np.eye(4, 6, dtype=np.float32) + 0.1
 ROWS = np.ones((3, 6), np.float32)
+NOISE = np.random.default_rng(1).random((2000, 256), np.float32)
 FITTED = np.random.default_rng(0).random((200, 6), np.float32)
 
 
@@ -43,9 +43,10 @@ def fit(service: Service, **parameters: object) -> str:
 
 
 def long_fit(service: Service, **parameters: object) -> str:
-    """A fit that goes on for as long as it is let, on small data; when this returns it runs."""
-    rows, _ = split_digits()
-    id = service.fit(rows, **{"name": "long", "nb_concepts": 32, "tol": 0, "max_iter": 100_000} | parameters)
+    """A fit that does not settle soon, on small data; when this returns it runs."""
+    id = service.fit(
+        NOISE, **{"name": "long", "nb_concepts": 32, "solver": "mu", "tol": 0, "max_iter": 100_000} | parameters
+    )
     service.until(id, "running", iteration=1)
     return id
 

@@ -15,7 +15,7 @@ from demo.service import npy
 from tests.e2e.conftest import Service
 from tests.faults.asked import FITTED, D, encode, eventually, fit, long_fit, problem, put, require_next
 
-DISK_BYTES = 2 * 1024 * 1024
+DISK_BYTES = 8 * 1024 * 1024
 
 
 def mount(*arguments: str) -> None:

@@ -1,0 +1,222 @@
+"""Processes killed and stopped, memory that runs out, clocks that jump, and two services on one store."""
+
+import io
+import os
+import resource
+import signal
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from app import jobs, store
+from app.jobs import Jobs
+from app.store import Store
+from demo.service import npy
+from tests.e2e.conftest import Service, gone
+from tests.faults.asked import FITTED, ROWS, encode, fit, long_fit, problem, put, require_next
+
+MIB = 1024 * 1024
+LARGE = np.tile(FITTED, (600, 1))  # some tenths of a second of work
+
+
+@pytest.fixture(scope="module")
+def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
+    """For tests that cost a worker, not the service."""
+    service = Service(tmp_path_factory.mktemp("machine") / "models").start()
+    assert put(service).status_code == 201
+    yield service
+    assert "unexpected error" not in service.log.read_text()
+    assert service.stop() == 0
+
+
+def kill_worker(service: Service) -> None:
+    worker = service.worker_pid
+    os.kill(worker, signal.SIGKILL)
+    assert gone(worker)
+
+
+def test_the_worker_killed_while_idle(shared: Service) -> None:
+    kill_worker(shared)
+    answer = encode(shared)
+    if answer.status_code != 200:
+        problem(answer, 503, "worker-unavailable")
+    assert shared.client.get("/livez").status_code == 200
+    assert shared.client.get("/dictionaries").status_code == 200
+    require_next(shared)
+
+
+def test_the_worker_killed_in_the_midst_of_encodes(shared: Service) -> None:
+    with ThreadPoolExecutor(6) as pool:
+        answers = [pool.submit(encode, shared, "d", LARGE) for _ in range(6)]
+        time.sleep(0.3)
+        kill_worker(shared)
+        statuses = [answer.result() for answer in answers]
+    refused = [answer for answer in statuses if answer.status_code != 200]
+    assert refused
+    for answer in refused:
+        problem(answer, 503, "worker-unavailable")
+    require_next(shared)
+
+
+def test_the_worker_killed_in_the_midst_of_a_fit(shared: Service) -> None:
+    id = long_fit(shared, max_iter=200)
+    kill_worker(shared)
+    job = shared.ended(id)
+    assert (job["state"], job["attempts"]) == ("succeeded", 2)
+    require_next(shared)
+
+
+@pytest.mark.slow
+def test_the_worker_killed_again_and_again(service: Service) -> None:
+    """Encodes meanwhile are 200 or a 503 that says when; a fit that was not begun is run in the end."""
+    stop, answers = threading.Event(), []
+
+    def send() -> None:
+        while not stop.is_set():
+            answers.append(encode(service))
+            time.sleep(0.05)
+
+    sender = threading.Thread(target=send)
+    sender.start()
+    for _ in range(4):
+        service.wait_ready(20)
+        kill_worker(service)
+    id = fit(service, name="new")
+    stop.set()
+    sender.join()
+    for answer in answers:
+        if answer.status_code != 200:
+            problem(answer, 503, "worker-unavailable")
+    assert service.ended(id)["state"] == "succeeded"
+    require_next(service)
+
+
+def test_sigterm_under_load_cuts_nothing_off(service: Service) -> None:
+    """Encodes that wait and uploads half way are answered whole; the fit goes back into the queue; exit code 0."""
+    id = long_fit(service)
+    worker, body = service.worker_pid, npy(LARGE[:20_000])
+    head = f"POST /encode?dictionary=d HTTP/1.1\r\nHost: x\r\nContent-Length: {len(body)}\r\n\r\n".encode()
+    uploads = [socket.create_connection(("127.0.0.1", service.port), timeout=30) for _ in range(5)]
+    for upload in uploads:
+        upload.sendall(head + body[: len(body) // 2])
+    with ThreadPoolExecutor(10) as pool:
+        answers = [pool.submit(encode, service, "d", LARGE) for _ in range(5)]
+        time.sleep(0.5)
+        begun = time.monotonic()
+        service.process.terminate()  # type: ignore[union-attr] - of a service that runs
+        time.sleep(0.3)
+        for upload in uploads:
+            upload.sendall(body[len(body) // 2 :])
+        for answer in answers:
+            codes = answer.result()
+            assert codes.status_code == 200, codes.text
+            assert np.load(io.BytesIO(codes.content)).shape == (len(LARGE), 4)
+    for upload in uploads:
+        with upload:
+            answered = b"".join(iter(lambda upload=upload: upload.recv(1 << 20), b""))
+        assert answered.startswith(b"HTTP/1.1 200"), answered[:200]
+        assert np.load(io.BytesIO(answered.partition(b"\r\n\r\n")[2])).shape == (20_000, 4)
+    assert service.stop(30) == 0
+    assert time.monotonic() - begun < 30
+    assert gone(worker)
+    service.start()
+    service.until(id, "running", iteration=1)
+    service.client.delete(f"/jobs/{id}")
+    require_next(service)
+
+
+@pytest.mark.parametrize("busy", [False, True], ids=["idle", "in a fit and an encode"])
+def test_no_worker_outlives_its_service(service: Service, busy: bool) -> None:
+    worker = service.worker_pid
+    if busy:
+        long_fit(service)
+        body = npy(LARGE)
+        with socket.create_connection(("127.0.0.1", service.port)) as connection:
+            connection.sendall(f"POST /encode?dictionary=d HTTP/1.1\r\nContent-Length: {len(body)}\r\n\r\n".encode())
+            connection.sendall(body)
+    service.kill()
+    assert gone(worker, seconds=5)
+    service.start()
+    require_next(service)
+
+
+@pytest.fixture
+def wide(service: Service) -> tuple[Service, np.ndarray]:
+    """A service whose worker may take no more than 30 MiB beyond what it has, and rows that are more."""
+    rows = np.random.default_rng(0).random((1000, 20_000), np.float32)
+    service.client.put("/dictionaries/wide", content=npy(rows[:4])).raise_for_status()
+    assert encode(service, "wide", rows[:1]).status_code == 200
+    pid = service.worker_pid
+    used = int(Path(f"/proc/{pid}/statm").read_text().split()[0]) * resource.getpagesize()
+    resource.prlimit(pid, resource.RLIMIT_AS, (used + 30 * MIB, resource.RLIM_INFINITY))
+    return service, rows
+
+
+def test_an_encode_that_the_worker_has_no_memory_for(wide: tuple[Service, np.ndarray]) -> None:
+    """It is told so, or the worker dies of it and another comes."""
+    service, rows = wide
+    answer = encode(service, "wide", rows)
+    assert answer.status_code in (503, 507), answer.text
+    problem(answer, answer.status_code, "device-out-of-memory" if answer.status_code == 507 else "worker-unavailable")
+    require_next(service)
+
+
+@pytest.mark.xfail(reason="the worker tells what the system says of memory as an error of its own", strict=False)
+def test_a_fit_that_the_worker_has_no_memory_for(wide: tuple[Service, np.ndarray]) -> None:
+    """As above; the worker that comes has no such limit, and ends the fit."""
+    service, rows = wide
+    job = service.ended(service.fit(rows, name="large", nb_concepts=4, max_iter=2))
+    assert job["state"] == "succeeded" or job["error"]["type"] == "device-out-of-memory", job["error"]
+    require_next(service)
+
+
+def test_a_clock_that_jumps_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An hour back between every two jobs: ids stay unique, each job is claimed once, and none is lost."""
+    database = Jobs(f"sqlite:///{tmp_path / 'jobs.sqlite3'}")
+    database.open()
+    now = time.time_ns()
+    ids = []
+    for hours in range(20):
+        monkeypatch.setattr(jobs.time, "time_ns", lambda hours=hours: now - hours * 3600 * 10**9)
+        monkeypatch.setattr(store, "now", lambda hours=hours: f"2020-01-{28 - hours:02}T00:00:00.000+00:00")
+        job = database.add("a", {"max_iter": 1}, {"file": f"{hours}"})
+        assert job is not None
+        ids.append(job.id)
+    assert len(set(ids)) == 20
+    monkeypatch.setattr(jobs.time, "time_ns", lambda: now)
+    assert len({jobs.new_id() for _ in range(10_000)}) == 10_000  # within one moment
+    claimed = [record.job.id for record in iter(lambda: database.claim("me"), None)]
+    assert sorted(claimed) == sorted(ids)
+    database.close()
+
+
+def test_two_services_leave_each_others_work_alone(service: Service) -> None:
+    """One has a fit running, one queued and an upload half way while the other starts, idles and stops."""
+    running, queued = long_fit(service), fit(service, name="queued")
+    body = npy(FITTED)
+    head = f"POST /fit?name=sent&nb_concepts=2 HTTP/1.1\r\nHost: x\r\nContent-Length: {len(body)}\r\n\r\n".encode()
+    with socket.create_connection(("127.0.0.1", service.port), timeout=30) as upload:
+        upload.sendall(head + body[:2000])
+        time.sleep(0.2)
+        staged = set(Store(service.store).activations.iterdir())
+        assert len(staged) == 3
+        other = Service(service.store).start()
+        try:
+            assert other.ended(queued)["state"] == "succeeded"  # it has a worker to spare
+            left = set(Store(service.store).activations.iterdir())
+            assert len(staged - left) == 1
+            assert encode(other, "d", ROWS).status_code == 200
+            assert other.job(running)["state"] == "running"
+        finally:
+            assert other.stop() == 0
+        upload.sendall(body[2000:])
+        assert upload.recv(12) == b"HTTP/1.1 202"
+    assert service.job(running)["attempts"] == 1
+    assert service.client.delete(f"/jobs/{running}").json()["state"] == "cancelled"
+    require_next(service)
