@@ -38,7 +38,7 @@ _AFTER_A_NUMBER = re.compile(rb"(,)")
 _NOT_A_NUMBER = re.compile(rb"[-+]?(?:nan|inf(?:inity)?)\b", re.IGNORECASE)
 
 
-PIECE_BYTES = 64 * 1024  # of an array's text, decoded at a time: about 0.2 ms
+PIECE_BYTES = 256 * 1024  # of an array's text, decoded at a time: about 1 ms; giving up the lock costs 0.07 ms
 _BLANK = b'"\\u0000the array"'  # what stands in the array's place once it is cut out
 
 
@@ -155,6 +155,8 @@ def _decoded_in_pieces(text: memoryview) -> np.ndarray | None:
     packed, width = bytearray(), 0
     try:
         for piece in _pieces(text, _AFTER_A_ROW if in_rows else _AFTER_A_NUMBER):
+            if packed:
+                time.sleep(0)  # gives up the interpreter's lock
             rows = _rows_decoder.decode(piece) if in_rows else [_row_decoder.decode(piece)]
             if not rows or not rows[0]:
                 return None
@@ -163,7 +165,6 @@ def _decoded_in_pieces(text: memoryview) -> np.ndarray | None:
                 if in_rows and len(row) != width:
                     return None
                 packed += struct.pack(f"{len(row)}d", *row)
-            time.sleep(0)  # gives up the interpreter's lock
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         return None
     array = np.frombuffer(packed, np.float64)
