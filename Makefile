@@ -49,3 +49,4 @@ bench: install
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find app benchmarks core demo tests -name __pycache__ -prune -exec rm -rf {} +
