@@ -316,8 +316,9 @@ class Fits:
                 case FitProgress() as told:
                     _note(running, told)
                     if asyncio.get_running_loop().time() >= next_writing:
-                        next_writing += self._settings.progress_interval_seconds
                         await self._write_progress(running)
+                        # From now on: a slow database is not to be asked ever more often.
+                        next_writing = asyncio.get_running_loop().time() + self._settings.progress_interval_seconds
                 case Fitted(_, seconds):
                     D, metrics, losses = frame.arrays
                     running.loss_history = thinned(list(enumerate(losses.tolist(), start=1)))

@@ -3,7 +3,7 @@
 import sqlite3
 import subprocess
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -70,16 +70,12 @@ def test_a_database_that_is_locked_while_a_fit_ends(service: Service) -> None:
     require_next(service)
 
 
-def corrupted(content: bytes) -> Callable[[Path], None]:
+def garbled(path: Path) -> None:
     """Everything there is is overwritten, the log of what was written last too."""
-
-    def corrupt(path: Path) -> None:
-        for file in path.parent.glob(path.name + "*"):
-            size = max(file.stat().st_size, len(content))
-            with file.open("r+b") as opened:
-                opened.write((content * (size // len(content) + 1))[:size])
-
-    return corrupt
+    for file in path.parent.glob(path.name + "*"):
+        size = file.stat().st_size
+        with file.open("r+b") as opened:
+            opened.write(b"garbage " * (size // 8))
 
 
 def replaced(path: Path) -> None:
@@ -91,16 +87,23 @@ def damaged_past_its_header(path: Path) -> None:
     path.write_bytes(path.read_bytes()[:100] + b"\xff" * 8000)
 
 
-@pytest.mark.parametrize("corrupt", [corrupted(b"garbage "), replaced, damaged_past_its_header])
-def test_a_start_on_a_corrupt_database_says_why_in_a_line(service: Service, corrupt: Callable[[Path], None]) -> None:
+def test_a_start_on_a_corrupt_database_says_why_in_a_line(service: Service) -> None:
     assert service.stop() == 0
-    corrupt(database(service))
     assert service.process is not None
-    run = subprocess.run(service.process.args, capture_output=True, text=True, timeout=30)
-    assert run.returncode != 0
-    assert "the jobs' database cannot be used" in run.stderr
-    assert len(run.stderr.strip().splitlines()) == 1, run.stderr
-    assert [path.name for path in (service.store / "d").iterdir()] == ["1"]
+    path = database(service)
+    whole = path.read_bytes()
+    for corrupt in (garbled, damaged_past_its_header, replaced):
+        corrupt(path)
+        run = subprocess.run(service.process.args, capture_output=True, text=True, timeout=30)
+        assert run.returncode != 0
+        assert "the jobs' database cannot be used" in run.stderr
+        assert len(run.stderr.strip().splitlines()) == 1, run.stderr
+        if path.is_file():
+            path.write_bytes(whole)
+    path.rmdir()
+    path.write_bytes(whole)
+    service.start()
+    require_next(service)
 
 
 def test_a_record_that_cannot_be_read(service: Service) -> None:
