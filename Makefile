@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: install demo serve check test crash bench clean
+.PHONY: install demo serve check test fuzz crash bench clean
 
 install: $(INSTALLED)
 
@@ -33,6 +33,9 @@ N ?= 200
 SEED ?= 1
 crash: install
 	$(BIN)/python -m tests.faults.crash --kills $(N) --seed $(SEED)
+
+fuzz: install
+	DICTSERVE_FUZZ_CASES=10000 DICTSERVE_FUZZ_EXAMPLES=200 $(BIN)/python -m pytest tests/faults/test_mutated_bodies.py tests/faults/test_openapi_fuzz.py
 
 # Peers are extras that may fail to install: the benchmarks say which are absent, and why. overcomplete wants vision
 # models and a torchvision that fits torch's build; its factorisation needs neither, so it comes alone. Servers get

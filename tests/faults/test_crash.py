@@ -23,13 +23,13 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def report(folder: Path) -> Report:
-    return run(folder, kills=12, seed=7, seconds=25)
+    return run(folder, kills=8, seed=7, seconds=15)
 
 
 def test_promises_hold_whatever_is_killed(report: Report) -> None:
     print(report)
     assert not report.faults, "\n".join(fault.told(report.operations) for fault in report.faults[:5])
-    assert report.kills.total() >= 4
+    assert report.kills.total() >= 3
     assert {kind for kind, count in report.done.items() if count} >= KINDS
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import safetensors.numpy
 
+from app.store import REMOVED
 from tests.faults.crash.answers import ENDED, NEVER, History
 from tests.faults.crash.clients import Reference, digest
 from tests.faults.crash.log import Fault
@@ -115,9 +116,11 @@ def _check_leftovers(store: Path) -> Iterator[Fault]:
         for path in (private / folder).iterdir():
             yield Fault(f"{path} was left over")
     files = {path.name for path in private.iterdir()} - {"activations", "staging", "owners"}
-    if not files <= {"jobs.sqlite3", "jobs.sqlite3-wal", "jobs.sqlite3-shm"}:
+    if not files <= {"jobs.sqlite3", "jobs.sqlite3-wal", "jobs.sqlite3-shm", "lock"}:
         yield Fault(f"{private} holds {sorted(files)}")
     for name in store.iterdir():
-        strange = {path.name for path in name.iterdir() if not path.name.isdecimal()} - {".last"}
+        strange = {path.name for path in name.iterdir() if not path.name.isdecimal()}
+        removed = {path for path in strange if path.startswith(REMOVED) and not any((name / path).iterdir())}
+        strange -= removed  # so that their numbers are not given again
         if name.name != ".dictserve" and strange:
             yield Fault(f"{name} holds {sorted(strange)}")
