@@ -4,6 +4,7 @@ A fit therefore never holds up an encode for longer than a slice, nothing needs 
 between two slices. The heartbeat comes from this same loop: while it comes, the loop turns.
 """
 
+import errno
 import logging
 import select
 import socket
@@ -235,8 +236,19 @@ def _relative_errors(A: torch.Tensor, approximation: torch.Tensor) -> torch.Tens
     return torch.where(norms > 0, errors / norms, 0).to(A.dtype)
 
 
+def _is_want_of_memory(error: Exception) -> bool:
+    if isinstance(error, OSError):
+        return error.errno == errno.ENOMEM
+    said = str(error)
+    return (
+        isinstance(error, (MemoryError, torch.OutOfMemoryError))
+        or "not enough memory" in said
+        or "can't allocate memory" in said
+    )
+
+
 def _failed(task: int | str, error: Exception) -> Failed:
-    if isinstance(error, (MemoryError, torch.OutOfMemoryError)) or "not enough memory" in str(error):
+    if _is_want_of_memory(error):
         return Failed(
             task, "DeviceOutOfMemory", "the device has too little memory for this; send fewer rows at a time"
         )

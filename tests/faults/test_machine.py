@@ -165,7 +165,6 @@ def test_an_encode_that_the_worker_has_no_memory_for(wide: tuple[Service, np.nda
     require_next(service)
 
 
-@pytest.mark.xfail(reason="the worker tells what the system says of memory as an error of its own", strict=False)
 def test_a_fit_that_the_worker_has_no_memory_for(wide: tuple[Service, np.ndarray]) -> None:
     """As above; the worker that comes has no such limit, and ends the fit."""
     service, rows = wide
