@@ -97,6 +97,7 @@ def test_the_worker_killed_again_and_again(service: Service) -> None:
     require_next(service)
 
 
+@pytest.mark.slow
 def test_sigterm_under_load_cuts_nothing_off(service: Service) -> None:
     """Encodes that wait and uploads half way are answered whole; the fit goes back into the queue; exit code 0."""
     id = long_fit(service)
