@@ -87,6 +87,7 @@ def damaged_past_its_header(path: Path) -> None:
     path.write_bytes(path.read_bytes()[:100] + b"\xff" * 8000)
 
 
+@pytest.mark.slow
 def test_a_start_on_a_corrupt_database_says_why_in_a_line(service: Service) -> None:
     assert service.stop() == 0
     assert service.process is not None

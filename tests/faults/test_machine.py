@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from app import jobs, store
+from app import jobs
 from app.jobs import Jobs
 from app.store import Store
 from demo.service import npy
@@ -97,6 +97,7 @@ def test_the_worker_killed_again_and_again(service: Service) -> None:
     require_next(service)
 
 
+@pytest.mark.slow
 def test_sigterm_under_load_cuts_nothing_off(service: Service) -> None:
     """Encodes that wait and uploads half way are answered whole; the fit goes back into the queue; exit code 0."""
     id = long_fit(service)
@@ -181,7 +182,7 @@ def test_a_clock_that_jumps_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ids = []
     for hours in range(20):
         monkeypatch.setattr(jobs.time, "time_ns", lambda hours=hours: now - hours * 3600 * 10**9)
-        monkeypatch.setattr(store, "now", lambda hours=hours: f"2020-01-{28 - hours:02}T00:00:00.000+00:00")
+        monkeypatch.setattr(jobs, "now", lambda hours=hours: f"2020-01-{28 - hours:02}T00:00:00.000+00:00")
         job = database.add("a", {"max_iter": 1}, {"file": f"{hours}"})
         assert job is not None
         ids.append(job.id)
