@@ -17,6 +17,7 @@ from typing import Any
 import numba
 import numpy as np
 
+from core.kernels.cholesky import PIVOT_ROUNDINGS
 from core.kernels.lanes import (
     LANES,
     add,
@@ -48,8 +49,6 @@ SWEEPS_BETWEEN = 3
 # after so many sweeps (dependent concepts, as a rule) take up to so many exact steps in a row instead.
 PATIENCE = 40
 EXACT_STEPS = 16
-# A pivot below this many roundings of its diagonal is nothing: that concept is a combination of those before it.
-PIVOT_ROUNDINGS = 100
 # So few rows are swept one by one: each passes over the coordinates that stay, and lanes would be idle.
 FEW = 3
 
