@@ -26,7 +26,6 @@ from app.errors import (
     InvalidFields,
     JobsUnavailable,
     KeyReused,
-    Overloaded,
     StoreUnavailable,
     UnknownDictionary,
     WorkerUnavailable,
@@ -117,8 +116,6 @@ class Fits:
         if idempotency_key is not None and (earlier := await self._of_key(idempotency_key, request_hash)):
             self.uploads.discard(data.file)
             return earlier
-        if await self._in_thread(self._jobs.count_queued) >= self._settings.queue_jobs:
-            raise Overloaded(f"{self._settings.queue_jobs} fits wait already; send this one again later")
         self._store.require_free(parameters.name)
         pinned = told | {"init": self._pinned_init(parameters, data.n_features)}
         if isinstance(data, Named):
@@ -128,6 +125,7 @@ class Fits:
             parameters.name,
             pinned,
             data.as_record(),
+            queue_jobs=self._settings.queue_jobs,
             idempotency_key=idempotency_key,
             request_hash=request_hash,
         )

@@ -14,7 +14,7 @@ from typing import Any
 import sqlalchemy as sql
 from sqlalchemy.exc import IntegrityError, SQLAlchemyError
 
-from app.errors import JobsUnavailable, UnknownJob
+from app.errors import JobsUnavailable, Overloaded, UnknownJob
 from app.schemas import Job, Progress, State
 from app.store import now
 
@@ -105,11 +105,6 @@ class Jobs:
         with self._transaction() as connection:
             return {row[0]: row[1] for row in connection.execute(statement)}
 
-    def count_queued(self) -> int:
-        with self._transaction() as connection:
-            counted = sql.select(sql.func.count()).where(_jobs.c.state == "queued")
-            return int(connection.execute(counted).scalar_one())
-
     # -- the life of a job --------------------------------------------------------------------------------
 
     def add(
@@ -118,10 +113,15 @@ class Jobs:
         parameters: dict[str, Any],
         data: dict[str, Any],
         *,
+        queue_jobs: int,
         idempotency_key: str | None = None,
         request_hash: str | None = None,
     ) -> Job | None:
-        """A new job, queued; durable when this returns. None where another job has the idempotency key."""
+        """A new job, queued; durable when this returns. None where another job has the idempotency key.
+
+        Raises:
+            Overloaded: ``queue_jobs`` jobs wait already.
+        """
         id = new_id()
         with suppress(_KeyTaken), self._transaction() as connection:
             connection.execute(
@@ -140,6 +140,9 @@ class Jobs:
                     request_hash=request_hash,
                 )
             )
+            queued = sql.select(sql.func.count()).where(_jobs.c.state == "queued")
+            if connection.execute(queued).scalar_one() > queue_jobs:  # the insert keeps others out until now
+                raise Overloaded(f"{queue_jobs} fits wait already; send this one again later")
             return self._select_in(connection, _jobs.c.id == id)[0].job
         return None
 

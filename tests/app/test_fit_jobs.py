@@ -232,7 +232,7 @@ def test_a_job_published_before_a_crash_is_not_fitted_again(settings: Settings, 
 def test_a_dead_processs_job_is_taken_up_by_one_of_two(tmp_path: Path) -> None:
     jobs = Jobs(f"sqlite:///{tmp_path / 'jobs.sqlite3'}")
     jobs.open()
-    jobs.add("a", {"max_iter": 1}, {"file": "x"})
+    jobs.add("a", {"max_iter": 1}, {"file": "x"}, queue_jobs=100)
     assert jobs.claim("dead") is not None
     (seen_by_one,), (seen_by_other,) = jobs.running(), jobs.running()
     jobs.requeue(seen_by_one.job.id, seen_by_one.owner, worker_died=False)

@@ -123,7 +123,7 @@ def test_a_flood_of_fits_past_their_queue(shared: Service) -> None:
     for answer in answers:
         if answer.status_code != 202:
             problem(answer, 503, "overloaded")
-    assert 60 <= len(accepted) < 100  # some may be counted before others are written
+    assert len(accepted) == 60
     assert len(list(Store(shared.store).activations.iterdir())) == len(accepted) + 1
     shared.client.delete(f"/jobs/{running}")
     assert {shared.ended(id)["state"] for id in accepted} == {"succeeded"}

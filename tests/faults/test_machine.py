@@ -183,7 +183,7 @@ def test_a_clock_that_jumps_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     for hours in range(20):
         monkeypatch.setattr(jobs.time, "time_ns", lambda hours=hours: now - hours * 3600 * 10**9)
         monkeypatch.setattr(jobs, "now", lambda hours=hours: f"2020-01-{28 - hours:02}T00:00:00.000+00:00")
-        job = database.add("a", {"max_iter": 1}, {"file": f"{hours}"})
+        job = database.add("a", {"max_iter": 1}, {"file": f"{hours}"}, queue_jobs=100)
         assert job is not None
         ids.append(job.id)
     assert len(set(ids)) == 20
