@@ -70,7 +70,7 @@ class Dictionary:
         # concepts of extraordinary size are solved for in units of their own: z = solved / 2^exponent
         self._exponents = exponents_of(self.D.amax(dim=1))
         self._scaled_D = self.D if self._exponents is None else times_power_of_two(self.D, -self._exponents[:, None])
-        self._B = self._scaled_D @ self._scaled_D.T if self.nb_concepts <= LARGEST_GRAM else None
+        self._B = kernels.gram(self._scaled_D) if self.nb_concepts <= LARGEST_GRAM else None
         self._inverse = kernels.inverse_squares(self._scaled_D)
 
     @property
@@ -136,11 +136,7 @@ class Dictionary:
         exponents = exponents_of(A.amax(dim=1))
         if exponents is not None:
             A = times_power_of_two(A, -exponents[:, None])
-        norms = torch.linalg.vector_norm(A, dim=1)
-        Z, residual = kernels.solve(
-            A, self._scaled_D, self._B, self._inverse, tolerance=tol * norms, max_sweeps=max_iter
-        )
-        residual /= norms.clamp_(min=torch.finfo(norms.dtype).tiny)  # an all-zero row has residual 0
+        Z, residual = kernels.solve(A, self._scaled_D, self._B, self._inverse, tol=tol, max_sweeps=max_iter)
         if exponents is None and self._exponents is None:
             return Z, residual
         of_rows = 0 if exponents is None else exponents[:, None]

@@ -13,6 +13,8 @@ import torch
 
 from core.kernels import blocked, cpu
 
+ROWS_MIRRORED = 256  # at once, so that no second matrix of the gram's size is needed
+
 
 def descend(
     Z: torch.Tensor,
@@ -40,16 +42,28 @@ def solve(
     B: torch.Tensor | None,
     inverse: torch.Tensor,
     *,
-    tolerance: torch.Tensor,
+    tol: float,
     max_sweeps: int,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Codes of A (rows, d) on D (k, d) from zero: (Z (rows, k), residual of each row).
+    """Codes of A (rows, d) on D (k, d) from zero: (Z (rows, k), relative residual of each row).
 
-    A row is done when its residual max_j |v_j|/‖d_j‖ (see `core.kernels.reference.kkt_residual`) is at most its
-    `tolerance` (rows,), or after `max_sweeps`; it does not depend on the other rows. B is optional: where it is not
-    held, what is needed of it is computed from D.
+    A row is done when its residual max_j |v_j|/(‖d_j‖·‖a‖) (see `core.kernels.reference.kkt_residual`) is at most
+    `tol`, or after `max_sweeps`; it does not depend on the other rows. That of an all-zero row is 0. B is optional:
+    where it is not held, what is needed of it is computed from D.
     """
-    return _implementation(A).solve(A, D, B, inverse, tolerance, max_sweeps)  # type: ignore[no-any-return]
+    return _implementation(A).solve(A, D, B, inverse, tol, max_sweeps)  # type: ignore[no-any-return]
+
+
+def gram(D: torch.Tensor) -> torch.Tensor:
+    """D·Dᵀ, symmetric to the last bit (which a product need not be): what reads either triangle reads the same."""
+    B = D @ D.T
+    for start in range(0, len(B), ROWS_MIRRORED):
+        rows = slice(start, start + ROWS_MIRRORED)
+        below = B[rows, :start]
+        B[:start, rows] = below.T
+        square = B[rows, rows].tril()
+        B[rows, rows] = square + square.tril(-1).T
+    return B
 
 
 def inverse_diagonal(B: torch.Tensor) -> torch.Tensor:

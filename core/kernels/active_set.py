@@ -21,7 +21,7 @@ import numba
 import numpy as np
 
 from core.kernels.cholesky import factor, pivot, room_for, solve
-from core.kernels.products import four_chosen, gradients, residual_of, tile
+from core.kernels.products import four_chosen, gradients, norm_of, relative, residual_of, row_of_tile, tile
 from core.kernels.sweeps import sweep_row
 from core.threads import compiled
 
@@ -241,15 +241,13 @@ def _refine(
     r is left as the residual of z. Where a step would leave z ≥ 0 the next round is a better remedy.
     """
     support = np.nonzero(z)[0]
-    step = np.empty(support.size, z.dtype)
+    step, products = np.empty(support.size, z.dtype), np.empty(4, z.dtype)
     before = np.inf
     while True:
         residual_of(a, z, chosen, D, r)
-        for i in range(chosen.size):
-            d, inner = D[chosen[i]], r[0] - r[0]
-            for m in range(r.size):
-                inner += d[m] * r[m]
-            g[i] = inner
+        for i in range(0, chosen.size, 4):
+            row_of_tile(r, four_chosen(D, chosen, i), r.size, products)
+            g[i : i + 4] = products[: chosen.size - i]
         reached = _kkt_residual(z, g, inverse)
         if reached <= aim or not reached < before / 2 or support.size > LARGEST_SUPPORT:
             return
@@ -266,36 +264,40 @@ def _refine(
 
 
 @compiled()
-def _solve_piece(
+def solve_some(
     A: Array,
     D: Array,
     B: Array,
     inverse: Array,
-    tolerance: Array,
+    tol: float,
     Z: Array,
     residual: Array,
     max_sweeps: int,
     first: int,
     last: int,
 ) -> None:
-    """Rows `first` to `last`, a few in hand at a time."""
+    """See `core.kernels.solve`, in place on rows first to last of Z (zeros) and residual.
+
+    B is the gram or, where it is not held, empty.
+    """
     k, hand = D.shape[0], min(ROWS_IN_HAND, last - first)
     R = np.zeros(((hand + 3) // 4 * 4, A.shape[1]), A.dtype)
     G = np.zeros((R.shape[0], (k + 3) // 4 * 4), A.dtype)
-    rows, sweeps = np.arange(first, first + hand), np.zeros(hand, np.int64)
+    rows, sweeps, norms = np.arange(first, first + hand), np.zeros(hand, np.int64), np.zeros(hand, A.dtype)
     room, U = np.empty(0, D.dtype), room_for(0, D)  # for the gram of a small problem and its factor
     for s in range(hand):
         R[s] = -A[rows[s]]
+        norms[s] = norm_of(R[s])
     waiting = first + hand
     while hand:
-        gradients(R[: (hand + 3) // 4 * 4], D, G)
+        gradients(R, hand, D, G)
         s = 0
         while s < hand:
             i = rows[s]
             z, g = Z[i], G[s, :k]
             reached = _kkt_residual(z, g, inverse)
-            if reached > tolerance[i] and sweeps[s] < max_sweeps:
-                aim = LAST_SHARE * tolerance[i]
+            if relative(reached, norms[s]) > tol and sweeps[s] < max_sweeps:
+                aim = LAST_SHARE * tol * norms[s]
                 new, all_in = _choose(z, g, inverse)
                 if new.size * new.size > room.size:
                     room = np.empty(new.size * new.size, D.dtype)
@@ -314,15 +316,16 @@ def _solve_piece(
                     z[new[m]] = z_new[m]
                 s += 1
                 continue
-            residual[i] = reached
+            residual[i] = relative(reached, norms[s])
             if waiting < last:
                 rows[s], sweeps[s] = waiting, 0
                 R[s] = -A[waiting]
+                norms[s] = norm_of(R[s])
                 waiting += 1
                 s += 1
             else:  # the last in hand takes its place
                 hand -= 1
-                rows[s], sweeps[s] = rows[hand], sweeps[hand]
+                rows[s], sweeps[s], norms[s] = rows[hand], sweeps[hand], norms[hand]
                 R[s], G[s] = R[hand], G[hand]
 
 
@@ -332,17 +335,14 @@ def solve_rows(
     D: Array,
     B: Array,
     inverse: Array,
-    tolerance: Array,
+    tol: float,
     Z: Array,
     residual: Array,
     max_sweeps: int,
     pieces: int,
 ) -> None:
-    """See `core.kernels.solve`, in place on Z (zeros) and residual; the rows are handed out in so many pieces.
-
-    B is the gram or, where it is not held, empty.
-    """
+    """The same for all rows, handed out in so many pieces."""
     rows = A.shape[0]
     for p in numba.prange(pieces):
         first, last = p * rows // pieces, (p + 1) * rows // pieces
-        _solve_piece(A, D, B, inverse, tolerance, Z, residual, max_sweeps, first, last)
+        solve_some(A, D, B, inverse, tol, Z, residual, max_sweeps, first, last)

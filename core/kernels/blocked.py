@@ -34,11 +34,12 @@ def solve(
     D: torch.Tensor,
     B: torch.Tensor | None,
     inverse: torch.Tensor,
-    tolerance: torch.Tensor,
+    tol: float,
     max_sweeps: int,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """See `core.kernels.solve`; by sweeps alone, on the gram where it is held, else through the residual zD − a."""
-    C = A @ D.T
+    C, norms = A @ D.T, torch.linalg.vector_norm(A, dim=1)
+    tolerance = tol * norms
     Z = torch.zeros_like(C)
     residual = kkt_residual(Z, -C, inverse)
     rows = torch.nonzero(residual > tolerance).squeeze(1)
@@ -56,7 +57,7 @@ def solve(
         Z[rows], residual[rows] = z, left
         going = left > tolerance[rows]
         rows, z, g = rows[going], z[going], g[going]
-    return Z, residual
+    return Z, residual / norms.clamp(min=torch.finfo(norms.dtype).tiny)
 
 
 def kkt_residual(Z: torch.Tensor, G: torch.Tensor, inverse: torch.Tensor) -> torch.Tensor:

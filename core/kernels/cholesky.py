@@ -76,43 +76,54 @@ def _pivot(value: float, least: float) -> float:
 
 
 @compiled()
+def _finish(U: Array, top: int, v: int, vectors: int, least: Array, r: Array, u: Array) -> None:
+    """Vector v of the four rows from `top`, on the diagonal; the reciprocal pivots r, and u the rest, negated.
+
+    By vectors and not by the few numbers that are called for: of numbers, sums may be taken in another order.
+    """
+    width, U_flat = vectors * LANES, U.ravel()
+    for q in range(4):
+        at, place = (top + q) * vectors + v, (top + q) * width + top
+        row = load(U, at)
+        for p in range(q):
+            row = add_scaled(row, u[p, q], load(U, (top + p) * vectors + v))
+        store(U, at, row)
+        r[q] = _pivot(U_flat[place + q], least[top + q])
+        store(U, at, multiply(row, splat(r[q])))
+        for p in range(q + 1, 4):
+            u[q, p] = -U_flat[place + p]
+
+
+@compiled()
 def factor(B: Array, support: Array, U: Array) -> None:
     """U becomes the factor of B on the support; a concept that those before it span gets a row of zeros."""
     n = support.size
     vectors = (n + LANES - 1) // LANES
     width, U_flat = vectors * LANES, U.ravel()
     _gather(B, support, U, width)
-    r, least = np.empty(4, B.dtype), np.zeros((n + 3) // 4 * 4, B.dtype)
+    r, u = np.empty(4, B.dtype), np.empty((4, 4), B.dtype)
+    least = np.zeros((n + 3) // 4 * 4, B.dtype)
     for i in range(n):
         least[i] = PIVOT_ROUNDINGS * np.finfo(B.dtype).eps * U_flat[i * width + i]
     for top in range(0, n, 4):
         first = top // LANES
         for v in range(first, vectors, 2):
             _subtract_products(U, top, v, vectors)
-        x0, x1 = U_flat[top * width + top :], U_flat[(top + 1) * width + top :]
-        x2, x3 = U_flat[(top + 2) * width + top :], U_flat[(top + 3) * width + top :]
-        r[0] = _pivot(x0[0], least[top])
-        u01, u02, u03 = x0[1] * r[0], x0[2] * r[0], x0[3] * r[0]
-        r[1] = _pivot(x1[1] - u01 * u01, least[top + 1])
-        u12, u13 = (x1[2] - u01 * u02) * r[1], (x1[3] - u01 * u03) * r[1]
-        r[2] = _pivot(x2[2] - u02 * u02 - u12 * u12, least[top + 2])
-        u23 = (x2[3] - u02 * u03 - u12 * u13) * r[2]
-        r[3] = _pivot(x3[3] - u03 * u03 - u13 * u13 - u23 * u23, least[top + 3])
-        for v in range(first, vectors):
+        _finish(U, top, first, vectors, least, r, u)
+        for v in range(first + 1, vectors):
             at = top * vectors + v
             w0 = multiply(load(U, at), splat(r[0]))
-            w1 = multiply(add_scaled(load(U, at + vectors), -u01, w0), splat(r[1]))
-            w2 = add_scaled(add_scaled(load(U, at + 2 * vectors), -u02, w0), -u12, w1)
+            w1 = multiply(add_scaled(load(U, at + vectors), u[0, 1], w0), splat(r[1]))
+            w2 = add_scaled(add_scaled(load(U, at + 2 * vectors), u[0, 2], w0), u[1, 2], w1)
             w2 = multiply(w2, splat(r[2]))
-            w3 = add_scaled(add_scaled(load(U, at + 3 * vectors), -u03, w0), -u13, w1)
-            w3 = multiply(add_scaled(w3, -u23, w2), splat(r[3]))
-            (
-                store(U, at, w0),
-                store(U, at + vectors, w1),
-                store(U, at + 2 * vectors, w2),
-                store(U, at + 3 * vectors, w3),
-            )
-        x0[0], x1[1], x2[2], x3[3] = r[0], r[1], r[2], r[3]
+            w3 = add_scaled(add_scaled(load(U, at + 3 * vectors), u[0, 3], w0), u[1, 3], w1)
+            w3 = multiply(add_scaled(w3, u[2, 3], w2), splat(r[3]))
+            store(U, at, w0)
+            store(U, at + vectors, w1)
+            store(U, at + 2 * vectors, w2)
+            store(U, at + 3 * vectors, w3)
+        for q in range(4):
+            U_flat[(top + q) * width + top + q] = r[q]
 
 
 @compiled()
@@ -138,3 +149,21 @@ def solve(U: Array, x: Array) -> None:
         for j in range(rest.size):
             inner += row[j] * rest[j]
         x[i] = (x[i] - inner) * U_flat[i * width + i]
+
+
+@compiled()
+def solve_in_order(U: Array, x: Array) -> None:
+    """The same with each number of x taking its terms one by one, which costs more and rounds in one known order."""
+    n, U_flat = x.size, U.ravel()
+    width = (n + LANES - 1) // LANES * LANES
+    for i in range(n):
+        row, rest = U_flat[i * width + i + 1 : i * width + n], x[i + 1 :]
+        x[i] *= U_flat[i * width + i]
+        value = x[i]
+        for j in range(rest.size):
+            rest[j] -= row[j] * value
+    for i in range(n - 1, -1, -1):
+        x[i] *= U_flat[i * width + i]
+        value = x[i]
+        for m in range(i):
+            x[m] -= U_flat[m * width + i] * value

@@ -13,7 +13,7 @@ import torch
 from core.kernels import active_set, dense
 from core.kernels.lanes import LANES
 from core.kernels.sweeps import sweep_lanes, sweep_row
-from core.threads import compiled, threads_for
+from core.threads import SMALL_WORK, compiled, threads_for
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
@@ -41,7 +41,7 @@ def solve(
     D: torch.Tensor,
     B: torch.Tensor | None,
     inverse: torch.Tensor,
-    tolerance: torch.Tensor,
+    tol: float,
     max_sweeps: int,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """See `core.kernels.solve`; each row to the same last bit whatever the batch.
@@ -49,19 +49,22 @@ def solve(
     Holds beside Z, for each thread, k + 2d numbers for each of 16 rows, and twice the square of the largest working
     set. (With few concepts: 16 times the square of k.)
     """
-    Z, residual = A.new_zeros(len(A), len(D)), torch.zeros_like(tolerance)
-    few = len(D) <= min(FEW_CONCEPTS, D.shape[1])
+    (rows, d), k = A.shape, len(D)
+    few = k <= min(FEW_CONCEPTS, d)
     if B is None:
         B = D @ D.T if few else D.new_empty(0, 0)
-    given = A.numpy(), D.numpy(), B.numpy(), inverse.numpy(), tolerance.numpy()
-    with threads_for(len(A) * len(D) * (A.shape[1] + len(D))):
-        if few:
-            dense.solve_rows(*given, Z.numpy(), residual.numpy(), max_sweeps)
-        else:
+    a = A.numpy()
+    Z, residual = np.zeros((rows, k), a.dtype), np.empty(rows, a.dtype)
+    given = a, D.numpy(), B.numpy(), inverse.numpy(), tol, Z, residual, max_sweeps
+    kernel = dense if few else active_set
+    if (work := rows * k * (d + k)) < SMALL_WORK:  # no other thread is woken or even thought of
+        kernel.solve_some(*given, 0, rows)
+    else:
+        with threads_for(work):
             threads = numba.get_num_threads()
-            pieces = min(len(A), threads * max(1, len(A) // (threads * ROWS_PER_PIECE)))
-            active_set.solve_rows(*given, Z.numpy(), residual.numpy(), max_sweeps, pieces)
-    return Z, residual
+            pieces = min(rows, threads * max(1, rows // (threads * ROWS_PER_PIECE)))
+            kernel.solve_rows(*given, pieces)
+    return torch.from_numpy(Z), torch.from_numpy(residual)
 
 
 # --- descent ----------------------------------------------------------------------------------------------------

@@ -17,7 +17,7 @@ from typing import Any
 import numba
 import numpy as np
 
-from core.kernels.cholesky import PIVOT_ROUNDINGS
+from core.kernels.cholesky import PIVOT_ROUNDINGS, factor, pivot, solve_in_order
 from core.kernels.lanes import (
     LANES,
     add,
@@ -31,10 +31,11 @@ from core.kernels.lanes import (
     splat,
     store,
     subtract,
+    subtract_product,
     violation,
     zeros_of,
 )
-from core.kernels.products import gradients, residual_of
+from core.kernels.products import gradients, norm_of, relative, residual_of
 from core.kernels.sweeps import sweep_lanes, sweep_row
 from core.threads import compiled
 
@@ -155,7 +156,7 @@ def _factor(L: Array, size: int, least: Array) -> None:
                     i = top + p
                     value = subtract(load(L, i * size + j), load(products, 4 * p + q))
                     for m in range(left, j):
-                        value = subtract(value, multiply(load(L, i * size + m), load(L, j * size + m)))
+                        value = subtract_product(value, load(L, i * size + m), load(L, j * size + m))
                     if i == j:
                         store(L, i * size + i, reciprocal_root(value, load(least, i)))
                     else:
@@ -165,25 +166,50 @@ def _factor(L: Array, size: int, least: Array) -> None:
 @compiled()
 def _solve_factored(L: Array, size: int, x: Array) -> None:
     """x ← (L·Lᵀ)⁻¹x; x becomes zero where the pivot is."""
-    zero = zeros_of(x)
     for i in range(size):
-        row = i * size
-        p0 = p1 = p2 = p3 = zero
-        for m in range(0, i // 4 * 4, 4):
-            p0 = add_product(p0, load(L, row + m), load(x, m))
-            p1 = add_product(p1, load(L, row + m + 1), load(x, m + 1))
-            p2 = add_product(p2, load(L, row + m + 2), load(x, m + 2))
-            p3 = add_product(p3, load(L, row + m + 3), load(x, m + 3))
-        for m in range(i // 4 * 4, i):
-            p0 = add_product(p0, load(L, row + m), load(x, m))
-        inner = add(add(p0, p1), add(p2, p3))
-        store(x, i, multiply(subtract(load(x, i), inner), load(L, row + i)))
+        value = multiply(load(x, i), load(L, i * size + i))
+        store(x, i, value)
+        for m in range(i + 1, size):
+            store(x, m, subtract_product(load(x, m), load(L, m * size + i), value))
     for i in range(size - 1, -1, -1):
         row = i * size
         value = multiply(load(x, i), load(L, row + i))
         store(x, i, value)
         for m in range(i):
-            store(x, m, subtract(load(x, m), multiply(load(L, row + m), value)))
+            store(x, m, subtract_product(load(x, m), load(L, row + m), value))
+
+
+@compiled()
+def _step_in_lanes(B: Array, support: Array, used: Array, z: Array, room: Array, step: Array, dropped: Array) -> None:
+    """`step` (size, LANES), the negative gradient on the supports, becomes the way to the minimisers on them.
+
+    A concept that others of the support span is `dropped`, and its share of zD passes to those others.
+    """
+    size = (used.max() + 3) // 4 * 4
+    L, least = room[: size * size], np.empty((size, LANES), z.dtype)
+    _gather(B, support, used, size, L, least)
+    _factor(L, size, least)
+    for s in range(LANES):
+        for i in range(used[s]):
+            if L[i * size + i, s] == 0:
+                dropped[i, s] = True
+                dependent, share = B[support[i, s]], z[support[i, s], s]
+                for j in range(used[s]):
+                    step[j, s] += dependent[support[j, s]] * share
+    _solve_factored(L, size, step)
+
+
+@compiled()
+def _step_alone(B: Array, support: Array, z: Array, U: Array, step: Array, dropped: Array) -> None:
+    """The same for one row, to the last bit."""
+    factor(B, support, U)
+    for i in range(support.size):
+        if pivot(U, support.size, i) == 0:
+            dropped[i] = True
+            dependent, share = B[support[i]], z[support[i]]
+            for j in range(support.size):
+                step[j] += dependent[support[j]] * share
+    solve_in_order(U, step)
 
 
 @compiled()
@@ -228,13 +254,14 @@ def _change(z: Array, g: Array, trial: Array, trial_g: Array, change: Array) -> 
 
 @compiled()
 def _exact_step(
-    z: Array, g: Array, B: Array, stepping: Array, trial: Array, trial_g: Array, L_room: Array, cut_short: Array
+    z: Array, g: Array, B: Array, stepping: Array, trial: Array, trial_g: Array, room: Array, cut_short: Array
 ) -> None:
     """Every stepping row towards the minimiser on the support of its z, in place, never uphill.
 
     A concept that others of the support span goes to zero, so that supports do not outgrow the rank. The step is
     taken whole, negative coordinates set to zero, where that lowers the objective (it nearly always does); else it
     is cut short where the first coordinate reaches zero (Lawson & Hanson 1974), which is what `cut_short` tells.
+    Few rows are factored one by one, at the rate of the vector units too.
     """
     k = B.shape[0]
     support, used = np.zeros((k + 3, LANES), np.int64), np.zeros(LANES, np.int64)
@@ -245,26 +272,26 @@ def _exact_step(
                     support[used[s], s] = j
                     used[s] += 1
     size = (used.max() + 3) // 4 * 4
-    L, least = L_room[: size * size], np.empty((size, LANES), z.dtype)
-    step = np.zeros((size + 1, LANES), z.dtype)
-    _gather(B, support, used, size, L, least)
-    _factor(L, size, least)
+    step, dropped = np.zeros((size + 1, LANES), z.dtype), np.zeros((size + 1, LANES), np.bool_)
     for s in range(LANES):
         for i in range(used[s]):
             step[i, s] = -g[support[i, s], s]
-        for i in range(used[s]):
-            if L[i * size + i, s] == 0:  # its share of zD passes to the concepts that span it
-                dependent, share = B[support[i, s]], z[support[i, s], s]
-                for j in range(used[s]):
-                    step[j, s] += dependent[support[j, s]] * share
-    _solve_factored(L, size, step)
+    if np.count_nonzero(used) > FEW:
+        _step_in_lanes(B, support, used, z, room, step, dropped)
+    else:
+        for s in range(LANES):
+            n = used[s]
+            if n > 0:
+                way, spanned = step[:n, s].copy(), dropped[:n, s].copy()
+                _step_alone(B, support[:n, s].copy(), z[:, s].copy(), room, way, spanned)
+                step[:n, s], dropped[:n, s] = way, spanned
 
     trial[:] = z
     reach, change = np.ones(LANES, z.dtype), np.empty(LANES, z.dtype)
     for s in range(LANES):
         for i in range(used[s]):
             j = support[i, s]
-            if L[i * size + i, s] == 0:
+            if dropped[i, s]:
                 step[i, s] = -z[j, s]
             trial[j, s] = max(z[j, s] + step[i, s], 0)
             if step[i, s] < 0 and trial[j, s] == 0:
@@ -341,7 +368,7 @@ def _solve_tile(
     D: Array,
     B: Array,
     inverse: Array,
-    tolerance: Array,
+    tol: float,
     Z: Array,
     residual: Array,
     max_sweeps: int,
@@ -352,20 +379,23 @@ def _solve_tile(
     k, count = D.shape[0], last - first
     z, g = np.zeros((k, LANES), A.dtype), np.zeros((k, LANES), A.dtype)
     R, G = np.zeros(((count + 3) // 4 * 4, A.shape[1]), A.dtype), np.zeros(((count + 3) // 4 * 4, k + 3), A.dtype)
-    alive, residuals, aims = np.zeros(LANES, A.dtype), np.zeros(LANES, A.dtype), np.zeros(LANES, A.dtype)
+    alive, norms = np.zeros(LANES, A.dtype), np.zeros(LANES, A.dtype)
+    residuals, aims = np.zeros(LANES, A.dtype), np.zeros(LANES, A.dtype)
     sweeps, rows = np.zeros(LANES, np.int64), np.arange(count)
     room = np.empty((0, LANES), A.dtype)
     for s in range(count):
         R[s] = -A[first + s]
-        alive[s], aims[s] = 1, SHARE * tolerance[first + s]
+        norms[s] = norm_of(R[s])
+        alive[s], aims[s] = 1, SHARE * tol * norms[s]
     while True:
-        gradients(R[: (rows.size + 3) // 4 * 4], D, G)
+        gradients(R, rows.size, D, G)
         for at in range(rows.size):
             g[:, rows[at]] = G[at, :k]
         _kkt_residuals(z, g, inverse, residuals)
         for s in range(count):
-            if alive[s] > 0 and not (residuals[s] > tolerance[first + s] and sweeps[s] < max_sweeps):
-                alive[s], residual[first + s] = 0, residuals[s]
+            reached = relative(residuals[s], norms[s])
+            if alive[s] > 0 and not (reached > tol and sweeps[s] < max_sweeps):
+                alive[s], residual[first + s] = 0, reached
                 Z[first + s] = z[:, s]
         rows = np.nonzero(alive)[0]
         if rows.size == 0:
@@ -379,20 +409,41 @@ def _solve_tile(
             residual_of(A[first + s], z[support, s], support, D, R[at])
 
 
+@compiled()
+def solve_some(
+    A: Array,
+    D: Array,
+    B: Array,
+    inverse: Array,
+    tol: float,
+    Z: Array,
+    residual: Array,
+    max_sweeps: int,
+    first: int,
+    last: int,
+) -> None:
+    """See `core.kernels.solve`, in place on rows first to last of Z (zeros) and residual; B is the gram."""
+    tiles = (last - first + LANES - 1) // LANES
+    for tile in range(tiles):
+        start, stop = first + tile * (last - first) // tiles, first + (tile + 1) * (last - first) // tiles
+        _solve_tile(A, D, B, inverse, tol, Z, residual, max_sweeps, start, stop)
+
+
 @compiled(parallel=True)
 def solve_rows(
     A: Array,
     D: Array,
     B: Array,
     inverse: Array,
-    tolerance: Array,
+    tol: float,
     Z: Array,
     residual: Array,
     max_sweeps: int,
+    pieces: int,
 ) -> None:
-    """See `core.kernels.solve`, in place on Z and residual; B is the gram."""
+    """The same for all rows, in at least so many pieces, none of more rows than there are lanes."""
     rows = A.shape[0]
-    tiles = (rows + LANES - 1) // LANES
-    for tile in numba.prange(tiles):
-        first, last = tile * rows // tiles, (tile + 1) * rows // tiles
-        _solve_tile(A, D, B, inverse, tolerance, Z, residual, max_sweeps, first, last)
+    pieces = max(pieces, (rows + LANES - 1) // LANES)
+    for p in numba.prange(pieces):
+        first, last = p * rows // pieces, (p + 1) * rows // pieces
+        _solve_tile(A, D, B, inverse, tol, Z, residual, max_sweeps, first, last)

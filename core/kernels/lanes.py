@@ -53,6 +53,41 @@ def load(typing, X, i):
 
 
 @_operation
+def load_first(typing, X, i, count):
+    """The i-th vector of X with zeros in all lanes but the first `count`, which alone are read."""
+
+    def generate(context, builder, signature, args):
+        place = _place(context, builder, signature, args)
+        vector, mask = place.type.pointee, ir.VectorType(ir.IntType(1), LANES)
+        numbers = ir.Constant(ir.VectorType(ir.IntType(64), LANES), list(range(LANES)))
+        count = _splat(builder, context.cast(builder, args[2], signature.args[2], types.int64))
+        name = f"llvm.masked.load.v{LANES}f{X.dtype.bitwidth}.p0"
+        kind = ir.FunctionType(vector, [place.type, ir.IntType(32), mask, vector])
+        read = cgutils.get_or_insert_function(builder.module, kind, name)
+        align, zeros = ir.IntType(32)(X.dtype.bitwidth // 8), ir.Constant(vector, None)
+        return builder.call(read, [place, align, builder.icmp_signed("<", numbers, count), zeros])
+
+    return Vector(X.dtype)(X, i, count), generate
+
+
+@_operation
+def total(typing, v):
+    """The sum of the lanes, in one fixed order."""
+
+    def generate(context, builder, signature, args):
+        v, width = args[0], LANES
+        while width > 1:
+            width //= 2
+            halves = [
+                ir.Constant(ir.VectorType(ir.IntType(32), width), list(range(at, at + width))) for at in (0, width)
+            ]
+            v = builder.fadd(*(builder.shuffle_vector(v, v, half) for half in halves))
+        return builder.extract_element(v, ir.IntType(32)(0))
+
+    return v.dtype(v), generate
+
+
+@_operation
 def store(typing, X, i, v):
     """The i-th vector of X becomes v."""
 
@@ -129,6 +164,16 @@ def add_product(typing, v, u, w):
 
     def generate(context, builder, signature, args):
         return _add_product(builder, *args)
+
+    return v(v, u, w), generate
+
+
+@_operation
+def subtract_product(typing, v, u, w):
+    """v − u·w."""
+
+    def generate(context, builder, signature, args):
+        return builder.fsub(args[0], builder.fmul(args[1], args[2], flags=_FUSED), flags=_FUSED)
 
     return v(v, u, w), generate
 

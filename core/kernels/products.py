@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from core.kernels.lanes import LANES, add_product, load, load_first, total, zeros_of
 from core.threads import compiled
 
 Array = np.ndarray[Any, np.dtype[Any]]
@@ -31,43 +32,72 @@ def four_chosen(X: Array, chosen: Array, i: int) -> Four:
 
 @compiled()
 def tile(x: Four, y: Four, length: int, products: Array) -> None:
-    """The sixteen inner products of the first `length` values: in one fixed order."""
-    x0, x1, x2, x3 = x
-    y0, y1, y2, y3 = y
-    zero = products[0, 0] - products[0, 0]
-    p00 = p01 = p02 = p03 = p10 = p11 = p12 = p13 = zero
-    p20 = p21 = p22 = p23 = p30 = p31 = p32 = p33 = zero
-    for m in range(length):
-        p00 += x0[m] * y0[m]
-        p01 += x0[m] * y1[m]
-        p02 += x0[m] * y2[m]
-        p03 += x0[m] * y3[m]
-        p10 += x1[m] * y0[m]
-        p11 += x1[m] * y1[m]
-        p12 += x1[m] * y2[m]
-        p13 += x1[m] * y3[m]
-        p20 += x2[m] * y0[m]
-        p21 += x2[m] * y1[m]
-        p22 += x2[m] * y2[m]
-        p23 += x2[m] * y3[m]
-        p30 += x3[m] * y0[m]
-        p31 += x3[m] * y1[m]
-        p32 += x3[m] * y2[m]
-        p33 += x3[m] * y3[m]
-    products[0, 0], products[0, 1], products[0, 2], products[0, 3] = p00, p01, p02, p03
-    products[1, 0], products[1, 1], products[1, 2], products[1, 3] = p10, p11, p12, p13
-    products[2, 0], products[2, 1], products[2, 2], products[2, 3] = p20, p21, p22, p23
-    products[3, 0], products[3, 1], products[3, 2], products[3, 3] = p30, p31, p32, p33
+    """The sixteen inner products of the first `length` values."""
+    zero = zeros_of(products)
+    p0 = p1 = p2 = p3 = (zero, zero, zero, zero)
+    whole = length // LANES
+    for m in range(whole):
+        v = load(y[0], m), load(y[1], m), load(y[2], m), load(y[3], m)
+        p0, p1 = _add_products(p0, load(x[0], m), v), _add_products(p1, load(x[1], m), v)
+        p2, p3 = _add_products(p2, load(x[2], m), v), _add_products(p3, load(x[3], m), v)
+    if length % LANES:
+        v = _last(y, whole, length % LANES)
+        u = _last(x, whole, length % LANES)
+        p0, p1 = _add_products(p0, u[0], v), _add_products(p1, u[1], v)
+        p2, p3 = _add_products(p2, u[2], v), _add_products(p3, u[3], v)
+    _put(p0, products[0]), _put(p1, products[1]), _put(p2, products[2]), _put(p3, products[3])
 
 
 @compiled()
-def gradients(R: Array, D: Array, G: Array) -> None:
-    """G = R·Dᵀ, for rows and columns of G in multiples of four."""
+def row_of_tile(x: Array, y: Four, length: int, products: Array) -> None:
+    """The same of one row with four."""
+    zero = zeros_of(products)
+    p = (zero, zero, zero, zero)
+    whole, left = length // LANES, length % LANES
+    for m in range(whole):
+        p = _add_products(p, load(x, m), (load(y[0], m), load(y[1], m), load(y[2], m), load(y[3], m)))
+    if left:
+        p = _add_products(p, load_first(x, whole, left), _last(y, whole, left))
+    _put(p, products)
+
+
+@compiled()
+def _add_products(p: Any, x: Any, y: Any) -> Any:
+    """Four vectors of sums, each with x's product with one of y more."""
+    return (
+        add_product(p[0], x, y[0]),
+        add_product(p[1], x, y[1]),
+        add_product(p[2], x, y[2]),
+        add_product(p[3], x, y[3]),
+    )
+
+
+@compiled()
+def _last(x: Four, i: int, count: int) -> Any:
+    return (
+        load_first(x[0], i, count),
+        load_first(x[1], i, count),
+        load_first(x[2], i, count),
+        load_first(x[3], i, count),
+    )
+
+
+@compiled()
+def _put(p: Any, products: Array) -> None:
+    products[0], products[1], products[2], products[3] = total(p[0]), total(p[1]), total(p[2]), total(p[3])
+
+
+@compiled()
+def gradients(R: Array, rows: int, D: Array, G: Array) -> None:
+    """The first `rows` of G = R·Dᵀ; those of R and G are padded to a multiple of four, as G's columns are."""
     k = D.shape[0]
     for start in range(0, k, CONCEPTS_AT_ONCE):
-        for i in range(0, R.shape[0], 4):
+        for i in range(0, rows, 4):
             for j in range(start, min(k, start + CONCEPTS_AT_ONCE), 4):
-                tile(four(R, i), four(D, j), R.shape[1], G[i : i + 4, j : j + 4])
+                if i + 1 < rows:
+                    tile(four(R, i), four(D, j), R.shape[1], G[i : i + 4, j : j + 4])
+                else:
+                    row_of_tile(R[i], four(D, j), R.shape[1], G[i, j : j + 4])
 
 
 @compiled()
@@ -83,3 +113,21 @@ def residual_of(a: Array, z: Array, chosen: Array, D: Array, r: Array) -> None:
         v0, v1, v2, v3 = values[j], values[j + 1], values[j + 2], values[j + 3]
         for m in range(a.size):
             r[m] += v0 * d0[m] + v1 * d1[m] + v2 * d2[m] + v3 * d3[m]
+
+
+@compiled()
+def norm_of(a: Array) -> float:
+    """‖a‖."""
+    squares, whole, left = zeros_of(a), a.size // LANES, a.size % LANES
+    for m in range(whole):
+        squares = add_product(squares, load(a, m), load(a, m))
+    if left:
+        rest = load_first(a, whole, left)
+        squares = add_product(squares, rest, rest)
+    return np.sqrt(total(squares))  # type: ignore[no-any-return]
+
+
+@compiled()
+def relative(residual: float, norm: float) -> float:
+    """The residual of a row in units of its norm; 0 for an all-zero row. NaN stays."""
+    return residual / norm if norm != 0 else residual

@@ -40,7 +40,7 @@ def exact(B: torch.Tensor) -> Step:
     def step(Z: torch.Tensor, C: torch.Tensor) -> torch.Tensor:
         G = torch.addmm(C, Z, B, beta=-1)
         A = torch.linalg.solve_triangular(L.T, C, upper=True, left=False).contiguous()
-        codes, _ = kernels.solve(A, L, B, inverse, tolerance=ROW_TOL * A.norm(dim=1), max_sweeps=MAX_SWEEPS)
+        codes, _ = kernels.solve(A, L, B, inverse, tol=ROW_TOL, max_sweeps=MAX_SWEEPS)
         before = violation(Z, G, inverse)
         # near the minimum of an ill-conditioned row rounding may end a little higher than where the row was
         rose = torch.linalg.vecdot(codes - Z, G.add_(torch.addmm(C, codes, B, beta=-1)))[:, None] > 0

@@ -92,7 +92,20 @@ def test_what_the_service_refuses_is_1_and_what_is_not_there_3(folder: Path) -> 
 
 
 def test_an_interrupt_is_130_and_says_that_the_job_goes_on(folder: Path) -> None:
-    arguments = ["fit", "A.npy", "--name", "long", "--nb-concepts", "64", "--tol", "0", "--max-iter", "100000"]
+    arguments = [
+        "fit",
+        "A.npy",
+        "--name",
+        "long",
+        "--nb-concepts",
+        "64",
+        "--solver",
+        "mu",
+        "--tol",
+        "0",
+        "--max-iter",
+        "100000",
+    ]
     fit = subprocess.Popen(
         [sys.executable, "-m", "app", *arguments], cwd=folder, stderr=subprocess.PIPE, text=True, env=os.environ
     )
