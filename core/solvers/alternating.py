@@ -100,8 +100,9 @@ def alternate(
         violation = yield from tell(update_concepts(concepts, updated, statistics), told)
 
         gram = updated.T @ updated
-        loss = loss_from(statistics, updated, gram, chunks.energy)
-        ahead = start_from(reached, updated, not losses or loss <= losses[-1])
+        with threads_for_elements(updated):
+            loss = loss_from(statistics, updated, gram, chunks.energy)
+            ahead = start_from(reached, updated, not losses or loss <= losses[-1])
         reached = updated
         losses.append(loss)
 
@@ -129,13 +130,16 @@ def update_codes(
     d, k = concepts.shape
     gram, cross = (torch.zeros(width, k, dtype=torch.float64, device=concepts.device) for width in (k, d))
     violation = 0.0
-    concepts[:, _vanished(concepts.square().sum(dim=0), chunks.energy)] = 0
+    with threads_for_elements(concepts):
+        concepts[:, _vanished(concepts.square().sum(dim=0), chunks.energy)] = 0
     step = half.prepare(concepts.T @ concepts)
     for rows, block in chunks:
         z = Z[rows]
         violation += yield from _improve(step, z, block @ concepts, half.products)
         gram += z.T @ z
-        cross += block.T @ z
+        of_chunk = block.T @ z
+        with threads_for_elements(cross):
+            cross += of_chunk
     vanished = _vanished(gram.diagonal(), chunks.energy)
     gram[vanished], gram[:, vanished], cross[:, vanished] = 0, 0, 0
     return Statistics(gram, cross, violation)
@@ -154,7 +158,9 @@ def _vanished(squares: torch.Tensor, energy: float) -> torch.Tensor:
 def _improve(step: Step, Z: torch.Tensor, C: torch.Tensor, products: int) -> Generator[None, None, float]:
     total, k = 0.0, Z.shape[1]
     for rows in slices(len(Z), max(SMALLEST_CHUNK, SLICE_WORK // (products * k * k))):
-        violation = step(Z[rows], C[rows].to(Z.dtype))
+        with threads_for_elements(C):
+            c = C[rows].to(Z.dtype)
+        violation = step(Z[rows], c)
         total += float(violation.sum(dtype=torch.float64))
         yield
     return total
@@ -170,6 +176,14 @@ def violation(
 def threads_for_many(Z: torch.Tensor, B: torch.Tensor) -> AbstractContextManager[None]:
     """Threads for a step of many operations on Z (rows, k), the largest of them Z·B, most of them far smaller."""
     return threads_for(Z.numel() * len(B) / 16)
+
+
+def threads_for_elements(x: torch.Tensor) -> AbstractContextManager[None]:
+    """Threads for operations on each number of x, which torch would share out from 32 768 of them on.
+
+    A second thread that sleeps is at work after some 25 µs, and on a busy machine after milliseconds.
+    """
+    return threads_for(8.0 * x.numel())
 
 
 def loss_from(statistics: Statistics, concepts: torch.Tensor, gram: torch.Tensor, energy: float) -> float:

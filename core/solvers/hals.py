@@ -21,8 +21,8 @@ from core.progress import FitProgress
 from core.solvers.alternating import Half, Step, alternate
 
 # D has d rows to Z's n, so that more sweeps of it cost next to nothing.
-CODE_SWEEPS = 4
-CONCEPT_SWEEPS = 8
+CODE_SWEEPS = 6
+CONCEPT_SWEEPS = 12
 SWEEP_SHARE = 0.01  # of the first sweep's squared progress: a tenth of its step
 
 # The step beyond each update of D: its first weight, how the weight and its ceiling grow while the loss falls, and
