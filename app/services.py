@@ -1,7 +1,6 @@
 """What the routes work with: the service's parts, put together once and started and stopped in order."""
 
 import asyncio
-import threading
 from dataclasses import dataclass, field
 from typing import Annotated
 
@@ -26,7 +25,6 @@ class Services:
     jobs: Jobs = field(init=False)
     fits: Fits = field(init=False)
     batcher: Batcher = field(init=False)
-    labelling: threading.Lock = field(init=False, default_factory=threading.Lock)
     _opened: bool = field(init=False, default=False)
 
     def __post_init__(self) -> None:

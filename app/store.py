@@ -14,7 +14,7 @@ import secrets
 import shutil
 import stat
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -369,10 +369,11 @@ class Store:
         fsync_directory(self.root)
         return record
 
-    def relabel(self, name: str, version: int, labels: Labels) -> None:
-        """Replace a version's labels; durable when this returns."""
+    def relabel(self, name: str, version: int, change: Callable[[Labels], Labels]) -> None:
+        """Change a version's labels, which nobody else does meanwhile; durable when this returns."""
         directory = self._directory(name, version)
-        with store_errors():
+        with store_errors(), self._alone():
+            labels = change(self.labels(name, version))
             try:
                 self._replace(directory / LABELS_FILE, labels.model_dump_json(indent=1).encode())
             except FileNotFoundError:

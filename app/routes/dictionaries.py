@@ -15,7 +15,7 @@ from app.formats import NPY, answer_format
 from app.routes import examples
 from app.routes.openapi import array_answers, array_body, json_body, problems
 from app.schemas import DictionaryList, ImportRequest, LabelRequest, WeightsAnswer
-from app.services import Services, ServicesDep
+from app.services import ServicesDep
 from app.store import DictionaryRecord, Labels, Reference, Store
 
 logger = logging.getLogger("dictserve")
@@ -122,7 +122,7 @@ async def label_dictionary(reference: str, request: Request, services: ServicesD
     """Labels that are given are set, null removes one, others stay. The dictionary itself never changes."""
     parsed = _parsed(reference)
     patch = await read_fields(request, LabelRequest, MAX_LABELS_BYTES)
-    return await asyncio.to_thread(_label, services, parsed, patch)
+    return await asyncio.to_thread(_label, services.store, parsed, patch)
 
 
 @router.delete(
@@ -146,23 +146,21 @@ def _latest_whole(store: Store, name: str) -> DictionaryRecord | None:
     return None
 
 
-def _label(services: Services, reference: Reference, patch: LabelRequest) -> DictionaryRecord:
-    store = services.store
+def _label(store: Store, reference: Reference, patch: LabelRequest) -> DictionaryRecord:
     record = store.record(reference)
     beyond = [index for index in patch.concept_labels if int(index) >= record.nb_concepts]
     if beyond:
         told = f"there is no such concept: {record.name}@{record.version} has {record.nb_concepts}, from 0"
         raise InvalidFields.at("concept_labels", beyond[0], msg=told)
-    with services.labelling:  # read, change and write as one
-        old = store.labels(record.name, record.version)
-        store.relabel(
-            record.name,
-            record.version,
-            Labels(
-                labels=_merged(old.labels, patch.labels),
-                concept_labels=_merged(old.concept_labels, {int(i): v for i, v in patch.concept_labels.items()}),
-            ),
-        )
+    concept_labels = {int(index): label for index, label in patch.concept_labels.items()}
+    store.relabel(
+        record.name,
+        record.version,
+        lambda old: Labels(
+            labels=_merged(old.labels, patch.labels),
+            concept_labels=_merged(old.concept_labels, concept_labels),
+        ),
+    )
     return store.described(Reference(record.name, record.version))
 
 

@@ -111,7 +111,43 @@ def test_what_has_been_removed_meanwhile(opened: Store) -> None:
     opened.remove("gone", [1])
     opened.remove("gone", [])
     with pytest.raises(UnknownDictionary, match="gone@1 has been removed"):
-        opened.relabel("gone", 1, Labels(labels={"a": "b"}))
+        opened.relabel("gone", 1, lambda _: Labels(labels={"a": "b"}))
+
+
+LABELLER = """
+import sys
+from pathlib import Path
+from app.store import Labels, Store
+
+store, who = Store(Path(sys.argv[1])), sys.argv[2]
+store.open()
+print("ready", flush=True)
+sys.stdin.readline()
+for i in range(60):
+    store.relabel("a", 1, lambda old: Labels(labels=old.labels | {f"{who}-{i}": "x"}))
+store.close()
+"""
+
+
+def test_two_processes_that_label_one_version_lose_nothing(opened: Store) -> None:
+    publish(opened, "a", D)
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-c", LABELLER, str(opened.root), who], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+        )
+        for who in ("one", "other")
+    ]
+    for process in processes:
+        assert process.stdout is not None
+        assert process.stdout.readline() == b"ready\n"
+    for process in processes:
+        assert process.stdin is not None
+        process.stdin.write(b"\n")
+        process.stdin.flush()
+    for process in processes:
+        process.communicate(timeout=60)
+        assert process.returncode == 0
+    assert set(opened.labels("a", 1).labels) == {f"{who}-{i}" for who in ("one", "other") for i in range(60)}
 
 
 def test_references() -> None:
