@@ -20,6 +20,7 @@ import torch
 
 import core
 from app import __version__
+from app.errors import INTERNAL, kind_of
 from app.store import Reference, Store
 from app.worker import frames
 from app.worker.cache import DictionaryCache
@@ -248,9 +249,16 @@ def _is_want_of_memory(error: Exception) -> bool:
 
 
 def _failed(task: int | str, error: Exception) -> Failed:
+    """The error as a message; logged in a line where it is one of our own, else with where it came from."""
+    name = type(error).__name__
     if _is_want_of_memory(error):
+        logger.warning("task %s needs more memory than there is: %s: %s", task, name, error)
         return Failed(
             task, "DeviceOutOfMemory", "the device has too little memory for this; send fewer rows at a time"
         )
-    logger.warning("task %s failed", task, exc_info=error)
-    return Failed(task, type(error).__name__, str(error)[:1000])
+    kind = kind_of(error)
+    if kind is INTERNAL:
+        logger.error("task %s failed", task, exc_info=error)
+    else:
+        logger.log(logging.WARNING if kind.status >= 500 else logging.INFO, "task %s: %s: %s", task, name, error)
+    return Failed(task, name, str(error)[:1000])

@@ -1,5 +1,6 @@
 """The worker's loop, turned by hand in this process: frames in, frames out."""
 
+import logging
 import select
 import socket
 from collections.abc import Iterator
@@ -77,6 +78,31 @@ def test_a_start_that_was_removed_meanwhile_fails_the_job(turned: Turned, store:
     frames.send(turned.channel, fit(tmp_path / "A", "digits@1"))
     (said,) = turned.turn()
     assert said.message == Failed("job", "UnknownDictionary", "'digits' has no version 1; it has 2")
+
+
+def test_errors_of_our_own_are_logged_in_a_line_and_others_with_where_they_came_from(
+    turned: Turned, store: Store, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, "dictserve.worker")
+
+    def logged(key: Key) -> tuple[int, str, bool]:
+        """Level, text, and whether a traceback goes along, of the one line that a solve leaves."""
+        caplog.clear()
+        frames.send(turned.channel, Solve(1, key), A)
+        (said,) = turned.turn()
+        assert isinstance(said.message, Failed)
+        (line,) = caplog.records
+        return line.levelno, line.getMessage(), line.exc_info is not None
+
+    level, text, with_traceback = logged(Key("encode", "absent", 1))
+    assert (level, with_traceback) == (logging.INFO, False)  # a client's doing
+    assert text.startswith("task 1: UnknownDictionary: ")
+    (store.root / "digits" / "1" / "dictionary.safetensors").write_bytes(b"x")
+    level, text, with_traceback = logged(Key("encode", "digits", 1))
+    assert (level, with_traceback) == (logging.WARNING, False)
+    assert "DictionaryDamaged: dictionary.safetensors of digits@1" in text
+    monkeypatch.setattr(turned.worker._cache, "get", lambda *_: 1 / 0)
+    assert logged(Key("encode", "digits", 1)) == (logging.ERROR, "task 1 failed", True)
 
 
 @pytest.fixture
