@@ -15,6 +15,7 @@ import sqlalchemy as sql
 from sqlalchemy.exc import IntegrityError, SQLAlchemyError
 
 from app.errors import JobsUnavailable, Overloaded, UnknownJob
+from app.migrations import settle
 from app.schemas import Job, Progress, State
 from app.store import now
 
@@ -22,7 +23,7 @@ STATES: tuple[State, ...] = ("queued", "running", "succeeded", "failed", "cancel
 ENDED: tuple[State, ...] = ("succeeded", "failed", "cancelled")
 
 _metadata = sql.MetaData()
-_jobs = sql.Table(
+_jobs = sql.Table(  # a change here needs one in app.migrations, for databases that there are
     "jobs",
     _metadata,
     sql.Column("id", sql.String(40), primary_key=True),  # sorts by the time it was made
@@ -66,7 +67,7 @@ class Jobs:
 
     def open(self) -> None:
         with _database_errors():
-            _metadata.create_all(self._engine)
+            settle(self._engine, _metadata)
 
     def close(self) -> None:
         self._engine.dispose()

@@ -1,0 +1,57 @@
+"""The jobs' database from one version of the service to the next.
+
+A new database is made as ``app.jobs`` describes it. One that an earlier version of the service made is brought there
+by the statements below, at the start and in one transaction. There is no way back: an older version refuses a newer
+schema.
+"""
+
+from collections.abc import Sequence
+
+import sqlalchemy as sql
+
+from app.errors import JobsUnavailable
+
+# The first statement makes schema 2 of schema 1, and so on: none is ever changed or taken out, new ones come last.
+MIGRATIONS: Sequence[str] = ()
+
+_metadata = sql.MetaData()
+_schema = sql.Table("jobs_schema", _metadata, sql.Column("version", sql.Integer, nullable=False))
+
+
+def settle(engine: sql.Engine, described: sql.MetaData) -> None:
+    """Have the database as it is described, made anew or brought on from an earlier schema.
+
+    Raises:
+        JobsUnavailable: it has a schema that only a later version of the service knows.
+    """
+    newest = 1 + len(MIGRATIONS)
+    with engine.connect() as connection:
+        if _counted(connection) == newest:
+            return
+    with engine.connect() as connection:
+        if engine.dialect.name == "sqlite":
+            connection.exec_driver_sql("BEGIN IMMEDIATE")  # of two services that start now, one is first
+        found = _counted(connection)
+        if found is None:  # versions were not counted at first
+            found = 1 if sql.inspect(connection).has_table("jobs") else 0
+        if found > newest:
+            raise JobsUnavailable(
+                f"the jobs' database has schema {found}, and this version of dictserve knows none past {newest}: "
+                "start the version that it was last used with"
+            )
+        if found == 0:
+            described.create_all(connection)
+        else:
+            for statement in MIGRATIONS[found - 1 :]:
+                connection.exec_driver_sql(statement)
+        _metadata.create_all(connection)
+        connection.execute(_schema.delete())
+        connection.execute(_schema.insert().values(version=newest))
+        connection.commit()
+
+
+def _counted(connection: sql.Connection) -> int | None:
+    if not sql.inspect(connection).has_table(_schema.name):
+        return None
+    version: int = connection.execute(sql.select(_schema.c.version)).scalar_one()
+    return version

@@ -1,0 +1,134 @@
+"""Databases of jobs that other versions of the service made."""
+
+import subprocess
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+import sqlalchemy as sql
+
+from app import migrations
+from app.errors import JobsUnavailable
+from app.jobs import Jobs
+from demo.service import serve_command
+
+# As version 0.1.0 made it, before schemas were counted. This never changes.
+SCHEMA_1 = """
+CREATE TABLE jobs (
+    id VARCHAR(40) NOT NULL, state VARCHAR(16) NOT NULL, name VARCHAR(128) NOT NULL, version INTEGER,
+    parameters JSON NOT NULL, data JSON NOT NULL, progress JSON NOT NULL, loss_history JSON NOT NULL,
+    attempts INTEGER NOT NULL, worker_deaths INTEGER NOT NULL, owner VARCHAR(64), created_at VARCHAR(32) NOT NULL,
+    started_at VARCHAR(32), ended_at VARCHAR(32), error JSON, idempotency_key VARCHAR(255), request_hash VARCHAR(64),
+    PRIMARY KEY (id), UNIQUE (idempotency_key)
+);
+CREATE INDEX ix_jobs_state ON jobs (state);
+INSERT INTO jobs VALUES (
+    '1', 'succeeded', 'digits', 1, '{"max_iter": 5}', '{"file": "x"}', '{"max_iter": 5}', '[]', 1, 0, NULL,
+    '2026-01-01', NULL, NULL, NULL, NULL, NULL
+);
+"""
+
+
+@pytest.fixture
+def url(tmp_path: Path) -> str:
+    return f"sqlite:///{tmp_path / 'jobs.sqlite3'}"
+
+
+@pytest.fixture
+def old(url: str) -> str:
+    engine = sql.create_engine(url)
+    with engine.begin() as connection:
+        for statement in filter(str.strip, SCHEMA_1.split(";")):
+            connection.exec_driver_sql(statement)
+    engine.dispose()
+    return url
+
+
+def opened(url: str) -> None:
+    jobs = Jobs(url)
+    try:
+        jobs.open()
+    finally:
+        jobs.close()
+
+
+def rows(url: str, statement: str) -> list[tuple[object, ...]]:
+    engine = sql.create_engine(url)
+    with engine.connect() as connection:
+        found = [tuple(row) for row in connection.exec_driver_sql(statement)]
+    engine.dispose()
+    return found
+
+
+def described(url: str) -> dict[str, object]:
+    """Tables, columns and indexes; the order of columns aside."""
+    engine = sql.create_engine(url)
+    inspector = sql.inspect(engine)
+    told: dict[str, object] = {}
+    for table in inspector.get_table_names():
+        columns = [(c["name"], str(c["type"]), c["nullable"]) for c in inspector.get_columns(table)]
+        indexes = [(i["column_names"], i["unique"]) for i in inspector.get_indexes(table)]
+        told[table] = (sorted(columns), sorted(indexes), inspector.get_unique_constraints(table))
+    engine.dispose()
+    return told
+
+
+def versions(url: str) -> list[tuple[object, ...]]:
+    return rows(url, "SELECT version FROM jobs_schema")
+
+
+def test_an_old_database_becomes_what_a_new_one_is(old: str, tmp_path: Path) -> None:
+    new = f"sqlite:///{tmp_path / 'new.sqlite3'}"
+    opened(old)
+    opened(new)
+    assert described(old) == described(new), "app.migrations has no statement for what has changed in app.jobs"
+    assert versions(old) == versions(new) == [(1 + len(migrations.MIGRATIONS),)]
+    jobs = Jobs(old)
+    assert jobs.get("1").job.name == "digits"
+    jobs.close()
+
+
+TWO_MORE = ("ALTER TABLE jobs ADD COLUMN note VARCHAR(9)", "UPDATE jobs SET note = 'was ' || version")
+
+
+def test_statements_are_applied_in_order_and_once(old: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    opened(old)
+    monkeypatch.setattr(migrations, "MIGRATIONS", [*migrations.MIGRATIONS, *TWO_MORE])
+    for _ in range(2):
+        opened(old)
+        assert rows(old, "SELECT note FROM jobs") == [("was 1",)]
+        assert versions(old) == [(1 + len(migrations.MIGRATIONS),)]
+
+
+def test_services_that_start_at_once_migrate_once(old: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(migrations, "MIGRATIONS", [*migrations.MIGRATIONS, *TWO_MORE])
+    with ThreadPoolExecutor(8) as threads:
+        list(threads.map(opened, [old] * 8))  # a column that is there already would be an error
+    assert versions(old) == [(1 + len(migrations.MIGRATIONS),)]
+
+
+def test_a_migration_that_fails_changes_nothing(old: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    opened(old)
+    before, version = described(old), versions(old)
+    monkeypatch.setattr(migrations, "MIGRATIONS", [*migrations.MIGRATIONS, *TWO_MORE, "UPDATE jobs SET absent = 1"])
+    with pytest.raises(JobsUnavailable, match="no such column: absent"):
+        opened(old)
+    assert (described(old), versions(old)) == (before, version)
+
+
+def test_a_newer_database_ends_the_start_with_a_line(tmp_path: Path) -> None:
+    private = tmp_path / "models" / ".dictserve"
+    private.mkdir(parents=True)
+    url = f"sqlite:///{private / 'jobs.sqlite3'}"
+    opened(url)
+    engine = sql.create_engine(url)
+    with engine.begin() as connection:
+        connection.exec_driver_sql("UPDATE jobs_schema SET version = 99")
+    engine.dispose()
+    run = subprocess.run(serve_command(0, tmp_path / "models"), capture_output=True, text=True, timeout=60)
+    assert run.returncode != 0
+    (line,) = run.stderr.strip().splitlines()
+    assert line.startswith(
+        "dictserve: the jobs' database has schema 99, and this version of dictserve knows none past"
+    )
+    assert versions(url) == [(99,)]
