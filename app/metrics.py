@@ -60,6 +60,13 @@ class _State(Collector):
         yield _counter("worker_restarts", "Workers that had to be replaced.", health.restarts)
         yield _gauge("worker_heartbeat_age_seconds", "Since the worker was heard of.", health.heartbeat_age_seconds)
         yield _gauge("worker_resident_bytes", "Memory that the worker holds.", _resident_bytes(health.pid))
+        yield _gauge(
+            "device_allocated_bytes",
+            "GPU memory in the worker's tensors; none on a CPU.",
+            health.device_allocated_bytes,
+        )
+        yield _gauge("device_reserved_bytes", "GPU memory that the worker keeps.", health.device_reserved_bytes)
+        yield _gauge("device_total_bytes", "The GPU's memory.", health.device_total_bytes)
         yield _gauge("cached_dictionaries", "Dictionaries that the worker has prepared.", health.cached_dictionaries)
         yield _gauge("cached_bytes", "Bytes of them.", health.cached_bytes)
         yield from self._of_jobs()

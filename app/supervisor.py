@@ -48,6 +48,9 @@ class Health:
     restarts: int
     cached_dictionaries: int
     cached_bytes: int
+    device_allocated_bytes: int | None = None  # a GPU's; none on the CPU
+    device_reserved_bytes: int | None = None
+    device_total_bytes: int | None = None
 
 
 class Supervisor:
@@ -93,6 +96,7 @@ class Supervisor:
     @property
     def health(self) -> Health:
         heard = self._state == "ready"
+        memory = self._heartbeat.device_memory
         return Health(
             state=self._state,
             pid=self._process.pid if self._process is not None else None,
@@ -101,6 +105,9 @@ class Supervisor:
             restarts=self._restarts,
             cached_dictionaries=self._heartbeat.cached_dictionaries,
             cached_bytes=self._heartbeat.cached_bytes,
+            device_allocated_bytes=None if memory is None else memory.allocated,
+            device_reserved_bytes=None if memory is None else memory.reserved,
+            device_total_bytes=None if memory is None else memory.total,
         )
 
     async def _keep_alive(self) -> None:

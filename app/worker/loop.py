@@ -27,6 +27,7 @@ from app.worker.cache import DictionaryCache
 from app.worker.messages import (
     CancelFit,
     Configure,
+    DeviceMemory,
     Dtype,
     Failed,
     Fit,
@@ -177,7 +178,7 @@ class Worker:
         now = time.monotonic()
         if now >= self._next_heartbeat:
             self._next_heartbeat = now + self._heartbeat_seconds
-            self._send(Heartbeat(len(self._cache), self._cache.nbytes))
+            self._send(Heartbeat(len(self._cache), self._cache.nbytes, _device_memory(self._device)))
 
     def _send(self, message: Message, *arrays: np.ndarray) -> None:
         frames.send(self._channel, message, *arrays)
@@ -203,6 +204,14 @@ def _device(told: str) -> torch.device:
     if told == "auto":
         return torch.device("cuda:0" if torch.cuda.is_available() else "cpu")
     return torch.device(told)
+
+
+def _device_memory(device: torch.device) -> DeviceMemory | None:
+    """What torch knows of it by itself: the device is not asked, and goes on with what it is at."""
+    if device.type != "cuda":
+        return None
+    total = torch.cuda.get_device_properties(device).total_memory  # asked of the driver once, and kept by torch
+    return DeviceMemory(torch.cuda.memory_allocated(device), torch.cuda.memory_reserved(device), total)
 
 
 def _software() -> dict[str, str]:

@@ -76,11 +76,20 @@ class Ready(Message, frozen=True):
     software: dict[str, str]
 
 
+class DeviceMemory(msgspec.Struct, frozen=True):
+    """Bytes of a GPU's memory: in the worker's tensors, kept for them by torch, and all that there is."""
+
+    allocated: int
+    reserved: int
+    total: int
+
+
 class Heartbeat(Message, frozen=True):
     """Sent by the worker's own loop: that it comes shows that the loop turns."""
 
     cached_dictionaries: int
     cached_bytes: int
+    device_memory: DeviceMemory | None = None  # of a GPU
 
 
 class Solved(Message, frozen=True):

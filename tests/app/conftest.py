@@ -45,7 +45,7 @@ class WorkerDouble(Supervisor):
 
     @property
     def health(self) -> Health:
-        return Health("ready" if self.alive else "down", 1, "double", 0.0, 0, 0, 0)
+        return Health("ready" if self.alive else "down", 1, "double", 0.0, 0, 0, 0, 3, 4, 5)
 
     async def solve(self, key: Key, rows: np.ndarray) -> list[np.ndarray]:
         if not self.alive:

@@ -60,6 +60,7 @@ def test_the_state_is_told(client: TestClient) -> None:
     assert told["dictserve_jobs", "running"] == 0
     assert 0 < told["dictserve_store_free_bytes",] <= told["dictserve_store_size_bytes",]
     assert told["process_open_fds",] > 0
+    assert [told[f"dictserve_device_{kind}_bytes",] for kind in ("allocated", "reserved", "total")] == [3, 4, 5]
 
 
 def test_a_request_has_an_id(client: TestClient) -> None:

@@ -3,8 +3,9 @@
 import logging
 import select
 import socket
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -13,7 +14,19 @@ import torch
 from app.store import Store
 from app.worker import frames
 from app.worker.loop import Worker
-from app.worker.messages import Configure, Dtype, Failed, Fit, FitProgress, Fitted, Key, Solve, Solved
+from app.worker.messages import (
+    Configure,
+    DeviceMemory,
+    Dtype,
+    Failed,
+    Fit,
+    FitProgress,
+    Fitted,
+    Heartbeat,
+    Key,
+    Solve,
+    Solved,
+)
 from core.warm import warm_encodes
 from tests.app.conftest import D, publish
 
@@ -103,6 +116,28 @@ def test_errors_of_our_own_are_logged_in_a_line_and_others_with_where_they_came_
     assert "DictionaryDamaged: dictionary.safetensors of digits@1" in text
     monkeypatch.setattr(turned.worker._cache, "get", lambda *_: 1 / 0)
     assert logged(Key("encode", "digits", 1)) == (logging.ERROR, "task 1 failed", True)
+
+
+def test_a_heartbeat_tells_of_a_gpus_memory(turned: Turned, monkeypatch: pytest.MonkeyPatch) -> None:
+    def beat() -> Heartbeat:
+        turned.worker._next_heartbeat = 0.0
+        turned.worker._send_heartbeat()
+        (said,) = turned.turn()
+        assert isinstance(said.message, Heartbeat)
+        return said.message
+
+    assert beat().device_memory is None
+    turned.worker._device = torch.device("cuda:1")
+    asked: list[torch.device] = []
+
+    def told(value: object) -> Callable[[torch.device], object]:
+        return lambda device: (asked.append(device), value)[1]
+
+    monkeypatch.setattr(torch.cuda, "memory_allocated", told(1))
+    monkeypatch.setattr(torch.cuda, "memory_reserved", told(2))
+    monkeypatch.setattr(torch.cuda, "get_device_properties", told(SimpleNamespace(total_memory=3)))
+    assert beat().device_memory == DeviceMemory(allocated=1, reserved=2, total=3)
+    assert asked == [torch.device("cuda:1")] * 3
 
 
 @pytest.fixture
