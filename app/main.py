@@ -13,7 +13,7 @@ from app.direct import Direct
 from app.errors import install_handlers
 from app.metrics import Metrics
 from app.observed import Observed
-from app.routes import decode, dictionaries, encode, fit, health, inference, jobs
+from app.routes import decode, dictionaries, encode, fit, health, inference, jobs, pages
 from app.routes.openapi import document
 from app.services import Services
 from app.settings import Settings
@@ -46,11 +46,18 @@ def create_app(settings: Settings | None = None, *, supervisor: Supervisor | Non
             gc.unfreeze()
             await services.stop()
 
-    app = FastAPI(title="dictserve", version=__version__, description=DESCRIPTION, lifespan=lifespan)
+    app = FastAPI(
+        title="dictserve",
+        version=__version__,
+        description=DESCRIPTION,
+        lifespan=lifespan,
+        docs_url=None,  # FastAPI's pages load scripts from elsewhere: ours is in app.routes.pages
+        redoc_url=None,
+    )
     app.state.services = services
     app.state.metrics = Metrics(services)
     install_handlers(app)
-    for module in (fit, jobs, encode, decode, dictionaries, health, inference):
+    for module in (fit, jobs, encode, decode, dictionaries, health, inference, pages):
         app.include_router(module.router)
     app.add_middleware(Direct, endpoints={"/encode": encode.encode, "/decode": decode.decode}, services=services)
     if settings.tokens_file is not None:
