@@ -32,6 +32,7 @@ from app.errors import (
     problem_of,
 )
 from app.jobs import ENDED, Jobs, Record
+from app.one_thread import OneThread
 from app.schemas import FitParameters, Job, Progress, State
 from app.settings import Settings
 from app.store import Reference, Store, timestamp
@@ -73,18 +74,26 @@ class Fits:
         self._jobs = jobs
         self._store = store
         self._supervisor = supervisor
-        self._database = ThreadPoolExecutor(1, thread_name_prefix="jobs")
+        self._reads = ThreadPoolExecutor(1, thread_name_prefix="jobs-read")  # a write that waits holds up no reader
+        self._writes = OneThread("jobs-write")
         self._wake = asyncio.Event()
         self._running: _Running | None = None
         self._turn = asyncio.Event()  # set, and replaced by the next, each time a job ends
+        self._is_leaving = False
         self._loop: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
         await self._take_over()
         self._loop = asyncio.create_task(self._run(), name="fits")
 
+    def end_waits(self) -> None:
+        """Let everybody go who waits for a job or follows one: the service stops, and a job may take hours."""
+        self._is_leaving = True
+        self._end_turn()
+
     async def stop(self) -> None:
         """Leave the fit under way; its job goes back into the queue for the next start."""
+        self.end_waits()
         if self._loop is not None:
             self._loop.cancel()
             with contextlib.suppress(asyncio.CancelledError):
@@ -92,10 +101,11 @@ class Fits:
         if self._running is not None:
             try:
                 owner = self._store.owner
-                await self._in_thread(self._jobs.requeue, self._running.job.id, owner, worker_died=False)
+                await self._writes(self._jobs.requeue, self._running.job.id, owner, worker_died=False)
             except JobsUnavailable as error:  # the next start finds the job all the same: its owner is dead
                 logger.error("job %s is left as it is: %s", self._running.job.id, error)
-        self._database.shutdown()
+        self._reads.shutdown()
+        self._writes.shutdown()
 
     # -- what routes ask for ------------------------------------------------------------------------------
 
@@ -120,7 +130,7 @@ class Fits:
         pinned = told | {"init": self._pinned_init(parameters, data.n_features)}
         if isinstance(data, Named):
             pinned["files"] = data.patterns
-        job = await self._in_thread(
+        job = await self._writes(
             self._jobs.add,
             parameters.name,
             pinned,
@@ -153,7 +163,7 @@ class Fits:
         return f"{record.name}@{record.version}"
 
     async def _of_key(self, idempotency_key: str, request_hash: str) -> Job | None:
-        record = await self._in_thread(self._jobs.of_key, idempotency_key)
+        record = await self._read(self._jobs.of_key, idempotency_key)
         if record is not None and record.request_hash != request_hash:
             raise KeyReused(f"job {record.job.id} was made with this Idempotency-Key and other parameters or data")
         return None if record is None else self._freshened(record.job)
@@ -162,25 +172,26 @@ class Fits:
         running = self._running
         if running is not None and running.job.id == id:  # what is known here is newer than its record
             return self._freshened(running.job)
-        return self._freshened((await self._in_thread(self._jobs.get, id)).job)
+        return self._freshened((await self._read(self._jobs.get, id)).job)
 
     async def follow(self, id: str) -> AsyncIterator[Job]:
-        """The job each time that it has got on, at most every quarter of a second, until it has ended."""
+        """The job each time that it has got on, at most every quarter of a second, until it has ended (or the
+        service stops)."""
         told: Job | None = None
-        while told is None or told.state not in ENDED:
+        while told is None or (told.state not in ENDED and not self._is_leaving):
             job = await self.get(id) if told is None else await self.wait(id, FOLLOW_SECONDS)
             if told is None or (job.state, job.progress) != (told.state, told.progress):
                 yield job
             told = job
 
     async def wait(self, id: str, seconds: float) -> Job:
-        """The job once it has ended, or as it is when the time is up."""
+        """The job once it has ended, or as it is when the time is up or the service stops."""
         deadline = time.monotonic() + seconds
         while True:
             turn = self._turn
             job = await self.get(id)
             remaining = deadline - time.monotonic()
-            if job.state in ENDED or remaining <= 0:
+            if job.state in ENDED or remaining <= 0 or self._is_leaving:
                 return job
             # Another process's job turns no event here: look again now and then.
             with contextlib.suppress(TimeoutError):
@@ -189,26 +200,26 @@ class Fits:
     async def newest(
         self, limit: int, *, before: str | None = None, state: State | None = None, name: str | None = None
     ) -> list[Job]:
-        records = await self._in_thread(self._jobs.newest, limit, before=before, state=state, name=name)
+        records = await self._read(self._jobs.newest, limit, before=before, state=state, name=name)
         return [self._freshened(record.job) for record in records]
 
     async def cancel(self, id: str) -> Job | None:
         """End a job that has not ended, and tell its record; remove the record of one that has (None)."""
-        record = await self._in_thread(self._jobs.get, id)
+        record = await self._read(self._jobs.get, id)
         if record.job.state in ENDED:
-            await self._in_thread(self._jobs.delete, id)
+            await self._writes(self._jobs.delete, id)
             return None
         deadline = time.monotonic() + CANCEL_SECONDS
         while record.job.state not in ENDED and time.monotonic() < deadline:
             await self._try_cancel(record)
-            record = await self._in_thread(self._jobs.get, id)
+            record = await self._read(self._jobs.get, id)
         return record.job
 
     async def _try_cancel(self, record: Record) -> None:
         """One try at ending a job where it is now; it may move on meanwhile (be claimed, lose its worker, end)."""
         running, turn = self._running, self._turn
         if record.job.state == "queued":
-            if await self._in_thread(self._jobs.cancel, record.job.id, "queued"):
+            if await self._writes(self._jobs.cancel, record.job.id, "queued"):
                 self.uploads.discard(record.data["file"])
                 self._end_turn()
         elif running is not None and running.job.id == record.job.id:
@@ -231,7 +242,7 @@ class Fits:
         while True:
             try:
                 await self._supervisor.wait_ready()
-                record = await self._in_thread(self._jobs.claim, self._store.owner)
+                record = await self._writes(self._jobs.claim, self._store.owner)
                 if record is None:
                     await self._idle()
                 else:
@@ -263,7 +274,7 @@ class Fits:
             oldest = datetime.now(UTC) - timedelta(days=self._settings.job_retention_days)
             self._jobs.forget_ended(timestamp(oldest))
 
-        await self._in_thread(take_over)
+        await self._writes(take_over)
 
     async def _run_job(self, record: Record) -> None:
         job = record.job
@@ -285,7 +296,7 @@ class Fits:
 
     async def _attempt(self, record: Record, running: _Running) -> None:
         job = record.job
-        published = await self._in_thread(self._store.made_by, job.name, job.id)
+        published = await self._read(self._store.made_by, job.name, job.id)
         if published is not None:  # an earlier attempt came that far
             await self._end(record, self._jobs.succeed, published.version)
             return
@@ -380,7 +391,7 @@ class Fits:
     async def _write_progress(self, running: _Running) -> None:
         """A fit goes on though its progress cannot be written: the next time writes it all."""
         try:
-            await self._in_thread(self._jobs.record_progress, running.job.id, running.progress, running.loss_history)
+            await self._writes(self._jobs.record_progress, running.job.id, running.progress, running.loss_history)
         except JobsUnavailable as error:
             logger.warning("the progress of job %s cannot be written: %s", running.job.id, error)
 
@@ -402,14 +413,14 @@ class Fits:
         """Write, again and again while the database cannot be used: the end of a fit is not to be lost."""
         while True:
             try:
-                return await self._in_thread(write, *args, **kwargs)
+                return await self._writes(write, *args, **kwargs)
             except JobsUnavailable as error:
                 logger.error("a job's record cannot be written: %s", error)
                 await asyncio.sleep(RETRY_SECONDS)
 
-    async def _in_thread(self, call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+    async def _read(self, call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(self._database, lambda: call(*args, **kwargs))
+        return await loop.run_in_executor(self._reads, lambda: call(*args, **kwargs))
 
 
 def _note(running: _Running, told: FitProgress) -> None:

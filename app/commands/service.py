@@ -1,5 +1,6 @@
 """``dictserve serve`` and ``dictserve settings``."""
 
+import contextlib
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -21,6 +22,7 @@ def serve(
 ) -> None:
     """Serve over HTTP until SIGTERM or Ctrl-C. Options win over the environment (DICTSERVE_PORT, …)."""
     import signal
+    import socket
 
     import uvicorn
 
@@ -45,7 +47,13 @@ def serve(
     logs.configure(chosen.log_format, chosen.log_level)
     # uvicorn stops in order at SIGTERM, and then raises it again: that is not to end the process with an error.
     signal.signal(signal.SIGTERM, lambda *_: None)
-    uvicorn.run(
+
+    class Server(uvicorn.Server):
+        async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+            app.state.services.fits.end_waits()  # else they would hold up the stop for the whole grace time
+            await super().shutdown(sockets)
+
+    config = uvicorn.Config(
         app,
         host=chosen.host,
         port=chosen.port,
@@ -56,6 +64,11 @@ def serve(
         http=bounded(chosen),
         server_header=False,
     )
+    server = Server(config)
+    with contextlib.suppress(KeyboardInterrupt):  # raised again by uvicorn, once it has stopped in order
+        server.run()
+    if not server.started:
+        sys.exit(1)  # it has told why
 
 
 def _allow_open_files(connections: int) -> None:

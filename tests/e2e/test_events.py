@@ -1,11 +1,14 @@
 """``/jobs/{id}/events``, read as a browser would."""
 
 import json
+import time
+from concurrent.futures import ThreadPoolExecutor
 
 import httpx
 import pytest
 
 from demo.digits import split_digits
+from demo.service import npy
 from tests.e2e.conftest import Service
 
 FITTED, _ = split_digits()
@@ -60,3 +63,34 @@ def test_ids_that_are_none_are_passed_over(shared: Service, last: str) -> None:
 def test_an_unknown_job_is_a_404(shared: Service) -> None:
     answer = shared.client.get("/jobs/nope/events")
     assert (answer.status_code, answer.json()["type"]) == (404, "unknown-job")
+
+
+def test_who_waits_for_a_job_does_not_hold_up_a_stop(service: Service) -> None:
+    """The waiting request is told how the job is now; the stream ends whole, to be taken up after the restart."""
+    id = service.fit(FITTED, name="followed", nb_concepts=64, tol=0, max_iter=100_000)
+    service.until(id, "running", iteration=1)
+
+    def waited() -> httpx.Response:
+        headers = {"prefer": "wait=600"}
+        return httpx.post(f"{service.url}/fit?name=x&nb_concepts=2", content=npy(FITTED), headers=headers, timeout=60)
+
+    with ThreadPoolExecutor(3) as threads:
+        waiting = threads.submit(waited)
+        following = threads.submit(events, service, id)
+        queued = ""
+        while not queued:
+            queued = next((job["id"] for job in service.client.get("/jobs?state=queued").json()["jobs"]), "")
+            time.sleep(0.05)
+        queued_following = threads.submit(events, service, queued)
+        time.sleep(0.5)
+        begun = time.monotonic()
+        assert service.stop() == 0
+        assert time.monotonic() - begun < 8  # of the 30 s of grace; the worker is busy with a slice
+        answer, told = waiting.result(), following.result()  # no broken answers: those raise
+    assert (answer.status_code, answer.json()["state"], answer.json()["id"]) == (202, "queued", queued)
+    assert {event["event"] for event in told} == {"progress"}
+    assert [event["event"] for event in queued_following.result()] in ([], ["progress"])
+    service.start()
+    later = events(service, id, last=told[-1]["id"], most=1)[0]
+    assert later["event"] == "progress"
+    assert service.client.delete(f"/jobs/{id}").json()["state"] == "cancelled"

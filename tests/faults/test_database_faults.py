@@ -4,6 +4,7 @@ import sqlite3
 import subprocess
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -48,6 +49,32 @@ def test_a_locked_database(service: Service) -> None:
         assert service.client.get(f"/jobs/{ended}").status_code == 200  # who writes holds up no reader
         dictionaries_serve(service)
     assert list((service.store / ".dictserve" / "activations").iterdir()) == []
+    assert service.ended(fit(service, name="new"))["version"] == 1
+    require_next(service)
+
+
+@pytest.mark.slow
+def test_a_locked_database_holds_up_each_request_once(service: Service) -> None:
+    """Ten fits at once: those behind the first are not kept for its time and their own, and readers not at all."""
+    ended = fit(service, name="before")
+    service.ended(ended)
+
+    def refused(_: int) -> str:
+        return problem(
+            service.client.post("/fit?name=new&nb_concepts=2", content=npy(FITTED)), 503, "jobs-unavailable"
+        )
+
+    with ThreadPoolExecutor(10) as threads, locked(database(service)):
+        begun = time.monotonic()
+        told = threads.map(refused, range(10))
+        time.sleep(0.5)
+        reading = time.monotonic()
+        assert service.client.get(f"/jobs/{ended}").status_code == 200
+        assert service.client.get("/jobs").status_code == 200
+        assert time.monotonic() - reading < 1
+        said = list(told)
+        assert time.monotonic() - begun < 12  # SQLite waits 5 s for the lock
+    assert any("an earlier write still waits" in text for text in said)
     assert service.ended(fit(service, name="new"))["version"] == 1
     require_next(service)
 
