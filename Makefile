@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: install demo serve check test fuzz crash bench clean
+.PHONY: install demo serve check audit test fuzz crash bench clean
 
 install: $(INSTALLED)
 
@@ -24,6 +24,13 @@ check: install
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-cache
+	$(BIN)/python -m tests.licences --check
+
+# Known vulnerabilities of every pinned package. Needs the internet, so CI does not run it; docs/operations.md says when.
+audit: install
+	test -x $(VENV)/audit/bin/pip-audit || { $(PYTHON) -m venv $(VENV)/audit && \
+		$(VENV)/audit/bin/python -m pip install --quiet pip-audit==2.10.1; }
+	$(VENV)/audit/bin/pip-audit --strict --requirement constraints.txt --no-deps --disable-pip
 
 test: install
 	$(BIN)/python -m pytest
