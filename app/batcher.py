@@ -7,7 +7,7 @@ else waits for it. A request larger than the budget is sent in pieces, between w
 import asyncio
 import contextlib
 from collections import deque
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Protocol
@@ -30,6 +30,7 @@ class _Request:
     rows: np.ndarray
     done: "asyncio.Future[list[np.ndarray]]"
     nbytes: int
+    on_sent: Callable[[], None] | None = None
     sent: int = 0  # rows that are with the worker or solved
     solved: int = 0
     answer: list[np.ndarray] = field(default_factory=list)
@@ -82,8 +83,13 @@ class Batcher:
         self.solved_batches = 0
         self.solved_rows = 0
 
-    async def solve(self, key: Key, rows: np.ndarray, answer_columns: int) -> list[np.ndarray]:
+    async def solve(
+        self, key: Key, rows: np.ndarray, answer_columns: int, *, on_sent: Callable[[], None] | None = None
+    ) -> list[np.ndarray]:
         """Encode or decode rows: the worker's arrays for exactly these rows, in their order.
+
+        Args:
+            on_sent: called when rows of these go to the worker; more than once where they go in pieces.
 
         Raises:
             Overloaded: too many bytes or rows wait already. What exceeds the queue by itself is taken when nothing
@@ -95,7 +101,7 @@ class Batcher:
             raise Overloaded(f"{self.waiting_bytes} bytes of requests wait already; send this one again in a moment")
         if self.waiting_rows and self.waiting_rows + len(rows) > self._queue_rows:
             raise Overloaded(f"{self.waiting_rows} rows wait already; send this request again in a moment")
-        request = _Request(key, rows, asyncio.get_running_loop().create_future(), nbytes)
+        request = _Request(key, rows, asyncio.get_running_loop().create_future(), nbytes, on_sent)
         self._queue.append(request)
         self.waiting_bytes += nbytes
         self.waiting_rows += len(rows)
@@ -124,6 +130,8 @@ class Batcher:
         pieces = []
         for request in [request for request in self._queue if request.key == key]:
             start = request.sent
+            if request.on_sent is not None:
+                request.on_sent()
             request.sent = min(start + budget, len(request.rows))
             pieces.append(_Piece(request, start, request.sent))
             budget -= request.sent - start

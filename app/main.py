@@ -19,6 +19,7 @@ from app.services import Services
 from app.settings import Settings
 from app.supervisor import Supervisor
 from app.tokens import TokenFile
+from app.tracing import tracing
 
 DESCRIPTION = """
 Neural-network activations into concepts, as a service. A dictionary of concepts D is learned from non-negative
@@ -34,7 +35,8 @@ def create_app(settings: Settings | None = None, *, supervisor: Supervisor | Non
         supervisor: takes the place of the real worker's (tests).
     """
     settings = settings or Settings()
-    services = Services(settings, supervisor or Supervisor(settings))
+    traces = tracing()
+    services = Services(settings, supervisor or Supervisor(settings), traces)
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
@@ -63,5 +65,7 @@ def create_app(settings: Settings | None = None, *, supervisor: Supervisor | Non
     if settings.tokens_file is not None:
         app.add_middleware(Access, tokens=TokenFile(settings.tokens_file), metrics_open=settings.metrics_open)
     app.add_middleware(Observed, metrics=app.state.metrics, access_log=settings.access_log)
+    if traces is not None:
+        app.add_middleware(traces.around)
     app.openapi = partial(document, app)  # type: ignore[method-assign]
     return app

@@ -2,7 +2,7 @@
 
 import asyncio
 from dataclasses import dataclass, field
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import numpy as np
 from fastapi import Depends, Request
@@ -16,11 +16,15 @@ from app.store import DictionaryRecord, Reference, Store
 from app.supervisor import Supervisor
 from app.worker.messages import Dtype, Key, Task
 
+if TYPE_CHECKING:
+    from app.tracing import Tracing
+
 
 @dataclass
 class Services:
     settings: Settings
     supervisor: Supervisor
+    tracing: "Tracing | None" = None
     store: Store = field(init=False)
     jobs: Jobs = field(init=False)
     fits: Fits = field(init=False)
@@ -44,6 +48,8 @@ class Services:
             self._opened = True
 
     async def start(self) -> None:
+        if self.tracing is not None:
+            self.tracing.start()
         await asyncio.to_thread(self.open)
         await self.supervisor.start()
         await self.fits.start()
@@ -55,6 +61,8 @@ class Services:
         self.jobs.close()
         self.store.close()
         self._opened = False
+        if self.tracing is not None:
+            await self.tracing.stop()
 
     async def solve(
         self, task: Task, dictionary: str, rows: np.ndarray, *, reconstruct: bool = False
@@ -71,7 +79,10 @@ class Services:
             raise InvalidFields.at("data", msg=told)
         dtype: Dtype = "float64" if rows.dtype == np.float64 else "float32"
         key = Key(task, record.name, record.version, reconstruct, dtype)
-        return record, await self.batcher.solve(key, rows, gives)
+        if self.tracing is None:
+            return record, await self.batcher.solve(key, rows, gives)
+        with self.tracing.solving(f"{record.name}@{record.version}", len(rows)) as trail:
+            return record, await self.batcher.solve(key, rows, gives, on_sent=trail.sent)
 
 
 async def _of(request: Request) -> Services:  # async: FastAPI sends what is not through a thread

@@ -38,13 +38,13 @@ def serve(
             f"dictserve: {chosen.host} is more than this machine, and no tokens are set: make some with "
             "`dictserve token new` and set DICTSERVE_TOKENS_FILE, or say --insecure (DICTSERVE_INSECURE=true)"
         )
+    logs.configure(chosen.log_format, chosen.log_level)
     try:
         app = create_app(chosen)
         app.state.services.open()
     except AppError as error:
         sys.exit(f"dictserve: {error}")
     _allow_open_files(chosen.max_connections)
-    logs.configure(chosen.log_format, chosen.log_level)
     # uvicorn stops in order at SIGTERM, and then raises it again: that is not to end the process with an error.
     signal.signal(signal.SIGTERM, lambda *_: None)
 

@@ -57,6 +57,8 @@ async def fit(
             raise InvalidFields.at("max_iter", msg=f"at most {services.settings.max_iterations}")
         data = await asyncio.to_thread(_data, services.fits, fields, upload)
         take_rows(request, data.rows)
+        if services.tracing is not None:
+            services.tracing.note(fields.name, data.rows)
         job = await services.fits.submit(fields, data, idempotency_key)
     except BaseException:
         uploads.discard(upload.name)
