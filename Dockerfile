@@ -18,7 +18,7 @@ RUN python3 -m pip install --constraint constraints.txt ${TORCH_INDEX:+--index-u
 COPY pyproject.toml README.md ./
 COPY app app
 COPY core core
-RUN python3 -m pip install --constraint constraints.txt .
+RUN python3 -m pip install --constraint constraints.txt '.[otel]'
 
 # Compile the kernels now rather than at every start. Their cache is keyed by the sources' times, which image layers
 # keep to the second, and by the processor: on one of another kind they are compiled once at the first start.

@@ -5,11 +5,14 @@ by the statements below, at the start and in one transaction. There is no way ba
 schema.
 """
 
+import logging
 from collections.abc import Sequence
 
 import sqlalchemy as sql
 
 from app.errors import JobsUnavailable
+
+logger = logging.getLogger("dictserve")
 
 # The first statement makes schema 2 of schema 1, and so on: none is ever changed or taken out, new ones come last.
 MIGRATIONS: Sequence[str] = ()
@@ -44,6 +47,8 @@ def settle(engine: sql.Engine, described: sql.MetaData) -> None:
         else:
             for statement in MIGRATIONS[found - 1 :]:
                 connection.exec_driver_sql(statement)
+            if found < newest:
+                logger.info("the jobs' database is brought from schema %d to %d", found, newest)
         _metadata.create_all(connection)
         connection.execute(_schema.delete())
         connection.execute(_schema.insert().values(version=newest))

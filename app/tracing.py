@@ -28,7 +28,7 @@ logger = logging.getLogger("dictserve")
 ENDPOINTS = ("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "OTEL_EXPORTER_OTLP_ENDPOINT")
 METHODS = {"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"}
 UNTRACED = OPEN | {"/metrics"}  # asked every few seconds by what watches the service
-FLUSH_SECONDS = 5.0  # for spans that have not been sent at a stop
+FLUSH_SECONDS = 3.0  # for spans that have not been sent at a stop
 
 
 def is_wanted() -> bool:

@@ -6,12 +6,14 @@ import re
 import shlex
 import subprocess
 import sys
+import tarfile
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from app.errors import HTTP_KINDS, INTERNAL, KINDS
+from app.jobs import Jobs
 from app.main import create_app
 from app.schemas import FitParameters
 from app.settings import Settings, settings_table
@@ -111,3 +113,29 @@ def test_the_store_in_the_docs_is_the_store_on_the_disk(service: Service) -> Non
     (tree,) = re.findall(r"```\n(models/.*?)```", OPERATIONS, re.DOTALL)
     for path in re.findall(r"^  (\S+)", tree, re.MULTILINE):
         assert os.path.exists(service.store / path), path
+
+
+def test_a_backup_made_and_restored_as_told_is_whole(service: Service) -> None:
+    service.client.post(
+        "/fit", json={"name": "owners", "nb_concepts": 1, "data": [[1, 2]]}, headers={"prefer": "wait=30"}
+    ).raise_for_status()
+    section = OPERATIONS.partition("## Backup and restore")[2].partition("\n## ")[0]
+    commands = "".join(blocks("sh", section))
+    for word, path in {"python3": sys.executable, "dictserve": f"{sys.executable} -m app"}.items():
+        commands = re.sub(rf"^{word} ", f"{path} ", commands, flags=re.MULTILINE)
+    folder = service.store.parent
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    run = subprocess.run(
+        ["bash", "-e", "-c", commands], cwd=folder, env=environment, capture_output=True, text=True, timeout=60
+    )
+    assert run.returncode == 0, run.stdout + run.stderr
+    restored = folder / "restored" / "models"
+    assert (restored / "owners" / "1" / "dictionary.safetensors").exists()
+    with tarfile.open(folder / "models.tar") as archive:
+        left_out = re.compile(r"models/\.dictserve/(owners|staging|jobs\.sqlite3)")
+        assert not [name for name in archive.getnames() if left_out.match(name)]
+    jobs = Jobs(f"sqlite:///{restored / '.dictserve' / 'jobs.sqlite3'}")
+    try:
+        assert "owners" in {record.job.name for record in jobs.newest(100, before=None, state="succeeded", name=None)}
+    finally:
+        jobs.close()
