@@ -90,7 +90,3 @@ def test_who_waits_for_a_job_does_not_hold_up_a_stop(service: Service) -> None:
     assert (answer.status_code, answer.json()["state"], answer.json()["id"]) == (202, "queued", queued)
     assert {event["event"] for event in told} == {"progress"}
     assert [event["event"] for event in queued_following.result()] in ([], ["progress"])
-    service.start()
-    later = events(service, id, last=told[-1]["id"], most=1)[0]
-    assert later["event"] == "progress"
-    assert service.client.delete(f"/jobs/{id}").json()["state"] == "cancelled"
