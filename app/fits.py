@@ -74,8 +74,8 @@ class Fits:
         self._jobs = jobs
         self._store = store
         self._supervisor = supervisor
-        self._reads = ThreadPoolExecutor(1, thread_name_prefix="jobs-read")  # a write that waits holds up no reader
-        self._writes = OneThread("jobs-write")
+        self._database = ThreadPoolExecutor(1, thread_name_prefix="jobs")
+        self._writes = OneThread("jobs-write")  # apart: one that waits for a lock holds up no reader
         self._wake = asyncio.Event()
         self._running: _Running | None = None
         self._turn = asyncio.Event()  # set, and replaced by the next, each time a job ends
@@ -104,7 +104,7 @@ class Fits:
                 await self._writes(self._jobs.requeue, self._running.job.id, owner, worker_died=False)
             except JobsUnavailable as error:  # the next start finds the job all the same: its owner is dead
                 logger.error("job %s is left as it is: %s", self._running.job.id, error)
-        self._reads.shutdown()
+        self._database.shutdown()
         self._writes.shutdown()
 
     # -- what routes ask for ------------------------------------------------------------------------------
@@ -163,7 +163,7 @@ class Fits:
         return f"{record.name}@{record.version}"
 
     async def _of_key(self, idempotency_key: str, request_hash: str) -> Job | None:
-        record = await self._read(self._jobs.of_key, idempotency_key)
+        record = await self._in_thread(self._jobs.of_key, idempotency_key)
         if record is not None and record.request_hash != request_hash:
             raise KeyReused(f"job {record.job.id} was made with this Idempotency-Key and other parameters or data")
         return None if record is None else self._freshened(record.job)
@@ -172,7 +172,7 @@ class Fits:
         running = self._running
         if running is not None and running.job.id == id:  # what is known here is newer than its record
             return self._freshened(running.job)
-        return self._freshened((await self._read(self._jobs.get, id)).job)
+        return self._freshened((await self._in_thread(self._jobs.get, id)).job)
 
     async def follow(self, id: str) -> AsyncIterator[Job]:
         """The job each time that it has got on, at most every quarter of a second, until it has ended (or the
@@ -200,19 +200,19 @@ class Fits:
     async def newest(
         self, limit: int, *, before: str | None = None, state: State | None = None, name: str | None = None
     ) -> list[Job]:
-        records = await self._read(self._jobs.newest, limit, before=before, state=state, name=name)
+        records = await self._in_thread(self._jobs.newest, limit, before=before, state=state, name=name)
         return [self._freshened(record.job) for record in records]
 
     async def cancel(self, id: str) -> Job | None:
         """End a job that has not ended, and tell its record; remove the record of one that has (None)."""
-        record = await self._read(self._jobs.get, id)
+        record = await self._in_thread(self._jobs.get, id)
         if record.job.state in ENDED:
             await self._writes(self._jobs.delete, id)
             return None
         deadline = time.monotonic() + CANCEL_SECONDS
         while record.job.state not in ENDED and time.monotonic() < deadline:
             await self._try_cancel(record)
-            record = await self._read(self._jobs.get, id)
+            record = await self._in_thread(self._jobs.get, id)
         return record.job
 
     async def _try_cancel(self, record: Record) -> None:
@@ -296,7 +296,7 @@ class Fits:
 
     async def _attempt(self, record: Record, running: _Running) -> None:
         job = record.job
-        published = await self._read(self._store.made_by, job.name, job.id)
+        published = await self._in_thread(self._store.made_by, job.name, job.id)
         if published is not None:  # an earlier attempt came that far
             await self._end(record, self._jobs.succeed, published.version)
             return
@@ -418,9 +418,9 @@ class Fits:
                 logger.error("a job's record cannot be written: %s", error)
                 await asyncio.sleep(RETRY_SECONDS)
 
-    async def _read(self, call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+    async def _in_thread(self, call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(self._reads, lambda: call(*args, **kwargs))
+        return await loop.run_in_executor(self._database, lambda: call(*args, **kwargs))
 
 
 def _note(running: _Running, told: FitProgress) -> None:
