@@ -126,7 +126,7 @@ def test_a_backup_made_and_restored_as_told_is_whole(service: Service) -> None:
     folder = service.store.parent
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     run = subprocess.run(
-        ["bash", "-e", "-c", commands], cwd=folder, env=environment, capture_output=True, text=True, timeout=60
+        ["sh", "-e", "-c", commands], cwd=folder, env=environment, capture_output=True, text=True, timeout=60
     )
     assert run.returncode == 0, run.stdout + run.stderr
     restored = folder / "restored" / "models"
