@@ -27,7 +27,7 @@ check: install
 	$(BIN)/python -m tests.licences --check
 
 # Known vulnerabilities of every pinned package. Needs the internet, so CI does not run it; docs/operations.md says when.
-audit: install
+audit:
 	test -x $(VENV)/audit/bin/pip-audit || { $(PYTHON) -m venv $(VENV)/audit && \
 		$(VENV)/audit/bin/python -m pip install --quiet pip-audit==2.10.1; }
 	$(VENV)/audit/bin/pip-audit --strict --requirement constraints.txt --no-deps --disable-pip
