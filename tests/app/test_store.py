@@ -123,7 +123,7 @@ store, who = Store(Path(sys.argv[1])), sys.argv[2]
 store.open()
 print("ready", flush=True)
 sys.stdin.readline()
-for i in range(60):
+for i in range(40):
     store.relabel("a", 1, lambda old: Labels(labels=old.labels | {f"{who}-{i}": "x"}))
 store.close()
 """
@@ -147,7 +147,7 @@ def test_two_processes_that_label_one_version_lose_nothing(opened: Store) -> Non
     for process in processes:
         process.communicate(timeout=60)
         assert process.returncode == 0
-    assert set(opened.labels("a", 1).labels) == {f"{who}-{i}" for who in ("one", "other") for i in range(60)}
+    assert set(opened.labels("a", 1).labels) == {f"{who}-{i}" for who in ("one", "other") for i in range(40)}
 
 
 def test_references() -> None:
