@@ -1,14 +1,18 @@
 """Look at every byte of a store: what is whole, what is damaged, and what does not belong there.
 
-A service refuses a damaged version when somebody asks for it; this finds it before. Nothing is ever deleted: a
-repair sets a damaged version aside, where it can be looked at, and its number is not given again.
+A service refuses a damaged version when somebody asks for it, and passes over a damaged checkpoint; this finds them
+before. Nothing is ever deleted: a repair sets what is damaged aside, where it can be looked at, and the number of a
+version is not given again.
 """
 
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
+from app.checkpoint_file import CheckpointUnusable, read_steps
+from app.checkpoints import Checkpoints
 from app.errors import AppError, DictionaryDamaged, UnknownDictionary
 from app.store import Store, check_name
 
@@ -20,12 +24,12 @@ class Finding:
     Attributes:
         where: a version's reference, or a path within the store.
         what: is wrong with it.
-        version: name and version where a repair can set that aside, else None.
+        set_aside: where a repair can do so: does it, and returns where it is from now on.
     """
 
     where: str
     what: str
-    version: tuple[str, int] | None = None
+    set_aside: Callable[[], Path] | None = None
 
 
 def damaged(store: Store) -> Iterator[Finding | None]:
@@ -40,11 +44,26 @@ def damaged(store: Store) -> Iterator[Finding | None]:
                 store.load(name, version)
                 store.labels(name, version)
             except DictionaryDamaged as error:
-                yield Finding(f"{name}@{version}", str(error), (name, version))
+                yield Finding(f"{name}@{version}", str(error), partial(store.set_aside, name, version))
             except UnknownDictionary:
                 continue  # removed in the meantime
             else:
                 yield None
+
+
+def damaged_checkpoints(store: Store) -> Iterator[Finding | None]:
+    """What is wrong with each checkpoint, None where it is whole. The fit of a damaged one starts again, no more."""
+    for path in sorted(store.checkpoints.iterdir()) if store.checkpoints.is_dir() else []:
+        try:
+            for _ in read_steps(path):
+                pass
+        except FileNotFoundError:
+            continue  # its fit has ended in the meantime, or has written the next
+        except (CheckpointUnusable, OSError) as error:
+            where = str(path.relative_to(store.root))
+            yield Finding(where, f"a checkpoint: {error}", partial(Checkpoints(store).set_aside, path))
+        else:
+            yield None
 
 
 def strays(store: Store) -> Iterator[Finding]:

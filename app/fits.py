@@ -1,7 +1,8 @@
 """Fits, from the accepted request to the published dictionary: the queue, the one that runs, and its end.
 
 A job's record is written before its request is answered, and its end after its dictionary is durable. Whatever
-dies in between, the job is taken up again: from the database, by this process or another on the same store.
+dies in between, the job is taken up again: from the database, by this process or another on the same store, and its
+fit from the last checkpoint.
 """
 
 import asyncio
@@ -20,6 +21,7 @@ import msgspec
 import numpy as np
 import orjson
 
+from app.checkpoints import Checkpoints
 from app.data_files import DataFiles, Named
 from app.errors import (
     FitAbandoned,
@@ -39,7 +41,19 @@ from app.store import Reference, Store, timestamp
 from app.supervisor import Supervisor, error_of
 from app.uploads import Staged, Uploads
 from app.worker.frames import Frame
-from app.worker.messages import INIT_METHODS, CancelFit, Failed, Fit, FitCancelled, FitProgress, Fitted
+from app.worker.messages import (
+    INIT_METHODS,
+    CancelFit,
+    CheckpointPlace,
+    Failed,
+    Fit,
+    FitBegun,
+    FitCancelled,
+    FitProgress,
+    FitStopped,
+    Fitted,
+    StopFit,
+)
 
 logger = logging.getLogger("dictserve")
 
@@ -48,6 +62,7 @@ MAX_HISTORY = 500
 IDLE_SECONDS = 5.0  # between two looks for jobs that other processes have left
 RETRY_SECONDS = 1.0
 CANCEL_SECONDS = 5.0
+STOP_SECONDS = 10.0  # in which the fit under way ends its iteration and writes its checkpoint, at a stop
 FOLLOW_SECONDS = 0.25
 
 P = ParamSpec("P")
@@ -61,7 +76,43 @@ class _Running:
     job: Job
     progress: Progress
     loss_history: list[tuple[int, float]] = field(default_factory=list)
+    resumed_from: int | None = None
+    seconds_before: float = 0.0  # of the attempts before this one
+    seconds_kept: float = 0.0  # of those, what came into the checkpoint
+    on_worker: bool = False
     stopped: threading.Event = field(default_factory=threading.Event)  # ends the staging of files
+
+    def begin(self, begun: FitBegun, losses: np.ndarray) -> None:
+        """Take what the worker says of where the fit begins."""
+        self.resumed_from, self.seconds_kept = begun.iteration or None, begun.seconds
+        self.loss_history = thinned(list(enumerate(losses.tolist(), start=1)))
+        self.progress = Progress(
+            iteration=begun.iteration,
+            max_iter=self.progress.max_iter,
+            loss=self.loss_history[-1][1] if self.loss_history else None,
+            seconds=self.seconds_before,
+        )
+
+    def note(self, told: FitProgress) -> None:
+        """Take a progress message into what is told of the job."""
+        left = self.progress.max_iter - told.iteration
+        eta = (self.seconds_kept + told.seconds) / told.iteration * left if told.iteration else None
+        self.progress = Progress(
+            iteration=told.iteration,
+            max_iter=self.progress.max_iter,
+            loss=told.loss,
+            relative_error=told.relative_error,
+            kkt_residual=told.kkt_residual,
+            seconds=round(self.seconds_before + told.seconds, 3),
+            eta_seconds=None if eta is None else round(eta, 1),
+        )
+        history = self.loss_history
+        if told.loss is not None and (not history or history[-1][0] < told.iteration):
+            self.loss_history = thinned([*history, (told.iteration, told.loss)])
+
+    def told(self) -> dict[str, Any]:
+        """What is newer than the job's record."""
+        return {name: getattr(self, name) for name in ("progress", "loss_history", "resumed_from")}
 
 
 class Fits:
@@ -70,6 +121,7 @@ class Fits:
     def __init__(self, settings: Settings, jobs: Jobs, store: Store, supervisor: Supervisor) -> None:
         self.uploads = Uploads(store)
         self.data_files = DataFiles(settings)
+        self.checkpoints = Checkpoints(store)
         self._settings = settings
         self._jobs = jobs
         self._store = store
@@ -78,6 +130,7 @@ class Fits:
         self._writes = OneThread("jobs-write")  # apart: one that waits for a lock holds up no reader
         self._wake = asyncio.Event()
         self._running: _Running | None = None
+        self._stopping = False
         self._turn = asyncio.Event()  # set, and replaced by the next, each time a job ends
         self._is_leaving = False
         self._loop: asyncio.Task[None] | None = None
@@ -92,16 +145,20 @@ class Fits:
         self._end_turn()
 
     async def stop(self) -> None:
-        """Leave the fit under way; its job goes back into the queue for the next start."""
+        """Leave the fit under way, with a checkpoint; its job goes back into the queue for the next start."""
+        self._stopping = True
         self.end_waits()
         if self._loop is not None:
+            if self._running is not None and self._running.on_worker:
+                with contextlib.suppress(WorkerUnavailable):  # of one that is dead the last checkpoint is left
+                    await self._supervisor.tell(StopFit(self._running.job.id))
+                await asyncio.wait({self._loop}, timeout=STOP_SECONDS)
             self._loop.cancel()
             with contextlib.suppress(asyncio.CancelledError):
                 await self._loop
         if self._running is not None:
             try:
-                owner = self._store.owner
-                await self._writes(self._jobs.requeue, self._running.job.id, owner, worker_died=False)
+                await self._writes(self._jobs.requeue, **self._of_attempt(self._running), worker_died=False)
             except JobsUnavailable as error:  # the next start finds the job all the same: its owner is dead
                 logger.error("job %s is left as it is: %s", self._running.job.id, error)
         self._database.shutdown()
@@ -220,7 +277,7 @@ class Fits:
         running, turn = self._running, self._turn
         if record.job.state == "queued":
             if await self._writes(self._jobs.cancel, record.job.id, "queued"):
-                self.uploads.discard(record.data["file"])
+                await self._in_thread(self._discard, record)
                 self._end_turn()
         elif running is not None and running.job.id == record.job.id:
             running.stopped.set()
@@ -234,12 +291,12 @@ class Fits:
         running = self._running
         if running is None or running.job.id != job.id or job.state != "running":
             return job
-        return job.model_copy(update={"progress": running.progress, "loss_history": running.loss_history})
+        return job.model_copy(update=running.told())
 
     # -- the loop -----------------------------------------------------------------------------------------
 
     async def _run(self) -> None:
-        while True:
+        while not self._stopping:
             try:
                 await self._supervisor.wait_ready()
                 record = await self._writes(self._jobs.claim, self._store.owner)
@@ -268,9 +325,12 @@ class Fits:
             for record in self._jobs.running():
                 # This process looks while it runs none: one of its own was lost with the database's answer.
                 if record.owner in (None, self._store.owner) or not self._store.is_alive(record.owner):
-                    logger.warning("job %s was left by a process that is gone; it starts again", record.job.id)
+                    kept = "with" if self.checkpoints.exists(record.job.id) else "without"
+                    told = "job %s was left by a process that is gone, %s a checkpoint; it is taken up again"
+                    logger.warning(told, record.job.id, kept)
                     self._jobs.requeue(record.job.id, record.owner, worker_died=False)
             self.uploads.sweep(self._jobs.data_files)
+            self.checkpoints.sweep(self._jobs.unended)
             oldest = datetime.now(UTC) - timedelta(days=self._settings.job_retention_days)
             self._jobs.forget_ended(timestamp(oldest))
 
@@ -278,8 +338,14 @@ class Fits:
 
     async def _run_job(self, record: Record) -> None:
         job = record.job
-        progress = Progress(max_iter=job.parameters["max_iter"])
-        self._running = _Running(job, progress)
+        # until the worker says where it begins, it is where it was
+        self._running = _Running(
+            job,
+            job.progress.model_copy(update={"eta_seconds": None}),
+            job.loss_history,
+            job.resumed_from,
+            seconds_before=job.progress.seconds,
+        )
         try:
             await self._attempt(record, self._running)
         except Exception as error:  # whatever it is, the next job is to be run
@@ -309,21 +375,27 @@ class Fits:
                 return
             record = replace(record, data=record.data | staged.as_record())
             await self._surely(self._jobs.record_data, job.id, record.data)  # another attempt finds them staged
+        await self._in_thread(self.checkpoints.adopt, job.id)
         events: asyncio.Queue[Frame | None] = asyncio.Queue()
         try:
             await self._supervisor.tell_job(job.id, self._fit_message(record), events.put_nowait)
+            running.on_worker = True
         except WorkerUnavailable:
-            await self._surely(self._jobs.requeue, job.id, self._store.owner, worker_died=False)
+            await self._requeue(running, worker_died=False)
             return
         next_writing = asyncio.get_running_loop().time() + self._settings.progress_interval_seconds
         while True:
             frame = await events.get()
             if frame is None:
-                await self._surely(self._jobs.requeue, job.id, self._store.owner, worker_died=True)
+                await self._requeue(running, worker_died=True)
                 return
             match frame.message:
+                case FitBegun() as begun:
+                    running.begin(begun, frame.arrays[0])
+                    if job.attempts > 1:
+                        await self._write_progress(running)
                 case FitProgress() as told:
-                    _note(running, told)
+                    running.note(told)
                     if asyncio.get_running_loop().time() >= next_writing:
                         await self._write_progress(running)
                         # From now on: a slow database is not to be asked ever more often.
@@ -332,6 +404,9 @@ class Fits:
                     D, metrics, losses = frame.arrays
                     running.loss_history = thinned(list(enumerate(losses.tolist(), start=1)))
                     await self._publish(record, running, D, orjson.loads(metrics.tobytes()), seconds)
+                    return
+                case FitStopped():
+                    await self._requeue(running, worker_died=False)
                     return
                 case FitCancelled():
                     await self._end(record, self._jobs.cancel, "running")
@@ -368,7 +443,7 @@ class Fits:
                 data=data,
                 metrics=metrics,
                 loss_history=running.loss_history,
-                seconds=seconds,
+                seconds=running.seconds_before + seconds,
                 software=self._supervisor.software,
                 job=job.id,
             ).version
@@ -379,19 +454,29 @@ class Fits:
         except asyncio.CancelledError:  # the service stops: who takes the job up next must find its dictionary
             await asyncio.wait({publishing})
             raise
-        await self._surely(self._jobs.record_progress, job.id, running.progress, running.loss_history)
+        await self._surely(self._jobs.record_progress, job.id, **running.told())
         await self._end(record, self._jobs.succeed, version)
         logger.info("job %s has fitted %s@%d in %.1f s", job.id, job.name, version, seconds)
 
     async def _end(self, record: Record, write: Callable[[str, Any], object], outcome: Any) -> None:
-        """Write how a job ended; its data is not needed any more."""
+        """Write how a job ended; its data and its checkpoint are not needed any more."""
         await self._surely(write, record.job.id, outcome)
+        await self._in_thread(self._discard, record)
+
+    def _discard(self, record: Record) -> None:
         self.uploads.discard(record.data["file"])
+        self.checkpoints.discard(record.job.id)
+
+    async def _requeue(self, running: _Running, *, worker_died: bool) -> None:
+        await self._surely(self._jobs.requeue, **self._of_attempt(running), worker_died=worker_died)
+
+    def _of_attempt(self, running: _Running) -> dict[str, Any]:
+        return {"id": running.job.id, "owner": self._store.owner, "told": running.told()}
 
     async def _write_progress(self, running: _Running) -> None:
         """A fit goes on though its progress cannot be written: the next time writes it all."""
         try:
-            await self._writes(self._jobs.record_progress, running.job.id, running.progress, running.loss_history)
+            await self._writes(self._jobs.record_progress, running.job.id, **running.told())
         except JobsUnavailable as error:
             logger.warning("the progress of job %s cannot be written: %s", running.job.id, error)
 
@@ -406,8 +491,17 @@ class Fits:
             data_offset=data["data_offset"],
             rows=data["rows"],
             n_features=data["n_features"],
+            data_sha256=data["sha256"],
+            checkpoint=self._checkpoint_place(record.job.id),
             **parameters,
         )
+
+    def _checkpoint_place(self, job: str) -> CheckpointPlace | None:
+        interval = self._settings.checkpoint_interval_seconds
+        if interval == 0:
+            return None
+        path, staged = self.checkpoints.path(job).absolute(), self.checkpoints.staged(job).absolute()
+        return CheckpointPlace(str(path), str(staged), interval)
 
     async def _surely(self, write: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         """Write, again and again while the database cannot be used: the end of a fit is not to be lost."""
@@ -421,24 +515,6 @@ class Fits:
     async def _in_thread(self, call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         loop = asyncio.get_running_loop()
         return await loop.run_in_executor(self._database, lambda: call(*args, **kwargs))
-
-
-def _note(running: _Running, told: FitProgress) -> None:
-    """Take a progress message into what is told of the running job."""
-    max_iter = running.progress.max_iter
-    eta = told.seconds / told.iteration * (max_iter - told.iteration) if told.iteration else None
-    running.progress = Progress(
-        iteration=told.iteration,
-        max_iter=max_iter,
-        loss=told.loss,
-        relative_error=told.relative_error,
-        kkt_residual=told.kkt_residual,
-        seconds=round(told.seconds, 3),
-        eta_seconds=None if eta is None else round(eta, 1),
-    )
-    history = running.loss_history
-    if told.loss is not None and (not history or history[-1][0] < told.iteration):
-        running.loss_history = thinned([*history, (told.iteration, told.loss)])
 
 
 def thinned(history: list[tuple[int, float]]) -> list[tuple[int, float]]:

@@ -43,6 +43,7 @@ _jobs = sql.Table(  # a change here needs one in app.migrations, for databases t
     sql.Column("error", sql.JSON),
     sql.Column("idempotency_key", sql.String(255), unique=True),
     sql.Column("request_hash", sql.String(64)),
+    sql.Column("resumed_from", sql.Integer),
 )
 
 
@@ -99,6 +100,10 @@ class Jobs:
     def data_files(self) -> set[str]:
         """Names of the files that unended jobs need."""
         return {record.data["file"] for record in self._select(_jobs.c.state.in_(["queued", "running"]))}
+
+    def unended(self) -> set[str]:
+        """Ids of the jobs that have not ended."""
+        return {record.job.id for record in self._select(_jobs.c.state.in_(["queued", "running"]))}
 
     def counts(self) -> dict[State, int]:
         """How many jobs there are in each state."""
@@ -168,8 +173,10 @@ class Jobs:
             claimed = self._select_in(connection, mine)  # as one: a claim that its owner does not hear of is lost
         return claimed[0] if claimed else None
 
-    def record_progress(self, id: str, progress: Progress, loss_history: Sequence[tuple[int, float]]) -> None:
-        self._update(_running(id), progress=progress.model_dump(), loss_history=list(loss_history))
+    def record_progress(
+        self, id: str, progress: Progress, loss_history: Sequence[tuple[int, float]], resumed_from: int | None
+    ) -> None:
+        self._update(_running(id), **_progress(progress, loss_history, resumed_from))
 
     def record_data(self, id: str, data: dict[str, Any]) -> None:
         self._update(_running(id), data=data)
@@ -185,11 +192,16 @@ class Jobs:
         condition = sql.and_(_jobs.c.id == id, _jobs.c.state == state)
         return self._update(condition, state="cancelled", ended_at=now(), owner=None)
 
-    def requeue(self, id: str, owner: str | None, *, worker_died: bool) -> None:
-        """Put a job that runs for this owner back into the queue, for another attempt."""
+    def requeue(self, id: str, owner: str | None, *, worker_died: bool, told: dict[str, Any] | None = None) -> None:
+        """Put a job that runs for this owner back into the queue, for another attempt.
+
+        Args:
+            told: what ``record_progress`` takes, of how far it came.
+        """
         deaths = _jobs.c.worker_deaths + (1 if worker_died else 0)
         condition = sql.and_(_running(id), _jobs.c.owner == owner)  # not from one who has taken it up meanwhile
-        self._update(condition, state="queued", owner=None, worker_deaths=deaths)
+        progress = {} if told is None else _progress(**told)
+        self._update(condition, state="queued", owner=None, worker_deaths=deaths, **progress)
 
     def delete(self, id: str) -> bool:
         """Remove the record of an ended job."""
@@ -235,6 +247,12 @@ class Jobs:
 def new_id() -> str:
     """Sorts by time; unique whatever the clock does."""
     return f"{time.time_ns() // 1_000_000:012x}{secrets.token_hex(8)}"
+
+
+def _progress(
+    progress: Progress, loss_history: Sequence[tuple[int, float]], resumed_from: int | None
+) -> dict[str, Any]:
+    return {"progress": progress.model_dump(), "loss_history": list(loss_history), "resumed_from": resumed_from}
 
 
 def _running(id: str) -> sql.ColumnElement[bool]:

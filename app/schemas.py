@@ -166,7 +166,7 @@ class Progress(BaseModel):
     loss: float | None = Field(None, description="½‖A − ZD‖².")
     relative_error: float | None = Field(None, description="‖A − ZD‖ / ‖A‖.")
     kkt_residual: float | None = Field(None, description="How far from a stationary point; 0 is one.")
-    seconds: float = 0.0
+    seconds: float = Field(0.0, description="That the fit has taken, all attempts together.")
     eta_seconds: float | None = Field(None, description="Time to `max_iter`; a fit may well stop before it.")
 
 
@@ -183,7 +183,13 @@ class Job(BaseModel):
     parameters: dict[str, Any]
     progress: Progress
     loss_history: list[tuple[int, float]] = Field(default_factory=list, description="(iteration, loss), thinned.")
-    attempts: int = Field(description="How often it was started; over 1 where a worker or the service died on it.")
+    attempts: int = Field(
+        description="How often it was started; over 1 where a worker or the service died on it, or was stopped."
+    )
+    resumed_from: int | None = Field(
+        None,
+        description="Iteration of the checkpoint from which its latest attempt went on; none where that began anew.",
+    )
     created_at: str
     started_at: str | None = None
     ended_at: str | None = None

@@ -7,7 +7,7 @@ import re
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import DirectoryPath, Field, PositiveFloat, PositiveInt, field_validator
+from pydantic import DirectoryPath, Field, NonNegativeFloat, PositiveFloat, PositiveInt, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 LogFormat = Literal["text", "json"]
@@ -76,6 +76,11 @@ class Settings(BaseSettings):
         2048 * MIB, description="Most bytes of prepared dictionaries kept by the worker."
     )
 
+    checkpoint_interval_seconds: NonNegativeFloat = Field(
+        30,
+        description="Time of fitting between two checkpoints, from which an interrupted fit goes on;"
+        " 0: none, it starts again.",
+    )
     job_retention_days: PositiveFloat = Field(30, description="Age at which the record of an ended job is removed.")
 
     worker_start_seconds: PositiveFloat = Field(120, description="Longest start of a worker before it is replaced.")

@@ -123,9 +123,10 @@ class Store:
         self.root = root
         self.private = root / ".dictserve"
         self.activations = self.private / "activations"
+        self.checkpoints = self.private / "checkpoints"
         self.database = self.private / "jobs.sqlite3"  # of the jobs, where no other is set
         self.quarantine = self.private / "quarantine"
-        self._staging = self.private / "staging"
+        self.staging = self.private / "staging"
         self._owners = self.private / "owners"
         self._owner_lock: IO[str] | None = None
         self.owner = f"{os.getpid()}-{secrets.token_hex(6)}"
@@ -137,7 +138,7 @@ class Store:
     def open(self) -> None:
         """Make the directories, declare this process alive, and sweep what dead ones left."""
         with store_errors():
-            for directory in (self.activations, self._staging, self._owners):
+            for directory in (self.activations, self.checkpoints, self.staging, self._owners):
                 directory.mkdir(parents=True, exist_ok=True)
             with self._alone():  # nobody is to find the file before it is locked, and think its owner dead
                 # The lock lives as long as the process, whatever ends it: the kernel lets go of it.
@@ -174,7 +175,7 @@ class Store:
         return False
 
     def _sweep(self) -> None:
-        for leaving in self._staging.iterdir():
+        for leaving in self.staging.iterdir():
             if not self.is_alive(owner_of(leaving)):
                 shutil.rmtree(leaving) if leaving.is_dir() else leaving.unlink(missing_ok=True)
         for owner in self._owners.iterdir():
@@ -335,7 +336,7 @@ class Store:
             told: the record's other fields (``parameters``, ``metrics``, …).
         """
         check_name(name)
-        staged = self._staging / self.owned_name()
+        staged = self.staging / self.owned_name()
         try:
             with store_errors():
                 self.require_free(name)
@@ -414,7 +415,7 @@ class Store:
 
     def _replace(self, path: Path, content: bytes) -> None:
         """Write a file so that readers see the old content or the new, whatever happens."""
-        staged = self._staging / self.owned_name()
+        staged = self.staging / self.owned_name()
         try:
             _write_durably(staged, content)
             staged.rename(path)

@@ -13,16 +13,18 @@ import core.threads  # noqa: F401 (must come before torch does; nothing heavy it
 
 if TYPE_CHECKING:
     from core.dictionary import Dictionary, Encoded
+    from core.fit import FitSteps
     from core.nmf import NMF
     from core.progress import FitProgress
 
-__all__ = ["NMF", "Dictionary", "Encoded", "FitProgress"]
+__all__ = ["NMF", "Dictionary", "Encoded", "FitProgress", "FitSteps"]
 
 _HOME = {
     "NMF": "core.nmf",
     "Dictionary": "core.dictionary",
     "Encoded": "core.dictionary",
     "FitProgress": "core.progress",
+    "FitSteps": "core.fit",
 }
 
 

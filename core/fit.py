@@ -1,16 +1,19 @@
 """One fit, from opened activations to concepts of norm one, in bounded slices."""
 
-from collections.abc import Callable, Generator
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Generator, Iterator
+from dataclasses import dataclass, field, replace
 
 import torch
 
+from core import state as states
 from core.chunks import Chunks
 from core.errors import OutOfRange, WrongShape
 from core.initial import DEFAULT_START, STARTS, concepts_for, given
 from core.inputs import Form, Source, read_steps
 from core.progress import FitProgress, tell
 from core.solvers import solver_named
+from core.solvers.alternating import Past
+from core.state import State
 
 # Told of each completed iteration; where it returns True, the fit ends with what it has.
 Callback = Callable[[FitProgress], bool | None]
@@ -25,11 +28,12 @@ class Fitted:
     losses: list[float]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Fit:
     """All that a fit is told except A; see `core.nmf.NMF` for the meaning of each.
 
-    `Z` and `D` are factors to start from, float32, checked by themselves, on `device`.
+    `Z` and `D` are factors to start from, float32, checked by themselves, on `device`; `saved` is a state to go on
+    from in their place. Once the solver has begun, `state` tells where it is.
     """
 
     nb_concepts: int
@@ -42,9 +46,21 @@ class Fit:
     Z: torch.Tensor | None = None
     D: torch.Tensor | None = None
     callback: Callback | None = None
+    saved: State | None = None
+    _codes: torch.Tensor | None = field(default=None, init=False)
+    _past: Past = field(default_factory=Past, init=False)
+    _chunks: Chunks | None = field(default=None, init=False)
+
+    def state(self) -> State | None:
+        """See `FitSteps.state`."""
+        if self._codes is None or self._chunks is None:
+            return None
+        return states.taken(self._codes, self._past, self._chunks.energy, self._chunks.exponent)
 
     def check_shape(self, shape: tuple[int, ...]) -> None:
-        """Raises WrongShape where Z or D does not belong to an A of this shape."""
+        """Raises WrongShape or InvalidParameter where Z, D or a state does not belong to an A of this shape."""
+        if self.saved is not None:
+            states.check(self.saved, (shape[0], shape[1]), self.nb_concepts, self.max_iter)
         if self.Z is not None and len(self.Z) != shape[0]:
             raise WrongShape(f"Z has {len(self.Z)} rows; A has {shape[0]}")
         if self.D is not None and len(self.D) != self.nb_concepts:
@@ -53,22 +69,28 @@ class Fit:
             raise WrongShape(f"D has {self.D.shape[1]} columns; A has {shape[1]} features")
 
     def steps(self, source: Source, form: Form) -> Generator[FitProgress, None, Fitted]:
-        told = FitProgress(0, self.max_iter)
+        told = FitProgress(0, self.max_iter) if self.saved is None else states.progress(self.saved, self.max_iter)
         A = yield from tell(read_steps(source, form, self.device), told)
         self.check_shape(A.shape)
         chunks = Chunks(A, self.nb_concepts)
         yield from tell(chunks.survey(), told)
-        if chunks.energy == 0:
+        if chunks.energy == 0 and self.saved is None:
             yield replace(told, loss=0.0, relative_error=0.0, kkt_residual=0.0, converged=True)
             return Fitted(*zeros(chunks), [])
 
-        if self.Z is None and self.D is None:
-            start = STARTS[self.init or DEFAULT_START](chunks, self.nb_concepts, self.generator)
-        else:
-            start = given(chunks, self.Z, self.D)
-        Z, D = yield from tell(start, told)
         losses: list[float] = []
-        for told in solver_named(self.solver)(chunks, Z, D, tol=self.tol, max_iter=self.max_iter):
+        if self.saved is not None:
+            Z, D, self._past = states.restored(self.saved, chunks.energy, chunks.exponent, self.device)
+            losses, self.saved = states.losses_of(self.saved), None
+        else:
+            if self.Z is None and self.D is None:
+                start = STARTS[self.init or DEFAULT_START](chunks, self.nb_concepts, self.generator)
+            else:
+                start = given(chunks, self.Z, self.D)
+            Z, D = yield from tell(start, told)
+        self._codes, self._chunks = Z, chunks
+        solve = solver_named(self.solver)
+        for told in solve(chunks, Z, D, tol=self.tol, max_iter=self.max_iter, past=self._past):
             if told.loss is not None:
                 loss = told.loss * 4.0**chunks.exponent
                 told = replace(told, loss=loss)
@@ -79,8 +101,33 @@ class Fit:
                         D = yield from tell(concepts_for(chunks, Z), told)
                         break
             yield told
+        self._codes = None  # what comes now changes Z, and is no iteration
         yield from tell(_with_unit_concepts(Z, D, chunks), told)
         return Fitted(Z, D, losses)
+
+
+class FitSteps(Iterator[FitProgress]):
+    """The slices of a fit, one done by each `next`. Between two of them its state can be taken."""
+
+    def __init__(self, fit: Fit, slices: Generator[FitProgress, None, None]) -> None:
+        self._fit = fit
+        self._slices = slices
+
+    def __next__(self) -> FitProgress:
+        return next(self._slices)
+
+    def close(self) -> None:
+        """Leave the fit where it is; the model stays as it was before."""
+        self._slices.close()
+
+    def state(self) -> State | None:
+        """All that decides how the fit goes on, besides A and the parameters; see `core.state` for what is in it.
+
+        None before the first iteration, in the midst of one and after the last: it can be taken right after the slice
+        that completes an iteration. Its tensors are the fit's own and change with the next slice: write them down
+        or copy them before that.
+        """
+        return self._fit.state()
 
 
 def zeros(chunks: Chunks) -> tuple[torch.Tensor, torch.Tensor]:

@@ -12,12 +12,13 @@ from core.chunks import Chunks
 from core.dictionary import ENCODE_MAX_ITER, ENCODE_TOL, Dictionary
 from core.errors import InvalidParameter, NotFitted
 from core.estimator import Array, Estimator
-from core.fit import Callback, Fit, Fitted, zeros
+from core.fit import Callback, Fit, FitSteps, Fitted, zeros
 from core.initial import STARTS
 from core.inputs import Input, Matrix
 from core.progress import FitProgress, run
 from core.scaling import times_power_of_two
 from core.solvers import solver_named
+from core.state import State
 
 MAX_ITER = 500
 
@@ -99,6 +100,7 @@ class NMF(Estimator, torch.nn.Module):
         Z: Matrix | None = None,
         D: Matrix | None = None,
         callback: Callback | None = None,
+        state: State | None = None,
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Learn the dictionary of A in at most `max_iter` iterations (by default the constructor's).
 
@@ -110,15 +112,17 @@ class NMF(Estimator, torch.nn.Module):
                 them, the other starts as the best for it. Neither is written to.
             callback: called with the progress of each completed iteration; once it returns True, the fit ends with
                 the codes of that iteration and the best dictionary for them.
+            state: of an earlier fit of this A with these parameters, to go on from it (see `fit_steps`).
 
         Returns:
             Z (rows, nb_concepts) and D (nb_concepts, n_features), both float32.
 
         Raises:
             InvalidArray: A, Z or D has the wrong kind, shape or values (see `core.checks`), before any work is done.
+            InvalidParameter: the state is no state, or that of a fit of another shape.
         """
         limit = None if np.ndim(max_iter) else max_iter  # type: ignore[arg-type]
-        steps = self.fit_steps(A, limit, Z=Z, D=D, callback=callback)  # type: ignore[arg-type]
+        steps = self.fit_steps(A, limit, Z=Z, D=D, callback=callback, state=state)  # type: ignore[arg-type]
         with tqdm(total=self.max_iter if limit is None else limit, disable=not self.verbose) as bar:
             for progress in steps:
                 if progress.iteration > bar.n:
@@ -134,8 +138,9 @@ class NMF(Estimator, torch.nn.Module):
         Z: Matrix | None = None,
         D: Matrix | None = None,
         callback: Callback | None = None,
-    ) -> Iterator[FitProgress]:
-        """`fit` as a generator of bounded slices, some ten milliseconds of work each however many rows A has.
+        state: State | None = None,
+    ) -> FitSteps:
+        """`fit` as an iterator over bounded slices, some ten milliseconds of work each however many rows A has.
 
         Kinds and shapes, `max_iter`, Z and D are checked by this call, A's values in the first slices. The model
         changes only when the generator has run to its end: `D`, `Z_` (codes of the fit) and `loss_history_` (the
@@ -146,7 +151,14 @@ class NMF(Estimator, torch.nn.Module):
         Sparse A stays sparse, except for a chunk of rows at a time. Batches are gathered, dense, in one float32
         array of 4·rows·n_features bytes: A is never held twice. (Reading sparse A is one slice, and so is each
         batch.) The solver's docstring tells in bytes what is held beside it.
+
+        `steps.state()`, after the slice that completes an iteration, is a mapping of tensors and numbers from which a
+        fit can go on: given as `state` to another fit of the same A with the same parameters, that one ends with the
+        Z and D with which this one would have, to the bit where it runs on as many threads. The tensors of a state
+        that is given become the fit's own, which writes to them.
         """
+        if state is not None and (Z is not None or D is not None):
+            raise InvalidParameter("state is given along with Z or D; it holds both: pass it alone")
         form = inputs.activations()
         fit = Fit(
             nb_concepts=self.nb_concepts,
@@ -159,13 +171,14 @@ class NMF(Estimator, torch.nn.Module):
             Z=None if Z is None else inputs.as_tensor(Z, inputs.codes(self.nb_concepts), self.device),
             D=None if D is None else inputs.as_tensor(D, inputs.concepts(), self.device),
             callback=callback,
+            saved=state,
         )
         source = inputs.opened(A, form)
         if not isinstance(source, Iterator):
             fit.check_shape(source.shape)
-        return self._after(fit.steps(source, form))
+        return FitSteps(fit, self._after(fit.steps(source, form)))
 
-    def _after(self, steps: Generator[FitProgress, None, Fitted]) -> Iterator[FitProgress]:
+    def _after(self, steps: Generator[FitProgress, None, Fitted]) -> Generator[FitProgress, None, None]:
         fitted = yield from steps
         self.Z_, self.D, self.loss_history_ = fitted.Z, fitted.D, fitted.losses
 

@@ -17,7 +17,7 @@ class Progress(msgspec.Struct, frozen=True):
         loss: ½‖A − ZD‖²_F after the iteration; None before the first.
         relative_error: ‖A − ZD‖ / ‖A‖.
         kkt_residual: how far from a stationary point; 0 is one.
-        seconds: that the fit has taken.
+        seconds: that the fit has taken, all attempts together.
         eta_seconds: to ``max_iter``; a fit may well stop before it.
     """
 
@@ -59,6 +59,17 @@ class JobRecord:
         """Of the dictionary, once the job has succeeded."""
         version: int | None = self.record.get("version")
         return version
+
+    @property
+    def attempts(self) -> int:
+        """How often it was started; over 1 where it was interrupted."""
+        return int(self.record["attempts"])
+
+    @property
+    def resumed_from(self) -> int | None:
+        """Iteration of the checkpoint from which the latest attempt went on; None where that began anew."""
+        iteration: int | None = self.record.get("resumed_from")
+        return iteration
 
     @property
     def progress(self) -> Progress:

@@ -1,10 +1,44 @@
 """``dictserve check``: whether a store is whole, with or without a service running on it."""
 
 import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+if TYPE_CHECKING:
+    from app.check import Finding
+
+
+@dataclass
+class _Count:
+    """How many of a kind are whole, damaged and left in their place, and damaged and set aside."""
+
+    whole: int = 0
+    left: int = 0
+    aside: int = 0
+
+    @classmethod
+    def of(cls, findings: "Iterator[Finding | None]", repair: bool) -> "_Count":
+        """Tell the findings, and set aside what they are about where that is wanted."""
+        count = cls()
+        for finding in findings:
+            if finding is None:
+                count.whole += 1
+                continue
+            typer.echo(f"damaged: {finding.where}: {finding.what}")
+            if repair and finding.set_aside is not None:
+                typer.echo(f"         set aside as {finding.set_aside()}")
+                count.aside += 1
+            else:
+                count.left += 1
+        return count
+
+    def __str__(self) -> str:
+        aside = f", {self.aside} of them set aside" if self.aside else ""
+        return f"{self.left + self.aside} damaged{aside}"
 
 
 def check(
@@ -12,14 +46,14 @@ def check(
         "models"
     ),
     repair: Annotated[
-        bool, typer.Option("--repair", help="Set damaged versions aside, in .dictserve/quarantine of the store.")
+        bool, typer.Option("--repair", help="Set what is damaged aside, in .dictserve/quarantine of the store.")
     ] = False,
 ) -> None:
     """Read every byte of a store, and tell what is damaged. Nothing is ever deleted.
 
     Exit code 1 says that something is damaged and still in its place. Entries that no service made are told, too.
     """
-    from app.check import damaged, database_fault, strays
+    from app.check import damaged, damaged_checkpoints, database_fault, strays
     from app.errors import AppError
     from app.store import Store
 
@@ -29,17 +63,9 @@ def check(
     try:
         if repair:
             opened.open()
-        whole = left = aside = 0
-        for finding in damaged(opened):
-            if finding is None:
-                whole += 1
-                continue
-            typer.echo(f"damaged: {finding.where}: {finding.what}")
-            if repair and finding.version is not None:
-                typer.echo(f"         set aside as {opened.set_aside(*finding.version)}")
-                aside += 1
-            else:
-                left += 1
+        versions = _Count.of(damaged(opened), repair)
+        checkpoints = _Count.of(damaged_checkpoints(opened), repair)
+        left = versions.left + checkpoints.left
         for stray in strays(opened):
             typer.echo(f"stray: {stray.where}: {stray.what}")
         if (fault := database_fault(opened.database)) is not None:
@@ -49,7 +75,7 @@ def check(
         sys.exit(f"dictserve: {error}")
     finally:
         opened.close()
-    typer.echo(
-        f"{whole} versions are whole, {left + aside} damaged" + (f", {aside} of them set aside" if aside else "")
-    )
+    typer.echo(f"{versions.whole} versions are whole, {versions}")
+    if checkpoints != _Count():
+        typer.echo(f"{checkpoints.whole} checkpoints of fits are whole, {checkpoints}")
     raise typer.Exit(1 if left else 0)

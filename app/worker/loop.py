@@ -10,20 +10,18 @@ import select
 import socket
 import threading
 import time
-from collections.abc import Generator
 from pathlib import Path
 
 import numba
 import numpy as np
-import orjson
 import torch
 
-import core
 from app import __version__
 from app.errors import INTERNAL, kind_of
-from app.store import Reference, Store
+from app.store import Store
 from app.worker import frames
 from app.worker.cache import DictionaryCache
+from app.worker.fitting import Fitting
 from app.worker.messages import (
     CancelFit,
     Configure,
@@ -32,16 +30,14 @@ from app.worker.messages import (
     Failed,
     Fit,
     FitCancelled,
-    FitProgress,
-    Fitted,
     Heartbeat,
     Message,
     Ready,
     Solve,
     Solved,
+    StopFit,
 )
-from core import NMF, Dictionary
-from core.metrics import measure_steps
+from core import Dictionary
 from core.warm import warm, warm_encodes
 
 logger = logging.getLogger("dictserve.worker")
@@ -50,7 +46,7 @@ logger = logging.getLogger("dictserve.worker")
 FRAMES_A_TURN = 8
 DTYPES: dict[Dtype, torch.dtype] = {"float32": torch.float32, "float64": torch.float64}
 LOADING_SECONDS = 2.0  # that kernels take which were compiled before, and more
-PROGRESS_SECONDS = 0.1  # between two progress messages
+WAITING_SECONDS = 0.005  # between two looks whether a fit that waits can go on
 
 
 class Worker:
@@ -67,7 +63,7 @@ class Worker:
         self._heartbeat_seconds = first.heartbeat_seconds
         self._next_heartbeat = 0.0
         self._float64 = _Kernels(torch.float64)
-        self._fit: tuple[str, Generator[None, None, None]] | None = None
+        self._fit: Fitting | None = None
 
     def run(self) -> None:
         warm()
@@ -80,7 +76,10 @@ class Worker:
 
     def _serve_what_waits(self) -> None:
         """Handle the frames that are there; with no fit to get on with, wait for one (or for a heartbeat's time)."""
-        patience = 0.0 if self._fit is not None else max(0.0, self._next_heartbeat - time.monotonic())
+        if self._fit is None:
+            patience = max(0.0, self._next_heartbeat - time.monotonic())
+        else:
+            patience = WAITING_SECONDS if self._fit.waits else 0.0
         for _ in range(FRAMES_A_TURN):
             if not select.select([self._channel], [], [], patience)[0]:
                 break
@@ -92,11 +91,13 @@ class Worker:
             case Solve() as solve:
                 self._solve(solve, frame.arrays[0])
             case Fit() as fit:
-                self._fit = (fit.job, self._fit_steps(fit))
-            case CancelFit(job) if self._fit is not None and self._fit[0] == job:
-                self._fit = None
+                self._fit = Fitting(fit, self._device, self._store, self._send)
+            case CancelFit(job) if self._fit is not None and self._fit.job == job:
+                self._leave_fit()
                 self._send(FitCancelled(job))
-            case CancelFit():
+            case StopFit(job) if self._fit is not None and self._fit.job == job:
+                self._fit.stop()
+            case CancelFit() | StopFit():
                 pass  # it ended while the message was on its way, and its end has been told
             case unknown:
                 raise TypeError(f"no message of the service's: {type(unknown).__name__}")
@@ -130,47 +131,18 @@ class Worker:
 
     def _advance_fit(self) -> None:
         assert self._fit is not None  # noqa: S101 - the caller looked
-        job, steps = self._fit
+        job = self._fit.job
         try:
-            next(steps)
-        except StopIteration:
-            self._fit = None
+            if not self._fit.advance():
+                self._fit = None
         except Exception as error:
-            self._fit = None
+            self._leave_fit()
             self._send(_failed(job, error))
 
-    def _fit_steps(self, fit: Fit) -> Generator[None, None, None]:
-        """The whole fit in slices, its progress and its end told as they come."""
-        started = time.monotonic()
-        A = torch.from_numpy(
-            np.memmap(fit.path, np.float32, "c", fit.data_offset, (fit.rows, fit.n_features))  # "c": never written
-        )
-        nmf = NMF(
-            fit.nb_concepts,
-            device=self._device,
-            solver=fit.solver,
-            tol=fit.tol,
-            init=None if fit.init == "auto" else fit.init,
-            seed=fit.seed,
-        )
-        start = None if fit.start is None else self._store.load(*self._store.resolve(Reference.parse(fit.start)))
-        latest = None
-        next_telling = started
-        for latest in nmf.fit_steps(A, max_iter=fit.max_iter, D=start):
-            if time.monotonic() >= next_telling:
-                next_telling = time.monotonic() + PROGRESS_SECONDS
-                self._send(_progress(fit.job, latest, started))
-            yield
-        assert nmf.Z_ is not None  # noqa: S101 - a fit that has ended has codes
-        metrics = yield from measure_steps(A, nmf.Z_, nmf.get_dictionary())
-        if latest is not None:
-            self._send(_progress(fit.job, latest, started))
-        self._send(
-            Fitted(fit.job, time.monotonic() - started),
-            _array(nmf.get_dictionary()),
-            np.frombuffer(orjson.dumps(metrics), np.uint8),
-            np.array(nmf.loss_history_, np.float64),
-        )
+    def _leave_fit(self) -> None:
+        if self._fit is not None:
+            self._fit.close()
+        self._fit = None
 
     # -- telling ------------------------------------------------------------------------------------------
 
@@ -221,17 +193,6 @@ def _software() -> dict[str, str]:
         "numpy": np.__version__,
         "numba": numba.__version__,
     }
-
-
-def _progress(job: str, progress: core.FitProgress, started: float) -> FitProgress:
-    return FitProgress(
-        job,
-        progress.iteration,
-        progress.loss,
-        progress.relative_error,
-        progress.kkt_residual,
-        time.monotonic() - started,
-    )
 
 
 def _array(tensor: torch.Tensor) -> np.ndarray:

@@ -44,10 +44,19 @@ class Solve(Message, frozen=True):
     key: Key
 
 
+class CheckpointPlace(msgspec.Struct, frozen=True):
+    """Where a fit's checkpoints go, each in the place of the one before, and after how much time the next is due."""
+
+    path: str
+    staged: str  # where it is written before, on the same file system
+    interval_seconds: float
+
+
 class Fit(Message, frozen=True):
     """Fit a dictionary to the activations in a file: float32, C order, from ``data_offset`` on.
 
     ``start`` is the dictionary to start from, as ``name@version``; ``init`` says how to start where there is none.
+    ``data_sha256`` is that of the activations. With a place for checkpoints, the fit goes on from the one there.
     """
 
     job: str
@@ -62,9 +71,17 @@ class Fit(Message, frozen=True):
     init: InitMethod
     seed: int
     start: str | None = None
+    data_sha256: str = ""
+    checkpoint: CheckpointPlace | None = None
 
 
 class CancelFit(Message, frozen=True):
+    job: str
+
+
+class StopFit(Message, frozen=True):
+    """Leave the fit with a checkpoint, as soon as it is between two iterations."""
+
     job: str
 
 
@@ -107,7 +124,18 @@ class Failed(Message, frozen=True):
     detail: str
 
 
+class FitBegun(Message, frozen=True):
+    """The first that is told of an attempt: after which iteration it goes on, 0 for a fit from its start, and what
+    time the fit had taken by then. Array: the losses of the iterations before (float64)."""
+
+    job: str
+    iteration: int
+    seconds: float
+
+
 class FitProgress(Message, frozen=True):
+    """``seconds`` are those of this attempt; so are those of ``Fitted``."""
+
     job: str
     iteration: int
     loss: float | None
@@ -127,5 +155,9 @@ class FitCancelled(Message, frozen=True):
     job: str
 
 
-ToWorker = Configure | Solve | Fit | CancelFit
-FromWorker = Ready | Heartbeat | Solved | Failed | FitProgress | Fitted | FitCancelled
+class FitStopped(Message, frozen=True):
+    job: str
+
+
+ToWorker = Configure | Solve | Fit | CancelFit | StopFit
+FromWorker = Ready | Heartbeat | Solved | Failed | FitBegun | FitProgress | Fitted | FitCancelled | FitStopped

@@ -147,8 +147,9 @@ def all_servers() -> list[Server]:
     ]
 
 
-def our_server() -> Server:
-    return Server(OURS, "dictserve", "/readyz", environment={"DICTSERVE_LOG_LEVEL": "error"})
+def our_server(environment: Mapping[str, str] | None = None) -> Server:
+    told = {"DICTSERVE_LOG_LEVEL": "error", **(environment or {})}
+    return Server(OURS, "dictserve", "/readyz", environment=told)
 
 
 @contextmanager

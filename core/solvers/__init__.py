@@ -9,11 +9,19 @@ from core.chunks import Chunks
 from core.errors import UnknownSolver
 from core.progress import FitProgress
 from core.solvers import anls, hals, mu, pgd
+from core.solvers.alternating import Past
 
 
 class Solver(Protocol):
     def __call__(
-        self, chunks: Chunks, Z: torch.Tensor, D: torch.Tensor, *, tol: float, max_iter: int
+        self,
+        chunks: Chunks,
+        Z: torch.Tensor,
+        D: torch.Tensor,
+        *,
+        tol: float,
+        max_iter: int,
+        past: Past | None = None,
     ) -> Iterator[FitProgress]:
         """Yields after each bounded slice of work; Z (n, k) and D (k, d) hold the result at the end."""
 

@@ -12,7 +12,7 @@ rows; and what a solver says that it needs.
 
 from collections.abc import Callable, Generator, Iterator
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 
@@ -60,6 +60,35 @@ class Statistics:
     violation: float
 
 
+@dataclass(slots=True)
+class Past:
+    """What the next iteration needs to know of those before it, beside Z.
+
+    Attributes:
+        reached: the concepts (d, k) after the last iteration; None before the first, and in the midst of one, while
+            Z is neither here nor there.
+        ahead: the concepts (d, k) that the next iteration starts from; `reached` itself where nothing lies beyond.
+        losses: after each iteration, of A as its chunks are read.
+        kkt_residual: of the last iteration.
+        converged: whether the stopping rule has been met.
+        extrapolation: numbers by which `start_from` goes, its own.
+    """
+
+    reached: torch.Tensor | None = None
+    ahead: torch.Tensor | None = None
+    losses: list[float] = field(default_factory=list)
+    kkt_residual: float | None = None
+    converged: bool = False
+    extrapolation: dict[str, float] = field(default_factory=dict)
+
+    def progress(self, max_iter: int, energy: float) -> FitProgress:
+        if not self.losses:
+            return FitProgress(0, max_iter)
+        loss = self.losses[-1]
+        relative_error = (2 * loss / energy) ** 0.5
+        return FitProgress(len(self.losses), max_iter, loss, relative_error, self.kkt_residual, self.converged)
+
+
 def where_updated(before: torch.Tensor, updated: torch.Tensor, fell: bool) -> torch.Tensor:
     """The next iteration starts where the last one ended: no extrapolation."""
     return updated
@@ -74,6 +103,7 @@ def alternate(
     *,
     tol: float,
     max_iter: int,
+    past: Past | None = None,
     start_from: Callable[[torch.Tensor, torch.Tensor, bool], torch.Tensor] = where_updated,
 ) -> Iterator[FitProgress]:
     """Minimise ½‖A − ZD‖²_F over Z, D ≥ 0, in place, from the given Z and D.
@@ -87,14 +117,21 @@ def alternate(
 
     Args:
         codes, concepts: how the rows of Z, and the columns of D, are improved.
+        past: of a fit that goes on: Z and D are then as they were after its last iteration. Kept up to date from
+            then on; with Z, what is in it after an iteration is all that the next ones depend on.
         start_from: the concepts (d, k) that the next iteration starts from, given those before this one and after
             it, and whether the loss fell.
     """
-    reached = ahead = D.T.contiguous()  # (d, k), rows contiguous as a step wants them; and where it starts from
-    losses: list[float] = []
-    told = FitProgress(0, max_iter)
-    converged, ending = False, max_iter == 1  # the last iteration starts from D itself
-    for iteration in range(1, max_iter + 1):
+    past = past or Past()
+    reached = D.T.contiguous()  # (d, k), rows contiguous as a step wants them
+    ahead = reached if past.ahead is None else past.ahead  # and where the iteration starts from
+    losses, converged = past.losses, past.converged
+    told = past.progress(max_iter, chunks.energy)
+    for iteration in range(len(losses) + 1, max_iter + 1):
+        past.reached = None
+        ending = converged or iteration == max_iter
+        if ending:  # the last iteration starts from D itself
+            ahead = reached
         statistics = yield from tell(update_codes(codes, chunks, Z, ahead), told)
         updated = ahead.clone()
         violation = yield from tell(update_concepts(concepts, updated, statistics), told)
@@ -114,12 +151,13 @@ def alternate(
             ahead, converged = reached, False
         if ending:
             loss = losses[-1] = yield from tell(direct_loss(chunks, Z, reached), told)
-        told = FitProgress(iteration, max_iter, loss, (2 * loss / chunks.energy) ** 0.5, residual, converged)
+        past.kkt_residual, past.converged = residual, converged
+        told = past.progress(max_iter, chunks.energy)
+        if not ending:
+            past.reached, past.ahead = reached, ahead
         yield told
         if ending:
             break
-        if converged or iteration == max_iter - 1:
-            ahead, ending = reached, True
     D.copy_(reached.T)
 
 

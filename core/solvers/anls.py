@@ -19,7 +19,7 @@ import torch
 from core import kernels
 from core.chunks import Chunks
 from core.progress import FitProgress
-from core.solvers.alternating import Half, Step, alternate, violation
+from core.solvers.alternating import Half, Past, Step, alternate, violation
 
 # The relative KKT residual of each row, close above what float32 gradients can tell from zero.
 ROW_TOL = 1e-6
@@ -27,9 +27,11 @@ MAX_SWEEPS = 300
 ROUNDING = 1e-7  # of a gram in float32, as a share of its diagonal
 
 
-def solve(chunks: Chunks, Z: torch.Tensor, D: torch.Tensor, *, tol: float, max_iter: int) -> Iterator[FitProgress]:
+def solve(
+    chunks: Chunks, Z: torch.Tensor, D: torch.Tensor, *, tol: float, max_iter: int, past: Past | None = None
+) -> Iterator[FitProgress]:
     """See `core.solvers.alternating.alternate`."""
-    return alternate(chunks, Z, D, EXACT, EXACT, tol=tol, max_iter=max_iter)
+    return alternate(chunks, Z, D, EXACT, EXACT, tol=tol, max_iter=max_iter, past=past)
 
 
 def exact(B: torch.Tensor) -> Step:

@@ -18,7 +18,7 @@ import torch
 from core import kernels
 from core.chunks import Chunks
 from core.progress import FitProgress
-from core.solvers.alternating import Half, Step, alternate
+from core.solvers.alternating import Half, Past, Step, alternate
 
 # D has d rows to Z's n, so that more sweeps of it cost next to nothing.
 CODE_SWEEPS = 6
@@ -30,9 +30,15 @@ SWEEP_SHARE = 0.01  # of the first sweep's squared progress: a tenth of its step
 FIRST_WEIGHT, GROWTH, CEILING_GROWTH, SHRINKAGE = 0.5, 1.05, 1.01, 1.5
 
 
-def solve(chunks: Chunks, Z: torch.Tensor, D: torch.Tensor, *, tol: float, max_iter: int) -> Iterator[FitProgress]:
+def solve(
+    chunks: Chunks, Z: torch.Tensor, D: torch.Tensor, *, tol: float, max_iter: int, past: Past | None = None
+) -> Iterator[FitProgress]:
     """See `core.solvers.alternating.alternate`."""
-    return alternate(chunks, Z, D, CODES, CONCEPTS, tol=tol, max_iter=max_iter, start_from=Extrapolation().start_from)
+    past = past or Past()
+    beyond = Extrapolation(past.extrapolation)
+    return alternate(
+        chunks, Z, D, CODES, CONCEPTS, tol=tol, max_iter=max_iter, past=past, start_from=beyond.start_from
+    )
 
 
 def sweeps(B: torch.Tensor, *, max_sweeps: int) -> Step:
@@ -52,11 +58,20 @@ CONCEPTS = Half(partial(sweeps, max_sweeps=CONCEPT_SWEEPS), products=6)
 
 
 class Extrapolation:
-    """The weight of the step beyond each update, adapted to whether the loss falls."""
+    """The weight of the step beyond each update, adapted to whether the loss falls.
 
-    def __init__(self) -> None:
-        self.weight = self._last_good = FIRST_WEIGHT
-        self._ceiling = 1.0
+    Args:
+        numbers: of a fit that goes on; kept up to date.
+    """
+
+    def __init__(self, numbers: dict[str, float] | None = None) -> None:
+        self._numbers = {} if numbers is None else numbers
+        if not self._numbers:
+            self._numbers.update(weight=FIRST_WEIGHT, last_good=FIRST_WEIGHT, ceiling=1.0)
+
+    @property
+    def weight(self) -> float:
+        return self._numbers["weight"]
 
     def start_from(self, before: torch.Tensor, updated: torch.Tensor, fell: bool) -> torch.Tensor:
         """The point beyond `updated`, or `updated` itself where the loss rose."""
@@ -68,10 +83,8 @@ class Extrapolation:
         return ahead
 
     def _loss_fell(self) -> None:
-        self._last_good = self.weight
-        self._ceiling = min(1.0, self._ceiling * CEILING_GROWTH)
-        self.weight = min(self._ceiling, self.weight * GROWTH)
+        ceiling = min(1.0, self._numbers["ceiling"] * CEILING_GROWTH)
+        self._numbers.update(weight=min(ceiling, self.weight * GROWTH), last_good=self.weight, ceiling=ceiling)
 
     def _loss_rose(self) -> None:
-        self._ceiling = self._last_good
-        self.weight /= SHRINKAGE
+        self._numbers.update(weight=self.weight / SHRINKAGE, ceiling=self._numbers["last_good"])

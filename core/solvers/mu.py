@@ -23,7 +23,7 @@ import torch
 from core import kernels
 from core.chunks import Chunks
 from core.progress import FitProgress
-from core.solvers.alternating import Half, Step, alternate, threads_for_many, violation
+from core.solvers.alternating import Half, Past, Step, alternate, threads_for_many, violation
 
 # What the updates of one factor may cost, as a multiple of the products with A before them (α of Gillis & Glineur),
 # and their number at most: those of D are cheap where n is large, but soon bring nothing.
@@ -35,10 +35,12 @@ MOST_GROWTH = 1e6  # of a code in one update; a shorter step lowers the loss too
 SMALLEST = torch.finfo(torch.float32).tiny
 
 
-def solve(chunks: Chunks, Z: torch.Tensor, D: torch.Tensor, *, tol: float, max_iter: int) -> Iterator[FitProgress]:
+def solve(
+    chunks: Chunks, Z: torch.Tensor, D: torch.Tensor, *, tol: float, max_iter: int, past: Past | None = None
+) -> Iterator[FitProgress]:
     """See `core.solvers.alternating.alternate`."""
     halves = (multiplicative(width, chunks.nb_concepts) for width in (chunks.n_features, chunks.n_rows))
-    return alternate(chunks, Z, D, *halves, tol=tol, max_iter=max_iter)
+    return alternate(chunks, Z, D, *halves, tol=tol, max_iter=max_iter, past=past)
 
 
 def multiplicative(width: int, nb_concepts: int) -> Half:

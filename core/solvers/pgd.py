@@ -18,7 +18,7 @@ import torch
 from core import kernels
 from core.chunks import Chunks
 from core.progress import FitProgress
-from core.solvers.alternating import Half, Step, alternate, threads_for_many, violation
+from core.solvers.alternating import Half, Past, Step, alternate, threads_for_many, violation
 
 CODE_STEPS = 10
 CONCEPT_STEPS = 20
@@ -26,9 +26,11 @@ BOUND_PASSES = 20
 LEAST_ENTRY = 1e-30  # so that no x becomes zero
 
 
-def solve(chunks: Chunks, Z: torch.Tensor, D: torch.Tensor, *, tol: float, max_iter: int) -> Iterator[FitProgress]:
+def solve(
+    chunks: Chunks, Z: torch.Tensor, D: torch.Tensor, *, tol: float, max_iter: int, past: Past | None = None
+) -> Iterator[FitProgress]:
     """See `core.solvers.alternating.alternate`."""
-    return alternate(chunks, Z, D, CODES, CONCEPTS, tol=tol, max_iter=max_iter)
+    return alternate(chunks, Z, D, CODES, CONCEPTS, tol=tol, max_iter=max_iter, past=past)
 
 
 def accelerated(B: torch.Tensor, *, count: int) -> Step:

@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from pathlib import Path
 
+import msgspec
 import numpy as np
 import orjson
 import pytest
@@ -14,13 +15,25 @@ from app.settings import Settings
 from app.store import Store
 from app.supervisor import Health, JobListener, Supervisor
 from app.worker.frames import Frame
-from app.worker.messages import CancelFit, Fit, FitCancelled, FitProgress, Fitted, Key, ToWorker
+from app.worker.messages import (
+    CancelFit,
+    Fit,
+    FitBegun,
+    FitCancelled,
+    FitProgress,
+    FitStopped,
+    Fitted,
+    Key,
+    StopFit,
+    ToWorker,
+)
 
 
 class WorkerDouble(Supervisor):
     """Answers at once, in the event loop: codes are A·Dᵀ, a fit's dictionary is its first rows.
 
-    ``dies_on_fits`` and ``fits_hang`` have fits end badly or not at all; ``alive`` is whether there is a worker.
+    ``dies_on_fits`` and ``fits_hang`` have fits end badly or not at all; ``alive`` is whether there is a worker, and
+    ``checkpoint`` where a fit begins that goes on from one, with the losses before.
     """
 
     def __init__(self, settings: Settings) -> None:
@@ -29,6 +42,7 @@ class WorkerDouble(Supervisor):
         self.alive = True
         self.fits_hang = False
         self.dies_on_fits = 0
+        self.checkpoint: tuple[FitBegun, list[float]] | None = None
         self.fits: list[Fit] = []
         self.software = {"dictserve": "double"}
         self._listener: JobListener | None = None
@@ -60,22 +74,25 @@ class WorkerDouble(Supervisor):
         assert isinstance(message, Fit)
         self.fits.append(message)
         self._listener = listener
+        begun, losses = self.checkpoint or (FitBegun(job, 0, 0.0), [])
+        listener(Frame(msgspec.structs.replace(begun, job=job), [np.array(losses)]))
+        listener(Frame(FitProgress(job, begun.iteration + 1, 2.0, 0.5, 0.1, 0.01)))
         if self.dies_on_fits:
             self.dies_on_fits -= 1
             listener(None)
             return
-        listener(Frame(FitProgress(job, 1, 2.0, 0.5, 0.1, 0.01)))
         if not self.fits_hang:
             shape = (message.rows, message.n_features)
             A = np.memmap(message.path, np.float32, "r", message.data_offset, shape)
             D = np.resize(A, (message.nb_concepts, message.n_features)).astype(np.float32)
             metrics = np.frombuffer(orjson.dumps({"relative_error": 0.5}), np.uint8)
-            listener(Frame(Fitted(job, 0.01), [D, metrics, np.array([2.0])]))
+            listener(Frame(Fitted(job, 0.01), [D, metrics, np.array([*losses, 2.0])]))
 
     async def tell(self, message: ToWorker) -> None:
-        assert isinstance(message, CancelFit)
+        assert isinstance(message, CancelFit | StopFit)
         if self._listener is not None:
-            self._listener(Frame(FitCancelled(message.job)))
+            ended = FitCancelled if isinstance(message, CancelFit) else FitStopped
+            self._listener(Frame(ended(message.job)))
 
 
 @pytest.fixture

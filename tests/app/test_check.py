@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
+from app.checkpoint_file import FORMAT, Rows, Told, write
 from app.cli import main
 from app.jobs import Jobs
 from app.store import LABELS_FILE, META_FILE, WEIGHTS_FILE, Reference, Store
@@ -99,6 +100,24 @@ def test_a_damaged_database_is_told(store: Store) -> None:
     assert "jobs' database is damaged" in told
     with pytest.raises(sqlite3.DatabaseError):
         sqlite3.connect(store.database).execute("select * from jobs")
+
+
+def test_checkpoints_are_looked_at_too(store: Store) -> None:
+    for job in ("a", "b"):
+        with (store.checkpoints / f"1-dead.{job}.safetensors").open("wb", buffering=0) as file:
+            told = Told(FORMAT, job, {}, {"iteration": 1}, 0.0)
+            write(file, told, {"Z": Rows("F32", D.shape, D.__getitem__)}, lambda: False)
+    assert run(store) == (0, "3 versions are whole, 0 damaged\n2 checkpoints of fits are whole, 0 damaged\n")
+    damaged = store.checkpoints / "1-dead.b.safetensors"
+    damaged.write_bytes(damaged.read_bytes()[:-1])
+    code, output = run(store)
+    assert code == 1
+    assert output.startswith("damaged: .dictserve/checkpoints/1-dead.b.safetensors: a checkpoint: it is not what was")
+    assert output.endswith("1 checkpoints of fits are whole, 1 damaged\n")
+    code, output = run(store, "--repair")
+    assert code == 0
+    assert f"set aside as {store.quarantine / damaged.name}\n" in output
+    assert run(store) == (0, "3 versions are whole, 0 damaged\n1 checkpoints of fits are whole, 0 damaged\n")
 
 
 def test_no_store_is_a_usage_error(tmp_path: Path) -> None:

@@ -19,6 +19,7 @@ from app.client import (
     following,
 )
 from app.client.display import shown
+from app.client.records import JobRecord
 
 PROGRESS = {"iteration": 0, "max_iter": 9, "loss": None}
 DICTIONARY = {"name": "x", "version": 3, "nb_concepts": 2, "n_features": 4, "metrics": {}, "labels": {}}
@@ -123,6 +124,12 @@ def test_waiting_gives_the_dictionary_and_the_job_knows_its_end() -> None:
         assert job.wait().reference == "x@3"
         assert (job.state, job.version, job.progress.iteration, job.ended) == ("succeeded", 3, 3, True)
         assert job.wait().reference == "x@3"  # no further look is needed
+
+
+def test_a_job_knows_whether_it_was_interrupted() -> None:
+    job = JobRecord(record("running", 9, attempts=2, resumed_from=7))
+    assert (job.attempts, job.resumed_from) == (2, 7)
+    assert JobRecord(record("queued", attempts=0)).resumed_from is None  # of a service that has no checkpoints
 
 
 def test_time_that_is_up_is_told_with_the_jobs_state() -> None:

@@ -1,5 +1,6 @@
 """``/fit`` and ``/jobs``: from the accepted request to the published dictionary, whatever happens in between."""
 
+import sqlite3
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -12,6 +13,7 @@ from app.jobs import Jobs
 from app.main import create_app
 from app.settings import Settings
 from app.store import Reference, Store
+from app.worker.messages import FitBegun
 from demo.service import npy
 from tests.app.conftest import WorkerDouble
 
@@ -213,6 +215,96 @@ def test_a_stop_leaves_the_job_to_the_next_start(settings: Settings, worker: Wor
     with TestClient(create_app(settings, supervisor=WorkerDouble(settings))) as client:
         job = ended(client, id)
     assert (job["state"], job["attempts"]) == ("succeeded", 2)
+
+
+def test_a_fit_that_goes_on_from_a_checkpoint_says_so(settings: Settings, worker: WorkerDouble) -> None:
+    """Its progress, losses and time go on from there; the time of all attempts adds up."""
+    worker.fits_hang = True
+    losses = [9.0, 8.0, 7.0, 6.0, 5.0]
+    with TestClient(create_app(settings, supervisor=worker)) as client:
+        id = client.post("/fit", json=FIT).json()["id"]
+        while client.get(f"/jobs/{id}").json()["progress"]["iteration"] < 1:
+            time.sleep(0.01)
+        assert client.get(f"/jobs/{id}").json()["resumed_from"] is None
+    worker.checkpoint = FitBegun("", 5, 0.06), losses
+    with TestClient(create_app(settings, supervisor=worker)) as client:
+        while (job := client.get(f"/jobs/{id}").json())["progress"]["iteration"] < 6:
+            assert job["progress"]["iteration"] in (1, 5)  # as it was left, or as it goes on; never before that
+            time.sleep(0.01)
+        assert (job["resumed_from"], job["attempts"]) == (5, 2)
+        assert job["progress"]["seconds"] == pytest.approx(0.02)
+        assert job["progress"]["eta_seconds"] == pytest.approx((0.06 + 0.01) / 6 * 494, abs=0.06)
+        assert job["loss_history"] == [[i, loss] for i, loss in enumerate([*losses, 2.0], start=1)]
+    worker.fits_hang = False
+    worker.checkpoint = None  # it was of no use, this time
+    with TestClient(create_app(settings, supervisor=worker)) as client:
+        job = ended(client, id)
+        assert (job["state"], job["attempts"], job["resumed_from"]) == ("succeeded", 3, None)
+        assert job["loss_history"] == [[1, 2.0]]
+        assert client.get("/dictionaries/digits").json()["seconds"] == pytest.approx(0.03)
+
+
+def test_a_checkpoint_goes_with_its_job(settings: Settings, worker: WorkerDouble) -> None:
+    """However it ends; not before, and not where another process may need it."""
+    with TestClient(create_app(settings, supervisor=worker)) as client:
+        checkpoints = client.app.state.services.fits.checkpoints  # type: ignore[attr-defined]
+        directory = Store(settings.store).checkpoints
+
+        def kept(id: str) -> None:
+            checkpoints.path(id).write_text("")
+
+        worker.fits_hang = True
+        running, queued = (client.post("/fit", json=FIT).json()["id"] for _ in range(2))
+        while client.get(f"/jobs/{running}").json()["state"] != "running":
+            time.sleep(0.01)
+        kept(running)
+        kept(queued)
+        (directory / "1-dead.nobodys.safetensors").write_text("")
+        assert client.delete(f"/jobs/{queued}").json()["state"] == "cancelled"
+        assert client.delete(f"/jobs/{running}").json()["state"] == "cancelled"
+        assert [path.name for path in directory.iterdir()] == ["1-dead.nobodys.safetensors"]
+
+        left = client.post("/fit", json=FIT).json()["id"]
+        while client.get(f"/jobs/{left}").json()["state"] != "running":
+            time.sleep(0.01)
+        kept(left)
+        own = checkpoints.path(left).name
+    worker.fits_hang = False
+    assert [path.name for path in directory.glob(f"*.{left}.*")] == [own]
+    with TestClient(create_app(settings, supervisor=worker)) as client:
+        assert ended(client, left)["state"] == "succeeded"
+        assert list(directory.iterdir()) == []
+        place = worker.fits[-1].checkpoint
+        assert place is not None
+        assert Path(place.path).name != own  # it was taken over
+        assert place.interval_seconds == 30
+    without = settings.model_copy(update={"checkpoint_interval_seconds": 0})
+    with TestClient(create_app(without, supervisor=worker)) as client:
+        ended(client, client.post("/fit", json=FIT).json()["id"])
+        assert worker.fits[-1].checkpoint is None
+
+
+def test_a_database_of_an_earlier_version_is_brought_up(tmp_path: Path) -> None:
+    """By one of two services that start on it at once."""
+    url = f"sqlite:///{tmp_path / 'jobs.sqlite3'}"
+    before = Jobs(url)
+    before.open()
+    before.add("a", {"max_iter": 1}, {"file": "x"}, queue_jobs=100)
+    before.close()
+    with sqlite3.connect(tmp_path / "jobs.sqlite3") as connection:
+        connection.execute("ALTER TABLE jobs DROP COLUMN resumed_from")
+        connection.execute("DROP TABLE jobs_schema")
+    connection.close()
+    both = [Jobs(url) for _ in range(2)]
+    with ThreadPoolExecutor(2) as pool:
+        list(pool.map(Jobs.open, both))
+    record = both[0].claim("one")
+    assert record is not None
+    assert record.job.resumed_from is None
+    both[1].record_progress(record.job.id, record.job.progress, [], 7)
+    assert both[0].get(record.job.id).job.resumed_from == 7
+    for jobs in both:
+        jobs.close()
 
 
 def test_a_job_published_before_a_crash_is_not_fitted_again(settings: Settings, worker: WorkerDouble) -> None:

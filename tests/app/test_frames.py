@@ -10,7 +10,20 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from app.worker import frames
-from app.worker.messages import Failed, Fit, FitProgress, Key, Message, Ready, Solve, Solved
+from app.worker.messages import (
+    CheckpointPlace,
+    Failed,
+    Fit,
+    FitBegun,
+    FitProgress,
+    FitStopped,
+    Key,
+    Message,
+    Ready,
+    Solve,
+    Solved,
+    StopFit,
+)
 
 MESSAGES: list[Message] = [
     Solve(1, Key("encode", "digits", 3, True, "float64")),
@@ -19,6 +32,10 @@ MESSAGES: list[Message] = [
     Ready("cuda:0", {"torch": "2"}),
     FitProgress("job", 3, None, 0.5, None, 1.5),
     Fit("job", "/a b", 128, 10**9, 5, 6, "hals", 7, 1e-4, "auto", 0),
+    Fit("job", "/a", 0, 1, 2, 3, "mu", 4, 0, "random", 5, "a@1", "digest", CheckpointPlace("/b", "/c", 30.0)),
+    StopFit("job"),
+    FitBegun("job", 7, 1.5),
+    FitStopped("job"),
 ]
 
 

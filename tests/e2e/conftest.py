@@ -1,5 +1,6 @@
 """The real service: processes, sockets and signals."""
 
+import json
 import os
 import signal
 import subprocess
@@ -9,6 +10,7 @@ from pathlib import Path
 
 import httpx
 import pytest
+from safetensors import safe_open
 
 from demo.service import free_port, npy, serve_command, wait_ready
 
@@ -82,6 +84,12 @@ class Service:
                 return job
             time.sleep(0.05)
         raise AssertionError(f"job still {job['state']} after {seconds} s: {job['progress']}")
+
+    def checkpoint(self, id: str) -> int:
+        """The iteration that the one checkpoint of a job tells of, read as anybody can."""
+        (path,) = (self.store / ".dictserve" / "checkpoints").glob(f"*.{id}.safetensors")
+        with safe_open(path, "np") as file:
+            return int(json.loads(file.metadata()["checkpoint"])["numbers"]["iteration"])
 
     def until(self, id: str, state: str, iteration: int = 0, seconds: float = 30.0) -> None:
         """Wait for a job to be in a state and at an iteration."""

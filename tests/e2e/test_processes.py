@@ -36,7 +36,12 @@ def slow_fit(service: Service, **parameters: object) -> str:
 
 def leftovers(store: Path) -> list[str]:
     private = store / ".dictserve"
-    return [path.name for folder in ("activations", "staging") for path in (private / folder).iterdir()]
+    folders = ("activations", "checkpoints", "staging")
+    return [path.name for folder in folders for path in (private / folder).iterdir()]
+
+
+def weights(service: Service, name: str) -> np.ndarray:
+    return np.load(io.BytesIO(service.client.get(f"/dictionaries/{name}/weights").raise_for_status().content))
 
 
 def test_a_killed_service_encodes_the_same_after_a_restart(service: Service) -> None:
@@ -65,12 +70,55 @@ def test_a_killed_worker_is_replaced_and_the_service_stays(service: Service) -> 
     assert service.process.poll() is None
 
 
-def test_a_fit_whose_worker_is_killed_once_succeeds_and_says_so(service: Service) -> None:
-    id = slow_fit(service, max_iter=400)
+def test_a_fit_goes_on_whatever_is_killed_and_ends_as_if_nothing_had_been(tmp_path: Path) -> None:
+    """The worker killed, the service stopped in order, both killed; its progress never falls behind a checkpoint."""
+    service = Service(tmp_path / "models", DICTSERVE_CHECKPOINT_INTERVAL_SECONDS="0.05").start()
+    id = slow_fit(service, max_iter=600)
+    checkpoints = service.store / ".dictserve" / "checkpoints"
+
+    def kept() -> None:
+        """Wait for a checkpoint of this attempt's."""
+        before = {path.stat().st_ino for path in checkpoints.iterdir()}
+        deadline = time.monotonic() + 30
+        while {path.stat().st_ino for path in checkpoints.glob("*")} == before:
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+
+    def goes_on(attempt: int) -> int:
+        """Where it goes on from, once it does."""
+        deadline = time.monotonic() + 60
+        while (job := service.job(id))["attempts"] < attempt or job["resumed_from"] in (None, *resumed):
+            assert job["state"] in ("queued", "running"), job
+            assert job["progress"]["iteration"] >= max(resumed, default=0)
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+        assert job["progress"]["iteration"] >= job["resumed_from"]
+        return int(job["resumed_from"])
+
+    resumed: list[int] = []
     service.until(id, "running", iteration=1)
+    kept()
     os.kill(service.worker_pid, signal.SIGKILL)
+    resumed.append(goes_on(2))
+    kept()
+    assert service.stop() == 0
+    service.start()
+    resumed.append(goes_on(3))
+    kept()
+    service.kill()
+    service.start()
+    resumed.append(goes_on(4))
     job = service.ended(id, seconds=90)
-    assert (job["state"], job["attempts"]) == ("succeeded", 2)
+    assert (job["state"], job["attempts"], job["resumed_from"]) == ("succeeded", 4, resumed[-1])
+    assert 0 < resumed[0] < resumed[1] < resumed[2] < 600
+    assert [iteration for iteration, _ in job["loss_history"]] == sorted({i for i, _ in job["loss_history"]})
+    assert leftovers(service.store) == []
+
+    other = service.fit(FITTED, name="whole", nb_concepts=32, tol=0, max_iter=600)
+    whole = service.ended(other, seconds=90)
+    assert job["loss_history"] == whole["loss_history"]
+    np.testing.assert_array_equal(weights(service, "slow"), weights(service, "whole"))
+    assert service.stop() == 0
 
 
 def test_a_fit_that_costs_two_workers_their_lives_is_given_up(service: Service) -> None:
@@ -105,9 +153,10 @@ def test_sigterm_ends_it_in_order(service: Service) -> None:
     assert service.stop() == 0
     assert time.monotonic() - begun < 10
     assert gone(worker)
+    before = service.checkpoint(id)
     service.start()
-    service.until(id, "running", iteration=1)
-    assert service.job(id)["attempts"] == 2
+    service.until(id, "running", iteration=before + 1)
+    assert (service.job(id)["attempts"], service.job(id)["resumed_from"]) == (2, before)
     assert service.client.delete(f"/jobs/{id}").json()["state"] == "cancelled"
 
 

@@ -81,6 +81,12 @@ DAMAGES: dict[str, Callable[[Path], Callable[[], object]]] = {
     "holds ['dictionary.safetensors": half_made,
     "tells of": renumbered,
     "was left over": lambda store: replaced(store / ".dictserve" / "staging" / "1-a.b", b""),
+    "checkpoints/1-a.b.safetensors was left over": lambda store: replaced(
+        store / ".dictserve" / "checkpoints" / "1-a.b.safetensors", b""
+    ),
+    "1-a.c.safetensors: the checksum does not hold": lambda store: replaced(
+        store / ".dictserve" / "checkpoints" / "1-a.c.safetensors", b"x" * 100
+    ),
     "cannot be read": lambda store: replaced(version(store) / "labels.json", b"{"),
     "is running": job_left_running,
 }
@@ -91,9 +97,8 @@ def test_what_is_wrong_on_the_disk_is_found(report: Report, folder: Path, said: 
     store, history = folder / "models", answers.History(report.operations)
     undo = DAMAGES[said](store)
     try:
-        found = [*disk.check_versions(store), *disk.check_jobs(store, history)] or list(
-            disk.check_store(store, history)
-        )
+        found = [*disk.check_versions(store), *disk.check_checkpoints(store), *disk.check_jobs(store, history)]
+        found += [] if found and "left over" not in said else disk.check_store(store, history)
         assert any(said in fault.text for fault in found), found
     finally:
         undo()
@@ -137,6 +142,7 @@ def lies(operations: list[Operation]) -> Iterator[tuple[str, Operation, Operatio
     yield "label", record, changed(record, labels={"nobody": "x"})
     yield "version is not there", weights, replace(weights, status=404)
     yield "job is not there", job, replace(job, status=404, answer={})
+    yield "went on from nothing", job, changed(job, resumed_from=5, attempts=1)
     imported = next(operation for operation in operations if operation.kind == "import" and operation.done)
     yield "given twice", job, changed(job, version=imported.answer["version"], name=imported.told["name"])
     yield "has not ended", job, changed(job, state="running", version=None)

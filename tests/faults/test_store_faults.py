@@ -11,6 +11,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from app.checkpoint_file import FORMAT, Rows, Told
+from app.worker import fitting
+from app.worker.messages import CheckpointPlace
 from demo.service import npy
 from tests.e2e.conftest import Service
 from tests.faults.asked import FITTED, D, encode, eventually, fit, long_fit, problem, put, require_next
@@ -116,6 +119,19 @@ def test_a_disk_that_fills_during_a_fit(stored: Service, disk: Path) -> None:
     assert (job["state"], job["error"]["type"]) == ("failed", "store-full"), job
     assert stored.ended(fit(stored, name="new"))["version"] == 1
     require_next(stored)
+
+
+def test_a_disk_that_a_checkpoint_fills(
+    disk: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Though there was room enough when it was begun: nothing of it stays, and the log says why."""
+    monkeypatch.setattr(fitting, "FREE_SHARE", float("inf"))
+    told = Told(FORMAT, "1", {}, {"iteration": 1.0}, 0.0)
+    rows = Rows("F32", (DISK_BYTES // 128, 64), lambda rows: np.ones((rows.stop - rows.start, 64), np.float32))
+    writing = fitting.Writing(CheckpointPlace(str(disk / "1"), str(disk / "staged"), 30.0), told, {"Z": rows})
+    assert writing.ended.wait(10)
+    assert "job 1 goes on without a checkpoint, for none can be written: [Errno 28] No space left" in caplog.text
+    assert list(disk.iterdir()) == []
 
 
 def test_a_read_only_store(stored: Service) -> None:

@@ -273,6 +273,8 @@ def _jobs(history: History) -> Iterator[Fault]:
                 end = end or operation
             if job["state"] == "failed" and (job["error"] or {}).get("type") != "fit-abandoned":
                 yield Fault("a fit failed", (operation,))
+            if job["resumed_from"] is not None and (job["attempts"] < 2 or job["resumed_from"] < 1):
+                yield Fault("a fit went on from nothing", (operation,))
             if (job["state"] == "succeeded") != (job["version"] is not None):
                 yield Fault("a job has succeeded without a version, or has one without", (operation,))
         last = told[-1]

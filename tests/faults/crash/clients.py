@@ -26,7 +26,7 @@ ITERATIONS = {"short": 20, "longer": 1000, "endless": 100_000}  # endless ones a
 OPEN_JOBS = 15  # of a client, at most: the worker is dead for much of the time, and what waits has to end at last
 
 Reference = tuple[str, int]
-JOB_FIELDS = ("id", "state", "name", "version", "attempts", "error")
+JOB_FIELDS = ("id", "state", "name", "version", "attempts", "resumed_from", "error")
 RECORD_FIELDS = ("name", "version", "versions", "sha256", "nb_concepts", "labels", "job")
 
 

@@ -42,6 +42,18 @@ def check_versions(store: Path) -> Iterator[Fault]:
             yield Fault(f"{directory}: weights of shape {D.shape} are not those that its meta.json tells of")
 
 
+def check_checkpoints(store: Path) -> Iterator[Fault]:
+    """Every checkpoint in its place is whole, at any moment."""
+    for path in (store / ".dictserve" / "checkpoints").iterdir():
+        content = path.read_bytes()
+        if hashlib.sha256(content[:-32]).digest() != content[-32:]:
+            yield Fault(f"{path}: the checksum does not hold")
+            continue
+        tensors = safetensors.numpy.load(content)
+        if not {"Z", "D", "losses"} <= tensors.keys():
+            yield Fault(f"{path} holds {sorted(tensors)}")
+
+
 def check_store(store: Path, history: History) -> Iterator[Fault]:
     """After the service was stopped in order: every version told of, none that nobody made, and nothing left over."""
     yield from check_versions(store)
@@ -112,10 +124,11 @@ def _versions(store: Path) -> dict[Reference, Path]:
 
 def _check_leftovers(store: Path) -> Iterator[Fault]:
     private = store / ".dictserve"
-    for folder in ("activations", "staging", "owners"):
+    folders = ("activations", "checkpoints", "staging", "owners")
+    for folder in folders:
         for path in (private / folder).iterdir():
             yield Fault(f"{path} was left over")
-    files = {path.name for path in private.iterdir()} - {"activations", "staging", "owners"}
+    files = {path.name for path in private.iterdir()} - {*folders}
     if not files <= {"jobs.sqlite3", "jobs.sqlite3-wal", "jobs.sqlite3-shm", "lock"}:
         yield Fault(f"{private} holds {sorted(files)}")
     for name in store.iterdir():

@@ -31,6 +31,7 @@ class Report:
     restarts: int = 0
     done: Counter[str] = field(default_factory=Counter)
     lost: int = 0
+    resumed: int = 0  # jobs that went on from a checkpoint
     seconds: float = 0.0
     faults: list[Fault] = field(default_factory=list)
     operations: list[Operation] = field(default_factory=list)
@@ -42,6 +43,7 @@ class Report:
             f"seed {self.seed}, {self.seconds:.0f} s: "
             f"{self.kills.total()} kills ({kills}), {self.restarts} restarts; "
             f"{self.done.total()} operations acknowledged ({done}), {self.lost} unanswered; "
+            f"{self.resumed} fits went on from a checkpoint; "
             f"{len(self.faults)} faults"
         )
 
@@ -87,7 +89,7 @@ class Killer:
             self._victim.kill_group()
         self.faults += [Fault(f"process {pid} outlived the service", (operation,)) for pid in self._victim.all_gone()]
         self.log.answered(operation, 200)
-        self.faults += disk.check_versions(self._victim.store)
+        self.faults += [*disk.check_versions(self._victim.store), *disk.check_checkpoints(self._victim.store)]
 
     def launch(self) -> None:
         self._victim.launch()
@@ -135,6 +137,7 @@ def run(folder: Path, kills: int, seed: int, seconds: float = float("inf")) -> R
         if operation.who.startswith("client"):
             report.done[operation.kind] += operation.done
             report.lost += operation.status is None and operation.sent
+    report.resumed = sum(any(o.answer.get("resumed_from") for o in told) for told in history.jobs.values())
     report.seconds = time.monotonic() - begun
     return report
 

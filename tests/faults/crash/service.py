@@ -15,7 +15,12 @@ class Victim(Service):
     """``dictserve serve`` in a process group of its own. The store in their environment tells its processes."""
 
     def __init__(self, store: Path) -> None:
-        super().__init__(store, DICTSERVE_STORE=str(store), DICTSERVE_LOG_LEVEL="warning")
+        super().__init__(
+            store,
+            DICTSERVE_STORE=str(store),
+            DICTSERVE_LOG_LEVEL="warning",
+            DICTSERVE_CHECKPOINT_INTERVAL_SECONDS="0.02",  # so that most of what is killed can go on
+        )
 
     def launch(self) -> None:
         """Start it, and do not wait until it is ready."""

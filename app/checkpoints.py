@@ -1,0 +1,84 @@
+"""The checkpoints of fits under way, as the service knows them: files of the store, each its owner's and its job's.
+
+The worker writes and reads them (``app.worker.fitting``, ``app.checkpoint_file``). Here they are found, handed on
+from a dead process to the one that takes up its job, and removed: with the end of the job, or by a sweep.
+"""
+
+import logging
+import os
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+
+from app.store import Store, fsync_directory, owner_of, store_errors
+
+logger = logging.getLogger("dictserve")
+
+SUFFIX = ".safetensors"
+
+
+class Checkpoints:
+    """``<owner>.<job>.safetensors`` in a private directory of the store; one that is being written is staged."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+
+    def path(self, job: str) -> Path:
+        """Where this process's worker puts the job's checkpoint."""
+        return self._store.checkpoints / f"{self._store.owner}.{job}{SUFFIX}"
+
+    def staged(self, job: str) -> Path:
+        """Where it is written before: the store's sweep removes it should this process die on the way."""
+        return self._store.staging / f"{self._store.owner}.{job}{SUFFIX}"
+
+    def exists(self, job: str) -> bool:
+        """Whether an interrupted fit would be gone on with."""
+        return bool(self._of(job))
+
+    def adopt(self, job: str) -> None:
+        """Make whatever checkpoint there is of a job this process's own, which runs the job from now on.
+
+        One that cannot be had is left: the fit then starts again.
+        """
+        try:
+            for path in sorted(self._of(job), key=lambda path: path.stat().st_mtime_ns):  # the newest comes last
+                os.replace(path, self.path(job))
+        except OSError as error:
+            logger.warning("the checkpoint of job %s cannot be taken over: %s", job, error)
+
+    def discard(self, job: str) -> None:
+        """Remove what there is of a job that has ended. What cannot be removed now is left to a sweep."""
+        try:
+            for path in (*self._of(job), self.staged(job)):
+                path.unlink(missing_ok=True)
+        except OSError as error:
+            logger.warning("a checkpoint stays until it can be removed: %s", error)
+
+    def sweep(self, unended: Callable[[], set[str]]) -> None:
+        """Remove what is no living process's and, asked after that, no unended job's."""
+        with store_errors():
+            files = list(self._store.checkpoints.iterdir())
+            left = [path for path in files if not self._store.is_alive(owner_of(path))]
+        if left:
+            needed = unended()
+            for path in left:
+                if job_of(path) not in needed:
+                    with suppress(OSError):  # a later sweep takes it
+                        path.unlink(missing_ok=True)
+
+    def set_aside(self, path: Path) -> Path:
+        """Take a damaged one out of the way, but keep it: where it is from now on."""
+        with store_errors():
+            self._store.quarantine.mkdir(exist_ok=True)
+            aside = self._store.quarantine / path.name
+            path.rename(aside)
+            fsync_directory(path.parent)
+            fsync_directory(aside.parent)
+        return aside
+
+    def _of(self, job: str) -> list[Path]:
+        return list(self._store.checkpoints.glob(f"*.{job}{SUFFIX}"))
+
+
+def job_of(path: Path) -> str:
+    return path.name.removesuffix(SUFFIX).rpartition(".")[2]

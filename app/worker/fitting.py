@@ -1,0 +1,283 @@
+"""The fit under way in the worker: advanced a slice at a time by the loop, kept in checkpoints, ended or stopped.
+
+A checkpoint is written by a thread of its own, between two iterations. The fit waits until its state has been copied
+into the file, while the loop goes on serving; it does not wait until the disk has it.
+"""
+
+import logging
+import os
+import shutil
+import threading
+import time
+from collections.abc import Callable, Generator
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+import orjson
+import torch
+
+import core
+from app import checkpoint_file
+from app.checkpoint_file import CheckpointUnusable, Rows, Told
+from app.store import Reference, Store, fsync_directory
+from app.worker.messages import CheckpointPlace, Fit, FitBegun, FitProgress, FitStopped, Fitted
+from core import NMF
+from core.errors import InvalidParameter
+from core.metrics import measure_steps
+
+logger = logging.getLogger("dictserve.worker")
+
+PROGRESS_SECONDS = 0.1  # between two progress messages
+# Of a fit's time, that it may wait for its checkpoints at most: where they are large they are written less often.
+WAITING_SHARE = 0.05
+# Of what is free on the disk, that a checkpoint may take at most: the fit's dictionary and uploads need room, too.
+FREE_SHARE = 0.5
+
+
+class Fitting:
+    """One fit. ``send`` tells the service what comes of it.
+
+    Attributes:
+        waits: whether there is nothing to advance just now, so that the loop need not turn for it.
+    """
+
+    def __init__(self, fit: Fit, device: torch.device, store: Store, send: Callable[..., None]) -> None:
+        self.job = fit.job
+        self.waits = False
+        self._fit = fit
+        self._device = device
+        self._store = store
+        self._send = send
+        self._begun = time.monotonic()
+        self._seconds_before = 0.0  # that the fit had taken at the checkpoint from which it goes on
+        self._stopping = False
+        self._writing: Writing | None = None
+        self._kept = 0  # the iteration of the last checkpoint
+        self._next_checkpoint = self._begun + (fit.checkpoint.interval_seconds if fit.checkpoint else 0.0)
+        self._slices = self._run()
+
+    def advance(self) -> bool:
+        """Do a slice; False where the fit has come to its end."""
+        try:
+            next(self._slices)
+        except StopIteration:
+            return False
+        return True
+
+    def stop(self) -> None:
+        """Have it end after this iteration, with a checkpoint. Past its last, it goes on to its end."""
+        self._stopping = True
+
+    def close(self) -> None:
+        """Leave it, with nothing more written."""
+        if self._writing is not None:
+            self._writing.abandon()
+        self._slices.close()
+
+    def _run(self) -> Generator[None, None, None]:
+        fit = self._fit
+        A = torch.from_numpy(
+            np.memmap(fit.path, np.float32, "c", fit.data_offset, (fit.rows, fit.n_features))  # "c": never written
+        )
+        nmf = NMF(
+            fit.nb_concepts,
+            device=self._device,
+            solver=fit.solver,
+            tol=fit.tol,
+            init=None if fit.init == "auto" else fit.init,
+            seed=fit.seed,
+        )
+        steps = (yield from self._resumed(nmf, A)) or self._from_start(nmf, A)
+        latest = None
+        next_telling = self._begun
+        for latest in steps:
+            if time.monotonic() >= next_telling:
+                next_telling = time.monotonic() + PROGRESS_SECONDS
+                self._send(self._progress(latest))
+            yield
+            if self._stopping or self._is_due():
+                yield from self._keep(steps, latest.iteration)
+            if self._stopping and (fit.checkpoint is None or latest.iteration == self._kept):
+                yield from self._settled()
+                self._send(FitStopped(self.job))
+                return
+        metrics = yield from measure_steps(A, nmf.Z_, nmf.get_dictionary())
+        if latest is not None:
+            self._send(self._progress(latest))
+        if self._writing is not None:
+            self._writing.abandon()
+        self._send(
+            Fitted(self.job, self._seconds()),
+            nmf.get_dictionary().detach().cpu().contiguous().numpy(),
+            np.frombuffer(orjson.dumps(metrics), np.uint8),
+            np.array(nmf.loss_history_, np.float64),
+        )
+
+    def _from_start(self, nmf: NMF, A: torch.Tensor) -> core.FitSteps:
+        start = self._fit.start
+        D = None if start is None else self._store.load(*self._store.resolve(Reference.parse(start)))
+        steps = nmf.fit_steps(A, max_iter=self._fit.max_iter, D=D)
+        self._send(FitBegun(self.job, 0, 0.0), np.zeros(0))
+        return steps
+
+    def _resumed(self, nmf: NMF, A: torch.Tensor) -> Generator[None, None, core.FitSteps | None]:
+        """The fit from its checkpoint on; None where there is none that can be used."""
+        place = self._fit.checkpoint
+        if place is None or not os.path.exists(place.path):
+            return None
+        try:
+            checkpoint = yield from checkpoint_file.read_steps(Path(place.path))
+            _check_of(checkpoint.told, self._fit)
+            tensors = {name: torch.from_numpy(array) for name, array in checkpoint.arrays.items()}
+            steps = nmf.fit_steps(A, max_iter=self._fit.max_iter, state={**checkpoint.told.numbers, **tensors})
+        except (CheckpointUnusable, InvalidParameter, OSError) as error:
+            logger.warning("job %s starts again, for its checkpoint cannot be used: %s", self.job, error)
+            return None
+        self._kept = int(checkpoint.told.numbers["iteration"])
+        self._seconds_before = checkpoint.told.seconds
+        self._send(FitBegun(self.job, self._kept, self._seconds_before), checkpoint.arrays["losses"])
+        logger.info("job %s goes on from its checkpoint after iteration %d", self.job, self._kept)
+        return steps
+
+    # -- checkpoints --------------------------------------------------------------------------------------
+
+    def _is_due(self) -> bool:
+        on_its_way = self._writing is not None and not self._writing.ended.is_set()
+        return self._fit.checkpoint is not None and time.monotonic() >= self._next_checkpoint and not on_its_way
+
+    def _keep(self, steps: core.FitSteps, iteration: int) -> Generator[None, None, None]:
+        """Begin a checkpoint where the fit is between two iterations, and wait until its state may change again."""
+        place = self._fit.checkpoint
+        if place is None or iteration == self._kept or (state := steps.state()) is None:
+            return
+        yield from self._settled()
+        begun = time.monotonic()
+        told = Told(
+            format=checkpoint_file.FORMAT,
+            job=self.job,
+            of=_of(self._fit),
+            numbers={name: float(x) for name, x in state.items() if not isinstance(x, torch.Tensor)},
+            seconds=self._seconds_before + self._seconds(),
+        )
+        tensors = {name: _rows(x) for name, x in state.items() if isinstance(x, torch.Tensor)}
+        self._kept = iteration
+        self._writing = Writing(place, told, tensors)
+        yield from self._until(self._writing.copied)
+        waited = time.monotonic() - begun
+        self._next_checkpoint = time.monotonic() + max(place.interval_seconds, waited / WAITING_SHARE)
+
+    def _settled(self) -> Generator[None, None, None]:
+        """Wait for the checkpoint that is on its way, if one is."""
+        if self._writing is not None:
+            yield from self._until(self._writing.ended)
+
+    def _until(self, event: threading.Event) -> Generator[None, None, None]:
+        self.waits = True
+        while not event.is_set():
+            yield
+        self.waits = False
+
+    # -- telling ------------------------------------------------------------------------------------------
+
+    def _seconds(self) -> float:
+        return time.monotonic() - self._begun
+
+    def _progress(self, told: core.FitProgress) -> FitProgress:
+        return FitProgress(
+            self.job, told.iteration, told.loss, told.relative_error, told.kkt_residual, self._seconds()
+        )
+
+
+class Writing:
+    """A checkpoint on its way to the disk, by a thread of its own.
+
+    Attributes:
+        copied: set once the state's tensors are not read any more.
+        ended: set once it is durable in its place, or was given up.
+    """
+
+    def __init__(self, place: CheckpointPlace, told: Told, tensors: dict[str, Rows]) -> None:
+        self.copied = threading.Event()
+        self.ended = threading.Event()
+        self._place = place
+        self._told = told
+        self._tensors = tensors
+        self._abandoned = False
+        self._renaming = threading.Lock()
+        try:
+            threading.Thread(target=self._write, name="checkpoint", daemon=True).start()
+        except RuntimeError as error:  # the system has no thread to spare
+            self._give_up(error)
+
+    def abandon(self) -> None:
+        """From now on nothing comes into its place."""
+        with self._renaming:
+            self._abandoned = True
+
+    def _write(self) -> None:
+        staged, path = Path(self._place.staged), Path(self._place.path)
+        try:
+            self._require_room(staged.parent)
+            with staged.open("wb", buffering=0) as file:
+                checkpoint_file.write(file, self._told, self._tensors, lambda: self._abandoned)
+                self._tensors = {}
+                self.copied.set()
+                if not self._abandoned:
+                    os.fsync(file.fileno())
+            with self._renaming:
+                if not self._abandoned:
+                    staged.replace(path)
+                    fsync_directory(path.parent)
+            _remove(staged)
+            self._leave()
+        except Exception as error:  # whatever it is, the fit goes on without
+            _remove(staged)
+            self._give_up(error)
+
+    def _give_up(self, error: Exception) -> None:
+        logger.warning("job %s goes on without a checkpoint, for none can be written: %s", self._told.job, error)
+        self._leave()
+
+    def _leave(self) -> None:
+        self._tensors = {}
+        self.copied.set()
+        self.ended.set()
+
+    def _require_room(self, directory: Path) -> None:
+        needed, free = checkpoint_file.size(self._told, self._tensors), shutil.disk_usage(directory).free
+        if needed > FREE_SHARE * free:
+            raise OSError(f"it takes {needed} bytes of the store's disk, which has {free} to spare")
+
+
+def _remove(staged: Path) -> None:
+    try:
+        staged.unlink(missing_ok=True)  # there only where it did not come to its place
+    except OSError as error:
+        logger.warning("a checkpoint that was given up stays until it can be removed: %s", error)
+
+
+def _rows(tensor: torch.Tensor) -> Rows:
+    """A tensor of any device and layout, of which no more than what is read at a time comes to the host."""
+    dtype = "F64" if tensor.dtype == torch.float64 else "F32"
+
+    def read(rows: slice) -> np.ndarray:
+        array: np.ndarray = tensor[rows].cpu().numpy()
+        return array
+
+    return Rows(dtype, tuple(tensor.shape), read)
+
+
+def _of(fit: Fit) -> dict[str, Any]:
+    """What a checkpoint must be of to serve this fit."""
+    told: dict[str, Any] = msgspec.to_builtins(fit)
+    return {name: x for name, x in told.items() if name not in ("type", "path", "data_offset", "checkpoint")}
+
+
+def _check_of(told: Told, fit: Fit) -> None:
+    expected = _of(fit)
+    for name in expected.keys() | told.of.keys():
+        if told.of.get(name) != expected.get(name):
+            found, wanted = told.of.get(name), expected.get(name)
+            raise CheckpointUnusable(f"it is that of a fit with {name} {found!r}; this one has {wanted!r}")

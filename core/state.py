@@ -1,0 +1,113 @@
+"""A fit between two iterations as a plain mapping, from which another fit goes on as if nothing had come between.
+
+All that an iteration depends on is in it, to the bit: besides A and the parameters that is Z, D, the point beyond D
+that the next iteration starts from, the losses (by which the fit stops and the extrapolation grows or shrinks) and a
+few numbers. What is random, the start, is over before the first iteration: no generator has to be kept.
+
+Z is kept, though its n·k numbers may be more than A's. No pass over A could bring it back: three of the solvers
+improve Z from where it was (hals by a few sweeps, pgd by a few steps, mu by factors), so that Z holds what all the
+iterations before have done, and the best Z for this D is another one; a fit that went on from there would end at
+another dictionary. Only anls could do without. In exchange a fit goes on after a read of 4·n·k bytes, where solving
+for Z costs several iterations.
+"""
+
+from typing import TypeAlias
+
+import torch
+
+from core.errors import InvalidParameter
+from core.progress import FitProgress
+from core.solvers.alternating import Past
+
+# Z (n, k), D (k, n_features) and, where it is not D, `ahead`, of the same shape, float32; `losses` after each
+# iteration, float64; the rest are numbers. Losses and `energy`, ‖A‖²_F, are in units of A.
+State: TypeAlias = dict[str, torch.Tensor | float]
+
+TENSORS, NUMBERS = ("Z", "D", "losses"), ("iteration", "kkt_residual", "converged", "energy")
+EXTRAPOLATION = "extrapolation_"  # and what the solver calls its number
+SAME_ENERGY = 1e-6  # relative, of A read again: other threads may sum it up in another order
+
+
+def taken(Z: torch.Tensor, past: Past, energy: float, exponent: int) -> State | None:
+    """The state after an iteration; None in the midst of one. Tensors are the fit's own where they can be.
+
+    Args:
+        past, energy: of A as it is read, which is A·2^−exponent.
+    """
+    if past.reached is None or past.ahead is None:
+        return None
+    losses = torch.tensor(past.losses, dtype=torch.float64) * 4.0**exponent
+    state: State = {"Z": Z, "D": past.reached.T, "losses": losses}
+    if past.ahead is not past.reached:
+        state["ahead"] = past.ahead.T
+    return state | {
+        "iteration": len(past.losses),
+        "kkt_residual": past.kkt_residual or 0.0,
+        "converged": past.converged,
+        "energy": energy * 4.0**exponent,
+        **{EXTRAPOLATION + name: number for name, number in past.extrapolation.items()},
+    }
+
+
+def check(state: State, shape: tuple[int, int], nb_concepts: int, max_iter: int) -> None:
+    """Raises InvalidParameter where no fit of an A of this shape (n, d) can go on from the state."""
+    for name in (*TENSORS, *NUMBERS):
+        if name not in state:
+            raise InvalidParameter(f"the state lacks {name!r}; pass one as `state()` of a fit's steps gave it")
+    n, d = shape
+    iteration = int(state["iteration"])
+    shapes: dict[str, tuple[int, ...]] = {"Z": (n, nb_concepts), "D": (nb_concepts, d), "losses": (iteration,)}
+    if "ahead" in state:
+        shapes["ahead"] = (nb_concepts, d)
+    for name, expected in shapes.items():
+        tensor, dtype = state[name], torch.float64 if name == "losses" else torch.float32
+        if not isinstance(tensor, torch.Tensor) or (tuple(tensor.shape), tensor.dtype) != (expected, dtype):
+            told = (
+                f"{tensor.dtype} of shape {tuple(tensor.shape)}" if isinstance(tensor, torch.Tensor) else "no tensor"
+            )
+            raise InvalidParameter(f"{name} of the state is {told}; of this fit it is {dtype} of shape {expected}")
+    if not 0 < iteration < max_iter:
+        raise InvalidParameter(f"the state is that after iteration {iteration}; max_iter is {max_iter}")
+
+
+def progress(state: State, max_iter: int) -> FitProgress:
+    """What the fit told last."""
+    loss = float(losses_of(state)[-1])
+    return FitProgress(
+        iteration=int(state["iteration"]),
+        max_iter=max_iter,
+        loss=loss,
+        relative_error=(2 * loss / float(state["energy"])) ** 0.5,
+        kkt_residual=float(state["kkt_residual"]),
+        converged=bool(state["converged"]),
+    )
+
+
+def losses_of(state: State) -> list[float]:
+    losses: list[float] = torch.as_tensor(state["losses"]).tolist()
+    return losses
+
+
+def restored(
+    state: State, energy: float, exponent: int, device: torch.device
+) -> tuple[torch.Tensor, torch.Tensor, Past]:
+    """Z, D and the past of a state that `check` has let pass. Z is the state's own where it is on the device.
+
+    Raises:
+        InvalidParameter: the state is that of other activations.
+    """
+    if abs(energy * 4.0**exponent - float(state["energy"])) > SAME_ENERGY * float(state["energy"]):
+        raise InvalidParameter("the state is that of a fit of other activations; pass those, or no state")
+    tensors = {name: x.to(device) for name, x in state.items() if isinstance(x, torch.Tensor) and name != "losses"}
+    past = Past(
+        ahead=tensors["ahead"].T.contiguous() if "ahead" in tensors else None,
+        losses=[loss * 4.0**-exponent for loss in losses_of(state)],
+        kkt_residual=float(state["kkt_residual"]),
+        converged=bool(state["converged"]),
+        extrapolation={
+            name.removeprefix(EXTRAPOLATION): float(number)
+            for name, number in state.items()
+            if name.startswith(EXTRAPOLATION)
+        },
+    )
+    return tensors["Z"].contiguous(), tensors["D"].contiguous(), past
