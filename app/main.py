@@ -61,7 +61,9 @@ def create_app(settings: Settings | None = None, *, supervisor: Supervisor | Non
     install_handlers(app)
     for module in (fit, jobs, encode, decode, dictionaries, health, inference, pages):
         app.include_router(module.router)
-    app.add_middleware(Direct, endpoints={"/encode": encode.encode, "/decode": decode.decode}, services=services)
+    endpoints = {"/encode": encode.encode, "/decode": decode.decode}
+    endpoints |= dict.fromkeys(inference.INFER_ROUTES, inference.infer)
+    app.add_middleware(Direct, endpoints=endpoints, services=services)
     if settings.tokens_file is not None:
         app.add_middleware(Access, tokens=TokenFile(settings.tokens_file), metrics_open=settings.metrics_open)
     app.add_middleware(Observed, metrics=app.state.metrics, access_log=settings.access_log)
