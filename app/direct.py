@@ -1,5 +1,5 @@
-"""Encodes, decodes and inferences go straight to their endpoints: matching and preparing a route takes FastAPI longer than all
-else that a request of one row needs.
+"""Encodes, decodes and inferences go straight to their endpoints: matching and preparing a route takes FastAPI longer
+than all else that a request of one row needs.
 
 The same endpoints are FastAPI's routes, too: those tell of them in the OpenAPI document, refuse other methods, and
 serve an app that is mounted under another path. Both ways make the same answers.
@@ -11,7 +11,7 @@ from fastapi import Request, Response
 from starlette.routing import compile_path
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from app.errors import EXPECTED, problem_of
+from app.errors import problem_of
 from app.services import Services
 
 ROUTE = "dictserve.route"  # of an ASGI scope: the route that was answered here
@@ -37,12 +37,12 @@ class Direct:
         request = Request(scope, receive, send)
         try:
             response = await self._endpoints[route](request, self._services)
-        except EXPECTED as error:
+        except Exception as error:  # whatever it is, there is a problem that tells of it
             response = problem_of(error).response_to(request)
         await response(scope, receive, send)
 
     def _route(self, scope: Scope) -> str | None:
-        """The route that the path is of, whose parameters are then in the scope; None where it is not one of these."""
+        """The route that the path is of, its parameters then in the scope; None where it is none of these."""
         path: str = scope["path"]
         if path in self._endpoints:
             return path

@@ -13,7 +13,7 @@ from app.settings import LogFormat
 # https://www.w3.org/TR/trace-context/#traceparent-header
 _TRACEPARENT = re.compile(r"[0-9a-f]{2}-([0-9a-f]{32})-[0-9a-f]{16}-[0-9a-f]{2}(-.*)?")
 
-# What each line says that is logged on behalf of a request. One variable: each that structlog would bind takes longer.
+# What each line says that is logged on behalf of a request; one variable, which is set faster than structlog's.
 of_request: ContextVar[Mapping[str, str]] = ContextVar("of_request", default=MappingProxyType({}))
 
 

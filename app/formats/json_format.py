@@ -226,17 +226,11 @@ def refuse_repeated_keys(body: bytes | Buffer, array: msgspec.Raw | None) -> Non
         start = _address(array) - _address(body)
         envelope = bytes(body[:start]) + b"0" + bytes(body[start + len(memoryview(array)) :])
     try:
-        json.loads(envelope, object_pairs_hook=_unique)
+        _object_reader.decode(envelope.decode())
     except RecursionError:
         raise MalformedBody("the body is nested too deep") from None
     except ValueError as error:  # text that is not UTF-8, which the first decoder did not look into
         raise MalformedBody(f"the body is not valid JSON: {error}") from None
-
-
-def _address(buffer: bytes | Buffer | msgspec.Raw) -> int:
-    """Where in memory it begins. A Raw is part of what it was decoded from."""
-    address: int = np.frombuffer(buffer, np.uint8).__array_interface__["data"][0]
-    return address
 
 
 def _unique(pairs: list[tuple[str, object]]) -> dict[str, object]:
@@ -246,6 +240,15 @@ def _unique(pairs: list[tuple[str, object]]) -> dict[str, object]:
         twice = next(name for name in names if names.count(name) > 1)
         raise MalformedBody(f"the key {twice[:60]!r} stands in the body twice")
     return unique
+
+
+_object_reader = json.JSONDecoder(object_pairs_hook=_unique)
+
+
+def _address(buffer: bytes | Buffer | msgspec.Raw) -> int:
+    """Where in memory it begins. A Raw is part of what it was decoded from."""
+    address: int = np.frombuffer(buffer, np.uint8).__array_interface__["data"][0]
+    return address
 
 
 def malformed(error: Exception, text: bytes | Buffer, array_field: str) -> MalformedBody | InvalidFields:

@@ -120,7 +120,9 @@ async def ready(services: ServicesDep) -> Ready:
     summary="Every version of every dictionary",
     responses=_errors(400, 413, 415, 422, 503),
     openapi_extra={
-        "requestBody": {"content": {"application/json": {"schema": struct_schema(IndexRequest), "examples": examples.INDEX}}}
+        "requestBody": {
+            "content": {"application/json": {"schema": struct_schema(IndexRequest), "examples": examples.INDEX}}
+        }
     },
 )
 async def repository_index(request: Request, services: ServicesDep) -> list[ModelState]:
