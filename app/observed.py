@@ -12,11 +12,13 @@ from app import logs
 from app.direct import ROUTE
 from app.head import header, headers_of
 from app.metrics import Metrics
+from app.ready import WHOLE
 
 logger = logging.getLogger("dictserve.access")
 
 ID_HEADER = b"x-request-id"
 _ID = re.compile(rb"[A-Za-z0-9._:/+=-]{1,128}")
+BEGINNINGS = {"http.response.start", WHOLE}  # messages with a status and headers
 METHODS = {"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"}
 
 
@@ -46,7 +48,7 @@ class Observed:
 
         async def send_observed(message: Message) -> None:
             nonlocal status
-            if message["type"] == "http.response.start":
+            if message["type"] in BEGINNINGS:
                 status = str(message["status"])
                 message["headers"] = [*message.get("headers", ()), (ID_HEADER, id)]
             await send(message)

@@ -9,6 +9,7 @@ from starlette.types import Receive, Scope, Send
 from app.formats.answer import Content
 
 PIECE_BYTES = 256 * 1024
+WHOLE = "dictserve.response"  # an extension of ASGI: a message that is a whole answer, which leaves in one write
 
 
 class ReadyResponse(Response):
@@ -29,10 +30,12 @@ class ReadyResponse(Response):
         ]
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
-        if len(self.body) <= PIECE_BYTES and not self._parts:
-            await send({"type": "http.response.body", "body": self.body, "more_body": False})
+        head = {"status": self.status_code, "headers": self.raw_headers}
+        is_small = len(self.body) <= PIECE_BYTES and not self._parts
+        if is_small and WHOLE in scope.get("extensions", ()):
+            await send({"type": WHOLE, **head, "body": self.body})
             return
+        await send({"type": "http.response.start", **head})
         for part in self._parts or (memoryview(self.body),):
             for start in range(0, len(part), PIECE_BYTES):
                 body = part[start : start + PIECE_BYTES]

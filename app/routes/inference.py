@@ -39,6 +39,7 @@ from app.inference import (
     configuration,
     metadata,
 )
+from app.ready import ReadyResponse
 from app.routes import examples
 from app.routes.openapi import BINARY, struct_schema
 from app.schemas import DecodeRequest, EncodeRequest
@@ -181,8 +182,8 @@ async def infer(request: Request, services: ServicesDep) -> Response:
         answer["id"] = told.id
     body, length = inference_format.write(answer, {name: arrays[name] for name in wanted}, _binary(told, wanted))
     if length == len(body):
-        return Response(body, media_type="application/json")
-    return Response(body, media_type="application/octet-stream", headers={LENGTH_HEADER: str(length)})
+        return ReadyResponse(body, "application/json", {})
+    return ReadyResponse(body, "application/octet-stream", {LENGTH_HEADER.lower(): str(length)})
 
 
 async def _read(
