@@ -30,7 +30,7 @@ from app.settings import Settings
 from app.store import store_errors
 
 HEAD_BYTES = 16  # enough to tell a format by
-INLINE_BYTES = 256 * 1024  # of text that is parsed at once; more is parsed in a thread
+INLINE_BYTES = 256 * 1024  # of text that is parsed at once, or of an array that is written as text; more in a thread
 INLINE_BINARY_BYTES = 1024 * 1024  # as quick to check as that is to parse
 WRITE_BYTES = 4 * 1024 * 1024  # of an upload at a time
 RESERVED_BYTES = 64 * 1024 * 1024  # of a body that says its length, at most: a longer one grows as it comes
@@ -53,7 +53,7 @@ class Payload(Generic[Model]):
     format: Format
     accept: str
 
-    def answer(
+    async def answer(
         self, scalars: Mapping[str, Scalar], arrays: Mapping[str, np.ndarray], base64: bool = False
     ) -> Response:
         """The answer in the format asked for.
@@ -61,7 +61,11 @@ class Payload(Generic[Model]):
         Raises:
             NotAcceptable: there are several arrays, and the format asked for holds one.
         """
-        return array_answer(self.answer_format(many_arrays=len(arrays) > 1), scalars, arrays, base64)
+        format = self.answer_format(many_arrays=len(arrays) > 1)
+        if format is JSON and not base64:  # other formats are quick to write, or would hold the lock in a thread too
+            size = sum(array.nbytes for array in arrays.values())
+            return await aside(size, lambda: array_answer(format, scalars, arrays))
+        return array_answer(format, scalars, arrays, base64)
 
     def answer_format(self, *, many_arrays: bool) -> Format:
         return answer_format(self.accept, self.format, many_arrays=many_arrays)
@@ -134,8 +138,8 @@ async def read_body(request: Request, max_bytes: int, aligned_at: int = 0) -> me
 
 
 async def aside(size: int, parse: Callable[[], T], at_once: int = INLINE_BYTES) -> T:
-    """Parse a body of this size: one of ``at_once`` bytes or less at once, a larger one in a thread, after those that
-    came before it and while others are served."""
+    """Parse or write a body of this size: one of ``at_once`` bytes or less at once, a larger one in a thread, after
+    those that came before it and while others are served."""
     if size <= at_once:
         return parse()
     return await asyncio.get_running_loop().run_in_executor(_parsing, parse)
