@@ -8,7 +8,7 @@ pieces, between which others get their turn.
 import asyncio
 import contextlib
 from collections import deque
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Protocol
@@ -22,7 +22,7 @@ IN_FLIGHT = 2  # frames with the worker: one that it solves, one that it finds w
 
 
 class Solver(Protocol):
-    def solve(self, key: Key, rows: np.ndarray) -> Awaitable[list[np.ndarray]]: ...
+    def solve(self, key: Key, rows: Sequence[np.ndarray]) -> Awaitable[list[np.ndarray]]: ...
 
 
 @dataclass(eq=False)
@@ -149,9 +149,8 @@ class Batcher:
         return pieces
 
     def _send(self, pieces: list[_Piece]) -> None:
-        parts = [piece.request.rows[piece.start : piece.stop] for piece in pieces]
+        rows = [piece.request.rows[piece.start : piece.stop] for piece in pieces]
         try:
-            rows = parts[0] if len(parts) == 1 else np.concatenate(parts)
             sent = asyncio.ensure_future(self._solver.solve(pieces[0].request.key, rows))
         except Exception as error:  # whoever waits is told of it, since nobody called this
             for piece in pieces:

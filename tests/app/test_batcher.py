@@ -1,6 +1,7 @@
 """The batcher: rows go out together and come back to whoever sent them."""
 
 import asyncio
+from collections.abc import Sequence
 
 import numpy as np
 import pytest
@@ -20,7 +21,8 @@ class Recorder:
         self.poison = poison
         self.alive = alive
 
-    async def solve(self, key: Key, rows: np.ndarray) -> list[np.ndarray]:
+    async def solve(self, key: Key, parts: Sequence[np.ndarray]) -> list[np.ndarray]:
+        rows = np.concatenate(parts)
         self.batches.append((key.name, len(rows)))
         await asyncio.sleep(0)
         if not self.alive:
