@@ -70,7 +70,7 @@ class Packed:
         try:
             for parts in stacks:
                 if inline:
-                    self.parts.append(b"".join([np.ascontiguousarray(part) for part in parts]))
+                    self.parts.append(b"".join([np.ascontiguousarray(part).data for part in parts]))
                 else:
                     self.descriptors.append(_memory_file(parts))
         except BaseException:
@@ -146,7 +146,7 @@ def _memory_file(parts: Sequence[np.ndarray]) -> int:
     try:
         with open(descriptor, "wb", INLINE_BYTES, closefd=False) as file:  # the buffer gathers small parts
             for part in parts:
-                file.write(np.ascontiguousarray(part))
+                file.write(np.ascontiguousarray(part).data)
     except BaseException:
         os.close(descriptor)
         raise
