@@ -3,8 +3,9 @@ leave in one write.
 
 A connection is in one of four phases: idle, headers, body, answer. Headers have a fixed time; a body has some
 seconds and then must keep up a least rate (as Apache's mod_reqtimeout), so that a large upload may take its time and
-a trickle may not; an answer must be read as fast. While the service itself does not take what was sent, no time
-counts. One timer looks at all connections; a request costs a few assignments.
+a trickle may not; an answer must be read as fast; and an idle connection is closed after some time. While the service
+itself does not take what was sent, no time counts. One timer looks at all connections; a request costs a few
+assignments.
 """
 
 import asyncio
@@ -97,13 +98,19 @@ class BoundedProtocol(HttpToolsProtocol):
     def on_message_complete(self) -> None:
         if self._refused:
             return
-        self._enter("answer")
+        self._enter("idle" if self.cycle.response_complete else "answer")
         super().on_message_complete()
 
     def on_response_complete(self) -> None:
-        if self._phase == "answer":
+        """As uvicorn's, but for its timer: setting and ending one for each answer costs more than `look` does."""
+        self.server_state.total_requests += 1
+        if self.transport.is_closing():
+            return
+        self.flow.resume_reading()
+        if self.pipeline:
+            self._start_asgi_task(*self.pipeline.pop())
+        elif self._phase == "answer":
             self._enter("idle")
-        super().on_response_complete()
 
     def send_400_response(self, msg: str) -> None:
         self._refuse(MalformedRequest("this is not a request of HTTP/1.1"))
@@ -128,6 +135,8 @@ class BoundedProtocol(HttpToolsProtocol):
         elif self._phase == "body" and taken > self._allowed(self._received):
             rate = f"{self.settings.min_bytes_per_second} bytes a second"
             self._refuse(RequestTimeout(f"the body came too slowly, with less than {rate}"))
+        elif self._phase == "idle" and taken > self.settings.keep_alive_seconds:
+            self.transport.close()
 
     def _allowed(self, transferred: int) -> float:
         return self.settings.transfer_seconds + transferred / self.settings.min_bytes_per_second
