@@ -1,13 +1,14 @@
 """Requests of one dictionary are solved together: as many rows as wait, up to a budget, and no waiting for more.
 
-While the worker is busy requests gather; when it frees up, the oldest one's dictionary is served, with whatever
-else waits for it. A request larger than the budget is sent in pieces, between which others get their turn.
+What comes in one turn of the loop goes together. While the worker is busy requests gather; when it frees up, the
+oldest one's dictionary is served, with whatever else waits for it. A request larger than the budget is sent in
+pieces, between which others get their turn.
 """
 
 import asyncio
 import contextlib
 from collections import deque
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Protocol
@@ -21,7 +22,7 @@ IN_FLIGHT = 2  # frames with the worker: one that it solves, one that it finds w
 
 
 class Solver(Protocol):
-    def solve(self, key: Key, rows: np.ndarray) -> Awaitable[list[np.ndarray]]: ...
+    def solve(self, key: Key, rows: Sequence[np.ndarray]) -> Awaitable[list[np.ndarray]]: ...
 
 
 @dataclass(eq=False)
@@ -78,6 +79,7 @@ class Batcher:
         self._queue: deque[_Request] = deque()
         self._alone: deque[_Piece] = deque()  # of a batch that failed: each is sent again, by itself
         self._in_flight: set[asyncio.Future[list[np.ndarray]]] = set()
+        self._feeding = False  # before long: once all that has come is in the queue
         self.waiting_bytes = 0
         self.waiting_rows = 0
         self.solved_batches = 0
@@ -101,11 +103,14 @@ class Batcher:
             raise Overloaded(f"{self.waiting_bytes} bytes of requests wait already; send this one again in a moment")
         if self.waiting_rows and self.waiting_rows + len(rows) > self._queue_rows:
             raise Overloaded(f"{self.waiting_rows} rows wait already; send this request again in a moment")
-        request = _Request(key, rows, asyncio.get_running_loop().create_future(), nbytes, on_sent)
+        loop = asyncio.get_running_loop()
+        request = _Request(key, rows, loop.create_future(), nbytes, on_sent)
         self._queue.append(request)
         self.waiting_bytes += nbytes
         self.waiting_rows += len(rows)
-        self._feed()
+        if not self._feeding:
+            self._feeding = True
+            loop.call_soon(self._feed)
         try:
             return await request.done
         finally:
@@ -121,6 +126,7 @@ class Batcher:
             await asyncio.wait(self._in_flight)
 
     def _feed(self) -> None:
+        self._feeding = False
         while (self._alone or self._queue) and len(self._in_flight) < IN_FLIGHT:
             self._send([self._alone.popleft()] if self._alone else self._take(self._queue[0].key))
 
@@ -143,9 +149,13 @@ class Batcher:
         return pieces
 
     def _send(self, pieces: list[_Piece]) -> None:
-        parts = [piece.request.rows[piece.start : piece.stop] for piece in pieces]
-        rows = parts[0] if len(parts) == 1 else np.concatenate(parts)
-        sent = asyncio.ensure_future(self._solver.solve(pieces[0].request.key, rows))
+        rows = [piece.request.rows[piece.start : piece.stop] for piece in pieces]
+        try:
+            sent = asyncio.ensure_future(self._solver.solve(pieces[0].request.key, rows))
+        except Exception as error:  # whoever waits is told of it, since nobody called this
+            for piece in pieces:
+                piece.request.fail(error)
+            return
         self._in_flight.add(sent)
         sent.add_done_callback(partial(self._landed, pieces))
 

@@ -6,31 +6,34 @@ never sees its numbers.
 
 import asyncio
 import mmap
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Generic, TypeVar
+from urllib.parse import parse_qsl
 
 import numpy as np
 import pydantic
 from fastapi import Request, Response
-from starlette.requests import ClientDisconnect
 
 from app.errors import BodyTooLarge, InvalidFields, MalformedBody, UnsupportedMediaType
 from app.formats import JSON, NPY, SAFETENSORS, Format, answer_format, request_format
 from app.formats.answer import Answer, Scalar
 from app.formats.buffer import Buffer
+from app.head import header
 from app.inflate import CODINGS, inflated
-from app.pieces import PiecesResponse
+from app.ready import ReadyResponse
 from app.schemas import Fields
 from app.settings import Settings
 from app.store import store_errors
 
 HEAD_BYTES = 16  # enough to tell a format by
-INLINE_BYTES = 256 * 1024  # of text that is parsed at once; more is parsed in a thread
+INLINE_BYTES = 256 * 1024  # of text that is parsed at once, or of an array that is written as text; more in a thread
 INLINE_BINARY_BYTES = 1024 * 1024  # as quick to check as that is to parse
 WRITE_BYTES = 4 * 1024 * 1024  # of an upload at a time
+RESERVED_BYTES = 64 * 1024 * 1024  # of a body that says its length, at most: a longer one grows as it comes
 MAX_ITEM_BYTES = 8  # of the widest dtype that is read
 
 ARRAY_FIELD = "data"
@@ -50,7 +53,7 @@ class Payload(Generic[Model]):
     format: Format
     accept: str
 
-    def answer(
+    async def answer(
         self, scalars: Mapping[str, Scalar], arrays: Mapping[str, np.ndarray], base64: bool = False
     ) -> Response:
         """The answer in the format asked for.
@@ -58,7 +61,11 @@ class Payload(Generic[Model]):
         Raises:
             NotAcceptable: there are several arrays, and the format asked for holds one.
         """
-        return array_answer(self.answer_format(many_arrays=len(arrays) > 1), scalars, arrays, base64)
+        format = self.answer_format(many_arrays=len(arrays) > 1)
+        if format is JSON and not base64:  # other formats are quick to write, or would hold the lock in a thread too
+            size = sum(array.nbytes for array in arrays.values())
+            return await aside(size, lambda: array_answer(format, scalars, arrays))
+        return array_answer(format, scalars, arrays, base64)
 
     def answer_format(self, *, many_arrays: bool) -> Format:
         return answer_format(self.accept, self.format, many_arrays=many_arrays)
@@ -77,32 +84,24 @@ async def read_payload(
         BodyTooLarge, UnsupportedMediaType, NotAcceptable, MalformedBody, InvalidFields: as their names say.
     """
     _refuse_encodings(request)
-    chunks = _chunks(request)
-    head = bytearray()
-    async for chunk in chunks:
-        head += chunk
-        if len(head) >= HEAD_BYTES:
-            break
+    incoming = _Incoming(request)
+    head = await incoming.chunk()
+    while len(head) < HEAD_BYTES and not incoming.ended:
+        head += await incoming.chunk()
     if not head:
         raise MalformedBody('the body is empty; send JSON such as {"data": [[0.5, 1.2]], …} or an npy array')
-    format = request_format(request.headers.get("content-type", ""), bytes(head[:HEAD_BYTES]))
-    accept = request.headers.get("accept", "")
+    format = request_format(header(request.scope, b"content-type"), head[:HEAD_BYTES])
+    accept = header(request.scope, b"accept")
     answer_format(accept, format)  # refuse what cannot be answered before the body has come
     limit = settings.max_json_bytes if format is JSON else settings.max_body_bytes
-    _refuse_declared(request, limit)
-
-    receive = _Receiver(limit)
     if upload is None or format is JSON:
-        receive.count(head)
-        async for chunk in chunks:
-            receive.count(chunk)
-            head += chunk
-        body: Buffer = head
+        body: Buffer = await incoming.whole(limit, head)
     else:
-        body = await receive.to_file(upload, head, chunks)
+        body = await incoming.to_file(upload, limit, head)
+    query = _query(request.scope["query_string"])
 
     def parse() -> Model:
-        return _parse(body, format, model, request.query_params.multi_items(), settings)
+        return _parse(body, format, model, query, settings)
 
     at_once = INLINE_BINARY_BYTES if format in (NPY, SAFETENSORS) else INLINE_BYTES
     return Payload(await aside(len(body), parse, at_once), format, accept)
@@ -111,9 +110,9 @@ async def read_payload(
 async def read_fields(request: Request, model: type[Model], max_bytes: int) -> Model:
     """Read a JSON body that holds no array into its model; raises as ``read_payload`` does."""
     _refuse_encodings(request)
-    if request_format(request.headers.get("content-type", ""), b"{") is not JSON:
+    if request_format(header(request.scope, b"content-type"), b"{") is not JSON:
         raise UnsupportedMediaType("fields are sent as application/json")
-    fields, _ = JSON.read(await _received(request, max_bytes), "")
+    fields, _ = JSON.read(await _Incoming(request).whole(max_bytes), "")
     return _validated(model, fields, strict=True)
 
 
@@ -131,15 +130,16 @@ async def read_body(request: Request, max_bytes: int, aligned_at: int = 0) -> me
     coding = _coding(request)
     if coding == "identity":
         lead = -aligned_at % MAX_ITEM_BYTES
-        return memoryview(await _received(request, max_bytes, lead))[lead:]
+        return memoryview(await _Incoming(request).whole(max_bytes, lead=lead))[lead:]
     if coding not in CODINGS:
         raise UnsupportedMediaType(f"Content-Encoding {coding[:40]!r} is not read here; gzip and deflate are")
-    return memoryview(await asyncio.to_thread(inflated, await _received(request, max_bytes), coding, max_bytes))
+    body = await _Incoming(request).whole(max_bytes)
+    return memoryview(await asyncio.to_thread(inflated, body, coding, max_bytes))
 
 
 async def aside(size: int, parse: Callable[[], T], at_once: int = INLINE_BYTES) -> T:
-    """Parse a body of this size: one of ``at_once`` bytes or less at once, a larger one in a thread, after those that
-    came before it and while others are served."""
+    """Parse or write a body of this size: one of ``at_once`` bytes or less at once, a larger one in a thread, after
+    those that came before it and while others are served."""
     if size <= at_once:
         return parse()
     return await asyncio.get_running_loop().run_in_executor(_parsing, parse)
@@ -151,59 +151,61 @@ def validated(model: type[Model], fields: Mapping[str, object], array: np.ndarra
     return _validated(model, {**fields, ARRAY_FIELD: array}, strict=True)
 
 
-async def _received(request: Request, max_bytes: int, lead: int = 0) -> bytearray:
-    """The whole body, after ``lead`` blank bytes."""
-    _refuse_declared(request, max_bytes)
-    receive, body = _Receiver(max_bytes), bytearray(lead)
-    async for chunk in _chunks(request):
-        receive.count(chunk)
-        body += chunk
-    return body
-
-
-async def _chunks(request: Request) -> AsyncIterator[bytes]:
-    try:
-        async for chunk in request.stream():
-            yield chunk
-    except ClientDisconnect:
-        raise MalformedBody("the client left before its body had come whole") from None
-
-
 def array_answer(
     format: Format, scalars: Mapping[str, Scalar], arrays: Mapping[str, np.ndarray], base64: bool = False
 ) -> Response:
     """An answer of scalars and arrays. Headers carry the scalars too: some bodies hold the array alone."""
     answer = Answer(scalars, arrays)
-    headers = {f"Dictserve-{name.capitalize()}": text for name, text in answer.as_text().items()}
-    body = format.write(answer, base64)
-    if isinstance(body, bytes):
-        return Response(body, media_type=format.media_types[0], headers=headers)
-    return PiecesResponse(body, headers, format.media_types[0])
+    headers = {f"dictserve-{name}": text for name, text in answer.as_text().items()}
+    return ReadyResponse(format.write(answer, base64), format.media_types[0], headers)
 
 
-class _Receiver:
-    """Takes a body as it comes, up to a limit."""
+class _Incoming:
+    """A request's body as it comes."""
 
-    def __init__(self, limit: int) -> None:
-        self._limit = limit
-        self._received = 0
+    def __init__(self, request: Request) -> None:
+        self._request = request
+        self.ended = False
 
-    def count(self, chunk: bytes | bytearray) -> None:
-        self._received += len(chunk)
-        if self._received > self._limit:
-            raise _too_large(self._limit, None)
+    async def chunk(self) -> bytes:
+        message = await self._request.receive()
+        if message["type"] == "http.disconnect":
+            raise MalformedBody("the client left before its body had come whole")
+        self.ended = not message.get("more_body", False)
+        chunk: bytes = message.get("body", b"")
+        return chunk
 
-    async def to_file(self, path: Path, head: bytearray, chunks: AsyncIterator[bytes]) -> mmap.mmap:
+    async def whole(self, limit: int, head: bytes = b"", lead: int = 0) -> bytearray:
+        """The body that begins with ``head``, which has come, after ``lead`` blank bytes."""
+        declared = _declared(self._request, limit)
+        body = bytearray(lead + min(declared, RESERVED_BYTES))  # growing would take an eighth more than is needed
+        received = lead
+        while True:
+            body[received : received + len(head)] = head
+            received += len(head)
+            if received - lead > limit:
+                raise _too_large(limit, None)
+            if self.ended:
+                break
+            head = await self.chunk()
+        del body[received:]
+        return body
+
+    async def to_file(self, path: Path, limit: int, head: bytes) -> mmap.mmap:
         """The body in a file, mapped. Bytes are gathered so that each write is worth a thread's while."""
+        _declared(self._request, limit)
+        gathered, received = bytearray(head), len(head)
         with store_errors(), path.open("xb") as file:
-            self.count(head)
-            async for chunk in chunks:
-                self.count(chunk)
-                head += chunk
-                if len(head) >= WRITE_BYTES:
-                    await asyncio.to_thread(file.write, head)
-                    head = bytearray()
-            await asyncio.to_thread(file.write, head)
+            while not self.ended and received <= limit:
+                chunk = await self.chunk()
+                gathered += chunk
+                received += len(chunk)
+                if len(gathered) >= WRITE_BYTES:
+                    await asyncio.to_thread(file.write, gathered)
+                    gathered = bytearray()
+            if received > limit:
+                raise _too_large(limit, None)
+            await asyncio.to_thread(file.write, gathered)
         with path.open("rb") as file:
             return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
 
@@ -215,14 +217,21 @@ def _refuse_encodings(request: Request) -> None:
 
 
 def _coding(request: Request) -> str:
-    return request.headers.get("content-encoding", "").strip().lower() or "identity"
+    return header(request.scope, b"content-encoding").strip().lower() or "identity"
 
 
-def _refuse_declared(request: Request, limit: int) -> None:
-    """Refuse by Content-Length alone, before the body has come."""
-    declared = request.headers.get("content-length", "0")
-    if declared.isdigit() and int(declared) > limit:
-        raise _too_large(limit, int(declared))
+def _declared(request: Request, limit: int) -> int:
+    """The body's length by Content-Length, 0 where that is absent; refuses by it alone, before the body has come."""
+    told = header(request.scope, b"content-length")
+    declared = int(told) if told.isdigit() else 0
+    if declared > limit:
+        raise _too_large(limit, declared)
+    return declared
+
+
+@lru_cache(maxsize=64)  # a client's requests have the same few
+def _query(query_string: bytes) -> tuple[tuple[str, str], ...]:
+    return tuple(parse_qsl(query_string.decode("latin-1"), keep_blank_values=True))
 
 
 def _too_large(limit: int, size: int | None) -> BodyTooLarge:
@@ -234,7 +243,7 @@ def _parse(
     body: Buffer,
     format: Format,
     model: type[Model],
-    query: list[tuple[str, str]],
+    query: Sequence[tuple[str, str]],
     settings: Settings,
 ) -> Model:
     fields, arrays = format.read(body, ARRAY_FIELD)
@@ -252,7 +261,9 @@ def _validated(model: type[Model], told: Mapping[str, object], *, strict: bool) 
         raise InvalidFields.from_pydantic(error) from None
 
 
-def _told_fields(fields: Mapping[str, object], query: list[tuple[str, str]], format: Format) -> Mapping[str, object]:
+def _told_fields(
+    fields: Mapping[str, object], query: Sequence[tuple[str, str]], format: Format
+) -> Mapping[str, object]:
     if format.carries_fields:
         if query:
             raise InvalidFields.at("query", query[0][0], msg=f"with a {format.name} body, fields stand in the body")

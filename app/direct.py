@@ -1,5 +1,5 @@
-"""Encodes and decodes go straight to their endpoints: matching and preparing a route takes FastAPI longer than all
-else that a request of one row needs.
+"""Encodes, decodes and inferences go straight to their endpoints: matching and preparing a route takes FastAPI longer
+than all else that a request of one row needs.
 
 The same endpoints are FastAPI's routes, too: those tell of them in the OpenAPI document, refuse other methods, and
 serve an app that is mounted under another path. Both ways make the same answers.
@@ -8,33 +8,46 @@ serve an app that is mounted under another path. Both ways make the same answers
 from collections.abc import Awaitable, Callable, Mapping
 
 from fastapi import Request, Response
+from starlette.routing import compile_path
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from app.errors import EXPECTED, problem_of
+from app.errors import problem_of
 from app.services import Services
 
-ROUTE = "dictserve.route"  # of an ASGI scope: the path that was answered here
+ROUTE = "dictserve.route"  # of an ASGI scope: the route that was answered here
 Endpoint = Callable[[Request, Services], Awaitable[Response]]
 
 
 class Direct:
-    """Middleware that answers POSTs to these paths itself, and leaves all others to the app."""
+    """Middleware that answers POSTs to these routes itself, and leaves all others to the app."""
 
     def __init__(self, app: ASGIApp, endpoints: Mapping[str, Endpoint], services: Services) -> None:
         self._app = app
         self._endpoints = endpoints
+        self._patterns = [(compile_path(route)[0], route) for route in endpoints if "{" in route]
         self._services = services
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         is_post = scope["type"] == "http" and scope["method"] == "POST"
-        endpoint = self._endpoints.get(scope["path"]) if is_post else None
-        if endpoint is None:
+        route = self._route(scope) if is_post else None
+        if route is None:
             await self._app(scope, receive, send)
             return
-        scope[ROUTE] = scope["path"]
+        scope[ROUTE] = route
         request = Request(scope, receive, send)
         try:
-            response = await endpoint(request, self._services)
-        except EXPECTED as error:
+            response = await self._endpoints[route](request, self._services)
+        except Exception as error:  # whatever it is, there is a problem that tells of it
             response = problem_of(error).response_to(request)
         await response(scope, receive, send)
+
+    def _route(self, scope: Scope) -> str | None:
+        """The route that the path is of, its parameters then in the scope; None where it is none of these."""
+        path: str = scope["path"]
+        if path in self._endpoints:
+            return path
+        for pattern, route in self._patterns:
+            if (found := pattern.match(path)) is not None:
+                scope["path_params"] = found.groupdict()
+                return route
+        return None

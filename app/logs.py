@@ -2,6 +2,9 @@
 
 import logging
 import re
+from collections.abc import Mapping
+from contextvars import ContextVar
+from types import MappingProxyType
 
 import structlog
 
@@ -10,11 +13,14 @@ from app.settings import LogFormat
 # https://www.w3.org/TR/trace-context/#traceparent-header
 _TRACEPARENT = re.compile(r"[0-9a-f]{2}-([0-9a-f]{32})-[0-9a-f]{16}-[0-9a-f]{2}(-.*)?")
 
+# What each line says that is logged on behalf of a request; one variable, which is set faster than structlog's.
+of_request: ContextVar[Mapping[str, str]] = ContextVar("of_request", default=MappingProxyType({}))
+
 
 def configure(format: LogFormat, level: str) -> None:
     """Settle how every logger of this process writes."""
     shared: list[structlog.typing.Processor] = [
-        structlog.contextvars.merge_contextvars,
+        _with_request,
         structlog.stdlib.add_log_level,
         structlog.stdlib.add_logger_name,
         structlog.stdlib.ExtraAdder(),
@@ -38,6 +44,10 @@ def trace_id(traceparent: str) -> str | None:
     """The trace's id of a W3C traceparent header; None where it is not one."""
     found = _TRACEPARENT.fullmatch(traceparent)
     return found[1] if found is not None and found[1].strip("0") else None
+
+
+def _with_request(_: object, __: str, event: structlog.typing.EventDict) -> structlog.typing.EventDict:
+    return {**of_request.get(), **event}
 
 
 def _as_text(_: object, __: str, event: structlog.typing.EventDict) -> str:

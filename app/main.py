@@ -6,6 +6,8 @@ from contextlib import asynccontextmanager
 from functools import partial
 
 from fastapi import FastAPI
+from fastapi.telemetry import TelemetryConfig
+from starlette.types import ASGIApp
 
 from app import __version__
 from app.access import Access
@@ -25,6 +27,9 @@ DESCRIPTION = """
 Neural-network activations into concepts, as a service. A dictionary of concepts D is learned from non-negative
 activations A by non-negative matrix factorisation, A ≈ Z·D, with non-negative codes Z.
 """
+
+# Figures, logs and spans are our own; FastAPI's would look at every request whether OpenTelemetry is set up.
+UNTOLD: TelemetryConfig = {"tracing": False, "metrics": False, "logs": False}
 
 
 def create_app(settings: Settings | None = None, *, supervisor: Supervisor | None = None) -> FastAPI:
@@ -55,17 +60,26 @@ def create_app(settings: Settings | None = None, *, supervisor: Supervisor | Non
         lifespan=lifespan,
         docs_url=None,  # FastAPI's pages load scripts from elsewhere: ours is in app.routes.pages
         redoc_url=None,
+        telemetry=UNTOLD,
     )
     app.state.services = services
     app.state.metrics = Metrics(services)
     install_handlers(app)
     for module in (fit, jobs, encode, decode, dictionaries, health, inference, pages):
         app.include_router(module.router)
-    app.add_middleware(Direct, endpoints={"/encode": encode.encode, "/decode": decode.decode}, services=services)
-    if settings.tokens_file is not None:
-        app.add_middleware(Access, tokens=TokenFile(settings.tokens_file), metrics_open=settings.metrics_open)
-    app.add_middleware(Observed, metrics=app.state.metrics, access_log=settings.access_log)
-    if traces is not None:
-        app.add_middleware(traces.around)
+    tokens = None if settings.tokens_file is None else TokenFile(settings.tokens_file)
+    frameworks_stack = app.build_middleware_stack
+
+    def stack() -> ASGIApp:
+        """Ours lies around the framework's, which what is answered directly has no use for."""
+        endpoints = {"/encode": encode.encode, "/decode": decode.decode}
+        endpoints |= dict.fromkeys(inference.INFER_ROUTES, inference.infer)
+        inner: ASGIApp = Direct(frameworks_stack(), endpoints, services)
+        if tokens is not None:
+            inner = Access(inner, tokens, settings.metrics_open)
+        inner = Observed(inner, app.state.metrics, settings.access_log)
+        return inner if traces is None else traces.around(inner)
+
+    app.build_middleware_stack = stack  # type: ignore[method-assign]
     app.openapi = partial(document, app)  # type: ignore[method-assign]
     return app

@@ -1,22 +1,24 @@
 """Every request counted and timed; its id, which is told in the answer and stands in what it logs."""
 
+import itertools
 import logging
 import re
 import secrets
 import time
 
-from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
-from structlog.contextvars import bind_contextvars, clear_contextvars
 
+from app import logs
 from app.direct import ROUTE
-from app.logs import trace_id
+from app.head import header, headers_of
 from app.metrics import Metrics
+from app.ready import WHOLE
 
 logger = logging.getLogger("dictserve.access")
 
-ID_HEADER = "X-Request-ID"
-_ID = re.compile(r"[A-Za-z0-9._:/+=-]{1,128}")
+ID_HEADER = b"x-request-id"
+_ID = re.compile(rb"[A-Za-z0-9._:/+=-]{1,128}")
+BEGINNINGS = {"http.response.start", WHOLE}  # messages with a status and headers
 METHODS = {"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"}
 
 
@@ -27,26 +29,28 @@ class Observed:
         self._app = app
         self._metrics = metrics
         self._access_log = access_log
+        self._instance = secrets.token_hex(4)  # tells ids of this process from those of others
+        self._numbers = itertools.count(1)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
         begun = time.perf_counter()
-        headers = Headers(scope=scope)
-        given = headers.get(ID_HEADER, "")
-        id = given if _ID.fullmatch(given) else secrets.token_hex(8)
-        clear_contextvars()
-        bind_contextvars(request_id=id)
-        if (trace := trace_id(headers.get("traceparent", ""))) is not None:
-            bind_contextvars(trace_id=trace)
+        id = headers_of(scope).get(ID_HEADER, b"")
+        if _ID.fullmatch(id) is None:
+            id = f"{self._instance}{next(self._numbers):08x}".encode()
+        told = {"request_id": id.decode()}
+        if (trace := logs.trace_id(header(scope, b"traceparent"))) is not None:
+            told["trace_id"] = trace
+        logs.of_request.set(told)
         status = "gone"  # the client, before it had an answer
 
         async def send_observed(message: Message) -> None:
             nonlocal status
-            if message["type"] == "http.response.start":
+            if message["type"] in BEGINNINGS:
                 status = str(message["status"])
-                message["headers"] = [*message.get("headers", ()), (b"x-request-id", id.encode())]
+                message["headers"] = [*message.get("headers", ()), (ID_HEADER, id)]
             await send(message)
 
         try:
@@ -56,8 +60,8 @@ class Observed:
             method = scope["method"] if scope["method"] in METHODS else "other"
             self._metrics.observe(method, _route(scope), status, seconds)
             if self._access_log:
-                told = {"method": method, "path": scope["path"], "status": status, "ms": round(1000 * seconds, 3)}
-                logger.info("request", extra=told)
+                line = {"method": method, "path": scope["path"], "status": status, "ms": round(1000 * seconds, 3)}
+                logger.info("request", extra=line)
 
 
 def _route(scope: Scope) -> str:

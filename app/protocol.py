@@ -1,9 +1,11 @@
-"""HTTP/1.1 by uvicorn, with what it lacks: bounds on slow clients, on headers and on connections.
+"""HTTP/1.1 by uvicorn, with what it lacks: bounds on slow clients, on headers and on connections; and answers that
+leave in one write.
 
 A connection is in one of four phases: idle, headers, body, answer. Headers have a fixed time; a body has some
 seconds and then must keep up a least rate (as Apache's mod_reqtimeout), so that a large upload may take its time and
-a trickle may not; an answer must be read as fast. While the service itself does not take what was sent, no time
-counts. One timer looks at all connections; a request costs a few assignments.
+a trickle may not; an answer must be read as fast; and an idle connection is closed after some time. While the service
+itself does not take what was sent, no time counts. One timer looks at all connections; a request costs a few
+assignments.
 """
 
 import asyncio
@@ -11,12 +13,16 @@ from dataclasses import dataclass
 from http import HTTPStatus
 from typing import Any
 
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 
 from app.errors import AppError, HeadersTooLarge, MalformedRequest, RequestTimeout, TooManyConnections, problem_of
+from app.ready import WHOLE
 from app.settings import Settings
 
 LOOK_SECONDS = 0.5  # between two looks at all connections
+
+
+EXTENSIONS: dict[str, dict[object, object]] = {WHOLE: {}}  # of ASGI
 
 
 @dataclass
@@ -76,7 +82,12 @@ class BoundedProtocol(HttpToolsProtocol):
             self._refuse_headers()
             return
         self._enter("body")
+        self.scope["extensions"] = EXTENSIONS
         super().on_headers_complete()
+
+    def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
+        cycle.__class__ = _Cycle  # uvicorn makes it, and has no setting for another
+        super()._start_asgi_task(cycle, app)
 
     def on_body(self, body: bytes) -> None:
         if self._refused:
@@ -87,13 +98,19 @@ class BoundedProtocol(HttpToolsProtocol):
     def on_message_complete(self) -> None:
         if self._refused:
             return
-        self._enter("answer")
+        self._enter("idle" if self.cycle.response_complete else "answer")
         super().on_message_complete()
 
     def on_response_complete(self) -> None:
-        if self._phase == "answer":
+        """As uvicorn's, but for its timer: setting and ending one for each answer costs more than `look` does."""
+        self.server_state.total_requests += 1
+        if self.transport.is_closing():
+            return
+        self.flow.resume_reading()
+        if self.pipeline:
+            self._start_asgi_task(*self.pipeline.pop())
+        elif self._phase == "answer":
             self._enter("idle")
-        super().on_response_complete()
 
     def send_400_response(self, msg: str) -> None:
         self._refuse(MalformedRequest("this is not a request of HTTP/1.1"))
@@ -118,6 +135,8 @@ class BoundedProtocol(HttpToolsProtocol):
         elif self._phase == "body" and taken > self._allowed(self._received):
             rate = f"{self.settings.min_bytes_per_second} bytes a second"
             self._refuse(RequestTimeout(f"the body came too slowly, with less than {rate}"))
+        elif self._phase == "idle" and taken > self.settings.keep_alive_seconds:
+            self.transport.close()
 
     def _allowed(self, transferred: int) -> float:
         return self.settings.transfer_seconds + transferred / self.settings.min_bytes_per_second
@@ -152,6 +171,30 @@ class BoundedProtocol(HttpToolsProtocol):
             self.cycle.disconnected = True
             self.cycle.message_event.set()
         self.transport.close()
+
+
+class _Cycle(RequestResponseCycle):
+    """A request and its answer, which may also be one message."""
+
+    async def send(self, message: Any) -> None:
+        if message["type"] != WHOLE:
+            await super().send(message)
+            return
+        if self.flow.write_paused and not self.disconnected:
+            await self.flow.drain()
+        if self.disconnected:
+            return
+        self.waiting_for_100_continue = False
+        lines = [STATUS_LINE[message["status"]]]
+        for name, value in (*self.default_headers, *message["headers"]):
+            lines += (name, b": ", value, b"\r\n")
+        lines += (b"\r\n" if self.keep_alive else b"connection: close\r\n\r\n", message["body"])
+        self.transport.write(b"".join(lines))
+        self.response_started = self.response_complete = True
+        self.message_event.set()
+        if not self.keep_alive:
+            self.transport.close()
+        self.on_response()
 
 
 class _Watch:

@@ -257,7 +257,7 @@ class Supervisor:
 
     # -- telling ------------------------------------------------------------------------------------------
 
-    def solve(self, key: Key, rows: np.ndarray) -> Awaitable[list[np.ndarray]]:
+    def solve(self, key: Key, rows: frames.Rows) -> Awaitable[list[np.ndarray]]:
         """Have rows encoded or decoded: the arrays of ``Solved``, once they are awaited.
 
         Raises, when awaited:
@@ -284,7 +284,7 @@ class Supervisor:
     async def tell(self, message: ToWorker) -> None:
         self._send(message)
 
-    def _send(self, message: Message, arrays: Sequence[np.ndarray] = ()) -> None:
+    def _send(self, message: Message, arrays: Sequence[frames.Rows] = ()) -> None:
         """Send where there is room on the channel and nothing waits for it; else as soon as there is."""
         if self._channel is None:
             raise WorkerUnavailable(DIED)

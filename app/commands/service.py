@@ -60,7 +60,6 @@ def serve(
         access_log=False,  # ours tells more
         log_config=None,
         timeout_graceful_shutdown=chosen.shutdown_grace_seconds,
-        timeout_keep_alive=chosen.keep_alive_seconds,
         http=bounded(chosen),
         server_header=False,
     )

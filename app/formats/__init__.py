@@ -6,6 +6,7 @@ view of the body where that can be had; it is not yet validated.
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 
@@ -17,7 +18,7 @@ from app.formats.buffer import Buffer
 Arrays = dict[str, np.ndarray]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Format:
     """One format.
 
@@ -75,12 +76,9 @@ UNTOLD_TYPES = frozenset(
 
 def request_format(content_type: str, head: bytes) -> Format:
     """The format of a body, by its Content-Type, or by its first bytes where that type says nothing."""
-    media_type = content_type.partition(";")[0].strip().lower()
-    for candidate in FORMATS:
-        if media_type in candidate.media_types:
-            return candidate
-    if media_type not in UNTOLD_TYPES:
-        raise UnsupportedMediaType(f"Content-Type {media_type!r} is not read here; these are: {_known()}")
+    told = _told_format(content_type)
+    if told is not None:
+        return told
     if head.startswith(npy_format.MAGIC):
         return NPY
     if safetensors_format.begins(head):
@@ -95,6 +93,19 @@ def request_format(content_type: str, head: bytes) -> Format:
     )
 
 
+@lru_cache(maxsize=64)
+def _told_format(content_type: str) -> Format | None:
+    """None where it does not say."""
+    media_type = content_type.partition(";")[0].strip().lower()
+    for candidate in FORMATS:
+        if media_type in candidate.media_types:
+            return candidate
+    if media_type not in UNTOLD_TYPES:
+        raise UnsupportedMediaType(f"Content-Type {media_type!r} is not read here; these are: {_known()}")
+    return None
+
+
+@lru_cache(maxsize=64)  # a client's requests say the same, and each is asked more than once
 def answer_format(accept: str, default: Format, *, many_arrays: bool = False) -> Format:
     """The format of the answer: the best that ``Accept`` names (RFC 9110), the request's own by default.
 

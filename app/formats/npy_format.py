@@ -95,11 +95,19 @@ def _view(header: Header, body: memoryview) -> np.ndarray:
 def write(answer: Answer) -> Content:
     """The one array; the scalars are in the headers. A large one is not copied: its header and itself."""
     array = np.ascontiguousarray(answer.main)
-    header = io.BytesIO()
-    np.lib.format.write_array_header_1_0(header, np.lib.format.header_data_from_array_1_0(array))
+    header = _header_of(array.dtype, array.shape)
     if array.nbytes > COPIED_BYTES:
-        return memoryview(header.getvalue()), array.data.cast("B")
-    return b"".join((header.getvalue(), array.data))  # once copied, where a buffer that grows would copy it twice
+        return memoryview(header), array.data.cast("B")
+    return b"".join((header, array.data))  # once copied, where a buffer that grows would copy it twice
+
+
+@lru_cache(maxsize=64)
+def _header_of(dtype: np.dtype[np.generic], shape: tuple[int, ...]) -> bytes:
+    """The header of an array in C order."""
+    header = io.BytesIO()
+    told = {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False, "shape": shape}
+    np.lib.format.write_array_header_1_0(header, told)
+    return header.getvalue()
 
 
 def _dtype(descr: object) -> np.dtype[np.generic]:

@@ -29,4 +29,4 @@ async def decode(request: Request, services: ServicesDep) -> Response:
     take_rows(request, len(payload.fields.data))
     record, (activations,) = await services.solve("decode", payload.fields.dictionary, payload.fields.data)
     scalars: dict[str, Scalar] = {"dictionary": record.name, "version": record.version}
-    return payload.answer(scalars, {"activations": activations}, payload.fields.encoding_format == "base64")
+    return await payload.answer(scalars, {"activations": activations}, payload.fields.encoding_format == "base64")

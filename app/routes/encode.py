@@ -42,4 +42,4 @@ async def encode(request: Request, services: ServicesDep) -> Response:
     arrays = compressed_rows(codes, fields.top_k) if sparse else {"codes": codes}
     if fields.reconstruct:
         arrays["relative_error"] = errors[0]
-    return payload.answer(scalars, arrays, fields.encoding_format == "base64")
+    return await payload.answer(scalars, arrays, fields.encoding_format == "base64")

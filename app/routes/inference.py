@@ -39,7 +39,8 @@ from app.inference import (
     configuration,
     metadata,
 )
-from app.routes.examples import INDEX, INFER
+from app.ready import ReadyResponse
+from app.routes import examples
 from app.routes.openapi import BINARY, struct_schema
 from app.schemas import DecodeRequest, EncodeRequest
 from app.services import Services, ServicesDep
@@ -52,6 +53,10 @@ router = APIRouter(prefix=PROTOCOL, tags=["open inference protocol"])
 
 READY, UNAVAILABLE = "READY", "UNAVAILABLE"
 MAX_INDEX_BYTES = 4096  # of a request for the repository's index
+
+MODEL_ROUTES = {"/models/{name}": ["name"], "/models/{name}/versions/{version}": ["name", "version"]}
+INFER = "/infer"
+INFER_ROUTES = [f"{PROTOCOL}{model}{INFER}" for model in MODEL_ROUTES]
 
 
 class IndexRequest(msgspec.Struct, forbid_unknown_fields=True):
@@ -68,10 +73,7 @@ def _of_model(
     """Registers a route of a dictionary, and the same of one version of it; ``more`` goes to its OpenAPI entry."""
 
     def register(endpoint: Endpoint) -> Endpoint:
-        for model, names in (
-            ("/models/{name}", ["name"]),
-            ("/models/{name}/versions/{version}", ["name", "version"]),
-        ):
+        for model, names in MODEL_ROUTES.items():
             parameters = [{"name": n, "in": "path", "required": True, "schema": {"type": "string"}} for n in names]
             router.add_api_route(
                 model + path,
@@ -119,7 +121,9 @@ async def ready(services: ServicesDep) -> Ready:
     summary="Every version of every dictionary",
     responses=_errors(400, 413, 415, 422, 503),
     openapi_extra={
-        "requestBody": {"content": {"application/json": {"schema": struct_schema(IndexRequest), "examples": INDEX}}}
+        "requestBody": {
+            "content": {"application/json": {"schema": struct_schema(IndexRequest), "examples": examples.INDEX}}
+        }
     },
 )
 async def repository_index(request: Request, services: ServicesDep) -> list[ModelState]:
@@ -150,7 +154,7 @@ def model_ready(reference: ReferenceDep, services: ServicesDep) -> ModelReady:
 
 @_of_model(
     "POST",
-    "/infer",
+    INFER,
     "Encode activations, or decode codes",
     {
         200: {"model": InferenceAnswer, "content": {"application/octet-stream": {"schema": BINARY}}},
@@ -159,15 +163,15 @@ def model_ready(reference: ReferenceDep, services: ServicesDep) -> ModelReady:
     requestBody={
         "required": True,
         "content": {
-            "application/json": {"schema": struct_schema(InferenceRequest), "examples": INFER},
+            "application/json": {"schema": struct_schema(InferenceRequest), "examples": examples.INFER},
             "application/octet-stream": {"schema": BINARY},
         },
     },
 )
-async def infer(reference: ReferenceDep, request: Request, services: ServicesDep) -> Response:
+async def infer(request: Request, services: ServicesDep) -> Response:
     """The input `activations` gives the output `codes`; `converged`, `relative_error` and `reconstruction` where they
     are asked for. With the parameter `task: "decode"` the input `codes` gives the output `activations`."""
-    told, fields = await _read(request, reference, services.settings)
+    told, fields = await _read(request, _referred(request), services.settings)
     take_rows(request, len(fields.data))
     wanted = _wanted(told)
     record, arrays = await _solved(services, fields, wanted)
@@ -178,8 +182,8 @@ async def infer(reference: ReferenceDep, request: Request, services: ServicesDep
         answer["id"] = told.id
     body, length = inference_format.write(answer, {name: arrays[name] for name in wanted}, _binary(told, wanted))
     if length == len(body):
-        return Response(body, media_type="application/json")
-    return Response(body, media_type="application/octet-stream", headers={LENGTH_HEADER: str(length)})
+        return ReadyResponse(body, "application/json", {})
+    return ReadyResponse(body, "application/octet-stream", {LENGTH_HEADER.lower(): str(length)})
 
 
 async def _read(

@@ -24,6 +24,8 @@ INLINE_BYTES = 64 * 1024  # of all arrays of a frame together; what is larger go
 MAX_FRAME_BYTES = 2 * INLINE_BYTES  # well under the kernel's limit on a packet (about 200 KiB)
 MAX_ARRAYS = 4
 
+Rows = np.ndarray | Sequence[np.ndarray]  # an array, or its rows in several: they travel as one
+
 
 class _ArrayHeader(msgspec.Struct, array_like=True):
     dtype: str
@@ -58,18 +60,19 @@ def channel() -> tuple[socket.socket, socket.socket]:
 class Packed:
     """A frame ready to be sent. The descriptors in it are closed by ``close``, sent or not."""
 
-    def __init__(self, message: Message, arrays: Sequence[np.ndarray] = ()) -> None:
-        inline = sum(array.nbytes for array in arrays) <= INLINE_BYTES
-        headers = [_ArrayHeader(array.dtype.str, array.shape, inline) for array in arrays]
+    def __init__(self, message: Message, arrays: Sequence[Rows] = ()) -> None:
+        stacks = [[array] if isinstance(array, np.ndarray) else array for array in arrays]
+        inline = sum(part.nbytes for parts in stacks for part in parts) <= INLINE_BYTES
+        headers = [_ArrayHeader(parts[0].dtype.str, _shape(parts), inline) for parts in stacks]
         header = _encoder.encode([message, headers])
         self.parts: list[bytes] = [len(header).to_bytes(4, "little"), header]
         self.descriptors: list[int] = []
         try:
-            for array in arrays:
+            for parts in stacks:
                 if inline:
-                    self.parts.append(array.tobytes())
+                    self.parts.append(b"".join([np.ascontiguousarray(part).data for part in parts]))
                 else:
-                    self.descriptors.append(_memory_file(array))
+                    self.descriptors.append(_memory_file(parts))
         except BaseException:
             self.close()
             raise
@@ -134,13 +137,16 @@ def _unpack(packet: bytes, descriptors: list[int]) -> Frame:
     return Frame(header.message, arrays)
 
 
-def _memory_file(array: np.ndarray) -> int:
+def _shape(parts: Sequence[np.ndarray]) -> tuple[int, ...]:
+    return sum(map(len, parts)), *parts[0].shape[1:]
+
+
+def _memory_file(parts: Sequence[np.ndarray]) -> int:
     descriptor = os.memfd_create("dictserve-array", os.MFD_CLOEXEC)
     try:
-        data = np.ascontiguousarray(array).data.cast("B")
-        written = 0
-        while written < len(data):
-            written += os.write(descriptor, data[written:])
+        with open(descriptor, "wb", INLINE_BYTES, closefd=False) as file:  # the buffer gathers small parts
+            for part in parts:
+                file.write(np.ascontiguousarray(part).data)
     except BaseException:
         os.close(descriptor)
         raise

@@ -14,7 +14,7 @@ from app.main import create_app
 from app.settings import Settings
 from app.store import Store
 from app.supervisor import Health, JobListener, Supervisor
-from app.worker.frames import Frame
+from app.worker.frames import Frame, Rows
 from app.worker.messages import (
     CancelFit,
     Fit,
@@ -61,9 +61,10 @@ class WorkerDouble(Supervisor):
     def health(self) -> Health:
         return Health("ready" if self.alive else "down", 1, "double", 0.0, 0, 0, 0, 3, 4, 5)
 
-    async def solve(self, key: Key, rows: np.ndarray) -> list[np.ndarray]:
+    async def solve(self, key: Key, rows: Rows) -> list[np.ndarray]:
         if not self.alive:
             raise WorkerUnavailable("the worker is down")
+        rows = np.concatenate(rows)
         D = self.store.load(key.name, key.version)
         if key.task == "decode":
             return [rows @ D]

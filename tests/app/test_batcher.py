@@ -1,6 +1,7 @@
 """The batcher: rows go out together and come back to whoever sent them."""
 
 import asyncio
+from collections.abc import Sequence
 
 import numpy as np
 import pytest
@@ -20,7 +21,8 @@ class Recorder:
         self.poison = poison
         self.alive = alive
 
-    async def solve(self, key: Key, rows: np.ndarray) -> list[np.ndarray]:
+    async def solve(self, key: Key, parts: Sequence[np.ndarray]) -> list[np.ndarray]:
+        rows = np.concatenate(parts)
         self.batches.append((key.name, len(rows)))
         await asyncio.sleep(0)
         if not self.alive:
@@ -61,7 +63,21 @@ def test_what_waits_for_one_dictionary_goes_together() -> None:
         batcher = Batcher(solver, 100, queue_bytes=2**30, queue_rows=2**30)
         names = ["a", "b", *"ababab"]
         await asyncio.gather(*(batcher.solve(key(name), np.ones((2, 3)), 3) for name in names))
-        assert sorted(solver.batches) == [("a", 2), ("a", 6), ("b", 2), ("b", 6)]
+        assert sorted(solver.batches) == [("a", 8), ("b", 8)]
+
+    asyncio.run(run())
+
+
+def test_what_comes_while_the_worker_is_busy_goes_together() -> None:
+    async def run() -> None:
+        solver = Recorder()
+        batcher = Batcher(solver, 100, queue_bytes=2**30, queue_rows=2**30)
+        first = [asyncio.create_task(batcher.solve(key("a"), np.ones((1, 3)), 3)) for _ in range(2)]
+        for _ in range(3):
+            await asyncio.sleep(0)
+        assert solver.batches == [("a", 2)]
+        await asyncio.gather(*first, *(batcher.solve(key("a"), np.ones((2, 3)), 3) for _ in range(5)))
+        assert solver.batches == [("a", 2), ("a", 10)]
 
     asyncio.run(run())
 

@@ -83,6 +83,19 @@ def test_large_arrays_and_the_border_between(rows: int) -> None:
     frame.arrays[0][:] = 0  # the receiver's own
 
 
+@pytest.mark.parametrize("sizes", [[1], [1] * 60, [3, 1, 4], [1] * 2000, [700, 1, 1300]])
+@pytest.mark.parametrize("columns", [3, 512])
+def test_rows_in_several_arrays_travel_as_one(sizes: list[int], columns: int) -> None:
+    whole = np.random.default_rng(0).random((sum(sizes), columns), np.float32)
+    here, there = frames.channel()
+    with here, there:
+        packed = frames.Packed(Solved(1), [np.split(whole, np.cumsum(sizes)[:-1])])
+        packed.send(here)
+        packed.close()
+        (received,) = frames.receive(there).arrays
+    np.testing.assert_array_equal(received, whole)
+
+
 def test_no_descriptor_outlives_its_frame() -> None:
     before = len(os.listdir("/proc/self/fd"))
     for _ in range(200):

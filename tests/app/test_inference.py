@@ -3,7 +3,7 @@
 import gzip
 import json
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import pytest
@@ -172,8 +172,8 @@ class TestInfer:
         """The rows that reach the worker's side are a view of the body, wherever in it they begin."""
         solve, roots = worker.solve, []
 
-        async def watched(key: Key, rows: np.ndarray) -> list[np.ndarray]:
-            root: object = rows
+        async def watched(key: Key, rows: Sequence[np.ndarray]) -> list[np.ndarray]:
+            root: object = rows[0]
             while isinstance(root, np.ndarray):
                 root = root.base
             roots.append(root)

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from app.errors import AppError
 from app.formats import json_format
+from app.formats.answer import Answer
 
 Read = tuple[dict[str, object], dict[str, list[object]]]
 
@@ -23,6 +24,28 @@ SPOILS = st.sampled_from(
     [b"[", b"]", b",", b'"', b"{", b"}", b"0", b"-", b" ", b"e999", b"NaN", b"true", b"null", b'"1"', b"[]", b"[1]",
      b'"data":[[1]],', b'"data":1,', b",[", b"],", b"\xff", b"\\", b'"\\u0000the array"']
 )  # fmt: skip
+
+
+ANSWERS = {
+    "rows": {"codes": np.arange(21, dtype=np.float32).reshape(7, 3)},
+    "a row": {"codes": np.arange(40, dtype=np.float32)[None]},
+    "sparse": {
+        "shape": np.array([3, 4]),
+        "indptr": np.array([0, 2, 2, 3]),
+        "indices": np.array([0, 3, 1]),
+        "values": np.array([0.5, 1.5, 2.5], np.float32),
+    },
+    "all zero": {"indptr": np.zeros(9, np.int64), "indices": np.zeros(0, np.int64), "values": np.zeros(0)},
+}
+
+
+@pytest.mark.parametrize("arrays", ANSWERS.values(), ids=ANSWERS)
+def test_answers_written_in_pieces(arrays: dict[str, np.ndarray], monkeypatch: pytest.MonkeyPatch) -> None:
+    answer = Answer({"dictionary": "digits", "version": 1, "converged": True}, arrays)
+    parts = json_format.write(answer, base64=False)
+    assert isinstance(parts, tuple)
+    monkeypatch.setattr(json_format, "PIECE_BYTES", 10**6)
+    assert b"".join(parts) == json_format.write(answer, base64=False)
 
 
 @pytest.fixture(autouse=True)

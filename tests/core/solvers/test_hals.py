@@ -14,12 +14,12 @@ from tests.core.problems import started
 def test_one_iteration_is_coordinate_descent_on_each_factor() -> None:
     chunks, Z, D = started()
     A, z, dt = chunks.A.double().numpy(), Z.double().numpy(), D.double().numpy().T.copy()
-    reference.descend(z, z @ (dt.T @ dt) - A @ dt, dt.T @ dt, max_sweeps=4, progress_ratio=0.01)
+    reference.descend(z, z @ (dt.T @ dt) - A @ dt, dt.T @ dt, max_sweeps=hals.CODE_SWEEPS, progress_ratio=0.01)
     concepts = D.T.contiguous()
     statistics = run(update_codes(hals.CODES, chunks, Z, concepts))
     np.testing.assert_allclose(Z.numpy(), z, rtol=1e-3, atol=1e-3 * z.max())
 
-    reference.descend(dt, dt @ (z.T @ z) - A.T @ z, z.T @ z, max_sweeps=8, progress_ratio=0.01)
+    reference.descend(dt, dt @ (z.T @ z) - A.T @ z, z.T @ z, max_sweeps=hals.CONCEPT_SWEEPS, progress_ratio=0.01)
     run(update_concepts(hals.CONCEPTS, concepts, statistics))
     np.testing.assert_allclose(concepts.numpy(), dt, rtol=1e-3, atol=1e-3 * dt.max())
 

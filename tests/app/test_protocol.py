@@ -1,0 +1,128 @@
+"""Answers that leave in one write, on a transport's double: the bytes are those of two, and a connection goes on."""
+
+import asyncio
+import json
+
+import numpy as np
+import pytest
+from uvicorn.config import Config
+from uvicorn.server import ServerState
+
+from app.main import create_app
+from app.protocol import bounded
+from app.settings import Settings
+from demo.service import npy
+from tests.app.conftest import D, WorkerDouble, publish
+
+BODY = npy(np.ones((2, 4), np.float32))
+CODES = np.ones((2, 4), np.float32) @ D.T
+
+
+def request(
+    version: str = "1.1", path: str = "/encode?dictionary=digits", body: bytes = BODY, more: str = ""
+) -> bytes:
+    head = f"POST {path} HTTP/{version}\r\nHost: x\r\nX-Request-ID: r\r\n{more}Content-Length: {len(body)}\r\n\r\n"
+    return head.encode() + body
+
+
+class Socket(asyncio.Transport):
+    """Remembers what is written to it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.written: list[bytes] = []
+        self.closed = False
+
+    def write(self, data: bytes) -> None:  # type: ignore[override]
+        self.written.append(bytes(data))
+
+    def is_closing(self) -> bool:
+        return self.closed
+
+    def close(self) -> None:
+        self.closed = True
+
+    def get_write_buffer_size(self) -> int:
+        return 0
+
+    def pause_reading(self) -> None:
+        pass
+
+    def resume_reading(self) -> None:
+        pass
+
+
+def served(settings: Settings, sent: list[bytes], answers: int) -> Socket:
+    """What a connection to the app was written, once it has had so many answers to what it sent."""
+
+    async def run() -> Socket:
+        app = create_app(settings, supervisor=WorkerDouble(settings))
+        async with app.router.lifespan_context(app):
+            publish(app.state.services.store, "digits", D)
+            config = Config(app, http=bounded(settings), log_config=None, server_header=False)
+            config.load()
+            state, socket = ServerState(), Socket()
+            state.default_headers = [(b"date", b"today")]
+            connection = config.http_protocol_class(config=config, server_state=state, app_state={})
+            connection.connection_made(socket)
+            for data in sent:
+                connection.data_received(data)
+                await asyncio.sleep(0.01)
+            async with asyncio.timeout(10):
+                while state.total_requests < answers:  # noqa: ASYNC110 - uvicorn counts, and tells nobody
+                    await asyncio.sleep(0.01)
+            connection.connection_lost(None)
+        return socket
+
+    return asyncio.run(run())
+
+
+def read(answer: bytes) -> tuple[bytes, dict[bytes, bytes], bytes]:
+    head, _, body = answer.partition(b"\r\n\r\n")
+    status, *lines = head.split(b"\r\n")
+    headers = dict(line.split(b": ", 1) for line in lines)
+    assert int(headers[b"content-length"]) == len(body)
+    return status, headers, body
+
+
+def test_each_answer_is_one_write(settings: Settings) -> None:
+    socket = served(settings, [request() + request(), request()[:150], request()[150:]], 3)
+    assert len(socket.written) == 3
+    for answer in socket.written:
+        status, headers, body = read(answer)
+        assert status == b"HTTP/1.1 200 OK"
+        assert body == npy(CODES)
+        assert headers.pop(b"content-length")
+        assert headers == {
+            b"date": b"today",
+            b"dictserve-dictionary": b"digits",
+            b"dictserve-version": b"1",
+            b"dictserve-converged": b"true",
+            b"content-type": b"application/x-npy",
+            b"x-request-id": b"r",
+        }
+
+
+@pytest.mark.parametrize(("version", "more"), [("1.0", ""), ("1.1", "Connection: close\r\n")])
+def test_a_connection_that_is_not_to_be_kept(settings: Settings, version: str, more: str) -> None:
+    socket = served(settings, [request(version, more=more)], 1)
+    (answer,) = socket.written
+    assert read(answer)[1][b"connection"] == b"close"
+    assert socket.closed
+
+
+def test_a_client_that_asks_before_it_sends_its_body(settings: Settings) -> None:
+    whole = request(more="Expect: 100-continue\r\n")
+    socket = served(settings, [whole[: -len(BODY)], BODY], 1)
+    assert socket.written[0] == b"HTTP/1.1 100 Continue\r\n\r\n"
+    assert read(socket.written[1])[2] == npy(CODES)
+
+
+def test_large_answers_and_problems_are_written_as_they_were(settings: Settings) -> None:
+    large = np.ones((50_000, 4), np.float32)
+    socket = served(settings, [request(body=npy(large)), request(path="/encode?dictionary=none")], 2)
+    status, _, body = read(b"".join(socket.written[:-2]))
+    assert (status, body) == (b"HTTP/1.1 200 OK", npy(large @ D.T))
+    status, headers, body = read(b"".join(socket.written[-2:]))
+    assert (status, headers[b"x-request-id"]) == (b"HTTP/1.1 404 Not Found", b"r")
+    assert json.loads(body)["type"] == "unknown-dictionary"
