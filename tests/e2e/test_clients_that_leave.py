@@ -40,7 +40,7 @@ def test_cut_off_uploads(shared: Service, path: str) -> None:
 def test_followers_of_a_job_that_leave(shared: Service) -> None:
     """Each is told the job's progress once, and goes; the job goes on, and nothing of them is left."""
     fitted, _ = split_digits()
-    id = shared.fit(fitted, name="followed", nb_concepts=64, tol=0, max_iter=100_000)
+    id = shared.fit(fitted, name="followed", nb_concepts=64, solver="mu", tol=0, max_iter=100_000)
     shared.until(id, "running", iteration=1)
     pids = [shared.pid, shared.worker_pid]
     before = [held(pid) | {"threads": MOST_THREADS} for pid in pids]
