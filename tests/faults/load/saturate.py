@@ -1,7 +1,7 @@
-"""More than is solved: every answer of a closed loop of clients that take no refusal for one, and the memory held.
+"""More than is solved: every answer to a closed loop of clients, and the memory held meanwhile.
 
 Each client sends the next request as soon as it has an answer, and so does one that was told to come back in a
-second: more is refused than is solved, for as long as it lasts.
+second: more is refused than is solved, for as long as it lasts. Then as many clients do as they are told.
 """
 
 import asyncio
@@ -80,7 +80,8 @@ class Memory:
         return max(look[process] for look in self.looks)
 
 
-async def closed_loop(port: int, clients: int, seconds: float, expected: np.ndarray) -> Told:
+async def closed_loop(port: int, clients: int, seconds: float, expected: np.ndarray, *, obey: bool = True) -> Told:
+    """What clients are told that each ask again and again; after a refusal at once, or when they are told to."""
     told = Told()
     end = time.perf_counter() + seconds
 
@@ -93,6 +94,8 @@ async def closed_loop(port: int, clients: int, seconds: float, expected: np.ndar
                     told.wrong[type(error).__name__] += 1
                 else:
                     told.note(answer, expected, 1e3 * (time.perf_counter() - begun))
+                    if obey and answer.status == 503:
+                        await asyncio.sleep(int(answer.headers.get("retry-after", "0")))
 
     async with asyncio.TaskGroup() as group:
         for _ in range(clients):
@@ -105,26 +108,36 @@ def run(service: Service, clients: int = CLIENTS, seconds: float = SECONDS) -> R
     service.client.put("/dictionaries/d", content=npy(D)).raise_for_status()
     memory = Memory([service.pid, service.worker_pid])
 
-    async def measure() -> tuple[Told, Told]:
+    async def measure() -> dict[str, tuple[float, Told]]:
         async with Connection(service.port) as connection:
             expected = codes_of(await connection.ask(ENCODE))
-        few = await closed_loop(service.port, FEW, seconds / 6, expected)
+        short = seconds / 6
+        few = await closed_loop(service.port, FEW, short, expected)
         watch = asyncio.ensure_future(memory.watch())
-        many = await closed_loop(service.port, clients, seconds, expected)
+        many = await closed_loop(service.port, clients, seconds, expected, obey=False)
         watch.cancel()
-        return few, many
+        await asyncio.sleep(1)
+        obedient = await closed_loop(service.port, clients, short, expected)
+        return {
+            f"{FEW}": (short, few),
+            f"{clients}, at once again": (seconds, many),
+            f"{clients}, as they are told": (short, obedient),
+        }
 
-    few, many = uvloop.run(measure())
-    rates = {"few": len(few.ms) * ROWS / (seconds / 6), "many": len(many.ms) * ROWS / seconds}
+    told = uvloop.run(measure())
+    rates = {name: len(of.ms) * ROWS / lasted for name, (lasted, of) in told.items()}
+    few, many, obedient = rates
+    wrong = sum((of.wrong for _, of in told.values()), Counter())
+    refused = told[many][1].refused
     return Result(
         [
             Figure(
                 f"answers to {clients} clients that are neither right codes nor a 503 with Retry-After",
-                many.wrong.total() + few.wrong.total(),
+                wrong.total(),
                 at_most=0,
-                note=", ".join(f"{count} {what}" for what, count in (many.wrong + few.wrong).items()),
+                note=", ".join(f"{count} {what}" for what, count in wrong.items()),
             ),
-            Figure("requests refused", many.refused, at_least=1, note=f"{len(many.ms)} admitted"),
+            Figure("requests refused", refused, at_least=1, note=f"{len(told[many][1].ms)} admitted"),
             *(
                 Figure(
                     f"memory of the {name}, last quarter of the time over the third",
@@ -135,20 +148,18 @@ def run(service: Service, clients: int = CLIENTS, seconds: float = SECONDS) -> R
                 )
                 for process, name in enumerate(("HTTP process", "worker"))
             ),
-            Figure("rows/s solved, of those solved for 8 clients", 100 * rates["many"] / rates["few"], "%"),
+            *(
+                Figure(f"rows/s solved for {name}, of those for {FEW} clients", 100 * rates[name] / rates[few], "%")
+                for name in (many, obedient)
+            ),
         ],
         [
             Table(
                 f"encodes of {ROWS} rows that were admitted",
                 ["clients", "rows/s", "p50 (ms)", "p99 (ms)", "longest (ms)", "refused a second"],
                 [
-                    [FEW, rates["few"], *(float(np.percentile(few.ms, q)) for q in (50, 99, 100)), few.refused],
-                    [
-                        clients,
-                        rates["many"],
-                        *(float(np.percentile(many.ms, q)) for q in (50, 99, 100)),
-                        many.refused / seconds,
-                    ],
+                    [name, rates[name], *(float(np.percentile(of.ms, q)) for q in (50, 99, 100)), of.refused / lasted]
+                    for name, (lasted, of) in told.items()
                 ],
             )
         ],

@@ -96,7 +96,7 @@ class Soak:
     asked: int = 0
     fitted: int = 0
     wrong: Counter[str] = field(default_factory=Counter)
-    looks: list[tuple[int, int, int]] = field(default_factory=list)  # requests, and bytes of both processes
+    looks: list[tuple[int, ...]] = field(default_factory=list)  # requests, and bytes of both processes
     warm: list[dict[str, int]] = field(default_factory=list)  # what both held at the end of the warm-up
 
     def __post_init__(self) -> None:

@@ -29,7 +29,7 @@ _RNG = np.random.default_rng(0)
 D = _RNG.random((64, 512), np.float32)
 ENCODE = request("POST", "/encode?dictionary=d", npy(_RNG.random((1, 512), np.float32)))
 HEADERS = request("POST", "/encode?dictionary=d", X_Padding="x" * 4096)
-BODY = request("POST", "/encode?dictionary=d", bytes(4096))
+BODY = request("POST", "/encode?dictionary=d", npy(_RNG.random((2, 512), np.float32)))
 HEAD_OF_BODY = BODY.index(b"\r\n\r\n") + 4
 
 
