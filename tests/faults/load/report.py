@@ -1,6 +1,7 @@
 """What the long runs found: kept in benchmarks/trust.json, told in docs/operations.md between its markers."""
 
 import json
+from importlib import import_module
 from pathlib import Path
 
 from benchmarks.figures import Result
@@ -24,9 +25,12 @@ def page(old: str) -> str:
     before, _, rest = old.partition(BEGIN)
     _, _, after = rest.partition(END)
     told = {case: Result.from_json(told) for case, told in json.loads(TRUST.read_text()).items()}
-    parts = [
-        part
-        for result in told.values()
-        for part in (provenance(result.made), goals_table({"": result}), *map(detail, result.tables))
-    ]
+    parts = [part for case, result in told.items() for part in _section(case, result)]
     return "\n\n".join([before + BEGIN, *parts, END]) + after
+
+
+def _section(case: str, result: Result) -> list[str]:
+    """What its module says that it does, when it was run, and what it found."""
+    title, _, told = (import_module(f"tests.faults.load.{case}").__doc__ or "").strip().partition("\n\n")
+    tables = [detail(table) for table in result.tables]
+    return [f"### {title.rstrip('.')}", told, provenance(result.made), goals_table({case: result}), *tables]
