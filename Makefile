@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: install demo serve check audit test fuzz crash bench clean
+.PHONY: install demo serve check audit test fuzz crash slow load soak bench clean
 
 install: $(INSTALLED)
 
@@ -32,8 +32,9 @@ audit:
 		$(VENV)/audit/bin/python -m pip install --quiet pip-audit==2.10.1; }
 	$(VENV)/audit/bin/pip-audit --strict --requirement constraints.txt --no-deps --disable-pip
 
+# Two at a time, a file staying with one process: services that start and clients that wait leave a core idle.
 test: install
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile
 
 # Kills the worker, the service or both N times under load, and checks every promise; SEED says what is done.
 N ?= 200
@@ -43,6 +44,16 @@ crash: install
 
 fuzz: install
 	DICTSERVE_FUZZ_CASES=10000 DICTSERVE_FUZZ_EXAMPLES=200 $(BIN)/python -m pytest tests/faults/test_mutated_bodies.py tests/faults/test_openapi_fuzz.py
+
+# Long runs under load, one to two minutes each; they write benchmarks/trust.json and their part of docs/operations.md.
+slow: install
+	$(BIN)/python -m tests.faults.load trickle
+
+load: install
+	$(BIN)/python -m tests.faults.load saturate
+
+soak: install
+	$(BIN)/python -m tests.faults.load soak
 
 # Peers are extras that may fail to install: the benchmarks say which are absent, and why. overcomplete wants vision
 # models and a torchvision that fits torch's build; its factorisation needs neither, so it comes alone. Servers get

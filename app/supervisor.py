@@ -136,7 +136,7 @@ class Supervisor:
         try:
             with theirs:
                 process = await asyncio.create_subprocess_exec(
-                    *(sys.executable, "-m", "app.worker", str(theirs.fileno())),
+                    *(sys.executable, "-m", "app.worker", str(theirs.fileno()), str(os.getpid())),
                     pass_fds=(theirs.fileno(),),
                     stdin=asyncio.subprocess.DEVNULL,
                     env=os.environ

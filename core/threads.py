@@ -78,8 +78,8 @@ def threads_for(multiply_adds: float) -> Iterator[None]:
         numba.set_num_threads(min(count, numba.config.NUMBA_NUM_THREADS))  # type: ignore[attr-defined]
         yield
         return
+    numba.set_num_threads(1)  # first: the first time it starts its threads, and sets OpenMP's count, torch's too
     torch.set_num_threads(1)
-    numba.set_num_threads(1)
     try:
         yield
     finally:

@@ -22,6 +22,7 @@ from tests.e2e.conftest import Service
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
 HTTP = (ROOT / "docs" / "http.md").read_text()
+FAULTS = (ROOT / "docs" / "faults.md").read_text()
 OPERATIONS = (ROOT / "docs" / "operations.md").read_text()
 
 
@@ -75,6 +76,20 @@ def test_every_setting_is_documented() -> None:
     told = OPERATIONS.partition("<!-- settings -->")[2].partition("<!-- /settings -->")[0]
     assert told.strip() == settings_table(), "paste the output of `dictserve settings` into docs/operations.md"
     assert all(field.description for field in Settings.model_fields.values())
+
+
+def test_every_fault_has_a_test_that_exists() -> None:
+    """Each row of docs/faults.md names one; of a name with brackets, the case is in that file too."""
+    rows = [line for line in FAULTS.splitlines() if re.match(r"\| (?!---)", line) and not line.endswith("| test |")]
+    assert len(rows) > 60
+    for row in rows:
+        names = re.findall(r"`((?:app|core|e2e|faults)/[^`:]+)::(\w+)(?:\[([^`]+)\])?`|`\[([^`]+)\]`", row)
+        assert names, row
+        source = ""
+        for file, function, case, another in names:
+            source = (ROOT / "tests" / file).read_text() if file else source
+            assert not function or re.search(rf"^ *def {function}\(", source, re.MULTILINE), f"{file}: {function}"
+            assert f'"{case or another}"' in source if case or another else True, row
 
 
 def test_settings_are_read_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,4 +1,4 @@
-"""``python -m app.worker FD``: started by the supervisor with its end of the channel. Not for people."""
+"""``python -m app.worker FD PID``: started by the service, process PID, with its end of the channel."""
 
 import ctypes
 import logging
@@ -14,7 +14,7 @@ PR_SET_PDEATHSIG = 1
 
 def main() -> None:
     channel = socket.socket(fileno=int(sys.argv[1]))
-    _die_with_the_service()
+    _die_with_the_service(int(sys.argv[2]))
     # The terminal's Ctrl-C and a SIGTERM to the group are for the service, which lets the worker finish first.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
@@ -33,10 +33,9 @@ def main() -> None:
         logging.getLogger("dictserve.worker").debug("the service has closed the channel")
 
 
-def _die_with_the_service() -> None:
+def _die_with_the_service(service: int) -> None:
     """Have the kernel kill this process when the service dies, even in the midst of a long computation; the closed
-    channel tells of it only between two slices."""
-    service = os.getppid()
+    channel tells of it only between two slices. A service that died before is no parent any more."""
     ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != service:
         sys.exit("the service was gone before its worker had begun")

@@ -83,6 +83,14 @@ def test_dtypes_and_layouts_are_read_right(client: TestClient, digits: str, arra
     np.testing.assert_array_equal(np.load(io.BytesIO(answer.content)), Z)
 
 
+@pytest.mark.parametrize("version", [(1, 0), (2, 0), (3, 0)])
+def test_every_version_of_npy_is_read(client: TestClient, digits: str, version: tuple[int, int]) -> None:
+    file = io.BytesIO()
+    np.lib.format.write_array(file, A, version, allow_pickle=False)
+    answer = client.post("/encode", params={"dictionary": digits}, content=file.getvalue())
+    np.testing.assert_array_equal(np.load(io.BytesIO(answer.content)), Z)
+
+
 def test_decode(client: TestClient, digits: str) -> None:
     answer = client.post("/decode", json={"dictionary": digits, "data": Z.tolist()})
     assert answer.json() == {"dictionary": "digits", "version": 1, "activations": (Z @ D).tolist()}

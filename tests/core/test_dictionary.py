@@ -220,6 +220,27 @@ def test_decode() -> None:
     np.testing.assert_allclose(Dictionary(D).decode(Z).numpy(), Z.astype(float) @ D, rtol=1e-5)
 
 
+@settings(deadline=None, max_examples=25)
+@given(d=st.integers(20, 60), k=st.integers(1, 15), scale=st.integers(-20, 20), seed=st.integers(0, 1000))
+def test_codes_come_back_from_what_they_decode_to(d: int, k: int, scale: int, seed: int) -> None:
+    """Where concepts are fewer than features, and so independent, no other codes give the same activations."""
+    _, Z, D = planted(5, d, k, seed=seed)
+    dictionary, Z = Dictionary(D), Z * np.float32(2.0**scale)
+    encoded = dictionary.encode(dictionary.decode(Z))
+    assert bool(encoded.converged.all())
+    np.testing.assert_allclose(encoded.codes.numpy(), Z, rtol=1e-3, atol=1e-3 * Z.max(initial=0))
+
+
+@settings(deadline=None, max_examples=25)
+@given(k=st.integers(1, 40), a=st.floats(0, 100), b=st.floats(0, 100), seed=st.integers(0, 1000))
+def test_decode_is_linear(k: int, a: float, b: float, seed: int) -> None:
+    _, Z, D = planted(8, 20, k, seed=seed)
+    dictionary = Dictionary(D)
+    apart = a * dictionary.decode(Z[:4]) + b * dictionary.decode(Z[4:])
+    together = dictionary.decode((a * Z[:4] + b * Z[4:]).astype(np.float32))
+    torch.testing.assert_close(together, apart, rtol=1e-4, atol=1e-4 * float(apart.max()))
+
+
 def test_parameters_are_checked() -> None:
     dictionary = Dictionary(np.eye(3, dtype=np.float32))
     for tol in (0, -1, float("nan")):

@@ -41,7 +41,11 @@ class Service:
         command = serve_command(self.port, self.store)
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(command, stdout=log, stderr=log, env=os.environ | self.environment)
-        self.wait_ready()
+        try:
+            self.wait_ready()
+        except AssertionError:
+            self.kill()  # no fixture has it yet that would
+            raise
         return self
 
     def wait_ready(self, seconds: float = 100.0) -> float:

@@ -18,6 +18,7 @@ from tests.e2e.conftest import Service
 
 FITTED, HELD_OUT = split_digits()
 ROOT = Path(__file__).parents[2]
+LONG = "--name long --nb-concepts 64 --solver mu --tol 0 --max-iter 100000"  # hals settles within seconds
 
 
 @pytest.fixture
@@ -75,8 +76,7 @@ def test_a_dictionary_from_first_to_last(folder: Path) -> None:
 
 
 def test_jobs_that_are_not_waited_for(folder: Path) -> None:
-    long = "--name long --nb-concepts 64 --tol 0 --max-iter 100000"
-    id = run(folder, f"dictserve fit A.npy {long} --no-wait").stdout.strip()
+    id = run(folder, f"dictserve fit A.npy {LONG} --no-wait").stdout.strip()
     assert run(folder, f"dictserve cancel {id}").stdout == "cancelled\n"
     assert json.loads(run(folder, "dictserve jobs --state cancelled --json").stdout)[0]["id"] == id
 
@@ -92,22 +92,14 @@ def test_what_the_service_refuses_is_1_and_what_is_not_there_3(folder: Path) -> 
 
 
 def test_an_interrupt_is_130_and_says_that_the_job_goes_on(folder: Path) -> None:
-    arguments = [
-        "fit",
-        "A.npy",
-        "--name",
-        "long",
-        "--nb-concepts",
-        "64",
-        "--solver",
-        "mu",
-        "--tol",
-        "0",
-        "--max-iter",
-        "100000",
-    ]
+    arguments = ["fit", "A.npy", *LONG.split()]
     fit = subprocess.Popen(
-        [sys.executable, "-m", "app", *arguments], cwd=folder, stderr=subprocess.PIPE, text=True, env=os.environ
+        [sys.executable, "-m", "app", *arguments],
+        cwd=folder,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=os.environ,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # what runs in the background ignores it
     )
     assert fit.stderr is not None
     assert "iteration" in fit.stderr.readline()

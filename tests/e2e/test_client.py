@@ -33,7 +33,7 @@ def test_a_dictionary_from_first_to_last(shared: Service, tmp_path: Path) -> Non
 
 def test_a_fit_is_followed_waited_for_and_cancelled(shared: Service) -> None:
     with Client(shared.url) as client:
-        job = client.fit(FITTED, nb_concepts=64, name="long", tol=0, max_iter=100_000, wait=False)
+        job = client.fit(FITTED, nb_concepts=64, name="long", solver="mu", tol=0, max_iter=100_000, wait=False)
         with pytest.raises(StillRunning):
             job.wait(timeout=0.5)
         events = job.events()
@@ -58,7 +58,7 @@ def test_many_at_once_from_asyncio(shared: Service) -> None:
 def test_a_restart_under_a_waiting_client(service: Service) -> None:
     """The stream breaks, connections are refused for a while, and the fit's end still comes."""
     with Client(service.url, retries=20) as client:
-        job = client.fit(FITTED, nb_concepts=32, name="x", tol=0, max_iter=3000, wait=False)
+        job = client.fit(FITTED, nb_concepts=32, name="x", solver="mu", tol=0, max_iter=400, wait=False)
         events = job.events()
         next(events)
         service.kill()

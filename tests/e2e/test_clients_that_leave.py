@@ -5,7 +5,6 @@ import os
 import socket
 import struct
 import time
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,6 +13,7 @@ from app.store import Store
 from demo.digits import split_digits
 from demo.service import npy
 from tests.e2e.conftest import Service
+from tests.faults.load.held import MOST_THREADS, held, settled
 
 A = np.ones((1000, 100), np.float32)
 
@@ -37,26 +37,24 @@ def test_cut_off_uploads(shared: Service, path: str) -> None:
     assert "Traceback" not in shared.log.read_text()
 
 
-def held(pid: int) -> dict[str, int]:
-    """What a process holds that could leak: descriptors, shared memory that is mapped, threads, processes."""
-    process = Path(f"/proc/{pid}")
-    return {
-        "descriptors": len(os.listdir(process / "fd")),
-        "memory files": (process / "maps").read_text().count("memfd:"),
-        "threads": len(os.listdir(process / "task")),
-        "children": sum(len((task / "children").read_text().split()) for task in (process / "task").iterdir()),
-    }
-
-
-def settled(pids: list[int], at_most: list[dict[str, int]], seconds: float = 20.0) -> list[dict[str, int]]:
-    """What the processes hold once it is no more than that, or else in the end."""
-    deadline = time.monotonic() + seconds
-    while True:
-        now = [held(pid) for pid in pids]
-        within = all(now[i][what] <= at_most[i][what] for i in range(len(pids)) for what in now[i])
-        if within or time.monotonic() > deadline:
-            return now
-        time.sleep(0.2)
+def test_followers_of_a_job_that_leave(shared: Service) -> None:
+    """Each is told the job's progress once, and goes; the job goes on, and nothing of them is left."""
+    fitted, _ = split_digits()
+    id = shared.fit(fitted, name="followed", nb_concepts=64, solver="mu", tol=0, max_iter=100_000)
+    shared.until(id, "running", iteration=1)
+    pids = [shared.pid, shared.worker_pid]
+    before = [held(pid) | {"threads": MOST_THREADS} for pid in pids]
+    for i in range(60):
+        with socket.create_connection(("127.0.0.1", shared.port), timeout=30) as connection:
+            if i % 2:
+                connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            connection.sendall(f"GET /jobs/{id}/events HTTP/1.1\r\nHost: x\r\n\r\n".encode())
+            assert connection.recv(12) == b"HTTP/1.1 200"
+    for now, then in zip(settled(pids, before), before, strict=True):
+        assert all(now[what] <= then[what] for what in then), (now, then)
+    assert shared.job(id)["state"] == "running"
+    assert shared.client.delete(f"/jobs/{id}").json()["state"] == "cancelled"
+    assert "Traceback" not in shared.log.read_text()
 
 
 @pytest.mark.slow
@@ -79,10 +77,7 @@ def test_a_thousand_aborted_requests(shared: Service) -> None:
 
     codes = np.load(io.BytesIO(shared.client.post(encode, content=large).content))[: len(rows)]
     pids = [shared.pid, shared.worker_pid]
-    before = [held(pid) for pid in pids]
-    most_threads = 64  # a pool of the event loop's grows to its bound, and no further
-    for process in before:
-        process["threads"] = most_threads
+    before = [held(pid) | {"threads": MOST_THREADS} for pid in pids]
     for i in range(1000):
         path, body, share = ways[i % len(ways)]
         send_and_leave(shared.port, path, body, share, reset=i % 2 == 0)

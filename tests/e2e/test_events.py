@@ -34,7 +34,7 @@ def events(service: Service, id: str, last: str | None = None, most: int = 10_00
 
 
 def test_progress_then_the_end(shared: Service) -> None:
-    id = shared.fit(FITTED, name="followed", nb_concepts=64, tol=0, max_iter=400)
+    id = shared.fit(FITTED, name="followed", nb_concepts=64, solver="mu", tol=0, max_iter=200)
     *progress, end = events(shared, id)
     assert {event["event"] for event in progress} == {"progress"}
     iterations = [json.loads(event["data"])["iteration"] for event in progress]
@@ -45,7 +45,7 @@ def test_progress_then_the_end(shared: Service) -> None:
 
 
 def test_a_broken_stream_is_taken_up_where_it_broke(shared: Service) -> None:
-    id = shared.fit(FITTED, name="followed", nb_concepts=64, tol=0, max_iter=100_000)
+    id = shared.fit(FITTED, name="followed", nb_concepts=64, solver="mu", tol=0, max_iter=100_000)
     shared.until(id, "running", iteration=1)
     last = events(shared, id, most=2)[-1]
     later = events(shared, id, last=last["id"], most=1)[0]

@@ -7,7 +7,6 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
-from pathlib import Path
 
 import httpx
 import numpy as np
@@ -17,6 +16,7 @@ from app.store import Store
 from demo.service import npy
 from tests.e2e.conftest import Service
 from tests.faults.asked import FITTED, ROWS, D, encode, fit, long_fit, problem, put, require_next
+from tests.faults.load.held import resident_bytes
 
 QUEUE_ROWS = 30_000
 MIB = 1024 * 1024
@@ -45,11 +45,6 @@ def at_once(
     limits = httpx.Limits(max_connections=calls)
     with httpx.Client(base_url=service.url, timeout=60, limits=limits) as client, ThreadPoolExecutor(calls) as pool:
         return list(pool.map(lambda i: call(client, i), range(calls)))
-
-
-def resident_bytes(pid: int) -> int:
-    pages = int(Path(f"/proc/{pid}/statm").read_text().split()[1])
-    return pages * 4096
 
 
 def test_a_thousand_connections_at_once(shared: Service) -> None:

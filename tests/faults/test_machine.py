@@ -5,6 +5,8 @@ import os
 import resource
 import signal
 import socket
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -17,6 +19,7 @@ import pytest
 from app import jobs
 from app.jobs import Jobs
 from app.store import Store
+from app.worker import frames
 from demo.service import npy
 from tests.e2e.conftest import Service, gone
 from tests.faults.asked import FITTED, ROWS, encode, fit, long_fit, problem, put, require_next
@@ -147,6 +150,16 @@ def test_no_worker_outlives_its_service(service: Service) -> None:
     assert gone(worker, seconds=5)
     service.start()
     require_next(service)
+
+
+def test_a_worker_that_begins_after_its_service_has_died_ends_at_once() -> None:
+    """Before anything is loaded: by then nobody is its parent any more whose death the kernel would tell."""
+    ours, theirs = frames.channel()
+    with ours, theirs:
+        command = [sys.executable, "-m", "app.worker", str(theirs.fileno()), str(os.getppid())]  # no child of that
+        ended = subprocess.run(command, pass_fds=[theirs.fileno()], capture_output=True, text=True, timeout=30)
+    assert ended.returncode == 1
+    assert ended.stderr == "the service was gone before its worker had begun\n"
 
 
 @pytest.fixture

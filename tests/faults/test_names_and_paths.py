@@ -204,7 +204,7 @@ def test_files_of_a_fit_stay_in_their_directory(planted: Service, pattern: str) 
 def test_a_link_that_is_planted_after_the_fit_was_accepted(planted: Service) -> None:
     """The first fit has the worker; the second's file becomes a link before its turn."""
     data = planted.store.parent / "data"
-    first = fit(planted, name="made", max_iter=100_000, tol=0)
+    first = fit(planted, name="made", solver="mu", max_iter=100_000, tol=0)
     planted.until(first, "running")
     np.save(data / "late.npy", FITTED)
     answer = planted.client.post("/fit", json={"name": "made", "nb_concepts": 2, "files": ["late.npy"]})

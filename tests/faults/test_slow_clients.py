@@ -186,6 +186,29 @@ def test_what_is_not_http(service: Service, text: bytes) -> None:
     assert (status, problem["type"]) == (400, "malformed-request")
 
 
+@pytest.mark.parametrize(
+    "lengths",
+    [b"Content-Length: -5", b"Content-Length: 1e3", b"Content-Length: 5\r\nContent-Length: 6", b"Content-Length: "],
+    ids=["negative", "no whole number", "two", "none"],
+)
+def test_a_length_that_is_none(service: Service, lengths: bytes) -> None:
+    with connected(service) as connection:
+        connection.sendall(b"POST /encode?dictionary=d HTTP/1.1\r\nHost: x\r\n" + lengths + b"\r\n\r\n" + BODY)
+        assert answer_of(connection)[0] in (400, 408)
+
+
+@pytest.mark.parametrize("path", [b"/encode?dictionary=d", b"/fit?name=lied&nb_concepts=2"])
+def test_a_length_less_than_the_body(service: Service, path: bytes) -> None:
+    """What is declared is too little, and what follows it is no request."""
+    head = HEAD.replace(b"/encode?dictionary=d", path).replace(str(len(BODY)).encode(), str(len(BODY) - 500).encode())
+    with connected(service) as connection:
+        connection.sendall(head + BODY)
+        status, problem = answer_of(connection)
+    assert (status, problem["type"]) == (400, "malformed-request")
+    assert service.client.get("/jobs").json()["jobs"] == []
+    assert list((service.store / ".dictserve").glob("**/*.npy")) == []
+
+
 def test_too_many_connections(service: Service) -> None:
     with ExitStack() as stack:
         held = [stack.enter_context(connected(service)) for _ in range(60)]

@@ -1,0 +1,58 @@
+"""Fault cases, counted: all of tests/faults, and what docs/faults.md names elsewhere."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+TABLE = ROOT / "docs" / "faults.md"
+NAMED = re.compile(r"`((?:app|core|e2e|faults)/\S+?\.py)::(\w+)")
+LEAST = 150  # cases, where all files of tests/faults have run whole
+
+
+def named_tests() -> set[tuple[str, str]]:
+    """File under tests/ and function of every test that docs/faults.md names."""
+    return set(NAMED.findall(TABLE.read_text()))
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    named = named_tests()
+    for item in items:
+        file = item.path.relative_to(ROOT / "tests").as_posix()
+        if file.startswith("faults/") or (file, item.name.partition("[")[0]) in named:
+            item.add_marker(pytest.mark.fault)
+
+
+def _counted(reporter: pytest.TerminalReporter) -> dict[str, int]:
+    """How many fault cases ended how."""
+    return {
+        outcome: len({report.nodeid for report in reporter.stats.get(outcome, []) if "fault" in report.keywords})
+        for outcome in ("passed", "failed", "error", "skipped")
+    }
+
+
+def _all_ran(reporter: pytest.TerminalReporter, config: pytest.Config) -> bool:
+    """Whether this was a run of at least all of tests/faults."""
+    reports = [
+        report for outcome in ("passed", "failed", "error", "skipped") for report in reporter.stats.get(outcome, [])
+    ]
+    ran = {Path(report.nodeid.partition("::")[0]).name for report in reports}
+    selected = config.option.keyword or config.option.markexpr or any("::" in str(given) for given in config.args)
+    return not selected and all(path.name in ran for path in (ROOT / "tests" / "faults").glob("test_*.py"))
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    reporter = session.config.pluginmanager.get_plugin("terminalreporter")
+    if reporter is not None and _all_ran(reporter, session.config) and _counted(reporter)["passed"] < LEAST:
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    counted = _counted(terminalreporter)
+    if not any(counted.values()):
+        return
+    told = ", ".join(f"{count} {outcome}" for outcome, count in counted.items() if count)
+    wanted = f" of at least {LEAST}" * (_all_ran(terminalreporter, config) and counted["passed"] < LEAST)
+    terminalreporter.write_line(f"fault cases: {told}{wanted}")

@@ -1,0 +1,44 @@
+"""What processes hold, from outside: memory, descriptors, threads; and what a service has left on the disk."""
+
+import os
+import time
+from pathlib import Path
+
+from app.store import Store
+from tests.e2e.conftest import Service
+
+MOST_THREADS = 64  # of either process: pools grow to their bounds, and no further
+
+
+def resident_bytes(pid: int) -> int:
+    """Memory that a process holds now."""
+    pages = int(Path(f"/proc/{pid}/statm").read_text().split()[1])
+    return pages * os.sysconf("SC_PAGE_SIZE")
+
+
+def held(pid: int) -> dict[str, int]:
+    """What a process holds that could leak: descriptors, shared memory that is mapped, threads, processes."""
+    process = Path(f"/proc/{pid}")
+    return {
+        "descriptors": len(os.listdir(process / "fd")),
+        "memory files": (process / "maps").read_text().count("memfd:"),
+        "threads": len(os.listdir(process / "task")),
+        "children": sum(len((task / "children").read_text().split()) for task in (process / "task").iterdir()),
+    }
+
+
+def settled(pids: list[int], at_most: list[dict[str, int]], seconds: float = 20.0) -> list[dict[str, int]]:
+    """What the processes hold once it is no more than that, or else in the end."""
+    deadline = time.monotonic() + seconds
+    while True:
+        now = [held(pid) for pid in pids]
+        within = all(now[i][what] <= at_most[i][what] for i in range(len(pids)) for what in now[i])
+        if within or time.monotonic() > deadline:
+            return now
+        time.sleep(0.2)
+
+
+def left_over(service: Service) -> list[str]:
+    """Files of requests and fits that have ended; none as it should be."""
+    private = Store(service.store).private
+    return [path.name for folder in ("activations", "staging") for path in (private / folder).iterdir()]
