@@ -28,7 +28,7 @@ def missed(result: Result, *but: str) -> list[Figure]:
 
 def test_slow_connections_cost_others_little(bounded: Service) -> None:
     result = trickle.run(bounded, slow=200, rest_seconds=0.7, held_seconds=3, pause_seconds=0.2)
-    assert missed(result, "p99", "fewest") == []
+    assert missed(result, "p99") == []
     (alone, beside) = result.tables[0].rows
     assert beside[3] <= trickle.MOST_TIMES_SLOWER * alone[3] + SLACK_MS, result.tables  # type: ignore[operator]
 
