@@ -4,6 +4,7 @@ Only numpy is used: the HTTP process runs these checks and never loads torch. Ar
 rows that fit a core's cache, so a check costs about one read of the array and its temporaries stay small.
 """
 
+import math
 from collections.abc import Callable, Iterator
 from typing import Any, NoReturn
 
@@ -119,7 +120,7 @@ def check_values(
     largest = 0.0
     for rows in _blocks(x):
         low, high = float(x[rows].min()), float(x[rows].max())  # NaN in a block makes both NaN
-        if not (np.isfinite(low) and np.isfinite(high)):
+        if not (math.isfinite(low) and math.isfinite(high)):
             _refuse_non_finite(x, name, place)
         if low < 0 and not clip:
             _refuse_negative(x, name, place)
