@@ -85,7 +85,7 @@ class _Running:
     def begin(self, begun: FitBegun, losses: np.ndarray) -> None:
         """Take what the worker says of where the fit begins."""
         self.resumed_from, self.seconds_kept = begun.iteration or None, begun.seconds
-        self.loss_history = thinned(list(enumerate(losses.tolist(), start=1)))
+        self.loss_history = history_of(losses)
         self.progress = Progress(
             iteration=begun.iteration,
             max_iter=self.progress.max_iter,
@@ -402,7 +402,7 @@ class Fits:
                         next_writing = asyncio.get_running_loop().time() + self._settings.progress_interval_seconds
                 case Fitted(_, seconds):
                     D, metrics, losses = frame.arrays
-                    running.loss_history = thinned(list(enumerate(losses.tolist(), start=1)))
+                    running.loss_history = history_of(losses)
                     await self._publish(record, running, D, orjson.loads(metrics.tobytes()), seconds)
                     return
                 case FitStopped():
@@ -515,6 +515,11 @@ class Fits:
     async def _in_thread(self, call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         loop = asyncio.get_running_loop()
         return await loop.run_in_executor(self._database, lambda: call(*args, **kwargs))
+
+
+def history_of(losses: np.ndarray) -> list[tuple[int, float]]:
+    """The loss after each iteration, as a job's record has it."""
+    return thinned(list(enumerate(losses.tolist(), start=1)))
 
 
 def thinned(history: list[tuple[int, float]]) -> list[tuple[int, float]]:

@@ -72,20 +72,27 @@ def check(state: State, shape: tuple[int, int], nb_concepts: int, max_iter: int)
 
 def progress(state: State, max_iter: int) -> FitProgress:
     """What the fit told last."""
-    loss = float(losses_of(state)[-1])
-    return FitProgress(
-        iteration=int(state["iteration"]),
-        max_iter=max_iter,
-        loss=loss,
-        relative_error=(2 * loss / float(state["energy"])) ** 0.5,
-        kkt_residual=float(state["kkt_residual"]),
-        converged=bool(state["converged"]),
-    )
+    return _past(state, 1.0, None).progress(max_iter, float(state["energy"]))
 
 
 def losses_of(state: State) -> list[float]:
     losses: list[float] = torch.as_tensor(state["losses"]).tolist()
     return losses
+
+
+def _past(state: State, unit: float, ahead: torch.Tensor | None) -> Past:
+    """The past in a state, its losses in this unit."""
+    return Past(
+        ahead=ahead,
+        losses=[loss * unit for loss in losses_of(state)],
+        kkt_residual=float(state["kkt_residual"]),
+        converged=bool(state["converged"]),
+        extrapolation={
+            name.removeprefix(EXTRAPOLATION): float(number)
+            for name, number in state.items()
+            if name.startswith(EXTRAPOLATION)
+        },
+    )
 
 
 def restored(
@@ -99,15 +106,6 @@ def restored(
     if abs(energy * 4.0**exponent - float(state["energy"])) > SAME_ENERGY * float(state["energy"]):
         raise InvalidParameter("the state is that of a fit of other activations; pass those, or no state")
     tensors = {name: x.to(device) for name, x in state.items() if isinstance(x, torch.Tensor) and name != "losses"}
-    past = Past(
-        ahead=tensors["ahead"].T.contiguous() if "ahead" in tensors else None,
-        losses=[loss * 4.0**-exponent for loss in losses_of(state)],
-        kkt_residual=float(state["kkt_residual"]),
-        converged=bool(state["converged"]),
-        extrapolation={
-            name.removeprefix(EXTRAPOLATION): float(number)
-            for name, number in state.items()
-            if name.startswith(EXTRAPOLATION)
-        },
-    )
+    ahead = tensors["ahead"].T.contiguous() if "ahead" in tensors else None
+    past = _past(state, 4.0**-exponent, ahead)
     return tensors["Z"].contiguous(), tensors["D"].contiguous(), past

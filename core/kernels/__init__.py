@@ -12,8 +12,7 @@ from types import ModuleType
 import torch
 
 from core.kernels import blocked, cpu
-
-ROWS_MIRRORED = 256  # at once, so that no second matrix of the gram's size is needed
+from core.kernels.grams import gram as gram
 
 
 def descend(
@@ -52,18 +51,6 @@ def solve(
     where it is not held, what is needed of it is computed from D.
     """
     return _implementation(A).solve(A, D, B, inverse, tol, max_sweeps)  # type: ignore[no-any-return]
-
-
-def gram(D: torch.Tensor) -> torch.Tensor:
-    """D·Dᵀ, symmetric to the last bit (which a product need not be): what reads either triangle reads the same."""
-    B = D @ D.T
-    for start in range(0, len(B), ROWS_MIRRORED):
-        rows = slice(start, start + ROWS_MIRRORED)
-        below = B[rows, :start]
-        B[:start, rows] = below.T
-        square = B[rows, rows].tril()
-        B[rows, rows] = square + square.tril(-1).T
-    return B
 
 
 def inverse_diagonal(B: torch.Tensor) -> torch.Tensor:

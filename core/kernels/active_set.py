@@ -20,7 +20,7 @@ from typing import Any
 import numba
 import numpy as np
 
-from core.kernels.cholesky import factor, pivot, room_for, solve
+from core.kernels.cholesky import factor, factor_for_step, pivot, room_for, solve
 from core.kernels.products import four_chosen, gradients, norm_of, relative, residual_of, row_of_tile, tile
 from core.kernels.sweeps import sweep_row
 from core.threads import compiled
@@ -112,14 +112,9 @@ def _exact_step(z: Array, g: Array, B: Array, U: Array, trial: Array, trial_g: A
     """
     support = np.nonzero(z)[0]
     step = np.empty(support.size, z.dtype)
-    factor(B, support, U)
     for i in range(support.size):
         step[i] = -g[support[i]]
-    for i in range(support.size):
-        if pivot(U, support.size, i) == 0:  # its share of zD passes to the concepts that span it
-            dependent = B[support[i]]
-            for j in range(support.size):
-                step[j] += dependent[support[j]] * z[support[i]]
+    factor_for_step(B, support, z, U, step)
     solve(U, step)
     for i in range(support.size):
         if pivot(U, support.size, i) == 0:

@@ -133,8 +133,23 @@ def pivot(U: Array, n: int, i: int) -> float:
 
 
 @compiled()
-def solve(U: Array, x: Array) -> None:
-    """x ← (Uᵀ·U)⁻¹x; x becomes zero where the pivot is."""
+def factor_for_step(B: Array, support: Array, z: Array, U: Array, step: Array) -> None:
+    """U becomes the factor on the support; a concept with no pivot passes its share of zD to those that span it.
+
+    That share goes to `step`, the negative gradient on the support, which `solve` then makes the way from z to the
+    minimiser; z holds the codes of all concepts.
+    """
+    factor(B, support, U)
+    for i in range(support.size):
+        if pivot(U, support.size, i) == 0:
+            dependent, share = B[support[i]], z[support[i]]
+            for j in range(support.size):
+                step[j] += dependent[support[j]] * share
+
+
+@compiled()
+def _solve_lower(U: Array, x: Array) -> None:
+    """x ← U⁻ᵀx, each number taking its terms one by one in rising order; x becomes zero where the pivot is."""
     n, U_flat = x.size, U.ravel()
     width = (n + LANES - 1) // LANES * LANES
     for i in range(n):
@@ -143,6 +158,14 @@ def solve(U: Array, x: Array) -> None:
         value = x[i]
         for j in range(rest.size):
             rest[j] -= row[j] * value
+
+
+@compiled()
+def solve(U: Array, x: Array) -> None:
+    """x ← (Uᵀ·U)⁻¹x; x becomes zero where the pivot is."""
+    _solve_lower(U, x)
+    n, U_flat = x.size, U.ravel()
+    width = (n + LANES - 1) // LANES * LANES
     for i in range(n - 1, -1, -1):
         row, rest = U_flat[i * width + i + 1 : i * width + n], x[i + 1 :]
         inner = x[i] - x[i]
@@ -154,14 +177,9 @@ def solve(U: Array, x: Array) -> None:
 @compiled()
 def solve_in_order(U: Array, x: Array) -> None:
     """The same with each number of x taking its terms one by one, which costs more and rounds in one known order."""
+    _solve_lower(U, x)
     n, U_flat = x.size, U.ravel()
     width = (n + LANES - 1) // LANES * LANES
-    for i in range(n):
-        row, rest = U_flat[i * width + i + 1 : i * width + n], x[i + 1 :]
-        x[i] *= U_flat[i * width + i]
-        value = x[i]
-        for j in range(rest.size):
-            rest[j] -= row[j] * value
     for i in range(n - 1, -1, -1):
         x[i] *= U_flat[i * width + i]
         value = x[i]

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 
 from core.kernels import active_set, dense
+from core.kernels.grams import gram
 from core.kernels.lanes import LANES
 from core.kernels.sweeps import sweep_lanes, sweep_row
 from core.threads import SMALL_WORK, compiled, threads_for
@@ -52,7 +53,7 @@ def solve(
     (rows, d), k = A.shape, len(D)
     few = k <= min(FEW_CONCEPTS, d)
     if B is None:
-        B = D @ D.T if few else D.new_empty(0, 0)
+        B = gram(D) if few else D.new_empty(0, 0)
     a = A.numpy()
     Z, residual = np.zeros((rows, k), a.dtype), np.empty(rows, a.dtype)
     given = a, D.numpy(), B.numpy(), inverse.numpy(), tol, Z, residual, max_sweeps

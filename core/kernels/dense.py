@@ -17,7 +17,7 @@ from typing import Any
 import numba
 import numpy as np
 
-from core.kernels.cholesky import PIVOT_ROUNDINGS, factor, pivot, solve_in_order
+from core.kernels.cholesky import PIVOT_ROUNDINGS, factor_for_step, pivot, solve_in_order
 from core.kernels.lanes import (
     LANES,
     add,
@@ -202,13 +202,9 @@ def _step_in_lanes(B: Array, support: Array, used: Array, z: Array, room: Array,
 @compiled()
 def _step_alone(B: Array, support: Array, z: Array, U: Array, step: Array, dropped: Array) -> None:
     """The same for one row, to the last bit."""
-    factor(B, support, U)
+    factor_for_step(B, support, z, U, step)
     for i in range(support.size):
-        if pivot(U, support.size, i) == 0:
-            dropped[i] = True
-            dependent, share = B[support[i]], z[support[i]]
-            for j in range(support.size):
-                step[j] += dependent[support[j]] * share
+        dropped[i] = pivot(U, support.size, i) == 0
     solve_in_order(U, step)
 
 
