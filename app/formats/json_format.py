@@ -76,7 +76,7 @@ def _read_apart(body: Buffer, array_field: str) -> Read | None:
         fields = {name: msgspec.json.decode(value) for name, value in raw.items()}
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         return None
-    array = _decoded_in_pieces(memoryview(body)[start:stop])
+    array = _decoded_in_pieces(memoryview(body)[start:stop], array_field)
     if array is None:
         return None
     refuse_repeated_keys(envelope, None)
@@ -155,28 +155,33 @@ def numbers(raw: msgspec.Raw, name: str) -> np.ndarray:
         MalformedBody, InvalidFields: as ``read`` does.
     """
     text = memoryview(raw)
-    array = _decoded_in_pieces(text)
+    array = _decoded_in_pieces(text, name)
     if array is not None:
         return array
     decode = _rows_decoder.decode if _ROWS.match(bytes(text[:64])) else _row_decoder.decode
     try:
         values = decode(text)
     except msgspec.ValidationError as error:
-        loc: Location = (name, *(int(index) for index in _PATH.findall(str(error))))
-        raise InvalidFields.at(*loc, msg=_wanted(str(error))) from None
+        raise _not_numbers(error, name, 0) from None
     except (msgspec.DecodeError, RecursionError) as error:
         raise malformed(error, bytes(text), name) from None
     if values and isinstance(values[0], list):
-        _refuse_ragged(values, name)
+        for index, row in enumerate(values):
+            _refuse_ragged(row, len(values[0]), name, index)
     return np.array(values, dtype=np.float64)
 
 
-def _decoded_in_pieces(text: memoryview) -> np.ndarray | None:
-    """``numbers`` of an array's text, some at a time; None where there are none, or anything is wrong."""
+def _decoded_in_pieces(text: memoryview, name: str) -> np.ndarray | None:
+    """``numbers`` of an array's text, some at a time; None where there are none, or it is no JSON."""
     if bytes(text[:1]) != b"[" or bytes(text[-1:]) != b"]":
         return None
     in_rows = _ROWS.match(text) is not None
     packed, width = bytearray(), 0
+
+    def begun() -> int:
+        """The rows, or numbers, before this piece."""
+        return len(packed) // (8 * width if in_rows and width else 8)
+
     try:
         for piece in _pieces(text, _AFTER_A_ROW if in_rows else _AFTER_A_NUMBER):
             if packed:
@@ -187,8 +192,10 @@ def _decoded_in_pieces(text: memoryview) -> np.ndarray | None:
             width = width or len(rows[0])
             for row in rows:
                 if in_rows and len(row) != width:
-                    return None
+                    _refuse_ragged(row, width, name, begun())
                 packed += struct.pack(f"{len(row)}d", *row)
+    except msgspec.ValidationError as error:  # what comes before it was right
+        raise _not_numbers(error, name, begun()) from None
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         return None
     array = np.frombuffer(packed, np.float64)
@@ -234,11 +241,17 @@ def _wanted(message: str) -> str:
     return f"expected {want}, got {expected[2]}"
 
 
-def _refuse_ragged(rows: list[list[float]], name: str) -> None:
-    width = len(rows[0])
-    for index, row in enumerate(rows):
-        if len(row) != width:
-            raise InvalidFields.at(name, index, msg=f"row {index} has {len(row)} values, but row 0 has {width}")
+def _not_numbers(error: msgspec.ValidationError, name: str, begun: int) -> InvalidFields:
+    """What a decoder met that is no number, in an array of which it was given what follows `begun` rows."""
+    indices = [int(index) for index in _PATH.findall(str(error))]
+    if indices:
+        indices[0] += begun
+    return InvalidFields.at(name, *indices, msg=_wanted(str(error)))
+
+
+def _refuse_ragged(row: list[float], width: int, name: str, index: int) -> None:
+    if len(row) != width:
+        raise InvalidFields.at(name, index, msg=f"row {index} has {len(row)} values, but row 0 has {width}")
 
 
 def refuse_repeated_keys(body: bytes | Buffer, array: msgspec.Raw | None) -> None:

@@ -56,7 +56,7 @@ def small_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
 def whole(body: bytes) -> Read | str:
     """What is read where nothing is decoded in pieces."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(json_format, "_decoded_in_pieces", lambda _: None)
+        patch.setattr(json_format, "_decoded_in_pieces", lambda *_: None)
         return outcome(body)
 
 
@@ -94,7 +94,27 @@ def test_the_same_refusals(
     for at, spoil in spoils:
         at %= len(text)
         text = text[:at] + spoil + text[at:]
+    in_pieces, at_once = outcome(text), whole(text)
+    if isinstance(in_pieces, str) and isinstance(at_once, str) and in_pieces.startswith("InvalidFields"):
+        return  # of several faults, the first that is met is told
+    assert in_pieces == at_once
+
+
+@given(ROWS, st.integers(0, 10**6), st.sampled_from(["x", None, True, [], {}, [1.0]]))
+def test_where_a_value_is_wrong(data: list[list[object]], at: int, wrong: object) -> None:
+    row, column = at % len(data), at % len(data[0])
+    data[row][column] = wrong
+    text = body({}, data, {}, None)
     assert outcome(text) == whole(text)
+    assert f"data.{row}.{column}: expected a number" in outcome(text)
+
+
+@given(ROWS, st.integers(0, 10**6), st.sampled_from([[], [1.0] * 9]))
+def test_where_a_row_is_of_another_length(data: list[list[object]], at: int, row: list[object]) -> None:
+    index = 1 + at % len(data)
+    text = body({}, [*data[:index], row, *data[index:]], {}, None)
+    assert outcome(text) == whole(text)
+    assert f"data.{index}: row {index} has {len(row)} values" in outcome(text)
 
 
 @pytest.mark.parametrize(
