@@ -49,6 +49,7 @@ class BoundedProtocol(HttpToolsProtocol):
         self._header_bytes = 0  # of the line and headers that are being parsed
         self._reading: _Reading | None = None
         self._refused = False
+        self._refusal: AppError | None = None  # of what follows a request that is still being answered
 
     # -- what happens on the connection -------------------------------------------------------------------
 
@@ -59,7 +60,7 @@ class BoundedProtocol(HttpToolsProtocol):
         self.watch.begin(self)
 
     def data_received(self, data: bytes) -> None:
-        if self._refused:
+        if self._refused or self._refusal is not None:
             return
         if self._phase == "idle":
             self._enter("headers")
@@ -109,11 +110,18 @@ class BoundedProtocol(HttpToolsProtocol):
         self.flow.resume_reading()
         if self.pipeline:
             self._start_asgi_task(*self.pipeline.pop())
+        elif self._refusal is not None:
+            self._refuse(self._refusal)
         elif self._phase == "answer":
             self._enter("idle")
 
     def send_400_response(self, msg: str) -> None:
-        self._refuse(MalformedRequest("this is not a request of HTTP/1.1"))
+        error = MalformedRequest("this is not a request of HTTP/1.1")
+        if self._phase == "answer":  # the answer that is due is another's
+            self._refusal = error
+            self.flow.pause_reading()
+        else:
+            self._refuse(error)
 
     # -- what is looked at now and then -------------------------------------------------------------------
 

@@ -118,6 +118,17 @@ def test_a_client_that_asks_before_it_sends_its_body(settings: Settings) -> None
     assert read(socket.written[1])[2] == npy(CODES)
 
 
+@pytest.mark.parametrize("apart", [True, False])
+def test_what_follows_a_request_is_refused_after_its_answer(settings: Settings, apart: bool) -> None:
+    sent = [request() + request(), b"garbage\r\n\r\n", request()]
+    socket = served(settings, sent if apart else [b"".join(sent)], 2)
+    first, second, refusal = socket.written
+    assert read(first)[2] == read(second)[2] == npy(CODES)
+    assert refusal.startswith(b"HTTP/1.1 400 Bad Request")
+    assert json.loads(refusal.partition(b"\r\n\r\n")[2])["type"] == "malformed-request"
+    assert socket.closed
+
+
 def test_large_answers_and_problems_are_written_as_they_were(settings: Settings) -> None:
     large = np.ones((50_000, 4), np.float32)
     socket = served(settings, [request(body=npy(large)), request(path="/encode?dictionary=none")], 2)
