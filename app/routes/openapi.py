@@ -11,6 +11,11 @@ from app.formats import CSV, FORMATS, JSON, NPY, SAFETENSORS
 from app.routes.examples import Examples
 from app.schemas import Fields, ProblemAnswer
 
+# Where tokens are set, either is needed; where none are, neither is.
+SECURITY = {
+    "bearer": {"type": "http", "scheme": "bearer", "description": "A token, as `dictserve token new` makes them."},
+    "key": {"type": "apiKey", "in": "header", "name": "X-API-Key", "description": "The same token."},
+}
 PROBLEM_TYPE = "application/problem+json"
 JSON_ALONE = {"files"}  # fields that stand in the data's place, in a JSON body
 BINARY = {"type": "string", "format": "binary"}
@@ -90,6 +95,8 @@ def document(app: FastAPI) -> dict[str, Any]:
                         _as_problem(response)
         for unused in ("HTTPValidationError", "ValidationError"):
             told["components"]["schemas"].pop(unused, None)
+        told["components"]["securitySchemes"] = SECURITY
+        told["security"] = [{}, *({name: []} for name in SECURITY)]
         app.openapi_schema = told
     return app.openapi_schema
 
