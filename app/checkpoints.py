@@ -54,11 +54,12 @@ class Checkpoints:
         except OSError as error:
             logger.warning("a checkpoint stays until it can be removed: %s", error)
 
-    def sweep(self, unended: Callable[[], set[str]]) -> None:
+    def sweep(self, alive: Callable[[], set[str]], unended: Callable[[], set[str]]) -> None:
         """Remove what is no living process's and, asked after that, no unended job's."""
         with store_errors():
             files = list(self._store.checkpoints.iterdir())
-            left = [path for path in files if not self._store.is_alive(owner_of(path))]
+        owners = alive()
+        left = [path for path in files if owner_of(path) not in owners]
         if left:
             needed = unended()
             for path in left:

@@ -15,6 +15,7 @@ from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
 
 import msgspec
@@ -33,11 +34,12 @@ from app.errors import (
     WorkerUnavailable,
     problem_of,
 )
-from app.jobs import ENDED, Jobs, Record
+from app.jobs import ENDED, JobLost, Jobs, Record
+from app.leases import Leases
 from app.one_thread import OneThread
 from app.schemas import FitParameters, Job, Progress, State
 from app.settings import Settings
-from app.store import Reference, Store, timestamp
+from app.store import Reference, Store, owner_of, timestamp
 from app.supervisor import Supervisor, error_of
 from app.uploads import Staged, Uploads
 from app.worker.frames import Frame
@@ -60,6 +62,8 @@ logger = logging.getLogger("dictserve")
 MAX_WORKER_DEATHS = 2
 MAX_HISTORY = 500
 IDLE_SECONDS = 5.0  # between two looks for jobs that other processes have left
+LOOK_SECONDS = 1.0  # between two looks at a job that may run in another process
+RENEWALS = 6  # of a lease, in its time
 RETRY_SECONDS = 1.0
 CANCEL_SECONDS = 5.0
 STOP_SECONDS = 10.0  # in which the fit under way ends its iteration and writes its checkpoint, at a stop
@@ -73,7 +77,7 @@ T = TypeVar("T")
 class _Running:
     """The job under way, with what is newer than its record."""
 
-    job: Job
+    record: Record  # as it was claimed
     progress: Progress
     loss_history: list[tuple[int, float]] = field(default_factory=list)
     resumed_from: int | None = None
@@ -81,6 +85,10 @@ class _Running:
     seconds_kept: float = 0.0  # of those, what came into the checkpoint
     on_worker: bool = False
     stopped: threading.Event = field(default_factory=threading.Event)  # ends the staging of files
+
+    @property
+    def job(self) -> Job:
+        return self.record.job
 
     def begin(self, begun: FitBegun, losses: np.ndarray) -> None:
         """Take what the worker says of where the fit begins."""
@@ -118,12 +126,13 @@ class _Running:
 class Fits:
     """Runs jobs one after another on the worker."""
 
-    def __init__(self, settings: Settings, jobs: Jobs, store: Store, supervisor: Supervisor) -> None:
+    def __init__(self, settings: Settings, jobs: Jobs, leases: Leases, store: Store, supervisor: Supervisor) -> None:
         self.uploads = Uploads(store)
         self.data_files = DataFiles(settings)
         self.checkpoints = Checkpoints(store)
         self._settings = settings
         self._jobs = jobs
+        self._leases = leases
         self._store = store
         self._supervisor = supervisor
         self._database = ThreadPoolExecutor(1, thread_name_prefix="jobs")
@@ -134,10 +143,12 @@ class Fits:
         self._turn = asyncio.Event()  # set, and replaced by the next, each time a job ends
         self._is_leaving = False
         self._loop: asyncio.Task[None] | None = None
+        self._renewing: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
         await self._take_over()
         self._loop = asyncio.create_task(self._run(), name="fits")
+        self._renewing = asyncio.create_task(self._keep_lease(), name="lease")
 
     def end_waits(self) -> None:
         """Let everybody go who waits for a job or follows one: the service stops, and a job may take hours."""
@@ -158,9 +169,13 @@ class Fits:
                 await self._loop
         if self._running is not None:
             try:
-                await self._writes(self._jobs.requeue, **self._of_attempt(self._running), worker_died=False)
-            except JobsUnavailable as error:  # the next start finds the job all the same: its owner is dead
+                running = self._running
+                await self._writes(self._jobs.requeue, running.record, worker_died=False, told=running.told())
+            except (JobsUnavailable, JobLost) as error:  # the next start finds it all the same: its owner is dead
                 logger.error("job %s is left as it is: %s", self._running.job.id, error)
+        if self._renewing is not None:
+            self._renewing.cancel()
+            await asyncio.wait({self._renewing})
         self._database.shutdown()
         self._writes.shutdown()
 
@@ -192,6 +207,7 @@ class Fits:
             parameters.name,
             pinned,
             data.as_record(),
+            owner=owner_of(Path(data.file)),
             queue_jobs=self._settings.queue_jobs,
             idempotency_key=idempotency_key,
             request_hash=request_hash,
@@ -252,7 +268,7 @@ class Fits:
                 return job
             # Another process's job turns no event here: look again now and then.
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(turn.wait(), min(remaining, IDLE_SECONDS))
+                await asyncio.wait_for(turn.wait(), min(remaining, LOOK_SECONDS))
 
     async def newest(
         self, limit: int, *, before: str | None = None, state: State | None = None, name: str | None = None
@@ -276,16 +292,22 @@ class Fits:
         """One try at ending a job where it is now; it may move on meanwhile (be claimed, lose its worker, end)."""
         running, turn = self._running, self._turn
         if record.job.state == "queued":
-            if await self._writes(self._jobs.cancel, record.job.id, "queued"):
+            if await self._writes(self._jobs.cancel_queued, record.job.id):
                 await self._in_thread(self._discard, record)
                 self._end_turn()
         elif running is not None and running.job.id == record.job.id:
-            running.stopped.set()
-            with contextlib.suppress(WorkerUnavailable, TimeoutError):
-                await self._supervisor.tell(CancelFit(running.job.id))
+            await self._stop_attempt(running)
+            with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(turn.wait(), RETRY_SECONDS)
-        else:
+        else:  # another process sees it when it writes how far it is, or renews its lease
+            await self._writes(self._jobs.request_cancel, record.job.id)
             await asyncio.sleep(0.1)
+
+    async def _stop_attempt(self, running: _Running) -> None:
+        """Have an attempt come to its end before its fit does; what it then writes holds if the job is still its."""
+        running.stopped.set()
+        with contextlib.suppress(WorkerUnavailable):
+            await self._supervisor.tell(CancelFit(running.job.id))
 
     def _freshened(self, job: Job) -> Job:
         running = self._running
@@ -311,6 +333,24 @@ class Fits:
                 logger.exception("fits are held up")
                 await asyncio.sleep(RETRY_SECONDS)
 
+    async def _keep_lease(self) -> None:
+        """Renew the lease, and see whether the job under way is still ours and wanted."""
+        pause = self._settings.lease_seconds / RENEWALS
+        while True:
+            await asyncio.sleep(pause)
+            pause = self._settings.lease_seconds / RENEWALS
+            try:
+                if not await self._writes(self._leases.renew):
+                    await self._writes(self._leases.take_another)
+                running = self._running
+                if running is not None and not await self._in_thread(self._jobs.is_wanted, running.record):
+                    await self._stop_attempt(running)
+            except (JobsUnavailable, StoreUnavailable) as error:
+                logger.warning("the lease cannot be renewed: %s", error)
+                pause = min(pause, RETRY_SECONDS)
+            except Exception:  # whatever it is, the lease is to be kept
+                logger.exception("the lease cannot be renewed")
+
     async def _idle(self) -> None:
         self._wake.clear()
         try:
@@ -320,17 +360,19 @@ class Fits:
 
     async def _take_over(self) -> None:
         """Put the jobs of dead processes back into the queue, and sweep what nobody needs any more."""
+        ours = {self._running.job.id} if self._running is not None else set[str]()
 
         def take_over() -> None:
-            for record in self._jobs.running():
-                # This process looks while it runs none: one of its own was lost with the database's answer.
-                if record.owner in (None, self._store.owner) or not self._store.is_alive(record.owner):
+            self._leases.end_dead()
+            for record in self._jobs.take_over(self._store.owner, ours):
+                if record.job.state in ENDED:
+                    self._discard(record)
+                else:
                     kept = "with" if self.checkpoints.exists(record.job.id) else "without"
                     told = "job %s was left by a process that is gone, %s a checkpoint; it is taken up again"
                     logger.warning(told, record.job.id, kept)
-                    self._jobs.requeue(record.job.id, record.owner, worker_died=False)
-            self.uploads.sweep(self._jobs.data_files)
-            self.checkpoints.sweep(self._jobs.unended)
+            self.uploads.sweep(self._leases.alive, self._jobs.data_files)
+            self.checkpoints.sweep(self._leases.alive, self._jobs.unended)
             oldest = datetime.now(UTC) - timedelta(days=self._settings.job_retention_days)
             self._jobs.forget_ended(timestamp(oldest))
 
@@ -340,7 +382,7 @@ class Fits:
         job = record.job
         # until the worker says where it begins, it is where it was
         self._running = _Running(
-            job,
+            record,
             job.progress.model_copy(update={"eta_seconds": None}),
             job.loss_history,
             job.resumed_from,
@@ -348,8 +390,13 @@ class Fits:
         )
         try:
             await self._attempt(record, self._running)
+        except JobLost as error:
+            await self._lose(record, error)
         except Exception as error:  # whatever it is, the next job is to be run
-            await self._end(record, self._jobs.fail, _problem(error))
+            try:
+                await self._end(record, self._jobs.fail, _problem(error))
+            except JobLost as lost:
+                await self._lose(record, lost)
         finally:
             task = asyncio.current_task()
             if task is None or not task.cancelling():  # else `stop` puts the job back
@@ -371,10 +418,10 @@ class Fits:
         if "sha256" not in record.data:
             staged = await self._stage_files(Named.of_record(record.data), running)
             if staged is None:
-                await self._end(record, self._jobs.cancel, "running")
+                await self._end(record, self._jobs.end_cancelled)
                 return
             record = replace(record, data=record.data | staged.as_record())
-            await self._surely(self._jobs.record_data, job.id, record.data)  # another attempt finds them staged
+            await self._surely(self._jobs.record_data, record, record.data)  # another attempt finds them staged
         await self._in_thread(self.checkpoints.adopt, job.id)
         events: asyncio.Queue[Frame | None] = asyncio.Queue()
         try:
@@ -409,7 +456,7 @@ class Fits:
                     await self._requeue(running, worker_died=False)
                     return
                 case FitCancelled():
-                    await self._end(record, self._jobs.cancel, "running")
+                    await self._end(record, self._jobs.end_cancelled)
                     return
                 case Failed() as failed:
                     await self._end(record, self._jobs.fail, _problem(error_of(failed)))
@@ -448,35 +495,46 @@ class Fits:
                 job=job.id,
             ).version
 
+        if not await self._surely_read(self._jobs.is_wanted, record):
+            await self._end(record, self._jobs.end_cancelled)
+            return
         publishing = asyncio.create_task(asyncio.to_thread(publish))
         try:
             version = await asyncio.shield(publishing)
         except asyncio.CancelledError:  # the service stops: who takes the job up next must find its dictionary
             await asyncio.wait({publishing})
             raise
-        await self._surely(self._jobs.record_progress, job.id, **running.told())
+        await self._surely(self._jobs.record_progress, record, **running.told())
         await self._end(record, self._jobs.succeed, version)
         logger.info("job %s has fitted %s@%d in %.1f s", job.id, job.name, version, seconds)
 
-    async def _end(self, record: Record, write: Callable[[str, Any], object], outcome: Any) -> None:
+    async def _end(self, record: Record, write: Callable[..., object], *outcome: Any) -> None:
         """Write how a job ended; its data and its checkpoint are not needed any more."""
-        await self._surely(write, record.job.id, outcome)
+        await self._surely(write, record, *outcome)
         await self._in_thread(self._discard, record)
+
+    async def _lose(self, record: Record, error: JobLost) -> None:
+        """Leave a job to whoever has taken it up; what is left of one that has ended nobody else may know of."""
+        logger.warning("%s: it is left alone", error)
+        if record.job.id not in await self._surely_read(self._jobs.unended):
+            await self._in_thread(self._discard, record)
 
     def _discard(self, record: Record) -> None:
         self.uploads.discard(record.data["file"])
         self.checkpoints.discard(record.job.id)
 
     async def _requeue(self, running: _Running, *, worker_died: bool) -> None:
-        await self._surely(self._jobs.requeue, **self._of_attempt(running), worker_died=worker_died)
-
-    def _of_attempt(self, running: _Running) -> dict[str, Any]:
-        return {"id": running.job.id, "owner": self._store.owner, "told": running.told()}
+        record = await self._surely(self._jobs.requeue, running.record, worker_died=worker_died, told=running.told())
+        if record.job.state in ENDED:
+            await self._in_thread(self._discard, record)
 
     async def _write_progress(self, running: _Running) -> None:
         """A fit goes on though its progress cannot be written: the next time writes it all."""
         try:
-            await self._writes(self._jobs.record_progress, running.job.id, **running.told())
+            if not await self._writes(self._jobs.record_progress, running.record, **running.told()):
+                await self._stop_attempt(running)
+        except JobLost:
+            await self._stop_attempt(running)
         except JobsUnavailable as error:
             logger.warning("the progress of job %s cannot be written: %s", running.job.id, error)
 
@@ -510,6 +568,14 @@ class Fits:
                 return await self._writes(write, *args, **kwargs)
             except JobsUnavailable as error:
                 logger.error("a job's record cannot be written: %s", error)
+                await asyncio.sleep(RETRY_SECONDS)
+
+    async def _surely_read(self, read: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        while True:
+            try:
+                return await self._in_thread(read, *args, **kwargs)
+            except JobsUnavailable as error:
+                logger.error("a job's record cannot be read: %s", error)
                 await asyncio.sleep(RETRY_SECONDS)
 
     async def _in_thread(self, call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:

@@ -1,31 +1,33 @@
 """Jobs, durable: one row each in an SQL database. A job is a fit that is queued, runs, or has ended.
 
-SQLite by default, in WAL mode with full synchronisation: what a method has returned from survives a power cut.
-Methods block on the database; ``app.fits`` calls them from a thread of its own.
+A job that runs is its owner's, for one attempt: what that writes of it holds only as long as it is. Whoever finds
+that its owner has no lease any more (``app.leases``) puts it back into the queue. Methods block on the database;
+``app.fits`` calls them from a thread of its own.
 """
 
+import re
 import secrets
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import sqlalchemy as sql
-from sqlalchemy.exc import IntegrityError, SQLAlchemyError
 
-from app.errors import JobsUnavailable, Overloaded, UnknownJob
-from app.migrations import settle
+from app.database import Database, metadata
+from app.errors import InvalidFields, JobsUnavailable, Overloaded, UnknownJob
+from app.leases import held_by, lease_of
 from app.schemas import Job, Progress, State
 from app.store import now
+
+_ID = re.compile(r"[0-9a-f]{1,40}")  # others PostgreSQL may not even look for
 
 STATES: tuple[State, ...] = ("queued", "running", "succeeded", "failed", "cancelled")
 ENDED: tuple[State, ...] = ("succeeded", "failed", "cancelled")
 
-_metadata = sql.MetaData()
 _jobs = sql.Table(  # a change here needs one in app.migrations, for databases that there are
     "jobs",
-    _metadata,
+    metadata,
     sql.Column("id", sql.String(40), primary_key=True),  # sorts by the time it was made
     sql.Column("state", sql.String(16), nullable=False, index=True),
     sql.Column("name", sql.String(128), nullable=False),
@@ -44,6 +46,7 @@ _jobs = sql.Table(  # a change here needs one in app.migrations, for databases t
     sql.Column("idempotency_key", sql.String(255), unique=True),
     sql.Column("request_hash", sql.String(64)),
     sql.Column("resumed_from", sql.Integer),
+    sql.Column("cancel_requested", sql.Boolean, nullable=False),  # of its owner, while it runs
 )
 
 
@@ -56,33 +59,33 @@ class Record:
     owner: str | None
     worker_deaths: int
     request_hash: str | None
+    cancel_requested: bool
+
+
+class JobLost(Exception):
+    """What an attempt was to write of its job did not hold: the job is another's meanwhile."""
 
 
 class Jobs:
-    """The jobs' database."""
+    """The jobs in a database."""
 
-    def __init__(self, url: str) -> None:
-        self._engine = sql.create_engine(url)
-        if self._engine.dialect.name == "sqlite":
-            sql.event.listen(self._engine, "connect", _make_durable)
-
-    def open(self) -> None:
-        with _database_errors():
-            settle(self._engine, _metadata)
-
-    def close(self) -> None:
-        self._engine.dispose()
+    def __init__(self, database: Database) -> None:
+        self._database = database
 
     # -- reading ------------------------------------------------------------------------------------------
 
     def get(self, id: str) -> Record:
-        rows = self._select(_jobs.c.id == id)
+        rows = self._select(_jobs.c.id == id) if _ID.fullmatch(id) else []
         if not rows:
             raise UnknownJob(f"there is no job {id[:60]!r}; GET /jobs lists them")
         return rows[0]
 
     def newest(self, limit: int, *, before: str | None, state: State | None, name: str | None) -> list[Record]:
         """Jobs in this state and of this name, newest first, older than the one whose id is ``before``."""
+        if before is not None and _ID.fullmatch(before) is None:
+            raise InvalidFields.at("cursor", msg="not the `next` of a page")
+        if name is not None and not (name.isascii() and name.isprintable()):  # nor may PostgreSQL look for it
+            return []
         conditions = [
             *([_jobs.c.id < before] if before is not None else []),
             *([_jobs.c.state == state] if state is not None else []),
@@ -108,7 +111,7 @@ class Jobs:
     def counts(self) -> dict[State, int]:
         """How many jobs there are in each state."""
         statement = sql.select(_jobs.c.state, sql.func.count()).group_by(_jobs.c.state)
-        with self._transaction() as connection:
+        with self._database.transaction() as connection:
             return {row[0]: row[1] for row in connection.execute(statement)}
 
     # -- the life of a job --------------------------------------------------------------------------------
@@ -119,100 +122,136 @@ class Jobs:
         parameters: dict[str, Any],
         data: dict[str, Any],
         *,
+        owner: str,
         queue_jobs: int,
         idempotency_key: str | None = None,
         request_hash: str | None = None,
     ) -> Job | None:
         """A new job, queued; durable when this returns. None where another job has the idempotency key.
 
+        Args:
+            owner: of the data's file. While its lease is there, nobody sweeps the file; once the job is, too.
+
         Raises:
             Overloaded: ``queue_jobs`` jobs wait already.
+            JobsUnavailable: the owner's lease was ended meanwhile.
         """
         id = new_id()
-        with suppress(_KeyTaken), self._transaction() as connection:
-            connection.execute(
-                _jobs.insert().values(
-                    id=id,
-                    state="queued",
-                    name=name,
-                    parameters=parameters,
-                    data=data,
-                    progress=Progress(max_iter=parameters["max_iter"]).model_dump(),
-                    loss_history=[],
-                    attempts=0,
-                    worker_deaths=0,
-                    created_at=now(),
-                    idempotency_key=idempotency_key,
-                    request_hash=request_hash,
-                )
+        with self._database.transaction() as connection:
+            self._database.one_at_a_time(connection, _jobs)  # what is counted below stays so
+            is_new = self._database.insert_new(
+                connection,
+                _jobs,
+                id=id,
+                state="queued",
+                name=name,
+                parameters=parameters,
+                data=data,
+                progress=Progress(max_iter=parameters["max_iter"]).model_dump(),
+                loss_history=[],
+                attempts=0,
+                worker_deaths=0,
+                created_at=now(),
+                idempotency_key=idempotency_key,
+                request_hash=request_hash,
+                cancel_requested=False,
             )
+            if not is_new:
+                return None
             queued = sql.select(sql.func.count()).where(_jobs.c.state == "queued")
-            if connection.execute(queued).scalar_one() > queue_jobs:  # the insert keeps others out until now
+            if connection.execute(queued).scalar_one() > queue_jobs:
                 raise Overloaded(f"{queue_jobs} fits wait already; send this one again later")
+            if connection.execute(lease_of(owner)).first() is None:
+                raise JobsUnavailable("this service was taken for dead while the data came; send the fit again")
             return self._select_in(connection, _jobs.c.id == id)[0].job
-        return None
 
     def claim(self, owner: str) -> Record | None:
         """The oldest queued job, now running for this owner; no two owners get the same one."""
         oldest = sql.select(_jobs.c.id).where(_jobs.c.state == "queued").order_by(_jobs.c.id).limit(1)
-        with self._transaction() as connection:
-            id = connection.execute(oldest).scalar_one_or_none()
-            if id is None:
-                return None
-            connection.execute(
-                _jobs.update()
-                .where(_jobs.c.id == id, _jobs.c.state == "queued")
-                .values(
-                    state="running",
-                    owner=owner,
-                    attempts=_jobs.c.attempts + 1,
-                    started_at=sql.func.coalesce(_jobs.c.started_at, now()),
-                )
+        oldest = oldest.with_for_update(skip_locked=True)  # on PostgreSQL: nobody waits for who claims another
+        claimed = (
+            _jobs.update()
+            .where(_jobs.c.id == oldest.scalar_subquery(), _jobs.c.state == "queued")
+            .values(
+                state="running",
+                owner=owner,
+                attempts=_jobs.c.attempts + 1,
+                started_at=sql.func.coalesce(_jobs.c.started_at, now()),
             )
-            mine = sql.and_(_jobs.c.id == id, _jobs.c.owner == owner)
-            claimed = self._select_in(connection, mine)  # as one: a claim that its owner does not hear of is lost
-        return claimed[0] if claimed else None
+        )
+        with self._database.transaction() as connection:
+            rows = _records(connection.execute(claimed.returning(_jobs)))
+        return rows[0] if rows else None
+
+    def is_wanted(self, attempt: Record) -> bool:
+        """Whether a job is this attempt's still, and nobody wants it cancelled."""
+        return bool(self._select(sql.and_(_of(attempt), ~_jobs.c.cancel_requested)))
 
     def record_progress(
-        self, id: str, progress: Progress, loss_history: Sequence[tuple[int, float]], resumed_from: int | None
-    ) -> None:
-        self._update(_running(id), **_progress(progress, loss_history, resumed_from))
+        self,
+        attempt: Record,
+        progress: Progress,
+        loss_history: Sequence[tuple[int, float]],
+        resumed_from: int | None,
+    ) -> bool:
+        """Whether the job is wanted still. Raises JobLost, as all does that an attempt writes, where it is another's
+        meanwhile."""
+        return not self._write(attempt, **_progress(progress, loss_history, resumed_from)).cancel_requested
 
-    def record_data(self, id: str, data: dict[str, Any]) -> None:
-        self._update(_running(id), data=data)
+    def record_data(self, attempt: Record, data: dict[str, Any]) -> None:
+        self._write(attempt, data=data)
 
-    def succeed(self, id: str, version: int) -> None:
-        self._update(_running(id), state="succeeded", version=version, ended_at=now(), owner=None)
+    def succeed(self, attempt: Record, version: int) -> None:
+        self._write(attempt, state="succeeded", version=version, ended_at=now(), owner=None)
 
-    def fail(self, id: str, problem: dict[str, Any]) -> None:
-        self._update(_running(id), state="failed", error=problem, ended_at=now(), owner=None)
+    def fail(self, attempt: Record, problem: dict[str, Any]) -> None:
+        self._write(attempt, state="failed", error=problem, ended_at=now(), owner=None)
 
-    def cancel(self, id: str, state: State) -> bool:
-        """End a job that is in this state; False where it has left it meanwhile."""
-        condition = sql.and_(_jobs.c.id == id, _jobs.c.state == state)
-        return self._update(condition, state="cancelled", ended_at=now(), owner=None)
+    def end_cancelled(self, attempt: Record) -> None:
+        self._write(attempt, state="cancelled", ended_at=now(), owner=None)
 
-    def requeue(self, id: str, owner: str | None, *, worker_died: bool, told: dict[str, Any] | None = None) -> None:
-        """Put a job that runs for this owner back into the queue, for another attempt.
+    def requeue(self, attempt: Record, *, worker_died: bool, told: dict[str, Any] | None = None) -> Record:
+        """Put a job back into the queue, for another attempt (or end it, where that was asked for): as it is then.
 
         Args:
             told: what ``record_progress`` takes, of how far it came.
         """
         deaths = _jobs.c.worker_deaths + (1 if worker_died else 0)
-        condition = sql.and_(_running(id), _jobs.c.owner == owner)  # not from one who has taken it up meanwhile
         progress = {} if told is None else _progress(**told)
-        self._update(condition, state="queued", owner=None, worker_deaths=deaths, **progress)
+        return self._write(attempt, worker_deaths=deaths, **_left(), **progress)
+
+    def take_over(self, owner: str, ours: Collection[str]) -> list[Record]:
+        """Put the jobs of owners that have no lease back into the queue (or end them, as above), as they are then.
+
+        Args:
+            owner: of whom only ``ours`` are known to run: the answer to the claim of any other was lost.
+        """
+        lost = sql.and_(_jobs.c.owner == owner, _jobs.c.id.not_in(ours))
+        left = sql.or_(_jobs.c.owner.is_(None), ~held_by(_jobs.c.owner), lost)
+        taken = _jobs.update().where(_jobs.c.state == "running", left).values(**_left()).returning(_jobs)
+        with self._database.transaction() as connection:
+            return _records(connection.execute(taken))
+
+    def cancel_queued(self, id: str) -> bool:
+        """End a job that waits; False where it does not any more."""
+        queued = sql.and_(_jobs.c.id == id, _jobs.c.state == "queued")
+        return self._update(queued, state="cancelled", ended_at=now())
+
+    def request_cancel(self, id: str) -> None:
+        """Ask whoever runs a job to end it."""
+        asked = sql.and_(_jobs.c.id == id, _jobs.c.state == "running", ~_jobs.c.cancel_requested)
+        self._update(asked, cancel_requested=True)
 
     def delete(self, id: str) -> bool:
         """Remove the record of an ended job."""
-        with self._transaction() as connection:
+        with self._database.transaction() as connection:
             ended = sql.and_(_jobs.c.id == id, _jobs.c.state.in_(ENDED))
             return connection.execute(_jobs.delete().where(ended)).rowcount > 0
 
     def forget_ended(self, before: str) -> int:
         """Remove the records of jobs that ended before this time; says how many."""
         old = sql.and_(_jobs.c.state.in_(ENDED), _jobs.c.ended_at < before)
-        with self._transaction() as connection:
+        with self._database.transaction() as connection:
             return connection.execute(_jobs.delete().where(old)).rowcount
 
     # -- the database -------------------------------------------------------------------------------------
@@ -221,7 +260,7 @@ class Jobs:
         self, condition: sql.ColumnElement[bool], *, limit: int | None = None, newest_first: bool = False
     ) -> list[Record]:
         order = _jobs.c.id.desc() if newest_first else _jobs.c.id
-        with self._transaction() as connection:
+        with self._database.transaction() as connection:
             return self._select_in(connection, condition, order, limit)
 
     @staticmethod
@@ -231,17 +270,19 @@ class Jobs:
         order: sql.ColumnElement[str] = _jobs.c.id,
         limit: int | None = None,
     ) -> list[Record]:
-        rows = connection.execute(sql.select(_jobs).where(condition).order_by(order).limit(limit))
-        return [_record(row) for row in rows.mappings()]
+        return _records(connection.execute(sql.select(_jobs).where(condition).order_by(order).limit(limit)))
 
     def _update(self, condition: sql.ColumnElement[bool], **values: Any) -> bool:
-        with self._transaction() as connection:
+        with self._database.transaction() as connection:
             return connection.execute(_jobs.update().where(condition).values(**values)).rowcount > 0
 
-    @contextmanager
-    def _transaction(self) -> Iterator[sql.Connection]:
-        with _database_errors(), self._engine.begin() as connection:
-            yield connection
+    def _write(self, attempt: Record, **values: Any) -> Record:
+        written = _jobs.update().where(_of(attempt)).values(**values).returning(_jobs)
+        with self._database.transaction() as connection:
+            rows = _records(connection.execute(written))
+        if not rows:
+            raise JobLost(f"job {attempt.job.id} is not attempt {attempt.job.attempts}'s any more")
+        return rows[0]
 
 
 def new_id() -> str:
@@ -255,34 +296,31 @@ def _progress(
     return {"progress": progress.model_dump(), "loss_history": list(loss_history), "resumed_from": resumed_from}
 
 
-def _running(id: str) -> sql.ColumnElement[bool]:
-    return sql.and_(_jobs.c.id == id, _jobs.c.state == "running")
+def _of(attempt: Record) -> sql.ColumnElement[bool]:
+    """The job while it is this attempt's."""
+    return sql.and_(
+        _jobs.c.id == attempt.job.id,
+        _jobs.c.state == "running",
+        _jobs.c.owner == attempt.owner,
+        _jobs.c.attempts == attempt.job.attempts,
+    )
+
+
+def _left() -> dict[str, Any]:
+    """What becomes of a job that ran and does no more: it waits again, unless it was to be cancelled."""
+    unwanted = _jobs.c.cancel_requested
+    return {
+        "state": sql.case((unwanted, "cancelled"), else_="queued"),
+        "ended_at": sql.case((unwanted, now()), else_=None),
+        "owner": None,
+    }
+
+
+def _records(rows: sql.CursorResult[Any]) -> list[Record]:
+    return [_record(row) for row in rows.mappings()]
 
 
 def _record(row: sql.RowMapping) -> Record:
     told = {name: row[name] for name in Job.model_fields}
-    return Record(Job.model_validate(told), row["data"], row["owner"], row["worker_deaths"], row["request_hash"])
-
-
-def _make_durable(connection: Any, _: object) -> None:
-    cursor = connection.cursor()
-    for pragma in ("journal_mode = WAL", "synchronous = FULL", "busy_timeout = 5000"):
-        cursor.execute(f"PRAGMA {pragma}")
-    cursor.close()
-
-
-class _KeyTaken(Exception):
-    pass
-
-
-@contextmanager
-def _database_errors() -> Iterator[None]:
-    try:
-        yield
-    except IntegrityError as error:  # the one constraint that can be violated
-        raise _KeyTaken from error
-    except SQLAlchemyError as error:
-        cause = getattr(error, "orig", None) or error
-        raise JobsUnavailable(f"the jobs' database cannot be used: {cause}") from error
-    except ValueError as error:  # JSON that is none, or no job's
-        raise JobsUnavailable("the jobs' database holds a record that cannot be read") from error
+    rest = {name: row[name] for name in ("data", "owner", "worker_deaths", "request_hash", "cancel_requested")}
+    return Record(Job.model_validate(told), **rest)

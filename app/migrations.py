@@ -1,8 +1,8 @@
 """The jobs' database from one version of the service to the next.
 
-A new database is made as ``app.jobs`` describes it. One that an earlier version of the service made is brought there
-by the statements below, at the start and in one transaction. There is no way back: an older version refuses a newer
-schema.
+A new database is made as ``app.jobs`` and ``app.leases`` describe it. One that an earlier version of the service made
+is brought there by the statements below, at the start and in one transaction. There is no way back: an older version
+refuses a newer schema.
 """
 
 import logging
@@ -15,7 +15,11 @@ from app.errors import JobsUnavailable
 logger = logging.getLogger("dictserve")
 
 # The first statement makes schema 2 of schema 1, and so on: none is ever changed or taken out, new ones come last.
-MIGRATIONS: Sequence[str] = ("ALTER TABLE jobs ADD COLUMN resumed_from INTEGER",)
+MIGRATIONS: Sequence[str] = (
+    "ALTER TABLE jobs ADD COLUMN resumed_from INTEGER",
+    "ALTER TABLE jobs ADD COLUMN cancel_requested BOOLEAN DEFAULT FALSE NOT NULL",
+    "CREATE TABLE leases (owner VARCHAR(64) NOT NULL PRIMARY KEY, until FLOAT NOT NULL)",
+)
 
 _metadata = sql.MetaData()
 _schema = sql.Table("jobs_schema", _metadata, sql.Column("version", sql.Integer, nullable=False))
@@ -32,8 +36,11 @@ def settle(engine: sql.Engine, described: sql.MetaData) -> None:
         if _counted(connection) == newest:
             return
     with engine.connect() as connection:
+        # Of two services that start now, one is first.
         if engine.dialect.name == "sqlite":
-            connection.exec_driver_sql("BEGIN IMMEDIATE")  # of two services that start now, one is first
+            connection.exec_driver_sql("BEGIN IMMEDIATE")
+        else:
+            connection.execute(sql.select(sql.func.pg_advisory_xact_lock(sql.func.hashtext(_schema.name))))
         found = _counted(connection)
         if found is None:  # versions were not counted at first
             found = 1 if sql.inspect(connection).has_table("jobs") else 0

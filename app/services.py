@@ -1,6 +1,7 @@
 """What the routes work with: the service's parts, put together once and started and stopped in order."""
 
 import asyncio
+import logging
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Annotated
 
@@ -8,9 +9,11 @@ import numpy as np
 from fastapi import Depends, Request
 
 from app.batcher import Batcher
-from app.errors import InvalidFields
+from app.database import Database
+from app.errors import InvalidFields, JobsUnavailable
 from app.fits import Fits
 from app.jobs import Jobs
+from app.leases import Leases
 from app.settings import Settings
 from app.store import DictionaryRecord, Reference, Store
 from app.supervisor import Supervisor
@@ -20,12 +23,17 @@ if TYPE_CHECKING:
     from app.tracing import Tracing
 
 
+logger = logging.getLogger("dictserve")
+
+
 @dataclass
 class Services:
     settings: Settings
     supervisor: Supervisor
     tracing: "Tracing | None" = None
     store: Store = field(init=False)
+    database: Database = field(init=False)
+    leases: Leases = field(init=False)
     jobs: Jobs = field(init=False)
     fits: Fits = field(init=False)
     batcher: Batcher = field(init=False)
@@ -34,17 +42,26 @@ class Services:
     def __post_init__(self) -> None:
         settings = self.settings
         self.store = Store(settings.store)
-        self.jobs = Jobs(settings.database_url or f"sqlite:///{self.store.database.absolute()}")
-        self.fits = Fits(settings, self.jobs, self.store, self.supervisor)
+        self.database = Database(settings.database_url or f"sqlite:///{self.store.database.absolute()}")
+        self.leases = Leases(self.database, self.store, settings.lease_seconds)
+        self.jobs = Jobs(self.database)
+        self.fits = Fits(settings, self.jobs, self.leases, self.store, self.supervisor)
         self.batcher = Batcher(
             self.supervisor, settings.batch_rows, queue_bytes=settings.queue_bytes, queue_rows=settings.queue_rows
         )
 
     def open(self) -> None:
-        """Open what is on the disk. Raises StoreUnavailable or JobsUnavailable where that cannot be."""
+        """Open the store and the jobs' database, declare this process alive, and sweep what dead ones left.
+
+        Raises:
+            StoreUnavailable, JobsUnavailable: that cannot be.
+        """
         if not self._opened:
             self.store.open()
-            self.jobs.open()
+            self.database.open()
+            self.leases.take()
+            self.leases.end_dead()
+            self.store.sweep(self.leases.alive)
             self._opened = True
 
     async def start(self) -> None:
@@ -58,7 +75,11 @@ class Services:
         await self.fits.stop()
         await self.supervisor.stop()
         await self.batcher.drain()
-        self.jobs.close()
+        try:
+            await asyncio.to_thread(self.leases.give_back)
+        except JobsUnavailable as error:  # others see by its file lock, or in time, that it is gone
+            logger.warning("the lease is not given back: %s", error)
+        self.database.close()
         self.store.close()
         self._opened = False
         if self.tracing is not None:

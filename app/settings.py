@@ -27,7 +27,9 @@ class Settings(BaseSettings):
         None, description="Directory whose npy files fits may name (`files`); none may where it is not set."
     )
     database_url: str | None = Field(
-        None, description="SQLAlchemy URL of the jobs' database; by default an SQLite file inside the store."
+        None,
+        description="URL of the jobs' database, where services on several machines share it:"
+        " `postgresql://user:password@host/name`; by default an SQLite file inside the store.",
     )
     devices: str = Field(
         "auto",
@@ -81,6 +83,9 @@ class Settings(BaseSettings):
         description="Time of fitting between two checkpoints, from which an interrupted fit goes on;"
         " 0: none, it starts again.",
     )
+    lease_seconds: Annotated[float, Field(ge=1)] = Field(
+        30, description="Time after which a service that does not answer loses the jobs that it runs to others."
+    )
     job_retention_days: PositiveFloat = Field(30, description="Age at which the record of an ended job is removed.")
 
     worker_start_seconds: PositiveFloat = Field(120, description="Longest start of a worker before it is replaced.")
@@ -94,6 +99,14 @@ class Settings(BaseSettings):
     log_level: Annotated[str, Field(pattern="^(critical|error|warning|info|debug)$")] = Field(
         "info", description="`critical`, `error`, `warning`, `info` or `debug`."
     )
+
+    @field_validator("database_url")
+    @classmethod
+    def _a_known_database(cls, value: str | None) -> str | None:
+        if value is not None and re.match(r"(sqlite|postgresql(\+pg8000)?)://", value) is None:
+            scheme = value.partition(":")[0][:20]  # no more: what follows may be a password
+            raise ValueError(f"{scheme!r} is not served: the URL begins with postgresql:// or sqlite:///")
+        return value
 
     @field_validator("devices")
     @classmethod

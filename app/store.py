@@ -1,8 +1,8 @@
 """The model store: ``<root>/<name>/<version>/dictionary.safetensors`` and ``meta.json``.
 
 A version appears whole or not at all (staged, fsynced, renamed) and is never changed after. What the service
-itself needs lies beside the dictionaries in ``.dictserve/``, a name that no dictionary can have. Two processes
-may share a store: each marks what it stages as its own, and only the leavings of dead processes are swept.
+itself needs lies beside the dictionaries in ``.dictserve/``, a name that no dictionary can have. Several processes
+may share a store: each marks what it stages as its own, and only what dead ones left (``app.leases``) is swept.
 """
 
 import errno
@@ -129,22 +129,21 @@ class Store:
         self.staging = self.private / "staging"
         self._owners = self.private / "owners"
         self._owner_lock: IO[str] | None = None
-        self.owner = f"{os.getpid()}-{secrets.token_hex(6)}"
+        self.owner = _new_owner()
         self._records: dict[tuple[str, int], DictionaryRecord] = {}
         self._listings: dict[str, _Listing] = {}
 
     # -- life ---------------------------------------------------------------------------------------------
 
     def open(self) -> None:
-        """Make the directories, declare this process alive, and sweep what dead ones left."""
+        """Make the directories, and the lock by which others on this machine see this process die."""
         with store_errors():
             for directory in (self.activations, self.checkpoints, self.staging, self._owners):
                 directory.mkdir(parents=True, exist_ok=True)
-            with self._alone():  # nobody is to find the file before it is locked, and think its owner dead
+            with self._alone():  # nobody is to find the file before it is locked
                 # The lock lives as long as the process, whatever ends it: the kernel lets go of it.
                 self._owner_lock = (self._owners / self.owner).open("w")
                 fcntl.flock(self._owner_lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                self._sweep()
 
     def close(self) -> None:
         if self._owner_lock is not None:
@@ -153,6 +152,12 @@ class Store:
             with suppress(OSError):  # the disk may be gone or read-only; the next start's sweep takes it then
                 (self._owners / self.owner).unlink(missing_ok=True)
 
+    def rename_owner(self) -> None:
+        """Go on as another: what has the old name is as a dead process's."""
+        self.close()
+        self.owner = _new_owner()
+        self.open()
+
     @contextmanager
     def _alone(self) -> Iterator[None]:
         """Have the store to oneself among all threads and processes; the kernel lets go of a dead one's lock."""
@@ -160,30 +165,44 @@ class Store:
             fcntl.flock(file, fcntl.LOCK_EX)
             yield
 
-    def is_alive(self, owner: str) -> bool:
-        """Whether the process that called itself this is running and has the store open."""
-        if owner == self.owner:
-            return self._owner_lock is not None
+    def lock_is_free(self, owner: str) -> bool:
+        """Whether the process that called itself this was on this machine and is dead. False where its lock does not
+        tell: it was on another machine, or had another store."""
+        if owner.partition("-")[0] != MACHINE:
+            return False
         with store_errors():
             try:
                 with (self._owners / owner).open() as file:
                     fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)  # shared: others may ask at the same time
-            except BlockingIOError:
-                return True
-            except FileNotFoundError:
+            except (BlockingIOError, FileNotFoundError):
                 return False
-        return False
+        return True
 
-    def _sweep(self) -> None:
-        for leaving in self.staging.iterdir():
-            if not self.is_alive(owner_of(leaving)):
-                shutil.rmtree(leaving) if leaving.is_dir() else leaving.unlink(missing_ok=True)
-        for owner in self._owners.iterdir():
-            if not self.is_alive(owner.name):
-                owner.unlink(missing_ok=True)
-        for name in self._directories():
-            for _, removed in _removed(self.root / name):
-                _empty(removed)  # whoever removed it died before
+    def sweep(self, alive: Callable[[], set[str]]) -> None:
+        """Remove what dead processes have staged, their locks, and what is left of versions that they removed.
+
+        Args:
+            alive: asked after what there is was listed, so that what is new is some living owner's.
+        """
+        with store_errors(), self._alone():
+            staged, locks = list(self.staging.iterdir()), list(self._owners.iterdir())
+            owners = alive()
+            for leaving in staged:
+                if owner_of(leaving) not in owners:
+                    # Its owner may live after all: it must publish this whole or not at all.
+                    with suppress(FileNotFoundError):
+                        swept = leaving.rename(self.staging / self.owned_name())
+                        shutil.rmtree(swept) if swept.is_dir() else swept.unlink()
+            for lock in locks:
+                if lock.name not in owners and not self._is_starting(lock.name):
+                    lock.unlink(missing_ok=True)
+            for name in self._directories():
+                for _, removed in _removed(self.root / name):
+                    _empty(removed)  # whoever removed it died before
+
+    def _is_starting(self, owner: str) -> bool:
+        """Whether an owner without a lease is a process of this machine, which will have one soon."""
+        return owner.partition("-")[0] == MACHINE and not self.lock_is_free(owner)
 
     # -- reading ------------------------------------------------------------------------------------------
 
@@ -359,6 +378,8 @@ class Store:
     def _claim_version(self, staged: Path, directory: Path, record: DictionaryRecord) -> DictionaryRecord:
         """Rename into the version after the highest that there is or was, whatever has that number."""
         with self._alone():
+            if record.job is not None and (earlier := self.made_by(record.name, record.job)):
+                return earlier  # of an attempt that was thought dead
             directory.mkdir(exist_ok=True)
             version = max(_numbers(directory), default=0) + 1
             record = record.model_copy(update={"version": version})
@@ -494,6 +515,21 @@ def _read_regular(path: Path) -> bytes:
         if error.errno in (errno.ELOOP, errno.EACCES, errno.EPERM, errno.EIO, errno.ENXIO):
             raise _Unreadable(os.strerror(error.errno)) from None
         raise
+
+
+def _machine() -> str:
+    """What tells this machine, since it was started, from others: as long as one kernel keeps its locks."""
+    try:
+        return Path("/proc/sys/kernel/random/boot_id").read_text()[:8]
+    except OSError:
+        return secrets.token_hex(4)  # then a process shares its machine with nobody, and locks tell nothing
+
+
+MACHINE = _machine()
+
+
+def _new_owner() -> str:
+    return f"{MACHINE}-{os.getpid()}-{secrets.token_hex(6)}"
 
 
 def owner_of(staged: Path) -> str:

@@ -118,12 +118,13 @@ class Uploads:
         except OSError as error:
             logger.warning("activations stay until they can be removed: %s", error)
 
-    def sweep(self, needed: Callable[[], set[str]]) -> None:
+    def sweep(self, alive: Callable[[], set[str]], needed: Callable[[], set[str]]) -> None:
         """Remove what no living process is about to give a job and, asked after that, no unended job needs."""
         with store_errors():
             files = list(self._store.activations.iterdir())
-            left = {path.name for path in files if not self._store.is_alive(owner_of(path))}
-        for file in left - needed():
+        owners = alive()
+        left = {path.name for path in files if owner_of(path) not in owners}
+        for file in left - needed() if left else ():
             self.discard(file)
 
 

@@ -5,6 +5,10 @@ from pathlib import Path
 
 import pytest
 
+from tests.postgres import database_url, postgres
+
+__all__ = ["database_url", "postgres"]  # fixtures
+
 ROOT = Path(__file__).parent.parent
 TABLE = ROOT / "docs" / "faults.md"
 NAMED = re.compile(r"`((?:app|core|e2e|faults)/\S+?\.py)::(\w+)")

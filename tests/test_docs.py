@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from app.database import Database
 from app.errors import HTTP_KINDS, INTERNAL, KINDS
 from app.jobs import Jobs
 from app.main import create_app
@@ -149,8 +150,9 @@ def test_a_backup_made_and_restored_as_told_is_whole(service: Service) -> None:
     with tarfile.open(folder / "models.tar") as archive:
         left_out = re.compile(r"models/\.dictserve/(owners|staging|jobs\.sqlite3)")
         assert not [name for name in archive.getnames() if left_out.match(name)]
-    jobs = Jobs(f"sqlite:///{restored / '.dictserve' / 'jobs.sqlite3'}")
+    database = Database(f"sqlite:///{restored / '.dictserve' / 'jobs.sqlite3'}")
     try:
-        assert "owners" in {record.job.name for record in jobs.newest(100, before=None, state="succeeded", name=None)}
+        succeeded = Jobs(database).newest(100, before=None, state="succeeded", name=None)
+        assert "owners" in {record.job.name for record in succeeded}
     finally:
-        jobs.close()
+        database.close()

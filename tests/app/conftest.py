@@ -128,7 +128,7 @@ def digits(store: Store) -> str:
     return "digits"
 
 
-def publish(store: Store, name: str, weights: np.ndarray, job: str = "none") -> int:
+def publish(store: Store, name: str, weights: np.ndarray, job: str | None = None) -> int:
     return store.publish(
         name,
         weights,

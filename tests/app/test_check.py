@@ -10,7 +10,7 @@ from typer.testing import CliRunner
 
 from app.checkpoint_file import FORMAT, Rows, Told, write
 from app.cli import main
-from app.jobs import Jobs
+from app.database import Database
 from app.store import LABELS_FILE, META_FILE, WEIGHTS_FILE, Reference, Store
 
 D = np.eye(2, 4, dtype=np.float32)
@@ -90,9 +90,9 @@ def test_strays_are_told_and_left(store: Store) -> None:
 
 
 def test_a_damaged_database_is_told(store: Store) -> None:
-    jobs = Jobs(f"sqlite:///{store.database}")
-    jobs.open()
-    jobs.close()
+    database = Database(f"sqlite:///{store.database}")
+    database.open()
+    database.close()
     assert run(store)[0] == 0
     store.database.write_bytes(b"SQLite format 3\0" + b"x" * 5000)
     code, told = run(store, "--repair")

@@ -391,14 +391,12 @@ def test_who_takes_a_job_up_takes_its_newest_checkpoint_over(store: Store) -> No
 
 def test_a_sweep_takes_what_is_no_living_process_and_no_unended_job_s(store: Store) -> None:
     other = Store(store.root)
-    other.open()
     for owner in (store.owner, other.owner, "1-dead"):
         for job in ("unended", "ended"):
             (store.checkpoints / f"{owner}.{job}.safetensors").write_text("")
-    Checkpoints(store).sweep(lambda: {"unended"})
+    Checkpoints(store).sweep(lambda: {store.owner, other.owner}, lambda: {"unended"})
     left = {path.name for path in store.checkpoints.iterdir()}
     assert left == {
         *(f"{owner}.{job}.safetensors" for owner in (store.owner, other.owner) for job in ("unended", "ended")),
         "1-dead.unended.safetensors",
     }
-    other.close()

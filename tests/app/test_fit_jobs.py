@@ -1,6 +1,5 @@
 """``/fit`` and ``/jobs``: from the accepted request to the published dictionary, whatever happens in between."""
 
-import sqlite3
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -9,7 +8,6 @@ import numpy as np
 import pytest
 from fastapi.testclient import TestClient
 
-from app.jobs import Jobs
 from app.main import create_app
 from app.settings import Settings
 from app.store import Reference, Store
@@ -19,6 +17,12 @@ from tests.app.conftest import WorkerDouble
 
 A = np.arange(12, dtype=np.float32).reshape(3, 4)
 FIT = {"name": "digits", "nb_concepts": 2, "data": A.tolist()}
+
+
+@pytest.fixture
+def settings(settings: Settings, database_url: str) -> Settings:
+    """On each kind of database."""
+    return settings.model_copy(update={"database_url": database_url})
 
 
 def ended(client: TestClient, id: str, seconds: float = 5.0) -> dict[str, object]:
@@ -284,29 +288,6 @@ def test_a_checkpoint_goes_with_its_job(settings: Settings, worker: WorkerDouble
         assert worker.fits[-1].checkpoint is None
 
 
-def test_a_database_of_an_earlier_version_is_brought_up(tmp_path: Path) -> None:
-    """By one of two services that start on it at once."""
-    url = f"sqlite:///{tmp_path / 'jobs.sqlite3'}"
-    before = Jobs(url)
-    before.open()
-    before.add("a", {"max_iter": 1}, {"file": "x"}, queue_jobs=100)
-    before.close()
-    with sqlite3.connect(tmp_path / "jobs.sqlite3") as connection:
-        connection.execute("ALTER TABLE jobs DROP COLUMN resumed_from")
-        connection.execute("DROP TABLE jobs_schema")
-    connection.close()
-    both = [Jobs(url) for _ in range(2)]
-    with ThreadPoolExecutor(2) as pool:
-        list(pool.map(Jobs.open, both))
-    record = both[0].claim("one")
-    assert record is not None
-    assert record.job.resumed_from is None
-    both[1].record_progress(record.job.id, record.job.progress, [], 7)
-    assert both[0].get(record.job.id).job.resumed_from == 7
-    for jobs in both:
-        jobs.close()
-
-
 def test_a_job_published_before_a_crash_is_not_fitted_again(settings: Settings, worker: WorkerDouble) -> None:
     """Between publishing and recording: the dictionary itself says which job made it."""
     with TestClient(create_app(settings, supervisor=worker)) as client:
@@ -319,18 +300,6 @@ def test_a_job_published_before_a_crash_is_not_fitted_again(settings: Settings, 
         assert (again["state"], again["version"], again["attempts"]) == ("succeeded", 1, 2)
         assert client.get("/dictionaries/digits").json()["versions"] == [1]
     assert len(worker.fits) == 1
-
-
-def test_a_dead_processs_job_is_taken_up_by_one_of_two(tmp_path: Path) -> None:
-    jobs = Jobs(f"sqlite:///{tmp_path / 'jobs.sqlite3'}")
-    jobs.open()
-    jobs.add("a", {"max_iter": 1}, {"file": "x"}, queue_jobs=100)
-    assert jobs.claim("dead") is not None
-    (seen_by_one,), (seen_by_other,) = jobs.running(), jobs.running()
-    jobs.requeue(seen_by_one.job.id, seen_by_one.owner, worker_died=False)
-    assert jobs.claim("one") is not None
-    jobs.requeue(seen_by_other.job.id, seen_by_other.owner, worker_died=False)
-    assert [record.owner for record in jobs.running()] == ["one"]
 
 
 def jobs_row(id: object) -> object:

@@ -1,13 +1,16 @@
 """Databases of jobs that other versions of the service made."""
 
 import subprocess
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 import sqlalchemy as sql
 
 from app import migrations
+from app.database import Database
 from app.errors import JobsUnavailable
 from app.jobs import Jobs
 from demo.service import serve_command
@@ -29,47 +32,45 @@ INSERT INTO jobs VALUES (
 """
 
 
-@pytest.fixture
-def url(tmp_path: Path) -> str:
-    return f"sqlite:///{tmp_path / 'jobs.sqlite3'}"
+@contextmanager
+def connected(url: str) -> Iterator[sql.Connection]:
+    database = Database(url)
+    with database.transaction() as connection:
+        yield connection
+    database.close()
 
 
 @pytest.fixture
-def old(url: str) -> str:
-    engine = sql.create_engine(url)
-    with engine.begin() as connection:
+def old(database_url: str) -> str:
+    with connected(database_url) as connection:
         for statement in filter(str.strip, SCHEMA_1.split(";")):
             connection.exec_driver_sql(statement)
-    engine.dispose()
-    return url
+    return database_url
 
 
 def opened(url: str) -> None:
-    jobs = Jobs(url)
+    database = Database(url)
     try:
-        jobs.open()
+        database.open()
     finally:
-        jobs.close()
+        database.close()
 
 
 def rows(url: str, statement: str) -> list[tuple[object, ...]]:
-    engine = sql.create_engine(url)
-    with engine.connect() as connection:
-        found = [tuple(row) for row in connection.exec_driver_sql(statement)]
-    engine.dispose()
-    return found
+    with connected(url) as connection:
+        return [tuple(row) for row in connection.exec_driver_sql(statement)]
 
 
 def described(url: str) -> dict[str, object]:
     """Tables, columns and indexes; the order of columns aside."""
-    engine = sql.create_engine(url)
-    inspector = sql.inspect(engine)
     told: dict[str, object] = {}
-    for table in inspector.get_table_names():
-        columns = [(c["name"], str(c["type"]), c["nullable"]) for c in inspector.get_columns(table)]
-        indexes = [(i["column_names"], i["unique"]) for i in inspector.get_indexes(table)]
-        told[table] = (sorted(columns), sorted(indexes), inspector.get_unique_constraints(table))
-    engine.dispose()
+    with connected(url) as connection:
+        inspector = sql.inspect(connection)
+        for table in inspector.get_table_names():
+            columns = [(c["name"], str(c["type"]), c["nullable"]) for c in inspector.get_columns(table)]
+            indexes = [(i["column_names"], i["unique"]) for i in inspector.get_indexes(table)]
+            keys = inspector.get_pk_constraint(table)["constrained_columns"]
+            told[table] = (sorted(columns), sorted(indexes), keys, inspector.get_unique_constraints(table))
     return told
 
 
@@ -77,15 +78,17 @@ def versions(url: str) -> list[tuple[object, ...]]:
     return rows(url, "SELECT version FROM jobs_schema")
 
 
-def test_an_old_database_becomes_what_a_new_one_is(old: str, tmp_path: Path) -> None:
+def test_an_old_database_becomes_what_a_new_one_is(old: str, tmp_path: Path, request: pytest.FixtureRequest) -> None:
     new = f"sqlite:///{tmp_path / 'new.sqlite3'}"
+    if old.startswith("postgresql"):
+        new = request.getfixturevalue("postgres").new_database()
     opened(old)
     opened(new)
     assert described(old) == described(new), "app.migrations has no statement for what has changed in app.jobs"
     assert versions(old) == versions(new) == [(1 + len(migrations.MIGRATIONS),)]
-    jobs = Jobs(old)
-    assert jobs.get("1").job.name == "digits"
-    jobs.close()
+    database = Database(old)
+    assert Jobs(database).get("1").job.name == "digits"
+    database.close()
 
 
 TWO_MORE = ("ALTER TABLE jobs ADD COLUMN note VARCHAR(9)", "UPDATE jobs SET note = 'was ' || version")
@@ -107,11 +110,17 @@ def test_services_that_start_at_once_migrate_once(old: str, monkeypatch: pytest.
     assert versions(old) == [(1 + len(migrations.MIGRATIONS),)]
 
 
+def test_services_that_start_at_once_on_nothing_make_one_database(database_url: str) -> None:
+    with ThreadPoolExecutor(8) as threads:
+        list(threads.map(opened, [database_url] * 8))
+    assert versions(database_url) == [(1 + len(migrations.MIGRATIONS),)]
+
+
 def test_a_migration_that_fails_changes_nothing(old: str, monkeypatch: pytest.MonkeyPatch) -> None:
     opened(old)
     before, version = described(old), versions(old)
     monkeypatch.setattr(migrations, "MIGRATIONS", [*migrations.MIGRATIONS, *TWO_MORE, "UPDATE jobs SET absent = 1"])
-    with pytest.raises(JobsUnavailable, match="no such column: absent"):
+    with pytest.raises(JobsUnavailable, match="absent"):
         opened(old)
     assert (described(old), versions(old)) == (before, version)
 
@@ -121,10 +130,8 @@ def test_a_newer_database_ends_the_start_with_a_line(tmp_path: Path) -> None:
     private.mkdir(parents=True)
     url = f"sqlite:///{private / 'jobs.sqlite3'}"
     opened(url)
-    engine = sql.create_engine(url)
-    with engine.begin() as connection:
+    with connected(url) as connection:
         connection.exec_driver_sql("UPDATE jobs_schema SET version = 99")
-    engine.dispose()
     run = subprocess.run(serve_command(0, tmp_path / "models"), capture_output=True, text=True, timeout=60)
     assert run.returncode != 0
     (line,) = run.stderr.strip().splitlines()

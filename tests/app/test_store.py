@@ -12,8 +12,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from app.errors import DictionaryDamaged, NameTaken, UnknownDictionary
-from app.store import Labels, Reference, Store, check_name
+from app.errors import DictionaryDamaged, NameTaken, StoreUnavailable, UnknownDictionary
+from app.store import MACHINE, DictionaryRecord, Labels, Reference, Store, check_name
 from tests.app.conftest import D, publish
 
 
@@ -241,20 +241,54 @@ def test_what_others_put_into_the_store_is_not_followed(opened: Store, tmp_path:
 
 
 def test_a_sweep_takes_the_leavings_of_the_dead_and_spares_the_living(opened: Store) -> None:
-    staging = opened.private / "staging"
-    (staging / "123-dead.aa").mkdir()
-    (staging / f"{opened.owner}.bb").mkdir()
-    (opened.private / "owners" / "123-dead").touch()
+    (opened.staging / "123-dead.aa").mkdir()
+    (opened.staging / "123-dead.aa" / "file").touch()
+    (opened.staging / "123-dead.cc").touch()
+    (opened.staging / f"{opened.owner}.bb").mkdir()
+    owners = opened.private / "owners"
+    (owners / "123-dead").touch()
+    starting = Store(opened.root)
+    starting.open()
+    opened.sweep(lambda: {opened.owner})
+    assert [path.name for path in opened.staging.iterdir()] == [f"{opened.owner}.bb"]
+    assert {path.name for path in owners.iterdir()} == {opened.owner, starting.owner}
+
+
+def test_what_is_swept_of_a_living_owner_is_published_whole_or_not_at_all(opened: Store) -> None:
+    """One that was taken for dead while it staged: the sweep has the directory, or its owner has."""
     other = Store(opened.root)
     other.open()
-    assert [path.name for path in staging.iterdir()] == [f"{opened.owner}.bb"]
-    assert other.is_alive(opened.owner)
-    assert not other.is_alive("123-dead")
-    other.close()
-    assert not opened.is_alive(other.owner)
+
+    claim = opened._claim_version
+
+    def claim_after_a_sweep(staged: Path, directory: Path, record: DictionaryRecord) -> DictionaryRecord:
+        other.sweep(set)
+        return claim(staged, directory, record)
+
+    opened._claim_version = claim_after_a_sweep  # type: ignore[method-assign]
+    with pytest.raises(StoreUnavailable):
+        publish(opened, "a", D)
+    assert opened.versions("a") == []
+    assert list(opened.staging.iterdir()) == []
 
 
-def test_a_killed_process_is_known_to_be_dead(opened: Store) -> None:
+def test_a_job_is_published_once(opened: Store) -> None:
+    """Whichever of its attempts comes first; imports are no job's."""
+    other = Store(opened.root)
+    assert publish(opened, "a", D, job="1") == 1
+    assert publish(other, "a", 2 * D, job="1") == 1
+    assert publish(other, "a", 2 * D, job="2") == 2
+    np.testing.assert_array_equal(opened.load("a", 1), D)
+
+
+def test_a_free_lock_tells_of_death_on_this_machine_alone(opened: Store) -> None:
+    other = Store(opened.root)
+    other.open()
+    owners = opened.private / "owners"
+    assert not opened.lock_is_free(other.owner)
+    (owners / "123-dead").touch()  # of a machine whose locks are not seen here
+    assert not opened.lock_is_free("123-dead")
+    assert not opened.lock_is_free(f"{MACHINE}-1-nowhere")
     code = (
         "import sys, time; from pathlib import Path; from app.store import Store; "
         f"s = Store(Path({str(opened.root)!r})); s.open(); print(s.owner, flush=True); time.sleep(60)"
@@ -262,7 +296,11 @@ def test_a_killed_process_is_known_to_be_dead(opened: Store) -> None:
     with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         owner = process.stdout.readline().strip()
-        assert opened.is_alive(owner)
+        assert not opened.lock_is_free(owner)
         process.kill()
         process.wait()
-        assert not opened.is_alive(owner)
+        assert opened.lock_is_free(owner)
+    was = other.owner
+    other.rename_owner()
+    assert other.owner != was
+    assert {path.name for path in owners.iterdir()} == {opened.owner, other.owner, owner, "123-dead"}

@@ -17,7 +17,9 @@ import numpy as np
 import pytest
 
 from app import jobs
+from app.database import Database
 from app.jobs import Jobs
+from app.leases import leases
 from app.store import Store
 from app.worker import frames
 from demo.service import npy
@@ -193,20 +195,23 @@ def test_a_fit_that_the_worker_has_no_memory_for(wide: tuple[Service, np.ndarray
 
 def test_a_clock_that_jumps_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """An hour back between every two jobs: ids stay unique, each job is claimed once, and none is lost."""
-    database = Jobs(f"sqlite:///{tmp_path / 'jobs.sqlite3'}")
+    database = Database(f"sqlite:///{tmp_path / 'jobs.sqlite3'}")
     database.open()
+    with database.transaction() as connection:
+        database.insert_new(connection, leases, owner="me", until=0.0)
+    queue = Jobs(database)
     now = time.time_ns()
     ids = []
     for hours in range(20):
         monkeypatch.setattr(jobs.time, "time_ns", lambda hours=hours: now - hours * 3600 * 10**9)
         monkeypatch.setattr(jobs, "now", lambda hours=hours: f"2020-01-{28 - hours:02}T00:00:00.000+00:00")
-        job = database.add("a", {"max_iter": 1}, {"file": f"{hours}"}, queue_jobs=100)
+        job = queue.add("a", {"max_iter": 1}, {"file": f"{hours}"}, owner="me", queue_jobs=100)
         assert job is not None
         ids.append(job.id)
     assert len(set(ids)) == 20
     monkeypatch.setattr(jobs.time, "time_ns", lambda: now)
     assert len({jobs.new_id() for _ in range(10_000)}) == 10_000  # within one moment
-    claimed = [record.job.id for record in iter(lambda: database.claim("me"), None)]
+    claimed = [record.job.id for record in iter(lambda: queue.claim("me"), None)]
     assert sorted(claimed) == sorted(ids)
     database.close()
 

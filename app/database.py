@@ -1,0 +1,112 @@
+"""The jobs' database: SQLite in a file of the store, or a PostgreSQL that services on several machines share.
+
+What a transaction has written is durable once it has ended: SQLite in WAL mode with full synchronisation, PostgreSQL
+as it is by default. Statements are the same on both, but for the few differences that are told here.
+"""
+
+import sqlite3
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import sqlalchemy as sql
+from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy.exc import SQLAlchemyError
+
+from app.errors import JobsUnavailable
+from app.migrations import settle
+
+NETWORK_SECONDS = 10  # without a word from PostgreSQL, after which a connection is given up
+LOCK_SECONDS = 5  # for which a statement waits for another's lock
+# A process that stops in the midst of a transaction (or its machine, or the network) must not keep its locks.
+ABANDONED_SECONDS = 10
+
+metadata = sql.MetaData()
+
+
+class Database:
+    """Connections to the jobs' database. Methods block on it."""
+
+    def __init__(self, url: str) -> None:
+        parsed = sql.make_url(url)
+        self.is_sqlite = parsed.get_backend_name() == "sqlite"
+        if self.is_sqlite:
+            self._engine = sql.create_engine(parsed)
+            sql.event.listen(self._engine, "connect", _make_durable)
+        else:
+            self._engine = sql.create_engine(
+                parsed.set(drivername="postgresql+pg8000"),
+                isolation_level="READ COMMITTED",
+                pool_pre_ping=True,  # a connection that was lost meanwhile is replaced, and nobody hears of it
+                connect_args={"timeout": NETWORK_SECONDS},
+            )
+            sql.event.listen(self._engine, "connect", _bound_waits)
+        seconds = (
+            "(julianday('now') - 2440587.5) * 86400" if self.is_sqlite else "extract(epoch FROM clock_timestamp())"
+        )
+        self.now: sql.ColumnElement[float] = sql.cast(sql.literal_column(seconds), sql.Float)  # since 1970
+
+    def open(self) -> None:
+        """Have the tables as they are described.
+
+        Raises:
+            JobsUnavailable: it cannot be used, or a later version of the service made it.
+        """
+        with _errors():
+            settle(self._engine, metadata)
+
+    def close(self) -> None:
+        self._engine.dispose()
+
+    @contextmanager
+    def transaction(self) -> Iterator[sql.Connection]:
+        with _errors(), self._engine.begin() as connection:
+            yield connection
+
+    def insert_new(self, connection: sql.Connection, table: sql.Table, **values: Any) -> bool:
+        """Insert a row, unless there is one with the same key; on SQLite nobody else writes from here on."""
+        insert = sqlite.insert if self.is_sqlite else postgresql.insert
+        return connection.execute(insert(table).values(**values).on_conflict_do_nothing()).rowcount > 0
+
+    def one_at_a_time(self, connection: sql.Connection, table: sql.Table) -> None:
+        """Wait for other transactions that are past this for the table; SQLite has but one that writes anyway."""
+        if not self.is_sqlite:
+            connection.execute(sql.select(sql.func.pg_advisory_xact_lock(sql.func.hashtext(table.name))))
+
+
+def _make_durable(connection: Any, _: object) -> None:
+    cursor = connection.cursor()
+    cursor.execute(f"PRAGMA busy_timeout = {LOCK_SECONDS * 1000}")
+    deadline = time.monotonic() + LOCK_SECONDS
+    while True:
+        try:
+            cursor.execute("PRAGMA journal_mode = WAL")
+            break
+        except sqlite3.OperationalError:  # on a new file SQLite does not wait for others who set it too
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(0.02)
+    cursor.execute("PRAGMA synchronous = FULL")
+    cursor.close()
+
+
+def _bound_waits(connection: Any, _: object) -> None:
+    cursor = connection.cursor()
+    cursor.execute(f"SET lock_timeout = '{LOCK_SECONDS}s'")
+    cursor.execute(f"SET idle_in_transaction_session_timeout = '{ABANDONED_SECONDS}s'")
+    cursor.close()
+    connection.commit()
+
+
+@contextmanager
+def _errors() -> Iterator[None]:
+    try:
+        yield
+    except (SQLAlchemyError, OSError) as error:
+        cause = getattr(error, "orig", None) or error
+        told = cause.args[0] if cause.args else cause
+        told = told.get("M", told) if isinstance(told, dict) else cause  # PostgreSQL's fields, M the message
+        raise JobsUnavailable(f"the jobs' database cannot be used: {told}") from error
+    except ValueError as error:  # JSON that is none, or no job's
+        raise JobsUnavailable("the jobs' database holds a record that cannot be read") from error

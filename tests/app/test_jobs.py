@@ -1,0 +1,298 @@
+"""Jobs and leases, statement by statement, on each kind of database: what two processes do to one record at once."""
+
+import threading
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from app.database import Database
+from app.errors import InvalidFields, JobsUnavailable, Overloaded, UnknownJob
+from app.jobs import JobLost, Jobs, Record
+from app.leases import Leases, leases
+from app.schemas import Job, Progress
+from app.store import Store
+
+SECONDS = 30.0  # of a lease: longer than any of these tests
+
+
+class Replica:
+    """What a process has of a database and a store that it shares."""
+
+    def __init__(self, url: str, root: Path, *, machine: str | None = None) -> None:
+        self.store = Store(root)
+        if machine is not None:  # whose locks nobody here can ask
+            self.store.owner = f"{machine}-{self.store.owner.partition('-')[2]}"
+        self.store.open()
+        self.database = Database(url)
+        self.database.open()
+        self.jobs = Jobs(self.database)
+        self.leases = Leases(self.database, self.store, SECONDS)
+        self.leases.take()
+
+    def add(self, name: str = "a", key: str | None = None, queue_jobs: int = 1000) -> Job | None:
+        return self.jobs.add(
+            name,
+            {"max_iter": 1},
+            {"file": f"{self.store.owner}.x.npy"},
+            owner=self.store.owner,
+            queue_jobs=queue_jobs,
+            idempotency_key=key,
+        )
+
+    def claim(self) -> Record:
+        record = self.jobs.claim(self.store.owner)
+        assert record is not None
+        return record
+
+    def take_over(self) -> list[Record]:
+        self.leases.end_dead()
+        return self.jobs.take_over(self.store.owner, set())
+
+    def let_lease_run_out(self) -> None:
+        with self.database.transaction() as connection:
+            ran_out = leases.update().where(leases.c.owner == self.store.owner).values(until=1.0)
+            connection.execute(ran_out)
+
+    def judge_others_now(self) -> None:
+        """As if it had renewed its own lease for the time that it gives others."""
+        self.leases._judges_from = 0.0
+
+    def close(self) -> None:
+        self.database.close()
+        self.store.close()
+
+
+@pytest.fixture
+def replicas(database_url: str, tmp_path: Path) -> Iterator[tuple[Replica, Replica]]:
+    """Two processes on two machines, as far as they can tell."""
+    both = Replica(database_url, tmp_path / "models"), Replica(database_url, tmp_path / "models", machine="elsewhere")
+    yield both
+    for replica in both:
+        replica.close()
+
+
+def test_each_job_is_claimed_once_the_oldest_first(replicas: tuple[Replica, Replica]) -> None:
+    ids = [job.id for _ in range(40) if (job := replicas[0].add()) is not None]
+    claimed: list[list[str]] = [[], []]
+
+    def work(i: int) -> None:
+        while (record := replicas[i].jobs.claim(replicas[i].store.owner)) is not None:
+            assert (record.job.state, record.job.attempts, record.owner) == ("running", 1, replicas[i].store.owner)
+            claimed[i].append(record.job.id)
+
+    with ThreadPoolExecutor(2) as pool:
+        list(pool.map(work, range(2)))
+    assert sorted(claimed[0] + claimed[1]) == sorted(ids)
+    assert [sorted(own) for own in claimed] == claimed
+
+
+def test_a_claim_waits_for_nobody_elses(database_url: str, tmp_path: Path) -> None:
+    """On PostgreSQL: another takes the next job, while a claim of the oldest has not ended."""
+    if database_url.startswith("sqlite"):
+        pytest.skip("SQLite has one writer at a time")
+    replica = Replica(database_url, tmp_path / "models")
+    first, second = replica.add(), replica.add()
+    assert first is not None
+    assert second is not None
+    with replica.database.transaction() as connection:
+        connection.exec_driver_sql(f"SELECT id FROM jobs WHERE id = '{first.id}' FOR UPDATE")  # noqa: S608
+        assert replica.claim().job.id == second.id
+    assert replica.claim().job.id == first.id
+    replica.close()
+
+
+def test_no_more_wait_than_may_whoever_adds_them(replicas: tuple[Replica, Replica]) -> None:
+    gate = threading.Barrier(8)
+
+    def add(i: int) -> bool:
+        gate.wait()
+        try:
+            return replicas[i % 2].add(queue_jobs=5) is not None
+        except Overloaded:
+            return False
+
+    with ThreadPoolExecutor(8) as pool:
+        assert sum(pool.map(add, range(8))) == 5
+    assert replicas[0].jobs.counts() == {"queued": 5}
+
+
+def test_a_key_makes_one_job_whoever_adds_it(replicas: tuple[Replica, Replica]) -> None:
+    with ThreadPoolExecutor(8) as pool:
+        made = [job for job in pool.map(lambda i: replicas[i % 2].add(key="k"), range(8)) if job is not None]
+    assert len(made) == 1
+    record = replicas[1].jobs.of_key("k")
+    assert record is not None
+    assert record.job.id == made[0].id
+
+
+def test_pages_states_and_names(replicas: tuple[Replica, Replica]) -> None:
+    ids = [job.id for i in range(5) if (job := replicas[i % 2].add("ab"[i % 2])) is not None]
+    replicas[0].jobs.fail(replicas[0].claim(), {"type": "x"})
+
+    def page(before: str | None, **filtered: str | None) -> list[str]:
+        told = {"state": None, "name": None} | filtered
+        records = replicas[1].jobs.newest(2, before=before, **told)  # type: ignore[arg-type]
+        return [record.job.id for record in records]
+
+    assert page(None) == ids[:2:-1]
+    assert page(ids[3]) == ids[2:0:-1]
+    assert page(ids[1]) == ids[:1]
+    assert page(None, state="failed") == page(None, state="failed", name="a") == ids[:1]
+    assert page(None, name="b") == [ids[3], ids[1]]
+    assert page(None, name="\0") == page(None, name="ä") == []
+    for cursor in ("\0", "x", "ä"):
+        with pytest.raises(InvalidFields):
+            page(cursor)
+    for id in ("\0", "x", "0", "ä"):
+        with pytest.raises(UnknownJob):
+            replicas[0].jobs.get(id)
+    assert replicas[0].jobs.forget_ended("9") == 1
+    assert not replicas[0].jobs.delete(ids[1])  # it waits
+
+
+def test_the_life_of_a_job_is_written_as_told(replicas: tuple[Replica, Replica]) -> None:
+    one, other = replicas
+    one.add()
+    attempt = other.claim()
+    assert one.jobs.unended() == {attempt.job.id}
+    assert other.jobs.record_progress(attempt, Progress(iteration=1, max_iter=9, loss=0.5), [(1, 0.5)], 7)
+    other.jobs.record_data(attempt, {"file": "y", "rows": 3})
+    record = one.jobs.get(attempt.job.id)
+    assert (record.job.progress.loss, record.job.loss_history, record.job.resumed_from) == (0.5, [(1, 0.5)], 7)
+    assert one.jobs.data_files() == {"y"}
+    put_back = other.jobs.requeue(attempt, worker_died=True)
+    assert (put_back.job.state, put_back.owner, put_back.worker_deaths) == ("queued", None, 1)
+    again = one.claim()
+    assert (again.job.attempts, again.worker_deaths, again.job.started_at) == (2, 1, attempt.job.started_at)
+    one.jobs.succeed(again, 3)
+    ended = other.jobs.get(attempt.job.id).job
+    assert (ended.state, ended.version) == ("succeeded", 3)
+    assert one.jobs.unended() == set()
+
+
+WRITES = {
+    "progress": lambda jobs, attempt: jobs.record_progress(attempt, Progress(max_iter=1), [], None),
+    "data": lambda jobs, attempt: jobs.record_data(attempt, {}),
+    "succeed": lambda jobs, attempt: jobs.succeed(attempt, 1),
+    "fail": lambda jobs, attempt: jobs.fail(attempt, {}),
+    "cancelled": lambda jobs, attempt: jobs.end_cancelled(attempt),
+    "requeue": lambda jobs, attempt: jobs.requeue(attempt, worker_died=True),
+}
+
+
+@pytest.mark.parametrize("write", WRITES.values(), ids=WRITES)
+def test_what_a_lost_attempt_writes_does_not_hold(replicas, write) -> None:  # type: ignore[no-untyped-def]
+    """Not while another has the job, nor when it has come back to the same owner for another attempt."""
+    one, other = replicas
+    one.add()
+    first = one.claim()
+    one.jobs.requeue(first, worker_died=False)
+    second = other.claim()
+    before = other.jobs.get(first.job.id)
+    with pytest.raises(JobLost):
+        write(one.jobs, first)
+    assert not one.jobs.is_wanted(first)
+    assert other.jobs.get(first.job.id) == before
+    other.jobs.requeue(second, worker_died=False)
+    third = one.claim()
+    with pytest.raises(JobLost):
+        write(one.jobs, first)
+    assert one.jobs.get(first.job.id) == third
+    assert one.jobs.is_wanted(third)
+    write(one.jobs, third)
+
+
+def test_a_lease_that_runs_out_costs_its_owner_the_job(replicas: tuple[Replica, Replica]) -> None:
+    one, other = replicas
+    one.add()
+    attempt = other.claim()
+    one.judge_others_now()
+    assert one.take_over() == []  # it is renewed
+    other.let_lease_run_out()
+    (left,) = one.take_over()
+    assert (left.job.state, left.owner) == ("queued", None)
+    assert one.leases.alive() == {one.store.owner}
+    assert one.claim().job.attempts == 2
+    was = other.store.owner
+    assert not other.leases.renew()
+    other.leases.take_another()
+    assert other.store.owner != was
+    assert one.leases.alive() == {one.store.owner, other.store.owner}
+    assert not other.jobs.is_wanted(attempt)
+    with pytest.raises(JobsUnavailable, match="taken for dead"):
+        other.jobs.add("a", {"max_iter": 1}, {"file": "x"}, owner=was, queue_jobs=9)  # its file may be swept
+    assert other.leases.renew()
+
+
+def test_a_lease_is_renewed_before_anybody_ends_it(replicas: tuple[Replica, Replica]) -> None:
+    """Whoever could not renew its own, or has only come, gives others the time in which they can."""
+    one, other = replicas
+    one.add()
+    attempt = other.claim()
+    other.let_lease_run_out()
+    assert one.take_over() == []  # it has only come
+    one.judge_others_now()
+    one.let_lease_run_out()  # as others' do when the database is away
+    assert one.take_over() == []
+    assert other.leases.renew()
+    assert other.jobs.is_wanted(attempt)
+    one.judge_others_now()
+    assert one.take_over() == []
+
+
+def test_a_dead_process_on_this_machine_loses_its_jobs_at_once(database_url: str, tmp_path: Path) -> None:
+    one, other = (Replica(database_url, tmp_path / "models") for _ in range(2))
+    one.add()
+    attempt = other.claim()
+    assert one.take_over() == []
+    assert other.store._owner_lock is not None
+    other.store._owner_lock.close()  # as the kernel does
+    assert [record.job.id for record in one.take_over()] == [attempt.job.id]
+    one.store.sweep(one.leases.alive)
+    assert [path.name for path in (one.store.private / "owners").iterdir()] == [one.store.owner]
+    one.close()
+    other.close()
+
+
+def test_who_gives_its_lease_back_has_none(replicas: tuple[Replica, Replica]) -> None:
+    one, other = replicas
+    other.leases.give_back()
+    assert one.leases.alive() == {one.store.owner}
+    other.leases.take()
+    other.leases.take()  # as a process does that starts again under its name
+    assert one.leases.alive() == {one.store.owner, other.store.owner}
+
+
+def test_a_claim_whose_answer_was_lost(replicas: tuple[Replica, Replica]) -> None:
+    one, other = replicas
+    for _ in range(2):
+        one.add()
+    lost, known = one.claim(), one.claim()
+    assert other.jobs.take_over(other.store.owner, set()) == []
+    (left,) = one.jobs.take_over(one.store.owner, {known.job.id})
+    assert left.job.id == lost.job.id
+    assert other.claim().job.id == lost.job.id
+
+
+def test_a_cancel_is_asked_of_whoever_runs_the_job(replicas: tuple[Replica, Replica]) -> None:
+    one, other = replicas
+    for _ in range(4):
+        one.add()
+    told, put_back, left = (other.claim() for _ in range(3))
+    for attempt in (told, put_back, left):
+        assert not one.jobs.cancel_queued(attempt.job.id)
+        one.jobs.request_cancel(attempt.job.id)
+        assert one.jobs.get(attempt.job.id).job.state == "running"  # until its owner has heard
+        assert not other.jobs.is_wanted(attempt)
+    assert not other.jobs.record_progress(told, Progress(max_iter=1), [], None)
+    other.jobs.end_cancelled(told)
+    assert other.jobs.requeue(put_back, worker_died=True).job.state == "cancelled"
+    other.leases.give_back()
+    assert [record.job.state for record in one.take_over()] == ["cancelled"]
+    waiting = one.jobs.newest(1, before=None, state="queued", name=None)[0].job.id
+    one.jobs.request_cancel(waiting)  # not of one that waits
+    assert other.jobs.cancel_queued(waiting)
+    assert one.jobs.counts() == {"cancelled": 4}
+    assert all(record.job.ended_at for record in one.jobs.newest(9, before=None, state=None, name=None))

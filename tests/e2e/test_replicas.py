@@ -1,0 +1,149 @@
+"""Several services that share a PostgreSQL and a store: work is shared, and nothing is lost or done twice."""
+
+import json
+import re
+import signal
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from demo.service import npy
+from tests.e2e.conftest import Service
+from tests.postgres import Cluster
+
+pytestmark = pytest.mark.slow
+
+LEASE_SECONDS = 4
+A = np.random.default_rng(0).random((400, 32), np.float32)
+
+
+@pytest.fixture(scope="module")
+def pair(postgres: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Service, Service]]:
+    """Two replicas; a test that kills one starts it again."""
+    store = tmp_path_factory.mktemp("replicas") / "models"
+    told = {
+        "DICTSERVE_DATABASE_URL": postgres.new_database(),
+        "DICTSERVE_LEASE_SECONDS": str(LEASE_SECONDS),
+        "DICTSERVE_CHECKPOINT_INTERVAL_SECONDS": "0.2",
+    }
+    both = Service(store, **told), Service(store, **told)
+    with ThreadPoolExecutor(2) as pool:
+        list(pool.map(Service.start, both))
+    yield both
+    for service in both:
+        assert service.stop() == 0
+        assert "unexpected error" not in service.log.read_text()
+    private = store / ".dictserve"
+    assert [path for path in private.glob("*/*") if path.parent.name != "quarantine"] == []
+
+
+def until(holds: Callable[[], bool], seconds: float = 60.0) -> None:
+    deadline = time.monotonic() + seconds
+    while not holds():
+        assert time.monotonic() < deadline, f"not so after {seconds} s"
+        time.sleep(0.05)
+
+
+def count(service: Service, state: str) -> int:
+    return len(service.client.get("/jobs", params={"state": state, "limit": 1000}).raise_for_status().json()["jobs"])
+
+
+def made(store: Path) -> Counter[str]:
+    """How many versions each job has made."""
+    return Counter(json.loads(path.read_bytes())["job"] for path in store.glob("*/*/meta.json"))
+
+
+def fitted(service: Service) -> set[str]:
+    """The jobs whose fits this service has brought to their end."""
+    return set(re.findall(r"job (\w+) has fitted", service.log.read_text()))
+
+
+def endless(service: Service, name: str) -> str:
+    id = service.fit(A, name=name, nb_concepts=8, tol=0, max_iter=100_000)
+    service.until(id, "running", iteration=1)
+    return id
+
+
+def test_two_share_a_hundred_jobs_through_the_death_of_one(pair: tuple[Service, Service]) -> None:
+    one, other = pair
+    jobs = [pair[i % 2].fit(A, name=f"shared-{i % 7}", nb_concepts=8, tol=0, max_iter=150) for i in range(100)]
+    until(lambda: count(other, "succeeded") >= 25)
+    one.kill()
+    until(lambda: count(other, "queued") + count(other, "running") == 0, seconds=120)
+    records = [other.job(id) for id in jobs]
+    assert {record["state"] for record in records} == {"succeeded"}
+    assert len({(record["name"], record["version"]) for record in records}) == 100
+    assert {id: made(other.store)[id] for id in jobs} == dict.fromkeys(jobs, 1)
+    twice = [record for record in records if record["attempts"] > 1]
+    assert len(twice) <= 1, twice  # the one that the dead replica was at
+    # What the dead one had published, and could not log or record any more, is in neither's log.
+    assert len(fitted(one) | fitted(other)) >= 99
+    assert not fitted(one) & fitted(other)
+    assert min(len(fitted(one)), len(fitted(other))) >= 5
+    one.start()
+    assert one.job(jobs[0])["state"] == "succeeded"
+
+
+def test_one_that_is_held_up_loses_its_job_and_goes_on(pair: tuple[Service, Service]) -> None:
+    """It lives, but does not renew its lease: when it comes to, the job is another's, and is published once."""
+    one, other = pair
+    id = one.fit(A, name="held-up", nb_concepts=8, tol=0, max_iter=6000)
+    one.until(id, "running", iteration=1)
+    one.process.send_signal(signal.SIGSTOP)  # type: ignore[union-attr]
+    try:
+        job = other.ended(id, seconds=100)
+    finally:
+        one.process.send_signal(signal.SIGCONT)  # type: ignore[union-attr]
+    assert (job["state"], job["attempts"]) == ("succeeded", 2)
+    until(lambda: "was taken for dead" in one.log.read_text() and "it is left alone" in one.log.read_text())
+    assert one.job(id) == job
+    assert made(one.store)[id] == 1
+    again = one.ended(one.fit(A, name="held-up", nb_concepts=8))
+    assert (again["state"], again["version"]) == ("succeeded", 2)
+
+
+def test_any_replica_cancels_and_tells_of_any_job(pair: tuple[Service, Service]) -> None:
+    one, other = pair
+    id = endless(one, "cancelled")
+    with ThreadPoolExecutor(1) as pool:
+        events = pool.submit(lambda: other.client.get(f"/jobs/{id}/events", timeout=60).text)
+        until(lambda: other.job(id)["progress"]["iteration"] > 1)
+        assert other.client.delete(f"/jobs/{id}").json()["state"] == "cancelled"
+        assert "event: progress" in events.result(60)
+        assert "event: end" in events.result(60)
+    assert one.job(id)["state"] == "cancelled"
+    assert other.client.delete(f"/jobs/{id}").status_code == 204
+    assert one.client.get(f"/jobs/{id}").status_code == 404
+    assert one.client.get("/dictionaries/cancelled").status_code == 404
+
+
+def test_a_database_that_is_away_and_comes_back(pair: tuple[Service, Service], postgres: Cluster) -> None:
+    """Longer than leases last: fits go on, and nobody takes anybody for dead."""
+    one, other = pair
+    id = endless(one, "away")
+    body, parameters = npy(A), {"name": "refused", "nb_concepts": 2}
+    postgres.stop()
+    try:
+        deadline = time.monotonic() + LEASE_SECONDS + 1
+        while time.monotonic() < deadline:
+            for answer in (other.client.get("/jobs"), other.client.post("/fit", params=parameters, content=body)):
+                assert (answer.status_code, answer.json()["type"]) == (503, "jobs-unavailable"), answer.text
+                assert int(answer.headers["retry-after"]) > 0
+            assert other.client.get("/dictionaries").status_code == 200
+            time.sleep(0.5)
+        at = one.job(id)["progress"]["iteration"]  # what it knows itself
+    finally:
+        postgres.start()
+    until(lambda: other.client.get(f"/jobs/{id}").status_code == 200)
+    until(lambda: other.job(id)["progress"]["iteration"] > at)
+    time.sleep(LEASE_SECONDS + 1)  # in which they could judge each other
+    job = other.job(id)
+    assert (job["state"], job["attempts"]) == ("running", 1)
+    assert other.client.delete(f"/jobs/{id}").json()["state"] == "cancelled"
+    assert other.ended(other.fit(A, name="after", nb_concepts=2))["state"] == "succeeded"
+    assert one.client.get("/dictionaries/refused").status_code == 404
