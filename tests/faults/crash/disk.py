@@ -5,8 +5,12 @@ import json
 import sqlite3
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
 
+import pg8000.dbapi
 import safetensors.numpy
 
 from app.store import REMOVED
@@ -83,15 +87,23 @@ def check_store(store: Path, history: History) -> Iterator[Fault]:
     yield from _check_leftovers(store)
 
 
-def check_jobs(store: Path, history: History) -> Iterator[Fault]:
-    """After the service was stopped in order: the database is sound, and every job in it has ended."""
-    with sqlite3.connect(store / ".dictserve" / "jobs.sqlite3") as connection:
-        (sound,) = connection.execute("PRAGMA integrity_check").fetchone()
-        columns = "id, state, name, version, error, owner, idempotency_key, attempts"
-        rows = {row[0]: row[1:] for row in connection.execute(f"SELECT {columns} FROM jobs")}  # noqa: S608
-    connection.close()
-    if sound != "ok":
-        yield Fault(f"the jobs' database is damaged: {sound}")
+def check_jobs(store: Path, history: History, database: str | None = None) -> Iterator[Fault]:
+    """After the service was stopped in order: the database is sound, every job in it has ended, and no lease is left.
+
+    Args:
+        database: the URL of a PostgreSQL that has the jobs in place of the store's file.
+    """
+    with closing(_connected(store, database)) as connection:
+        cursor = connection.cursor()
+        if database is None:
+            cursor.execute("PRAGMA integrity_check")
+            if (sound := cursor.fetchone()[0]) != "ok":
+                yield Fault(f"the jobs' database is damaged: {sound}")
+        cursor.execute("SELECT id, state, name, version, error, owner, idempotency_key, attempts FROM jobs")
+        rows = {row[0]: row[1:] for row in cursor.fetchall()}
+        cursor.execute("SELECT owner FROM leases")
+        for (owner,) in cursor.fetchall():
+            yield Fault(f"{owner} has not given its lease back")
     for id, (state, name, version, error, owner, key, attempts) in rows.items():
         if id not in history.jobs:
             yield Fault(f"job {id} was asked for by nobody")
@@ -104,12 +116,26 @@ def check_jobs(store: Path, history: History) -> Iterator[Fault]:
             yield Fault(f"job {id} is not what was asked for: {name}, key {key}", tuple(told))
         if state == "succeeded" and (version is None or attempts < 1):
             yield Fault(f"job {id} has succeeded with version {version} after {attempts} attempts", tuple(told))
-        if state == "failed" and json.loads(error or "null") is None:
+        if state == "failed" and (json.loads(error or "null") if isinstance(error, str | None) else error) is None:
             yield Fault(f"job {id} has failed, and does not say why", tuple(told))
     removed = {operation.told["id"] for operation in history.by_kind["cancel"] if operation.maybe_done}
     for id, told in history.jobs.items():
         if id not in rows and id not in removed:
             yield Fault(f"job {id} is not in the database", tuple(told))
+
+
+def _connected(store: Path, database: str | None) -> Any:
+    """A connection as Python's DB API has it."""
+    if database is None:
+        return sqlite3.connect(store / ".dictserve" / "jobs.sqlite3")
+    url = urlsplit(database)
+    return pg8000.dbapi.connect(
+        url.username or "",
+        host=url.hostname or "",
+        port=url.port or 5432,
+        database=url.path.strip("/"),
+        password=url.password,
+    )
 
 
 def _versions(store: Path) -> dict[Reference, Path]:

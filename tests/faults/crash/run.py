@@ -101,16 +101,17 @@ class Killer:
         self.log.answered(operation, 200)
 
 
-def run(folder: Path, kills: int, seed: int, seconds: float = float("inf")) -> Report:
+def run(folder: Path, kills: int, seed: int, seconds: float = float("inf"), database: str | None = None) -> Report:
     """Kill so many times, or for so long, and check.
 
     Args:
         folder: empty; the store, the service's log and the operations' logs are left in it.
+        database: the URL of an empty PostgreSQL for the jobs; the store's SQLite has them where it is absent.
     """
     begun = time.monotonic()
     logs = folder / "operations"
     logs.mkdir()
-    victim = Victim(folder / "models")
+    victim = Victim(folder / "models", database)
     killer = Killer(victim, logs, seed)
     clients = [Client(victim.url, logs, number, seed) for number in range(CLIENTS)]
     report = Report(seed, killer.kills)
@@ -131,7 +132,7 @@ def run(folder: Path, kills: int, seed: int, seconds: float = float("inf")) -> R
         *faults,
         *answers.check(history),
         *disk.check_store(victim.store, history),
-        *disk.check_jobs(victim.store, history),
+        *disk.check_jobs(victim.store, history, database),
     ]
     for operation in report.operations:
         if operation.who.startswith("client"):

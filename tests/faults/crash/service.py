@@ -14,9 +14,11 @@ from tests.e2e.conftest import Service
 class Victim(Service):
     """``dictserve serve`` in a process group of its own. The store in their environment tells its processes."""
 
-    def __init__(self, store: Path) -> None:
+    def __init__(self, store: Path, database: str | None = None) -> None:
+        told = {} if database is None else {"DICTSERVE_DATABASE_URL": database}
         super().__init__(
             store,
+            **told,
             DICTSERVE_STORE=str(store),
             DICTSERVE_LOG_LEVEL="warning",
             DICTSERVE_CHECKPOINT_INTERVAL_SECONDS="0.02",  # so that most of what is killed can go on
