@@ -42,12 +42,12 @@ class Cluster:
         self._run("initdb", "-D", "data", "-U", USER, "--auth=trust", "--no-sync", "--encoding=UTF8", "--locale=C")
         self._server: subprocess.Popen[bytes] | None = None
 
-    def start(self) -> None:
+    def start(self, *, durable: bool = False) -> None:
         options = {
             "listen_addresses": "127.0.0.1",
             "port": self.port,
             "unix_socket_directories": "",
-            "fsync": "off",
+            "fsync": "on" if durable else "off",
             "shared_buffers": "16MB",
             "max_connections": 60,
         }
@@ -102,7 +102,7 @@ class Cluster:
 
 
 @contextmanager
-def running_cluster() -> Iterator[Cluster]:
+def running_cluster(*, durable: bool = False) -> Iterator[Cluster]:
     """Raises FileNotFoundError where PostgreSQL is not installed."""
     programs = binaries()
     if programs is None:
@@ -110,7 +110,7 @@ def running_cluster() -> Iterator[Cluster]:
     folder = Path(tempfile.mkdtemp(prefix="dictserve-postgres-"))  # not pytest's own: another user is to get there
     try:
         cluster = Cluster(folder, programs)
-        cluster.start()
+        cluster.start(durable=durable)
         try:
             yield cluster
         finally:
