@@ -10,7 +10,7 @@ from scipy import sparse
 
 from core import inputs
 from core.checks import Array, check_size, check_values, converted
-from core.errors import WrongDtype
+from core.errors import WrongDtype, WrongShape
 from core.inputs import Form, Matrix
 from core.sparse import read
 
@@ -36,7 +36,10 @@ Reading: TypeAlias = Generator[None, None, Array]
 class Batches(Protocol):
     @property
     def n_rows(self) -> int | None:
-        """Of an epoch; None where it is not known."""
+        """Of an epoch; None where it is not known. So is the width."""
+
+    @property
+    def n_features(self) -> int | None: ...
 
     def __len__(self) -> int:
         """Batches of an epoch."""
@@ -50,7 +53,7 @@ def opened(x: Matrix | Rows | Iterable[Any], form: Form, batch_rows: int) -> Bat
 
     Raises:
         WrongDtype: neither a matrix nor an iterable with a length.
-        WrongShape: a matrix whose shape does not fit.
+        WrongShape: a matrix whose shape does not fit, or no batches.
     """
     if sparse.issparse(x) or (isinstance(x, torch.Tensor) and x.layout != torch.strided):
         csr = read(form.checked(inputs.matrix(x, form.name)), name=form.name)
@@ -61,6 +64,8 @@ def opened(x: Matrix | Rows | Iterable[Any], form: Form, batch_rows: int) -> Bat
         check_size(x.shape, width=form.width, width_name=form.width_name, name=form.name, width_of=form.width_of)
         return Blocks(cast(Rows, x), form, batch_rows)
     if isinstance(x, Iterable) and isinstance(x, Sized):
+        if len(x) == 0:
+            raise WrongShape(f"{form.name} are an iterable without a single batch; at least one is needed")
         return Given(x, form)
     raise WrongDtype(
         f"{form.name} are {inputs.type_of(x)}; pass {inputs.KINDS}, something whose slices of rows are such, or an "
@@ -72,9 +77,9 @@ class Blocks:
     """A matrix: each epoch all its blocks, in an order that is drawn, several a batch."""
 
     def __init__(self, rows: Rows, form: Form, batch_rows: int) -> None:
-        self.n_rows, self._width = rows.shape
+        self.n_rows, self.n_features = rows.shape
         self._rows, self._form = rows, form
-        of_bytes, of_batch = BLOCK_BYTES // (4 * self._width), -(-batch_rows // BLOCKS_PER_BATCH)
+        of_bytes, of_batch = BLOCK_BYTES // (4 * self.n_features), -(-batch_rows // BLOCKS_PER_BATCH)
         self._block = max(1, min(of_bytes, of_batch))
         self._per_batch = max(1, batch_rows // self._block)
 
@@ -93,7 +98,7 @@ class Blocks:
 
     def _read(self, blocks: list[int]) -> Reading:
         slices = [slice(b * self._block, min((b + 1) * self._block, self.n_rows)) for b in blocks]
-        batch = np.empty((sum(rows.stop - rows.start for rows in slices), self._width), np.float32)
+        batch = np.empty((sum(rows.stop - rows.start for rows in slices), self.n_features), np.float32)
         filled = 0
         for rows in slices:
             part = self._checked(rows)
@@ -111,7 +116,7 @@ class Blocks:
 class Given:
     """An iterable's own batches, in its own order; each is one slice of work to read."""
 
-    n_rows = None
+    n_rows = n_features = None
 
     def __init__(self, batches: Iterable[Any], form: Form) -> None:
         self._batches, self._form = batches, form

@@ -1,13 +1,18 @@
 """How good a factorisation is, in plain numbers that JSON can hold (never NaN)."""
 
-from collections.abc import Generator, Iterable
+from collections.abc import Generator
 
 import torch
 
+from core.batches import Batches
 from core.chunks import SMALLEST_CHUNK, Chunks
 from core.dictionary import Dictionary
+from core.inputs import tensor
+from core.online import EXACT
 from core.sparse import SparseRows
 
+# Of rows of which codes are to be found first; sums over so many random ones are within about a tenth of a per cent.
+MOST_MEASURED, MEASURED_ORDER = 1 << 18, 0
 # A concept active in more than this share of the rows tells little about any of them.
 NEAR_DENSE_SHARE = 0.9
 
@@ -46,23 +51,27 @@ def measure_steps(
     return sums.metrics(D_unit, Z_scale > 0)
 
 
-def measure_encoded_steps(
-    batches: Iterable[Generator[None, None, torch.Tensor]], D: torch.Tensor
-) -> Generator[None, None, dict[str, object]]:
-    """As `measure_steps`, of batches of rows (b, d), each with its exact codes on D, of which no more is held than one.
+def measure_online_steps(batches: Batches, D: torch.Tensor) -> Generator[None, None, dict[str, object]]:
+    """As `measure_steps`, with exact codes, of rows that are read in batches and of codes of which none are kept.
 
-    A batch is a generator of its own that yields in slices and returns the rows, float32, contiguous and checked.
+    Of more than 2¹⁸ rows so many are measured, and what is left of the last batch: of a matrix, blocks from all over
+    it; of an iterable, its first.
+
+    Returns:
+        What `measure_steps` does, and `metrics_rows`: how many rows were measured.
     """
     Z_scale, D_unit = _unit_concepts(D)
     dictionary, sums = Dictionary(D_unit, device=D.device), _Sums(D)
-    for reading in batches:
-        chunks = Chunks((yield from reading), len(D))
-        chunks.size = max(SMALLEST_CHUNK, chunks.size // 4)  # an exact encode costs more than a fit's few sweeps
+    for reading in batches.epoch(0, 0, MEASURED_ORDER):
+        chunks = Chunks(tensor((yield from reading)).to(D.device), len(D))
+        chunks.size = max(SMALLEST_CHUNK, chunks.size // EXACT)
         yield from chunks.survey()
         for _, block in chunks:
             sums.add(block, dictionary.encode(block).codes, D_unit, unit=2.0**chunks.exponent)
             yield
-    return sums.metrics(D_unit, Z_scale > 0)
+        if sums.n >= MOST_MEASURED:
+            break
+    return sums.metrics(D_unit, Z_scale > 0) | {"metrics_rows": sums.n}
 
 
 class _Sums:

@@ -252,6 +252,7 @@ class NMF(Estimator, torch.nn.Module):
         shape = getattr(A, "shape", None) or (0, 1)
         source = batches.opened(A, form, batch_rows or batch_rows_for(int(shape[-1]), self.nb_concepts))
         fit = self._online(_at_least_one("epochs", epochs), given, state)
+        fit.check(source)
         return FitSteps(fit.state, self._after_online(fit, fit.steps(source, form)))
 
     def partial_fit(self, A: Input, y: object = None) -> Self:

@@ -187,11 +187,24 @@ class OnlineFit:
         told = {"iteration": len(losses), "order": self._order, **numbers}
         return {"D": memory.concepts.T, "gram": memory.gram, "cross": memory.cross, "losses": losses, **told}
 
+    def check(self, batches: Batches) -> None:
+        """Raises InvalidParameter where the state is none of a fit of batches such as these."""
+        if self.saved is None:
+            return
+        state, k, total = self.saved, self.nb_concepts, self.epochs * len(batches)
+        states.check_names(state, (*TENSORS, *NUMBERS))
+        iteration, width = int(state["iteration"]), batches.n_features
+        d = torch.as_tensor(state["D"]).shape[-1] if width is None else width
+        shapes = {"D": (k, d), "gram": (k, k), "cross": (d, k), "losses": (iteration,)}
+        states.check_tensors(state, shapes, float64={"gram", "cross", "losses"})
+        if not 0 < iteration < total:
+            raise InvalidParameter(f"the state is that after iteration {iteration}; max_iter is {total}")
+
     def steps(self, batches: Batches, form: Form) -> Generator[FitProgress, None, None]:
         self._order = int(torch.randint(2**31, (), generator=self.generator))
         total = self.epochs * len(batches)
         if self.saved is not None:
-            self._restore(self.saved, form, total)
+            self._restore(self.saved)
             self.saved = None
         yield (told := self._told(batches, total))
         while len(self.losses) < total and not told.converged:
@@ -265,20 +278,8 @@ class OnlineFit:
             return False
         return losses[-1 - batches] - losses[-1] <= self.tol * losses[-1]
 
-    def _restore(self, state: State, form: Form, total: int) -> None:
-        check(state, form.width, self.nb_concepts, total)
+    def _restore(self, state: State) -> None:
         tensors = {name: torch.as_tensor(state[name]).to(self.device) for name in ("D", "gram", "cross")}
         numbers = {name: float(state[name]) for name in ("rows", "weight", "loss", "energy")}
         self.memory = Memory(tensors["D"].T.contiguous(), tensors["gram"], tensors["cross"], **numbers)
         self.losses, self._order = states.losses_of(state), int(state["order"])
-
-
-def check(state: State, n_features: int | None, nb_concepts: int, total: int) -> None:
-    """Raises InvalidParameter where no online fit of so many iterations can go on from the state."""
-    states.check_names(state, (*TENSORS, *NUMBERS))
-    iteration, k = int(state["iteration"]), nb_concepts
-    d = n_features if n_features is not None else torch.as_tensor(state["D"]).shape[-1]
-    shapes = {"D": (k, d), "gram": (k, k), "cross": (d, k), "losses": (iteration,)}
-    states.check_tensors(state, shapes, float64={"gram", "cross", "losses"})
-    if not 0 < iteration < total:
-        raise InvalidParameter(f"the state is that after iteration {iteration}; max_iter is {total}")
