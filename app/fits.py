@@ -103,11 +103,11 @@ class _Running:
 
     def note(self, told: FitProgress) -> None:
         """Take a progress message into what is told of the job."""
-        left = self.progress.max_iter - told.iteration
+        left = told.max_iter - told.iteration
         eta = (self.seconds_kept + told.seconds) / told.iteration * left if told.iteration else None
         self.progress = Progress(
             iteration=told.iteration,
-            max_iter=self.progress.max_iter,
+            max_iter=told.max_iter,
             loss=told.loss,
             relative_error=told.relative_error,
             kkt_residual=told.kkt_residual,
@@ -193,6 +193,8 @@ class Fits:
             Overloaded: too many fits wait.
         """
         told = {name: getattr(parameters, name) for name in FitParameters.model_fields if name != "name"}
+        if parameters.epochs is None:  # not of a fit that is not online, nor of requests of versions before it
+            del told["epochs"]
         request = orjson.dumps([parameters.name, told, *data.identity], option=orjson.OPT_SORT_KEYS)
         request_hash = hashlib.sha256(request).hexdigest()
         if idempotency_key is not None and (earlier := await self._of_key(idempotency_key, request_hash)):
@@ -202,6 +204,8 @@ class Fits:
         pinned = told | {"init": self._pinned_init(parameters, data.n_features)}
         if isinstance(data, Named):
             pinned["files"] = data.patterns
+            if data.epochs is not None:
+                pinned |= {"online": True, "epochs": data.epochs}
         job = await self._writes(
             self._jobs.add,
             parameters.name,
@@ -415,7 +419,7 @@ class Fits:
             return
         if record.worker_deaths >= MAX_WORKER_DEATHS:
             raise FitAbandoned(f"the worker died {record.worker_deaths} times on this fit; it is not tried again")
-        if "sha256" not in record.data:
+        if "sha256" not in record.data and record.data.get("epochs") is None:
             staged = await self._stage_files(Named.of_record(record.data), running)
             if staged is None:
                 await self._end(record, self._jobs.end_cancelled)
@@ -478,7 +482,8 @@ class Fits:
         self, record: Record, running: _Running, D: np.ndarray, metrics: dict[str, Any], seconds: float
     ) -> None:
         job = record.job
-        data = {key: record.data[key] for key in ("rows", "n_features", "sha256")}
+        told = ("rows", "n_features", "sha256")  # the last of staged activations alone
+        data: dict[str, Any] = {key: record.data[key] for key in told if key in record.data}
         if "files" in record.data:
             data["files"] = [{"name": told["name"], "rows": told["rows"]} for told in record.data["files"]]
 
@@ -540,17 +545,20 @@ class Fits:
 
     def _fit_message(self, record: Record) -> Fit:
         data = record.data
-        parameters = {name: value for name, value in record.job.parameters.items() if name != "files"}
+        of_files = ("files", "online", "epochs")
+        parameters = {name: value for name, value in record.job.parameters.items() if name not in of_files}
         if parameters["init"] not in INIT_METHODS:
             parameters |= {"init": "auto", "start": parameters["init"]}
+        online = data.get("epochs") is not None
         return Fit(
             job=record.job.id,
-            path=str(self.uploads.path(data["file"]).absolute()),
-            data_offset=data["data_offset"],
+            path="" if online else str(self.uploads.path(data["file"]).absolute()),
+            data_offset=0 if online else data["data_offset"],
             rows=data["rows"],
             n_features=data["n_features"],
-            data_sha256=data["sha256"],
+            data_sha256=data.get("sha256", ""),
             checkpoint=self._checkpoint_place(record.job.id),
+            online=self.data_files.in_place(Named.of_record(data)) if online else None,
             **parameters,
         )
 

@@ -59,9 +59,15 @@ class FitParameters(Fields):
     name: Name
     nb_concepts: int = Field(ge=1, description="Concepts of the dictionary (k).", examples=[2])
     solver: Solver = Field("hals", description="The algorithm; `hals` is the fastest and ends lowest.")
-    max_iter: int = Field(500, ge=1, description="Most iterations.")
+    max_iter: int = Field(500, ge=1, description="Most iterations; most epochs of an online fit.")
     tol: float = Field(1e-4, ge=0, le=1, allow_inf_nan=False, description="Relative change of loss at which to stop.")
     init: Init = "auto"
+    epochs: int | None = Field(
+        None,
+        ge=1,
+        description="How often an online fit reads each row of `files`, in memory that does not grow with them. "
+        "Large files are fitted so, by default in 3 epochs; given a number, any are. `hals` alone.",
+    )
     seed: int = Field(0, ge=0, lt=2**63, description="Seed of what is random; the same seed, the same dictionary.")
 
 

@@ -7,7 +7,15 @@ import re
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import DirectoryPath, Field, NonNegativeFloat, PositiveFloat, PositiveInt, field_validator
+from pydantic import (
+    DirectoryPath,
+    Field,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    field_validator,
+)
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 LogFormat = Literal["text", "json"]
@@ -50,6 +58,11 @@ class Settings(BaseSettings):
     max_rows: PositiveInt = Field(10_000_000, description="Most rows of activations or codes in a request.")
     max_files: PositiveInt = Field(1000, description="Most files of a fit.")
     max_file_rows: PositiveInt = Field(100_000_000, description="Most rows of the files of a fit, together.")
+    online_fit_bytes: NonNegativeInt = Field(
+        4096 * MIB,
+        description="Bytes of the files of a fit, as float32, past which it is an online fit: others hold up to three"
+        " times as much.",
+    )
     max_features: PositiveInt = Field(65_536, description="Most features (columns) of activations.")
     max_concepts: PositiveInt = Field(16_384, description="Most concepts of a dictionary.")
     max_iterations: PositiveInt = Field(100_000, description="Largest `max_iter` of a fit.")

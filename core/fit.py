@@ -109,8 +109,8 @@ class Fit:
 class FitSteps(Iterator[FitProgress]):
     """The slices of a fit, one done by each `next`. Between two of them its state can be taken."""
 
-    def __init__(self, fit: Fit, slices: Generator[FitProgress, None, None]) -> None:
-        self._fit = fit
+    def __init__(self, state: Callable[[], State | None], slices: Generator[FitProgress, None, None]) -> None:
+        self._state = state
         self._slices = slices
 
     def __next__(self) -> FitProgress:
@@ -121,13 +121,14 @@ class FitSteps(Iterator[FitProgress]):
         self._slices.close()
 
     def state(self) -> State | None:
-        """All that decides how the fit goes on, besides A and the parameters; see `core.state` for what is in it.
+        """All that decides how the fit goes on, besides A and the parameters; see `core.state` for what is in it
+        (`core.online` for an online fit's).
 
         None before the first iteration, in the midst of one and after the last: it can be taken right after the slice
         that completes an iteration. Its tensors are the fit's own and change with the next slice: write them down
         or copy them before that.
         """
-        return self._fit.state()
+        return self._state()
 
 
 def zeros(chunks: Chunks) -> tuple[torch.Tensor, torch.Tensor]:

@@ -62,12 +62,12 @@ def opened(x: Input, form: Form) -> Source:
         WrongDtype: neither a matrix nor an iterable, or a matrix of anything but real numbers.
         WrongShape: a matrix whose shape does not fit.
     """
-    matrix = _matrix(x, form.name)
-    if matrix is not None:
-        return form.checked(matrix)
+    whole = matrix(x, form.name)
+    if whole is not None:
+        return form.checked(whole)
     if not isinstance(x, Iterable):
-        raise WrongDtype(f"{form.name} are {_type_of(x)}; pass {KINDS} or an iterable of such batches")
-    return _batches(x, form)
+        raise WrongDtype(f"{form.name} are {type_of(x)}; pass {KINDS} or an iterable of such batches")
+    return batches(x, form)
 
 
 def read_steps(source: Source, form: Form, device: torch.device) -> Generator[None, None, torch.Tensor | SparseRows]:
@@ -100,6 +100,11 @@ def by_blocks(
     return tensor(run(stacked(part.cpu().numpy() for part in answers))).to(device)
 
 
+def blocks(x: Input, form: Form) -> Iterator[Array]:
+    """Checked float32 blocks of rows: a dense matrix is one, a batch is one, a sparse matrix is several."""
+    return _blocks(opened(x, form), form)
+
+
 def as_array(x: Input, form: Form) -> Array:
     """All rows as one checked float32 array."""
     source = opened(x, form)
@@ -128,7 +133,7 @@ def tensor(x: Array) -> torch.Tensor:
     return torch.utils.dlpack.from_dlpack(x)
 
 
-def _matrix(x: Any, name: str) -> Array | SparseMatrix | None:
+def matrix(x: Any, name: str) -> Array | SparseMatrix | None:
     """An array on the same memory where that can be had, or a SciPy sparse matrix; None for what is no matrix."""
     if sparse.issparse(x):
         return x
@@ -170,21 +175,21 @@ def _blocks(source: Source, form: Form) -> Iterator[Array]:
             yield csr[rows].toarray()
 
 
-def _batches(batches: Iterable[Any], form: Form) -> Iterator[Array]:
-    """Each batch checked, in float32 and dense; all must be as wide as the first."""
+def batches(given: Iterable[Any], form: Form, *, first: int = 0) -> Iterator[Array]:
+    """Each batch checked, in float32 and dense; all must be as wide as the first, which is told as `first`."""
     width, width_of = form.width, form.width_of
-    index = -1
-    for index, item in enumerate(batches):
+    index = first - 1
+    for index, item in enumerate(given, start=first):
         batch_form = Form(f"{form.name} in batch {index}", form.width_name, width, width_of)
         item = item[0] if isinstance(item, (tuple, list)) and item else item
-        matrix = _matrix(item, batch_form.name)
-        if matrix is None:
-            raise WrongDtype(f"{batch_form.name} are {_type_of(item)}; each batch must be {KINDS}")
-        array = _checked(batch_form.checked(matrix), batch_form)
+        batch = matrix(item, batch_form.name)
+        if batch is None:
+            raise WrongDtype(f"{batch_form.name} are {type_of(item)}; each batch must be {KINDS}")
+        array = _checked(batch_form.checked(batch), batch_form)
         if width is None:
-            width, width_of = array.shape[1], "batch 0"
+            width, width_of = array.shape[1], f"batch {first}"
         yield array
-    if index < 0:
+    if index < first:
         raise WrongShape(
             f"{form.name} are an iterable without a single batch; at least one is needed "
             "(a generator gives its batches only once)"
@@ -200,5 +205,5 @@ def _checked(x: Array | SparseMatrix, form: Form) -> Array:
     return converted(x)
 
 
-def _type_of(x: object) -> str:
+def type_of(x: object) -> str:
     return f"a {type(x).__module__}.{type(x).__qualname__}"

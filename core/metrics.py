@@ -4,9 +4,15 @@ from collections.abc import Generator
 
 import torch
 
-from core.chunks import Chunks
+from core.batches import Batches
+from core.chunks import SMALLEST_CHUNK, Chunks
+from core.dictionary import Dictionary
+from core.inputs import tensor
+from core.online import EXACT
 from core.sparse import SparseRows
 
+# Of rows of which codes are to be found first; sums over so many random ones are within about a tenth of a per cent.
+MOST_MEASURED, MEASURED_ORDER = 1 << 18, 0
 # A concept active in more than this share of the rows tells little about any of them.
 NEAR_DENSE_SHARE = 0.9
 
@@ -33,46 +39,63 @@ def measure_steps(
         kkt_residual: ‖V‖_F / ‖A‖_F, where V is the projected gradient of the loss in Z, each concept's column
             divided by its norm: how far the codes are from the best for this D.
     """
-    k = len(D)
-    chunks = Chunks(A, k)
+    chunks = Chunks(A, len(D))
     yield from chunks.survey()
     scale = 2.0**-chunks.exponent
     Z_scale, D_unit = _unit_concepts(D)
-    sums = _Sums(A, Z)
-    B = D_unit @ D_unit.T
-    alive = Z_scale > 0
+    sums = _Sums(D)
     for rows, block in chunks:
-        block = block.to_dense()
         # in units where each concept has norm one and A is of ordinary size
-        z = (Z[rows].double() * (Z_scale * scale)).to(A.dtype)
-        error = block - z @ D_unit
-        g = -(error @ D_unit.T)
-        v = torch.where(z > 0, g, g.clamp(max=0))
-        sums.add(block, z, error, v, alive)
+        sums.add(block.to_dense(), (Z[rows].double() * (Z_scale * scale)).to(A.dtype), D_unit)
         yield
-    return sums.metrics(B, alive)
+    return sums.metrics(D_unit, Z_scale > 0)
+
+
+def measure_online_steps(batches: Batches, D: torch.Tensor) -> Generator[None, None, dict[str, object]]:
+    """As `measure_steps`, with exact codes, of rows that are read in batches and of codes of which none are kept.
+
+    Of more than 2¹⁸ rows so many are measured, and what is left of the last batch: of a matrix, blocks from all over
+    it; of an iterable, its first.
+
+    Returns:
+        What `measure_steps` does, and `metrics_rows`: how many rows were measured.
+    """
+    Z_scale, D_unit = _unit_concepts(D)
+    dictionary, sums = Dictionary(D_unit, device=D.device), _Sums(D)
+    for reading in batches.epoch(0, 0, MEASURED_ORDER):
+        chunks = Chunks(tensor((yield from reading)).to(D.device), len(D))
+        chunks.size = max(SMALLEST_CHUNK, chunks.size // EXACT)
+        yield from chunks.survey()
+        for _, block in chunks:
+            sums.add(block, dictionary.encode(block).codes, D_unit, unit=2.0**chunks.exponent)
+            yield
+        if sums.n >= MOST_MEASURED:
+            break
+    return sums.metrics(D_unit, Z_scale > 0) | {"metrics_rows": sums.n}
 
 
 class _Sums:
     """What is added up over the chunks, in float64."""
 
-    def __init__(self, A: torch.Tensor | SparseRows, Z: torch.Tensor) -> None:
-        new = torch.zeros
-        self.n, (self.d, self.k), self.rows_in_use = len(A), (A.shape[1], Z.shape[1]), 0
+    def __init__(self, D: torch.Tensor) -> None:
+        (self.k, self.d), self.n, self.rows_in_use = D.shape, 0, 0
         self.squares = self.error = self.violation = self.hoyer = 0.0
-        self.features = new(self.d, dtype=torch.float64, device=A.device)
-        self.uses = new(self.k, dtype=torch.int64, device=A.device)
-        self.energy = new(self.k, dtype=torch.float64, device=A.device)
+        self.features = torch.zeros(self.d, dtype=torch.float64, device=D.device)
+        self.uses = torch.zeros(self.k, dtype=torch.int64, device=D.device)
+        self.energy = torch.zeros(self.k, dtype=torch.float64, device=D.device)
 
-    def add(
-        self, block: torch.Tensor, z: torch.Tensor, error: torch.Tensor, v: torch.Tensor, alive: torch.Tensor
-    ) -> None:
-        self.squares += _energy(block)
-        self.error += _energy(error)
-        self.violation += _energy(v)
-        self.features += block.sum(dim=0, dtype=torch.float64)
+    def add(self, block: torch.Tensor, z: torch.Tensor, D_unit: torch.Tensor, unit: float = 1.0) -> None:
+        """Rows and codes, both in this unit."""
+        error = block - z @ D_unit
+        g = -(error @ D_unit.T)
+        v = torch.where(z > 0, g, g.clamp(max=0))
+        self.n += len(block)
+        self.squares += _energy(block) * unit**2
+        self.error += _energy(error) * unit**2
+        self.violation += _energy(v) * unit**2
+        self.features += block.sum(dim=0, dtype=torch.float64) * unit
         self.uses += (z > 0).sum(dim=0)
-        self.energy += torch.linalg.vector_norm(z, dim=0, dtype=torch.float64).square()
+        self.energy += (torch.linalg.vector_norm(z, dim=0, dtype=torch.float64) * unit).square()
         norms = torch.linalg.vector_norm(z, dim=1, dtype=torch.float64)
         used = norms > 0
         self.rows_in_use += int(used.sum())
@@ -80,10 +103,10 @@ class _Sums:
             ratio = z.sum(dim=1, dtype=torch.float64)[used] / norms[used]
             self.hoyer += float(((self.k**0.5 - ratio) / (self.k**0.5 - 1)).clamp(0, 1).sum())
 
-    def metrics(self, B: torch.Tensor, alive: torch.Tensor) -> dict[str, object]:
+    def metrics(self, D_unit: torch.Tensor, alive: torch.Tensor) -> dict[str, object]:
         total, spread = float(self.energy.sum()), self.squares - float(self.features.square().sum()) / self.n
         l0 = float(self.uses.sum()) / self.n
-        cosines = B.clone().fill_diagonal_(0)
+        cosines = (D_unit @ D_unit.T).fill_diagonal_(0)
         return {
             "relative_error": (self.error / self.squares) ** 0.5 if self.squares > 0 else 0.0,
             "r2": _r2(self.error, spread, self.squares),

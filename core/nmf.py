@@ -1,26 +1,30 @@
 """The class people know: non-negative matrix factorisation of activations, A ≈ Z·D."""
 
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from typing import Any, Literal, Self
 
 import numpy as np
 import torch
 from tqdm import tqdm
 
-from core import inputs
-from core.chunks import Chunks
+from core import batches, inputs
+from core.batches import Rows
+from core.chunks import Chunks, slices
 from core.dictionary import ENCODE_MAX_ITER, ENCODE_TOL, Dictionary
-from core.errors import InvalidParameter, NotFitted
+from core.errors import InvalidParameter, NotFitted, WrongShape
 from core.estimator import Array, Estimator
 from core.fit import Callback, Fit, FitSteps, Fitted, zeros
 from core.initial import STARTS
 from core.inputs import Input, Matrix
+from core.online import EPOCHS, Memory, OnlineFit, batch_rows_for
 from core.progress import FitProgress, run
 from core.scaling import times_power_of_two
 from core.solvers import solver_named
 from core.state import State
 
 MAX_ITER = 500
+# What is remembered of the rows that `partial_fit` or `fit_online` has seen; with D it is all that they go on from.
+REMEMBERED = ("online_gram", "online_cross", "online_sums")
 
 
 class NMF(Estimator, torch.nn.Module):
@@ -49,6 +53,9 @@ class NMF(Estimator, torch.nn.Module):
     D: torch.Tensor | None
     Z_: torch.Tensor  # codes of the fit; like scikit-learn's, these two are there only after one
     loss_history_: list[float]
+    online_gram: torch.Tensor | None
+    online_cross: torch.Tensor | None
+    online_sums: torch.Tensor | None
     _anchor: torch.Tensor
 
     def __init__(
@@ -64,21 +71,20 @@ class NMF(Estimator, torch.nn.Module):
         max_iter: int = MAX_ITER,
     ) -> None:
         super().__init__()
-        if isinstance(nb_concepts, bool) or not isinstance(nb_concepts, (int, np.integer)) or nb_concepts < 1:
-            raise InvalidParameter(f"nb_concepts is {nb_concepts!r}; it must be a whole number of at least 1")
         if not 0 <= tol < 1:
             raise InvalidParameter(f"tol is {tol!r}; it must be at least 0 and below 1")
         if init is not None and init not in STARTS:
             raise InvalidParameter(f"init is {init!r}; use one of {', '.join(map(repr, STARTS))} or None")
         solver_named(solver)  # refuses a name that it does not know
-        self.nb_concepts = int(nb_concepts)
+        self.nb_concepts = _at_least_one("nb_concepts", nb_concepts)
         self.solver = solver
         self.tol = tol
         self.verbose = verbose
         self.init = init
         self.seed = seed
-        self.max_iter = _checked_max_iter(max_iter)
-        self.register_buffer("D", None)
+        self.max_iter = _at_least_one("max_iter", max_iter)
+        for name in ("D", *REMEMBERED):
+            self.register_buffer(name, None)
         # `.to(device)` moves it along, with or without a dictionary
         self.register_buffer("_anchor", torch.empty(0, device=device), persistent=False)
         self._ready: tuple[torch.Tensor, int, Dictionary] | None = None
@@ -165,7 +171,7 @@ class NMF(Estimator, torch.nn.Module):
             solver=self.solver,
             init=self.init,
             tol=self.tol,
-            max_iter=self.max_iter if max_iter is None else _checked_max_iter(max_iter),
+            max_iter=self.max_iter if max_iter is None else _at_least_one("max_iter", max_iter),
             generator=self._generator(),
             device=self.device,
             Z=None if Z is None else inputs.as_tensor(Z, inputs.codes(self.nb_concepts), self.device),
@@ -176,11 +182,132 @@ class NMF(Estimator, torch.nn.Module):
         source = inputs.opened(A, form)
         if not isinstance(source, Iterator):
             fit.check_shape(source.shape)
-        return FitSteps(fit, self._after(fit.steps(source, form)))
+        return FitSteps(fit.state, self._after(fit.steps(source, form)))
 
     def _after(self, steps: Generator[FitProgress, None, Fitted]) -> Generator[FitProgress, None, None]:
         fitted = yield from steps
         self.Z_, self.D, self.loss_history_ = fitted.Z, fitted.D, fitted.losses
+        self._remember(None)
+
+    def fit_online(
+        self,
+        A: Matrix | Rows | Iterable[Any],
+        epochs: int = EPOCHS,
+        *,
+        batch_rows: int | None = None,
+        D: Matrix | None = None,
+        state: State | None = None,
+    ) -> torch.Tensor:
+        """Learn the dictionary of any number of rows in memory that does not grow with it; see `core.online`.
+
+        Args:
+            A: a matrix; or anything with a shape whose slices of rows are such, as what is mapped from disk has; or
+                an iterable of batches with a length, which gives them again for each epoch: a list, a DataLoader. Of
+                the first two, blocks of rows that follow each other are read in an order drawn for each epoch;
+                batches are taken in their own order, each by its own size.
+            epochs: how often each row is read, at most: the fit ends before where an epoch lowers the loss by less
+                than `tol` of it.
+            batch_rows: of a batch of the first two kinds; by default 4096, fewer where rows are very long.
+            D: a dictionary (nb_concepts, n_features) to start from.
+            state: of an earlier fit of this A with these parameters, to go on from it.
+
+        Returns:
+            D (nb_concepts, n_features), float32. There are no codes of the fit: `encode` gives them, part by part.
+
+        Raises:
+            InvalidArray: A or D has the wrong kind, shape or values; of A's values, once they are read.
+            InvalidParameter: the solver is not "hals", `epochs` or `batch_rows` is below one, or the state is none.
+        """
+        steps = self.fit_online_steps(A, epochs, batch_rows=batch_rows, D=D, state=state)
+        with tqdm(disable=not self.verbose) as bar:
+            for progress in steps:
+                if progress.iteration > bar.n:
+                    bar.total = progress.max_iter
+                    bar.set_postfix(loss=f"{progress.loss:.6g}", refresh=False)
+                    bar.update(progress.iteration - bar.n)
+        return self.get_dictionary()
+
+    def fit_online_steps(
+        self,
+        A: Matrix | Rows | Iterable[Any],
+        epochs: int = EPOCHS,
+        *,
+        batch_rows: int | None = None,
+        D: Matrix | None = None,
+        state: State | None = None,
+    ) -> FitSteps:
+        """`fit_online` as an iterator over bounded slices, as `fit_steps` is; an iteration is a batch.
+
+        The loss that is told, and kept in `loss_history_`, is an estimate: that of the batches of late, each by the
+        dictionary that it found, for all rows of A. A state can be taken after each batch but the last.
+        """
+        if state is not None and D is not None:
+            raise InvalidParameter("state is given along with D; it holds one: pass it alone")
+        if batch_rows is not None:
+            batch_rows = _at_least_one("batch_rows", batch_rows)
+        given = None if D is None else inputs.as_tensor(D, inputs.concepts(), self.device)
+        if given is not None and len(given) != self.nb_concepts:
+            raise WrongShape(f"D has {len(given)} rows; nb_concepts is {self.nb_concepts}")
+        form = inputs.activations(None if given is None else given.shape[1])
+        shape = getattr(A, "shape", None) or (0, 1)
+        source = batches.opened(A, form, batch_rows or batch_rows_for(int(shape[-1]), self.nb_concepts))
+        fit = self._online(_at_least_one("epochs", epochs), given, state)
+        fit.check(source)
+        return FitSteps(fit.state, self._after_online(fit, fit.steps(source, form)))
+
+    def partial_fit(self, A: Input, y: object = None) -> Self:
+        """Learn from a batch of rows (rows, n_features), and from another with each call; see `core.online`.
+
+        The first call starts the dictionary, where no fit has left one; `encode` works after each. `loss_history_`
+        gains the loss of each batch, by the dictionary that it found. What is remembered goes along in `state_dict`.
+        Rows beyond the size of a batch (see `fit_online`) are one or more batches of their own. `y` is ignored.
+
+        Raises:
+            InvalidArray: A has the wrong kind, shape or values; nothing is learned from the batch then.
+            InvalidParameter: the solver is not "hals".
+        """
+        memory = self._remembered()
+        width = None if memory is None else len(memory.concepts)
+        form = inputs.activations(width)
+        fit = self._online(1, self.D if memory is None and self._has_suitable_d() else None, None)
+        fit.memory = memory
+        losses = [] if memory is None else list(getattr(self, "loss_history_", []))
+        for array in inputs.blocks(A, form):
+            for rows in slices(len(array), batch_rows_for(array.shape[1], self.nb_concepts)):
+                losses.append(run(fit.learn(array[rows], form)))
+        self._remember(fit.memory)
+        self.loss_history_ = losses
+        return self
+
+    def _online(self, epochs: int, D: torch.Tensor | None, state: State | None) -> OnlineFit:
+        if self.solver != "hals":
+            raise InvalidParameter(f"solver is {self.solver!r}; online fits are by 'hals' alone")
+        return OnlineFit(self.nb_concepts, self.init, self.tol, epochs, self._generator(), self.device, D, state)
+
+    def _after_online(self, fit: OnlineFit, steps: Iterator[FitProgress]) -> Generator[FitProgress, None, None]:
+        yield from steps
+        self._remember(fit.memory)
+        self.loss_history_ = fit.losses
+
+    def _remember(self, memory: Memory | None) -> None:
+        """Keep what an online fit goes on from, D among it; None forgets that, but for D."""
+        if memory is None:
+            self.online_gram = self.online_cross = self.online_sums = None
+            return
+        self.D, self.online_gram, self.online_cross = memory.D, memory.gram, memory.cross
+        self.online_sums = torch.tensor(
+            [memory.rows, memory.weight, memory.loss, memory.energy], dtype=torch.float64, device=self.device
+        )
+        self.__dict__.pop("Z_", None)  # codes of another dictionary
+
+    def _remembered(self) -> Memory | None:
+        gram, cross, sums = self.online_gram, self.online_cross, self.online_sums
+        if self.D is None or gram is None or cross is None or sums is None or not self._has_suitable_d():
+            return None
+        return Memory(self.D.T.contiguous(), gram.clone(), cross.clone(), *sums.tolist())
+
+    def _has_suitable_d(self) -> bool:
+        return self.D is not None and len(self.D) == self.nb_concepts
 
     def encode(self, A: Input, max_iter: int = ENCODE_MAX_ITER, tol: float | None = None) -> torch.Tensor:
         """Codes (rows, nb_concepts) of A (rows, n_features): exact non-negative least squares on the fitted D.
@@ -279,6 +406,9 @@ class NMF(Estimator, torch.nn.Module):
         saved = state_dict.get(prefix + "D")
         if saved is not None and self.D is None:  # a fitted state into a model without a dictionary
             self.D = torch.empty(self.nb_concepts, saved.shape[-1], device=self.device)
+        for name in REMEMBERED:  # which only some states have
+            saved = state_dict.get(prefix + name)
+            setattr(self, name, None if saved is None else torch.empty_like(saved, device=self.device))
         super()._load_from_state_dict(state_dict, prefix, *args)
 
     # half precision would lose a dictionary's digits, and the arithmetic is in float32 in any case
@@ -293,7 +423,7 @@ class NMF(Estimator, torch.nn.Module):
         return self.__dict__ | {"_ready": None}  # can be made again from D
 
 
-def _checked_max_iter(max_iter: int) -> int:
-    if isinstance(max_iter, bool) or not isinstance(max_iter, (int, np.integer)) or max_iter < 1:
-        raise InvalidParameter(f"max_iter is {max_iter!r}; it must be a whole number of at least 1")
-    return int(max_iter)
+def _at_least_one(name: str, number: int) -> int:
+    if isinstance(number, bool) or not isinstance(number, (int, np.integer)) or number < 1:
+        raise InvalidParameter(f"{name} is {number!r}; it must be a whole number of at least 1")
+    return int(number)

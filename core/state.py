@@ -11,6 +11,7 @@ another dictionary. Only anls could do without. In exchange a fit goes on after 
 for Z costs several iterations.
 """
 
+from collections.abc import Container, Iterable, Mapping
 from typing import TypeAlias
 
 import torch
@@ -51,23 +52,32 @@ def taken(Z: torch.Tensor, past: Past, energy: float, exponent: int) -> State | 
 
 def check(state: State, shape: tuple[int, int], nb_concepts: int, max_iter: int) -> None:
     """Raises InvalidParameter where no fit of an A of this shape (n, d) can go on from the state."""
-    for name in (*TENSORS, *NUMBERS):
-        if name not in state:
-            raise InvalidParameter(f"the state lacks {name!r}; pass one as `state()` of a fit's steps gave it")
+    check_names(state, (*TENSORS, *NUMBERS))
     n, d = shape
     iteration = int(state["iteration"])
     shapes: dict[str, tuple[int, ...]] = {"Z": (n, nb_concepts), "D": (nb_concepts, d), "losses": (iteration,)}
     if "ahead" in state:
         shapes["ahead"] = (nb_concepts, d)
+    check_tensors(state, shapes, float64={"losses"})
+    if not 0 < iteration < max_iter:
+        raise InvalidParameter(f"the state is that after iteration {iteration}; max_iter is {max_iter}")
+
+
+def check_names(state: State, names: Iterable[str]) -> None:
+    for name in names:
+        if name not in state:
+            raise InvalidParameter(f"the state lacks {name!r}; pass one as `state()` of a fit's steps gave it")
+
+
+def check_tensors(state: State, shapes: Mapping[str, tuple[int, ...]], *, float64: Container[str]) -> None:
+    """Each tensor of its shape; those not named are float32."""
     for name, expected in shapes.items():
-        tensor, dtype = state[name], torch.float64 if name == "losses" else torch.float32
+        tensor, dtype = state[name], torch.float64 if name in float64 else torch.float32
         if not isinstance(tensor, torch.Tensor) or (tuple(tensor.shape), tensor.dtype) != (expected, dtype):
             told = (
                 f"{tensor.dtype} of shape {tuple(tensor.shape)}" if isinstance(tensor, torch.Tensor) else "no tensor"
             )
             raise InvalidParameter(f"{name} of the state is {told}; of this fit it is {dtype} of shape {expected}")
-    if not 0 < iteration < max_iter:
-        raise InvalidParameter(f"the state is that after iteration {iteration}; max_iter is {max_iter}")
 
 
 def progress(state: State, max_iter: int) -> FitProgress:

@@ -73,6 +73,7 @@ class AsyncClient:
         init: str | None = None,
         seed: int | None = None,
         clip: bool | None = None,
+        epochs: int | None = None,
         files: Sequence[str] | None = None,
         wait: bool = True,
         progress: bool | None = None,
@@ -87,6 +88,7 @@ class AsyncClient:
             "init": init,
             "seed": seed,
             "clip": clip,
+            "epochs": epochs,
         }
         job = AsyncJob(self, await self.send(calls.fit(A, parameters, files)))
         return await job.wait(progress=progress) if wait else job

@@ -86,6 +86,7 @@ class Client:
         init: str | None = None,
         seed: int | None = None,
         clip: bool | None = None,
+        epochs: int | None = None,
         files: Sequence[str] | None = None,
         wait: bool = True,
         progress: bool | None = None,
@@ -96,6 +97,7 @@ class Client:
             A: activations (rows, n_features), non-negative; with ``clip`` negative values are made zero.
             init: where D begins: a method, or a dictionary to go on from, as ``name`` or ``name@version``.
             files: instead of A, npy files of the service's data directory: names, or patterns like ``layer4/*.npy``.
+            epochs: of an online fit of files, in memory that does not grow with them; large ones get one anyway.
             wait: return the dictionary once it is there; else the job at once.
             progress: show a bar while waiting; None does where stderr is a terminal.
 
@@ -112,6 +114,7 @@ class Client:
             "init": init,
             "seed": seed,
             "clip": clip,
+            "epochs": epochs,
         }
         job = Job(self, self.send(calls.fit(A, parameters, files)))
         return job.wait(progress=progress) if wait else job

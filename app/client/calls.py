@@ -28,6 +28,7 @@ class FitParameters(TypedDict, total=False):
     init: str | None
     seed: int | None
     clip: bool | None
+    epochs: int | None
     files: Sequence[str] | None
 
 

@@ -34,6 +34,9 @@ def fit(
         list[str] | None,
         typer.Option(metavar="PATTERN", help="In FILE's place: npy files of the service's data directory."),
     ] = None,
+    epochs: Annotated[
+        int | None, typer.Option(help="Of an online fit of --files, in memory that does not grow with them.")
+    ] = None,
     wait: Annotated[bool, typer.Option("--wait/--no-wait", help="Wait for the dictionary, or print the job.")] = True,
     as_json: AsJson = False,
     url: Url = None,
@@ -56,6 +59,7 @@ def fit(
         "init": init,
         "seed": seed,
         "clip": clip or None,
+        "epochs": epochs,
     }
     with connected(url) as client:
         job = Job(client, client.send(calls.fit(body, parameters, files or None)))

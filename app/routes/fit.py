@@ -2,6 +2,7 @@
 
 import asyncio
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
@@ -80,9 +81,17 @@ def _data(fits: Fits, fields: FitRequest, upload: Path) -> Staged | Named:
     if fields.files is None:
         if fields.data is None:
             raise InvalidFields.at("data", msg="required, or `files` in its place")
+        if fields.epochs is not None:
+            raise InvalidFields.at("epochs", msg="only with `files`: what is sent is fitted as a whole")
         return fits.uploads.stage(fields.data, upload)
     if fields.data is not None:
         raise InvalidFields.at("files", msg="only without `data`: a fit has one or the other")
     named = fits.data_files.find(fields.files, clip=fields.clip, stage_as=upload.name)
-    fits.uploads.require_room(named.rows, named.n_features)
-    return named
+    epochs = fits.data_files.online_epochs(named, fields.epochs)
+    if epochs is None:
+        fits.uploads.require_room(named.rows, named.n_features)
+        return named
+    if fields.solver != "hals":
+        msg = "only `hals` fits online, as is done with `epochs` and with files as large as these"
+        raise InvalidFields.at("solver", msg=msg)
+    return replace(named, epochs=min(epochs, fields.max_iter))

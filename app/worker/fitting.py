@@ -11,7 +11,7 @@ import threading
 import time
 from collections.abc import Callable, Generator
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import msgspec
 import numpy as np
@@ -22,10 +22,15 @@ import core
 from app import checkpoint_file
 from app.checkpoint_file import CheckpointUnusable, Rows, Told
 from app.store import Reference, Store, fsync_directory
-from app.worker.messages import CheckpointPlace, Fit, FitBegun, FitProgress, FitStopped, Fitted
+from app.worker.file_rows import FileRows
+from app.worker.messages import CheckpointPlace, Files, Fit, FitBegun, FitProgress, FitStopped, Fitted
 from core import NMF
+from core.batches import opened
 from core.errors import InvalidParameter
-from core.metrics import measure_steps
+from core.inputs import activations
+from core.metrics import measure_online_steps, measure_steps
+from core.online import batch_rows_for
+from core.state import State
 
 logger = logging.getLogger("dictserve.worker")
 
@@ -78,9 +83,7 @@ class Fitting:
 
     def _run(self) -> Generator[None, None, None]:
         fit = self._fit
-        A = torch.from_numpy(
-            np.memmap(fit.path, np.float32, "c", fit.data_offset, (fit.rows, fit.n_features))  # "c": never written
-        )
+        data = Mapped(fit) if fit.online is None else InPlace(fit, fit.online)
         nmf = NMF(
             fit.nb_concepts,
             device=self._device,
@@ -89,7 +92,7 @@ class Fitting:
             init=None if fit.init == "auto" else fit.init,
             seed=fit.seed,
         )
-        steps = (yield from self._resumed(nmf, A)) or self._from_start(nmf, A)
+        steps = (yield from self._resumed(nmf, data)) or self._from_start(nmf, data)
         latest = None
         next_telling = self._begun
         for latest in steps:
@@ -103,7 +106,7 @@ class Fitting:
                 yield from self._settled()
                 self._send(FitStopped(self.job))
                 return
-        metrics = yield from measure_steps(A, nmf.Z_, nmf.get_dictionary())
+        metrics = yield from data.measure(nmf)
         if latest is not None:
             self._send(self._progress(latest))
         if self._writing is not None:
@@ -115,14 +118,14 @@ class Fitting:
             np.array(nmf.loss_history_, np.float64),
         )
 
-    def _from_start(self, nmf: NMF, A: torch.Tensor) -> core.FitSteps:
+    def _from_start(self, nmf: NMF, data: "Data") -> core.FitSteps:
         start = self._fit.start
         D = None if start is None else self._store.load(*self._store.resolve(Reference.parse(start)))
-        steps = nmf.fit_steps(A, max_iter=self._fit.max_iter, D=D)
+        steps = data.steps(nmf, D, None)
         self._send(FitBegun(self.job, 0, 0.0), np.zeros(0))
         return steps
 
-    def _resumed(self, nmf: NMF, A: torch.Tensor) -> Generator[None, None, core.FitSteps | None]:
+    def _resumed(self, nmf: NMF, data: "Data") -> Generator[None, None, core.FitSteps | None]:
         """The fit from its checkpoint on; None where there is none that can be used."""
         place = self._fit.checkpoint
         if place is None or not os.path.exists(place.path):
@@ -131,7 +134,7 @@ class Fitting:
             checkpoint = yield from checkpoint_file.read_steps(Path(place.path))
             _check_of(checkpoint.told, self._fit)
             tensors = {name: torch.from_numpy(array) for name, array in checkpoint.arrays.items()}
-            steps = nmf.fit_steps(A, max_iter=self._fit.max_iter, state={**checkpoint.told.numbers, **tensors})
+            steps = data.steps(nmf, None, {**checkpoint.told.numbers, **tensors})
         except (CheckpointUnusable, InvalidParameter, OSError) as error:
             logger.warning("job %s starts again, for its checkpoint cannot be used: %s", self.job, error)
             return None
@@ -186,8 +189,54 @@ class Fitting:
 
     def _progress(self, told: core.FitProgress) -> FitProgress:
         return FitProgress(
-            self.job, told.iteration, told.loss, told.relative_error, told.kkt_residual, self._seconds()
+            self.job,
+            told.iteration,
+            told.max_iter,
+            told.loss,
+            told.relative_error,
+            told.kkt_residual,
+            self._seconds(),
         )
+
+
+class Data(Protocol):
+    """The activations of a fit, and how they are fitted."""
+
+    def steps(self, nmf: NMF, D: np.ndarray | None, state: State | None) -> core.FitSteps: ...
+
+    def measure(self, nmf: NMF) -> Generator[None, None, dict[str, object]]:
+        """The metrics of the dictionary, once it is fitted."""
+
+
+class Mapped:
+    """One file, all of it at once."""
+
+    def __init__(self, fit: Fit) -> None:
+        shape = fit.rows, fit.n_features
+        self._max_iter = fit.max_iter
+        self._A = torch.from_numpy(np.memmap(fit.path, np.float32, "c", fit.data_offset, shape))  # "c": never written
+
+    def steps(self, nmf: NMF, D: np.ndarray | None, state: State | None) -> core.FitSteps:
+        return nmf.fit_steps(self._A, max_iter=self._max_iter, D=D, state=state)
+
+    def measure(self, nmf: NMF) -> Generator[None, None, dict[str, object]]:
+        return measure_steps(self._A, nmf.Z_, nmf.get_dictionary())
+
+
+class InPlace:
+    """Many files, a batch of rows at a time."""
+
+    def __init__(self, fit: Fit, files: Files) -> None:
+        self._epochs = files.epochs
+        self._rows = FileRows(files, fit.n_features)
+
+    def steps(self, nmf: NMF, D: np.ndarray | None, state: State | None) -> core.FitSteps:
+        return nmf.fit_online_steps(self._rows, self._epochs, D=D, state=state)
+
+    def measure(self, nmf: NMF) -> Generator[None, None, dict[str, object]]:
+        D = nmf.get_dictionary()
+        batches = opened(self._rows, activations(D.shape[1]), batch_rows_for(D.shape[1], len(D)))
+        return measure_online_steps(batches, D)
 
 
 class Writing:

@@ -4,6 +4,8 @@ from typing import Literal, get_args
 
 import msgspec
 
+from app.npy_file import DataFile
+
 Task = Literal["encode", "decode"]
 Dtype = Literal["float32", "float64"]
 Solver = Literal["hals", "mu", "pgd", "anls"]
@@ -52,9 +54,19 @@ class CheckpointPlace(msgspec.Struct, frozen=True):
     interval_seconds: float
 
 
+class Files(msgspec.Struct, frozen=True):
+    """The npy files of an online fit, in a directory whose real path is ``root``: read in place, ``epochs`` times."""
+
+    root: str
+    files: list[DataFile]
+    clip: bool
+    epochs: int
+
+
 class Fit(Message, frozen=True):
     """Fit a dictionary to the activations in a file: float32, C order, from ``data_offset`` on.
 
+    With ``online`` it is an online fit of the files named there instead; ``path`` and ``data_sha256`` are empty then.
     ``start`` is the dictionary to start from, as ``name@version``; ``init`` says how to start where there is none.
     ``data_sha256`` is that of the activations. With a place for checkpoints, the fit goes on from the one there.
     """
@@ -73,6 +85,7 @@ class Fit(Message, frozen=True):
     start: str | None = None
     data_sha256: str = ""
     checkpoint: CheckpointPlace | None = None
+    online: Files | None = None
 
 
 class CancelFit(Message, frozen=True):
@@ -138,6 +151,7 @@ class FitProgress(Message, frozen=True):
 
     job: str
     iteration: int
+    max_iter: int
     loss: float | None
     relative_error: float | None
     kkt_residual: float | None

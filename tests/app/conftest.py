@@ -14,6 +14,7 @@ from app.main import create_app
 from app.settings import Settings
 from app.store import Store
 from app.supervisor import Health, JobListener, Supervisor
+from app.worker.file_rows import FileRows
 from app.worker.frames import Frame, Rows
 from app.worker.messages import (
     CancelFit,
@@ -77,14 +78,17 @@ class WorkerDouble(Supervisor):
         self._listener = listener
         begun, losses = self.checkpoint or (FitBegun(job, 0, 0.0), [])
         listener(Frame(msgspec.structs.replace(begun, job=job), [np.array(losses)]))
-        listener(Frame(FitProgress(job, begun.iteration + 1, 2.0, 0.5, 0.1, 0.01)))
+        listener(Frame(FitProgress(job, begun.iteration + 1, message.max_iter, 2.0, 0.5, 0.1, 0.01)))
         if self.dies_on_fits:
             self.dies_on_fits -= 1
             listener(None)
             return
         if not self.fits_hang:
             shape = (message.rows, message.n_features)
-            A = np.memmap(message.path, np.float32, "r", message.data_offset, shape)
+            if message.online is not None:
+                A = FileRows(message.online, message.n_features)[0 : message.rows]
+            else:
+                A = np.memmap(message.path, np.float32, "r", message.data_offset, shape)
             D = np.resize(A, (message.nb_concepts, message.n_features)).astype(np.float32)
             metrics = np.frombuffer(orjson.dumps({"relative_error": 0.5}), np.uint8)
             listener(Frame(Fitted(job, 0.01), [D, metrics, np.array([*losses, 2.0])]))

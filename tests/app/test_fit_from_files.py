@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from fastapi.testclient import TestClient
 
-from app import data_files
+from app import data_files, npy_file
 from app.main import create_app
 from app.settings import Settings
 from app.store import Store
@@ -206,15 +206,22 @@ def test_off_by_default(settings: Settings, worker: WorkerDouble) -> None:
         assert "DICTSERVE_DATA_DIR" in answer.json()["detail"]
 
 
-def test_more_than_the_disk_has_room_for(client: TestClient, data: Path, store: Store) -> None:
-    """A sparse file: it claims 400 GB of zeros and takes no room itself."""
+def test_more_than_the_disk_has_room_for(settings: Settings, worker: WorkerDouble, data: Path) -> None:
+    """A sparse file: it claims 4 TB in float32, and takes no room itself. (Read in place it needs none.)"""
     shape = (100_000_000, 10_000)
     with (data / "huge.npy").open("wb") as file:
         np.lib.format.write_array_header_1_0(file, {"descr": "|u1", "fortran_order": False, "shape": shape})
         file.truncate(file.tell() + shape[0] * shape[1])
-    answer = client.post("/fit", json=FIT | {"files": ["huge.npy"]})
-    assert (answer.status_code, answer.json()["type"]) == (507, "store-full"), answer.text
-    assert list(store.activations.iterdir()) == []
+    worker.fits_hang = True
+    staging = settings.model_copy(update={"online_fit_bytes": 10**15})
+    with TestClient(create_app(staging, supervisor=worker)) as client:
+        answer = client.post("/fit", json=FIT | {"files": ["huge.npy"]})
+        assert (answer.status_code, answer.json()["type"]) == (507, "store-full"), answer.text
+        assert list(Store(settings.store).activations.iterdir()) == []
+    with TestClient(create_app(settings, supervisor=worker)) as client:
+        job = client.post("/fit", json=FIT | {"files": ["huge.npy"]}).json()
+        assert job["parameters"]["online"], job
+        client.delete(f"/jobs/{job['id']}")
 
 
 @pytest.mark.parametrize(
@@ -298,15 +305,15 @@ def test_a_file_that_changes_before_the_fit_starts_fails_it(
 def slow(data: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[list[int]]:
     """Staging of a row at a time, each of which takes a while; the rows that were read."""
     read: list[int] = []
-    fill = data_files._Open._fill
+    fill = npy_file.NpyFile._fill
 
-    def slowly(self: data_files._Open, values: np.ndarray, offset: int) -> None:
+    def slowly(self: npy_file.NpyFile, values: np.ndarray, offset: int) -> None:
         read.append(offset)
         time.sleep(0.05)
         fill(self, values, offset)
 
     monkeypatch.setattr(data_files, "SLICE_BYTES", 1)
-    monkeypatch.setattr(data_files._Open, "_fill", slowly)
+    monkeypatch.setattr(npy_file.NpyFile, "_fill", slowly)
     return read
 
 
@@ -357,3 +364,62 @@ def test_a_key_is_of_the_files_that_are_named(client: TestClient, data: Path) ->
     assert client.post("/fit", json=FIT, headers=headers).json()["id"] == first["id"]
     other = client.post("/fit", json=FIT | {"files": ["layer4/a.npy"]}, headers=headers)
     assert other.json()["type"] == "idempotency-key-reused"
+
+
+# --- online fits ------------------------------------------------------------------------------------------------
+
+
+def test_past_a_size_or_where_epochs_are_given_a_fit_of_files_is_online(
+    settings: Settings,
+    worker: WorkerDouble,
+) -> None:
+    small = settings.model_copy(update={"online_fit_bytes": A.nbytes - 1})
+    for given, fields, epochs in (
+        (settings, {}, None),
+        (settings, {"epochs": 2}, 2),
+        (small, {}, 3),
+        (small, {"epochs": 7}, 7),
+        (small, {"epochs": 7, "max_iter": 4}, 4),
+        (small.model_copy(update={"online_fit_bytes": A.nbytes}), {}, None),
+    ):
+        with TestClient(create_app(given, supervisor=worker)) as client:
+            job = ended(client, client.post("/fit", json=FIT | fields).json()["id"])
+            assert job["state"] == "succeeded", job
+            told = client.get("/dictionaries/layer4").json()
+        online = worker.fits[-1].online
+        parameters = job["parameters"]
+        assert isinstance(parameters, dict)
+        assert told["parameters"] == parameters
+        assert (parameters.get("online"), parameters.get("epochs")) == (None if epochs is None else True, epochs)
+        assert (None if online is None else online.epochs) == epochs
+        assert told["data"]["rows"] == 10
+        assert [file["name"] for file in told["data"]["files"]] == ["layer4/a.npy", "layer4/b.npy"]
+        assert ("sha256" in told["data"]) == (epochs is None)
+
+
+@pytest.mark.parametrize(
+    ("fields", "where", "said"),
+    [
+        ({"epochs": 0}, "epochs", "greater than or equal to 1"),
+        ({"epochs": 2, "solver": "mu"}, "solver", "only `hals` fits online"),
+        ({"epochs": 2, "files": None, "data": A.tolist()}, "epochs", "only with `files`"),
+    ],
+)
+def test_what_no_online_fit_can_do(client: TestClient, fields: dict[str, object], where: str, said: str) -> None:
+    request = {name: x for name, x in (FIT | fields).items() if x is not None}
+    answer = client.post("/fit", json=request)
+    assert (answer.status_code, answer.json()["errors"][0]["loc"][0]) == (422, where), answer.text
+    assert said in answer.json()["detail"]
+
+
+def test_nothing_is_staged_and_the_progress_is_in_batches(
+    client: TestClient, worker: WorkerDouble, store: Store
+) -> None:
+    worker.fits_hang = True
+    id = client.post("/fit", json=FIT | {"epochs": 2}).json()["id"]
+    deadline = time.monotonic() + 10
+    while client.get(f"/jobs/{id}").json()["progress"]["iteration"] == 0:
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    assert list(store.activations.iterdir()) == []
+    assert client.delete(f"/jobs/{id}").json()["state"] == "cancelled"

@@ -30,7 +30,7 @@ MESSAGES: list[Message] = [
     Solved(2**60),
     Failed("job", "NegativeValues", "ä"),
     Ready("cuda:0", {"torch": "2"}),
-    FitProgress("job", 3, None, 0.5, None, 1.5),
+    FitProgress("job", 3, 9, None, 0.5, None, 1.5),
     Fit("job", "/a b", 128, 10**9, 5, 6, "hals", 7, 1e-4, "auto", 0),
     Fit("job", "/a", 0, 1, 2, 3, "mu", 4, 0, "random", 5, "a@1", "digest", CheckpointPlace("/b", "/c", 30.0)),
     StopFit("job"),
