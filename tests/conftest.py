@@ -31,7 +31,13 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def _counted(reporter: pytest.TerminalReporter) -> dict[str, int]:
     """How many fault cases ended how."""
     return {
-        outcome: len({report.nodeid for report in reporter.stats.get(outcome, []) if "fault" in report.keywords})
+        outcome: len(
+            {  # of a file that is skipped, or cannot be read, the report has no keywords
+                report.nodeid
+                for report in reporter.stats.get(outcome, [])
+                if "fault" in getattr(report, "keywords", ())
+            }
+        )
         for outcome in ("passed", "failed", "error", "skipped")
     }
 

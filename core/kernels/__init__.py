@@ -7,6 +7,8 @@ All tensors are contiguous, on one device and of one float dtype. Which implemen
 nowhere else.
 """
 
+from functools import cache
+from importlib.util import find_spec
 from types import ModuleType
 
 import torch
@@ -24,7 +26,7 @@ def descend(
     max_sweeps: int,
     share: float,
 ) -> torch.Tensor:
-    """Coordinate descent from the given codes, in place: Z (rows, k) and its gradient G = Z·B − C.
+    """Coordinate descent from the given codes Z (rows, k), in place; their gradient G = Z·B − C is used up.
 
     Each row is swept until a sweep's progress (the sum of δ²·B_jj) falls to `share` of its first's, or
     `max_sweeps` times.
@@ -68,4 +70,16 @@ def _inverse(diagonal: torch.Tensor) -> torch.Tensor:
 
 
 def _implementation(x: torch.Tensor) -> ModuleType:
-    return cpu if x.device.type == "cpu" else blocked
+    if x.device.type == "cpu":
+        return cpu
+    return _of_cuda() if x.device.type == "cuda" and x.dtype == torch.float32 else blocked
+
+
+@cache
+def _of_cuda() -> ModuleType:
+    """Plain torch where there is no Triton, which CUDA builds of torch bring along."""
+    if find_spec("triton") is None:
+        return blocked
+    from core.kernels import cuda
+
+    return cuda

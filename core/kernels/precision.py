@@ -1,0 +1,64 @@
+"""Matrix products on CUDA, each with the precision that it is asked for.
+
+Torch has one switch for all float32 products of a process; here it is turned for one product at a time and turned
+back, under a lock, so that no other product of ours meets it. On other devices all precisions are the device's own.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from enum import Enum
+from threading import Lock
+
+import torch
+
+_turned = Lock()
+
+# TF32 keeps ten bits of float32's twenty-three after the point; the rest of a number, rounded likewise, keeps nearly
+# all that is left.
+_KEPT_BITS = -(1 << 13)
+
+
+class Precision(Enum):
+    """How float32 factors are multiplied; sums are float32 in all.
+
+    Values:
+        TF32: factors rounded to eleven bits, at the tensor cores' rate; relative error about 5e-4 a term.
+        SPLIT: each factor as the sum of two of TF32, three products in all; about 5e-7 a term.
+        FLOAT32: as they are, without tensor cores.
+    """
+
+    TF32 = "tf32"
+    SPLIT = "split"
+    FLOAT32 = "float32"
+
+
+def product(
+    X: torch.Tensor, Y: torch.Tensor, precision: Precision, *, less: torch.Tensor | None = None
+) -> torch.Tensor:
+    """X·Y, or X·Y − less. Other dtypes than float32 are multiplied as they are."""
+    if X.device.type != "cuda" or X.dtype != torch.float32:
+        return X @ Y if less is None else torch.addmm(less, X, Y, beta=-1)
+    if precision is not Precision.SPLIT:
+        with _tensor_cores(precision is Precision.TF32):
+            return X @ Y if less is None else torch.addmm(less, X, Y, beta=-1)
+    x, y = _leading(X), _leading(Y)
+    with _tensor_cores(True):
+        # the small terms first, and what may cancel last
+        small = torch.addmm((X - x) @ y, x, Y - y)
+        return small.addmm_(x, y) if less is None else small.addmm_(x, y).sub_(less)
+
+
+def _leading(x: torch.Tensor) -> torch.Tensor:
+    """x, its bits beyond TF32's set to zero."""
+    return x.contiguous().view(torch.int32).bitwise_and(_KEPT_BITS).view(torch.float32)
+
+
+@contextmanager
+def _tensor_cores(used: bool) -> Iterator[None]:
+    with _turned:
+        before = torch.backends.cuda.matmul.fp32_precision
+        torch.backends.cuda.matmul.fp32_precision = "tf32" if used else "ieee"
+        try:
+            yield
+        finally:
+            torch.backends.cuda.matmul.fp32_precision = before
