@@ -60,6 +60,7 @@ logger = logging.getLogger("dictserve")
 MAX_WORKER_DEATHS = 2
 MAX_HISTORY = 500
 IDLE_SECONDS = 5.0  # between two looks for jobs that other processes have left
+LOOK_SECONDS = 1.0  # between two looks for what other processes have done to jobs: queued them, ended them
 RETRY_SECONDS = 1.0
 CANCEL_SECONDS = 5.0
 STOP_SECONDS = 10.0  # in which the fit under way ends its iteration and writes its checkpoint, at a stop
@@ -133,11 +134,13 @@ class Fits:
         self._stopping = False
         self._turn = asyncio.Event()  # set, and replaced by the next, each time a job ends
         self._is_leaving = False
+        self._taken_over_at = 0.0
         self._loop: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
         await self._take_over()
-        self._loop = asyncio.create_task(self._run(), name="fits")
+        if self._settings.fits:
+            self._loop = asyncio.create_task(self._run(), name="fits")
 
     def end_waits(self) -> None:
         """Let everybody go who waits for a job or follows one: the service stops, and a job may take hours."""
@@ -252,7 +255,7 @@ class Fits:
                 return job
             # Another process's job turns no event here: look again now and then.
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(turn.wait(), min(remaining, IDLE_SECONDS))
+                await asyncio.wait_for(turn.wait(), min(remaining, LOOK_SECONDS))
 
     async def newest(
         self, limit: int, *, before: str | None = None, state: State | None = None, name: str | None = None
@@ -313,9 +316,9 @@ class Fits:
 
     async def _idle(self) -> None:
         self._wake.clear()
-        try:
-            await asyncio.wait_for(self._wake.wait(), IDLE_SECONDS)
-        except TimeoutError:
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self._wake.wait(), LOOK_SECONDS)
+        if time.monotonic() - self._taken_over_at > IDLE_SECONDS:
             await self._take_over()
 
     async def _take_over(self) -> None:
@@ -335,6 +338,7 @@ class Fits:
             self._jobs.forget_ended(timestamp(oldest))
 
         await self._writes(take_over)
+        self._taken_over_at = time.monotonic()
 
     async def _run_job(self, record: Record) -> None:
         job = record.job
