@@ -254,6 +254,12 @@ def test_large_answers_come_whole_and_each_with_one_id(ray: OnRay, expected: np.
 
 
 @pytest.mark.slow
+def test_a_worker_has_as_many_threads_as_its_replica_has_cpus(ray: OnRay) -> None:
+    worker = ray.clients[0].get("/readyz").json()["worker"]["pid"]
+    assert b"OMP_NUM_THREADS=1" in Path(f"/proc/{worker}/environ").read_bytes().split(b"\0")
+
+
+@pytest.mark.slow
 def test_a_lost_node_leaves_the_other_serving(ray: OnRay, expected: np.ndarray) -> None:
     """The last but one on this cluster."""
     with encoding(ray, expected, through=[0]) as counted, encoding(ray, expected, through=[1]) as of_the_lost:
@@ -294,6 +300,14 @@ def test_serves_schema_takes_the_example() -> None:
     Scale(**application.args)
     told = application.runtime_env["env_vars"]
     assert {name.removeprefix("DICTSERVE_").lower() for name in told} <= set(Settings.model_fields)
+
+
+def test_the_arguments_are_documented() -> None:
+    from app.ray import Scale
+
+    told = (ROOT / "docs" / "scale.md").read_text()
+    for name, field in Scale.model_fields.items():
+        assert f"| `{name}` | `{field.default}` | {field.description} |" in told
 
 
 @pytest.mark.parametrize(
