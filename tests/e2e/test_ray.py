@@ -32,7 +32,7 @@ BODY = npy(HELD_OUT[:200])
 SLOW = npy(np.random.default_rng(0).random((4000, 512), np.float32))  # a fit of it takes seconds
 
 # Ray is imported where it is needed: that takes two seconds, and warns of its own use of pydantic
-pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
+pytestmark = [pytest.mark.filterwarnings("ignore::DeprecationWarning"), pytest.mark.timeout(300)]
 
 
 class OnRay:
@@ -90,7 +90,7 @@ class OnRay:
         for process in Path("/proc").glob("[0-9]*"):
             try:
                 command = (process / "cmdline").read_bytes()
-                parent = int((process / "stat").read_text().rpartition(")")[2].split()[1])
+                parent = parent_of(int(process.name))
             except OSError:  # it has ended
                 continue
             if parent in raylets and command.startswith(f"ray::ServeReplica:dictserve:{deployment}".encode()):
@@ -105,8 +105,7 @@ class OnRay:
             return None
         if answer.status_code != 200:
             return None
-        stat = Path(f"/proc/{answer.json()['worker']['pid']}/stat").read_text()
-        return int(stat.rpartition(")")[2].split()[1])
+        return parent_of(answer.json()["worker"]["pid"])
 
     def until(self, holds: Callable[[], object], seconds: float = 60) -> None:
         deadline = time.monotonic() + seconds
@@ -127,6 +126,10 @@ class OnRay:
             assert answer.status_code == 503, answer.text
             time.sleep(0.1)
         raise AssertionError("no answer")
+
+
+def parent_of(pid: int) -> int:
+    return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
 
 
 @pytest.fixture(scope="module")
@@ -209,13 +212,13 @@ def encoded_on(ray: OnRay, counted: Counter[str], more: int = 50) -> None:
 
 @pytest.mark.slow
 def test_a_lost_replica_costs_nothing_that_another_try_does_not_bring(ray: OnRay, expected: np.ndarray) -> None:
-    lost = ray.replica_of(ray.clients[1])
-    assert lost is not None
+    worker = ray.clients[1].get("/readyz").json()["worker"]["pid"]
+    lost = parent_of(worker)
     before = ray.pids("Dictserve")
     assert lost in before
     with encoding(ray, expected, through=[0, 1]) as counted:
         encoded_on(ray, counted)
-        os.kill(lost, signal.SIGSTOP)  # so that it has requests when it dies
+        os.kill(worker, signal.SIGSTOP)  # so that the replica has begun requests when it dies
         time.sleep(1)
         os.kill(lost, signal.SIGKILL)
         encoded_on(ray, counted)
