@@ -62,7 +62,7 @@ logger = logging.getLogger("dictserve")
 MAX_WORKER_DEATHS = 2
 MAX_HISTORY = 500
 IDLE_SECONDS = 5.0  # between two looks for jobs that other processes have left
-LOOK_SECONDS = 1.0  # between two looks at a job that may run in another process
+LOOK_SECONDS = 1.0  # between two looks for what other processes have done to jobs: queued them, ended them
 RENEWALS = 6  # of a lease, in its time
 RETRY_SECONDS = 1.0
 CANCEL_SECONDS = 5.0
@@ -142,13 +142,15 @@ class Fits:
         self._stopping = False
         self._turn = asyncio.Event()  # set, and replaced by the next, each time a job ends
         self._is_leaving = False
+        self._taken_over_at = 0.0
         self._loop: asyncio.Task[None] | None = None
         self._renewing: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
         await self._take_over()
-        self._loop = asyncio.create_task(self._run(), name="fits")
         self._renewing = asyncio.create_task(self._keep_lease(), name="lease")
+        if self._settings.fits:
+            self._loop = asyncio.create_task(self._run(), name="fits")
 
     def end_waits(self) -> None:
         """Let everybody go who waits for a job or follows one: the service stops, and a job may take hours."""
@@ -357,9 +359,9 @@ class Fits:
 
     async def _idle(self) -> None:
         self._wake.clear()
-        try:
-            await asyncio.wait_for(self._wake.wait(), IDLE_SECONDS)
-        except TimeoutError:
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self._wake.wait(), LOOK_SECONDS)
+        if time.monotonic() - self._taken_over_at > IDLE_SECONDS:
             await self._take_over()
 
     async def _take_over(self) -> None:
@@ -381,6 +383,7 @@ class Fits:
             self._jobs.forget_ended(timestamp(oldest))
 
         await self._writes(take_over)
+        self._taken_over_at = time.monotonic()
 
     async def _run_job(self, record: Record) -> None:
         job = record.job

@@ -91,6 +91,10 @@ class Settings(BaseSettings):
         2048 * MIB, description="Most bytes of prepared dictionaries kept by the worker."
     )
 
+    fits: bool = Field(
+        True,
+        description="Run the fits that wait; `false` leaves them to other processes on the same database and store.",
+    )
     checkpoint_interval_seconds: NonNegativeFloat = Field(
         30,
         description="Time of fitting between two checkpoints, from which an interrupted fit goes on;"

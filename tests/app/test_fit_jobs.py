@@ -325,3 +325,14 @@ def test_too_many_queued_fits(settings: Settings) -> None:
 def test_a_dictionary_that_is_not_there(store: Store) -> None:
     assert store.made_by("digits", "x") is None
     assert store.versions(Reference("digits").name) == []
+
+
+def test_fits_can_be_left_to_another_process(settings: Settings, worker: WorkerDouble) -> None:
+    """As on Ray: who answers runs none, and another on the same store soon finds what was asked for."""
+    idle = WorkerDouble(settings)
+    front = create_app(settings.model_copy(update={"fits": False}), supervisor=idle)
+    with TestClient(front) as client, TestClient(create_app(settings, supervisor=worker)):
+        answer = client.post("/fit", json=FIT, headers={"prefer": "wait=30"})
+        assert (answer.status_code, answer.json()["state"]) == (200, "succeeded")
+        assert client.get("/dictionaries/digits").status_code == 200
+    assert (len(idle.fits), len(worker.fits)) == (0, 1)

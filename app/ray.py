@@ -1,0 +1,154 @@
+"""The service on a Ray cluster: ``serve run app.ray:deployment``.
+
+Two deployments of Ray Serve, which starts their replicas, spreads them over the nodes and replaces those that are
+lost. A replica of ``Dictserve`` is the whole service with a worker of its own, but for fits: it puts them into the
+jobs' database, from which the replicas of ``Fitter`` take them.
+"""
+
+import asyncio
+import os
+from typing import Any, TypeVar
+
+import click
+from fastapi import FastAPI
+from pydantic import BaseModel, ConfigDict, Field, NonNegativeFloat, PositiveInt, ValidationError, model_validator
+from ray import serve
+from ray.serve import Application
+from ray.serve.handle import DeploymentHandle
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from app import logs
+from app.errors import WorkerUnavailable
+from app.fits import STOP_SECONDS
+from app.main import create_app
+from app.services import Services
+from app.settings import Settings
+from app.supervisor import Supervisor
+
+PROXIES = "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH"
+
+M = TypeVar("M", bound=BaseModel)
+
+
+class Scale(BaseModel):
+    """How much of the cluster the service takes: the arguments of ``serve run app.ray:deployment``."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    min_replicas: PositiveInt = Field(1, description="Fewest replicas that answer requests.")
+    max_replicas: PositiveInt = Field(4, description="Most of them.")
+    target_requests: PositiveInt = Field(8, description="Requests in flight at each that their number aims at.")
+    fitters: PositiveInt = Field(1, description="Replicas that run fits.")
+    cpus: NonNegativeFloat = Field(1, description="CPUs of each replica; its worker has as many threads.")
+    gpus: NonNegativeFloat = Field(0, description="GPUs of each replica.")
+
+    @model_validator(mode="after")
+    def _most_is_not_less(self) -> "Scale":
+        if self.max_replicas < self.min_replicas:
+            raise ValueError(f"max_replicas is {self.max_replicas}, less than min_replicas, {self.min_replicas}")
+        return self
+
+
+def deployment(arguments: dict[str, Any]) -> Application:
+    """The service, for Ray Serve to run.
+
+    Args:
+        arguments: fields of ``Scale``. Settings are read from the environment of whoever calls this.
+
+    Raises:
+        click.ClickException: one of either is bad; Serve's command line tells of it in a line.
+    """
+    scale, settings = _read(Scale, "argument", arguments), _absolute(_read(Settings, "setting", {}))
+    # For the proxies of a Ray that `serve run` is about to start; those of one that runs have it from their nodes.
+    os.environ.setdefault(PROXIES, "app.ray_proxy:middlewares")
+    common: dict[str, Any] = {
+        "ray_actor_options": {"num_cpus": scale.cpus, "num_gpus": scale.gpus},
+        "graceful_shutdown_timeout_s": settings.shutdown_grace_seconds + STOP_SECONDS,
+        "logging_config": {"enable_access_log": False},  # ours tells more
+    }
+
+    def app() -> ASGIApp:
+        logs.configure(settings.log_format, settings.log_level)
+        return Passable(create_app(settings.model_copy(update={"fits": False})))
+
+    front = serve.deployment(
+        name="Dictserve",
+        autoscaling_config={
+            "min_replicas": scale.min_replicas,
+            "max_replicas": scale.max_replicas,
+            "target_ongoing_requests": scale.target_requests,
+        },
+        max_ongoing_requests=settings.max_connections,
+        max_queued_requests=settings.max_connections,
+        **common,
+    )(serve.ingress(app)(Dictserve))
+    fitter = serve.deployment(name="Fitter", num_replicas=scale.fitters, **common)(Fitter)
+    return front.bind(fitter.bind(settings))
+
+
+class Dictserve:
+    """A replica that answers requests, by the app that Serve gives it."""
+
+    app: "Passable"
+
+    def __init__(self, fitters: DeploymentHandle[Any]) -> None:
+        """Nothing is asked of the fitters: Serve runs what is bound to what it runs."""
+
+    async def check_health(self) -> None:
+        await _wait_for_worker(self.app.services)
+
+
+class Fitter:
+    """A replica that runs fits."""
+
+    async def __init__(self, settings: Settings) -> None:  # type: ignore[misc]  # Serve awaits it
+        logs.configure(settings.log_format, settings.log_level)
+        self._services = Services(settings, Supervisor(settings))
+        await self._services.start()
+
+    async def check_health(self) -> None:
+        await _wait_for_worker(self._services)
+
+    async def __del__(self) -> None:
+        """What Serve awaits before it ends a replica: the fit under way is left with a checkpoint."""
+        await self._services.stop()
+
+
+class Passable:
+    """The app with bodies in bytes: Ray cannot pass on the memory of an array."""
+
+    def __init__(self, app: FastAPI) -> None:
+        self._app = app
+        self.services: Services = app.state.services
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        async def send_bytes(message: Message) -> None:
+            if "body" in message:
+                message["body"] = bytes(message["body"])
+            await send(message)
+
+        await self._app(scope, receive, send_bytes)
+
+
+async def _wait_for_worker(services: Services) -> None:
+    """A replica's health. Serve gives it no requests before the first time that this has returned, and replaces it
+    where this fails or hangs several times: until then the worker's supervisor is left to bring it back."""
+    try:
+        async with asyncio.timeout(services.settings.worker_start_seconds):
+            await services.supervisor.wait_ready()
+    except TimeoutError:
+        raise WorkerUnavailable("the worker does not start") from None
+
+
+def _absolute(settings: Settings) -> Settings:
+    """Paths as they are here: a replica runs in a directory of Ray's."""
+    paths = {name: getattr(settings, name) for name in ("store", "data_dir", "tokens_file")}
+    return settings.model_copy(update={name: path.absolute() for name, path in paths.items() if path is not None})
+
+
+def _read(model: type[M], what: str, told: dict[str, Any]) -> M:
+    try:
+        return model(**told)
+    except ValidationError as error:
+        bad = [": ".join([" ".join([what, *map(str, e["loc"])]), e["msg"]]) for e in error.errors()]
+        raise click.ClickException("; ".join(bad)) from None
