@@ -206,7 +206,7 @@ class NMF(Estimator, torch.nn.Module):
                 the first two, blocks of rows that follow each other are read in an order drawn for each epoch;
                 batches are taken in their own order, each by its own size.
             epochs: how often each row is read, at most: the fit ends before where an epoch lowers the loss by less
-                than `tol` of it.
+                than `tol` of it (never with `tol` 0).
             batch_rows: of a batch of the first two kinds; by default 4096, fewer where rows are very long.
             D: a dictionary (nb_concepts, n_features) to start from.
             state: of an earlier fit of this A with these parameters, to go on from it.

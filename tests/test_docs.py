@@ -116,7 +116,7 @@ def test_every_path_and_parameter_is_documented() -> None:
         row = re.search(rf"^\| `{name}` \| (.*?) \|", HTTP, re.MULTILINE)
         assert row is not None, name
         if not field.is_required():
-            assert row[1].strip("`") == str(field.default), name
+            assert row[1].strip("`") == ("–" if field.default is None else str(field.default)), name
 
 
 def test_the_store_in_the_docs_is_the_store_on_the_disk(service: Service) -> None:

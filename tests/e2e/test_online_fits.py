@@ -1,0 +1,89 @@
+"""An online fit of files by the real service: killed and gone on with, in memory that does not grow with them."""
+
+import os
+import signal
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tests.e2e.conftest import Service
+
+ROWS, FEATURES, SHARDS = 40_000, 512, 4  # 82 MB in float32 each, of float32
+FIT = {"nb_concepts": 8, "files": ["*.npy"], "tol": 0}
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    data = tmp_path_factory.mktemp("data")
+    rng = np.random.default_rng(0)
+    D = rng.random((16, FEATURES), np.float32)  # more than a fit can tell of, so that there is a loss
+    for shard in range(SHARDS):
+        np.save(data / f"{shard}.npy", rng.standard_exponential((ROWS, 16), np.float32) @ D)
+    return data
+
+
+@pytest.fixture
+def service(tmp_path: Path, data: Path) -> Iterator[Service]:
+    service = Service(
+        tmp_path / "models",
+        DICTSERVE_DATA_DIR=str(data),
+        DICTSERVE_ONLINE_FIT_BYTES="1000000",
+        DICTSERVE_CHECKPOINT_INTERVAL_SECONDS="0.05",
+    ).start()
+    yield service
+    assert service.stop() == 0
+
+
+def begun(service: Service, **parameters: object) -> str:
+    answer = service.client.post("/fit", json={**FIT, **parameters})
+    assert answer.status_code == 202, answer.text
+    id: str = answer.json()["id"]
+    return id
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+def test_a_worker_that_is_killed_goes_on_from_its_checkpoint(service: Service) -> None:
+    id = begun(service, name="killed", epochs=6)
+    service.until(id, "running", iteration=20, seconds=60)
+    until_kept(service)
+    os.kill(service.worker_pid, signal.SIGKILL)
+    job = service.ended(id, 120)
+    assert (job["state"], job["attempts"]) == ("succeeded", 2), job
+    assert job["resumed_from"] > 0
+    assert job["progress"]["iteration"] == job["progress"]["max_iter"]
+    whole = service.ended(begun(service, name="whole", epochs=6), 120)
+    assert whole["resumed_from"] is None
+    told = {name: service.client.get(f"/dictionaries/{name}").json() for name in ("killed", "whole")}
+    assert told["killed"]["metrics"]["relative_error"] == pytest.approx(
+        told["whole"]["metrics"]["relative_error"], rel=1e-3, abs=1e-5
+    )
+    assert told["killed"]["parameters"]["online"] is True
+    assert told["killed"]["metrics"]["metrics_rows"] == ROWS * SHARDS
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+def test_the_memory_of_the_worker_is_flat(service: Service) -> None:
+    """Of 328 MB the worker holds a few batches; what the first fit needs once (a batch's own, and torch's) is there before."""
+    service.ended(begun(service, name="one", files=["0.npy"], epochs=1), 120)
+    peak = peak_bytes(service.worker_pid)
+    job = service.ended(begun(service, name="all", epochs=1), 120)
+    assert job["state"] == "succeeded", job
+    assert peak_bytes(service.worker_pid) - peak < 64 * 1024 * 1024
+
+
+def until_kept(service: Service, seconds: float = 30.0) -> None:
+    """Wait until there is a checkpoint."""
+    deadline = time.monotonic() + seconds
+    while not list((service.store / ".dictserve" / "checkpoints").iterdir()):
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+def peak_bytes(pid: int) -> int:
+    status = Path(f"/proc/{pid}/status").read_text()
+    return 1024 * int(status.partition("VmHWM:")[2].split()[0])
