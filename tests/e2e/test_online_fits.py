@@ -47,15 +47,15 @@ def begun(service: Service, **parameters: object) -> str:
 @pytest.mark.slow
 @pytest.mark.timeout(300)
 def test_a_worker_that_is_killed_goes_on_from_its_checkpoint(service: Service) -> None:
-    id = begun(service, name="killed", epochs=6)
-    service.until(id, "running", iteration=20, seconds=60)
+    id = begun(service, name="killed", epochs=2)
+    service.until(id, "running", iteration=10, seconds=60)
     until_kept(service)
     os.kill(service.worker_pid, signal.SIGKILL)
     job = service.ended(id, 120)
     assert (job["state"], job["attempts"]) == ("succeeded", 2), job
     assert job["resumed_from"] > 0
     assert job["progress"]["iteration"] == job["progress"]["max_iter"]
-    whole = service.ended(begun(service, name="whole", epochs=6), 120)
+    whole = service.ended(begun(service, name="whole", epochs=2), 120)
     assert whole["resumed_from"] is None
     told = {name: service.client.get(f"/dictionaries/{name}").json() for name in ("killed", "whole")}
     assert told["killed"]["metrics"]["relative_error"] == pytest.approx(
@@ -68,7 +68,7 @@ def test_a_worker_that_is_killed_goes_on_from_its_checkpoint(service: Service) -
 @pytest.mark.slow
 @pytest.mark.timeout(300)
 def test_the_memory_of_the_worker_is_flat(service: Service) -> None:
-    """Of 328 MB the worker holds a few batches; what the first fit needs once (a batch's own, and torch's) is there before."""
+    """Of 328 MB the worker holds a few batches; what any fit needs (torch's own, too) it has taken before."""
     service.ended(begun(service, name="one", files=["0.npy"], epochs=1), 120)
     peak = peak_bytes(service.worker_pid)
     job = service.ended(begun(service, name="all", epochs=1), 120)
