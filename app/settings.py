@@ -91,6 +91,9 @@ class Settings(BaseSettings):
         2048 * MIB, description="Most bytes of prepared dictionaries kept by the worker."
     )
 
+    max_ranks: PositiveInt = Field(
+        1, description="Most processes that a fit may ask to be shared out over (`ranks`)."
+    )
     checkpoint_interval_seconds: NonNegativeFloat = Field(
         30,
         description="Time of fitting between two checkpoints, from which an interrupted fit goes on;"

@@ -56,6 +56,8 @@ async def fit(
             raise InvalidFields.at("nb_concepts", msg=f"at most {services.settings.max_concepts}")
         if fields.max_iter > services.settings.max_iterations:
             raise InvalidFields.at("max_iter", msg=f"at most {services.settings.max_iterations}")
+        if fields.ranks > services.settings.max_ranks:
+            raise InvalidFields.at("ranks", msg=f"at most {services.settings.max_ranks}")
         data = await asyncio.to_thread(_data, services.fits, fields, upload)
         take_rows(request, data.rows)
         if services.tracing is not None:
