@@ -99,7 +99,7 @@ def _fit(arguments: argparse.Namespace, parameters: FitParameters, rank: int, si
 
     def tell(message: Message, *arrays: np.ndarray) -> None:
         if isinstance(message, FitProgress):
-            _print_progress(message, parameters.max_iter)
+            _print_progress(message)
         elif isinstance(message, Fitted):
             results.append((message, arrays))
 
@@ -135,9 +135,9 @@ def _quiet(message: Message, *arrays: np.ndarray) -> None:
     """What ranks other than 0 tell."""
 
 
-def _print_progress(told: FitProgress, max_iter: int) -> None:
+def _print_progress(told: FitProgress) -> None:
     loss = "" if told.loss is None else f" loss {told.loss:.6g}, relative error {told.relative_error:.4g},"
-    line = f"iteration {told.iteration}/{max_iter}:{loss} {told.seconds:.1f} s"
+    line = f"iteration {told.iteration}/{told.max_iter}:{loss} {told.seconds:.1f} s"
     print(line, file=sys.stderr, flush=True)
 
 

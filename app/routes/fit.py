@@ -89,7 +89,9 @@ def _data(fits: Fits, fields: FitRequest, upload: Path) -> Staged | Named:
     if fields.data is not None:
         raise InvalidFields.at("files", msg="only without `data`: a fit has one or the other")
     named = fits.data_files.find(fields.files, clip=fields.clip, stage_as=upload.name)
-    epochs = fits.data_files.online_epochs(named, fields.epochs)
+    if fields.epochs is not None and fields.ranks > 1:
+        raise InvalidFields.at("ranks", msg="only 1 with `epochs`: an online fit is one process's")
+    epochs = None if fields.ranks > 1 else fits.data_files.online_epochs(named, fields.epochs)
     if epochs is None:
         fits.uploads.require_room(named.rows, named.n_features)
         return named

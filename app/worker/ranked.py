@@ -207,9 +207,14 @@ class RankedFit:
         return time.monotonic() - self._begun
 
     def _progress(self, told: core.FitProgress) -> FitProgress:
-        iteration = self._iteration_before + told.iteration
         return FitProgress(
-            self._fit.job, iteration, told.loss, told.relative_error, told.kkt_residual, self._seconds()
+            self._fit.job,
+            self._iteration_before + told.iteration,
+            self._fit.max_iter,
+            told.loss,
+            told.relative_error,
+            told.kkt_residual,
+            self._seconds(),
         )
 
 
