@@ -37,6 +37,7 @@ from app.errors import (
 from app.jobs import ENDED, JobLost, Jobs, Record
 from app.leases import Leases
 from app.one_thread import OneThread
+from app.ranks import RankProcesses
 from app.schemas import FitParameters, Job, Progress, State
 from app.settings import Settings
 from app.store import Reference, Store, owner_of, timestamp
@@ -135,6 +136,7 @@ class Fits:
         self._leases = leases
         self._store = store
         self._supervisor = supervisor
+        self._ranks = RankProcesses(settings)
         self._database = ThreadPoolExecutor(1, thread_name_prefix="jobs")
         self._writes = OneThread("jobs-write")  # apart: one that waits for a lock holds up no reader
         self._wake = asyncio.Event()
@@ -164,11 +166,12 @@ class Fits:
         if self._loop is not None:
             if self._running is not None and self._running.on_worker:
                 with contextlib.suppress(WorkerUnavailable):  # of one that is dead the last checkpoint is left
-                    await self._supervisor.tell(StopFit(self._running.job.id))
+                    await self._runner(self._running.job).tell(StopFit(self._running.job.id))
                 await asyncio.wait({self._loop}, timeout=STOP_SECONDS)
             self._loop.cancel()
             with contextlib.suppress(asyncio.CancelledError):
                 await self._loop
+        await self._ranks.stop()
         if self._running is not None:
             try:
                 running = self._running
@@ -313,7 +316,7 @@ class Fits:
         """Have an attempt come to its end before its fit does; what it then writes holds if the job is still its."""
         running.stopped.set()
         with contextlib.suppress(WorkerUnavailable):
-            await self._supervisor.tell(CancelFit(running.job.id))
+            await self._runner(running.job).tell(CancelFit(running.job.id))
 
     def _freshened(self, job: Job) -> Job:
         running = self._running
@@ -432,7 +435,10 @@ class Fits:
         await self._in_thread(self.checkpoints.adopt, job.id)
         events: asyncio.Queue[Frame | None] = asyncio.Queue()
         try:
-            await self._supervisor.tell_job(job.id, self._fit_message(record), events.put_nowait)
+            if (ranks := _ranks_of(job)) > 1:
+                await self._ranks.tell_job(job.id, self._fit_message(record), events.put_nowait, ranks)
+            else:
+                await self._supervisor.tell_job(job.id, self._fit_message(record), events.put_nowait)
             running.on_worker = True
         except WorkerUnavailable:
             await self._requeue(running, worker_died=False)
@@ -546,10 +552,14 @@ class Fits:
         except JobsUnavailable as error:
             logger.warning("the progress of job %s cannot be written: %s", running.job.id, error)
 
+    def _runner(self, job: Job) -> Supervisor | RankProcesses:
+        """Where the job runs."""
+        return self._ranks if _ranks_of(job) > 1 else self._supervisor
+
     def _fit_message(self, record: Record) -> Fit:
         data = record.data
-        of_files = ("files", "online", "epochs")
-        parameters = {name: value for name, value in record.job.parameters.items() if name not in of_files}
+        elsewhere = ("files", "online", "epochs", "ranks")
+        parameters = {name: value for name, value in record.job.parameters.items() if name not in elsewhere}
         if parameters["init"] not in INIT_METHODS:
             parameters |= {"init": "auto", "start": parameters["init"]}
         online = data.get("epochs") is not None
@@ -592,6 +602,12 @@ class Fits:
     async def _in_thread(self, call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         loop = asyncio.get_running_loop()
         return await loop.run_in_executor(self._database, lambda: call(*args, **kwargs))
+
+
+def _ranks_of(job: Job) -> int:
+    """How many processes share out its rows; jobs of earlier versions do not say."""
+    ranks: int = job.parameters.get("ranks", 1)
+    return ranks
 
 
 def history_of(losses: np.ndarray) -> list[tuple[int, float]]:

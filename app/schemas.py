@@ -69,6 +69,9 @@ class FitParameters(Fields):
         "Large files are fitted so, by default in 3 epochs; given a number, any are. `hals` alone.",
     )
     seed: int = Field(0, ge=0, lt=2**63, description="Seed of what is random; the same seed, the same dictionary.")
+    ranks: int = Field(
+        1, ge=1, description="Processes that share out the rows; more than 1 only where the service allows it."
+    )
 
 
 def _data_or_files(schema: dict[str, Any]) -> None:

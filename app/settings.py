@@ -95,6 +95,9 @@ class Settings(BaseSettings):
         True,
         description="Run the fits that wait; `false` leaves them to other processes on the same database and store.",
     )
+    max_ranks: PositiveInt = Field(
+        1, description="Most processes that a fit may ask to be shared out over (`ranks`)."
+    )
     checkpoint_interval_seconds: NonNegativeFloat = Field(
         30,
         description="Time of fitting between two checkpoints, from which an interrupted fit goes on;"

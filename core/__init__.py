@@ -16,8 +16,9 @@ if TYPE_CHECKING:
     from core.fit import FitSteps
     from core.nmf import NMF
     from core.progress import FitProgress
+    from core.ranks import ProcessGroup
 
-__all__ = ["NMF", "Dictionary", "Encoded", "FitProgress", "FitSteps"]
+__all__ = ["NMF", "Dictionary", "Encoded", "FitProgress", "FitSteps", "ProcessGroup"]
 
 _HOME = {
     "NMF": "core.nmf",
@@ -25,6 +26,7 @@ _HOME = {
     "Encoded": "core.dictionary",
     "FitProgress": "core.progress",
     "FitSteps": "core.fit",
+    "ProcessGroup": "core.ranks",
 }
 
 

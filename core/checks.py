@@ -71,7 +71,13 @@ def _checked(
 
 
 def check_shape(
-    x: Array, *, width: int | None = None, width_name: str, name: str, width_of: str = "this dictionary"
+    x: Array,
+    *,
+    width: int | None = None,
+    width_name: str,
+    name: str,
+    width_of: str = "this dictionary",
+    least_rows: int = 1,
 ) -> Array:
     """`x` with two dimensions, once its dtype and shape are right; its values are not looked at."""
     if not isinstance(x, np.ndarray):
@@ -79,7 +85,7 @@ def check_shape(
     check_dtype(x.dtype, name=name)
     if x.ndim == 1:
         x = x[None, :]
-    check_size(x.shape, width=width, width_name=width_name, name=name, width_of=width_of)
+    check_size(x.shape, width=width, width_name=width_name, name=name, width_of=width_of, least_rows=least_rows)
     return x
 
 
@@ -95,11 +101,12 @@ def check_size(
     width_name: str,
     name: str,
     width_of: str = "this dictionary",
+    least_rows: int = 1,
 ) -> None:
-    """Two dimensions, neither of them empty, and the width that `width_of` has."""
+    """Two dimensions, neither of them empty (unless no rows will do), and the width that `width_of` has."""
     if len(shape) != 2:
         raise WrongShape(f"{name} have {len(shape)} dimensions {shape}; use (rows, {width_name})")
-    if 0 in shape:
+    if shape[0] < least_rows or shape[1] == 0:
         raise WrongShape(f"{name} are empty, of shape {shape}; at least one row and one column are needed")
     if width is not None and shape[1] != width:
         raise WrongShape(f"{name} have {shape[1]} columns; {width_of} has {width} {width_name}")

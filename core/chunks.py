@@ -5,6 +5,7 @@ from typing import cast
 
 import torch
 
+from core.ranks import ALONE, Ranks
 from core.scaling import exponents_of, times_power_of_two
 from core.sparse import SparseRows
 
@@ -23,22 +24,27 @@ class Chunks:
     A sparse chunk is a `SparseRows` that takes the place of a tensor: `block @ X` and `block.T @ X` stay sparse,
     whatever else torch does to it makes that one chunk dense.
 
+    Of a fit over several ranks these are the rows of one; what `survey` finds is told of all rows.
+
     Where the largest value is extraordinary, every chunk is scaled as it is read by the one power of two that
     brings that value near one.
 
     Attributes, known once `survey` has run:
+        all_rows: how many rows A has; `n_rows` of them are this rank's.
         exponent: A = (what is read)·2^exponent; 0 where the values are ordinary.
         mean, energy: mean value and sum of squares of what is read.
     """
 
+    all_rows: int
     exponent: int
     mean: float
     energy: float
 
-    def __init__(self, A: torch.Tensor | SparseRows, nb_concepts: int) -> None:
+    def __init__(self, A: torch.Tensor | SparseRows, nb_concepts: int, ranks: Ranks = ALONE) -> None:
         self.A = cast(torch.Tensor, A)
         self.n_rows, self.n_features = A.shape
         self.nb_concepts = nb_concepts
+        self.ranks = ranks
         self.size = chunk_size(self.n_features, nb_concepts)
         if isinstance(A, SparseRows):
             most = min(MOST_SPARSE_ROWS, MOST_DENSE_VALUES // self.n_features)
@@ -55,9 +61,11 @@ class Chunks:
                 total += float(values.sum(dtype=torch.float64))
                 energy += float(torch.linalg.vector_norm(values, dtype=torch.float64)) ** 2
             yield
+        self.all_rows = int(self.ranks.total(self.n_rows))
+        peak, total, energy = self.ranks.most(peak), self.ranks.total(total), self.ranks.total(energy)
         exponents = exponents_of(torch.tensor([peak]))
         self.exponent = 0 if exponents is None else int(exponents)
-        self.mean = total / (self.n_rows * self.n_features) * 2.0**-self.exponent
+        self.mean = total / (self.all_rows * self.n_features) * 2.0**-self.exponent
         self.energy = energy * 4.0**-self.exponent
 
     def __iter__(self) -> Iterator[tuple[slice, torch.Tensor]]:

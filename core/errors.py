@@ -9,6 +9,7 @@
     │   └── OutOfRange                     too large or too small for float32 arithmetic
     ├── InvalidParameter (ValueError)      a parameter outside its range
     ├── UnknownSolver (ValueError, AssertionError)
+    ├── RankLost (RuntimeError)            another process of the fit has ended
     └── NotFitted (ValueError, AttributeError)  the model has no dictionary yet
 
 Each message says which value was wrong, where it first was and what would be right, and never holds the array
@@ -50,6 +51,10 @@ class InvalidParameter(CoreError, ValueError):
 
 class UnknownSolver(CoreError, ValueError, AssertionError):
     """No solver has this name. Callers of similar libraries catch either of the built-in errors."""
+
+
+class RankLost(CoreError, RuntimeError):
+    """Another rank of a fit over several processes has ended, or does not answer any more."""
 
 
 class NotFitted(CoreError, ValueError, AttributeError):

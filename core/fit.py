@@ -8,11 +8,13 @@ import torch
 from core import state as states
 from core.chunks import Chunks
 from core.errors import OutOfRange, WrongShape
-from core.initial import DEFAULT_START, STARTS, concepts_for, given
+from core.initial import DEFAULT_START, STARTS, all_finite, concepts_for, given
 from core.inputs import Form, Source, read_steps
 from core.progress import FitProgress, tell
-from core.solvers import solver_named
+from core.ranks import ALONE, Ranks
+from core.solvers import SOLVERS, solver_named
 from core.solvers.alternating import Past
+from core.sparse import SparseRows
 from core.state import State
 
 # Told of each completed iteration; where it returns True, the fit ends with what it has.
@@ -47,6 +49,7 @@ class Fit:
     D: torch.Tensor | None = None
     callback: Callback | None = None
     saved: State | None = None
+    ranks: Ranks = ALONE
     _codes: torch.Tensor | None = field(default=None, init=False)
     _past: Past = field(default_factory=Past, init=False)
     _chunks: Chunks | None = field(default=None, init=False)
@@ -70,9 +73,10 @@ class Fit:
 
     def steps(self, source: Source, form: Form) -> Generator[FitProgress, None, Fitted]:
         told = FitProgress(0, self.max_iter) if self.saved is None else states.progress(self.saved, self.max_iter)
-        A = yield from tell(read_steps(source, form, self.device), told)
-        self.check_shape(A.shape)
-        chunks = Chunks(A, self.nb_concepts)
+        A = yield from tell(self.ranks.agreed(self._read(source, form)), told)
+        if self.ranks.size > 1:
+            self._agree(*A.shape)
+        chunks = Chunks(A, self.nb_concepts, self.ranks)
         yield from tell(chunks.survey(), told)
         if chunks.energy == 0 and self.saved is None:
             yield replace(told, loss=0.0, relative_error=0.0, kkt_residual=0.0, converged=True)
@@ -96,7 +100,7 @@ class Fit:
                 told = replace(told, loss=loss)
                 if told.iteration > len(losses):
                     losses.append(loss)
-                    if self.callback is not None and self.callback(told):
+                    if self.ranks.any(self.callback is not None and bool(self.callback(told))):
                         # Z is that of the iteration, but a solver need not have written D yet
                         D = yield from tell(concepts_for(chunks, Z), told)
                         break
@@ -104,6 +108,32 @@ class Fit:
         self._codes = None  # what comes now changes Z, and is no iteration
         yield from tell(_with_unit_concepts(Z, D, chunks), told)
         return Fitted(Z, D, losses)
+
+    def _read(self, source: Source, form: Form) -> Generator[None, None, torch.Tensor | SparseRows]:
+        A = yield from read_steps(source, form, self.device)
+        self.check_shape(A.shape)
+        return A
+
+    def _agree(self, n_rows: int, n_features: int) -> None:
+        """Raises InvalidParameter, on all ranks, where one was told otherwise; all then draw the same numbers."""
+        self.ranks.require_same(
+            {
+                "n_features": n_features,
+                "nb_concepts": self.nb_concepts,
+                "max_iter": self.max_iter,
+                "tol": self.tol,
+                "the solver's place in its list": list(SOLVERS).index(self.solver),
+                "the start's place in its list": list(STARTS).index(self.init or DEFAULT_START),
+                "whether Z is given": self.Z is not None,
+                "whether D is given": self.D is not None,
+                "the state's iteration": 0 if self.saved is None else float(self.saved["iteration"]),
+            }
+        )
+        if self.ranks.total(n_rows) == 0:
+            raise WrongShape(f"none of the {self.ranks.size} ranks has any rows of activations")
+        high, low = divmod(self.generator.initial_seed(), 2**32)
+        of_first = self.ranks.first(high, low)
+        self.generator.manual_seed(int(of_first[0]) * 2**32 + int(of_first[1]))
 
 
 class FitSteps(Iterator[FitProgress]):
@@ -144,5 +174,5 @@ def _with_unit_concepts(Z: torch.Tensor, D: torch.Tensor, chunks: Chunks) -> Gen
     for rows in chunks.slices():
         Z[rows] *= norms * 2.0**chunks.exponent
         yield
-    if not bool(torch.isfinite(Z.amax())):
+    if chunks.ranks.any(not all_finite(Z)):
         raise OutOfRange("the codes of this fit exceed float32; divide the activations by 1000 or more")

@@ -33,7 +33,10 @@ def random(chunks: Chunks, nb_concepts: int, generator: torch.Generator) -> Star
     scale = (chunks.mean / nb_concepts) ** 0.5
     device = chunks.A.device
     D = torch.randn(nb_concepts, chunks.n_features, generator=generator).abs_().mul_(scale).to(device)
+    chunks.ranks.share(D)
     Z = torch.empty(chunks.n_rows, nb_concepts, device=device)
+    if chunks.ranks.rank > 0:  # the others' numbers are not to be the same
+        generator = torch.Generator().manual_seed(generator.initial_seed() + chunks.ranks.rank)
     for rows, _ in chunks:
         Z[rows] = torch.randn(Z[rows].shape, generator=generator).abs_().mul_(scale)
         yield
@@ -48,9 +51,9 @@ def nndsvda(chunks: Chunks, nb_concepts: int, generator: torch.Generator) -> Sta
     each, is of the size of A; and concepts beyond the rank (or beyond 256) start as data rows, so that any shape
     will do.
     """
-    n, d, device = chunks.n_rows, chunks.n_features, chunks.A.device
-    components = min(nb_concepts, n, d, MOST_COMPONENTS)
-    Z = torch.empty(n, nb_concepts, device=device)
+    d, device, ranks = chunks.n_features, chunks.A.device, chunks.ranks
+    components = min(nb_concepts, chunks.all_rows, d, MOST_COMPONENTS)
+    Z = torch.empty(chunks.n_rows, nb_concepts, device=device)
     fill = FILL_SHARE * (chunks.mean / nb_concepts) ** 0.5
     yield
 
@@ -60,7 +63,9 @@ def nndsvda(chunks: Chunks, nb_concepts: int, generator: torch.Generator) -> Sta
         for _, block in chunks:
             Y += block.T @ (block @ Q)
             yield
+        ranks.total(0, Y)
         Q = torch.linalg.qr(Y)[0].float()
+        ranks.share(Q)
         yield
 
     # A·Q is kept in Z's place; its gram gives the singular values, and the rotation to left vectors in place
@@ -70,7 +75,9 @@ def nndsvda(chunks: Chunks, nb_concepts: int, generator: torch.Generator) -> Sta
         Z[rows, :components] = projected
         gram += projected.T @ projected
         yield
+    ranks.total(0, gram)
     squares, rotation = torch.linalg.eigh(gram)
+    ranks.share(squares, rotation)
     squares, rotation = squares.flip(0).clamp(min=0), rotation.flip(1).float()
     rank = int((squares > RANK_SHARE**2 * squares[0]).sum())
     V = (Q @ rotation[:, :rank]).T
@@ -84,6 +91,7 @@ def nndsvda(chunks: Chunks, nb_concepts: int, generator: torch.Generator) -> Sta
         halves[1] += U.clamp(max=0).square().sum(dim=0)
         yield
 
+    ranks.total(0, halves)
     u_norms = halves.sqrt().float()
     v_norms = torch.stack([V.clamp(min=0).norm(dim=1), V.clamp(max=0).norm(dim=1)])
     size = u_norms * v_norms
@@ -93,6 +101,7 @@ def nndsvda(chunks: Chunks, nb_concepts: int, generator: torch.Generator) -> Sta
     D = torch.empty(nb_concepts, d, device=device)
     D[:rank] = (V * sign[:, None]).clamp(min=0) * (size.sqrt() / v_norm)[:, None]
     D[rank:] = yield from _data_rows(chunks, nb_concepts - rank, generator)
+    ranks.share(D, sign, size, u_norm)
     D[ZERO_SHARE * fill > D] = fill
     for rows in chunks.slices():
         z = Z[rows]
@@ -120,12 +129,13 @@ def given(chunks: Chunks, Z: torch.Tensor | None, D: torch.Tensor | None) -> Sta
     fill = FILL_SHARE * (chunks.mean / chunks.nb_concepts) ** 0.5
     if D is None:
         assert Z is not None  # noqa: S101 - one of the two is given
-        Z = yield from _scaled(chunks, Z, 1 / _or_one(torch.linalg.vector_norm(Z, dim=0, dtype=torch.float64)))
+        Z = yield from _scaled(chunks, Z, 1 / _or_one(_column_norms(chunks, Z)))
         D = yield from concepts_for(chunks, Z)
         D[D == 0] = fill
         return Z, D
     norms = torch.linalg.vector_norm(D, dim=1, dtype=torch.float64)
     D = (D / _or_one(norms)[:, None]).float()
+    chunks.ranks.share(D, norms)
     if Z is None:
         Z = yield from codes_for(chunks, D)
         Z[Z == 0] = fill
@@ -154,11 +164,13 @@ def concepts_for(chunks: Chunks, Z: torch.Tensor) -> Generator[None, None, torch
         gram += Z[rows].T @ Z[rows]
         cross += block.T @ Z[rows]
         yield
+    chunks.ranks.total(0, gram, cross)
     concepts, G, B = torch.zeros(d, k, device=Z.device), -cross.float(), gram.float()
     inverse = kernels.inverse_diagonal(B)
     for features in slices(d, chunk_size(0, k)):
         kernels.descend(concepts[features], G[features], B, inverse, max_sweeps=SWEEPS, share=SWEEP_SHARE)
         yield
+    chunks.ranks.share(concepts)
     return concepts.T.contiguous()
 
 
@@ -168,11 +180,26 @@ def _scaled(chunks: Chunks, Z: torch.Tensor, scales: torch.Tensor) -> Generator[
     for rows in chunks.slices():
         scaled[rows] = Z[rows].double() * scales
         yield
-    if not bool(torch.isfinite(scaled.amax())):
+    if chunks.ranks.any(not all_finite(scaled)):
         raise OutOfRange(
             "the given Z and D multiply to values beyond float32; pass a Z and D whose product is near A"
         )
     return scaled
+
+
+def _column_norms(chunks: Chunks, Z: torch.Tensor) -> torch.Tensor:
+    """Of Z (n, k), float64 (k,)."""
+    norms: torch.Tensor = torch.linalg.vector_norm(Z, dim=0, dtype=torch.float64)
+    if chunks.ranks.size == 1:
+        return norms
+    squares = norms.square()
+    chunks.ranks.total(0, squares)
+    return squares.sqrt()
+
+
+def all_finite(Z: torch.Tensor) -> bool:
+    """Whether non-negative codes are."""
+    return len(Z) == 0 or bool(torch.isfinite(Z.amax()))
 
 
 def _or_one(norms: torch.Tensor) -> torch.Tensor:
@@ -189,9 +216,14 @@ def _data_rows(chunks: Chunks, count: int, generator: torch.Generator) -> Genera
         in_use.append(rows.start + torch.nonzero((block @ ones)[:, 0] > 0)[:, 0])
         yield
     candidates = torch.cat(in_use)
-    first = int(torch.randint(len(candidates), (), generator=generator))
-    step = max(1, len(candidates) // count)
-    picked = chunks.read(candidates[(first + step * torch.arange(count)) % len(candidates)]).to_dense()
-    if count <= len(candidates):
+    before, total = chunks.ranks.place(len(candidates))
+    first = int(torch.randint(total, (), generator=generator))
+    step = max(1, total // count)
+    wanted = (first + step * torch.arange(count)) % total - before
+    here = (wanted >= 0) & (wanted < len(candidates))
+    picked = torch.zeros(count, chunks.n_features, device=chunks.A.device)
+    picked[here.to(picked.device)] = chunks.read(candidates[wanted[here]]).to_dense()
+    chunks.ranks.total(0, picked)  # each row is there on one rank alone
+    if count <= total:
         return picked
     return picked * (0.5 + torch.rand(picked.shape, generator=generator).to(picked.device))

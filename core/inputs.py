@@ -26,21 +26,29 @@ KINDS = "a torch.Tensor, a numpy array, a SciPy sparse matrix"
 
 @dataclass(frozen=True, slots=True)
 class Form:
-    """What an input must look like: what it is called, and its columns (`width` None: any number)."""
+    """What an input must look like: what it is called, its columns (`width` None: any number), and its rows."""
 
     name: str
     width_name: str
     width: int | None = None
     width_of: str = "this dictionary"
+    least_rows: int = 1
 
     def checked(self, x: Array | SparseMatrix) -> Array | SparseMatrix:
         """`x` with two dimensions, once its dtype and shape are right."""
         check = check_shape if isinstance(x, np.ndarray) else check_form
-        return check(x, width=self.width, width_name=self.width_name, name=self.name, width_of=self.width_of)
+        return check(
+            x,
+            width=self.width,
+            width_name=self.width_name,
+            name=self.name,
+            width_of=self.width_of,
+            least_rows=self.least_rows,
+        )
 
 
-def activations(n_features: int | None = None) -> Form:
-    return Form("activations", "features", n_features)
+def activations(n_features: int | None = None, *, least_rows: int = 1) -> Form:
+    return Form("activations", "features", n_features, least_rows=least_rows)
 
 
 def codes(nb_concepts: int) -> Form:

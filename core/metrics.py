@@ -9,6 +9,7 @@ from core.chunks import SMALLEST_CHUNK, Chunks
 from core.dictionary import Dictionary
 from core.inputs import tensor
 from core.online import EXACT
+from core.ranks import ALONE, Ranks
 from core.sparse import SparseRows
 
 # Of rows of which codes are to be found first; sums over so many random ones are within about a tenth of a per cent.
@@ -18,13 +19,14 @@ NEAR_DENSE_SHARE = 0.9
 
 
 def measure_steps(
-    A: torch.Tensor | SparseRows, Z: torch.Tensor, D: torch.Tensor
+    A: torch.Tensor | SparseRows, Z: torch.Tensor, D: torch.Tensor, ranks: Ranks = ALONE
 ) -> Generator[None, None, dict[str, object]]:
     """Measure A ≈ Z·D in bounded slices: `metrics = yield from measure_steps(A, Z, D)`.
 
     Args:
         A, Z, D: (n, d), (n, k) and (k, d), float32, contiguous, finite and non-negative, on one device. A sparse A is
             made dense a chunk at a time.
+        ranks: where they share out the rows of A and Z, the metrics are those of all rows.
 
     Returns:
         relative_error: ‖A − ZD‖_F / ‖A‖_F (0 for all-zero A).
@@ -39,7 +41,7 @@ def measure_steps(
         kkt_residual: ‖V‖_F / ‖A‖_F, where V is the projected gradient of the loss in Z, each concept's column
             divided by its norm: how far the codes are from the best for this D.
     """
-    chunks = Chunks(A, len(D))
+    chunks = Chunks(A, len(D), ranks)
     yield from chunks.survey()
     scale = 2.0**-chunks.exponent
     Z_scale, D_unit = _unit_concepts(D)
@@ -48,6 +50,7 @@ def measure_steps(
         # in units where each concept has norm one and A is of ordinary size
         sums.add(block.to_dense(), (Z[rows].double() * (Z_scale * scale)).to(A.dtype), D_unit)
         yield
+    sums.total(ranks)
     return sums.metrics(D_unit, Z_scale > 0)
 
 
@@ -102,6 +105,13 @@ class _Sums:
         if self.k > 1:
             ratio = z.sum(dim=1, dtype=torch.float64)[used] / norms[used]
             self.hoyer += float(((self.k**0.5 - ratio) / (self.k**0.5 - 1)).clamp(0, 1).sum())
+
+    def total(self, ranks: Ranks) -> None:
+        """Add up what the ranks have."""
+        ranks.total(0, self.features, self.uses, self.energy)
+        for name in ("squares", "error", "violation", "hoyer"):
+            setattr(self, name, ranks.total(getattr(self, name)))
+        self.n, self.rows_in_use = int(ranks.total(self.n)), int(ranks.total(self.rows_in_use))
 
     def metrics(self, D_unit: torch.Tensor, alive: torch.Tensor) -> dict[str, object]:
         total, spread = float(self.energy.sum()), self.squares - float(self.features.square().sum()) / self.n

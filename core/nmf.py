@@ -18,6 +18,7 @@ from core.initial import STARTS
 from core.inputs import Input, Matrix
 from core.online import EPOCHS, Memory, OnlineFit, batch_rows_for
 from core.progress import FitProgress, run
+from core.ranks import ALONE, Ranks
 from core.scaling import times_power_of_two
 from core.solvers import solver_named
 from core.state import State
@@ -107,6 +108,7 @@ class NMF(Estimator, torch.nn.Module):
         D: Matrix | None = None,
         callback: Callback | None = None,
         state: State | None = None,
+        ranks: Ranks = ALONE,
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Learn the dictionary of A in at most `max_iter` iterations (by default the constructor's).
 
@@ -119,17 +121,22 @@ class NMF(Estimator, torch.nn.Module):
             callback: called with the progress of each completed iteration; once it returns True, the fit ends with
                 the codes of that iteration and the best dictionary for them.
             state: of an earlier fit of this A with these parameters, to go on from it (see `fit_steps`).
+            ranks: `core.ProcessGroup()` in each process of a fit that shares out the rows of A: A, Z and the state
+                are then those of this process, who may also have none, and all else is the same in all of them.
 
         Returns:
             Z (rows, nb_concepts) and D (nb_concepts, n_features), both float32.
 
         Raises:
             InvalidArray: A, Z or D has the wrong kind, shape or values (see `core.checks`), before any work is done.
-            InvalidParameter: the state is no state, or that of a fit of another shape.
+            InvalidParameter: the state is no state, or that of a fit of another shape; or the ranks were told
+                different things.
+            RankLost: another rank has ended.
         """
         limit = None if np.ndim(max_iter) else max_iter  # type: ignore[arg-type]
-        steps = self.fit_steps(A, limit, Z=Z, D=D, callback=callback, state=state)  # type: ignore[arg-type]
-        with tqdm(total=self.max_iter if limit is None else limit, disable=not self.verbose) as bar:
+        steps = self.fit_steps(A, limit, Z=Z, D=D, callback=callback, state=state, ranks=ranks)  # type: ignore[arg-type]
+        quiet = not self.verbose or ranks.rank > 0
+        with tqdm(total=self.max_iter if limit is None else limit, disable=quiet) as bar:
             for progress in steps:
                 if progress.iteration > bar.n:
                     bar.set_postfix(loss=f"{progress.loss:.6g}", refresh=False)
@@ -145,6 +152,7 @@ class NMF(Estimator, torch.nn.Module):
         D: Matrix | None = None,
         callback: Callback | None = None,
         state: State | None = None,
+        ranks: Ranks = ALONE,
     ) -> FitSteps:
         """`fit` as an iterator over bounded slices, some ten milliseconds of work each however many rows A has.
 
@@ -162,10 +170,13 @@ class NMF(Estimator, torch.nn.Module):
         fit can go on: given as `state` to another fit of the same A with the same parameters, that one ends with the
         Z and D with which this one would have, to the bit where it runs on as many threads. The tensors of a state
         that is given become the fit's own, which writes to them.
+
+        With `ranks`, a slice may wait for the other processes; an error in the rows of one is raised in all of them.
+        `Z_` and the state's Z are those of this process's rows, D and the losses are the same in all.
         """
         if state is not None and (Z is not None or D is not None):
             raise InvalidParameter("state is given along with Z or D; it holds both: pass it alone")
-        form = inputs.activations()
+        form = inputs.activations(least_rows=1 if ranks.size == 1 else 0)
         fit = Fit(
             nb_concepts=self.nb_concepts,
             solver=self.solver,
@@ -178,6 +189,7 @@ class NMF(Estimator, torch.nn.Module):
             D=None if D is None else inputs.as_tensor(D, inputs.concepts(), self.device),
             callback=callback,
             saved=state,
+            ranks=ranks,
         )
         source = inputs.opened(A, form)
         if not isinstance(source, Iterator):

@@ -31,13 +31,19 @@ def of_tensor(x: torch.Tensor, name: str) -> SparseMatrix:
 
 
 def check_form(
-    x: SparseMatrix, *, width: int | None = None, width_name: str, name: str, width_of: str = "this dictionary"
+    x: SparseMatrix,
+    *,
+    width: int | None = None,
+    width_name: str,
+    name: str,
+    width_of: str = "this dictionary",
+    least_rows: int = 1,
 ) -> SparseMatrix:
     """`x` with two dimensions, once its dtype and shape are right; its values are not looked at."""
     check_dtype(x.dtype, name=name)
     if x.ndim == 1:
         x = x.reshape(1, -1)
-    check_size(x.shape, width=width, width_name=width_name, name=name, width_of=width_of)
+    check_size(x.shape, width=width, width_name=width_name, name=name, width_of=width_of, least_rows=least_rows)
     return x
 
 

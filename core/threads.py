@@ -67,6 +67,14 @@ def compiled(*, parallel: bool = False) -> Callable[[Function], Function]:
     return decorate
 
 
+def share(processes: int) -> None:
+    """Take this process's part of the cores, where so many processes on this machine compute at once."""
+    import torch
+
+    count = len(os.sched_getaffinity(0)) if cores is None else min(cores, len(os.sched_getaffinity(0)))
+    torch.set_num_threads(max(1, count // processes))
+
+
 @contextmanager
 def threads_for(multiply_adds: float) -> Iterator[None]:
     """Within: torch and numba use one thread for small work, and all that torch was given otherwise."""

@@ -72,6 +72,7 @@ class AsyncClient:
         tol: float | None = None,
         init: str | None = None,
         seed: int | None = None,
+        ranks: int | None = None,
         clip: bool | None = None,
         epochs: int | None = None,
         files: Sequence[str] | None = None,
@@ -87,6 +88,7 @@ class AsyncClient:
             "tol": tol,
             "init": init,
             "seed": seed,
+            "ranks": ranks,
             "clip": clip,
             "epochs": epochs,
         }

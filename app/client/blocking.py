@@ -85,6 +85,7 @@ class Client:
         tol: float | None = None,
         init: str | None = None,
         seed: int | None = None,
+        ranks: int | None = None,
         clip: bool | None = None,
         epochs: int | None = None,
         files: Sequence[str] | None = None,
@@ -96,6 +97,7 @@ class Client:
         Args:
             A: activations (rows, n_features), non-negative; with ``clip`` negative values are made zero.
             init: where D begins: a method, or a dictionary to go on from, as ``name`` or ``name@version``.
+            ranks: processes that share out the rows, where the service allows more than one.
             files: instead of A, npy files of the service's data directory: names, or patterns like ``layer4/*.npy``.
             epochs: of an online fit of files, in memory that does not grow with them; large ones get one anyway.
             wait: return the dictionary once it is there; else the job at once.
@@ -113,6 +115,7 @@ class Client:
             "tol": tol,
             "init": init,
             "seed": seed,
+            "ranks": ranks,
             "clip": clip,
             "epochs": epochs,
         }

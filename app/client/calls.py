@@ -27,6 +27,7 @@ class FitParameters(TypedDict, total=False):
     tol: float | None
     init: str | None
     seed: int | None
+    ranks: int | None
     clip: bool | None
     epochs: int | None
     files: Sequence[str] | None

@@ -29,6 +29,7 @@ def fit(
         str | None, typer.Option(help="auto, nndsvda, random, or a dictionary to go on from (name or name@version).")
     ] = None,
     seed: Annotated[int | None, typer.Option(help="The same seed, the same dictionary.")] = None,
+    ranks: Annotated[int | None, typer.Option(help="Processes that share out the rows.")] = None,
     clip: Annotated[bool, typer.Option("--clip", help="Make negative values zero.")] = False,
     files: Annotated[
         list[str] | None,
@@ -58,6 +59,7 @@ def fit(
         "tol": tol,
         "init": init,
         "seed": seed,
+        "ranks": ranks,
         "clip": clip or None,
         "epochs": epochs,
     }

@@ -56,6 +56,8 @@ async def fit(
             raise InvalidFields.at("nb_concepts", msg=f"at most {services.settings.max_concepts}")
         if fields.max_iter > services.settings.max_iterations:
             raise InvalidFields.at("max_iter", msg=f"at most {services.settings.max_iterations}")
+        if fields.ranks > services.settings.max_ranks:
+            raise InvalidFields.at("ranks", msg=f"at most {services.settings.max_ranks}")
         data = await asyncio.to_thread(_data, services.fits, fields, upload)
         take_rows(request, data.rows)
         if services.tracing is not None:
@@ -87,7 +89,9 @@ def _data(fits: Fits, fields: FitRequest, upload: Path) -> Staged | Named:
     if fields.data is not None:
         raise InvalidFields.at("files", msg="only without `data`: a fit has one or the other")
     named = fits.data_files.find(fields.files, clip=fields.clip, stage_as=upload.name)
-    epochs = fits.data_files.online_epochs(named, fields.epochs)
+    if fields.epochs is not None and fields.ranks > 1:
+        raise InvalidFields.at("ranks", msg="only 1 with `epochs`: an online fit is one process's")
+    epochs = None if fields.ranks > 1 else fits.data_files.online_epochs(named, fields.epochs)
     if epochs is None:
         fits.uploads.require_room(named.rows, named.n_features)
         return named

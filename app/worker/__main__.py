@@ -1,4 +1,7 @@
-"""``python -m app.worker FD PID``: started by the service, process PID, with its end of the channel."""
+"""``python -m app.worker FD PID``: started by the service, process PID, with its end of the channel.
+
+With ``RANK SIZE RENDEZVOUS`` after these it is one of the SIZE processes that share out the rows of one fit.
+"""
 
 import ctypes
 import logging
@@ -25,10 +28,16 @@ def main() -> None:
 
     import core  # noqa: F401 - before torch: it settles how the threads of both pools wait
     from app.worker.frames import Closed
-    from app.worker.loop import Worker  # after the signals are settled: this import takes a second
 
     try:
-        Worker(channel).run()
+        if len(sys.argv) > 3:
+            from app.worker.ranked import serve
+
+            serve(channel, int(sys.argv[3]), int(sys.argv[4]), sys.argv[5])
+        else:
+            from app.worker.loop import Worker  # after the signals are settled: this import takes a second
+
+            Worker(channel).run()
     except Closed:
         logging.getLogger("dictserve.worker").debug("the service has closed the channel")
 

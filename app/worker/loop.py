@@ -119,7 +119,7 @@ class Worker:
             else:
                 answer = [_array(dictionary.decode(given))]
         except Exception as error:
-            self._send(_failed(solve.id, error))
+            self._send(failed(solve.id, error))
         else:
             self._send(Solved(solve.id), *answer)
 
@@ -137,7 +137,7 @@ class Worker:
                 self._fit = None
         except Exception as error:
             self._leave_fit()
-            self._send(_failed(job, error))
+            self._send(failed(job, error))
 
     def _leave_fit(self) -> None:
         if self._fit is not None:
@@ -218,7 +218,7 @@ def _is_want_of_memory(error: Exception) -> bool:
     )
 
 
-def _failed(task: int | str, error: Exception) -> Failed:
+def failed(task: int | str, error: Exception) -> Failed:
     """The error as a message; logged in a line where it is one of our own, else with where it came from."""
     name = type(error).__name__
     if _is_want_of_memory(error):

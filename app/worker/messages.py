@@ -37,6 +37,7 @@ class Configure(Message, frozen=True):
     device: str
     cache_bytes: int
     heartbeat_seconds: float
+    patience_seconds: float = 300.0  # that the ranks of a fit may wait for each other
 
 
 class Solve(Message, frozen=True):

@@ -6,6 +6,10 @@ rows, and the statistics ZᵀZ and AᵀZ are gathered on the way; D follows from
 transposed: its rows are the features, B = ZᵀZ and C = AᵀZ. So A is read once an iteration, and of products with n
 rows no more than a chunk is kept. What a solver does with such rows is its `Half`.
 
+Over several ranks each has some of the rows, and all of them compute D. An iteration exchanges the statistics,
+k·(k + d) + 1 numbers in one sum; then all take rank 0's D, k·d numbers, and the few by which it is decided how to go
+on, since another processor may have rounded differently.
+
 Memory in bytes beside A, Z and D: 24·k·(k + d) for statistics, grams and D's iterates, and 8·c·k for a chunk of c
 rows; and what a solver says that it needs.
 """
@@ -125,7 +129,7 @@ def alternate(
     past = past or Past()
     reached = D.T.contiguous()  # (d, k), rows contiguous as a step wants them
     ahead = reached if past.ahead is None else past.ahead  # and where the iteration starts from
-    losses, converged = past.losses, past.converged
+    losses, converged, ranks = past.losses, past.converged, chunks.ranks
     told = past.progress(max_iter, chunks.energy)
     for iteration in range(len(losses) + 1, max_iter + 1):
         past.reached = None
@@ -135,18 +139,20 @@ def alternate(
         statistics = yield from tell(update_codes(codes, chunks, Z, ahead), told)
         updated = ahead.clone()
         violation = yield from tell(update_concepts(concepts, updated, statistics), told)
+        ranks.share(updated)
 
         gram = updated.T @ updated
+        dead = (statistics.gram.diagonal() == 0) | (gram.diagonal() == 0)
         with threads_for_elements(updated):
             loss = loss_from(statistics, updated, gram, chunks.energy)
+            loss, violation, any_dead = ranks.first(loss, violation, bool(dead.any()))
             ahead = start_from(reached, updated, not losses or loss <= losses[-1])
         reached = updated
         losses.append(loss)
 
         residual = ((statistics.violation + violation) / chunks.energy) ** 0.5
         converged = converged or residual <= 0.01 * tol or _has_settled(losses, tol)
-        dead = (statistics.gram.diagonal() == 0) | (gram.diagonal() == 0)
-        may_revive = bool(dead.any()) and not ending and (converged or iteration % REVIVE_EVERY == 0)
+        may_revive = bool(any_dead) and not ending and (converged or iteration % REVIVE_EVERY == 0)
         if may_revive and (yield from tell(revive(chunks, Z, reached, dead), told)):
             ahead, converged = reached, False
         if ending:
@@ -178,6 +184,7 @@ def update_codes(
         of_chunk = block.T @ z
         with threads_for_elements(cross):
             cross += of_chunk
+    violation = chunks.ranks.total(violation, gram, cross)
     vanished = _vanished(gram.diagonal(), chunks.energy)
     gram[vanished], gram[:, vanished], cross[:, vanished] = 0, 0, 0
     return Statistics(gram, cross, violation)
@@ -241,7 +248,7 @@ def direct_loss(chunks: Chunks, Z: torch.Tensor, concepts: torch.Tensor) -> Gene
         error = torch.addmm(block, Z[rows], concepts.T, alpha=-1)
         loss += 0.5 * float(torch.linalg.vector_norm(error, dtype=torch.float64)) ** 2
         yield
-    return loss
+    return chunks.ranks.total(loss)
 
 
 def _has_settled(losses: list[float], tol: float) -> bool:

@@ -39,7 +39,7 @@ def solve(
     chunks: Chunks, Z: torch.Tensor, D: torch.Tensor, *, tol: float, max_iter: int, past: Past | None = None
 ) -> Iterator[FitProgress]:
     """See `core.solvers.alternating.alternate`."""
-    halves = (multiplicative(width, chunks.nb_concepts) for width in (chunks.n_features, chunks.n_rows))
+    halves = (multiplicative(width, chunks.nb_concepts) for width in (chunks.n_features, chunks.all_rows))
     return alternate(chunks, Z, D, *halves, tol=tol, max_iter=max_iter, past=past)
 
 

@@ -25,6 +25,8 @@ def revive(
         Z, concepts: (n, k) and (d, k), written to in place.
         dead: bool (k,).
     """
+    ranks = chunks.ranks
+    ranks.share(dead)
     revived = torch.nonzero(dead).squeeze(1)[:MOST_AT_ONCE]
     keep = CANDIDATES_PER_CONCEPT * len(revived)
     errors = chunks.A.new_empty(0, chunks.n_features)
@@ -32,13 +34,20 @@ def revive(
         Z[rows, revived] = 0
         error = torch.addmm(block, Z[rows], concepts.T, alpha=-1).clamp_(min=0)
         unexplained = error.norm(dim=1) > EXPLAINED_SHARE * block.norm(dim=1)
-        errors = torch.cat([errors, error[unexplained]])
-        worst = errors.norm(dim=1).topk(min(keep, len(errors))).indices
-        errors = errors[worst]
+        errors = longest(torch.cat([errors, error[unexplained]]), keep)
         yield
+    if ranks.size > 1:
+        errors = longest(ranks.gather(errors), keep)
     chosen = far_apart(errors, len(revived))
     concepts[:, revived[: len(chosen)]] = (chosen / chosen.norm(dim=1, keepdim=True)).T
-    return len(chosen) > 0
+    ranks.share(concepts)
+    (count,) = ranks.first(len(chosen))
+    return count > 0
+
+
+def longest(rows: torch.Tensor, count: int) -> torch.Tensor:
+    """Up to `count` of the rows, the longest first."""
+    return rows[rows.norm(dim=1).topk(min(count, len(rows))).indices]
 
 
 def far_apart(rows: torch.Tensor, count: int) -> torch.Tensor:
@@ -46,10 +55,10 @@ def far_apart(rows: torch.Tensor, count: int) -> torch.Tensor:
     left, chosen = rows.clone(), []
     for _ in range(min(count, len(rows))):
         lengths = left.norm(dim=1)
-        longest = int(lengths.argmax())
-        if lengths[longest] <= EXPLAINED_SHARE * rows[longest].norm():
+        farthest = int(lengths.argmax())
+        if lengths[farthest] <= EXPLAINED_SHARE * rows[farthest].norm():
             break  # the rest lies in the span of those chosen
-        chosen.append(longest)
-        direction = left[longest] / lengths[longest]
+        chosen.append(farthest)
+        direction = left[farthest] / lengths[farthest]
         left -= torch.outer(left @ direction, direction)
     return rows[chosen]

@@ -34,7 +34,8 @@ def data(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def settings(tmp_path: Path, data: Path) -> Settings:
-    return Settings(store=tmp_path / "models", progress_interval_seconds=0.01, data_dir=data, max_files=3)
+    told = {"progress_interval_seconds": 0.01, "data_dir": data, "max_files": 3, "max_ranks": 2}
+    return Settings(store=tmp_path / "models", **told)
 
 
 def staged(worker: WorkerDouble) -> np.ndarray:
@@ -402,6 +403,7 @@ def test_past_a_size_or_where_epochs_are_given_a_fit_of_files_is_online(
     [
         ({"epochs": 0}, "epochs", "greater than or equal to 1"),
         ({"epochs": 2, "solver": "mu"}, "solver", "only `hals` fits online"),
+        ({"epochs": 2, "ranks": 2}, "ranks", "only 1 with `epochs`"),
         ({"epochs": 2, "files": None, "data": A.tolist()}, "epochs", "only with `files`"),
     ],
 )

@@ -43,7 +43,7 @@ def test_a_fit_is_accepted_runs_and_publishes(client: TestClient, store: Store) 
     assert answer.headers["location"] == f"/jobs/{job['id']}"
     assert (job["state"], job["name"], job["attempts"]) == ("queued", "digits", 0)
     assert job["parameters"] == {
-        "nb_concepts": 2, "solver": "hals", "max_iter": 500, "tol": 1e-4, "init": "auto", "seed": 0
+        "nb_concepts": 2, "solver": "hals", "max_iter": 500, "tol": 1e-4, "init": "auto", "seed": 0, "ranks": 1
     }  # fmt: skip
 
     job = ended(client, job["id"])

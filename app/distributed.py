@@ -1,0 +1,173 @@
+"""``torchrun --nproc-per-node 2 -m app.distributed --data a.npy --nb-concepts 64 --output d.safetensors``: a fit
+whose rows are shared out over processes, on one machine or on several, without the service.
+
+Every process maps its rows of the same file; rank 0 tells of the progress and writes the dictionary. RANK,
+WORLD_SIZE, MASTER_ADDR and MASTER_PORT say who the ranks are, as torchrun sets them.
+"""
+
+import argparse
+import os
+import sys
+import traceback
+from datetime import timedelta
+from pathlib import Path
+from typing import Any, NoReturn
+
+import numpy as np
+import orjson
+import pydantic
+import safetensors.numpy
+
+from app import __version__
+from app.errors import AppError, InvalidFields
+from app.fits import history_of
+from app.formats import npy_format
+from app.schemas import FitParameters
+from app.store import TENSOR, Store
+from app.worker.messages import INIT_METHODS, Fit, FitProgress, Fitted, Message
+from core.errors import CoreError, RankLost
+
+PATIENCE_SECONDS = 600.0
+OF_ALL = ("nb_concepts", "solver", "max_iter", "tol", "init", "seed")
+
+
+def main() -> None:
+    arguments = _arguments()
+    rank = int(os.environ.get("RANK", "0"))
+    try:
+        _fit(arguments, _parameters(arguments), rank, int(os.environ.get("WORLD_SIZE", "1")))
+    except (CoreError, InvalidFields) as error:
+        _end(rank, str(error) if rank == 0 or isinstance(error, RankLost) else "")  # else all say the same
+    except (AppError, OSError) as error:
+        _end(rank, str(error))
+    except Exception:
+        _end(rank, traceback.format_exc())
+
+
+def _end(rank: int, told: str) -> NoReturn:
+    """Leave at once: torch's threads, which an ordinary exit waits for, may wait for another rank."""
+    if told:
+        print(f"app.distributed: rank {rank}: {told}", file=sys.stderr, flush=True)
+    os._exit(1)
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="app.distributed", description="Fit a dictionary on several processes.")
+    parser.add_argument("--data", type=Path, required=True, help="npy file of activations, which every rank can read")
+    for name in OF_ALL:
+        field = FitParameters.model_fields[name]
+        option = f"--{name.replace('_', '-')}"
+        parser.add_argument(option, required=field.is_required(), default=argparse.SUPPRESS, help=field.description)
+    parser.add_argument("--output", type=Path, help="safetensors file to write the dictionary to")
+    parser.add_argument("--store", type=Path, help="in its place: the model store to publish it in, under --name")
+    parser.add_argument("--name", default="dictionary", help="of the dictionary in the store")
+    parser.add_argument("--device", choices=("auto", "cpu"), default="auto", help="auto: a GPU for each rank, if any")
+    parser.add_argument(
+        "--patience-seconds", type=float, default=PATIENCE_SECONDS, help="longest wait of a rank for the others"
+    )
+    arguments = parser.parse_args()
+    if (arguments.output is None) == (arguments.store is None):
+        parser.error("give --output or --store")
+    return arguments
+
+
+def _parameters(arguments: argparse.Namespace) -> FitParameters:
+    told = {name: value for name, value in vars(arguments).items() if name in OF_ALL}
+    try:
+        parameters = FitParameters(name=arguments.name, **told)
+    except pydantic.ValidationError as error:
+        raise InvalidFields.from_pydantic(error) from None
+    if parameters.init not in INIT_METHODS and arguments.store is None:
+        raise InvalidFields.at("init", msg=f"one of {', '.join(INIT_METHODS)}; a dictionary only with --store")
+    return parameters
+
+
+def _fit(arguments: argparse.Namespace, parameters: FitParameters, rank: int, size: int) -> None:
+    from app.worker import ranked
+
+    A, offset = _mapped(arguments.data)
+    store = Store(arguments.store or Path("models"))
+    if arguments.store is not None and rank == 0:
+        store.open()  # before all else: what is fitted is to find its place
+    local_rank, local_size = int(os.environ.get("LOCAL_RANK", "0")), int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    device = ranked.device_of(arguments.device, local_rank, local_size)
+    is_method = parameters.init in INIT_METHODS
+    method = {"init": parameters.init} if is_method else {"init": "auto", "start": parameters.init}
+    told = parameters.model_dump(include={*OF_ALL} - {"init"}) | method
+    fit = Fit(job="", path=str(arguments.data), data_offset=offset, rows=len(A), n_features=A.shape[1], **told)
+    results: list[tuple[Fitted, tuple[np.ndarray, ...]]] = []
+
+    def tell(message: Message, *arrays: np.ndarray) -> None:
+        if isinstance(message, FitProgress):
+            _print_progress(message)
+        elif isinstance(message, Fitted):
+            results.append((message, arrays))
+
+    patience = timedelta(seconds=arguments.patience_seconds)
+    with ranked.joined_by_environment(rank, size, local_size, device, patience) as ranks:
+        mine = A[ranked.share_of(len(A), rank, size)]
+        ranked.RankedFit(fit, ranks, device, store, tell if rank == 0 else _quiet).run(mine)
+    for fitted, (D, metrics, losses) in results:
+        record: dict[str, Any] = {"loss": float(losses[-1]) if len(losses) else 0.0, "iterations": len(losses)}
+        record |= {"seconds": fitted.seconds, "ranks": size, "metrics": orjson.loads(metrics.tobytes())}
+        if arguments.store is None:
+            _write(arguments.output, D)
+            told_of = {"output": str(arguments.output)}
+        else:
+            told_of = {"dictionary": _publish(store, parameters, A, D, record, losses)}
+        del record["metrics"]["energy"]  # a number for each concept: the dictionary's record has them
+        print(orjson.dumps(told_of | record, option=orjson.OPT_INDENT_2).decode())
+
+
+def _mapped(path: Path) -> tuple[np.ndarray, int]:
+    """The array of an npy file, mapped, and where it begins there."""
+    with path.open("rb") as file:
+        header = npy_format.parse_header(file.read(npy_format.PREFIX_BYTES + npy_format.MAX_HEADER_BYTES))
+    if len(header.shape) != 2 or header.fortran_order:
+        raise InvalidFields.at("data", msg=f"{path} must hold (rows, n_features) in C order")
+    try:
+        return np.memmap(path, header.dtype, "r", header.data_offset, header.shape), header.data_offset
+    except ValueError as error:
+        raise InvalidFields.at("data", msg=f"{path} is shorter than its header says, or empty: {error}") from None
+
+
+def _quiet(message: Message, *arrays: np.ndarray) -> None:
+    """What ranks other than 0 tell."""
+
+
+def _print_progress(told: FitProgress) -> None:
+    loss = "" if told.loss is None else f" loss {told.loss:.6g}, relative error {told.relative_error:.4g},"
+    line = f"iteration {told.iteration}/{told.max_iter}:{loss} {told.seconds:.1f} s"
+    print(line, file=sys.stderr, flush=True)
+
+
+def _write(path: Path, D: np.ndarray) -> None:
+    staged = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        with staged.open("xb") as file:
+            file.write(safetensors.numpy.save({TENSOR: D}))
+            os.fsync(file.fileno())
+        staged.replace(path)
+    finally:
+        staged.unlink(missing_ok=True)
+
+
+def _publish(
+    store: Store, parameters: FitParameters, A: np.ndarray, D: np.ndarray, record: dict[str, Any], losses: np.ndarray
+) -> str:
+    published = store.publish(
+        parameters.name,
+        D,
+        parameters=parameters.model_dump(exclude={"name"}) | {"ranks": record["ranks"]},
+        data={"rows": A.shape[0], "n_features": A.shape[1]},
+        metrics=record["metrics"],
+        loss_history=history_of(losses),
+        seconds=record["seconds"],
+        software={"dictserve": __version__},
+    )
+    store.close()
+    return f"{published.name}@{published.version}"
+
+
+if __name__ == "__main__":
+    main()

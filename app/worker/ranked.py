@@ -1,0 +1,227 @@
+"""One rank of a fit whose rows are shared out over several processes.
+
+All ranks run this, over the same steps; rank 0 alone tells what comes of it. Its checkpoint is D: Z lies in pieces on
+all ranks, and a fit that goes on takes the best Z for that D. It may so end at another dictionary than one that was
+never interrupted, though at about the same loss.
+"""
+
+import logging
+import os
+import socket
+import time
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from datetime import timedelta
+from pathlib import Path
+
+import numpy as np
+import orjson
+import torch
+import torch.distributed as dist
+from torch._C._distributed_c10d import FileStore
+from torch._C._distributed_c10d import Store as Meeting
+from torch.distributed.rendezvous import rendezvous
+
+import core.threads
+from app import checkpoint_file
+from app.checkpoint_file import CheckpointUnusable, Rows, Told
+from app.store import Reference, Store, fsync_directory
+from app.worker import frames
+from app.worker.loop import failed
+from app.worker.messages import CheckpointPlace, Configure, Fit, FitBegun, FitProgress, Fitted, Message
+from app.worker.watch import EXIT_CODE, Watch
+from core import NMF, FitSteps, ProcessGroup
+from core.errors import RankLost
+from core.metrics import measure_steps
+from core.progress import run
+
+logger = logging.getLogger("dictserve.worker")
+
+PROGRESS_SECONDS = 0.1  # between two progress messages
+Tell = Callable[..., None]
+
+
+def serve(channel: socket.socket, rank: int, size: int, meeting: str) -> None:
+    """The rank of a service's job, which tells of it by the channel and ends with it."""
+    configuration, fit = frames.receive(channel).message, frames.receive(channel).message
+    if not isinstance(configuration, Configure) or not isinstance(fit, Fit):
+        raise TypeError("the first messages to a rank must be Configure and Fit")
+
+    def tell(message: Message, *arrays: np.ndarray) -> None:
+        if rank == 0:
+            frames.send(channel, message, *arrays)
+
+    device = device_of(configuration.device, rank, size)
+    store = FileStore(meeting, size)
+    try:
+        with joined(store, rank, size, size, device, timedelta(seconds=configuration.patience_seconds)) as ranks:
+            A = np.memmap(fit.path, np.float32, "c", fit.data_offset, (fit.rows, fit.n_features))  # never written
+            RankedFit(fit, ranks, device, Store(Path(configuration.store)), tell).run(A[share_of(len(A), rank, size)])
+    except RankLost as error:
+        logger.error("job %s: %s", fit.job, error)  # whoever is at fault has told it, or is dead
+        os._exit(EXIT_CODE)  # torch's threads may still wait for the lost one
+    except Exception as error:
+        frames.send(channel, failed(fit.job, error))
+        os._exit(1)
+
+
+@contextmanager
+def joined(
+    store: Meeting, rank: int, size: int, local_size: int, device: torch.device, patience: timedelta
+) -> Iterator[ProcessGroup]:
+    """Within: one of the ranks that meet at the store, with its share of this machine's cores, and watched.
+
+    Args:
+        local_size: how many of the ranks are on this machine.
+        patience: how long ranks that are alive may wait for each other.
+    """
+    core.threads.share(local_size)
+    backend = "nccl" if device.type == "cuda" else "gloo"
+    dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=patience)
+    watch = Watch(store.clone(), rank, size)  # type: ignore[attr-defined] # torch has it, its stubs do not
+    ranks = ProcessGroup(device)
+    try:
+        yield ranks
+    finally:
+        watch.end()
+    ranks.total(0)  # all have come so far: none needs another any more
+    dist.destroy_process_group()
+
+
+def joined_by_environment(
+    rank: int, size: int, local_size: int, device: torch.device, patience: timedelta
+) -> AbstractContextManager[ProcessGroup]:
+    """The same, for ranks that torchrun has started or whoever else tells of them in its words."""
+    store, _, _ = next(rendezvous("env://", rank, size, timeout=patience))
+    return joined(store, rank, size, local_size, device, patience)
+
+
+def device_of(told: str, local_rank: int, local_size: int) -> torch.device:
+    """A GPU of its own for each rank on this machine, else the CPU for all."""
+    if told != "cpu" and torch.cuda.device_count() >= local_size:
+        torch.cuda.set_device(local_rank)
+        return torch.device("cuda", local_rank)
+    return torch.device("cpu")
+
+
+def share_of(n_rows: int, rank: int, size: int) -> slice:
+    return slice(n_rows * rank // size, n_rows * (rank + 1) // size)
+
+
+class RankedFit:
+    """The fit of one rank's rows."""
+
+    def __init__(self, fit: Fit, ranks: ProcessGroup, device: torch.device, store: Store, tell: Tell) -> None:
+        self._fit = fit
+        self._ranks = ranks
+        self._device = device
+        self._store = store
+        self._tell = tell
+        self._begun = time.monotonic()
+        self._iteration_before = 0  # the iterations, losses and seconds of the attempts before
+        self._losses_before = np.zeros(0)
+        self._seconds_before = 0.0
+
+    def run(self, A: np.ndarray) -> None:
+        fit, place = self._fit, self._fit.checkpoint
+        nmf = NMF(
+            fit.nb_concepts,
+            device=self._device,
+            solver=fit.solver,
+            tol=fit.tol,
+            init=None if fit.init == "auto" else fit.init,
+            seed=fit.seed,
+        )
+        start = self._kept(place)
+        if start is None and fit.start is not None:
+            start = self._store.load(*self._store.resolve(Reference.parse(fit.start)))
+        steps = nmf.fit_steps(A, fit.max_iter - self._iteration_before, D=start, ranks=self._ranks)
+        self._tell(FitBegun(fit.job, self._iteration_before, self._seconds_before), self._losses_before)
+        next_telling = self._begun
+        next_checkpoint = self._begun + (place.interval_seconds if place else 0.0)
+        latest = core.FitProgress(0, fit.max_iter)
+        for latest in steps:
+            if time.monotonic() >= next_telling:
+                next_telling = time.monotonic() + PROGRESS_SECONDS
+                self._tell(self._progress(latest))
+            if place is not None and time.monotonic() >= next_checkpoint and self._keep(steps, place):
+                next_checkpoint = time.monotonic() + place.interval_seconds
+        D = nmf.get_dictionary()
+        metrics = run(measure_steps(_tensor(A, self._device), nmf.Z_, D, self._ranks))
+        self._tell(self._progress(latest))
+        self._tell(
+            Fitted(fit.job, self._seconds()),
+            D.cpu().contiguous().numpy(),
+            np.frombuffer(orjson.dumps(metrics), np.uint8),
+            np.concatenate([self._losses_before, nmf.loss_history_]),
+        )
+
+    def _kept(self, place: CheckpointPlace | None) -> np.ndarray | None:
+        """The D of a checkpoint, which every rank reads; None where there is none that can be used."""
+        if place is None or not os.path.exists(place.path):
+            return None
+        try:
+            checkpoint = run(checkpoint_file.read_steps(Path(place.path)))
+            D, iteration = checkpoint.arrays["D"], int(checkpoint.told.numbers["iteration"])
+            if checkpoint.told.job != self._fit.job or D.shape != (self._fit.nb_concepts, self._fit.n_features):
+                raise CheckpointUnusable("it is that of another fit")
+            self._losses_before = checkpoint.arrays["losses"]
+        except (CheckpointUnusable, KeyError, OSError) as error:
+            logger.warning("job %s starts again, for its checkpoint cannot be used: %s", self._fit.job, error)
+            return None
+        self._iteration_before, self._seconds_before = iteration, checkpoint.told.seconds
+        logger.info("job %s goes on from the dictionary after iteration %d", self._fit.job, iteration)
+        return D
+
+    def _keep(self, steps: FitSteps, place: CheckpointPlace) -> bool:
+        """Write a checkpoint, on rank 0; False in the midst of an iteration."""
+        state = steps.state()
+        if state is None:
+            return False
+        if self._ranks.rank > 0:
+            return True
+        arrays = {
+            "D": torch.as_tensor(state["D"]).cpu().contiguous().numpy(),
+            "losses": np.concatenate([self._losses_before, torch.as_tensor(state["losses"]).numpy()]),
+        }
+        told = Told(
+            format=checkpoint_file.FORMAT,
+            job=self._fit.job,
+            of={},  # the job's, whose data and parameters never change
+            numbers={"iteration": float(len(arrays["losses"]))},
+            seconds=self._seconds_before + self._seconds(),
+        )
+        try:
+            staged = Path(place.staged)
+            with staged.open("wb", buffering=0) as file:
+                tensors = {name: _rows(array) for name, array in arrays.items()}
+                checkpoint_file.write(file, told, tensors, stopped=lambda: False)
+                os.fsync(file.fileno())
+            staged.replace(place.path)
+            fsync_directory(Path(place.path).parent)
+        except OSError as error:
+            logger.warning("job %s goes on without a checkpoint, for none can be written: %s", self._fit.job, error)
+        return True
+
+    def _seconds(self) -> float:
+        return time.monotonic() - self._begun
+
+    def _progress(self, told: core.FitProgress) -> FitProgress:
+        return FitProgress(
+            self._fit.job,
+            self._iteration_before + told.iteration,
+            self._fit.max_iter,
+            told.loss,
+            told.relative_error,
+            told.kkt_residual,
+            self._seconds(),
+        )
+
+
+def _rows(array: np.ndarray) -> Rows:
+    dtype = "F64" if array.dtype == np.float64 else "F32"
+    return Rows(dtype, array.shape, array.__getitem__)
+
+
+def _tensor(A: np.ndarray, device: torch.device) -> torch.Tensor:
+    return torch.from_numpy(np.ascontiguousarray(A, np.float32)).to(device)

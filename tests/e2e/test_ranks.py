@@ -1,0 +1,173 @@
+"""Fits over several processes: from the service, and by torchrun without it. A rank that dies holds up nothing."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TypeVar
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file
+
+from demo.digits import split_digits
+from tests.e2e.conftest import Service, gone
+
+ROOT = Path(__file__).parents[2]
+FITTED, _ = split_digits()
+NOISE = np.random.default_rng(0).random((3000, 300), np.float32)  # a fit of it does not settle for minutes
+WITHIN_SECONDS = 30.0
+T = TypeVar("T")
+
+
+@pytest.fixture(scope="module")
+def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
+    store = tmp_path_factory.mktemp("ranks") / "models"
+    service = Service(store, DICTSERVE_MAX_RANKS="2", DICTSERVE_CHECKPOINT_INTERVAL_SECONDS="0.2").start()
+    yield service
+    service.stop()
+
+
+def process_of(parent: int, *words: str) -> int | None:
+    """The descendant of a process whose command line or environment has these words."""
+    for entry in Path("/proc").iterdir():
+        try:
+            status = (entry / "stat").read_text().rpartition(")")[2].split()
+            told = (entry / "cmdline").read_bytes() + b"\0" + (entry / "environ").read_bytes()
+        except OSError:  # no process, or gone meanwhile
+            continue
+        is_meant = all(b"\0" + word.encode() + b"\0" in b"\0" + told + b"\0" for word in words)
+        if is_meant and int(status[1]) == parent and status[0] != "Z":
+            return int(entry.name)
+    return None
+
+
+def until(found: Callable[[], T | None], seconds: float = 90.0) -> T:
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        if (it := found()) is not None:
+            return it
+        time.sleep(0.05)
+    raise AssertionError(f"not within {seconds} s")
+
+
+def rank_of(service: Service, rank: int) -> int:
+    return until(lambda: process_of(service.pid, "app.worker", str(rank), "2"))
+
+
+def beyond(service: Service, job: str, iteration: int) -> dict | None:  # type: ignore[type-arg]
+    told = service.job(job)
+    assert told["state"] in ("queued", "running"), told
+    return told if told["progress"]["iteration"] > iteration else None
+
+
+@pytest.mark.slow
+def test_a_fit_on_two_ranks_is_that_of_one(service: Service) -> None:
+    losses = []
+    for ranks in (1, 2):
+        job = service.ended(service.fit(FITTED, name="digits", nb_concepts=32, max_iter=30, ranks=ranks))
+        assert job["state"] == "succeeded", job
+        assert job["parameters"]["ranks"] == ranks
+        losses.append(job["progress"]["loss"])
+    assert losses[1] == pytest.approx(losses[0], rel=1e-4)
+    two = service.client.get("/dictionaries/digits@2").json()
+    one = service.client.get("/dictionaries/digits@1").json()
+    assert two["metrics"]["relative_error"] == pytest.approx(one["metrics"]["relative_error"], rel=1e-4)
+    assert len(two["loss_history"]) == len(one["loss_history"]) == 30
+
+
+@pytest.mark.slow
+def test_a_killed_rank_has_the_job_go_on_from_its_dictionary(service: Service) -> None:
+    id = service.fit(NOISE, name="slow", nb_concepts=64, tol=0, max_iter=100_000, ranks=2)
+    before = until(lambda: beyond(service, id, 20))
+    first, second = rank_of(service, 0), rank_of(service, 1)
+    until(lambda: True if service.checkpoint(id) else None)
+    os.kill(second, signal.SIGKILL)
+    resumed = until(lambda: told if (told := service.job(id))["attempts"] == 2 else None, WITHIN_SECONDS)
+    assert resumed["state"] in ("queued", "running")
+    assert gone(first)
+    told = until(lambda: told if (told := service.job(id))["resumed_from"] else None)
+    later = until(lambda: beyond(service, id, told["resumed_from"]))
+    assert later["progress"]["loss"] <= before["progress"]["loss"]
+    assert [i for i, _ in later["loss_history"]] == sorted({i for i, _ in later["loss_history"]})
+    ranks = [rank_of(service, rank) for rank in (0, 1)]
+    assert service.client.delete(f"/jobs/{id}").json()["state"] == "cancelled"
+    assert all(gone(pid) for pid in ranks)
+
+
+@pytest.mark.slow
+def test_more_ranks_than_are_allowed_are_refused(service: Service) -> None:
+    answer = service.client.post("/fit", json={"name": "a", "nb_concepts": 1, "data": [[1, 2]], "ranks": 3})
+    assert answer.status_code == 422
+    assert answer.json()["errors"] == [{"loc": ["ranks"], "msg": "at most 2"}]
+
+
+@pytest.mark.slow
+def test_wrong_parameters_that_only_a_rank_can_see_fail_the_job(service: Service) -> None:
+    """A start from a dictionary that is gone by then."""
+    weights = np.abs(FITTED[:32])
+    service.client.put("/dictionaries/start", json={"data": weights.tolist()}).raise_for_status()
+    slow = service.fit(NOISE, name="holds-up", nb_concepts=64, tol=0, max_iter=100_000)
+    id = service.fit(FITTED, name="late", nb_concepts=32, init="start", ranks=2)
+    assert service.client.delete("/dictionaries/start").status_code == 204
+    service.client.delete(f"/jobs/{slow}").raise_for_status()
+    job = service.ended(id)
+    assert job["state"] == "failed"
+    assert job["error"]["type"] == "unknown-dictionary"
+
+
+# -- without the service ----------------------------------------------------------------------------------
+
+
+def distributed(*told: str) -> subprocess.Popen[str]:
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "GLOO_SOCKET_IFNAME": "lo"}
+    return subprocess.Popen(
+        [*command, "-m", "app.distributed", *told],
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Path:
+    np.save(tmp_path / "a.npy", FITTED)
+    return tmp_path / "a.npy"
+
+
+@pytest.mark.slow
+def test_torchrun_writes_the_dictionary_into_a_store(data: Path, tmp_path: Path) -> None:
+    told = ("--data", str(data), "--nb-concepts", "16", "--max-iter", "20")
+    run = distributed(*told, "--store", str(tmp_path / "models"), "--name", "digits")
+    out, said = run.communicate(timeout=100)
+    assert run.returncode == 0, said
+    record = json.loads(out)
+    assert (record["dictionary"], record["ranks"], record["iterations"]) == ("digits@1", 2, 20)
+    assert "iteration 20/20: loss" in said
+    directory = tmp_path / "models" / "digits" / "1"
+    meta = json.loads((directory / "meta.json").read_text())
+    assert meta["metrics"]["relative_error"] == record["metrics"]["relative_error"] < 0.5
+    assert load_file(directory / "dictionary.safetensors")["dictionary"].shape == (16, FITTED.shape[1])
+
+
+@pytest.mark.slow
+def test_torchrun_ends_when_a_rank_is_killed(tmp_path: Path) -> None:
+    data, output = tmp_path / "noise.npy", tmp_path / "d.safetensors"
+    np.save(data, NOISE)
+    told = ("--data", str(data), "--nb-concepts", "64", "--tol", "0", "--max-iter", "100000")
+    run = distributed(*told, "--output", str(output))
+    assert run.stderr is not None
+    while "loss" not in (line := run.stderr.readline()):
+        assert line, "it has ended"
+    ranks = [until(lambda rank=rank: process_of(run.pid, f"RANK={rank}")) for rank in (0, 1)]
+    os.kill(ranks[1], signal.SIGKILL)
+    run.communicate(timeout=WITHIN_SECONDS)
+    assert run.returncode != 0
+    assert gone(ranks[0])
+    assert not output.exists()
