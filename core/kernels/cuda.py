@@ -33,7 +33,7 @@ SWEEPS_AT_FIRST, SWEEPS_BETWEEN, TURNS = 8, 2, 6
 PATIENCE, EXACT_STEPS = 40, 16
 LARGEST_EXACT = 256  # concepts of a small problem whose gram a program's registers hold; larger ones are swept alone
 SIZES = 64  # working sets are a multiple of this: few kernels to compile, and rows of grams that are aligned
-WARPS = {128: 8, 256: 16}  # for a gram in registers; 4 for smaller ones
+WARPS = {128: 8, 256: 32}  # for a gram in registers; 4 for smaller ones
 ROWS_SWEPT = 8  # by one program, a warp each
 GRAM_BYTES = 1 << 30  # of working sets gathered at once
 
