@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: install demo serve check audit test fuzz crash slow load soak bench clean
+.PHONY: install demo serve check audit test fuzz crash slow load soak bench gpu clean
 
 install: $(INSTALLED)
 
@@ -68,6 +68,12 @@ bench: install
 	-test -d $(PEERS)/mlserver || $(BIN)/python -m pip install --quiet \
 		--target $(PEERS)/mlserver mlserver==1.7.1 uvloop==0.21.0 numpy==2.4.6
 	$(BIN)/python -m benchmarks
+
+# On a machine with a GPU, with its own Python and what that has: torch, triton, numpy, numba, scikit-learn, pytest. Under
+# nine minutes; the figures go to benchmarks/gpu.json, whether or not all tests passed.
+gpu:
+	timeout 180 $(PYTHON) -m pytest -c tests/gpu/alone.ini --rootdir . --confcutdir tests/gpu tests/gpu; tests=$$?; \
+		timeout 345 $(PYTHON) -m benchmarks.gpu --seconds 270 && exit $$tests
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -13,6 +13,9 @@ from core.sparse import SparseRows
 # measured time, so that the same data and seed give the same dictionary.
 SLICE_WORK = 600_000_000
 SMALLEST_CHUNK = 64
+# On a GPU, where rows of too small a chunk leave multiprocessors idle: some tens of milliseconds.
+GPU_SLICE_WORK = 2_000_000_000_000
+GPU_SMALLEST_CHUNK = 1 << 14
 # Of a sparse chunk: sums over its rows are float32 throughout, so that the rounding of more rows would begin to show;
 # and now and then one is made dense, with this many values.
 MOST_SPARSE_ROWS, MOST_DENSE_VALUES = 8192, 1 << 22
@@ -20,6 +23,8 @@ MOST_SPARSE_ROWS, MOST_DENSE_VALUES = 8192, 1 << 22
 
 class Chunks:
     """The rows of A (n, d), which is never copied: a float32 C-contiguous tensor, or `SparseRows`.
+
+    On a GPU a tensor may be of any float dtype and layout; every chunk is converted as it is read.
 
     A sparse chunk is a `SparseRows` that takes the place of a tensor: `block @ X` and `block.T @ X` stay sparse,
     whatever else torch does to it makes that one chunk dense.
@@ -45,7 +50,7 @@ class Chunks:
         self.n_rows, self.n_features = A.shape
         self.nb_concepts = nb_concepts
         self.ranks = ranks
-        self.size = chunk_size(self.n_features, nb_concepts)
+        self.size = chunk_size(self.n_features, nb_concepts, A.device)
         if isinstance(A, SparseRows):
             most = min(MOST_SPARSE_ROWS, MOST_DENSE_VALUES // self.n_features)
             self.size = min(self.size, max(SMALLEST_CHUNK, most))
@@ -54,7 +59,7 @@ class Chunks:
         """One pass over A for the attributes."""
         peak = total = energy = 0.0
         for rows in self.slices():
-            block = self.A[rows]
+            block = self._rows(rows)
             values = block.values() if isinstance(block, SparseRows) else block
             if values.numel():
                 peak = max(peak, float(values.amax()))
@@ -77,18 +82,28 @@ class Chunks:
 
     def read(self, rows: slice | torch.Tensor) -> torch.Tensor:
         """Some rows; a view of a dense A where the values are ordinary."""
-        block = self.A[rows]
+        block = self._rows(rows)
         if self.exponent == 0:
             return block
         if isinstance(block, SparseRows):
             return cast(torch.Tensor, block.times_power_of_two(-self.exponent))
         return times_power_of_two(block, torch.tensor(-self.exponent, device=block.device))
 
+    def _rows(self, rows: slice | torch.Tensor) -> torch.Tensor:
+        block = self.A[rows]
+        return block if isinstance(block, SparseRows) else block.to(torch.float32).contiguous()
 
-def chunk_size(width: int, nb_concepts: int) -> int:
+
+def chunk_size(width: int, nb_concepts: int, device: torch.device) -> int:
     """Rows of one slice, where a row costs products with (width, k) and (k, k) matrices and a few sweeps."""
-    work_per_row = nb_concepts * (2 * width + 6 * nb_concepts)
-    return max(SMALLEST_CHUNK, SLICE_WORK // work_per_row)
+    return rows_of_slice(nb_concepts * (2 * width + 6 * nb_concepts), device)
+
+
+def rows_of_slice(work_of_row: int, device: torch.device) -> int:
+    """Rows of one slice, where a row costs so many multiply-adds."""
+    if device.type == "cuda":
+        return max(GPU_SMALLEST_CHUNK, GPU_SLICE_WORK // work_of_row)
+    return max(SMALLEST_CHUNK, SLICE_WORK // work_of_row)
 
 
 def slices(total: int, size: int) -> Iterator[slice]:

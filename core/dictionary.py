@@ -7,7 +7,9 @@ import numpy as np
 import torch
 
 from core import kernels
+from core.chunks import slices
 from core.errors import InvalidParameter, OutOfRange
+from core.memory import free_bytes, rows_of_encode
 from core.scaling import exponents_of, times_power_of_two
 from core.threads import threads_for
 
@@ -19,6 +21,15 @@ ENCODE_MAX_ITER = 300
 # Reading a pair of concepts from the gram is faster than computing it, but for more concepts than this (64 MiB in
 # float32) the gram is not held: at 16 384 it would take 1 GiB and seconds of preparation.
 LARGEST_GRAM = 4096
+
+
+# On a GPU it is made in a fraction of a second and spares every working set products of its own; 1 GiB.
+LARGEST_GRAM_ON_GPU = 16384
+
+
+def largest_gram(device: torch.device) -> int:
+    """Concepts up to which a dictionary on this device holds its gram."""
+    return LARGEST_GRAM_ON_GPU if device.type == "cuda" else LARGEST_GRAM
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,10 +51,10 @@ class Encoded:
 class Dictionary:
     """This D, ready to solve.
 
-    Holds D (nb_concepts, n_features), the squared norms of the concepts and, for at most 4096 concepts, the gram
-    B = D·Dᵀ (nb_concepts, nb_concepts); nothing of the size of B is needed beyond. In bytes: 4·(k·d + k² + k) in
-    float32 (B of 4096: 64 MiB), 4·(k·d + k) without B, twice that in float64; and 4·k·d more where concepts
-    are of extraordinary size. Nothing of it changes after construction: any thread may use it.
+    Holds D (nb_concepts, n_features), the squared norms of the concepts and, for at most 4096 concepts (on a GPU
+    16384), the gram B = D·Dᵀ (nb_concepts, nb_concepts); nothing of the size of B is needed beyond. In bytes:
+    4·(k·d + k² + k) in float32 (B of 4096: 64 MiB), 4·(k·d + k) without B, twice that in float64; and 4·k·d more
+    where concepts are of extraordinary size. Nothing of it changes after construction: any thread may use it.
 
     Args:
         D: tensor or array (nb_concepts, n_features), non-negative and finite.
@@ -70,7 +81,7 @@ class Dictionary:
         # concepts of extraordinary size are solved for in units of their own: z = solved / 2^exponent
         self._exponents = exponents_of(self.D.amax(dim=1))
         self._scaled_D = self.D if self._exponents is None else times_power_of_two(self.D, -self._exponents[:, None])
-        self._B = kernels.gram(self._scaled_D) if self.nb_concepts <= LARGEST_GRAM else None
+        self._B = kernels.gram(self._scaled_D) if self.nb_concepts <= largest_gram(self.device) else None
         self._inverse = kernels.inverse_squares(self._scaled_D)
 
     @property
@@ -110,8 +121,8 @@ class Dictionary:
             raise InvalidParameter(f"tol is {tol}; it must be positive")
         if max_iter < 1:
             raise InvalidParameter(f"max_iter is {max_iter}; it must be at least 1")
-        A = self._matrix(A)
-        codes, residual = self._solve(A, tol, max_iter)
+        A = torch.as_tensor(A).detach()
+        codes, residual = self._solve_in_parts(A, tol, max_iter)
         return Encoded(codes, residual, residual <= tol)
 
     def decode(self, Z: torch.Tensor | np.ndarray[Any, Any]) -> torch.Tensor:
@@ -131,6 +142,18 @@ class Dictionary:
 
     def _matrix(self, x: torch.Tensor | np.ndarray[Any, Any]) -> torch.Tensor:
         return torch.as_tensor(x).detach().to(self.device, self.dtype).contiguous()
+
+    def _solve_in_parts(self, A: torch.Tensor, tol: float, max_iter: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """As many rows at a time as the device has memory for; those of another dtype are converted part by part."""
+        budget = free_bytes(self.device)
+        if budget is None:
+            return self._solve(self._matrix(A), tol, max_iter)
+        codes = torch.empty(len(A), self.nb_concepts, dtype=self.dtype, device=self.device)
+        residual = torch.empty(len(A), dtype=self.dtype, device=self.device)
+        step = rows_of_encode(self.nb_concepts, self.n_features, budget - codes.nbytes)
+        for rows in slices(len(A), step):
+            codes[rows], residual[rows] = self._solve(self._matrix(A[rows]), tol, max_iter)
+        return codes, residual
 
     def _solve(self, A: torch.Tensor, tol: float, max_iter: int) -> tuple[torch.Tensor, torch.Tensor]:
         exponents = exponents_of(A.amax(dim=1))

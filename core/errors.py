@@ -10,6 +10,7 @@
     ├── InvalidParameter (ValueError)      a parameter outside its range
     ├── UnknownSolver (ValueError, AssertionError)
     ├── RankLost (RuntimeError)            another process of the fit has ended
+    ├── DeviceTooSmall (MemoryError)       a fit that the device has no memory for
     └── NotFitted (ValueError, AttributeError)  the model has no dictionary yet
 
 Each message says which value was wrong, where it first was and what would be right, and never holds the array
@@ -55,6 +56,10 @@ class UnknownSolver(CoreError, ValueError, AssertionError):
 
 class RankLost(CoreError, RuntimeError):
     """Another rank of a fit over several processes has ended, or does not answer any more."""
+
+
+class DeviceTooSmall(CoreError, MemoryError):
+    """The device has too little free memory for this fit; said before any work is done."""
 
 
 class NotFitted(CoreError, ValueError, AttributeError):

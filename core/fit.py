@@ -10,6 +10,7 @@ from core.chunks import Chunks
 from core.errors import OutOfRange, WrongShape
 from core.initial import DEFAULT_START, STARTS, all_finite, concepts_for, given
 from core.inputs import Form, Source, read_steps
+from core.memory import check_fit
 from core.progress import FitProgress, tell
 from core.ranks import ALONE, Ranks
 from core.solvers import SOLVERS, solver_named
@@ -110,6 +111,10 @@ class Fit:
         return Fitted(Z, D, losses)
 
     def _read(self, source: Source, form: Form) -> Generator[None, None, torch.Tensor | SparseRows]:
+        if not isinstance(source, Iterator):
+            rows, n_features = source.shape
+            held = 4 * rows * n_features if isinstance(source, torch.Tensor) else 0
+            check_fit(rows, n_features, self.nb_concepts, self.device, held=held)
         A = yield from read_steps(source, form, self.device)
         self.check_shape(A.shape)
         return A

@@ -167,7 +167,7 @@ def concepts_for(chunks: Chunks, Z: torch.Tensor) -> Generator[None, None, torch
     chunks.ranks.total(0, gram, cross)
     concepts, G, B = torch.zeros(d, k, device=Z.device), -cross.float(), gram.float()
     inverse = kernels.inverse_diagonal(B)
-    for features in slices(d, chunk_size(0, k)):
+    for features in slices(d, chunk_size(0, k, Z.device)):
         kernels.descend(concepts[features], G[features], B, inverse, max_sweeps=SWEEPS, share=SWEEP_SHARE)
         yield
     chunks.ranks.share(concepts)

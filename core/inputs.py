@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from scipy import sparse
 
+from core import resident
 from core.checks import Array, check_scale, check_shape, check_values, converted
 from core.chunks import slices
 from core.errors import InvalidArray, WrongDtype, WrongShape
@@ -33,6 +34,12 @@ class Form:
     width: int | None = None
     width_of: str = "this dictionary"
     least_rows: int = 1
+
+    def shaped(self, x: torch.Tensor) -> torch.Tensor:
+        """`x`, which lies on a GPU, with two dimensions, once its shape is right."""
+        return resident.shaped(
+            x, width=self.width, width_name=self.width_name, name=self.name, width_of=self.width_of
+        )
 
     def checked(self, x: Array | SparseMatrix) -> Array | SparseMatrix:
         """`x` with two dimensions, once its dtype and shape are right."""
@@ -60,16 +67,18 @@ def concepts() -> Form:
 
 
 # What an input is once it has been opened: of the right dtype and shape where that can be told without reading it.
-Source: TypeAlias = Array | SparseMatrix | Iterator[Array]
+Source: TypeAlias = Array | SparseMatrix | torch.Tensor | Iterator[Array]
 
 
 def opened(x: Input, form: Form) -> Source:
-    """A matrix as an array or as SciPy holds it; batches as an iterator of checked, dense ones.
+    """A matrix as an array, as SciPy holds it or where it lies on a GPU; batches as an iterator of checked arrays.
 
     Raises:
         WrongDtype: neither a matrix nor an iterable, or a matrix of anything but real numbers.
         WrongShape: a matrix whose shape does not fit.
     """
+    if isinstance(x, torch.Tensor) and resident.is_resident(x):
+        return form.shaped(x)
     whole = matrix(x, form.name)
     if whole is not None:
         return form.checked(whole)
@@ -82,8 +91,12 @@ def read_steps(source: Source, form: Form, device: torch.device) -> Generator[No
     """All rows, for a fit, in slices (bounded for an array; else one batch, or the whole of a sparse matrix).
 
     A float32 C-contiguous array and a canonical float32 CSR matrix are shared; anything else is copied once, and
-    batches are gathered in one array that grows in place: they are never held twice.
+    batches are gathered in one array that grows in place: they are never held twice. What lies on the GPU that
+    computes is shared in any float dtype; `core.chunks.Chunks` converts it as it is read.
     """
+    if isinstance(source, torch.Tensor):
+        yield from resident.check_steps(source, form.name)
+        return source if source.device == device else source.to(device, torch.float32)
     if isinstance(source, np.ndarray):
         array = yield from _read_array(source, form.name)
     elif isinstance(source, Iterator):
@@ -102,6 +115,9 @@ def by_blocks(
     Beside the input, one block and the answer are held.
     """
     source = opened(x, form)
+    if isinstance(source, torch.Tensor):
+        run(resident.check_steps(source, form.name))
+        return answer(source.to(device))
     answers = (answer(tensor(block).to(device)) for block in _blocks(source, form))
     if isinstance(source, np.ndarray):
         return next(answers)
@@ -117,7 +133,7 @@ def as_array(x: Input, form: Form) -> Array:
     """All rows as one checked float32 array."""
     source = opened(x, form)
     blocks = _blocks(source, form)
-    return next(blocks) if isinstance(source, np.ndarray) else run(stacked(blocks))
+    return next(blocks) if isinstance(source, (np.ndarray, torch.Tensor)) else run(stacked(blocks))
 
 
 def as_tensor(x: Input, form: Form, device: torch.device) -> torch.Tensor:
@@ -175,6 +191,9 @@ def _read_array(array: Array, name: str) -> Generator[None, None, Array]:
 def _blocks(source: Source, form: Form) -> Iterator[Array]:
     if isinstance(source, np.ndarray):
         yield _checked(source, form)
+    elif isinstance(source, torch.Tensor):
+        run(resident.check_steps(source, form.name))
+        yield source.to("cpu", torch.float32).numpy()
     elif isinstance(source, Iterator):
         yield from source
     else:

@@ -86,6 +86,21 @@ def test_a_quick_run_answers_every_question_of_the_service(tmp_path: Path) -> No
             assert not isinstance(p50, str) or (server not in ("none", ECHO, FASTAPI) and p50.startswith("absent: "))
 
 
+@pytest.mark.slow
+def test_a_quick_run_of_what_a_gpu_is_asked(tmp_path: Path) -> None:
+    output = tmp_path / "gpu.json"
+    command = [sys.executable, "-m", "benchmarks.gpu", "--quick", "--device", "cpu", "--output", str(output)]
+    run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=110)
+    assert run.returncode == 0, run.stderr
+    told = json.loads(output.read_text())
+    assert [name.partition(",")[0] for name in told] == ["made", "rates", "encode", "encode", "encode", "fit", "fit"]
+    assert all(rate > 0 for rate in told["rates"].values())
+    for name, figures in told.items():
+        if name not in ("made", "rates"):
+            assert figures["ratio"] > 0, name
+            assert f"{name}: {json.dumps(figures)}" in run.stdout
+
+
 def test_an_unknown_case_is_refused_with_those_there_are() -> None:
     run = subprocess.run(
         [sys.executable, "-m", "benchmarks", "nonsense"], cwd=ROOT, capture_output=True, text=True, timeout=60

@@ -38,6 +38,7 @@ from app.worker.messages import (
 )
 from app.worker.solving import Solving
 from core import Dictionary
+from core.errors import DeviceTooSmall
 from core.threads import share
 from core.warm import warm, warm_encodes
 
@@ -192,9 +193,8 @@ def failed(task: int | str, error: Exception) -> Failed:
         raise DeviceFailed(f"task {task}: {name}: {error}") from error
     if device.is_want_of_memory(error):
         logger.warning("task %s needs more memory than there is: %s: %s", task, name, error)
-        return Failed(
-            task, "DeviceOutOfMemory", "the device has too little memory for this; send fewer rows at a time"
-        )
+        told = "the device has too little memory for this; send fewer rows at a time"
+        return Failed(task, "DeviceOutOfMemory", str(error) if isinstance(error, DeviceTooSmall) else told)
     kind = kind_of(error)
     if kind is INTERNAL:
         logger.error("task %s failed", task, exc_info=error)

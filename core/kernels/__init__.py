@@ -13,7 +13,7 @@ from types import ModuleType
 
 import torch
 
-from core.kernels import blocked, cpu
+from core.kernels import blocked, cpu, precision
 from core.kernels.grams import gram as gram
 
 
@@ -53,6 +53,13 @@ def solve(
     where it is not held, what is needed of it is computed from D.
     """
     return _implementation(A).solve(A, D, B, inverse, tol, max_sweeps)  # type: ignore[no-any-return]
+
+
+def product(X: torch.Tensor, Y: torch.Tensor, *, less: torch.Tensor | None = None) -> torch.Tensor:
+    """X·Y, or X·Y − less, to about float32's rounding: on CUDA devices by tensor cores. X may be sparse rows."""
+    if X.device.type == "cuda" and isinstance(X, torch.Tensor):
+        return precision.product(X, Y, precision.Precision.SPLIT, less=less)
+    return X @ Y if less is None else torch.addmm(less, X, Y, beta=-1)
 
 
 def inverse_diagonal(B: torch.Tensor) -> torch.Tensor:

@@ -16,6 +16,9 @@ BLOCK, PART, DEPTH = 128, 32, 32
 # Rows of a program: as many as still leave one for each multiprocessor, since a block of B is read once for all.
 MOST_ROWS, LEAST_ROWS = 128, 16
 
+# Sweeps that go on to this share of the first's progress or beyond are meant to arrive, which three products allow.
+ITERATING_SHARE = 1e-4
+
 # --- encode: no more concepts than this are one small problem for every row, and share its gram
 FEW_CONCEPTS = 256
 # Concepts that join a working set in a round; where more violate and the support is larger, as many as it holds.
@@ -24,10 +27,13 @@ ADDED = 64
 ROUND_SHARE = 0.03
 # and the last one aims below what is asked for, since the gradient of all concepts is checked after it.
 LAST_SHARE = 0.5
-# Sweeps before the first exact step of a round, then between them, and exact steps of a round.
-SWEEPS_AT_FIRST, SWEEPS_BETWEEN, EXACT_STEPS = 8, 2, 6
+# Sweeps before the first exact step of a round, then between them, and how often they alternate in a round.
+SWEEPS_AT_FIRST, SWEEPS_BETWEEN, TURNS = 8, 2, 6
+# Rows that are not done after so many sweeps (dependent concepts, as a rule) take up to so many exact steps in a row.
+PATIENCE, EXACT_STEPS = 40, 16
 LARGEST_EXACT = 256  # concepts of a small problem whose gram a program's registers hold; larger ones are swept alone
 SIZES = 64  # working sets are a multiple of this: few kernels to compile, and rows of grams that are aligned
+WARPS = {128: 8, 256: 32}  # for a gram in registers; 4 for smaller ones
 ROWS_SWEPT = 8  # by one program, a warp each
 GRAM_BYTES = 1 << 30  # of working sets gathered at once
 
@@ -40,10 +46,11 @@ def descend(
     rows, k = Z.shape
     of_program = rows_of_program(rows, Z.device)
     programs = -(-rows // of_program)
+    precision = "tf32" if share >= ITERATING_SHARE else "tf32x3"
     moves, g_block = torch.zeros_like(Z), Z.new_empty(programs * of_program, BLOCK)
     tiles.descend[(programs,)](
         Z, G, moves, g_block, B, inverse, rows, k, max_sweeps, share,
-        ROWS=of_program, BLOCK=BLOCK, PART=PART, DEPTH=DEPTH, PRECISION="tf32",
+        ROWS=of_program, BLOCK=BLOCK, PART=PART, DEPTH=DEPTH, PRECISION=precision,
         num_warps=8 if of_program == MOST_ROWS else 4, num_stages=3,
     )  # fmt: skip
     return violation
@@ -76,7 +83,7 @@ def solve(
             ROUND_SHARE if len(D) > FEW_CONCEPTS else 0
         )  # which hold all concepts, so that more rounds add nothing
         aims = (share * reached).clamp(min=LAST_SHARE * tol * norms[rows])
-        swept += _round(z, g, D, B, inverse, aims, max_sweeps - swept)
+        swept = _round(z, g, D, B, inverse, aims, swept, max_sweeps)
         if z is not Z:
             Z[rows] = z
         g = product(product(z, D, Precision.FLOAT32, less=left), D.T, Precision.FLOAT32)
@@ -101,20 +108,21 @@ def _round(
     B: torch.Tensor | None,
     inverse: torch.Tensor,
     aims: torch.Tensor,
+    swept: int,
     max_sweeps: int,
 ) -> int:
-    """Lower the residual of every row to its aim, or nearer to it, on its working set; z in place. Sweeps made."""
+    """Lower each row's residual to its aim, or nearer to it, on its working set; z in place. See `solve_small`."""
     k = len(D)
     if k <= FEW_CONCEPTS and B is not None:
-        return solve_small(z, g, B, inverse.expand_as(z).contiguous(), aims, max_sweeps)
+        return solve_small(z, g, B, inverse.expand_as(z).contiguous(), aims, swept, max_sweeps)
     wanted = _wanted(z, g, inverse)
     size = min(k, -(-int(wanted.max()) // SIZES) * SIZES)
-    made = 0
+    made = swept
     for some in _pieces(len(z), 4 * size * (size if B is not None else size + D.shape[1])):
         chosen, h = _working_set(z[some], g[some], inverse, wanted[some], size)
         grams = B[chosen[:, :, None], chosen[:, None, :]] if B is not None else _grams_of(D[chosen])
         z_small, g_small = z[some].gather(1, chosen), g[some].gather(1, chosen)
-        made = solve_small(z_small, g_small, grams, h, aims[some], max_sweeps)
+        made = solve_small(z_small, g_small, grams, h, aims[some], swept, max_sweeps)
         z[some] = z[some].scatter(1, chosen, z_small)
     return made
 
@@ -146,20 +154,26 @@ def _grams_of(rows: torch.Tensor) -> torch.Tensor:
 
 
 def solve_small(
-    z: torch.Tensor, g: torch.Tensor, grams: torch.Tensor, h: torch.Tensor, aims: torch.Tensor, max_sweeps: int
+    z: torch.Tensor,
+    g: torch.Tensor,
+    grams: torch.Tensor,
+    h: torch.Tensor,
+    aims: torch.Tensor,
+    swept: int,
+    max_sweeps: int,
 ) -> int:
-    """Codes z and gradient g (rows, size), in place, towards residuals of `aims` (rows,); how many sweeps it made.
+    """Codes z and gradient g (rows, size), in place, towards residuals of `aims` (rows,).
 
     Args:
         grams: (rows, size, size), or (size, size) for all.
         h: (rows, size), the inverse diagonals; 0 where a concept is to stay as it is.
+        swept: sweeps made before; those made then are returned.
     """
     rows, size = z.shape
     stride = size * size if grams.dim() == 3 else 0
     width = max(16, 1 << (size - 1).bit_length())
-    swept = 0
-    for step in range(EXACT_STEPS):
-        sweeps = min(SWEEPS_BETWEEN if step else SWEEPS_AT_FIRST, max_sweeps - swept)
+    for turn in range(TURNS):
+        sweeps = min(SWEEPS_BETWEEN if turn else SWEEPS_AT_FIRST, max_sweeps - swept)
         if sweeps == 0:
             break
         small.sweep[(-(-rows // ROWS_SWEPT),)](
@@ -167,17 +181,10 @@ def solve_small(
         )
         swept += sweeps
         if size <= LARGEST_EXACT:
-            small.exact_step[(rows,)](
-                z,
-                g,
-                grams,
-                h,
-                aims,
-                stride,
-                size,
-                SIZE=width,
-                num_warps=16 if width == 256 else 8 if width == 128 else 4,
-            )
+            small.exact_steps[(rows,)](
+                z, g, grams, h, aims, stride, size, 1 if swept < PATIENCE else EXACT_STEPS,
+                SIZE=width, num_warps=WARPS.get(width, 4),
+            )  # fmt: skip
     return swept
 
 

@@ -53,12 +53,38 @@ def sweep(Z, G, grams, H, aims, stride, rows, size, sweeps, ROWS: tl.constexpr, 
 
 
 @triton.jit
-def exact_step(Z, G, grams, H, aims, stride, size, SIZE: tl.constexpr):
-    """Towards the minimiser on the support of a program's row, in place, never uphill.
+def _step(z, g, gram, diagonal, size, SIZE: tl.constexpr):
+    """What leads from z to the minimiser on its support, on which the gradient is g.
 
     The gram of the support is swept (Beaton 1964: Gauss-Jordan elimination that stays symmetric) in registers, and
-    −g with it. A concept that others of the support span goes to zero. The step is taken whole, negative codes set
-    to zero, where that lowers the objective; else it is cut short where the first code reaches zero.
+    −g with it. A concept that others of the support span goes to zero, and they make up for it.
+    """
+    i = tl.arange(0, SIZE)
+    used = z > 0
+    left = tl.where(used[:, None] & used[None, :], gram, 0.0)
+    step = tl.where(used, -g, 0.0)
+    for j in range(size):
+        chosen = i == j
+        v = tl.sum(tl.where(chosen[None, :], left, 0.0), axis=1)
+        pivot = tl.sum(tl.where(chosen, v, 0.0), axis=0)
+        least = DEPENDENT * tl.sum(tl.where(chosen, diagonal, 0.0), axis=0)
+        inverse = tl.where(pivot > least, 1 / tl.where(pivot > least, pivot, 1.0), 0.0)
+        value = tl.sum(tl.where(chosen, step, 0.0), axis=0)
+        old = tl.sum(tl.where(chosen, z, 0.0), axis=0)  # of an unused concept it is 0, and so is v
+        goes = tl.where(pivot > least, value * inverse, -old)
+        step = tl.where(chosen, goes, step - v * goes)
+        w = v * inverse
+        across = tl.where(chosen[:, None], w[None, :], w[:, None])
+        left = tl.where(chosen[:, None] | chosen[None, :], across, left - w[:, None] * v[None, :])
+    return step
+
+
+@triton.jit
+def exact_steps(Z, G, grams, H, aims, stride, size, steps, SIZE: tl.constexpr):
+    """Towards the minimiser on the support of a program's row, in place, never uphill.
+
+    A step is taken whole, negative codes set to zero, where that lowers the objective; else it is cut short where the
+    first code reaches zero (Lawson & Hanson 1974), and another follows, up to so many `steps`.
     """
     row = tl.program_id(0).to(tl.int64)
     i = tl.arange(0, SIZE)
@@ -66,38 +92,22 @@ def exact_step(Z, G, grams, H, aims, stride, size, SIZE: tl.constexpr):
     z = tl.load(Z + row * size + i, mask=inside, other=0.0)
     g = tl.load(G + row * size + i, mask=inside, other=0.0)
     h = tl.load(H + row * size + i, mask=inside, other=0.0)
-    if _residual(z, g, h, 0) > tl.load(aims + row):
-        used = z > 0
-        diagonal = tl.where(h > 0, 1 / tl.where(h > 0, h, 1.0), 0.0)
-        of_gram = grams + row * stride + i[:, None] * size + i[None, :]
-        both = inside[:, None] & inside[None, :]
-        gram = tl.load(of_gram, mask=both, other=0.0)
-        left = tl.where(used[:, None] & used[None, :], gram, 0.0)
-        step = tl.where(used, -g, 0.0)
-        for j in range(size):
-            chosen = i == j
-            v = tl.sum(tl.where(chosen[None, :], left, 0.0), axis=1)
-            pivot = tl.sum(tl.where(chosen, v, 0.0), axis=0)
-            least = DEPENDENT * tl.sum(tl.where(chosen, diagonal, 0.0), axis=0)
-            value = tl.sum(tl.where(chosen, step, 0.0), axis=0)
-            old = tl.sum(tl.where(chosen, z, 0.0), axis=0)
-            spans = (pivot > least).to(tl.float32)  # 0 for a concept that is unused or spanned: v is 0 or dropped
-            inverse = spans / tl.where(pivot > least, pivot, 1.0)
-            # how far this code goes, the unused ones nowhere; those not yet swept make up for one that is dropped
-            goes = tl.where(spans > 0, value * inverse, -old)
-            step = tl.where(chosen, goes, step - v * goes)
-            w = v * inverse
-            cross = chosen[:, None] | chosen[None, :]
-            left = tl.where(cross, tl.where(chosen[:, None], w[None, :], w[:, None]), left - w[:, None] * v[None, :])
-
-        target = z + step
-        falls = used & (target < 0)
-        reach = tl.min(tl.where(falls, -z / tl.where(falls, step, -1.0), 1.0), axis=0)
-        delta = tl.where(used, tl.maximum(target, 0.0), 0.0) - z
-        change = tl.sum(tl.load(of_gram, mask=both, other=0.0) * delta[None, :], axis=1)
-        uphill = tl.sum(delta * (2 * g + change), axis=0) > 0
-        new = tl.where(uphill, tl.maximum(z + reach * step, 0.0), tl.maximum(target, 0.0))
-        new = tl.where(used, new, 0.0)
-        change = tl.sum(tl.load(of_gram, mask=both, other=0.0) * (new - z)[None, :], axis=1)
-        tl.store(Z + row * size + i, new, mask=inside)
-        tl.store(G + row * size + i, g + change, mask=inside)
+    diagonal = tl.where(h > 0, 1 / tl.where(h > 0, h, 1.0), 0.0)
+    of_gram = grams + row * stride + i[:, None] * size + i[None, :]
+    both = inside[:, None] & inside[None, :]
+    going = _residual(z, g, h, 0) > tl.load(aims + row)
+    for _ in range(steps):
+        if going:
+            step = _step(z, g, tl.load(of_gram, mask=both, other=0.0), diagonal, size, SIZE)
+            used, target = z > 0, z + step
+            falls = used & (target < 0)
+            reach = tl.min(tl.where(falls, -z / tl.where(falls, step, -1.0), 1.0), axis=0)
+            new = tl.where(used, tl.maximum(target, 0.0), 0.0)
+            change = tl.sum(tl.load(of_gram, mask=both, other=0.0) * (new - z)[None, :], axis=1)
+            going = tl.sum((new - z) * (2 * g + change), axis=0) > 0
+            if going:
+                new = tl.where(used, tl.maximum(z + reach * step, 0.0), 0.0)
+                change = tl.sum(tl.load(of_gram, mask=both, other=0.0) * (new - z)[None, :], axis=1)
+            z, g = new, g + change
+    tl.store(Z + row * size + i, z, mask=inside)
+    tl.store(G + row * size + i, g, mask=inside)

@@ -20,7 +20,8 @@ from dataclasses import dataclass, field
 
 import torch
 
-from core.chunks import SLICE_WORK, SMALLEST_CHUNK, Chunks, slices
+from core import kernels
+from core.chunks import Chunks, rows_of_slice, slices
 from core.progress import FitProgress, tell
 from core.solvers.revival import revive
 from core.threads import threads_for
@@ -56,12 +57,12 @@ class Statistics:
     Attributes:
         gram: ZᵀZ, float64 (k, k).
         cross: AᵀZ, float64 (d, k).
-        violation: squared, of Z's optimality before its update.
+        violation: squared, of Z's optimality before its update; float64 ().
     """
 
     gram: torch.Tensor
     cross: torch.Tensor
-    violation: float
+    violation: torch.Tensor | float
 
 
 @dataclass(slots=True)
@@ -141,16 +142,16 @@ def alternate(
         violation = yield from tell(update_concepts(concepts, updated, statistics), told)
         ranks.share(updated)
 
-        gram = updated.T @ updated
+        gram = kernels.product(updated.T, updated)
         dead = (statistics.gram.diagonal() == 0) | (gram.diagonal() == 0)
         with threads_for_elements(updated):
             loss = loss_from(statistics, updated, gram, chunks.energy)
-            loss, violation, any_dead = ranks.first(loss, violation, bool(dead.any()))
+            loss, of_concepts, any_dead = ranks.first(loss, float(violation), bool(dead.any()))
             ahead = start_from(reached, updated, not losses or loss <= losses[-1])
         reached = updated
         losses.append(loss)
 
-        residual = ((statistics.violation + violation) / chunks.energy) ** 0.5
+        residual = ((float(statistics.violation) + of_concepts) / chunks.energy) ** 0.5
         converged = converged or residual <= 0.01 * tol or _has_settled(losses, tol)
         may_revive = bool(any_dead) and not ending and (converged or iteration % REVIVE_EVERY == 0)
         if may_revive and (yield from tell(revive(chunks, Z, reached, dead), told)):
@@ -173,24 +174,27 @@ def update_codes(
     """Z's half of an iteration, in place, for concepts (d, k); those that have vanished are set to zero."""
     d, k = concepts.shape
     gram, cross = (torch.zeros(width, k, dtype=torch.float64, device=concepts.device) for width in (k, d))
-    violation = 0.0
+    violation = torch.zeros((), dtype=torch.float64, device=concepts.device)
     with threads_for_elements(concepts):
-        concepts[:, _vanished(concepts.square().sum(dim=0), chunks.energy)] = 0
-    step = half.prepare(concepts.T @ concepts)
+        concepts.masked_fill_(_vanished(concepts.square().sum(dim=0), chunks.energy), 0)
+    step = half.prepare(kernels.product(concepts.T, concepts))
     for rows, block in chunks:
         z = Z[rows]
-        violation += yield from _improve(step, z, block @ concepts, half.products)
-        gram += z.T @ z
-        of_chunk = block.T @ z
+        violation += yield from _improve(step, z, kernels.product(block, concepts), half.products)
+        gram += kernels.product(z.T, z)
+        of_chunk = kernels.product(block.T, z)
         with threads_for_elements(cross):
             cross += of_chunk
-    violation = chunks.ranks.total(violation, gram, cross)
+    chunks.ranks.total(0, violation, gram, cross)
     vanished = _vanished(gram.diagonal(), chunks.energy)
-    gram[vanished], gram[:, vanished], cross[:, vanished] = 0, 0, 0
+    gram.masked_fill_(vanished | vanished[:, None], 0)
+    cross.masked_fill_(vanished, 0)
     return Statistics(gram, cross, violation)
 
 
-def update_concepts(half: Half, concepts: torch.Tensor, statistics: Statistics) -> Generator[None, None, float]:
+def update_concepts(
+    half: Half, concepts: torch.Tensor, statistics: Statistics
+) -> Generator[None, None, torch.Tensor]:
     """D's half of an iteration on concepts (d, k), in place; returns its squared violation before it."""
     step = half.prepare(statistics.gram.to(concepts.dtype))
     return (yield from _improve(step, concepts, statistics.cross, half.products))
@@ -200,13 +204,13 @@ def _vanished(squares: torch.Tensor, energy: float) -> torch.Tensor:
     return squares < max(VANISHED, VANISHED_SHARE * energy)
 
 
-def _improve(step: Step, Z: torch.Tensor, C: torch.Tensor, products: int) -> Generator[None, None, float]:
-    total, k = 0.0, Z.shape[1]
-    for rows in slices(len(Z), max(SMALLEST_CHUNK, SLICE_WORK // (products * k * k))):
+def _improve(step: Step, Z: torch.Tensor, C: torch.Tensor, products: int) -> Generator[None, None, torch.Tensor]:
+    total, k = torch.zeros((), dtype=torch.float64, device=Z.device), Z.shape[1]
+    for rows in slices(len(Z), rows_of_slice(products * k * k, Z.device)):
         with threads_for_elements(C):
             c = C[rows].to(Z.dtype)
         violation = step(Z[rows], c)
-        total += float(violation.sum(dtype=torch.float64))
+        total += violation.sum(dtype=torch.float64)  # a device is asked for it at the end of the iteration
         yield
     return total
 

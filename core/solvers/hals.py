@@ -46,7 +46,7 @@ def sweeps(B: torch.Tensor, *, max_sweeps: int) -> Step:
     inverse = kernels.inverse_diagonal(B)
 
     def step(Z: torch.Tensor, C: torch.Tensor) -> torch.Tensor:
-        G = torch.addmm(C, Z, B, beta=-1)
+        G = kernels.product(Z, B, less=C)
         return kernels.descend(Z, G, B, inverse, max_sweeps=max_sweeps, share=SWEEP_SHARE)
 
     return step

@@ -15,7 +15,7 @@ from triton.compiler import ASTSource
 from core.kernels import cuda, small, tiles
 
 H100 = GPUTarget("cuda", 90, 32)
-WHOLE_NUMBERS = {"rows", "k", "max_sweeps", "size", "sweeps", "stride"}
+WHOLE_NUMBERS = {"rows", "k", "max_sweeps", "size", "sweeps", "steps", "stride"}
 
 
 def compiled(kernel: Any, constants: dict[str, Any], **options: int) -> str:
@@ -42,7 +42,7 @@ def main() -> None:
         )
         print(rows, *sorted(set(re.findall(r"wgmma.mma_async\S*tf32|mma.sync\S*tf32\S*", ptx))))
     compiled(small.sweep, {"ROWS": cuda.ROWS_SWEPT, "SIZE": 128}, num_warps=cuda.ROWS_SWEPT)
-    compiled(small.exact_step, {"SIZE": 128}, num_warps=8)
+    compiled(small.exact_steps, {"SIZE": 128}, num_warps=cuda.WARPS[128])
 
 
 if __name__ == "__main__":

@@ -1,0 +1,61 @@
+"""Memory of a device, planned before work begins: how many bytes an encode or a fit needs, and how many there are.
+
+Counted in float32, from what `core.kernels.cuda` and `core.solvers` hold at their peaks; other devices than CUDA's
+are not asked, since their memory is the machine's.
+"""
+
+import torch
+
+from core.chunks import chunk_size
+from core.errors import DeviceTooSmall
+
+NUMBER = 4  # bytes
+SHARE = 0.9  # of what is free: the rest is for what the allocator cannot use
+# Numbers that a row of an encode has at its peak, in units of k and of d: codes and gradient before and after rows
+# leave, and what a residual and a choice of concepts take; activations, converted and as they remain, and residuals.
+ENCODE_CODES, ENCODE_FEATURES = 9, 5
+# Of a row of a fit's chunk: cross products, gradients, moves and each factor's halves; the chunk and its halves.
+FIT_CODES, FIT_FEATURES = 8, 4
+WORKING_SETS = 3 << 30  # bytes for the grams of working sets, their concepts and what gathers them
+
+
+def encode_bytes(rows: int, nb_concepts: int, n_features: int) -> int:
+    """What an encode of so many rows takes at its peak beside the prepared dictionary."""
+    return WORKING_SETS + rows * _encode_row(nb_concepts, n_features)
+
+
+def rows_of_encode(nb_concepts: int, n_features: int, budget: int) -> int:
+    """Rows to encode at a time, so that they take at most `budget` bytes; at least one."""
+    return max(1, (budget - WORKING_SETS) // _encode_row(nb_concepts, n_features))
+
+
+def fit_bytes(rows: int, n_features: int, nb_concepts: int, device: torch.device, *, held: int = 0) -> int:
+    """What a fit takes at its peak, with Z and D, less the bytes of a float32 A that are `held` already."""
+    n, d, k = rows, n_features, nb_concepts
+    chunk = min(max(n, d), chunk_size(d, k, device))
+    statistics = 24 * k * (k + d)
+    in_hand = NUMBER * chunk * (FIT_CODES * k + FIT_FEATURES * d)
+    return NUMBER * (n * d + n * k + k * d) - held + statistics + in_hand
+
+
+def free_bytes(device: torch.device) -> int | None:
+    """What can be allocated on a CUDA device, in part from what torch keeps; None for others."""
+    if device.type != "cuda":
+        return None
+    free, _ = torch.cuda.mem_get_info(device)
+    kept = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    return int(SHARE * (free + kept))
+
+
+def check_fit(rows: int, n_features: int, nb_concepts: int, device: torch.device, *, held: int = 0) -> None:
+    """Raises DeviceTooSmall where a fit of this shape does not fit in the device's free memory."""
+    needed, free = fit_bytes(rows, n_features, nb_concepts, device, held=held), free_bytes(device)
+    if free is not None and needed > free:
+        raise DeviceTooSmall(
+            f"a fit of {rows}×{n_features} with {nb_concepts} concepts needs {needed} bytes on {device}, "
+            f"where {free} are free; pass fewer rows or concepts"
+        )
+
+
+def _encode_row(nb_concepts: int, n_features: int) -> int:
+    return NUMBER * (ENCODE_CODES * nb_concepts + ENCODE_FEATURES * n_features)

@@ -1,0 +1,35 @@
+"""Dense tensors that lie on a GPU: checked there, and never copied as a whole, whatever float dtype they are of."""
+
+from collections.abc import Generator
+
+import numpy as np
+import torch
+
+from core.checks import check_scale, check_shape, check_values
+from core.chunks import slices
+
+SLICE_VALUES = 1 << 28  # read in less than a millisecond
+FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+
+
+def is_resident(x: object) -> bool:
+    return isinstance(x, torch.Tensor) and x.device.type == "cuda" and x.layout == torch.strided and x.dtype in FLOATS
+
+
+def shaped(x: torch.Tensor, *, width: int | None, width_name: str, name: str, width_of: str) -> torch.Tensor:
+    """`x` with two dimensions, once its shape is right; see `core.checks.check_shape`."""
+    in_its_place = np.broadcast_to(np.float32(0), tuple(x.shape))  # no memory
+    array = check_shape(in_its_place, width=width, width_name=width_name, name=name, width_of=width_of)
+    return x.detach().reshape(array.shape)
+
+
+def check_steps(x: torch.Tensor, name: str) -> Generator[None, None, None]:
+    """`core.checks.check_values` and `check_scale` in slices, on the device; what is wrong is told from the host."""
+    largest = 0.0
+    for rows in slices(len(x), max(1, SLICE_VALUES // x.shape[1])):
+        lowest, highest = (float(value) for value in torch.aminmax(x[rows]))
+        if not 0 <= lowest <= highest <= torch.finfo(torch.float32).max:  # nor NaN
+            check_values(x.to("cpu", torch.float64).numpy(), name=name)
+        largest = max(largest, highest)
+        yield
+    check_scale(largest, name=name)
