@@ -1,28 +1,22 @@
 """Requests of one dictionary are solved together: as many rows as wait, up to a budget, and no waiting for more.
 
-What comes in one turn of the loop goes together. While the worker is busy requests gather; when it frees up, the
+What comes in one turn of the loop goes together. While all workers are busy requests gather; when one frees up, the
 oldest one's dictionary is served, with whatever else waits for it. A request larger than the budget is sent in
-pieces, between which others get their turn.
+pieces, between which others get their turn; those of one request may be solved by several workers at once.
 """
 
 import asyncio
 import contextlib
 from collections import deque
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Protocol
 
 import numpy as np
 
+from app.balance import Load, Solver, least_loaded
 from app.errors import Overloaded, WorkerUnavailable
 from app.worker.messages import Key
-
-IN_FLIGHT = 2  # frames with the worker: one that it solves, one that it finds when it is done
-
-
-class Solver(Protocol):
-    def solve(self, key: Key, rows: Sequence[np.ndarray]) -> Awaitable[list[np.ndarray]]: ...
 
 
 @dataclass(eq=False)
@@ -69,10 +63,15 @@ class _Piece:
 
 
 class Batcher:
-    """Groups requests by dictionary and keeps the worker fed."""
+    """Groups requests by dictionary and keeps the workers fed.
 
-    def __init__(self, solver: Solver, batch_rows: int, *, queue_bytes: int, queue_rows: int) -> None:
-        self._solver = solver
+    Attributes:
+        loads: what is under way with each worker.
+        waiting_bytes, waiting_rows: of all requests that have no answer yet.
+    """
+
+    def __init__(self, solvers: Iterable[Solver], batch_rows: int, *, queue_bytes: int, queue_rows: int) -> None:
+        self.loads = [Load(solver) for solver in solvers]
         self._batch_rows = batch_rows
         self._queue_bytes = queue_bytes
         self._queue_rows = queue_rows
@@ -82,8 +81,10 @@ class Batcher:
         self._feeding = False  # before long: once all that has come is in the queue
         self.waiting_bytes = 0
         self.waiting_rows = 0
-        self.solved_batches = 0
-        self.solved_rows = 0
+
+    def add(self, solver: Solver) -> None:
+        """Feed this worker, too."""
+        self.loads.append(Load(solver))
 
     async def solve(
         self, key: Key, rows: np.ndarray, answer_columns: int, *, on_sent: Callable[[], None] | None = None
@@ -127,8 +128,12 @@ class Batcher:
 
     def _feed(self) -> None:
         self._feeding = False
-        while (self._alone or self._queue) and len(self._in_flight) < IN_FLIGHT:
-            self._send([self._alone.popleft()] if self._alone else self._take(self._queue[0].key))
+        while self._alone or self._queue:
+            key = self._alone[0].request.key if self._alone else self._queue[0].key
+            load = least_loaded(self.loads, key)
+            if load is None:
+                return
+            self._send(load, [self._alone.popleft()] if self._alone else self._take(key))
 
     def _take(self, key: Key) -> list[_Piece]:
         """Pieces of waiting requests for this key, up to the row budget; an unfinished request goes to the back."""
@@ -148,23 +153,28 @@ class Batcher:
                 break
         return pieces
 
-    def _send(self, pieces: list[_Piece]) -> None:
+    def _send(self, load: Load, pieces: list[_Piece]) -> None:
         rows = [piece.request.rows[piece.start : piece.stop] for piece in pieces]
         try:
-            sent = asyncio.ensure_future(self._solver.solve(pieces[0].request.key, rows))
+            sent = asyncio.ensure_future(load.solver.solve(pieces[0].request.key, rows))
         except Exception as error:  # whoever waits is told of it, since nobody called this
             for piece in pieces:
                 piece.request.fail(error)
             return
+        count = sum(map(len, rows))
+        load.batches += 1
+        load.rows += count
         self._in_flight.add(sent)
-        sent.add_done_callback(partial(self._landed, pieces))
+        sent.add_done_callback(partial(self._landed, load, count, pieces))
 
-    def _landed(self, pieces: list[_Piece], sent: "asyncio.Future[list[np.ndarray]]") -> None:
+    def _landed(self, load: Load, rows: int, pieces: list[_Piece], sent: "asyncio.Future[list[np.ndarray]]") -> None:
         self._in_flight.discard(sent)
+        load.batches -= 1
+        load.rows -= rows
         error = sent.exception()
         if error is None:
-            self.solved_batches += 1
-            self.solved_rows += sum(piece.stop - piece.start for piece in pieces)
+            load.solved_batches += 1
+            load.solved_rows += rows
             offset = 0
             for piece in pieces:
                 count = piece.stop - piece.start

@@ -1,7 +1,7 @@
 """The HTTP app and its life."""
 
 import gc
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from functools import partial
 
@@ -22,6 +22,7 @@ from app.settings import Settings
 from app.supervisor import Supervisor
 from app.tokens import TokenFile
 from app.tracing import tracing
+from app.workers import Workers
 
 DESCRIPTION = """
 Neural-network activations into concepts, as a service. A dictionary of concepts D is learned from non-negative
@@ -32,16 +33,19 @@ activations A by non-negative matrix factorisation, A ≈ Z·D, with non-negativ
 UNTOLD: TelemetryConfig = {"tracing": False, "metrics": False, "logs": False}
 
 
-def create_app(settings: Settings | None = None, *, supervisor: Supervisor | None = None) -> FastAPI:
+def create_app(
+    settings: Settings | None = None, *, supervisor: Supervisor | Sequence[Supervisor] | None = None
+) -> FastAPI:
     """The app; nothing is opened or started before its lifespan begins.
 
     Args:
         settings: read from the environment where absent.
-        supervisor: takes the place of the real worker's (tests).
+        supervisor: takes the place of the real workers' (tests).
     """
     settings = settings or Settings()
     traces = tracing()
-    services = Services(settings, supervisor or Supervisor(settings), traces)
+    supervisors = [supervisor] if isinstance(supervisor, Supervisor) else supervisor or ()
+    services = Services(settings, Workers(settings, supervisors), traces)
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:

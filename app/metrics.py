@@ -2,15 +2,20 @@
 
 import shutil
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from pathlib import Path
 
 from prometheus_client import CollectorRegistry, Counter, Histogram, ProcessCollector, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
+from app.balance import Load
 from app.errors import JobsUnavailable
 from app.jobs import STATES
 from app.services import Services
+from app.supervisor import Health
+
+Family = CounterMetricFamily | GaugeMetricFamily
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
@@ -47,8 +52,59 @@ class Metrics:
         time(seconds)
 
     def text(self) -> bytes:
-        """All figures; reads the jobs' database and the worker's process, so call it from a thread."""
+        """All figures; reads the jobs' database and the workers' processes, so call it from a thread."""
         return generate_latest(self._registry)
+
+
+@dataclass(frozen=True)
+class _Seen:
+    """A worker at the moment of asking."""
+
+    is_ready: bool
+    health: Health
+    load: Load
+
+
+OF_WORKERS: tuple[tuple[type[Family], str, str, Callable[[_Seen], float | None]], ...] = (
+    (CounterMetricFamily, "batches", "Batches that the worker has solved.", lambda w: w.load.solved_batches),
+    (CounterMetricFamily, "rows", "Rows that the worker has solved.", lambda w: w.load.solved_rows),
+    (GaugeMetricFamily, "worker_rows", "Rows that are with the worker.", lambda w: w.load.rows),
+    (GaugeMetricFamily, "worker_ready", "1 where the worker takes work.", lambda w: w.is_ready),
+    (GaugeMetricFamily, "worker_fitting", "1 where a fit runs on it.", lambda w: w.health.is_fitting),
+    (CounterMetricFamily, "worker_restarts", "Workers that had to be replaced.", lambda w: w.health.restarts),
+    (
+        GaugeMetricFamily,
+        "worker_heartbeat_age_seconds",
+        "Since the worker was heard of.",
+        lambda w: w.health.heartbeat_age_seconds,
+    ),
+    (
+        GaugeMetricFamily,
+        "worker_resident_bytes",
+        "Memory that the worker holds.",
+        lambda w: _resident_bytes(w.health.pid),
+    ),
+    (
+        GaugeMetricFamily,
+        "device_allocated_bytes",
+        "GPU memory in the worker's tensors; none on a CPU.",
+        lambda w: w.health.device_allocated_bytes,
+    ),
+    (
+        GaugeMetricFamily,
+        "device_reserved_bytes",
+        "GPU memory that the worker keeps.",
+        lambda w: w.health.device_reserved_bytes,
+    ),
+    (GaugeMetricFamily, "device_total_bytes", "The GPU's memory.", lambda w: w.health.device_total_bytes),
+    (
+        GaugeMetricFamily,
+        "cached_dictionaries",
+        "Dictionaries that the worker has prepared.",
+        lambda w: w.health.cached_dictionaries,
+    ),
+    (GaugeMetricFamily, "cached_bytes", "Bytes of them.", lambda w: w.health.cached_bytes),
+)
 
 
 class _State(Collector):
@@ -57,26 +113,22 @@ class _State(Collector):
 
     def collect(self) -> Iterable[Metric]:
         services = self._services
-        health, batcher = services.supervisor.health, services.batcher
-        yield _gauge("queue_rows", "Rows that wait for the worker.", batcher.waiting_rows)
-        yield _gauge("queue_bytes", "Bytes of requests and answers that wait for the worker.", batcher.waiting_bytes)
-        yield _counter("batches", "Batches that the worker has solved.", batcher.solved_batches)
-        yield _counter("rows", "Rows that the worker has solved.", batcher.solved_rows)
-        yield _gauge("worker_ready", "1 where the worker takes work.", float(services.supervisor.is_ready))
-        yield _counter("worker_restarts", "Workers that had to be replaced.", health.restarts)
-        yield _gauge("worker_heartbeat_age_seconds", "Since the worker was heard of.", health.heartbeat_age_seconds)
-        yield _gauge("worker_resident_bytes", "Memory that the worker holds.", _resident_bytes(health.pid))
-        yield _gauge(
-            "device_allocated_bytes",
-            "GPU memory in the worker's tensors; none on a CPU.",
-            health.device_allocated_bytes,
-        )
-        yield _gauge("device_reserved_bytes", "GPU memory that the worker keeps.", health.device_reserved_bytes)
-        yield _gauge("device_total_bytes", "The GPU's memory.", health.device_total_bytes)
-        yield _gauge("cached_dictionaries", "Dictionaries that the worker has prepared.", health.cached_dictionaries)
-        yield _gauge("cached_bytes", "Bytes of them.", health.cached_bytes)
+        batcher = services.batcher
+        yield _gauge("queue_rows", "Rows that wait for a worker.", batcher.waiting_rows)
+        yield _gauge("queue_bytes", "Bytes of requests and answers that wait for a worker.", batcher.waiting_bytes)
+        yield from self._of_workers()
         yield from self._of_jobs()
         yield from self._of_the_store()
+
+    def _of_workers(self) -> Iterable[Metric]:
+        workers, loads = self._services.workers, self._services.batcher.loads
+        seen = [_Seen(worker.is_ready, worker.health, load) for worker, load in zip(workers, loads, strict=False)]
+        for kind, name, told, of in OF_WORKERS:
+            family = kind(f"dictserve_{name}", told, labels=["device"])
+            for worker in seen:
+                if (value := of(worker)) is not None:  # there is none just now
+                    family.add_metric([worker.health.device], value)
+            yield family
 
     def _of_jobs(self) -> Iterable[Metric]:
         try:
@@ -101,16 +153,8 @@ class _State(Collector):
         yield _gauge("store_size_bytes", "Size of the store's file system.", usage.total)
 
 
-def _gauge(name: str, told: str, value: float | None) -> Metric:
-    """A gauge; one without a value where there is none just now."""
-    gauge = GaugeMetricFamily(f"dictserve_{name}", told)
-    if value is not None:
-        gauge.add_metric([], value)
-    return gauge
-
-
-def _counter(name: str, told: str, value: float) -> Metric:
-    return CounterMetricFamily(f"dictserve_{name}", told, value=value)
+def _gauge(name: str, told: str, value: float) -> Metric:
+    return GaugeMetricFamily(f"dictserve_{name}", told, value=value)
 
 
 def _resident_bytes(pid: int | None) -> float | None:

@@ -23,7 +23,7 @@ from app.fits import STOP_SECONDS
 from app.main import create_app
 from app.services import Services
 from app.settings import Settings
-from app.supervisor import Supervisor
+from app.workers import Workers
 
 PROXIES = "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH"
 
@@ -103,7 +103,7 @@ class Fitter:
 
     async def __init__(self, settings: Settings) -> None:  # type: ignore[misc]  # Serve awaits it
         logs.configure(settings.log_format, settings.log_level)
-        self._services = Services(settings, Supervisor(settings))
+        self._services = Services(settings, Workers(settings))
         await self._services.start()
 
     async def check_health(self) -> None:
@@ -132,12 +132,12 @@ class Passable:
 
 async def _wait_for_worker(services: Services) -> None:
     """A replica's health. Serve gives it no requests before the first time that this has returned, and replaces it
-    where this fails or hangs several times: until then the worker's supervisor is left to bring it back."""
+    where this fails or hangs several times: until then the workers' supervisors are left to bring one back."""
     try:
         async with asyncio.timeout(services.settings.worker_start_seconds):
-            await services.supervisor.wait_ready()
+            await services.workers.wait_ready()
     except TimeoutError:
-        raise WorkerUnavailable("the worker does not start") from None
+        raise WorkerUnavailable("no worker starts") from None
 
 
 def _absolute(settings: Settings) -> Settings:

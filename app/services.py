@@ -16,8 +16,8 @@ from app.jobs import Jobs
 from app.leases import Leases
 from app.settings import Settings
 from app.store import DictionaryRecord, Reference, Store
-from app.supervisor import Supervisor
 from app.worker.messages import Dtype, Key, Task
+from app.workers import Workers
 
 if TYPE_CHECKING:
     from app.tracing import Tracing
@@ -29,7 +29,7 @@ logger = logging.getLogger("dictserve")
 @dataclass
 class Services:
     settings: Settings
-    supervisor: Supervisor
+    workers: Workers
     tracing: "Tracing | None" = None
     store: Store = field(init=False)
     database: Database = field(init=False)
@@ -45,10 +45,11 @@ class Services:
         self.database = Database(settings.database_url or f"sqlite:///{self.store.database.absolute()}")
         self.leases = Leases(self.database, self.store, settings.lease_seconds)
         self.jobs = Jobs(self.database)
-        self.fits = Fits(settings, self.jobs, self.leases, self.store, self.supervisor)
+        self.fits = Fits(settings, self.jobs, self.leases, self.store, self.workers)
         self.batcher = Batcher(
-            self.supervisor, settings.batch_rows, queue_bytes=settings.queue_bytes, queue_rows=settings.queue_rows
+            (), settings.batch_rows, queue_bytes=settings.queue_bytes, queue_rows=settings.queue_rows
         )
+        self.workers.each(self.batcher.add)
 
     def open(self) -> None:
         """Open the store and the jobs' database, declare this process alive, and sweep what dead ones left.
@@ -68,12 +69,12 @@ class Services:
         if self.tracing is not None:
             self.tracing.start()
         await asyncio.to_thread(self.open)
-        await self.supervisor.start()
+        await self.workers.start()
         await self.fits.start()
 
     async def stop(self) -> None:
         await self.fits.stop()
-        await self.supervisor.stop()
+        await self.workers.stop()
         await self.batcher.drain()
         try:
             await asyncio.to_thread(self.leases.give_back)

@@ -41,7 +41,8 @@ class Settings(BaseSettings):
     )
     devices: str = Field(
         "auto",
-        description="Device that the worker owns: `auto` (the first GPU, else the CPU), `cpu` or `cuda:N`.",
+        description="Devices, with a worker for each: `auto` (every GPU, else the CPU), `cpu`, `cuda:0,cuda:1`,"
+        " or `cpu:0,cpu:1`, workers that share the CPU's cores.",
     )
 
     tokens_file: Path | None = Field(
@@ -80,15 +81,15 @@ class Settings(BaseSettings):
     )
     keep_alive_seconds: PositiveInt = Field(5, description="Time after which an idle connection is closed.")
 
-    batch_rows: PositiveInt = Field(1024, description="Most rows that the worker solves in one go.")
+    batch_rows: PositiveInt = Field(1024, description="Most rows that a worker solves in one go.")
     queue_bytes: PositiveInt = Field(
         1024 * MIB,
-        description="Most bytes of requests and their answers waiting for the worker; past it, 503.",
+        description="Most bytes of requests and their answers waiting for a worker; past it, 503.",
     )
-    queue_rows: PositiveInt = Field(1_000_000, description="Most rows waiting for the worker; past it, 503.")
-    queue_jobs: PositiveInt = Field(1000, description="Most fits waiting for the worker; past it, 503.")
+    queue_rows: PositiveInt = Field(1_000_000, description="Most rows waiting for a worker; past it, 503.")
+    queue_jobs: PositiveInt = Field(1000, description="Most fits waiting for a worker; past it, 503.")
     cache_bytes: PositiveInt = Field(
-        2048 * MIB, description="Most bytes of prepared dictionaries kept by the worker."
+        2048 * MIB, description="Most bytes of prepared dictionaries kept by each worker."
     )
 
     fits: bool = Field(
@@ -109,8 +110,8 @@ class Settings(BaseSettings):
     job_retention_days: PositiveFloat = Field(30, description="Age at which the record of an ended job is removed.")
 
     worker_start_seconds: PositiveFloat = Field(120, description="Longest start of a worker before it is replaced.")
-    worker_stale_seconds: PositiveFloat = Field(10, description="Heartbeat age from which the service is not ready.")
-    worker_hang_seconds: PositiveFloat = Field(300, description="Heartbeat age from which the worker is replaced.")
+    worker_stale_seconds: PositiveFloat = Field(10, description="Heartbeat age from which a worker is not ready.")
+    worker_hang_seconds: PositiveFloat = Field(300, description="Heartbeat age from which a worker is replaced.")
     progress_interval_seconds: PositiveFloat = Field(0.5, description="Time between two written progress records.")
     shutdown_grace_seconds: PositiveInt = Field(30, description="Time that requests in flight are given at a stop.")
     metrics_open: bool = Field(False, description="Let `/metrics` be read without a token.")
@@ -130,10 +131,19 @@ class Settings(BaseSettings):
 
     @field_validator("devices")
     @classmethod
-    def _one_known_device(cls, value: str) -> str:
-        if re.fullmatch(r"auto|cpu|cuda(:\d+)?", value) is None:
-            raise ValueError(f"{value!r} is not `auto`, `cpu` or `cuda:N` (one device; several are not served yet)")
-        return value
+    def _devices_of_one_kind(cls, value: str) -> str:
+        devices = [device.strip() for device in value.split(",")]
+        told = ",".join(devices)
+        if re.fullmatch(r"auto|cpu|cuda|cpu:\d+(,cpu:\d+)*|cuda:\d+(,cuda:\d+)*", told) is None:
+            raise ValueError(f"{value!r} is not `auto`, `cpu`, or a list as `cuda:0,cuda:1` or `cpu:0,cpu:1`")
+        if len(set(devices)) < len(devices):
+            raise ValueError(f"{value!r} names a device twice; each has one worker")
+        return told
+
+    @property
+    def device_names(self) -> list[str]:
+        """Each device of ``devices``; "auto" is the first worker's to find out."""
+        return self.devices.split(",")
 
 
 def settings_table() -> str:

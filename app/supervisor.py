@@ -22,7 +22,19 @@ import numpy as np
 from app.errors import KINDS, AppError, WorkerFailed, WorkerUnavailable
 from app.settings import Settings
 from app.worker import frames
-from app.worker.messages import Configure, Failed, Heartbeat, Key, Message, Ready, Solve, Solved, ToWorker
+from app.worker.messages import (
+    DEVICE_ERROR_EXIT,
+    ENDS_OF_FITS,
+    Configure,
+    Failed,
+    Heartbeat,
+    Key,
+    Message,
+    Ready,
+    Solve,
+    Solved,
+    ToWorker,
+)
 from core import errors as core_errors
 
 logger = logging.getLogger("dictserve")
@@ -43,7 +55,7 @@ class Health:
 
     state: State
     pid: int | None
-    device: str | None
+    device: str  # as it was told, until the worker has said what it is
     heartbeat_age_seconds: float | None
     restarts: int
     cached_dictionaries: int
@@ -51,18 +63,29 @@ class Health:
     device_allocated_bytes: int | None = None  # a GPU's; none on the CPU
     device_reserved_bytes: int | None = None
     device_total_bytes: int | None = None
+    is_fitting: bool = False
 
 
 class Supervisor:
-    """Owns the worker process. All methods belong to one event loop."""
+    """Owns the worker process of one device. All methods belong to one event loop.
 
-    def __init__(self, settings: Settings) -> None:
+    Args:
+        among: how many workers share the machine's cores.
+
+    Attributes:
+        devices: how many there are, of which this worker has the first, where ``device`` is "auto".
+        software: the versions of what the worker computes with.
+    """
+
+    def __init__(self, settings: Settings, device: str = "auto", among: int = 1) -> None:
         self._settings = settings
+        self._device = device
+        self._among = among
+        self.devices = 1
         self._process: asyncio.subprocess.Process | None = None
         self._channel: socket.socket | None = None
         self._state: State = "down"
         self._ready = asyncio.Event()
-        self._device: str | None = None
         self.software: dict[str, str] = {}
         self._heard_at = 0.0
         self._heartbeat = Heartbeat(0, 0)
@@ -94,6 +117,11 @@ class Supervisor:
         return self._state == "ready" and self._silence() <= self._settings.worker_stale_seconds
 
     @property
+    def is_fitting(self) -> bool:
+        """Whether a fit runs on it."""
+        return self._job_listener is not None
+
+    @property
     def health(self) -> Health:
         heard = self._state == "ready"
         memory = self._heartbeat.device_memory
@@ -108,6 +136,7 @@ class Supervisor:
             device_allocated_bytes=None if memory is None else memory.allocated,
             device_reserved_bytes=None if memory is None else memory.reserved,
             device_total_bytes=None if memory is None else memory.total,
+            is_fitting=self.is_fitting,
         )
 
     async def _keep_alive(self) -> None:
@@ -124,7 +153,7 @@ class Supervisor:
             if time.monotonic() - born > STEADY_SECONDS:
                 backoff = FIRST_BACKOFF_SECONDS
             self._restarts += 1
-            logger.warning("the worker %s; starting another in %.1f s", reason, backoff)
+            logger.warning("the worker on %s %s; starting another in %.1f s", self._device, reason, backoff)
             await asyncio.sleep(backoff)
             backoff = min(2 * backoff, MAX_BACKOFF_SECONDS)
 
@@ -167,14 +196,17 @@ class Supervisor:
             self._lose_worker()
             ours.close()
             await self._reap(process, ended)
+        if process.returncode == DEVICE_ERROR_EXIT:
+            return "has left, for its device has failed"
         return hung or f"ended with exit code {process.returncode}"
 
     def _configuration(self) -> Configure:
         return Configure(
             store=str(self._settings.store),
-            device=self._settings.devices,
+            device=self._device,
             cache_bytes=self._settings.cache_bytes,
             heartbeat_seconds=HEARTBEAT_SECONDS,
+            among=self._among,
         )
 
     def _hung(self) -> str | None:
@@ -231,8 +263,10 @@ class Supervisor:
     def _hear(self, frame: frames.Frame) -> None:
         self._heard_at = time.monotonic()
         match frame.message:
-            case Ready(device, software):
-                self._device, self.software, self._state = device, software, "ready"
+            case Ready(device, software, devices):
+                # What "auto" has found stays: a service whose GPU has gone is not to go on without, unnoticed.
+                self._device, self.devices = device, max(devices, self.devices)
+                self.software, self._state = software, "ready"
                 self._ready.set()
                 logger.info("the worker (process %s) is ready on %s", self.health.pid, device)
             case Heartbeat() as heartbeat:
@@ -244,7 +278,10 @@ class Supervisor:
             case message:
                 job = getattr(message, "job", None) or getattr(message, "id", None)
                 if self._job_listener is not None and self._job_listener[0] == job:
-                    self._job_listener[1](frame)
+                    _, listener = self._job_listener
+                    if isinstance(message, ENDS_OF_FITS):
+                        self._job_listener = None
+                    listener(frame)
 
     def _settle(self, task: int, outcome: list[np.ndarray] | Exception) -> None:
         future = self._waiting.pop(task, None)

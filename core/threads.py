@@ -69,10 +69,14 @@ def compiled(*, parallel: bool = False) -> Callable[[Function], Function]:
 
 def share(processes: int) -> None:
     """Take this process's part of the cores, where so many processes on this machine compute at once."""
+    import numba
     import torch
 
     count = len(os.sched_getaffinity(0)) if cores is None else min(cores, len(os.sched_getaffinity(0)))
-    torch.set_num_threads(max(1, count // processes))
+    part = max(1, count // processes)
+    # first: the first time it starts its threads, and sets OpenMP's count, torch's too
+    numba.set_num_threads(min(part, numba.config.NUMBA_NUM_THREADS))  # type: ignore[attr-defined]
+    torch.set_num_threads(part)
 
 
 @contextmanager

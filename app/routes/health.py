@@ -16,14 +16,15 @@ async def livez() -> dict[str, str]:
     return {"status": "alive"}
 
 
-@router.get("/readyz", summary="Whether the worker takes work", responses={503: {"description": "Not now."}})
+@router.get("/readyz", summary="Whether a worker takes work", responses={503: {"description": "Not now."}})
 async def readyz(response: Response, services: ServicesDep) -> dict[str, Any]:
-    """Its worker's loop was heard to turn lately."""
-    supervisor = services.supervisor
-    if not supervisor.is_ready:
+    """The loop of one of its workers, at least, was heard to turn lately."""
+    is_ready = services.workers.is_ready
+    if not is_ready:
         response.status_code = 503
         response.headers["Retry-After"] = "2"
-    return {"status": "ready" if supervisor.is_ready else "not ready", "worker": vars(supervisor.health)}
+    told = [vars(worker.health) for worker in services.workers]
+    return {"status": "ready" if is_ready else "not ready", "workers": told}
 
 
 @router.get(

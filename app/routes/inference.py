@@ -257,13 +257,13 @@ async def _solved(
 
 
 def _require_worker(services: Services) -> None:
-    if not services.supervisor.is_ready:
-        raise WorkerUnavailable("the worker is not ready; ask again in a moment")
+    if not services.workers.is_ready:
+        raise WorkerUnavailable("no worker is ready; ask again in a moment")
 
 
 def _states(services: Services) -> list[ModelState]:
     """A damaged version hides no other."""
-    is_ready = services.supervisor.is_ready
+    is_ready = services.workers.is_ready
     store = services.store
     states = []
     for reference in [Reference(name, version) for name in store.names() for version in store.versions(name)]:
@@ -278,6 +278,6 @@ def _states(services: Services) -> list[ModelState]:
             states.append(
                 ModelState(**told, state=READY)
                 if is_ready
-                else ModelState(**told, state=UNAVAILABLE, reason="the worker is not ready")
+                else ModelState(**told, state=UNAVAILABLE, reason="no worker is ready")
             )
     return states

@@ -11,6 +11,7 @@ import socket
 import sys
 
 from app import logs
+from app.worker.messages import DEVICE_ERROR_EXIT
 
 PR_SET_PDEATHSIG = 1
 
@@ -27,8 +28,10 @@ def main() -> None:
     )
 
     import core  # noqa: F401 - before torch: it settles how the threads of both pools wait
+    from app.worker.device import DeviceFailed
     from app.worker.frames import Closed
 
+    logger = logging.getLogger("dictserve.worker")
     try:
         if len(sys.argv) > 3:
             from app.worker.ranked import serve
@@ -39,7 +42,11 @@ def main() -> None:
 
             Worker(channel).run()
     except Closed:
-        logging.getLogger("dictserve.worker").debug("the service has closed the channel")
+        logger.debug("the service has closed the channel")
+    except DeviceFailed as error:
+        logger.error("the device has failed: %s", error)
+        logging.shutdown()
+        os._exit(DEVICE_ERROR_EXIT)  # at once: taking down what is on a device that has failed may never end
 
 
 def _die_with_the_service(service: int) -> None:

@@ -21,6 +21,10 @@ class DictionaryCache:
     def __len__(self) -> int:
         return len(self._prepared)
 
+    def clear(self) -> None:
+        self._prepared.clear()
+        self.nbytes = 0
+
     def get(self, name: str, version: int, dtype: Dtype) -> Dictionary:
         key = (name, version, dtype)
         if key not in self._prepared:

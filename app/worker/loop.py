@@ -4,7 +4,6 @@ A fit therefore never holds up an encode for longer than a slice, nothing needs 
 between two slices. The heartbeat comes from this same loop: while it comes, the loop turns.
 """
 
-import errno
 import logging
 import select
 import socket
@@ -19,13 +18,13 @@ import torch
 from app import __version__
 from app.errors import INTERNAL, kind_of
 from app.store import Store
-from app.worker import frames
+from app.worker import device, frames
 from app.worker.cache import DictionaryCache
+from app.worker.device import DeviceFailed
 from app.worker.fitting import Fitting
 from app.worker.messages import (
     CancelFit,
     Configure,
-    DeviceMemory,
     Dtype,
     Failed,
     Fit,
@@ -37,7 +36,9 @@ from app.worker.messages import (
     Solved,
     StopFit,
 )
+from app.worker.solving import Solving
 from core import Dictionary
+from core.threads import share
 from core.warm import warm, warm_encodes
 
 logger = logging.getLogger("dictserve.worker")
@@ -50,16 +51,23 @@ WAITING_SECONDS = 0.005  # between two looks whether a fit that waits can go on
 
 
 class Worker:
-    """Serves one channel until its other side is gone."""
+    """Serves one channel until its other side is gone.
+
+    Raises:
+        DeviceFailed: by any method: the device cannot be used any more, and the process is to end.
+    """
 
     def __init__(self, channel: socket.socket) -> None:
         self._channel = channel
         first = frames.receive(channel).message
         if not isinstance(first, Configure):
             raise TypeError(f"the first message must be Configure, not {type(first).__name__}")
-        self._device = _device(first.device)
+        self._device, self._name, self._devices = device.named(first.device)
+        if (among := max(first.among, self._devices)) > 1:
+            share(among)
         self._store = Store(Path(first.store))
         self._cache = DictionaryCache(first.cache_bytes, self._prepare)
+        self._solving = Solving(self._cache, self._device)
         self._heartbeat_seconds = first.heartbeat_seconds
         self._next_heartbeat = 0.0
         self._float64 = _Kernels(torch.float64)
@@ -67,7 +75,7 @@ class Worker:
 
     def run(self) -> None:
         warm()
-        self._send(Ready(str(self._device), _software()))
+        self._send(Ready(self._name, _software(), self._devices))
         while True:
             self._serve_what_waits()
             if self._fit is not None:
@@ -109,15 +117,7 @@ class Worker:
             self._send(Failed(solve.id, "WorkerUnavailable", "the kernels for float64 are being compiled"))
             return
         try:
-            dictionary = self._cache.get(solve.key.name, solve.key.version, solve.key.dtype)
-            given = torch.from_numpy(rows)
-            if solve.key.task == "encode":
-                encoded = dictionary.encode(given)
-                answer = [_array(encoded.codes), _array(encoded.converged).astype(np.uint8)]
-                if solve.key.reconstruct:
-                    answer.append(_array(_relative_errors(given, dictionary.decode(encoded.codes))))
-            else:
-                answer = [_array(dictionary.decode(given))]
+            answer = self._solving.answer(solve.key, rows)
         except Exception as error:
             self._send(failed(solve.id, error))
         else:
@@ -150,7 +150,7 @@ class Worker:
         now = time.monotonic()
         if now >= self._next_heartbeat:
             self._next_heartbeat = now + self._heartbeat_seconds
-            self._send(Heartbeat(len(self._cache), self._cache.nbytes, _device_memory(self._device)))
+            self._send(Heartbeat(len(self._cache), self._cache.nbytes, device.memory(self._device)))
 
     def _send(self, message: Message, *arrays: np.ndarray) -> None:
         frames.send(self._channel, message, *arrays)
@@ -172,20 +172,6 @@ class _Kernels:
         return not self._thread.is_alive()
 
 
-def _device(told: str) -> torch.device:
-    if told == "auto":
-        return torch.device("cuda:0" if torch.cuda.is_available() else "cpu")
-    return torch.device(told)
-
-
-def _device_memory(device: torch.device) -> DeviceMemory | None:
-    """What torch knows of it by itself: the device is not asked, and goes on with what it is at."""
-    if device.type != "cuda":
-        return None
-    total = torch.cuda.get_device_properties(device).total_memory  # asked of the driver once, and kept by torch
-    return DeviceMemory(torch.cuda.memory_allocated(device), torch.cuda.memory_reserved(device), total)
-
-
 def _software() -> dict[str, str]:
     return {
         "dictserve": __version__,
@@ -195,33 +181,16 @@ def _software() -> dict[str, str]:
     }
 
 
-def _array(tensor: torch.Tensor) -> np.ndarray:
-    array: np.ndarray = tensor.detach().cpu().contiguous().numpy()
-    return array
-
-
-def _relative_errors(A: torch.Tensor, approximation: torch.Tensor) -> torch.Tensor:
-    """‖a − zD‖ / ‖a‖ of each row, in A's dtype; 0 for an all-zero row. In float64, whose range squares stay in."""
-    norms = torch.linalg.vector_norm(A, dim=1, dtype=torch.float64)
-    errors = torch.linalg.vector_norm(A - approximation.cpu(), dim=1, dtype=torch.float64)
-    return torch.where(norms > 0, errors / norms, 0).to(A.dtype)
-
-
-def _is_want_of_memory(error: Exception) -> bool:
-    if isinstance(error, OSError):
-        return error.errno == errno.ENOMEM
-    said = str(error)
-    return (
-        isinstance(error, (MemoryError, torch.OutOfMemoryError))
-        or "not enough memory" in said
-        or "can't allocate memory" in said
-    )
-
-
 def failed(task: int | str, error: Exception) -> Failed:
-    """The error as a message; logged in a line where it is one of our own, else with where it came from."""
+    """The error as a message; logged in a line where it is one of our own, else with where it came from.
+
+    Raises:
+        DeviceFailed: it is one of the device's, which no other task would fare better on.
+    """
     name = type(error).__name__
-    if _is_want_of_memory(error):
+    if device.has_failed(error):
+        raise DeviceFailed(f"task {task}: {name}: {error}") from error
+    if device.is_want_of_memory(error):
         logger.warning("task %s needs more memory than there is: %s: %s", task, name, error)
         return Failed(
             task, "DeviceOutOfMemory", "the device has too little memory for this; send fewer rows at a time"

@@ -31,13 +31,14 @@ class Key(msgspec.Struct, frozen=True):
 
 
 class Configure(Message, frozen=True):
-    """The first message: what the worker is to own."""
+    """The first message: what the worker is to own. ``among`` workers share the machine's cores."""
 
     store: str
     device: str
     cache_bytes: int
     heartbeat_seconds: float
     patience_seconds: float = 300.0  # that the ranks of a fit may wait for each other
+    among: int = 1
 
 
 class Solve(Message, frozen=True):
@@ -103,8 +104,11 @@ class StopFit(Message, frozen=True):
 
 
 class Ready(Message, frozen=True):
+    """``devices``: how many there are of which this is the first, where the worker was to find that out."""
+
     device: str
     software: dict[str, str]
+    devices: int = 1
 
 
 class DeviceMemory(msgspec.Struct, frozen=True):
@@ -173,6 +177,9 @@ class FitCancelled(Message, frozen=True):
 class FitStopped(Message, frozen=True):
     job: str
 
+
+ENDS_OF_FITS = (Fitted, FitStopped, FitCancelled, Failed)
+DEVICE_ERROR_EXIT = 70  # the exit code of a worker whose device cannot be used any more
 
 ToWorker = Configure | Solve | Fit | CancelFit | StopFit
 FromWorker = Ready | Heartbeat | Solved | Failed | FitBegun | FitProgress | Fitted | FitCancelled | FitStopped

@@ -97,11 +97,13 @@ def joined_by_environment(
 
 
 def device_of(told: str, local_rank: int, local_size: int) -> torch.device:
-    """A GPU of its own for each rank on this machine, else the CPU for all."""
-    if told != "cpu" and torch.cuda.device_count() >= local_size:
-        torch.cuda.set_device(local_rank)
-        return torch.device("cuda", local_rank)
-    return torch.device("cpu")
+    """A GPU of its own for each rank on this machine, of those that are named where any are, else the CPU for all."""
+    named = [] if told in ("auto", "cuda") else told.split(",")
+    if told.startswith("cpu") or max(torch.cuda.device_count(), len(named)) < local_size:
+        return torch.device("cpu")
+    device = torch.device(named[local_rank] if len(named) >= local_size else f"cuda:{local_rank}")
+    torch.cuda.set_device(device)
+    return device
 
 
 def share_of(n_rows: int, rank: int, size: int) -> slice:

@@ -132,7 +132,7 @@ def _ask(bench: Bench, server: Server, row: bytes) -> Load:
 
 def _replacement_seconds(client: httpx.Client, server: Server, row: bytes) -> float:
     """From the worker's death to the first encode that is answered."""
-    os.kill(client.get("/readyz").json()["worker"]["pid"], signal.SIGKILL)
+    os.kill(client.get("/readyz").json()["workers"][0]["pid"], signal.SIGKILL)
     begun = time.perf_counter()
     while exchange(server.port, row, limit_seconds=LIMIT_SECONDS).status != 200:
         time.sleep(0.01)

@@ -37,8 +37,8 @@ class WorkerDouble(Supervisor):
     ``checkpoint`` where a fit begins that goes on from one, with the losses before.
     """
 
-    def __init__(self, settings: Settings) -> None:
-        super().__init__(settings)
+    def __init__(self, settings: Settings, device: str = "double") -> None:
+        super().__init__(settings, device)
         self.store = Store(settings.store)
         self.alive = True
         self.fits_hang = False
@@ -60,7 +60,7 @@ class WorkerDouble(Supervisor):
 
     @property
     def health(self) -> Health:
-        return Health("ready" if self.alive else "down", 1, "double", 0.0, 0, 0, 0, 3, 4, 5)
+        return Health("ready" if self.alive else "down", 1, self._device, 0.0, 0, 0, 0, 3, 4, 5)
 
     async def solve(self, key: Key, rows: Rows) -> list[np.ndarray]:
         if not self.alive:

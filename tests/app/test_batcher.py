@@ -16,6 +16,9 @@ from app.worker.messages import Key
 class Recorder:
     """Answers each row with its double, and remembers the batches. ``poison`` is a value that it cannot take."""
 
+    is_ready = True
+    is_fitting = False
+
     def __init__(self, poison: float = -1, alive: bool = True) -> None:
         self.batches: list[tuple[str, int]] = []
         self.poison = poison
@@ -43,7 +46,7 @@ requests = st.lists(st.tuples(st.sampled_from("abc"), st.integers(1, 23)), min_s
 def test_every_request_gets_its_own_rows_back(requests: list[tuple[str, int]], budget: int) -> None:
     async def run() -> None:
         solver = Recorder()
-        batcher = Batcher(solver, budget, queue_bytes=2**30, queue_rows=2**30)
+        batcher = Batcher([solver], budget, queue_bytes=2**30, queue_rows=2**30)
         sent = [np.random.default_rng(i).random((rows, 3)) for i, (_, rows) in enumerate(requests)]
         calls = [batcher.solve(key(name), array, 3) for (name, _), array in zip(requests, sent, strict=True)]
         for array, (doubled, first) in zip(sent, await asyncio.gather(*calls), strict=True):
@@ -60,7 +63,7 @@ def test_every_request_gets_its_own_rows_back(requests: list[tuple[str, int]], b
 def test_what_waits_for_one_dictionary_goes_together() -> None:
     async def run() -> None:
         solver = Recorder()
-        batcher = Batcher(solver, 100, queue_bytes=2**30, queue_rows=2**30)
+        batcher = Batcher([solver], 100, queue_bytes=2**30, queue_rows=2**30)
         names = ["a", "b", *"ababab"]
         await asyncio.gather(*(batcher.solve(key(name), np.ones((2, 3)), 3) for name in names))
         assert sorted(solver.batches) == [("a", 8), ("b", 8)]
@@ -71,7 +74,7 @@ def test_what_waits_for_one_dictionary_goes_together() -> None:
 def test_what_comes_while_the_worker_is_busy_goes_together() -> None:
     async def run() -> None:
         solver = Recorder()
-        batcher = Batcher(solver, 100, queue_bytes=2**30, queue_rows=2**30)
+        batcher = Batcher([solver], 100, queue_bytes=2**30, queue_rows=2**30)
         first = [asyncio.create_task(batcher.solve(key("a"), np.ones((1, 3)), 3)) for _ in range(2)]
         for _ in range(3):
             await asyncio.sleep(0)
@@ -84,7 +87,7 @@ def test_what_comes_while_the_worker_is_busy_goes_together() -> None:
 
 def test_a_large_request_does_not_hold_up_small_ones() -> None:
     async def run() -> list[str]:
-        batcher = Batcher(Recorder(), 10, queue_bytes=2**30, queue_rows=2**30)
+        batcher = Batcher([Recorder()], 10, queue_bytes=2**30, queue_rows=2**30)
         done: list[str] = []
 
         async def send(name: str, rows: int) -> None:
@@ -99,7 +102,7 @@ def test_a_large_request_does_not_hold_up_small_ones() -> None:
 
 def test_one_requests_fault_is_not_its_neighbours() -> None:
     async def run() -> list[object]:
-        batcher = Batcher(Recorder(poison=7), 100, queue_bytes=2**30, queue_rows=2**30)
+        batcher = Batcher([Recorder(poison=7)], 100, queue_bytes=2**30, queue_rows=2**30)
         arrays = [np.full((2, 3), value) for value in (1, 2, 3, 7, 5)]
         return await asyncio.gather(*(batcher.solve(key("a"), x, 3) for x in arrays), return_exceptions=True)
 
@@ -110,7 +113,7 @@ def test_one_requests_fault_is_not_its_neighbours() -> None:
 def test_a_dead_worker_is_told_to_all_and_nothing_stays() -> None:
     async def run() -> None:
         solver = Recorder(alive=False)
-        batcher = Batcher(solver, 10, queue_bytes=2**30, queue_rows=2**30)
+        batcher = Batcher([solver], 10, queue_bytes=2**30, queue_rows=2**30)
         calls = [batcher.solve(key("a"), np.ones((25, 3)), 3) for _ in range(5)]
         outcomes = await asyncio.gather(*calls, return_exceptions=True)
         assert all(isinstance(outcome, WorkerUnavailable) for outcome in outcomes)
@@ -123,7 +126,7 @@ def test_a_dead_worker_is_told_to_all_and_nothing_stays() -> None:
 
 def test_the_queue_is_bounded_in_bytes() -> None:
     async def run() -> None:
-        batcher = Batcher(Recorder(), 1, queue_bytes=1000, queue_rows=2**30)
+        batcher = Batcher([Recorder()], 1, queue_bytes=1000, queue_rows=2**30)
         first = asyncio.create_task(batcher.solve(key("a"), np.ones((100, 3)), 3))  # more than the queue, alone
         await asyncio.sleep(0)
         with pytest.raises(Overloaded):
@@ -136,7 +139,7 @@ def test_the_queue_is_bounded_in_bytes() -> None:
 
 def test_the_queue_is_bounded_in_rows() -> None:
     async def run() -> None:
-        batcher = Batcher(Recorder(), 1, queue_bytes=2**30, queue_rows=10)
+        batcher = Batcher([Recorder()], 1, queue_bytes=2**30, queue_rows=10)
         first = asyncio.create_task(batcher.solve(key("a"), np.ones((100, 3)), 3))  # more than the queue, alone
         await asyncio.sleep(0)
         with pytest.raises(Overloaded, match="100 rows wait"):
@@ -155,7 +158,7 @@ def test_the_queue_is_bounded_in_rows() -> None:
 def test_an_abandoned_request_is_not_solved_further() -> None:
     async def run() -> None:
         solver = Recorder()
-        batcher = Batcher(solver, 1, queue_bytes=2**30, queue_rows=2**30)
+        batcher = Batcher([solver], 1, queue_bytes=2**30, queue_rows=2**30)
         abandoned = asyncio.create_task(batcher.solve(key("a"), np.ones((1000, 3)), 3))
         await asyncio.sleep(0)
         abandoned.cancel()

@@ -92,7 +92,7 @@ class TestMetadata:
         assert client.get("/v2/health/live").status_code == 200
         for path in ("/v2/health/ready", "/v2/models/digits/ready"):
             answer = client.get(path)
-            assert "not ready" in error(answer, 503)
+            assert "no worker is ready" in error(answer, 503)
             assert int(answer.headers["retry-after"]) > 0
 
     def test_model(self, client: TestClient, store: Store, digits: str) -> None:

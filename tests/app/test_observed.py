@@ -48,19 +48,23 @@ def test_requests_are_counted_by_route(client: TestClient, digits: str) -> None:
     assert told["dictserve_requests_total", "GET", "/dictionaries/{reference}", "404"] == 1
     assert told["dictserve_requests_total", "GET", "none", "404"] == 2
     assert told["dictserve_request_seconds_count", "/encode"] == 3
-    assert (told["dictserve_batches_total",], told["dictserve_rows_total",]) == (2, 6)
+    assert (told["dictserve_batches_total", "double"], told["dictserve_rows_total", "double"]) == (2, 6)
     assert (told["dictserve_queue_rows",], told["dictserve_queue_bytes",]) == (0, 0)
 
 
 def test_the_state_is_told(client: TestClient) -> None:
     client.post("/fit?name=x&nb_concepts=2&max_iter=5", content=ROWS, headers={"Prefer": "wait=20"})
     told = figures(client)
-    assert told["dictserve_worker_ready",] == 1
+    assert told["dictserve_worker_ready", "double"] == 1
     assert told["dictserve_jobs", "succeeded"] == 1
     assert told["dictserve_jobs", "running"] == 0
     assert 0 < told["dictserve_store_free_bytes",] <= told["dictserve_store_size_bytes",]
     assert told["process_open_fds",] > 0
-    assert [told[f"dictserve_device_{kind}_bytes",] for kind in ("allocated", "reserved", "total")] == [3, 4, 5]
+    assert [told[f"dictserve_device_{kind}_bytes", "double"] for kind in ("allocated", "reserved", "total")] == [
+        3,
+        4,
+        5,
+    ]
 
 
 def test_a_request_has_an_id(client: TestClient) -> None:

@@ -7,12 +7,15 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
 
+import numba
 import numpy as np
 import pytest
 import torch
 
 from app.store import Store
-from app.worker import frames
+from app.worker import device, frames
+from app.worker.device import DeviceFailed
+from app.worker.fitting import Fitting
 from app.worker.loop import Worker
 from app.worker.messages import (
     Configure,
@@ -27,6 +30,8 @@ from app.worker.messages import (
     Solve,
     Solved,
 )
+from core import Dictionary
+from core.dictionary import Encoded
 from core.warm import warm_encodes
 from tests.app.conftest import D, publish
 
@@ -138,6 +143,99 @@ def test_a_heartbeat_tells_of_a_gpus_memory(turned: Turned, monkeypatch: pytest.
     monkeypatch.setattr(torch.cuda, "get_device_properties", told(SimpleNamespace(total_memory=3)))
     assert beat().device_memory == DeviceMemory(allocated=1, reserved=2, total=3)
     assert asked == [torch.device("cuda:1")] * 3
+
+
+@pytest.mark.parametrize("rows", [50, 7, 2, 1])
+def test_rows_that_memory_does_not_suffice_for_are_solved_in_halves(
+    turned: Turned, monkeypatch: pytest.MonkeyPatch, rows: int
+) -> None:
+    """Until all that was kept has been let go of, and for more than half of the rows even then."""
+    encode = Dictionary.encode
+    asked: list[int] = []
+
+    def scarce(dictionary: Dictionary, given: torch.Tensor) -> Encoded:
+        asked.append(len(given))
+        if len(asked) == 1 or len(given) > (rows + 1) // 2:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return encode(dictionary, given)
+
+    def answer() -> list[np.ndarray]:
+        frames.send(turned.channel, Solve(1, Key("encode", "digits", 1, reconstruct=True)), A[:rows])
+        (said,) = turned.turn()
+        assert isinstance(said.message, Solved)
+        return said.arrays
+
+    expected = answer()
+    before = turned.worker._cache.get("digits", 1, "float32")
+    monkeypatch.setattr(Dictionary, "encode", scarce)
+    for array, whole in zip(answer(), expected, strict=True):
+        np.testing.assert_array_equal(array, whole)
+    assert asked == [rows, *([(rows + 1) // 2, rows // 2] if rows > 1 else [1])]
+    assert turned.worker._cache.get("digits", 1, "float32") is not before
+
+
+@pytest.mark.parametrize("rows", [50, 1])
+def test_rows_that_memory_never_suffices_for_are_refused(
+    turned: Turned, monkeypatch: pytest.MonkeyPatch, rows: int
+) -> None:
+    def none_left(dictionary: Dictionary, given: torch.Tensor) -> Encoded:
+        raise RuntimeError("CUDA error: out of memory")
+
+    monkeypatch.setattr(Dictionary, "encode", none_left)
+    frames.send(turned.channel, Solve(1, Key("encode", "digits", 1)), A[:rows])
+    (said,) = turned.turn()
+    assert isinstance(said.message, Failed)
+    assert said.message.error == "DeviceOutOfMemory"
+
+
+DEVICE_ERRORS = [
+    torch.AcceleratorError("CUDA error: an illegal memory access was encountered"),
+    RuntimeError("CUDA error: device-side assert triggered"),
+    RuntimeError("CUDA error: uncorrectable ECC error encountered"),
+    RuntimeError("CUDA error: CUBLAS_STATUS_EXECUTION_FAILED when calling `cublasSgemm`"),
+    RuntimeError("Triton Error [CUDA]: an illegal memory access was encountered"),
+]
+
+
+@pytest.mark.parametrize("error", DEVICE_ERRORS, ids=str)
+def test_an_error_of_the_device_ends_the_worker(
+    turned: Turned, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, error: Exception
+) -> None:
+    def failing(*_: object) -> None:
+        raise error
+
+    monkeypatch.setattr(Dictionary, "encode", failing)
+    frames.send(turned.channel, Solve(1, Key("encode", "digits", 1)), A)
+    with pytest.raises(DeviceFailed, match="task 1"):
+        turned.turn()
+    frames.send(turned.channel, fit(tmp_path / "A", None))
+    monkeypatch.setattr(Fitting, "advance", failing)
+    with pytest.raises(DeviceFailed, match="task job"):
+        turned.turn()
+
+
+@pytest.mark.parametrize("error", [RuntimeError("shapes do not match"), ValueError("CUDA error"), KeyError(1)])
+def test_other_errors_do_not(error: Exception) -> None:
+    assert not device.has_failed(error)
+
+
+def test_a_device_that_is_not_there_is_told_at_once() -> None:
+    with pytest.raises(DeviceFailed, match="cuda:99 cannot be used"):
+        device.named("cuda:99")
+
+
+def test_workers_on_the_cpu_have_a_number_and_their_part_of_the_cores(store: Store) -> None:
+    count = torch.get_num_threads()
+    ours, theirs = frames.channel()
+    with ours, theirs:
+        frames.send(ours, Configure(str(store.root), "cpu:1", 2**20, 60.0, among=64))
+        try:
+            worker = Worker(theirs)
+            assert torch.get_num_threads() == 1
+            assert (worker._name, worker._device) == ("cpu:1", torch.device("cpu"))
+        finally:
+            numba.set_num_threads(numba.config.NUMBA_NUM_THREADS)  # type: ignore[attr-defined]
+            torch.set_num_threads(count)
 
 
 @pytest.fixture

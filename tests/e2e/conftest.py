@@ -33,8 +33,13 @@ class Service:
         return self.process.pid
 
     @property
+    def worker_pids(self) -> list[int]:
+        return [worker["pid"] for worker in self.client.get("/readyz").json()["workers"]]
+
+    @property
     def worker_pid(self) -> int:
-        pid: int = self.client.get("/readyz").json()["worker"]["pid"]
+        """Of the only worker."""
+        (pid,) = self.worker_pids
         return pid
 
     def start(self) -> "Service":

@@ -105,7 +105,7 @@ class OnRay:
             return None
         if answer.status_code != 200:
             return None
-        return parent_of(answer.json()["worker"]["pid"])
+        return parent_of(answer.json()["workers"][0]["pid"])
 
     def until(self, holds: Callable[[], object], seconds: float = 60) -> None:
         deadline = time.monotonic() + seconds
@@ -212,7 +212,7 @@ def encoded_on(ray: OnRay, counted: Counter[str], more: int = 50) -> None:
 
 @pytest.mark.slow
 def test_a_lost_replica_costs_nothing_that_another_try_does_not_bring(ray: OnRay, expected: np.ndarray) -> None:
-    worker = ray.clients[1].get("/readyz").json()["worker"]["pid"]
+    worker = ray.clients[1].get("/readyz").json()["workers"][0]["pid"]
     lost = parent_of(worker)
     before = ray.pids("Dictserve")
     assert lost in before
@@ -258,7 +258,7 @@ def test_large_answers_come_whole_and_each_with_one_id(ray: OnRay, expected: np.
 
 @pytest.mark.slow
 def test_a_worker_has_as_many_threads_as_its_replica_has_cpus(ray: OnRay) -> None:
-    worker = ray.clients[0].get("/readyz").json()["worker"]["pid"]
+    worker = ray.clients[0].get("/readyz").json()["workers"][0]["pid"]
     assert b"OMP_NUM_THREADS=1" in Path(f"/proc/{worker}/environ").read_bytes().split(b"\0")
 
 

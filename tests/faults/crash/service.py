@@ -40,7 +40,8 @@ class Victim(Service):
         deadline = time.monotonic() + seconds
         while True:
             self.wait_ready(seconds)
-            if self.client.get("/readyz").json()["worker"]["pid"] not in (None, other_than):
+            workers = self.client.get("/readyz").json()["workers"]
+            if all(worker["pid"] not in (None, other_than) for worker in workers):
                 return
             assert time.monotonic() < deadline, f"no new worker after {seconds} s"
             time.sleep(0.02)

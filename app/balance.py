@@ -1,0 +1,48 @@
+"""Which worker takes the next batch."""
+
+from collections.abc import Awaitable, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+
+from app.worker.messages import Key
+
+IN_FLIGHT = 2  # batches with a worker: one that it solves, one that it finds when it is done
+
+
+class Solver(Protocol):
+    """A worker, as those see it who have rows for it."""
+
+    @property
+    def is_ready(self) -> bool: ...
+
+    @property
+    def is_fitting(self) -> bool: ...
+
+    def solve(self, key: Key, rows: Sequence[np.ndarray]) -> Awaitable[list[np.ndarray]]: ...
+
+
+@dataclass(eq=False, slots=True)
+class Load:
+    """A worker, and what is under way with it."""
+
+    solver: Solver
+    batches: int = 0
+    rows: int = 0
+    solved_batches: int = 0
+    solved_rows: int = 0
+
+
+def least_loaded(loads: Sequence[Load], key: Key) -> Load | None:
+    """The one with the fewest rows of those that take work; None where these are all busy, so that what waits
+    gathers. Where none takes work, one that says so.
+
+    Of equals, one without a fit; of those, always the same for one dictionary, so that not each prepares them all.
+    """
+    if len(loads) == 1:  # the only one needs no comparing
+        return loads[0] if loads[0].batches < IN_FLIGHT else None
+    able = [load for load in loads if load.solver.is_ready] or loads
+    free = [load for load in able if load.batches < IN_FLIGHT]
+    dictionary = key.name, key.version, key.dtype
+    return min(free, key=lambda load: (load.rows, load.solver.is_fitting, hash((id(load), dictionary))), default=None)

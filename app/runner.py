@@ -1,0 +1,319 @@
+"""One worker's fits, one at a time: each from its claimed record to its end, or back into the queue."""
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import msgspec
+import numpy as np
+import orjson
+
+from app.checkpoints import Checkpoints
+from app.data_files import DataFiles, Named
+from app.errors import FitAbandoned, JobsUnavailable, WorkerUnavailable, problem_of
+from app.jobs import ENDED, JobLost, Jobs, Record
+from app.ranks import RankProcesses
+from app.records import Records
+from app.running import Running, history_of
+from app.schemas import Job
+from app.settings import Settings
+from app.store import Store
+from app.supervisor import Supervisor, error_of
+from app.uploads import Staged, Uploads
+from app.worker.frames import Frame
+from app.worker.messages import (
+    INIT_METHODS,
+    CancelFit,
+    CheckpointPlace,
+    Failed,
+    Fit,
+    FitBegun,
+    FitCancelled,
+    FitProgress,
+    FitStopped,
+    Fitted,
+    StopFit,
+)
+
+logger = logging.getLogger("dictserve")
+
+MAX_WORKER_DEATHS = 2
+
+
+class Runner:
+    """Runs jobs on one worker; one over several ranks runs on these, in that worker's turn."""
+
+    def __init__(
+        self,
+        worker: Supervisor,
+        *,
+        settings: Settings,
+        jobs: Jobs,
+        records: Records,
+        store: Store,
+        uploads: Uploads,
+        data_files: DataFiles,
+        checkpoints: Checkpoints,
+        discard: Callable[[Record], None],
+        ranks: RankProcesses,
+    ) -> None:
+        self._running: Running | None = None
+        self._worker = worker
+        self._settings = settings
+        self._jobs = jobs
+        self._records = records
+        self._store = store
+        self._uploads = uploads
+        self._data_files = data_files
+        self._checkpoints = checkpoints
+        self._discard = discard
+        self._ranks = ranks
+
+    async def wait_ready(self) -> None:
+        await self._worker.wait_ready()
+
+    @property
+    def job(self) -> Job | None:
+        """The job under way, as it was when it was claimed."""
+        return None if self._running is None else self._running.job
+
+    def freshened(self, job: Job) -> Job:
+        """The record of the job under way, with what its worker has told since."""
+        if self._running is None or job.state != "running":
+            return job
+        return job.model_copy(update=self._running.told())
+
+    def take(self, record: Record) -> None:
+        """Begin with a job that was claimed for this; `run` is to follow."""
+        self._running = Running.of(record)
+
+    async def run(self) -> None:
+        """Run the job that was taken. Where this is cancelled, `abandon` puts the job back."""
+        assert self._running is not None  # noqa: S101 - it was taken
+        record = self._running.record
+        try:
+            await self._attempt(record, self._running)
+        except JobLost as error:
+            await self._lose(record, error)
+        except Exception as error:  # whatever it is, the next job is to be run
+            try:
+                await self._end(record, self._jobs.fail, _problem(error))
+            except JobLost as lost:
+                await self._lose(record, lost)
+        finally:
+            task = asyncio.current_task()
+            if task is None or not task.cancelling():
+                self._running = None
+
+    async def cancel(self) -> None:
+        """Have the job under way end soon, wherever it is."""
+        if self._running is not None:
+            await self._stop_attempt(self._running)
+
+    async def cancel_unwanted(self) -> None:
+        """Cancel where the job is another's meanwhile, or is to be cancelled."""
+        running = self._running
+        if running is not None and not await self._records.read(self._jobs.is_wanted, running.record):
+            await self._stop_attempt(running)
+
+    async def leave(self) -> bool:
+        """Have the fit under way end its iteration and write its checkpoint; whether one is."""
+        if self._running is None or not self._running.on_worker:
+            return False
+        with contextlib.suppress(WorkerUnavailable):  # of one that is dead the last checkpoint is left
+            await self._place(self._running.job).tell(StopFit(self._running.job.id))
+        return True
+
+    async def abandon(self) -> None:
+        """Put the job back into the queue whose run was cancelled."""
+        if self._running is not None:
+            running = self._running
+            try:
+                await self._records.write(self._jobs.requeue, running.record, worker_died=False, told=running.told())
+            except (JobsUnavailable, JobLost) as error:  # the next start finds it all the same: its owner is dead
+                logger.error("job %s is left as it is: %s", running.job.id, error)
+
+    async def _stop_attempt(self, running: Running) -> None:
+        """Have an attempt come to its end before its fit does; what it then writes holds if the job is still its."""
+        running.stopped.set()
+        with contextlib.suppress(WorkerUnavailable):
+            await self._place(running.job).tell(CancelFit(running.job.id))
+
+    async def _attempt(self, record: Record, running: Running) -> None:
+        job = record.job
+        published = await self._records.read(self._store.made_by, job.name, job.id)
+        if published is not None:  # an earlier attempt came that far
+            await self._end(record, self._jobs.succeed, published.version)
+            return
+        if record.worker_deaths >= MAX_WORKER_DEATHS:
+            raise FitAbandoned(f"the worker died {record.worker_deaths} times on this fit; it is not tried again")
+        if "sha256" not in record.data and record.data.get("epochs") is None:
+            staged = await self._stage_files(Named.of_record(record.data), running)
+            if staged is None:
+                await self._end(record, self._jobs.end_cancelled)
+                return
+            record = replace(record, data=record.data | staged.as_record())
+            await self._records.surely(
+                self._jobs.record_data, record, record.data
+            )  # another attempt finds them staged
+        await self._records.read(self._checkpoints.adopt, job.id)
+        events: asyncio.Queue[Frame | None] = asyncio.Queue()
+        try:
+            if (ranks := _ranks_of(job)) > 1:
+                await self._ranks.tell_job(job.id, self._fit_message(record), events.put_nowait, ranks)
+            else:
+                await self._worker.tell_job(job.id, self._fit_message(record), events.put_nowait)
+            running.on_worker = True
+        except WorkerUnavailable:
+            await self._requeue(running, worker_died=False)
+            return
+        next_writing = asyncio.get_running_loop().time() + self._settings.progress_interval_seconds
+        while True:
+            frame = await events.get()
+            if frame is None:
+                await self._requeue(running, worker_died=True)
+                return
+            match frame.message:
+                case FitBegun() as begun:
+                    running.begin(begun, frame.arrays[0])
+                    if job.attempts > 1:
+                        await self._write_progress(running)
+                case FitProgress() as told:
+                    running.note(told)
+                    if asyncio.get_running_loop().time() >= next_writing:
+                        await self._write_progress(running)
+                        # From now on: a slow database is not to be asked ever more often.
+                        next_writing = asyncio.get_running_loop().time() + self._settings.progress_interval_seconds
+                case Fitted(_, seconds):
+                    D, metrics, losses = frame.arrays
+                    running.loss_history = history_of(losses)
+                    await self._publish(record, running, D, orjson.loads(metrics.tobytes()), seconds)
+                    return
+                case FitStopped():
+                    await self._requeue(running, worker_died=False)
+                    return
+                case FitCancelled():
+                    await self._end(record, self._jobs.end_cancelled)
+                    return
+                case Failed() as failed:
+                    await self._end(record, self._jobs.fail, _problem(error_of(failed)))
+                    return
+
+    async def _stage_files(self, named: Named, running: Running) -> Staged | None:
+        """The rows of files in one file of the store, as an upload would be; None where the job was cancelled."""
+        stopped = running.stopped
+        blocks = self._data_files.blocks(named)
+        try:
+            return await asyncio.to_thread(
+                self._uploads.stage_blocks, named.file, named.rows, named.n_features, blocks, stopped.is_set
+            )
+        except asyncio.CancelledError:  # the service stops, and does not wait for a thread's whole work
+            stopped.set()
+            raise
+
+    async def _publish(
+        self, record: Record, running: Running, D: np.ndarray, metrics: dict[str, Any], seconds: float
+    ) -> None:
+        job = record.job
+        told = ("rows", "n_features", "sha256")  # the last of staged activations alone
+        data: dict[str, Any] = {key: record.data[key] for key in told if key in record.data}
+        if "files" in record.data:
+            data["files"] = [{"name": told["name"], "rows": told["rows"]} for told in record.data["files"]]
+
+        def publish() -> int:
+            return self._store.publish(
+                job.name,
+                D,
+                parameters=job.parameters,
+                data=data,
+                metrics=metrics,
+                loss_history=running.loss_history,
+                seconds=running.seconds_before + seconds,
+                software=self._worker.software,
+                job=job.id,
+            ).version
+
+        if not await self._records.surely_read(self._jobs.is_wanted, record):
+            await self._end(record, self._jobs.end_cancelled)
+            return
+        publishing = asyncio.create_task(asyncio.to_thread(publish))
+        try:
+            version = await asyncio.shield(publishing)
+        except asyncio.CancelledError:  # the service stops: who takes the job up next must find its dictionary
+            await asyncio.wait({publishing})
+            raise
+        await self._records.surely(self._jobs.record_progress, record, **running.told())
+        await self._end(record, self._jobs.succeed, version)
+        logger.info("job %s has fitted %s@%d in %.1f s", job.id, job.name, version, seconds)
+
+    async def _end(self, record: Record, write: Callable[..., object], *outcome: Any) -> None:
+        """Write how a job ended; its data and its checkpoint are not needed any more."""
+        await self._records.surely(write, record, *outcome)
+        await self._records.read(self._discard, record)
+
+    async def _lose(self, record: Record, error: JobLost) -> None:
+        """Leave a job to whoever has taken it up; what is left of one that has ended nobody else may know of."""
+        logger.warning("%s: it is left alone", error)
+        if record.job.id not in await self._records.surely_read(self._jobs.unended):
+            await self._records.read(self._discard, record)
+
+    async def _requeue(self, running: Running, *, worker_died: bool) -> None:
+        record = await self._records.surely(
+            self._jobs.requeue, running.record, worker_died=worker_died, told=running.told()
+        )
+        if record.job.state in ENDED:
+            await self._records.read(self._discard, record)
+
+    async def _write_progress(self, running: Running) -> None:
+        """A fit goes on though its progress cannot be written: the next time writes it all."""
+        try:
+            if not await self._records.write(self._jobs.record_progress, running.record, **running.told()):
+                await self._stop_attempt(running)
+        except JobLost:
+            await self._stop_attempt(running)
+        except JobsUnavailable as error:
+            logger.warning("the progress of job %s cannot be written: %s", running.job.id, error)
+
+    def _place(self, job: Job) -> Supervisor | RankProcesses:
+        """Where the job runs."""
+        return self._ranks if _ranks_of(job) > 1 else self._worker
+
+    def _fit_message(self, record: Record) -> Fit:
+        data = record.data
+        elsewhere = ("files", "online", "epochs", "ranks")
+        parameters = {name: value for name, value in record.job.parameters.items() if name not in elsewhere}
+        if parameters["init"] not in INIT_METHODS:
+            parameters |= {"init": "auto", "start": parameters["init"]}
+        online = data.get("epochs") is not None
+        return Fit(
+            job=record.job.id,
+            path="" if online else str(self._uploads.path(data["file"]).absolute()),
+            data_offset=0 if online else data["data_offset"],
+            rows=data["rows"],
+            n_features=data["n_features"],
+            data_sha256=data.get("sha256", ""),
+            checkpoint=self._checkpoint_place(record.job.id),
+            online=self._data_files.in_place(Named.of_record(data)) if online else None,
+            **parameters,
+        )
+
+    def _checkpoint_place(self, job: str) -> CheckpointPlace | None:
+        interval = self._settings.checkpoint_interval_seconds
+        if interval == 0:
+            return None
+        path, staged = self._checkpoints.path(job).absolute(), self._checkpoints.staged(job).absolute()
+        return CheckpointPlace(str(path), str(staged), interval)
+
+
+def _ranks_of(job: Job) -> int:
+    """How many processes share out its rows; jobs of earlier versions do not say."""
+    ranks: int = job.parameters.get("ranks", 1)
+    return ranks
+
+
+def _problem(error: Exception) -> dict[str, Any]:
+    problem: dict[str, Any] = msgspec.to_builtins(problem_of(error).problem)
+    return problem
