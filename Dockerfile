@@ -6,6 +6,8 @@ ARG BASE=python:3.11-slim-bookworm
 FROM ${BASE} AS build
 ARG TORCH=torch==2.13.0
 ARG TORCH_INDEX=
+# What is installed beside the service: traces; add postgres and objects for several replicas.
+ARG EXTRAS=otel
 ENV PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1 PYTHONDONTWRITEBYTECODE=1
 RUN python3 -m venv /opt/dictserve
 ENV PATH=/opt/dictserve/bin:$PATH
@@ -18,7 +20,7 @@ RUN python3 -m pip install --constraint constraints.txt ${TORCH_INDEX:+--index-u
 COPY pyproject.toml README.md ./
 COPY app app
 COPY core core
-RUN python3 -m pip install --constraint constraints.txt '.[otel]'
+RUN python3 -m pip install --constraint constraints.txt ".[${EXTRAS}]"
 
 # Compile the kernels now rather than at every start. Their cache is keyed by the sources' times, which image layers
 # keep to the second, and by the processor: on one of another kind they are compiled once at the first start.

@@ -13,8 +13,8 @@ from pathlib import Path
 
 from app.checkpoint_file import CheckpointUnusable, read_steps
 from app.checkpoints import Checkpoints
-from app.errors import AppError, DictionaryDamaged, UnknownDictionary
-from app.store import Store, check_name
+from app.errors import DictionaryDamaged, UnknownDictionary
+from app.store import Store
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ class Finding:
 
     where: str
     what: str
-    set_aside: Callable[[], Path] | None = None
+    set_aside: Callable[[], Path | str] | None = None
 
 
 def damaged(store: Store) -> Iterator[Finding | None]:
@@ -41,7 +41,7 @@ def damaged(store: Store) -> Iterator[Finding | None]:
     for name in store.names():
         for version in store.versions(name):
             try:
-                store.load(name, version)
+                store.load(name, version, cached=False)
                 store.labels(name, version)
             except DictionaryDamaged as error:
                 yield Finding(f"{name}@{version}", str(error), partial(store.set_aside, name, version))
@@ -67,22 +67,9 @@ def damaged_checkpoints(store: Store) -> Iterator[Finding | None]:
 
 
 def strays(store: Store) -> Iterator[Finding]:
-    """Entries of the store that no service made, which services pass over. A repair leaves them alone."""
-    for entry in sorted(store.root.iterdir()):
-        where = entry.name
-        if where.startswith("."):
-            continue  # the store's own
-        if entry.is_symlink():
-            yield Finding(where, "a symbolic link; dictionaries are directories")
-        elif not entry.is_dir():
-            yield Finding(where, "a file; dictionaries are directories")
-        elif not _is_name(where):
-            yield Finding(where, "not a dictionary's name")
-        else:
-            known = {str(version) for version in store.versions(where)}
-            for inner in sorted(entry.iterdir()):
-                if inner.name not in known and not inner.name.startswith("."):
-                    yield Finding(f"{where}/{inner.name}", "not a version's directory")
+    """What lies in the store that no service made, which services pass over. A repair leaves it alone."""
+    for where, what in store.strays():
+        yield Finding(where, what)
 
 
 def database_fault(path: Path) -> Finding | None:
@@ -98,11 +85,3 @@ def database_fault(path: Path) -> Finding | None:
     except sqlite3.DatabaseError as error:
         told = str(error)
     return None if told == "ok" else Finding(path.name, f"the jobs' database is damaged: {told}")
-
-
-def _is_name(text: str) -> bool:
-    try:
-        check_name(text)
-    except (AppError, ValueError):
-        return False
-    return True

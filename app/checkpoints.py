@@ -10,6 +10,8 @@ from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
+from app.errors import StoreUnavailable
+from app.shared_files import SharedFiles
 from app.store import Store, fsync_directory, owner_of, store_errors
 
 logger = logging.getLogger("dictserve")
@@ -20,8 +22,9 @@ SUFFIX = ".safetensors"
 class Checkpoints:
     """``<owner>.<job>.safetensors`` in a private directory of the store; one that is being written is staged."""
 
-    def __init__(self, store: Store) -> None:
+    def __init__(self, store: Store, shared: SharedFiles | None = None) -> None:
         self._store = store
+        self._shared = shared
 
     def path(self, job: str) -> Path:
         """Where this process's worker puts the job's checkpoint."""
@@ -31,9 +34,18 @@ class Checkpoints:
         """Where it is written before: the store's sweep removes it should this process die on the way."""
         return self._store.staging / f"{self._store.owner}.{job}{SUFFIX}"
 
+    def shared_as(self, job: str) -> str | None:
+        """The object that the worker makes of each, where they are shared."""
+        return None if self._shared is None else self._shared.key(f"{job}{SUFFIX}")
+
     def exists(self, job: str) -> bool:
         """Whether an interrupted fit would be gone on with."""
-        return bool(self._of(job))
+        if self._of(job):
+            return True
+        try:
+            return self._shared is not None and self._shared.has(f"{job}{SUFFIX}")
+        except StoreUnavailable:
+            return False
 
     def adopt(self, job: str) -> None:
         """Make whatever checkpoint there is of a job this process's own, which runs the job from now on.
@@ -41,13 +53,17 @@ class Checkpoints:
         One that cannot be had is left: the fit then starts again.
         """
         try:
+            if self._shared is not None and self._shared.get(f"{job}{SUFFIX}", self.staged(job), self.path(job)):
+                return
             for path in sorted(self._of(job), key=lambda path: path.stat().st_mtime_ns):  # the newest comes last
                 os.replace(path, self.path(job))
-        except OSError as error:
+        except (OSError, StoreUnavailable) as error:
             logger.warning("the checkpoint of job %s cannot be taken over: %s", job, error)
 
     def discard(self, job: str) -> None:
         """Remove what there is of a job that has ended. What cannot be removed now is left to a sweep."""
+        if self._shared is not None:
+            self._shared.discard(f"{job}{SUFFIX}")
         try:
             for path in (*self._of(job), self.staged(job)):
                 path.unlink(missing_ok=True)
@@ -66,6 +82,11 @@ class Checkpoints:
                 if job_of(path) not in needed:
                     with suppress(OSError):  # a later sweep takes it
                         path.unlink(missing_ok=True)
+
+    def sweep_shared(self, unended: Callable[[], set[str]]) -> None:
+        """The same among the objects, now and then."""
+        if self._shared is not None:
+            self._shared.sweep(lambda: {f"{job}{SUFFIX}" for job in unended()})
 
     def set_aside(self, path: Path) -> Path:
         """Take a damaged one out of the way, but keep it: where it is from now on."""

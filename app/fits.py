@@ -26,6 +26,7 @@ from app.records import RETRY_SECONDS, Records
 from app.runner import Runner
 from app.schemas import FitParameters, Job, State
 from app.settings import Settings
+from app.shared_files import SharedFiles
 from app.store import Reference, Store, owner_of, timestamp
 from app.supervisor import Supervisor
 from app.uploads import Staged, Uploads
@@ -46,9 +47,9 @@ class Fits:
     """Runs jobs on the workers: on each, one after another."""
 
     def __init__(self, settings: Settings, jobs: Jobs, leases: Leases, store: Store, workers: Workers) -> None:
-        self.uploads = Uploads(store)
+        self.uploads = Uploads(store, self._shared(settings, store, "uploads"))
         self.data_files = DataFiles(settings)
-        self.checkpoints = Checkpoints(store)
+        self.checkpoints = Checkpoints(store, self._shared(settings, store, "checkpoints"))
         self._settings = settings
         self._jobs = jobs
         self._leases = leases
@@ -65,6 +66,13 @@ class Fits:
         self._is_leaving = False
         self._taken_over_at = 0.0
         self._renewing: asyncio.Task[None] | None = None
+
+    @staticmethod
+    def _shared(settings: Settings, store: Store, kind: str) -> SharedFiles | None:
+        """Files that others can have who share the jobs: those in an SQLite file of this store nobody else has."""
+        if store.bucket is None or settings.database_url is None:
+            return None
+        return SharedFiles(store.bucket, kind)
 
     async def start(self) -> None:
         await self._take_over()
@@ -114,10 +122,10 @@ class Fits:
         request = orjson.dumps([parameters.name, told, *data.identity], option=orjson.OPT_SORT_KEYS)
         request_hash = hashlib.sha256(request).hexdigest()
         if idempotency_key is not None and (earlier := await self._of_key(idempotency_key, request_hash)):
-            self.uploads.discard(data.file)
+            await asyncio.to_thread(self.uploads.discard, data.file)
             return earlier
         self._store.require_free(parameters.name)
-        pinned = told | {"init": self._pinned_init(parameters, data.n_features)}
+        pinned = told | {"init": await asyncio.to_thread(self._pinned_init, parameters, data.n_features)}
         if isinstance(data, Named):
             pinned["files"] = data.patterns
             if data.epochs is not None:
@@ -213,7 +221,7 @@ class Fits:
         runner, turn = self._runner_of(record.job.id), self._turn
         if record.job.state == "queued":
             if await self._records.write(self._jobs.cancel_queued, record.job.id):
-                await self._records.read(self._discard, record)
+                await asyncio.to_thread(self._discard, record)
                 self._end_turn()
         elif runner is not None:
             await runner.cancel()
@@ -298,21 +306,28 @@ class Fits:
         """Put the jobs of dead processes back into the queue, and sweep what nobody needs any more."""
         ours = {runner.job.id for runner in self._runners if runner.job is not None}
 
-        def take_over() -> None:
+        def take_over() -> list[Record]:
             self._leases.end_dead()
-            for record in self._jobs.take_over(self._store.owner, ours):
+            taken = self._jobs.take_over(self._store.owner, ours)
+            self.uploads.sweep(self._leases.alive, self._jobs.data_files)
+            self.checkpoints.sweep(self._leases.alive, self._jobs.unended)
+            oldest = datetime.now(UTC) - timedelta(days=self._settings.job_retention_days)
+            self._jobs.forget_ended(timestamp(oldest))
+            return taken
+
+        def settle(taken: list[Record]) -> None:
+            for record in taken:
                 if record.job.state in ENDED:
                     self._discard(record)
                 else:
                     kept = "with" if self.checkpoints.exists(record.job.id) else "without"
                     told = "job %s was left by a process that is gone, %s a checkpoint; it is taken up again"
                     logger.warning(told, record.job.id, kept)
-            self.uploads.sweep(self._leases.alive, self._jobs.data_files)
-            self.checkpoints.sweep(self._leases.alive, self._jobs.unended)
-            oldest = datetime.now(UTC) - timedelta(days=self._settings.job_retention_days)
-            self._jobs.forget_ended(timestamp(oldest))
+            self.uploads.sweep_shared(self._jobs.data_files)
+            self.checkpoints.sweep_shared(self._jobs.unended)
 
-        await self._records.write(take_over)
+        taken = await self._records.write(take_over)
+        await asyncio.to_thread(settle, taken)  # apart: it may wait for a network, and the lease for those writes
         self._taken_over_at = time.monotonic()
 
     def _end_turn(self) -> None:

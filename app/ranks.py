@@ -131,6 +131,7 @@ class _Ranks:
                 ours,
                 Configure(
                     store=str(settings.store),
+                    objects=settings.object_store,
                     device=settings.devices,
                     cache_bytes=0,
                     heartbeat_seconds=0,

@@ -16,11 +16,12 @@ from app.data_files import DataFiles, Named
 from app.errors import FitAbandoned, JobsUnavailable, WorkerUnavailable, problem_of
 from app.jobs import ENDED, JobLost, Jobs, Record
 from app.ranks import RankProcesses
+from app.reach import reach
 from app.records import Records
 from app.running import Running, history_of
 from app.schemas import Job
 from app.settings import Settings
-from app.store import Store
+from app.store import Reference, Store
 from app.supervisor import Supervisor, error_of
 from app.uploads import Staged, Uploads
 from app.worker.frames import Frame
@@ -144,7 +145,7 @@ class Runner:
 
     async def _attempt(self, record: Record, running: Running) -> None:
         job = record.job
-        published = await self._records.read(self._store.made_by, job.name, job.id)
+        published = await reach(self._store, self._store.made_by, job.name, job.id)
         if published is not None:  # an earlier attempt came that far
             await self._end(record, self._jobs.succeed, published.version)
             return
@@ -159,7 +160,11 @@ class Runner:
             await self._records.surely(
                 self._jobs.record_data, record, record.data
             )  # another attempt finds them staged
-        await self._records.read(self._checkpoints.adopt, job.id)
+        if "sha256" in record.data:
+            await reach(self._store, self._uploads.fetch, record.data)
+        await asyncio.to_thread(self._checkpoints.adopt, job.id)
+        if job.parameters["init"] not in INIT_METHODS:  # the worker is not to wait for a network
+            await reach(self._store, self._store.bring, Reference.parse(job.parameters["init"]))
         events: asyncio.Queue[Frame | None] = asyncio.Queue()
         try:
             if (ranks := _ranks_of(job)) > 1:
@@ -239,12 +244,7 @@ class Runner:
         if not await self._records.surely_read(self._jobs.is_wanted, record):
             await self._end(record, self._jobs.end_cancelled)
             return
-        publishing = asyncio.create_task(asyncio.to_thread(publish))
-        try:
-            version = await asyncio.shield(publishing)
-        except asyncio.CancelledError:  # the service stops: who takes the job up next must find its dictionary
-            await asyncio.wait({publishing})
-            raise
+        version = await reach(self._store, publish)
         await self._records.surely(self._jobs.record_progress, record, **running.told())
         await self._end(record, self._jobs.succeed, version)
         logger.info("job %s has fitted %s@%d in %.1f s", job.id, job.name, version, seconds)
@@ -252,20 +252,20 @@ class Runner:
     async def _end(self, record: Record, write: Callable[..., object], *outcome: Any) -> None:
         """Write how a job ended; its data and its checkpoint are not needed any more."""
         await self._records.surely(write, record, *outcome)
-        await self._records.read(self._discard, record)
+        await asyncio.to_thread(self._discard, record)
 
     async def _lose(self, record: Record, error: JobLost) -> None:
         """Leave a job to whoever has taken it up; what is left of one that has ended nobody else may know of."""
         logger.warning("%s: it is left alone", error)
         if record.job.id not in await self._records.surely_read(self._jobs.unended):
-            await self._records.read(self._discard, record)
+            await asyncio.to_thread(self._discard, record)
 
     async def _requeue(self, running: Running, *, worker_died: bool) -> None:
         record = await self._records.surely(
             self._jobs.requeue, running.record, worker_died=worker_died, told=running.told()
         )
         if record.job.state in ENDED:
-            await self._records.read(self._discard, record)
+            await asyncio.to_thread(self._discard, record)
 
     async def _write_progress(self, running: Running) -> None:
         """A fit goes on though its progress cannot be written: the next time writes it all."""
@@ -305,7 +305,7 @@ class Runner:
         if interval == 0:
             return None
         path, staged = self._checkpoints.path(job).absolute(), self._checkpoints.staged(job).absolute()
-        return CheckpointPlace(str(path), str(staged), interval)
+        return CheckpointPlace(str(path), str(staged), interval, self._checkpoints.shared_as(job))
 
 
 def _ranks_of(job: Job) -> int:

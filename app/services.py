@@ -41,7 +41,7 @@ class Services:
 
     def __post_init__(self) -> None:
         settings = self.settings
-        self.store = Store(settings.store)
+        self.store = Store(settings.store, settings.object_store)
         self.database = Database(settings.database_url or f"sqlite:///{self.store.database.absolute()}")
         self.leases = Leases(self.database, self.store, settings.lease_seconds)
         self.jobs = Jobs(self.database)
@@ -86,12 +86,17 @@ class Services:
         if self.tracing is not None:
             await self.tracing.stop()
 
+    async def _at_hand(self, reference: Reference) -> DictionaryRecord:
+        """The record of a dictionary that the worker can load without waiting for a network."""
+        record = self.store.at_hand(reference)
+        return await asyncio.to_thread(self.store.bring, reference) if record is None else record
+
     async def solve(
         self, task: Task, dictionary: str, rows: np.ndarray, *, reconstruct: bool = False
     ) -> tuple[DictionaryRecord, list[np.ndarray]]:
         """Encode or decode rows (float32 or float64, in which all is then computed) on the dictionary that
         a reference means: its record, and the worker's arrays."""
-        record = self.store.record(Reference.parse(dictionary))
+        record = await self._at_hand(Reference.parse(dictionary))
         takes, gives = record.n_features, record.nb_concepts
         unit = "features"
         if task == "decode":

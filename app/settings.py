@@ -5,7 +5,7 @@ Read from the environment (``DICTSERVE_PORT=9000``), overridden by the command l
 
 import re
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import (
     DirectoryPath,
@@ -17,6 +17,8 @@ from pydantic import (
     field_validator,
 )
 from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from app.object_store import ObjectStore
 
 LogFormat = Literal["text", "json"]
 
@@ -31,6 +33,20 @@ class Settings(BaseSettings):
     host: str = Field("127.0.0.1", description="Address to listen on; beyond loopback only if you say so.")
     port: Annotated[int, Field(ge=0, le=65535)] = Field(8000, description="Port to listen on; 0 takes a free one.")
     store: Path = Field(Path("models"), description="Directory of the dictionaries (the model store).")
+    objects: str | None = Field(
+        None,
+        description="URL of an object store for the dictionaries (`s3://bucket/prefix`);"
+        " `store` is then this service's own directory, for what is not dictionaries.",
+    )
+    objects_options: dict[str, Any] = Field(
+        {}, description="JSON: what fsspec is told of the object store, beside the usual variables (`AWS_…`)."
+    )
+    objects_cache_bytes: PositiveInt = Field(
+        8192 * MIB, description="Most bytes of copies of objects, kept in `store`."
+    )
+    objects_listing_seconds: NonNegativeFloat = Field(
+        2, description="Time after which what another service has published or removed is seen at the latest."
+    )
     data_dir: DirectoryPath | None = Field(
         None, description="Directory whose npy files fits may name (`files`); none may where it is not set."
     )
@@ -121,12 +137,39 @@ class Settings(BaseSettings):
         "info", description="`critical`, `error`, `warning`, `info` or `debug`."
     )
 
+    @property
+    def object_store(self) -> ObjectStore | None:
+        if self.objects is None:
+            return None
+        return ObjectStore(self.objects, self.objects_options, self.objects_cache_bytes, self.objects_listing_seconds)
+
     @field_validator("database_url")
     @classmethod
     def _a_known_database(cls, value: str | None) -> str | None:
         if value is not None and re.match(r"(sqlite|postgresql(\+pg8000)?)://", value) is None:
             scheme = value.partition(":")[0][:20]  # no more: what follows may be a password
             raise ValueError(f"{scheme!r} is not served: the URL begins with postgresql:// or sqlite:///")
+        return value
+
+    @field_validator("store")
+    @classmethod
+    def _a_directory(cls, value: Path) -> Path:
+        if re.match(r"\w+:/", str(value)):
+            raise ValueError(
+                f"{str(value)!r} is no directory: the URL of an object store goes into DICTSERVE_OBJECTS"
+            )
+        return value
+
+    @field_validator("objects")
+    @classmethod
+    def _a_shared_url(cls, value: str | None) -> str | None:
+        if value is None:
+            return None
+        protocol, separator, rest = value.partition("://")
+        if not separator or not rest.strip("/"):
+            raise ValueError(f"{value!r} is not the URL of an object store, as s3://bucket/prefix is")
+        if protocol == "memory":
+            raise ValueError("memory:// is one process's own, and the worker is another process")
         return value
 
     @field_validator("devices")

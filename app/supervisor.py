@@ -203,6 +203,7 @@ class Supervisor:
     def _configuration(self) -> Configure:
         return Configure(
             store=str(self._settings.store),
+            objects=self._settings.object_store,
             device=self._device,
             cache_bytes=self._settings.cache_bytes,
             heartbeat_seconds=HEARTBEAT_SECONDS,

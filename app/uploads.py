@@ -4,15 +4,18 @@ import hashlib
 import logging
 import os
 import shutil
+import time
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
 import numpy as np
 
-from app.errors import StoreFull
+from app.errors import DataChanged, StoreFull
 from app.formats import npy_format
+from app.shared_files import GRACE_SECONDS, SharedFiles
 from app.store import Store, fsync_directory, owner_of, store_errors
 
 logger = logging.getLogger("dictserve")
@@ -41,10 +44,14 @@ class Staged:
 
 
 class Uploads:
-    """Files under the store's private directory, named for the process that made them."""
+    """Files under the store's private directory, named for the process that made them.
 
-    def __init__(self, store: Store) -> None:
+    With ``shared`` files they are objects, too, from before their request is answered: others may take the job up.
+    """
+
+    def __init__(self, store: Store, shared: SharedFiles | None = None) -> None:
         self._store = store
+        self._shared = shared
 
     def new_path(self) -> Path:
         return self._store.activations / f"{self._store.owned_name()}.npy"
@@ -68,6 +75,7 @@ class Uploads:
                 os.fsync(file.fileno())
                 head = file.read(npy_format.PREFIX_BYTES + npy_format.MAX_HEADER_BYTES)
             fsync_directory(upload.parent)
+        self._share(upload)
         return Staged(
             file=upload.name,
             data_offset=npy_format.parse_header(head).data_offset,
@@ -109,10 +117,36 @@ class Uploads:
             os.fsync(staged.fileno())
         with store_errors():
             fsync_directory(path.parent)
+        self._share(path)
         return Staged(file, data_offset, rows, n_features, digest.hexdigest())
+
+    def _share(self, path: Path) -> None:
+        if self._shared is not None:
+            self._shared.put(path, path.name)
+
+    def fetch(self, data: dict[str, Any]) -> None:
+        """Have the activations of a record here, where they were staged elsewhere.
+
+        Raises:
+            DataChanged: they are gone.
+        """
+        path = self.path(data["file"])
+        nbytes = data["data_offset"] + data["rows"] * data["n_features"] * np.dtype(np.float32).itemsize
+        if self._shared is None or (path.exists() and path.stat().st_size >= nbytes):
+            return
+        self.require_room(data["rows"], data["n_features"])
+        with store_errors():
+            found = self._shared.get(path.name, self._store.staging / self._store.owned_name(), path)
+        if not found:
+            raise DataChanged("the activations of this fit are in the object store no more; send them again")
 
     def discard(self, file: str) -> None:
         """Remove a file that is not needed any more. One that cannot be removed now is left to a sweep."""
+        if self._shared is not None:
+            self._shared.discard(file)
+        self._unlink(file)
+
+    def _unlink(self, file: str) -> None:
         try:
             self.path(file).unlink(missing_ok=True)
         except OSError as error:
@@ -123,9 +157,20 @@ class Uploads:
         with store_errors():
             files = list(self._store.activations.iterdir())
         owners = alive()
-        left = {path.name for path in files if owner_of(path) not in owners}
+        left = {path.name for path in files if owner_of(path) not in owners or self._is_old(path)}
         for file in left - needed() if left else ():
-            self.discard(file)
+            self._unlink(file)
+
+    def _is_old(self, path: Path) -> bool:
+        """Whether it can only be of a job on record, which may have ended elsewhere."""
+        with suppress(FileNotFoundError):
+            return self._shared is not None and path.stat().st_mtime < time.time() - GRACE_SECONDS
+        return False
+
+    def sweep_shared(self, needed: Callable[[], set[str]]) -> None:
+        """The same among the objects, now and then."""
+        if self._shared is not None:
+            self._shared.sweep(needed)
 
 
 def _write_header(file: IO[bytes], rows: int, n_features: int) -> None:

@@ -1,7 +1,11 @@
-"""Fault cases, counted: all of tests/faults, and what docs/faults.md names elsewhere."""
+"""Fault cases, counted: all of tests/faults, and what docs/faults.md names elsewhere. An S3 to test with."""
 
+import logging
 import re
+from collections.abc import Iterator
+from itertools import count
 from pathlib import Path
+from urllib.parse import urlparse
 
 import pytest
 
@@ -13,6 +17,43 @@ ROOT = Path(__file__).parent.parent
 TABLE = ROOT / "docs" / "faults.md"
 NAMED = re.compile(r"`((?:app|core|e2e|faults)/\S+?\.py)::(\w+)")
 LEAST = 150  # cases, where all files of tests/faults have run whole
+
+
+class S3:
+    """A server that speaks S3, in a thread of this process, and what a client needs to know of it."""
+
+    _buckets = count()  # all servers of a process have the same
+
+    def __init__(self) -> None:
+        from moto.server import ThreadedMotoServer
+
+        logging.getLogger("werkzeug").setLevel(logging.ERROR)
+        self.server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+        self.server.start()
+        host, port = self.server.get_host_and_port()
+        self.endpoint = f"http://{host}:{port}"
+        self.options = {"key": "key", "secret": "secret", "endpoint_url": self.endpoint}
+        self.environment = {
+            "AWS_ACCESS_KEY_ID": "key",
+            "AWS_SECRET_ACCESS_KEY": "secret",
+            "AWS_DEFAULT_REGION": "us-east-1",
+            "AWS_ENDPOINT_URL": self.endpoint,
+        }
+
+    def new_url(self) -> str:
+        """A prefix in a bucket of its own."""
+        from s3fs import S3FileSystem
+
+        url = f"s3://bucket-{next(self._buckets)}/models"
+        S3FileSystem(**self.options).mkdir(urlparse(url).netloc)
+        return url
+
+
+@pytest.fixture(scope="session")
+def s3() -> Iterator[S3]:
+    s3 = S3()
+    yield s3
+    s3.server.stop()
 
 
 def named_tests() -> set[tuple[str, str]]:

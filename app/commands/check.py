@@ -45,8 +45,14 @@ def check(
     store: Annotated[Path, typer.Option(envvar="DICTSERVE_STORE", help="Directory of dictionaries.")] = Path(
         "models"
     ),
+    objects: Annotated[
+        str | None,
+        typer.Option(
+            envvar="DICTSERVE_OBJECTS", help="URL of the object store that has the dictionaries, if one has."
+        ),
+    ] = None,
     repair: Annotated[
-        bool, typer.Option("--repair", help="Set what is damaged aside, in .dictserve/quarantine of the store.")
+        bool, typer.Option("--repair", help="Set what is damaged aside, in .dictserve/quarantine.")
     ] = False,
 ) -> None:
     """Read every byte of a store, and tell what is damaged. Nothing is ever deleted.
@@ -54,15 +60,21 @@ def check(
     Exit code 1 says that something is damaged and still in its place. Entries that no service made are told, too.
     """
     from app.check import damaged, damaged_checkpoints, database_fault, strays
+    from app.commands.service import settings_of
     from app.errors import AppError
     from app.store import Store
 
-    if not store.is_dir():
+    chosen = settings_of({"store": store} | ({"objects": objects} if objects is not None else {}))
+    if chosen.object_store is None and not store.is_dir():
         raise typer.BadParameter(f"{store} is not a directory", param_hint="--store")
-    opened = Store(store)
+    try:
+        opened = Store(store, chosen.object_store)
+    except AppError as error:
+        sys.exit(f"dictserve: {error}")
     try:
         if repair:
             opened.open()
+            opened.sweep_versions()
         versions = _Count.of(damaged(opened), repair)
         checkpoints = _Count.of(damaged_checkpoints(opened), repair)
         left = versions.left + checkpoints.left

@@ -15,6 +15,9 @@ def serve(
     host: Annotated[str | None, typer.Option(help="Address to listen on.", show_default="127.0.0.1")] = None,
     port: Annotated[int | None, typer.Option(help="Port; 0 takes a free one.", show_default="8000")] = None,
     store: Annotated[Path | None, typer.Option(help="Directory of dictionaries.", show_default="models")] = None,
+    objects: Annotated[
+        str | None, typer.Option(help="URL of an object store for the dictionaries, as s3://bucket/prefix.")
+    ] = None,
     tokens_file: Annotated[Path | None, typer.Option(help="File of the tokens that callers need.")] = None,
     insecure: Annotated[
         bool | None, typer.Option("--insecure", help="Listen beyond loopback without tokens.")
@@ -31,8 +34,9 @@ def serve(
     from app.main import create_app
     from app.protocol import bounded
 
-    told = {"host": host, "port": port, "store": store, "tokens_file": tokens_file, "insecure": insecure}
-    chosen = _settings({name: value for name, value in told.items() if value is not None})
+    told = {"host": host, "port": port, "store": store, "objects": objects, "tokens_file": tokens_file}
+    told |= {"insecure": insecure}
+    chosen = settings_of({name: value for name, value in told.items() if value is not None})
     if chosen.tokens_file is None and not chosen.insecure and not _is_loopback(chosen.host):
         sys.exit(
             f"dictserve: {chosen.host} is more than this machine, and no tokens are set: make some with "
@@ -97,7 +101,7 @@ def settings() -> None:
     typer.echo(settings_table())
 
 
-def _settings(told: dict[str, Any]) -> "Settings":
+def settings_of(told: dict[str, Any]) -> "Settings":
     """The settings, or an end with one line for each bad one."""
     from pydantic import ValidationError
 

@@ -64,7 +64,7 @@ async def fit(
             services.tracing.note(fields.name, data.rows)
         job = await services.fits.submit(fields, data, idempotency_key)
     except BaseException:
-        uploads.discard(upload.name)
+        await asyncio.to_thread(uploads.discard, upload.name)
         raise
     wait = _WAIT.search(prefer)
     if wait is not None:

@@ -20,7 +20,9 @@ import torch
 
 import core
 from app import checkpoint_file
+from app.bucket import Bucket
 from app.checkpoint_file import CheckpointUnusable, Rows, Told
+from app.errors import StoreUnavailable
 from app.store import Reference, Store, fsync_directory
 from app.worker.file_rows import FileRows
 from app.worker.messages import CheckpointPlace, Files, Fit, FitBegun, FitProgress, FitStopped, Fitted
@@ -120,7 +122,7 @@ class Fitting:
 
     def _from_start(self, nmf: NMF, data: "Data") -> core.FitSteps:
         start = self._fit.start
-        D = None if start is None else self._store.load(*self._store.resolve(Reference.parse(start)))
+        D = None if start is None else self._store.load(*Reference.parse(start).pinned)
         steps = data.steps(nmf, D, None)
         self._send(FitBegun(self.job, 0, 0.0), np.zeros(0))
         return steps
@@ -166,7 +168,7 @@ class Fitting:
         )
         tensors = {name: _rows(x) for name, x in state.items() if isinstance(x, torch.Tensor)}
         self._kept = iteration
-        self._writing = Writing(place, told, tensors)
+        self._writing = Writing(place, told, tensors, self._store.bucket)
         yield from self._until(self._writing.copied)
         waited = time.monotonic() - begun
         self._next_checkpoint = time.monotonic() + max(place.interval_seconds, waited / WAITING_SHARE)
@@ -247,10 +249,13 @@ class Writing:
         ended: set once it is durable in its place, or was given up.
     """
 
-    def __init__(self, place: CheckpointPlace, told: Told, tensors: dict[str, Rows]) -> None:
+    def __init__(
+        self, place: CheckpointPlace, told: Told, tensors: dict[str, Rows], bucket: Bucket | None = None
+    ) -> None:
         self.copied = threading.Event()
         self.ended = threading.Event()
         self._place = place
+        self._bucket = bucket
         self._told = told
         self._tensors = tensors
         self._abandoned = False
@@ -280,10 +285,20 @@ class Writing:
                     staged.replace(path)
                     fsync_directory(path.parent)
             _remove(staged)
+            self._share(path)
             self._leave()
         except Exception as error:  # whatever it is, the fit goes on without
             _remove(staged)
             self._give_up(error)
+
+    def _share(self, path: Path) -> None:
+        """Make it an object, too, where others may go on from it; they go on from an older one without."""
+        if self._bucket is None or self._place.shared_as is None or self._abandoned:
+            return
+        try:
+            self._bucket.upload(path, self._place.shared_as)
+        except StoreUnavailable as error:
+            logger.warning("a checkpoint of job %s is on this machine alone: %s", self._told.job, error)
 
     def _give_up(self, error: Exception) -> None:
         logger.warning("job %s goes on without a checkpoint, for none can be written: %s", self._told.job, error)

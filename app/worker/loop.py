@@ -66,7 +66,7 @@ class Worker:
         self._device, self._name, self._devices = device.named(first.device)
         if (among := max(first.among, self._devices)) > 1:
             share(among)
-        self._store = Store(Path(first.store))
+        self._store = Store(Path(first.store), first.objects)
         self._cache = DictionaryCache(first.cache_bytes, self._prepare)
         self._solving = Solving(self._cache, self._device)
         self._heartbeat_seconds = first.heartbeat_seconds

@@ -5,6 +5,7 @@ from typing import Literal, get_args
 import msgspec
 
 from app.npy_file import DataFile
+from app.object_store import ObjectStore
 
 Task = Literal["encode", "decode"]
 Dtype = Literal["float32", "float64"]
@@ -39,6 +40,7 @@ class Configure(Message, frozen=True):
     heartbeat_seconds: float
     patience_seconds: float = 300.0  # that the ranks of a fit may wait for each other
     among: int = 1
+    objects: ObjectStore | None = None
 
 
 class Solve(Message, frozen=True):
@@ -54,6 +56,7 @@ class CheckpointPlace(msgspec.Struct, frozen=True):
     path: str
     staged: str  # where it is written before, on the same file system
     interval_seconds: float
+    shared_as: str | None = None  # the object that each is to be, too
 
 
 class Files(msgspec.Struct, frozen=True):

@@ -25,6 +25,7 @@ from torch.distributed.rendezvous import rendezvous
 import core.threads
 from app import checkpoint_file
 from app.checkpoint_file import CheckpointUnusable, Rows, Told
+from app.errors import StoreUnavailable
 from app.store import Reference, Store, fsync_directory
 from app.worker import frames
 from app.worker.loop import failed
@@ -55,8 +56,9 @@ def serve(channel: socket.socket, rank: int, size: int, meeting: str) -> None:
     store = FileStore(meeting, size)
     try:
         with joined(store, rank, size, size, device, timedelta(seconds=configuration.patience_seconds)) as ranks:
+            models = Store(Path(configuration.store), configuration.objects)
             A = np.memmap(fit.path, np.float32, "c", fit.data_offset, (fit.rows, fit.n_features))  # never written
-            RankedFit(fit, ranks, device, Store(Path(configuration.store)), tell).run(A[share_of(len(A), rank, size)])
+            RankedFit(fit, ranks, device, models, tell).run(A[share_of(len(A), rank, size)])
     except RankLost as error:
         logger.error("job %s: %s", fit.job, error)  # whoever is at fault has told it, or is dead
         os._exit(EXIT_CODE)  # torch's threads may still wait for the lost one
@@ -136,7 +138,7 @@ class RankedFit:
         )
         start = self._kept(place)
         if start is None and fit.start is not None:
-            start = self._store.load(*self._store.resolve(Reference.parse(fit.start)))
+            start = self._store.load(*Reference.parse(fit.start).pinned)
         steps = nmf.fit_steps(A, fit.max_iter - self._iteration_before, D=start, ranks=self._ranks)
         self._tell(FitBegun(fit.job, self._iteration_before, self._seconds_before), self._losses_before)
         next_telling = self._begun
@@ -201,7 +203,9 @@ class RankedFit:
                 os.fsync(file.fileno())
             staged.replace(place.path)
             fsync_directory(Path(place.path).parent)
-        except OSError as error:
+            if self._store.bucket is not None and place.shared_as is not None:
+                self._store.bucket.upload(Path(place.path), place.shared_as)
+        except (OSError, StoreUnavailable) as error:
             logger.warning("job %s goes on without a checkpoint, for none can be written: %s", self._fit.job, error)
         return True
 

@@ -23,7 +23,7 @@ class Replica:
     def __init__(self, url: str, root: Path, *, machine: str | None = None) -> None:
         self.store = Store(root)
         if machine is not None:  # whose locks nobody here can ask
-            self.store.owner = f"{machine}-{self.store.owner.partition('-')[2]}"
+            self.store.workplace.owner = f"{machine}-{self.store.owner.partition('-')[2]}"
         self.store.open()
         self.database = Database(url)
         self.database.open()
@@ -247,8 +247,8 @@ def test_a_dead_process_on_this_machine_loses_its_jobs_at_once(database_url: str
     one.add()
     attempt = other.claim()
     assert one.take_over() == []
-    assert other.store._owner_lock is not None
-    other.store._owner_lock.close()  # as the kernel does
+    assert other.store.workplace._owner_lock is not None
+    other.store.workplace._owner_lock.close()  # as the kernel does
     assert [record.job.id for record in one.take_over()] == [attempt.job.id]
     one.store.sweep(one.leases.alive)
     assert [path.name for path in (one.store.private / "owners").iterdir()] == [one.store.owner]

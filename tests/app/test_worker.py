@@ -95,7 +95,7 @@ def test_a_start_that_was_removed_meanwhile_fails_the_job(turned: Turned, store:
     store.remove("digits", [1])
     frames.send(turned.channel, fit(tmp_path / "A", "digits@1"))
     (said,) = turned.turn()
-    assert said.message == Failed("job", "UnknownDictionary", "'digits' has no version 1; it has 2")
+    assert said.message == Failed("job", "UnknownDictionary", "digits@1 has been removed")
 
 
 def test_errors_of_our_own_are_logged_in_a_line_and_others_with_where_they_came_from(

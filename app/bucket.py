@@ -1,0 +1,283 @@
+"""A bucket: whole objects under keys, in whatever object store fsspec knows, and its errors told as the store's.
+
+What the store of dictionaries needs beyond reading and writing is to create an object that is not there, and to
+replace one that is as it was: the two writes of which one of several writers is told that it came too late. S3 has
+both; on other systems they hold among the threads of one process, or, on a file system, among all who can lock there.
+"""
+
+import errno
+import fcntl
+import logging
+import os
+import secrets
+import shutil
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from app.disk import fsync_directory, write_durably
+from app.errors import StoreFull, StoreUnavailable
+from app.object_store import ObjectStore
+
+logger = logging.getLogger("dictserve")
+
+PRIVATE = ".dictserve"  # a prefix that no dictionary can have
+STAGING = f"{PRIVATE}/staging"
+
+# Beside a fast network an answer takes milliseconds; one that takes longer than this is not waited for.
+S3_TIMEOUTS = {"connect_timeout": 2, "read_timeout": 10, "retries": {"max_attempts": 0}}
+S3_ATTEMPTS = 2
+DOWN_SECONDS = 1.0  # for which a store that could not be reached is not asked again
+FULL = {"QuotaExceeded", "XMinioAdminBucketQuotaExceeded", "XMinioStorageFull", "InsufficientStorage", "507"}
+TAKEN = {"PreconditionFailed", "ConditionalRequestConflict", "412", "409"}
+
+
+@dataclass(frozen=True)
+class Entry:
+    """An object as a listing tells of it.
+
+    Attributes:
+        tag: another one for another content.
+        changed: when, in seconds since the epoch.
+    """
+
+    size: int
+    tag: str
+    changed: float
+
+
+class Bucket:
+    """Objects under a prefix.
+
+    Every method raises StoreUnavailable where the object store does not answer, or refuses, and StoreFull where it
+    has no room.
+    """
+
+    _writing = threading.Lock()  # of all buckets: those of one process may be the same
+
+    def __init__(self, url: str, options: dict[str, Any]) -> None:
+        from fsspec.core import url_to_fs  # type: ignore[import-untyped]
+
+        self.url = url.rstrip("/")
+        self._fs, root = url_to_fs(url, skip_instance_cache=True, **options)
+        self._root = str(root).rstrip("/")
+        self._down: tuple[float, str] | None = None  # until when, and why
+
+    # -- reading ------------------------------------------------------------------------------------------
+
+    def entries(self, prefix: str = "") -> dict[str, Entry]:
+        """All objects below a prefix (a whole part of keys), by their keys."""
+        try:
+            with self._asked():
+                found = self._find(prefix)
+        except FileNotFoundError as error:
+            raise StoreUnavailable(f"there is nothing that can be listed at {self.url}") from error
+        start = len(self._root) + 1
+        return {path[start:]: _entry(info) for path, info in found.items()}
+
+    def _find(self, prefix: str) -> dict[str, Any]:
+        found: dict[str, Any] = self._fs.find(self._path(prefix) if prefix else self._root, detail=True)
+        return found
+
+    def read(self, key: str) -> bytes:
+        """Raises FileNotFoundError where there is no such object."""
+        with self._asked():
+            content: bytes = self._fs.cat_file(self._path(key))
+        return content
+
+    def tag(self, key: str) -> str | None:
+        """Which content it has now; None where there is no such object."""
+        try:
+            with self._asked():
+                return _entry(self._fs.info(self._path(key))).tag
+        except FileNotFoundError:
+            return None
+
+    def download(self, key: str, path: Path) -> None:
+        """Raises FileNotFoundError where there is no such object."""
+        with self._asked():
+            self._fs.get_file(self._path(key), str(path))
+
+    # -- writing ------------------------------------------------------------------------------------------
+
+    def put(self, key: str, content: bytes) -> None:
+        with self._asked():
+            self._fs.pipe_file(self._path(key), content)
+
+    def create(self, key: str, content: bytes) -> bool:
+        """Whether there was no such object, so that now there is this one."""
+        try:
+            with self._asked(), self._writing:
+                self._fs.pipe_file(self._path(key), content, mode="create")
+        except FileExistsError:
+            return False
+        return True
+
+    def replace(self, key: str, content: bytes, tag: str) -> bool:
+        """Whether it was as ``tag`` says, so that now it is this."""
+        with self._writing:
+            if self.tag(key) != tag:
+                return False
+            self.put(key, content)
+        return True
+
+    def upload(self, path: Path, key: str) -> None:
+        with self._asked():
+            self._fs.put_file(str(path), self._path(key))
+
+    def copy(self, key: str, to: str) -> None:
+        with self._asked():
+            self._fs.cp_file(self._path(key), self._path(to))
+
+    def delete(self, key: str) -> None:
+        """Remove an object that may be gone already."""
+        try:
+            with self._asked():
+                self._fs.rm_file(self._path(key))
+        except FileNotFoundError:
+            pass
+
+    # -- errors -------------------------------------------------------------------------------------------
+
+    @property
+    def is_up(self) -> bool:
+        """Whether it answered when it was last asked."""
+        return self._down is None
+
+    def _path(self, key: str) -> str:
+        return f"{self._root}/{key}"
+
+    @contextmanager
+    def _asked(self) -> Iterator[None]:
+        if self._down is not None and time.monotonic() < self._down[0]:  # each try would take the whole time anew
+            raise StoreUnavailable(self._down[1])
+        try:
+            yield
+        except (FileNotFoundError, FileExistsError) as error:
+            self._down = None
+            if _code(error) == "NoSuchBucket":
+                raise StoreUnavailable(f"there is no bucket for {self.url}") from error
+            raise
+        except Exception as error:  # of the many kinds that clients and their HTTP libraries raise
+            raise self._unavailable(error) from error
+        self._down = None
+
+    def _unavailable(self, error: Exception) -> StoreUnavailable:
+        if isinstance(error, StoreUnavailable):
+            return error
+        if _code(error) in FULL or (isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)):
+            return StoreFull("the object store has no room left; nothing was written")
+        if isinstance(error, PermissionError):
+            return StoreUnavailable(f"the object store refuses this service: {_code(error) or 'access denied'}")
+        message = f"the object store cannot be used: {_code(error) or type(error).__name__}"
+        self._down = time.monotonic() + DOWN_SECONDS, message
+        logger.error("%s: %s", message, error)
+        return StoreUnavailable(message)
+
+
+class S3Bucket(Bucket):
+    """Writes on conditions are the server's own (If-None-Match, If-Match)."""
+
+    def __init__(self, url: str, options: dict[str, Any]) -> None:
+        config = S3_TIMEOUTS | options.get("config_kwargs", {})
+        super().__init__(url, {**options, "config_kwargs": config, "use_listings_cache": False})
+        self._fs.retries = S3_ATTEMPTS
+
+    def _find(self, prefix: str) -> dict[str, Any]:
+        # said as a prefix, an empty answer is not asked about again
+        below = f"{prefix}/" if prefix else ""
+        bucket, _, inner = self._root.partition("/")
+        found: dict[str, Any] = self._fs.find(bucket, prefix=f"{inner}/{below}" if inner else below, detail=True)
+        return found
+
+    def create(self, key: str, content: bytes) -> bool:
+        return self._put_if(key, content, IfNoneMatch="*")
+
+    def replace(self, key: str, content: bytes, tag: str) -> bool:
+        return self._put_if(key, content, IfMatch=tag)
+
+    def _put_if(self, key: str, content: bytes, **condition: str) -> bool:
+        with self._asked():
+            try:
+                self._fs.pipe_file(self._path(key), content, **condition)
+            except OSError as error:
+                if isinstance(error, FileExistsError | FileNotFoundError) or _code(error) in TAKEN:
+                    return False
+                raise
+        return True
+
+
+class LocalBucket(Bucket):
+    """A directory, for tests and for whoever has a file system that is shared but keeps no locks over renames."""
+
+    def __init__(self, url: str, options: dict[str, Any]) -> None:
+        super().__init__(url, {**options, "auto_mkdir": True})
+
+    def _find(self, prefix: str) -> dict[str, Any]:
+        if not os.path.isdir(self._root):
+            raise StoreUnavailable(f"there is no directory {self._root}")
+        return super()._find(prefix)
+
+    def put(self, key: str, content: bytes) -> None:
+        with self._asked():
+            self._place(key, lambda staged: write_durably(staged, content), os.replace)
+
+    def create(self, key: str, content: bytes) -> bool:
+        try:
+            with self._asked():
+                self._place(key, lambda staged: write_durably(staged, content), os.link)
+        except FileExistsError:
+            return False
+        return True
+
+    def upload(self, path: Path, key: str) -> None:
+        with self._asked():
+            self._place(key, lambda staged: shutil.copyfile(path, staged), os.replace)
+
+    def replace(self, key: str, content: bytes, tag: str) -> bool:
+        Path(self._root, STAGING).mkdir(parents=True, exist_ok=True)
+        with Path(self._root, PRIVATE, "lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            return super().replace(key, content, tag)
+
+    def _place(self, key: str, write: Any, put: Any) -> None:
+        path, staged = Path(self._path(key)), Path(self._root, STAGING, secrets.token_hex(8))
+        for directory in (path.parent, staged.parent):
+            directory.mkdir(parents=True, exist_ok=True)
+        try:
+            write(staged)
+            put(staged, path)
+            fsync_directory(path.parent)
+        finally:
+            staged.unlink(missing_ok=True)
+
+
+def bucket_of(store: ObjectStore) -> Bucket:
+    """Raises StoreUnavailable where nothing is installed that can talk to it."""
+    protocol = store.url.partition("://")[0]
+    kind = {"s3": S3Bucket, "s3a": S3Bucket, "file": LocalBucket, "local": LocalBucket}.get(protocol, Bucket)
+    try:
+        return kind(store.url, store.options)
+    except ImportError as error:
+        needed = "pip install 'dictserve[objects]' has what s3:// needs"
+        raise StoreUnavailable(f"{store.url} cannot be used: {error} ({needed})") from error
+    except (ValueError, TypeError) as error:
+        raise StoreUnavailable(f"{store.url} cannot be used: {error}") from error
+
+
+def _entry(info: dict[str, Any]) -> Entry:
+    changed = next((info[key] for key in ("LastModified", "mtime", "created", "updated") if info.get(key)), None)
+    seconds = changed.timestamp() if isinstance(changed, datetime) else float(changed or time.time())
+    tag = info.get("ETag") or info.get("etag") or f"{seconds}-{info['size']}"
+    return Entry(info["size"] or 0, str(tag), seconds)
+
+
+def _code(error: BaseException) -> str:
+    """S3's word for an error; none where it did not answer."""
+    response = getattr(error, "response", None) or getattr(error.__cause__, "response", None)
+    return str(response.get("Error", {}).get("Code", "")) if isinstance(response, dict) else ""

@@ -1,0 +1,67 @@
+"""Files on the disk: written so that they last, read without trust, and the disk's errors told as the store's."""
+
+import errno
+import os
+import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from app.errors import StoreFull, StoreUnavailable
+
+
+class Unreadable(Exception):
+    """A file is there, and cannot be read."""
+
+
+def read_regular(path: Path) -> bytes:
+    """What is in a file; a link that somebody has planted is not followed, and a pipe not waited for.
+
+    Raises:
+        Unreadable: it is no file, or the disk does not give it.
+        OSError: of other kinds, above all FileNotFoundError.
+    """
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
+        try:
+            if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+                raise Unreadable("it is no regular file")
+            with open(descriptor, "rb", closefd=False) as file:
+                return file.read()
+        finally:
+            os.close(descriptor)
+    except OSError as error:
+        if error.errno in (errno.ELOOP, errno.EACCES, errno.EPERM, errno.EIO, errno.ENXIO):
+            raise Unreadable(os.strerror(error.errno)) from None
+        raise
+
+
+def write_durably(path: Path, content: bytes) -> None:
+    with path.open("wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def fsync_directory(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+@contextmanager
+def store_errors() -> Iterator[None]:
+    """Tell the disk's errors as the store's."""
+    try:
+        yield
+    except OSError as error:
+        raise told(error) from error
+
+
+def told(error: OSError) -> StoreUnavailable:
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return StoreFull("the store's disk is full; nothing was written")
+    reason = os.strerror(error.errno) if error.errno else type(error).__name__
+    return StoreUnavailable(f"the store cannot be used: {reason}")

@@ -1,0 +1,266 @@
+"""Versions as files of a directory: ``<root>/<name>/<version>/dictionary.safetensors`` and ``meta.json``.
+
+A version appears whole or not at all: it is staged, fsynced and renamed.
+"""
+
+import os
+import secrets
+import shutil
+import stat
+import time
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from app.disk import Unreadable, fsync_directory, read_regular, store_errors, told, write_durably
+from app.errors import DictionaryDamaged, NameTaken, UnknownDictionary
+from app.kept import keep
+from app.references import NAME, VERSION, check_name
+from app.weights import WEIGHTS_FILE, require_whole
+from app.workplace import Workplace
+
+META_FILE = "meta.json"
+LABELS_FILE = "labels.json"
+REMOVED = ".removed-"  # and a version: its empty directory, which stays so that the number is not given twice
+
+# A directory that changed less than this before it was listed may change again without its time telling: file systems
+# count time in steps, the coarsest of 2 s.
+SETTLED_NS = 3 * 10**9
+
+
+@dataclass(frozen=True)
+class _Listing:
+    """The versions of a name, ascending, and the state of the directory that they were found in."""
+
+    inode: int
+    changed_ns: int
+    versions: list[int]
+
+
+class Files:
+    """The versions under a root."""
+
+    is_near = True
+
+    def __init__(self, root: Path, workplace: Workplace) -> None:
+        self._root = root
+        self._workplace = workplace
+        self._listings: dict[str, _Listing] = {}
+
+    def sweep(self) -> None:
+        """Empty what somebody removed who died before it was gone."""
+        with store_errors(), self._workplace.alone():
+            for name in self._directories():
+                for _, removed in _removed(self._root / name):
+                    _empty(removed)
+
+    # -- reading ------------------------------------------------------------------------------------------
+
+    def names(self) -> list[str]:
+        with store_errors():
+            return [name for name in self._directories() if self.versions(name)]
+
+    def _directories(self) -> list[str]:
+        with os.scandir(self._root) as entries:
+            return sorted(e.name for e in entries if e.is_dir(follow_symlinks=False) and NAME.fullmatch(e.name))
+
+    def versions(self, name: str) -> list[int]:
+        """A list once made is kept until its directory changes, whichever process changes it."""
+        directory = f"{self._root}/{name}"
+        try:
+            found = os.lstat(directory)
+            known = self._listings.get(name)
+            if known is not None and (found.st_ino, found.st_ctime_ns) == (known.inode, known.changed_ns):
+                return known.versions.copy()
+            if not stat.S_ISDIR(found.st_mode):
+                return []
+            now_ns = time.time_ns()  # before the listing: what comes after it is not in it
+            with os.scandir(directory) as entries:
+                versions = sorted(
+                    int(e.name) for e in entries if VERSION.fullmatch(e.name) and e.is_dir(follow_symlinks=False)
+                )
+        except (FileNotFoundError, NotADirectoryError) as error:
+            self._listings.pop(name, None)
+            if not self._root.is_dir():  # what is gone with the whole store may come back with it
+                raise told(error) from error
+            return []
+        except OSError as error:
+            raise told(error) from error
+        if now_ns - found.st_ctime_ns > SETTLED_NS:
+            keep(self._listings, name, _Listing(found.st_ino, found.st_ctime_ns, versions.copy()))
+        return versions
+
+    def knows(self, name: str) -> bool:
+        return True
+
+    def has(self, name: str, version: int, sha256: str) -> bool:
+        return True
+
+    def bring(self, name: str, version: int, sha256: str) -> None:
+        """They are here."""
+
+    def require_free(self, name: str) -> None:
+        """Raises NameTaken where something else than dictionaries has the name. No link is followed."""
+        directory = self._root / name
+        if directory.is_symlink() or (directory.exists() and not directory.is_dir()):
+            raise NameTaken(f"the store has something called {name!r} that is no dictionary; use another name")
+
+    def meta(self, name: str, version: int, *, cached: bool = False) -> bytes:
+        return self._read(name, version, META_FILE)
+
+    def weights(self, name: str, version: int, sha256: str, *, cached: bool = True) -> bytes:
+        weights = self._read(name, version, WEIGHTS_FILE)
+        require_whole(weights, sha256, f"{name}@{version}")
+        return weights
+
+    def labels(self, name: str, version: int) -> bytes | None:
+        try:
+            return read_regular(self._directory(name, version) / LABELS_FILE)
+        except FileNotFoundError:
+            return None
+        except Unreadable as error:
+            raise DictionaryDamaged(f"{LABELS_FILE} of {name}@{version} cannot be read ({error})") from None
+        except OSError as error:
+            raise told(error) from error
+
+    def _directory(self, name: str, version: int) -> Path:
+        return self._root / name / str(version)
+
+    def _read(self, name: str, version: int, file: str) -> bytes:
+        """A file that every version has. One without it is damaged; one that is no longer there has been removed."""
+        directory = self._directory(name, version)
+        with store_errors():
+            try:
+                return read_regular(directory / file)
+            except (FileNotFoundError, NotADirectoryError):
+                if directory.is_dir():
+                    raise DictionaryDamaged(
+                        f"{name}@{version} has no {file}; restore it, or use another version"
+                    ) from None
+            except Unreadable as error:
+                said = f"{file} of {name}@{version} cannot be read ({error})"
+                raise DictionaryDamaged(f"{said}; restore it, or use another version") from None
+        raise UnknownDictionary(f"{name}@{version} has been removed")
+
+    def strays(self) -> Iterator[tuple[str, str]]:
+        """Entries that no service made, and what they are."""
+        for entry in sorted(self._root.iterdir()):
+            where = entry.name
+            if where.startswith("."):
+                continue  # the store's own
+            if entry.is_symlink():
+                yield where, "a symbolic link; dictionaries are directories"
+            elif not entry.is_dir():
+                yield where, "a file; dictionaries are directories"
+            elif not _is_name(where):
+                yield where, "not a dictionary's name"
+            else:
+                known = {str(version) for version in self.versions(where)}
+                for inner in sorted(entry.iterdir()):
+                    if inner.name not in known and not inner.name.startswith("."):
+                        yield f"{where}/{inner.name}", "not a version's directory"
+
+    # -- writing ------------------------------------------------------------------------------------------
+
+    def publish(
+        self, name: str, weights: bytes, sha256: str, meta: Callable[[int], bytes], earlier: Callable[[], int | None]
+    ) -> int:
+        staged = self._workplace.staging / self._workplace.owned_name()
+        try:
+            with store_errors():
+                self.require_free(name)
+                staged.mkdir()
+                write_durably(staged / WEIGHTS_FILE, weights)
+                return self._claim_version(staged, self._root / name, meta, earlier)
+        finally:
+            shutil.rmtree(staged, ignore_errors=True)
+
+    def _claim_version(
+        self, staged: Path, directory: Path, meta: Callable[[int], bytes], earlier: Callable[[], int | None]
+    ) -> int:
+        """Rename into the version after the highest that there is or was, whatever has that number."""
+        with self._workplace.alone():
+            if (published := earlier()) is not None:
+                return published
+            directory.mkdir(exist_ok=True)
+            version = max(_numbers(directory), default=0) + 1
+            write_durably(staged / META_FILE, meta(version))
+            fsync_directory(staged)
+            staged.rename(directory / str(version))
+            fsync_directory(directory)
+        fsync_directory(self._root)
+        return version
+
+    def relabel(self, name: str, version: int, change: Callable[[bytes | None], bytes]) -> None:
+        directory = self._directory(name, version)
+        with store_errors(), self._workplace.alone():
+            labels = change(self.labels(name, version))
+            try:
+                self._workplace.replace(directory / LABELS_FILE, labels)
+            except FileNotFoundError:
+                if not self._root.is_dir() or directory.is_dir():
+                    raise
+                raise UnknownDictionary(f"{name}@{version} has been removed") from None
+
+    def remove(self, name: str, versions: Iterable[int]) -> None:
+        """Nothing is written, so that a full disk can be given room this way."""
+        directory = self._root / name
+        with store_errors(), self._workplace.alone():
+            for version in versions:
+                with suppress(FileNotFoundError):  # somebody else removed it first
+                    self._directory(name, version).rename(directory / f"{REMOVED}{version}")
+            fsync_directory(directory)
+            removed = _removed(directory)
+            for _, path in removed:
+                _empty(path)
+            for _, path in removed[:-1]:
+                path.rmdir()
+
+    def set_aside(self, name: str, version: int) -> Path:
+        directory, quarantine = self._root / name, self._workplace.quarantine
+        with store_errors(), self._workplace.alone():
+            quarantine.mkdir(exist_ok=True)
+            aside = quarantine / f"{name}@{version}.{secrets.token_hex(4)}"
+            (directory / f"{REMOVED}{version}").mkdir(exist_ok=True)
+            self._directory(name, version).rename(aside)
+            fsync_directory(directory)
+            fsync_directory(quarantine)
+        return aside
+
+
+def _number(entry: str) -> int | None:
+    """Which version's an entry of a name's directory is, or was."""
+    text = entry.removeprefix(REMOVED)
+    return int(text) if VERSION.fullmatch(text) else None
+
+
+def _numbers(directory: Path) -> list[int]:
+    return [number for entry in os.listdir(directory) if (number := _number(entry)) is not None]
+
+
+def _removed(directory: Path) -> list[tuple[int, Path]]:
+    """Numbers and directories of a name's removed versions, ascending."""
+    with os.scandir(directory) as entries:
+        return sorted(
+            (number, Path(entry.path))
+            for entry in entries
+            if entry.name.startswith(REMOVED) and entry.is_dir(follow_symlinks=False)
+            if (number := _number(entry.name)) is not None
+        )
+
+
+def _empty(directory: Path) -> None:
+    for path in directory.iterdir():
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        else:
+            path.unlink(missing_ok=True)
+
+
+def _is_name(text: str) -> bool:
+    try:
+        check_name(text)
+    except ValueError:
+        return False
+    return True

@@ -1,0 +1,281 @@
+"""Versions as objects: ``<name>/<version>/claim``, then ``dictionary.safetensors``, then ``meta.json``.
+
+A version is there exactly when its ``meta.json`` is, which is written last and removed first. Its number is its who
+created the ``claim``, and nobody's again: the claim stays when the version goes. Versions are immutable, so copies on
+the local disk are as good as the objects; which versions there are is asked again after ``listing_seconds``.
+"""
+
+import secrets
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+
+from app.bucket import PRIVATE, STAGING, Bucket, Entry
+from app.errors import DictionaryDamaged, StoreUnavailable, UnknownDictionary
+from app.kept import keep
+from app.object_cache import ObjectCache
+from app.references import NAME, VERSION
+from app.store_files import LABELS_FILE, META_FILE
+from app.weights import WEIGHTS_FILE, require_whole, sha256
+
+CLAIM = "claim"
+OF_A_VERSION = {CLAIM, WEIGHTS_FILE, META_FILE, LABELS_FILE}
+QUARANTINE = f"{PRIVATE}/quarantine"
+
+# What has no `meta.json` after so long is of somebody who died on the way; a publication gives up well before.
+GRACE_SECONDS = 3600.0
+PUBLISH_SECONDS = 1800.0
+RELABEL_ATTEMPTS = 100
+LOCKS = 64
+
+
+@dataclass(frozen=True)
+class _Listing:
+    """What there is of a name: of each version its files, and when it was asked for."""
+
+    asked: float
+    files: dict[int, dict[str, Entry]]
+
+    @property
+    def versions(self) -> list[int]:
+        return sorted(version for version, files in self.files.items() if META_FILE in files)
+
+
+class Objects:
+    """The versions in a bucket, and copies of them in a local directory."""
+
+    is_near = False
+
+    def __init__(self, bucket: Bucket, copies: ObjectCache, listing_seconds: float) -> None:
+        self.bucket = bucket
+        self._cache = copies
+        self._listing_seconds = listing_seconds
+        self._listings: dict[str, _Listing] = {}
+        self._names: tuple[float, list[str]] | None = None  # and when they were asked for
+        self._writes = 0  # by this process: a listing that was asked for before the last is not kept
+        self._guard = threading.Lock()
+        self._asking = [threading.Lock() for _ in range(LOCKS)]  # of those who ask for a name, one goes
+        self._labels: dict[tuple[str, int], tuple[str, bytes]] = {}  # and their tag
+
+    def sweep(self) -> None:
+        """Remove what was never finished, and claims that no listing of anybody's can lack."""
+        dead = time.time() - GRACE_SECONDS
+        entries = self.bucket.entries()
+        for key, entry in entries.items():
+            if key.startswith(f"{STAGING}/") and entry.changed < dead:
+                self.bucket.delete(key)
+        for name, versions in _by_name(entries).items():
+            for version, files in versions.items():
+                if META_FILE in files or max(entry.changed for entry in files.values()) >= dead:
+                    continue
+                for file in files.keys() - {CLAIM}:
+                    self.bucket.delete(_key(name, version, file))
+                if CLAIM in files and version != max(versions):
+                    self.bucket.delete(_key(name, version, CLAIM))
+
+    # -- listing ------------------------------------------------------------------------------------------
+
+    def names(self) -> list[str]:
+        known = self._names
+        if known is not None and self._holds(known[0]):
+            return known[1].copy()
+        with self._asking[0]:
+            known = self._names
+            if known is not None and self._holds(known[0]):
+                return known[1].copy()
+            asked, writes = time.monotonic(), self._writes
+            found = {name: _Listing(asked, files) for name, files in _by_name(self.bucket.entries()).items()}
+            names = sorted(name for name, listing in found.items() if listing.versions)
+            with self._guard:
+                if writes == self._writes:
+                    self._names = asked, names
+                    for name, listing in found.items():
+                        keep(self._listings, name, listing)
+        return names.copy()
+
+    def versions(self, name: str) -> list[int]:
+        return self._listing(name).versions
+
+    def knows(self, name: str) -> bool:
+        known = self._listings.get(name)
+        return known is not None and self._holds(known.asked)
+
+    def _holds(self, asked: float) -> bool:
+        return time.monotonic() - asked <= self._listing_seconds
+
+    def _listing(self, name: str, *, fresh: bool = False) -> _Listing:
+        known = self._listings.get(name)
+        if known is not None and not fresh and self._holds(known.asked):
+            return known
+        with self._asking[hash(name) % LOCKS]:
+            known = self._listings.get(name)
+            if known is not None and not fresh and self._holds(known.asked):
+                return known
+            asked, writes = time.monotonic(), self._writes
+            listing = _Listing(asked, _by_name(self.bucket.entries(name)).get(name, {}))
+            with self._guard:
+                if writes == self._writes:
+                    keep(self._listings, name, listing)
+        return listing
+
+    def _forget(self, name: str) -> None:
+        """Ask for a name again: what this process has changed, it sees at once."""
+        with self._guard:
+            self._writes += 1
+            self._listings.pop(name, None)
+            self._names = None
+
+    # -- reading ------------------------------------------------------------------------------------------
+
+    def has(self, name: str, version: int, sha256: str) -> bool:
+        return self._cache.has(sha256) and self._cache.has(f"{name}@{version}")
+
+    def bring(self, name: str, version: int, sha256: str) -> None:
+        self.meta(name, version, cached=True)
+        self.weights(name, version, sha256)
+
+    def require_free(self, name: str) -> None:
+        """Keys of whatever is there leave room for all names."""
+
+    def meta(self, name: str, version: int, *, cached: bool = False) -> bytes:
+        copy = f"{name}@{version}"
+        if cached and (content := self._cache.get(copy)) is not None:
+            return content
+        try:
+            content = self.bucket.read(_key(name, version, META_FILE))
+        except FileNotFoundError:
+            raise self._removed(name, version) from None
+        self._cache.put(copy, content)
+        return content
+
+    def weights(self, name: str, version: int, expected: str, *, cached: bool = True) -> bytes:
+        if cached and (weights := self._cache.get(expected)) is not None:
+            if sha256(weights) == expected:
+                return weights
+            self._cache.drop(expected)  # the disk has lost it; the object may be whole
+        try:
+            weights = self.bucket.read(_key(name, version, WEIGHTS_FILE))
+        except FileNotFoundError:
+            if self.bucket.tag(_key(name, version, META_FILE)) is None:
+                raise self._removed(name, version) from None
+            raise DictionaryDamaged(
+                f"{name}@{version} has no {WEIGHTS_FILE}; restore it, or use another version"
+            ) from None
+        require_whole(weights, expected, f"{name}@{version}")
+        if cached:
+            self._cache.put(expected, weights)
+        return weights
+
+    def _removed(self, name: str, version: int) -> UnknownDictionary:
+        self._forget(name)
+        self._cache.drop(f"{name}@{version}")
+        return UnknownDictionary(f"{name}@{version} has been removed")
+
+    def labels(self, name: str, version: int) -> bytes | None:
+        entry = self._listing(name).files.get(version, {}).get(LABELS_FILE)
+        if entry is None:
+            return None
+        known = self._labels.get((name, version))
+        if known is not None and known[0] == entry.tag:
+            return known[1]
+        try:
+            content = self.bucket.read(_key(name, version, LABELS_FILE))
+        except FileNotFoundError:
+            return None
+        keep(self._labels, (name, version), (entry.tag, content))
+        return content
+
+    def strays(self) -> Iterator[tuple[str, str]]:
+        for key in sorted(self.bucket.entries()):
+            if key.startswith(f"{PRIVATE}/"):
+                continue
+            parts = key.split("/")
+            if len(parts) != 3 or not NAME.fullmatch(parts[0]) or not VERSION.fullmatch(parts[1]):
+                yield key, "not an object of a dictionary's version"
+            elif parts[2] not in OF_A_VERSION:
+                yield key, "no part of a version"
+
+    # -- writing ------------------------------------------------------------------------------------------
+
+    def publish(
+        self, name: str, weights: bytes, sha256: str, meta: Callable[[int], bytes], earlier: Callable[[], int | None]
+    ) -> int:
+        begun = time.monotonic()
+        version = max(self._listing(name, fresh=True).files, default=0) + 1
+        while not self.bucket.create(_key(name, version, CLAIM), b""):
+            version += 1
+        self.bucket.put(_key(name, version, WEIGHTS_FILE), weights)
+        if time.monotonic() - begun > PUBLISH_SECONDS:  # a sweep may think it dead, and take the weights
+            raise StoreUnavailable("the object store took too long to take a dictionary; nothing was published")
+        self._forget(name)  # what is asked now is to see what others have published
+        if (published := earlier()) is not None:
+            self.bucket.delete(_key(name, version, WEIGHTS_FILE))
+            return published
+        content = meta(version)
+        self.bucket.put(_key(name, version, META_FILE), content)
+        self._forget(name)
+        self._cache.put(sha256, weights)
+        self._cache.put(f"{name}@{version}", content)
+        return version
+
+    def relabel(self, name: str, version: int, change: Callable[[bytes | None], bytes]) -> None:
+        key = _key(name, version, LABELS_FILE)
+        for attempt in range(RELABEL_ATTEMPTS):
+            if self.bucket.tag(_key(name, version, META_FILE)) is None:
+                raise self._removed(name, version)
+            tag = self.bucket.tag(key)  # before the content: one that is newer than its tag is not replaced
+            try:
+                old = None if tag is None else self.bucket.read(key)
+            except FileNotFoundError:
+                continue
+            new = change(old)
+            if self.bucket.create(key, new) if tag is None else self.bucket.replace(key, new, tag):
+                self._forget(name)
+                return
+            time.sleep(0.001 * secrets.randbelow(1 + min(attempt, 20)))
+        raise StoreUnavailable(f"others change the labels of {name}@{version} all the time")
+
+    def remove(self, name: str, versions: Iterable[int]) -> None:
+        found = self._listing(name, fresh=True).files
+        versions = [version for version in versions if version in found]
+        try:
+            for version in versions:
+                self._hide(name, version)
+            for version in versions:
+                for file in found[version].keys() - {CLAIM, META_FILE}:
+                    self.bucket.delete(_key(name, version, file))
+        finally:
+            self._forget(name)
+
+    def set_aside(self, name: str, version: int) -> str:
+        aside = f"{QUARANTINE}/{name}@{version}.{secrets.token_hex(4)}"
+        files = self._listing(name, fresh=True).files.get(version, {}).keys() - {CLAIM}
+        for file in files:
+            self.bucket.copy(_key(name, version, file), f"{aside}/{file}")
+        self._hide(name, version)
+        for file in files - {META_FILE}:
+            self.bucket.delete(_key(name, version, file))
+        self._forget(name)
+        return f"{self.bucket.url}/{aside}"
+
+    def _hide(self, name: str, version: int) -> None:
+        """From now on there is no such version, nor will there be again."""
+        self.bucket.create(_key(name, version, CLAIM), b"")  # one that was copied here may have none
+        self.bucket.delete(_key(name, version, META_FILE))
+        self._cache.drop(f"{name}@{version}")
+
+
+def _key(name: str, version: int, file: str) -> str:
+    return f"{name}/{version}/{file}"
+
+
+def _by_name(entries: dict[str, Entry]) -> dict[str, dict[int, dict[str, Entry]]]:
+    """Objects of versions, by name, version and file."""
+    found: dict[str, dict[int, dict[str, Entry]]] = {}
+    for key, entry in entries.items():
+        name, _, rest = key.partition("/")
+        version, _, file = rest.partition("/")
+        if file in OF_A_VERSION and NAME.fullmatch(name) and VERSION.fullmatch(version):
+            found.setdefault(name, {}).setdefault(int(version), {})[file] = entry
+    return found

@@ -1,0 +1,131 @@
+"""What the service itself needs on this machine's disk: ``.dictserve/``, beside the dictionaries if those are here.
+
+Several processes may share it: each marks what it stages as its own, and only what dead ones left (``app.leases``)
+is swept.
+"""
+
+import fcntl
+import os
+import secrets
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import IO
+
+from app.disk import fsync_directory, store_errors, write_durably
+
+
+class Workplace:
+    """Methods block on the disk."""
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+        self.activations = directory / "activations"
+        self.checkpoints = directory / "checkpoints"
+        self.database = directory / "jobs.sqlite3"  # of the jobs, where no other is set
+        self.quarantine = directory / "quarantine"
+        self.staging = directory / "staging"
+        self._owners = directory / "owners"
+        self._owner_lock: IO[str] | None = None
+        self.owner = _new_owner()
+
+    def open(self) -> None:
+        """Make the directories, and the lock by which others on this machine see this process die."""
+        with store_errors():
+            for directory in (self.activations, self.checkpoints, self.staging, self._owners):
+                directory.mkdir(parents=True, exist_ok=True)
+            with self.alone():  # nobody is to find the file before it is locked
+                # The lock lives as long as the process, whatever ends it: the kernel lets go of it.
+                self._owner_lock = (self._owners / self.owner).open("w")
+                fcntl.flock(self._owner_lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+    def close(self) -> None:
+        if self._owner_lock is not None:
+            self._owner_lock.close()
+            self._owner_lock = None
+            with suppress(OSError):  # the disk may be gone or read-only; the next start's sweep takes it then
+                (self._owners / self.owner).unlink(missing_ok=True)
+
+    def rename_owner(self) -> None:
+        """Go on as another: what has the old name is as a dead process's."""
+        self.close()
+        self.owner = _new_owner()
+        self.open()
+
+    @contextmanager
+    def alone(self) -> Iterator[None]:
+        """Have it to oneself among all threads and processes; the kernel lets go of a dead one's lock."""
+        with (self.directory / "lock").open("w") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            yield
+
+    def lock_is_free(self, owner: str) -> bool:
+        """Whether the process that called itself this was on this machine and is dead. False where its lock does not
+        tell: it was on another machine, or had another store."""
+        if owner.partition("-")[0] != MACHINE:
+            return False
+        with store_errors():
+            try:
+                with (self._owners / owner).open() as file:
+                    fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)  # shared: others may ask at the same time
+            except (BlockingIOError, FileNotFoundError):
+                return False
+        return True
+
+    def owned_name(self) -> str:
+        """A new name for what this process stages: others can tell whose it is (``owner_of``)."""
+        return f"{self.owner}.{secrets.token_hex(8)}"
+
+    def replace(self, path: Path, content: bytes) -> None:
+        """Write a file so that readers see the old content or the new, whatever happens."""
+        staged = self.staging / self.owned_name()
+        try:
+            write_durably(staged, content)
+            staged.rename(path)
+            fsync_directory(path.parent)
+        finally:
+            staged.unlink(missing_ok=True)
+
+    def sweep(self, alive: Callable[[], set[str]]) -> None:
+        """Remove what dead processes have staged, and their locks.
+
+        Args:
+            alive: asked after what there is was listed, so that what is new is some living owner's.
+        """
+        with store_errors(), self.alone():
+            staged, locks = list(self.staging.iterdir()), list(self._owners.iterdir())
+            owners = alive()
+            for leaving in staged:
+                if owner_of(leaving) not in owners:
+                    # Its owner may live after all: it must publish this whole or not at all.
+                    with suppress(FileNotFoundError):
+                        swept = leaving.rename(self.staging / self.owned_name())
+                        shutil.rmtree(swept) if swept.is_dir() else swept.unlink()
+            for lock in locks:
+                if lock.name not in owners and not self._is_starting(lock.name):
+                    lock.unlink(missing_ok=True)
+
+    def _is_starting(self, owner: str) -> bool:
+        """Whether an owner without a lease is a process of this machine, which will have one soon."""
+        return owner.partition("-")[0] == MACHINE and not self.lock_is_free(owner)
+
+
+def _machine() -> str:
+    """What tells this machine, since it was started, from others: as long as one kernel keeps its locks."""
+    try:
+        return Path("/proc/sys/kernel/random/boot_id").read_text()[:8]
+    except OSError:
+        return secrets.token_hex(4)  # then a process shares its machine with nobody, and locks tell nothing
+
+
+MACHINE = _machine()
+
+
+def _new_owner() -> str:
+    return f"{MACHINE}-{os.getpid()}-{secrets.token_hex(6)}"
+
+
+def owner_of(staged: Path) -> str:
+    """Whose a staged file or directory is: its name begins with the owner's."""
+    return staged.name.partition(".")[0]

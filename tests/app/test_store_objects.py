@@ -1,0 +1,402 @@
+"""What is the object store's own: copies, what others see and when, those who die on the way, and no answer."""
+
+import socket
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from typer.testing import CliRunner
+
+from app import bucket, object_cache, shared_files, store_objects
+from app import uploads as app_uploads
+from app.bucket import Bucket, Entry
+from app.checkpoints import Checkpoints
+from app.cli import main
+from app.errors import DataChanged, DictionaryDamaged, StoreFull, StoreUnavailable, UnknownDictionary
+from app.object_store import ObjectStore
+from app.settings import Settings
+from app.shared_files import GRACE_SECONDS, SWEEP_SECONDS, SharedFiles
+from app.store import Reference, Store
+from app.uploads import Uploads
+from tests.app.conftest import D, publish
+from tests.conftest import S3
+
+LISTING_SECONDS = 600.0  # longer than any machine takes for a test
+
+
+@pytest.fixture
+def objects(s3: S3) -> ObjectStore:
+    return ObjectStore(s3.new_url(), s3.options, listing_seconds=LISTING_SECONDS)
+
+
+@pytest.fixture
+def store(objects: ObjectStore, tmp_path: Path) -> Store:
+    return opened(tmp_path / "one", objects)
+
+
+@pytest.fixture
+def other(objects: ObjectStore, tmp_path: Path) -> Store:
+    return opened(tmp_path / "other", objects)
+
+
+def opened(root: Path, objects: ObjectStore) -> Store:
+    store = Store(root, objects)
+    store.open()
+    return store
+
+
+@pytest.fixture
+def asked(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """What buckets have been asked for."""
+    asked = []
+    for name in ("read", "entries", "tag"):
+        real = getattr(Bucket, name)
+
+        def noted(self: Bucket, key: str = "", *, real=real) -> object:  # type: ignore[no-untyped-def]
+            asked.append(key)
+            return real(self, key)
+
+        monkeypatch.setattr(Bucket, name, noted)
+    return asked
+
+
+def later(monkeypatch: pytest.MonkeyPatch, seconds: float) -> None:
+    """Have so much time pass for what has been listed."""
+    clock = SimpleNamespace(monotonic=lambda: time.monotonic() + seconds, time=time.time, sleep=time.sleep)
+    monkeypatch.setattr(store_objects, "time", clock)
+
+
+# -- copies -----------------------------------------------------------------------------------------------
+
+
+def test_what_is_at_hand_asks_for_nothing(store: Store, other: Store, asked: list[str]) -> None:
+    publish(store, "a", D)
+    assert other.at_hand(Reference("a")) is None
+    assert other.bring(Reference("a")).version == 1
+    asked.clear()
+    record = other.at_hand(Reference("a"))
+    assert record is not None
+    assert record.version == 1
+    np.testing.assert_array_equal(other.load("a", 1), D)
+    with pytest.raises(UnknownDictionary):
+        other.at_hand(Reference("a", 2))
+    assert asked == []
+
+
+def test_a_worker_loads_the_copies_that_the_service_has_made(
+    store: Store, objects: ObjectStore, asked: list[str]
+) -> None:
+    publish(store, "a", D)
+    worker = Store(store.root, objects)
+    asked.clear()
+    np.testing.assert_array_equal(worker.load("a", 1), D)
+    assert asked == []
+
+
+def test_a_damaged_copy_is_made_anew_and_a_damaged_object_refused(store: Store) -> None:
+    publish(store, "a", D)
+    copy = store.private / "objects" / store.record(Reference("a")).sha256
+    copy.write_bytes(copy.read_bytes()[:-1] + b"x")
+    np.testing.assert_array_equal(store.load("a", 1), D)
+    assert store.bucket is not None
+    store.bucket.put("a/1/dictionary.safetensors", b"x")
+    np.testing.assert_array_equal(store.load("a", 1), D)  # the copy is whole
+    with pytest.raises(DictionaryDamaged, match="SHA-256"):
+        store.load("a", 1, cached=False)
+    copy.unlink()
+    with pytest.raises(DictionaryDamaged, match="SHA-256"):
+        store.load("a", 1)
+    assert not copy.exists()
+
+
+def test_copies_are_bounded(objects: ObjectStore, tmp_path: Path) -> None:
+    weights = 1000
+    store = opened(tmp_path / "small", ObjectStore(objects.url, objects.options, cache_bytes=3 * 4 * weights))
+    for i in range(5):
+        publish(store, "a", np.full((1, weights), i, np.float32))
+    kept = sum(path.stat().st_size for path in (store.private / "objects").iterdir())
+    assert kept <= 3 * 4 * weights
+    assert store.at_hand(Reference("a", 5)) is None or kept > 4 * weights
+    assert [store.load("a", version)[0, 0] for version in range(1, 6)] == [0, 1, 2, 3, 4]
+
+
+def test_without_room_for_copies_it_goes_on(store: Store, other: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    publish(store, "a", D)
+
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(object_cache.Path, "write_bytes", full)
+    assert other.bring(Reference("a")).version == 1
+    np.testing.assert_array_equal(other.load("a", 1), D)
+
+
+# -- what others see --------------------------------------------------------------------------------------
+
+
+def test_what_others_do_is_seen_after_the_time_that_is_told(
+    store: Store, other: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    publish(store, "a", D)
+    assert (other.versions("a"), other.names()) == ([1], ["a"])
+    publish(store, "a", D)
+    assert store.versions("a") == [1, 2]
+    assert other.versions("a") == [1]
+    later(monkeypatch, LISTING_SECONDS)
+    assert other.versions("a") == [1, 2]
+    store.remove("a", [1, 2])
+    assert store.names() == []
+    assert other.versions("a") == [1, 2]
+    later(monkeypatch, 2 * LISTING_SECONDS)
+    assert other.names() == []
+
+
+def test_a_listing_from_before_a_publication_is_not_kept(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    publish(store, "a", D)
+    real = Bucket.entries
+
+    def slow(self: Bucket, prefix: str = "") -> dict[str, Entry]:
+        entries = real(self, prefix)
+        monkeypatch.setattr(Bucket, "entries", real)
+        publish(store, "b", D)
+        return entries
+
+    monkeypatch.setattr(Bucket, "entries", slow)
+    assert store.names() == ["a"]
+    assert store.names() == ["a", "b"]
+
+
+# -- who dies on the way ----------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def dying(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever publishes dies once the weights are there."""
+    real = Bucket.put
+
+    def put(self: Bucket, key: str, content: bytes) -> None:
+        if key.endswith("meta.json"):
+            raise KeyboardInterrupt
+        real(self, key, content)
+
+    monkeypatch.setattr(Bucket, "put", put)
+
+
+@pytest.mark.usefixtures("dying")
+def test_half_a_version_is_none_and_is_swept_once_it_is_old(
+    store: Store, other: Store, objects: ObjectStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        publish(store, "a", D)
+    assert store.bucket is not None
+    left = {"a/1/claim", "a/1/dictionary.safetensors"}
+    assert set(store.bucket.entries()) == left
+    assert other.names() == other.versions("a") == []
+    other.sweep_versions()
+    assert set(store.bucket.entries()) == left  # whoever writes it may be alive
+    monkeypatch.undo()
+    assert publish(other, "a", D) == 2
+    clock = SimpleNamespace(
+        monotonic=time.monotonic, time=lambda: time.time() + store_objects.GRACE_SECONDS + 60, sleep=time.sleep
+    )
+    monkeypatch.setattr(store_objects, "time", clock)
+    other.sweep_versions()
+    assert set(store.bucket.entries()) == {"a/2/claim", "a/2/dictionary.safetensors", "a/2/meta.json"}
+    other.remove("a", [2])
+    other.sweep_versions()
+    assert set(store.bucket.entries()) == {"a/2/claim"}
+    assert publish(other, "a", D) == 3
+
+
+def test_who_publishes_too_slowly_gives_up(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(store_objects, "PUBLISH_SECONDS", 0.0)
+    with pytest.raises(StoreUnavailable, match="too long"):
+        publish(store, "a", D)
+    assert store.names() == []
+
+
+def test_versions_that_were_copied_into_the_bucket_are_versions(store: Store, tmp_path: Path) -> None:
+    local = Store(tmp_path / "local")
+    local.open()
+    publish(local, "a", D)
+    assert store.bucket is not None
+    for path in (local.root / "a" / "1").iterdir():
+        store.bucket.upload(path, f"a/1/{path.name}")
+    np.testing.assert_array_equal(store.load(*store.resolve(Reference("a"))), D)
+    store.remove("a", [1])
+    assert publish(store, "a", D) == 2
+
+
+# -- no answer --------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def silent() -> Iterator[str]:
+    """A server that takes connections and never answers."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        yield f"http://127.0.0.1:{server.getsockname()[1]}"
+
+
+def test_a_server_that_is_silent_is_not_waited_for(
+    silent: str, s3: S3, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(bucket.S3_TIMEOUTS, "read_timeout", 0.2)
+    monkeypatch.setattr(bucket, "DOWN_SECONDS", 60.0)
+    store = Store(tmp_path, ObjectStore("s3://bucket/models", s3.options | {"endpoint_url": silent}))
+    for patience in (30.0, 0.5):  # and those who come next are told at once
+        begun = time.monotonic()
+        with pytest.raises(StoreUnavailable, match="cannot be used: ReadTimeoutError"):
+            store.record(Reference("a"))
+        assert time.monotonic() - begun < patience
+    assert store.bucket is not None
+    assert not store.bucket.is_up
+
+
+def test_nobody_listens(s3: S3, tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+    options = s3.options | {"endpoint_url": f"http://127.0.0.1:{port}"}
+    store = Store(tmp_path, ObjectStore("s3://bucket/models", options))
+    with pytest.raises(StoreUnavailable, match="EndpointConnectionError"):
+        store.names()
+
+
+def test_no_bucket(s3: S3, tmp_path: Path) -> None:
+    store = Store(tmp_path, ObjectStore("s3://there-is-none/models", s3.options))
+    with pytest.raises(StoreUnavailable, match="no bucket"):
+        store.names()
+    with pytest.raises(StoreUnavailable, match="no bucket"):
+        publish(store, "a", D)
+
+
+@pytest.mark.parametrize(
+    ("code", "status", "kind", "said"),
+    [
+        ("AccessDenied", 403, StoreUnavailable, "refuses this service: AccessDenied"),
+        ("QuotaExceeded", 400, StoreFull, "no room"),
+        ("XMinioStorageFull", 507, StoreFull, "no room"),
+        ("SlowDown", 503, StoreUnavailable, "cannot be used: SlowDown"),
+        ("InternalError", 500, StoreUnavailable, "cannot be used: InternalError"),
+    ],
+)
+def test_what_the_server_refuses(  # type: ignore[no-untyped-def]
+    store: Store, monkeypatch: pytest.MonkeyPatch, code: str, status: int, kind, said: str
+) -> None:
+    from botocore.exceptions import ClientError
+    from s3fs.errors import translate_boto_error
+
+    def refuse(*_: object, **__: object) -> None:
+        answer = {"Error": {"Code": code, "Message": "no"}, "ResponseMetadata": {"HTTPStatusCode": status}}
+        raise translate_boto_error(ClientError(answer, "PutObject"))
+
+    assert store.bucket is not None
+    monkeypatch.setattr(store.bucket._fs, "pipe_file", refuse)
+    with pytest.raises(kind, match=said) as raised:
+        publish(store, "a", D)
+    assert type(raised.value) is kind
+
+
+def test_urls_that_are_none(tmp_path: Path) -> None:
+    for bad in ("models", "s3://", "memory://models"):
+        with pytest.raises(ValueError, match=r"not the URL|one process's own"):
+            Settings(objects=bad)
+    with pytest.raises(ValueError, match="DICTSERVE_OBJECTS"):
+        Settings(store="s3://bucket/models")
+    with pytest.raises(StoreUnavailable, match="cannot be used"):
+        Store(tmp_path, ObjectStore("what://bucket/models"))
+
+
+# -- check ------------------------------------------------------------------------------------------------
+
+
+def test_check_reads_the_objects_and_sets_damage_aside(store: Store, s3: S3, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in s3.environment.items():
+        monkeypatch.setenv(name, value)
+    for name in ("a", "a", "b"):
+        publish(store, name, D)
+    assert store.bucket is not None
+    store.bucket.put("a/2/dictionary.safetensors", b"x")
+    store.bucket.put("notes.txt", b"")
+
+    def check(*options: str) -> tuple[int, str]:
+        told = ["check", "--store", str(store.root), "--objects", store.bucket.url, *options]  # type: ignore[union-attr]
+        result = CliRunner().invoke(main, told)
+        return result.exit_code, result.output
+
+    code, told = check()
+    assert code == 1
+    assert told.startswith("damaged: a@2: dictionary.safetensors of a@2 is not what was written")
+    assert "stray: notes.txt: not an object of a dictionary's version\n" in told
+    code, told = check("--repair")
+    assert code == 0
+    aside = f"{store.bucket.url}/.dictserve/quarantine/a@2."
+    assert f"set aside as {aside}" in told
+    kept = [key for key in store.bucket.entries() if key.startswith(".dictserve/quarantine/a@2.")]
+    assert {key.rpartition("/")[2] for key in kept} == {"dictionary.safetensors", "meta.json"}
+    assert check()[0] == 0
+    assert publish(store, "a", D) == 3
+
+
+# -- files of jobs ----------------------------------------------------------------------------------------
+
+
+def shared(store: Store, kind: str) -> SharedFiles:
+    assert store.bucket is not None
+    return SharedFiles(store.bucket, kind)
+
+
+def test_an_upload_is_had_by_who_takes_the_job_up(store: Store, other: Store) -> None:
+    uploads, others = (Uploads(s, shared(s, "uploads")) for s in (store, other))
+    data = uploads.stage(D, uploads.new_path()).as_record()
+    others.path(data["file"]).write_bytes(b"as an attempt before has left it")
+    others.fetch(data)
+    assert others.path(data["file"]).read_bytes() == uploads.path(data["file"]).read_bytes()
+    others.discard(data["file"])
+    others.discard(data["file"])
+    assert not others.path(data["file"]).exists()
+    with pytest.raises(DataChanged, match="send them again"):
+        others.fetch(data)
+    uploads.fetch(data)  # its own are there
+
+
+def test_uploads_that_no_job_needs_are_swept_once_they_are_old(
+    store: Store, other: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    uploads, others = (Uploads(s, shared(s, "uploads")) for s in (store, other))
+    needed, ended = (uploads.stage(D, uploads.new_path()).file for _ in range(2))
+    alive = {store.owner, other.owner}
+    for each in (uploads, others):
+        each.sweep(lambda: alive, lambda: {needed})
+        each.sweep_shared(lambda: {needed})
+    assert {path.name for path in store.activations.iterdir()} == {needed, ended}
+    clock = SimpleNamespace(
+        monotonic=lambda: time.monotonic() + SWEEP_SECONDS, time=lambda: time.time() + GRACE_SECONDS + 60
+    )
+    for module in (app_uploads, shared_files):
+        monkeypatch.setattr(module, "time", clock)
+    uploads.sweep(lambda: alive, lambda: {needed})
+    others.sweep_shared(lambda: {needed})
+    assert [path.name for path in store.activations.iterdir()] == [needed]
+    assert store.bucket is not None
+    assert [key.rpartition("/")[2] for key in store.bucket.entries(".dictserve/uploads")] == [needed]
+
+
+def test_a_checkpoint_is_had_by_who_takes_the_job_up(store: Store, other: Store) -> None:
+    one, another = (Checkpoints(s, shared(s, "checkpoints")) for s in (store, other))
+    key = one.shared_as("job")
+    assert key is not None
+    assert not another.exists("job")
+    another.adopt("job")
+    assert not another.path("job").exists()
+    assert store.bucket is not None
+    store.bucket.put(key, b"state")
+    another.path("job").write_bytes(b"older")
+    assert another.exists("job")
+    another.adopt("job")
+    assert another.path("job").read_bytes() == b"state"
+    another.discard("job")
+    assert not another.exists("job")
+    assert list(store.bucket.entries(".dictserve")) == []

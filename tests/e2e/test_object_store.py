@@ -1,0 +1,150 @@
+"""Services whose dictionaries are in an object store: the real processes, and a server that speaks S3."""
+
+import io
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import httpx
+import numpy as np
+import pytest
+
+from app.bucket import Bucket, bucket_of
+from app.object_store import ObjectStore
+from demo.digits import split_digits
+from demo.service import npy
+from tests.conftest import S3
+from tests.e2e.conftest import Service
+
+FITTED, HELD_OUT = split_digits()
+
+Start = Callable[..., Service]
+
+
+@pytest.fixture
+def start(tmp_path: Path) -> Iterator[Start]:
+    """Starts services, each with a directory of its own."""
+    services: list[Service] = []
+
+    def start(s3: S3, url: str, **environment: str) -> Service:
+        folder = tmp_path / f"service-{len(services)}"
+        folder.mkdir()
+        service = Service(folder / "own", **s3.environment, DICTSERVE_OBJECTS=url, **environment)
+        services.append(service)
+        return service.start()
+
+    yield start
+    for service in services:
+        if service.process is not None and service.process.poll() is None:
+            assert service.stop() == 0
+        assert "Traceback" not in service.log.read_text()
+
+
+def bucket(s3: S3, url: str) -> Bucket:
+    return bucket_of(ObjectStore(url, s3.options))
+
+
+def codes(service: Service, dictionary: str = "digits") -> np.ndarray:
+    answer = service.client.post(f"/encode?dictionary={dictionary}", content=npy(HELD_OUT[:20]))
+    assert answer.status_code == 200, answer.text
+    return np.load(io.BytesIO(answer.content))
+
+
+def until(service: Service, path: str, status: int) -> httpx.Response:
+    deadline = time.monotonic() + 60
+    while (answer := service.client.get(path)).status_code != status:
+        assert time.monotonic() < deadline, answer.text
+        time.sleep(0.1)
+    return answer
+
+
+@pytest.mark.slow
+def test_the_whole_way_and_a_second_service(s3: S3, start: Start) -> None:
+    url = s3.new_url()
+    one, other = start(s3, url), start(s3, url)
+    job = one.ended(one.fit(FITTED, name="digits", nb_concepts=16, max_iter=20))
+    assert (job["state"], job["version"]) == ("succeeded", 1)
+    before = codes(one)
+    published = until(other, "/dictionaries/digits", 200)
+    assert published.json()["sha256"] == one.client.get("/dictionaries/digits").json()["sha256"]
+    np.testing.assert_allclose(codes(other), before, atol=1e-5 * before.max())
+    decoded = other.client.post("/decode?dictionary=digits@1", content=npy(before))
+    assert decoded.status_code == 200
+    again = other.fit(FITTED, name="again", nb_concepts=16, init="digits", max_iter=2)
+    assert other.ended(again)["state"] == "succeeded"
+
+    labelled = other.client.patch("/dictionaries/digits", json={"labels": {"a": "b"}})
+    assert labelled.json()["labels"] == {"a": "b"}
+    assert one.client.put("/dictionaries/digits", json={"data": [[1] * 512]}).json()["version"] == 2
+    assert one.client.get("/dictionaries/digits").json()["versions"] == [1, 2]
+    assert one.client.delete("/dictionaries/digits@2").status_code == 204
+    assert one.client.get("/dictionaries/digits@2").status_code == 404
+    assert one.client.get("/dictionaries/digits").json()["labels"] == {"a": "b"}
+
+    assert one.stop() == 0
+    shutil.rmtree(one.store)  # and with it its copies
+    one.start()
+    np.testing.assert_allclose(codes(one), before, atol=1e-5 * before.max())
+    assert [record["name"] for record in one.client.get("/dictionaries").json()["dictionaries"]] == [
+        "again",
+        "digits",
+    ]
+    assert "dictserve_store_available 1.0" in one.client.get("/metrics").text
+    keys = set(bucket(s3, url).entries())
+    assert "digits/1/meta.json" in keys
+    assert not [key for key in keys if key.startswith(".dictserve/")]
+
+
+@pytest.mark.slow
+def test_a_fit_goes_on_where_nothing_of_the_dead_service_is_left(s3: S3, start: Start, tmp_path: Path) -> None:
+    url = s3.new_url()
+    shared = {"DICTSERVE_DATABASE_URL": f"sqlite:///{tmp_path / 'jobs.sqlite3'}", "DICTSERVE_LEASE_SECONDS": "1"}
+    one = start(s3, url, DICTSERVE_CHECKPOINT_INTERVAL_SECONDS="0.2", **shared)
+    id = one.fit(FITTED, name="slow", nb_concepts=32, tol=0, max_iter=100_000)
+    waiting = one.fit(FITTED, name="waiting", nb_concepts=4, max_iter=2)
+    objects = bucket(s3, url)
+    deadline = time.monotonic() + 60
+    while not objects.entries(".dictserve/checkpoints"):
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    one.kill()
+    shutil.rmtree(one.store)
+    other = start(s3, url, **shared)
+    deadline = time.monotonic() + 60
+    while (job := other.job(id))["resumed_from"] is None:
+        assert (job["state"] in ("queued", "running"), time.monotonic() < deadline) == (True, True), job
+        time.sleep(0.1)
+    assert job["attempts"] == 2
+    assert job["resumed_from"] > 0
+    assert other.client.delete(f"/jobs/{id}").json()["state"] == "cancelled"
+    assert other.ended(waiting)["state"] == "succeeded"
+    assert not [key for key in objects.entries() if key.startswith(".dictserve/")]
+
+
+@pytest.mark.slow
+def test_a_store_that_is_away_is_told_and_comes_back(start: Start) -> None:
+    from moto.server import ThreadedMotoServer
+
+    s3 = S3()
+    service = start(s3, s3.new_url(), DICTSERVE_OBJECTS_LISTING_SECONDS="0")
+    assert service.client.put("/dictionaries/digits", json={"data": [[1] * 512]}).status_code == 201
+    before = codes(service)
+    s3.server.stop()
+    for path in ("/dictionaries", "/dictionaries/digits"):
+        begun = time.monotonic()
+        answer = service.client.get(path)
+        assert (answer.status_code, answer.json()["type"]) == (503, "store-unavailable")
+        assert int(answer.headers["retry-after"]) > 0
+        assert time.monotonic() - begun < 30
+    answer = service.client.post("/encode?dictionary=digits", content=npy(HELD_OUT[:1]))
+    assert (answer.status_code, answer.json()["type"]) == (503, "store-unavailable")
+    assert service.client.put("/dictionaries/digits", json={"data": [[1] * 512]}).status_code == 503
+    assert service.client.get("/readyz").status_code == 200
+    assert "dictserve_store_available 0.0" in service.client.get("/metrics").text
+    s3.server = ThreadedMotoServer(ip_address="127.0.0.1", port=int(s3.endpoint.rpartition(":")[2]), verbose=False)
+    s3.server.start()
+    until(service, "/dictionaries/digits", 200)
+    np.testing.assert_array_equal(codes(service), before)
+    assert service.stop() == 0
+    s3.server.stop()
