@@ -25,7 +25,8 @@ import numpy as np
 import torch
 
 gib, d, k = float(sys.argv[1]), 768, 64
-POOL = 4096  # rows of noise that all blocks draw from, each at its own place
+SOME = 20_000  # rows for a full-batch fit
+POOL = SOME  # rows of noise that all blocks draw from, each from its own place on
 rng = np.random.default_rng(0)
 D = rng.standard_exponential((k, d), np.float32) * (rng.random((k, d), np.float32) < 0.3)
 noise = torch.from_numpy(0.2 * np.abs(rng.standard_normal((2 * POOL, d), np.float32)))
@@ -51,9 +52,12 @@ made, begun = Made(), time.perf_counter()
 online = NMF(k, seed=0)
 online.fit_online(made, 1)
 seconds, peak = time.perf_counter() - begun, status("VmHWM")
-test = made[slice(10**9, 10**9 + 4000)]  # rows that are not among those
-planted = NMF(k); planted.D = torch.from_numpy(D)
-errors = {"online": relative_error(online, test), "planted": relative_error(planted, test)}
+# beside a full-batch fit of some rows, on rows that neither has seen: the planted D would be no
+# measure, for it knows nothing of the noise's mean
+some, test = made[slice(0, SOME)], made[slice(10**9, 10**9 + 4000)]
+whole = NMF(k, seed=0)
+whole.fit(some)
+errors = {"online": relative_error(online, test), "whole": relative_error(whole, test)}
 print(json.dumps({"rows": made.shape[0], "seconds": seconds, "peak": peak, **errors}))
 """
 
@@ -68,10 +72,10 @@ def run(bench: Bench) -> Result:
         Figure(f"{name}: peak memory of the process", large["peak"] / GIB, " GiB", at_most=1.0),
         Figure(f"{name}: time", large["seconds"] / 60, " min", at_most=10),
         Figure(
-            f"{name}: relative error on other rows, over that of the planted dictionary",
-            large["online"] / large["planted"],
-            at_most=1.015,
-            note="1.5 % of error are 3 % of loss",
+            f"{name}: loss on other rows, above that of a full-batch fit of 20 000",
+            100 * ((large["online"] / large["whole"]) ** 2 - 1),
+            " %",
+            at_most=3,
         ),
     ]
     rows = []
