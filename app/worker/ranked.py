@@ -213,11 +213,14 @@ class RankedFit:
         return time.monotonic() - self._begun
 
     def _progress(self, told: core.FitProgress) -> FitProgress:
+        loss = told.loss
+        if loss is None and len(self._losses_before):
+            loss = float(self._losses_before[-1])
         return FitProgress(
             self._fit.job,
             self._iteration_before + told.iteration,
             self._fit.max_iter,
-            told.loss,
+            loss,
             told.relative_error,
             told.kkt_residual,
             self._seconds(),
