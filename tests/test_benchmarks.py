@@ -50,7 +50,7 @@ def quick(output: Path, *cases: str) -> dict[str, Result]:
         cwd=ROOT,
         capture_output=True,
         text=True,
-        timeout=110,
+        timeout=280,
     )
     assert run.returncode == 0, run.stderr
     results = {name: Result.from_json(told) for name, told in json.loads(output.read_text()).items()}
@@ -60,6 +60,7 @@ def quick(output: Path, *cases: str) -> dict[str, Result]:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(300)
 def test_a_quick_run_answers_every_question_of_the_core(tmp_path: Path) -> None:
     before = report.RESULTS.read_text()
     results = quick(tmp_path / "results.json", *OF_THE_CORE)
@@ -73,6 +74,7 @@ def test_a_quick_run_answers_every_question_of_the_core(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(300)
 def test_a_quick_run_answers_every_question_of_the_service(tmp_path: Path) -> None:
     results = quick(tmp_path / "results.json", *OF_THE_SERVICE)
     figures = [f for result in results.values() for f in result.figures]
@@ -87,10 +89,11 @@ def test_a_quick_run_answers_every_question_of_the_service(tmp_path: Path) -> No
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(300)
 def test_a_quick_run_of_what_a_gpu_is_asked(tmp_path: Path) -> None:
     output = tmp_path / "gpu.json"
     command = [sys.executable, "-m", "benchmarks.gpu", "--quick", "--device", "cpu", "--output", str(output)]
-    run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=110)
+    run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=280)
     assert run.returncode == 0, run.stderr
     told = json.loads(output.read_text())
     assert [name.partition(",")[0] for name in told] == ["made", "rates", "encode", "encode", "encode", "fit", "fit"]
