@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: install demo serve check audit test fuzz crash slow load soak bench gpu clean
+.PHONY: install demo serve check audit test fuzz crash slow load soak ray bench gpu clean
 
 install: $(INSTALLED)
 
@@ -45,6 +45,10 @@ crash: install
 
 fuzz: install
 	DICTSERVE_FUZZ_CASES=10000 DICTSERVE_FUZZ_EXAMPLES=200 $(BIN)/python -m pytest tests/faults/test_mutated_bodies.py tests/faults/test_openapi_fuzz.py
+
+# Two nodes of Ray, with replicas, fitters and a node killed; apart from the tests, for it takes minutes.
+ray: install
+	DICTSERVE_TEST_RAY=1 $(BIN)/python -m pytest tests/e2e/test_ray.py
 
 # Long runs under load, one to two minutes each; they write benchmarks/trust.json and their part of docs/operations.md.
 slow: install

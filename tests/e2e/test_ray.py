@@ -32,7 +32,13 @@ BODY = npy(HELD_OUT[:200])
 SLOW = npy(np.random.default_rng(0).random((4000, 512), np.float32))  # a fit of it takes seconds
 
 # Ray is imported where it is needed: that takes two seconds, and warns of its own use of pydantic
-pytestmark = [pytest.mark.filterwarnings("ignore::DeprecationWarning"), pytest.mark.timeout(300)]
+pytestmark = [
+    pytest.mark.skipif(
+        not os.environ.get("DICTSERVE_TEST_RAY"), reason="two nodes of Ray take minutes: make ray runs it"
+    ),
+    pytest.mark.filterwarnings("ignore::DeprecationWarning"),
+    pytest.mark.timeout(300),
+]
 
 
 class OnRay:
