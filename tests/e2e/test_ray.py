@@ -19,6 +19,7 @@ import numpy as np
 import pytest
 import yaml
 
+from app.database import Database
 from app.jobs import Jobs
 from app.settings import Settings
 from app.store import Store
@@ -292,11 +293,12 @@ def test_a_stop_in_order_puts_the_fit_under_way_back(ray: OnRay, expected: np.nd
     assert ray.stop_serving() == 0
     store = Store(ray.folder / "models")
     assert [path.name.split(".")[-2] for path in store.checkpoints.iterdir()] == [id]
-    jobs = Jobs(f"sqlite:///{store.database}")
+    database = Database(f"sqlite:///{store.database}")
+    jobs = Jobs(database)
     try:
         assert (jobs.get(id).job.state, jobs.get(id).owner) == ("queued", None)
     finally:
-        jobs.close()
+        database.close()
 
 
 def test_serves_schema_takes_the_example() -> None:
