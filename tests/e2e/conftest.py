@@ -33,13 +33,18 @@ class Service:
         return self.process.pid
 
     @property
-    def worker_pids(self) -> list[int]:
+    def worker_pids(self) -> list[int | None]:
         return [worker["pid"] for worker in self.client.get("/readyz").json()["workers"]]
 
     @property
     def worker_pid(self) -> int:
-        """Of the only worker."""
-        (pid,) = self.worker_pids
+        """Of the only worker, once there is one: a death just now may not have been seen when this asks."""
+        deadline = time.monotonic() + 30
+        while (pids := self.worker_pids) == [None]:
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+        (pid,) = pids
+        assert pid is not None
         return pid
 
     def start(self) -> "Service":
