@@ -2,7 +2,7 @@
 
 import asyncio
 import logging
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import ParamSpec, TypeVar
 
@@ -29,19 +29,18 @@ class Records:
 
     async def surely(self, write: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         """Write, again and again while the database cannot be used: the end of a fit is not to be lost."""
-        while True:
-            try:
-                return await self.write(write, *args, **kwargs)
-            except JobsUnavailable as error:
-                logger.error("a job's record cannot be written: %s", error)
-                await asyncio.sleep(RETRY_SECONDS)
+        return await self._until_done("written", lambda: self.write(write, *args, **kwargs))
 
     async def surely_read(self, read: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """The same for what is read."""
+        return await self._until_done("read", lambda: self.read(read, *args, **kwargs))
+
+    async def _until_done(self, what: str, call: Callable[[], Awaitable[T]]) -> T:
         while True:
             try:
-                return await self.read(read, *args, **kwargs)
+                return await call()
             except JobsUnavailable as error:
-                logger.error("a job's record cannot be read: %s", error)
+                logger.error("a job's record cannot be %s: %s", what, error)
                 await asyncio.sleep(RETRY_SECONDS)
 
     def shutdown(self) -> None:

@@ -157,9 +157,8 @@ class Runner:
                 await self._end(record, self._jobs.end_cancelled)
                 return
             record = replace(record, data=record.data | staged.as_record())
-            await self._records.surely(
-                self._jobs.record_data, record, record.data
-            )  # another attempt finds them staged
+            # another attempt finds them staged
+            await self._records.surely(self._jobs.record_data, record, record.data)
         if "sha256" in record.data:
             await reach(self._store, self._uploads.fetch, record.data)
         await asyncio.to_thread(self._checkpoints.adopt, job.id)

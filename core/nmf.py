@@ -135,12 +135,7 @@ class NMF(Estimator, torch.nn.Module):
         """
         limit = None if np.ndim(max_iter) else max_iter  # type: ignore[arg-type]
         steps = self.fit_steps(A, limit, Z=Z, D=D, callback=callback, state=state, ranks=ranks)  # type: ignore[arg-type]
-        quiet = not self.verbose or ranks.rank > 0
-        with tqdm(total=self.max_iter if limit is None else limit, disable=quiet) as bar:
-            for progress in steps:
-                if progress.iteration > bar.n:
-                    bar.set_postfix(loss=f"{progress.loss:.6g}", refresh=False)
-                    bar.update(progress.iteration - bar.n)
+        self._run(steps, tells=ranks.rank == 0)
         return self.Z_, self.get_dictionary()
 
     def fit_steps(
@@ -196,6 +191,15 @@ class NMF(Estimator, torch.nn.Module):
             fit.check_shape(source.shape)
         return FitSteps(fit.state, self._after(fit.steps(source, form)))
 
+    def _run(self, steps: FitSteps, *, tells: bool = True) -> None:
+        """All slices at once, behind a progress bar where that is wanted."""
+        with tqdm(disable=not (self.verbose and tells)) as bar:
+            for progress in steps:
+                bar.total = progress.max_iter
+                if progress.iteration > bar.n:
+                    bar.set_postfix(loss=f"{progress.loss:.6g}", refresh=False)
+                    bar.update(progress.iteration - bar.n)
+
     def _after(self, steps: Generator[FitProgress, None, Fitted]) -> Generator[FitProgress, None, None]:
         fitted = yield from steps
         self.Z_, self.D, self.loss_history_ = fitted.Z, fitted.D, fitted.losses
@@ -231,12 +235,7 @@ class NMF(Estimator, torch.nn.Module):
             InvalidParameter: the solver is not "hals", `epochs` or `batch_rows` is below one, or the state is none.
         """
         steps = self.fit_online_steps(A, epochs, batch_rows=batch_rows, D=D, state=state)
-        with tqdm(disable=not self.verbose) as bar:
-            for progress in steps:
-                if progress.iteration > bar.n:
-                    bar.total = progress.max_iter
-                    bar.set_postfix(loss=f"{progress.loss:.6g}", refresh=False)
-                    bar.update(progress.iteration - bar.n)
+        self._run(steps)
         return self.get_dictionary()
 
     def fit_online_steps(

@@ -12,7 +12,18 @@ ROOT = Path(__file__).parent.parent
 HEAVY = {"torch", "numba", "sklearn", "scipy"}
 OF_THE_WORKER = {
     f"app/worker/{name}.py"
-    for name in ("loop", "solving", "transfers", "device", "fitting", "cache", "ranked", "watch", "__main__")
+    for name in (
+        "loop",
+        "solving",
+        "transfers",
+        "device",
+        "fitting",
+        "cache",
+        "conversion",
+        "ranked",
+        "watch",
+        "__main__",
+    )
 }
 # the client gives sparse codes as SciPy's, and imports it for those alone
 OF_THE_CLIENT = {"app/client/answers.py": {"scipy"}}

@@ -15,7 +15,6 @@ from typing import Any, Protocol
 
 import msgspec
 import numpy as np
-import orjson
 import torch
 
 import core
@@ -24,8 +23,9 @@ from app.bucket import Bucket
 from app.checkpoint_file import CheckpointUnusable, Rows, Told
 from app.errors import StoreUnavailable
 from app.store import Reference, Store, fsync_directory
+from app.worker.conversion import PROGRESS_SECONDS, fitted_of, nmf_of, rows_of
 from app.worker.file_rows import FileRows
-from app.worker.messages import CheckpointPlace, Files, Fit, FitBegun, FitProgress, FitStopped, Fitted
+from app.worker.messages import CheckpointPlace, Files, Fit, FitBegun, FitProgress, FitStopped
 from core import NMF
 from core.batches import opened
 from core.errors import InvalidParameter
@@ -36,7 +36,6 @@ from core.state import State
 
 logger = logging.getLogger("dictserve.worker")
 
-PROGRESS_SECONDS = 0.1  # between two progress messages
 # Of a fit's time, that it may wait for its checkpoints at most: where they are large they are written less often.
 WAITING_SHARE = 0.05
 # Of what is free on the disk, that a checkpoint may take at most: the fit's dictionary and uploads need room, too.
@@ -86,14 +85,7 @@ class Fitting:
     def _run(self) -> Generator[None, None, None]:
         fit = self._fit
         data = Mapped(fit) if fit.online is None else InPlace(fit, fit.online)
-        nmf = NMF(
-            fit.nb_concepts,
-            device=self._device,
-            solver=fit.solver,
-            tol=fit.tol,
-            init=None if fit.init == "auto" else fit.init,
-            seed=fit.seed,
-        )
+        nmf = nmf_of(fit, self._device)
         steps = (yield from self._resumed(nmf, data)) or self._from_start(nmf, data)
         latest = None
         next_telling = self._begun
@@ -113,12 +105,8 @@ class Fitting:
             self._send(self._progress(latest))
         if self._writing is not None:
             self._writing.abandon()
-        self._send(
-            Fitted(self.job, self._seconds()),
-            nmf.get_dictionary().detach().cpu().contiguous().numpy(),
-            np.frombuffer(orjson.dumps(metrics), np.uint8),
-            np.array(nmf.loss_history_, np.float64),
-        )
+        losses = np.array(nmf.loss_history_, np.float64)
+        self._send(*fitted_of(fit, nmf, metrics, losses, self._seconds()))
 
     def _from_start(self, nmf: NMF, data: "Data") -> core.FitSteps:
         start = self._fit.start
@@ -166,7 +154,7 @@ class Fitting:
             numbers={name: float(x) for name, x in state.items() if not isinstance(x, torch.Tensor)},
             seconds=self._seconds_before + self._seconds(),
         )
-        tensors = {name: _rows(x) for name, x in state.items() if isinstance(x, torch.Tensor)}
+        tensors = {name: rows_of(x) for name, x in state.items() if isinstance(x, torch.Tensor)}
         self._kept = iteration
         self._writing = Writing(place, told, tensors, self._store.bucket)
         yield from self._until(self._writing.copied)
@@ -320,17 +308,6 @@ def _remove(staged: Path) -> None:
         staged.unlink(missing_ok=True)  # there only where it did not come to its place
     except OSError as error:
         logger.warning("a checkpoint that was given up stays until it can be removed: %s", error)
-
-
-def _rows(tensor: torch.Tensor) -> Rows:
-    """A tensor of any device and layout, of which no more than what is read at a time comes to the host."""
-    dtype = "F64" if tensor.dtype == torch.float64 else "F32"
-
-    def read(rows: slice) -> np.ndarray:
-        array: np.ndarray = tensor[rows].cpu().numpy()
-        return array
-
-    return Rows(dtype, tuple(tensor.shape), read)
 
 
 def _of(fit: Fit) -> dict[str, Any]:

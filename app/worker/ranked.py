@@ -15,7 +15,6 @@ from datetime import timedelta
 from pathlib import Path
 
 import numpy as np
-import orjson
 import torch
 import torch.distributed as dist
 from torch._C._distributed_c10d import FileStore
@@ -24,21 +23,21 @@ from torch.distributed.rendezvous import rendezvous
 
 import core.threads
 from app import checkpoint_file
-from app.checkpoint_file import CheckpointUnusable, Rows, Told
+from app.checkpoint_file import CheckpointUnusable, Told
 from app.errors import StoreUnavailable
 from app.store import Reference, Store, fsync_directory
 from app.worker import frames
+from app.worker.conversion import PROGRESS_SECONDS, fitted_of, nmf_of, rows_of
 from app.worker.loop import failed
-from app.worker.messages import CheckpointPlace, Configure, Fit, FitBegun, FitProgress, Fitted, Message
+from app.worker.messages import CheckpointPlace, Configure, Fit, FitBegun, FitProgress, Message
 from app.worker.watch import EXIT_CODE, Watch
-from core import NMF, FitSteps, ProcessGroup
+from core import FitSteps, ProcessGroup
 from core.errors import RankLost
 from core.metrics import measure_steps
 from core.progress import run
 
 logger = logging.getLogger("dictserve.worker")
 
-PROGRESS_SECONDS = 0.1  # between two progress messages
 Tell = Callable[..., None]
 
 
@@ -128,14 +127,7 @@ class RankedFit:
 
     def run(self, A: np.ndarray) -> None:
         fit, place = self._fit, self._fit.checkpoint
-        nmf = NMF(
-            fit.nb_concepts,
-            device=self._device,
-            solver=fit.solver,
-            tol=fit.tol,
-            init=None if fit.init == "auto" else fit.init,
-            seed=fit.seed,
-        )
+        nmf = nmf_of(fit, self._device)
         start = self._kept(place)
         if start is None and fit.start is not None:
             start = self._store.load(*Reference.parse(fit.start).pinned)
@@ -150,15 +142,10 @@ class RankedFit:
                 self._tell(self._progress(latest))
             if place is not None and time.monotonic() >= next_checkpoint and self._keep(steps, place):
                 next_checkpoint = time.monotonic() + place.interval_seconds
-        D = nmf.get_dictionary()
-        metrics = run(measure_steps(_tensor(A, self._device), nmf.Z_, D, self._ranks))
+        metrics = run(measure_steps(_tensor(A, self._device), nmf.Z_, nmf.get_dictionary(), self._ranks))
         self._tell(self._progress(latest))
-        self._tell(
-            Fitted(fit.job, self._seconds()),
-            D.cpu().contiguous().numpy(),
-            np.frombuffer(orjson.dumps(metrics), np.uint8),
-            np.concatenate([self._losses_before, nmf.loss_history_]),
-        )
+        losses = np.concatenate([self._losses_before, nmf.loss_history_])
+        self._tell(*fitted_of(fit, nmf, metrics, losses, self._seconds()))
 
     def _kept(self, place: CheckpointPlace | None) -> np.ndarray | None:
         """The D of a checkpoint, which every rank reads; None where there is none that can be used."""
@@ -184,22 +171,20 @@ class RankedFit:
             return False
         if self._ranks.rank > 0:
             return True
-        arrays = {
-            "D": torch.as_tensor(state["D"]).cpu().contiguous().numpy(),
-            "losses": np.concatenate([self._losses_before, torch.as_tensor(state["losses"]).numpy()]),
-        }
+        losses = np.concatenate([self._losses_before, torch.as_tensor(state["losses"]).numpy()])
+        tensors = {"D": torch.as_tensor(state["D"]), "losses": torch.from_numpy(losses)}
         told = Told(
             format=checkpoint_file.FORMAT,
             job=self._fit.job,
             of={},  # the job's, whose data and parameters never change
-            numbers={"iteration": float(len(arrays["losses"]))},
+            numbers={"iteration": float(len(losses))},
             seconds=self._seconds_before + self._seconds(),
         )
         try:
             staged = Path(place.staged)
             with staged.open("wb", buffering=0) as file:
-                tensors = {name: _rows(array) for name, array in arrays.items()}
-                checkpoint_file.write(file, told, tensors, stopped=lambda: False)
+                rows = {name: rows_of(tensor) for name, tensor in tensors.items()}
+                checkpoint_file.write(file, told, rows, stopped=lambda: False)
                 os.fsync(file.fileno())
             staged.replace(place.path)
             fsync_directory(Path(place.path).parent)
@@ -225,11 +210,6 @@ class RankedFit:
             told.kkt_residual,
             self._seconds(),
         )
-
-
-def _rows(array: np.ndarray) -> Rows:
-    dtype = "F64" if array.dtype == np.float64 else "F32"
-    return Rows(dtype, array.shape, array.__getitem__)
 
 
 def _tensor(A: np.ndarray, device: torch.device) -> torch.Tensor:
