@@ -19,7 +19,7 @@ from benchmarks.data import DataSets
 from benchmarks.figures import Result, circumstances
 from benchmarks.libraries import OURS
 from benchmarks.process import Absent, Library, libraries
-from benchmarks.report import file_of, goals_table, write_page
+from benchmarks.report import file_of, goals_table, write_pages
 
 
 def main() -> None:
@@ -49,7 +49,7 @@ def main() -> None:
                 save(given.output, name, result)
             elif not given.quick:
                 save(file_of(name), name, result)
-                write_page()
+                write_pages()
 
 
 def measured(name: str, bench: Bench, present: dict[str, str], *, quick: bool) -> Result:

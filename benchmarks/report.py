@@ -1,4 +1,4 @@
-"""``python -m benchmarks.report``: docs/performance.md from the committed figures, between its markers."""
+"""``python -m benchmarks.report``: docs/performance.md and docs/scale.md from the committed figures."""
 
 import json
 from collections.abc import Mapping
@@ -6,16 +6,20 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from benchmarks.cases import OF_THE_SERVICE
+from benchmarks.cases import NAMES, OF_THE_SERVICE
 from benchmarks.figures import Cell, Result, Table, number
 
 RESULTS, SERVICE = (Path(__file__).with_name(name) for name in ("results.json", "service.json"))
-PAGE = Path(__file__).parent.parent / "docs" / "performance.md"
+DOCS = Path(__file__).parent.parent / "docs"
+PAGES = {
+    DOCS / "performance.md": tuple(name for name in NAMES if name != "capacity"),
+    DOCS / "scale.md": ("capacity",),
+}
 BEGIN, END = "<!-- made by python -m benchmarks.report -->", "<!-- /made -->"
 
 
 def main() -> None:
-    write_page()
+    write_pages()
     print(goals_table(read()))
 
 
@@ -29,12 +33,15 @@ def read() -> dict[str, Result]:
     return {name: Result.from_json(of_case) for name, of_case in told.items()}
 
 
-def write_page() -> None:
-    PAGE.write_text(page(PAGE.read_text(), read()))
+def write_pages() -> None:
+    for path in PAGES:
+        path.write_text(page(path, read()))
 
 
-def page(old: str, results: Mapping[str, Result]) -> str:
+def page(path: Path, results: Mapping[str, Result]) -> str:
     """The page with what lies between its markers made anew."""
+    old = path.read_text()
+    results = {name: results[name] for name in PAGES[path] if name in results}
     before, _, rest = old.partition(BEGIN)
     _, _, after = rest.partition(END)
     return f"{before}{BEGIN}\n\n{report(results)}\n\n{END}{after}"

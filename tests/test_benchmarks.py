@@ -22,9 +22,9 @@ from benchmarks.service.ways import ECHO, FASTAPI, WAYS
 ROOT = Path(__file__).parent.parent
 
 
-def test_the_page_is_made_from_the_committed_figures() -> None:
-    page = report.PAGE.read_text()
-    assert report.page(page, report.read()) == page, "run python -m benchmarks.report"
+@pytest.mark.parametrize("path", report.PAGES, ids=lambda path: path.stem)
+def test_the_pages_are_made_from_the_committed_figures(path: Path) -> None:
+    assert report.page(path, report.read()) == path.read_text(), "run python -m benchmarks.report"
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -8,7 +8,7 @@ from benchmarks.libraries import OURS
 from benchmarks.process import Library
 
 OF_THE_CORE = ("fit", "solvers", "encode", "repeat", "latency", "memory", "online", "scaling", "start")
-OF_THE_SERVICE = ("service", "during_a_fit", "checkpoints")
+OF_THE_SERVICE = ("service", "during_a_fit", "checkpoints", "capacity")
 NAMES = (*OF_THE_CORE, *OF_THE_SERVICE)
 
 

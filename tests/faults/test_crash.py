@@ -11,7 +11,10 @@ from tests.faults.crash import answers, disk
 from tests.faults.crash.log import Operation
 from tests.faults.crash.run import Report, run
 
-pytestmark = pytest.mark.slow
+# a killed service is up again within seconds, but not on a machine that does something else, too
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
+
+KILLS = 4
 
 KINDS = {"import", "fit", "job", "cancel", "encode", "decode", "weights", "record", "label", "delete"}
 
@@ -23,13 +26,13 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def report(folder: Path) -> Report:
-    return run(folder, kills=8, seed=7, seconds=15)
+    return run(folder, KILLS, seed=7)
 
 
 def test_promises_hold_whatever_is_killed(report: Report) -> None:
     print(report)
     assert not report.faults, "\n".join(fault.told(report.operations) for fault in report.faults[:5])
-    assert report.kills.total() >= 3
+    assert report.kills.total() == KILLS
     assert {kind for kind, count in report.done.items() if count} >= KINDS
 
 

@@ -17,7 +17,6 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.faults.crash", description="Crashes under load, checked.")
     parser.add_argument("--kills", type=int, default=200, help="how many times something is killed")
     parser.add_argument("--seed", type=int, default=1, help="of what is done and killed; timing is its own master")
-    parser.add_argument("--seconds", type=float, default=float("inf"), help="kill no more after so long")
     jobs = parser.add_mutually_exclusive_group()
     jobs.add_argument("--database", help="URL of an empty PostgreSQL for the jobs, in place of SQLite")
     jobs.add_argument("--postgres", action="store_true", help="the same, in a PostgreSQL started for this run")
@@ -26,7 +25,7 @@ def main() -> int:
     print(f"seed {told.seed}; the store and all logs are in {folder} until it has passed", file=sys.stderr)
     with running_cluster() if told.postgres else nullcontext() as cluster:
         database = told.database if cluster is None else cluster.new_database()
-        report = run(folder, told.kills, told.seed, told.seconds, database)
+        report = run(folder, told.kills, told.seed, database)
     for fault in report.faults[:MOST_FAULTS]:
         print(fault.told(report.operations))
     print(report)

@@ -101,8 +101,8 @@ class Killer:
         self.log.answered(operation, 200)
 
 
-def run(folder: Path, kills: int, seed: int, seconds: float = float("inf"), database: str | None = None) -> Report:
-    """Kill so many times, or for so long, and check.
+def run(folder: Path, kills: int, seed: int, database: str | None = None) -> Report:
+    """Kill so many times, and check.
 
     Args:
         folder: empty; the store, the service's log and the operations' logs are left in it.
@@ -118,7 +118,7 @@ def run(folder: Path, kills: int, seed: int, seconds: float = float("inf"), data
     killer.launch()
     try:
         killer.wait_ready()
-        _work(killer, clients, kills, begun + seconds)
+        _work(killer, clients, kills)
         faults = _last_start(killer, victim, logs)
     finally:
         killer.log.close()
@@ -143,14 +143,14 @@ def run(folder: Path, kills: int, seed: int, seconds: float = float("inf"), data
     return report
 
 
-def _work(killer: Killer, clients: list[Client], kills: int, until: float) -> None:
+def _work(killer: Killer, clients: list[Client], kills: int) -> None:
     """Load and kills, and then load alone until the clients have ended what they must."""
     stop = threading.Event()
     with ThreadPoolExecutor(CLIENTS) as pool:
         working = [pool.submit(client.run, stop) for client in clients]
         try:
             printed = time.monotonic()
-            while killer.kills.total() < kills and time.monotonic() < until:
+            while killer.kills.total() < kills:
                 killer.kill()
                 if time.monotonic() > printed + PRINT_SECONDS:
                     printed = time.monotonic()
