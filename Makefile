@@ -4,6 +4,9 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
+# With it set, every process that a test starts would compile all of torch anew.
+unexport PYTHONDONTWRITEBYTECODE
+
 .PHONY: install demo serve check audit test fuzz crash slow load soak ray bench gpu clean
 
 install: $(INSTALLED)
