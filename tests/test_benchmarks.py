@@ -43,46 +43,46 @@ def test_each_file_holds_its_cases() -> None:
     assert tuple(json.loads(report.SERVICE.read_text())) == OF_THE_SERVICE
 
 
-def quick(output: Path, *cases: str) -> dict[str, Result]:
-    """A quick run of these cases."""
+@pytest.fixture(scope="module")
+def quick(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Result]:
+    """A quick run of all cases."""
+    before = {path: path.read_text() for path in (report.RESULTS, report.SERVICE, *report.PAGES)}
+    output = tmp_path_factory.mktemp("quick") / "results.json"
     run = subprocess.run(
-        [sys.executable, "-m", "benchmarks", *cases, "--quick", "--output", str(output)],
+        [sys.executable, "-m", "benchmarks", "--quick", "--output", str(output)],
         cwd=ROOT,
         capture_output=True,
         text=True,
-        timeout=280,
+        timeout=380,
     )
     assert run.returncode == 0, run.stderr
+    assert {path: path.read_text() for path in before} == before
     results = {name: Result.from_json(told) for name, told in json.loads(output.read_text()).items()}
-    assert tuple(results) == cases
+    assert tuple(results) == NAMES
     assert "| goal |" in report.report(results)
     return results
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(300)
-def test_a_quick_run_answers_every_question_of_the_core(tmp_path: Path) -> None:
-    before = report.RESULTS.read_text()
-    results = quick(tmp_path / "results.json", *OF_THE_CORE)
-    assert report.RESULTS.read_text() == before
-    ours = [f for result in results.values() for f in result.figures if "faster" not in f.name]
+@pytest.mark.timeout(400)
+def test_a_quick_run_answers_every_question_of_the_core(quick: dict[str, Result]) -> None:
+    ours = [f for name in OF_THE_CORE for f in quick[name].figures if "faster" not in f.name]
     assert [f.name for f in ours if f.value is None and "UnknownSolver" not in f.note] == []
-    libraries = results["fit"].made["libraries"]
+    libraries = quick["fit"].made["libraries"]
     assert set(libraries) == {"dictserve", "scikit-learn", "overcomplete", "torchnmf", "nmf-torch"}
     for told in libraries.values():
         assert told[0].isdigit() or told.startswith("absent (")
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(300)
-def test_a_quick_run_answers_every_question_of_the_service(tmp_path: Path) -> None:
-    results = quick(tmp_path / "results.json", *OF_THE_SERVICE)
-    figures = [f for result in results.values() for f in result.figures]
+@pytest.mark.timeout(400)
+def test_a_quick_run_answers_every_question_of_the_service(quick: dict[str, Result]) -> None:
+    figures = [f for name in OF_THE_SERVICE for f in quick[name].figures]
     assert [f.name for f in figures if f.value is None and "LitServe" not in f.name] == []
     assert all(f.verdict == "met" for f in figures if "largest difference" in f.name)
-    libraries = results["service"].made["libraries"]
+    libraries = quick["service"].made["libraries"]
     assert set(libraries) == {"dictserve", "uvicorn", "fastapi", "litserve", "mlserver"}
-    for table in results["service"].tables:
+    for table in quick["service"].tables:
         assert [row[:2] for row in table.rows[1:]] == [[way.server, way.format] for way in WAYS]
         for server, _, p50, *_ in table.rows:
             assert not isinstance(p50, str) or (server not in ("none", ECHO, FASTAPI) and p50.startswith("absent: "))
