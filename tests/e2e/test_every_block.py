@@ -113,6 +113,25 @@ def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
     assert service.stop() == 0
 
 
+@pytest.fixture
+def within(shared: Service, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The folder and the environment that blocks are run in."""
+    monkeypatch.chdir(shared.store.parent)
+    for name, value in {
+        "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+        "PYTHONPATH": str(ROOT),
+        "DICTSERVE_URL": shared.url,
+        "DICTSERVE_PORT": str(free_port()),  # of services that are started
+        "AWS_DEFAULT_REGION": "us-east-1",
+        # a group of one process
+        "RANK": "0",
+        "WORLD_SIZE": "1",
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(free_port()),
+    }.items():
+        monkeypatch.setenv(name, value)
+
+
 def elsewhere(page: Path, shared: Service, folder: Path, request: pytest.FixtureRequest) -> dict[str, str]:
     """Places that blocks name, and those that stand for them here; PostgreSQL and S3 where the page asks for them."""
     places = {
@@ -138,16 +157,11 @@ WITH_BLOCKS = [page for page in PAGES if blocks(page)]
 
 
 @pytest.mark.parametrize("page", WITH_BLOCKS, ids=lambda page: page.name)
-def test_a_page(
-    page: Path, shared: Service, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
-) -> None:
+def test_a_page(page: Path, shared: Service, within: None, tmp_path: Path, request: pytest.FixtureRequest) -> None:
     shared.client.post("/fit", json=TOY, headers={"prefer": "wait=30"}).raise_for_status()
-    port, places = str(free_port()), elsewhere(page, shared, tmp_path, request)
-    monkeypatch.chdir(shared.store.parent)
-    for name, value in environment(shared, port).items():
-        monkeypatch.setenv(name, value)
+    places = elsewhere(page, shared, tmp_path, request)
     for block in blocks(page):
-        text = block.text.replace("--port 8000", f"--port {port}")
+        text = block.text.replace("--port 8000", f"--port {os.environ['DICTSERVE_PORT']}")
         for name, place in places.items():
             text = text.replace(name, place)
         match block.language:
@@ -173,21 +187,6 @@ def test_a_page(
                 raise AssertionError(f"{block}: blocks are sh, python, json, sql or text, not {block.language!r}")
     if page.name == "operations.md":
         the_backup_is_whole(shared.store.parent)
-
-
-def environment(shared: Service, port: str) -> dict[str, str]:
-    return {
-        "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
-        "PYTHONPATH": str(ROOT),
-        "DICTSERVE_URL": shared.url,
-        "DICTSERVE_PORT": port,
-        "AWS_DEFAULT_REGION": "us-east-1",
-        # a group of one process
-        "RANK": "0",
-        "WORLD_SIZE": "1",
-        "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": str(free_port()),
-    }
 
 
 def run_shell(block: Block, text: str, looked_at: Path) -> None:
@@ -235,6 +234,28 @@ def the_backup_is_whole(folder: Path) -> None:
         assert "toy" in {record.job.name for record in succeeded}
     finally:
         database.close()
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "false\necho on",
+        "false | true",
+        "curl localhost:1/livez",
+        "curl $DICTSERVE_URL/nowhere",
+        "dictserve fit --nonsense",
+        "dictserve serve --store /dev/null",
+        "make nonsense",
+        "pip install 'dictserve[nonsense]'",
+        "pip install another",
+        "kubectl apply -k deploy/nowhere",
+        "serve run app.ray:deployment nonsense=1",
+        "nonsense",
+    ],
+)
+def test_a_block_that_fails_is_seen(text: str, within: None, tmp_path: Path) -> None:
+    with pytest.raises((AssertionError, subprocess.CalledProcessError, ValueError)):
+        run_shell(Block(ROOT / "README.md", 1, "sh", text), text, tmp_path / "looked-at")
 
 
 def test_what_is_looked_at_says_why_and_is_needed() -> None:
