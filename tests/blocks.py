@@ -29,5 +29,6 @@ class Block:
 def blocks(page: Path) -> list[Block]:
     text = page.read_text()
     found = [Block(page, text.count("\n", 0, m.start()) + 2, m[2].strip(), m[3]) for m in _FENCED.finditer(text)]
+    assert not re.search(r"\n\n {4,}\S", _FENCED.sub("", text)), f"{page}: a block by its indent; fence it"
     assert 2 * len(found) == len(re.findall(r"^ *```", text, re.MULTILINE)), f"{page}: a fence that is not closed"
     return found

@@ -137,7 +137,7 @@ def elsewhere(page: Path, shared: Service, folder: Path, request: pytest.Fixture
     places = {
         "http://localhost:8000": shared.url,
         "localhost:8000": f"127.0.0.1:{shared.port}",
-        "http://collector:4318": "http://127.0.0.1:9",  # nobody listens there
+        "http://collector:4318": shared.url,  # which answers at once that it takes no spans
         "/mnt/models": str(folder / "mounted"),
         "/var/lib/dictserve": str(folder / "own"),
     }
