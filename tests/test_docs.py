@@ -82,7 +82,7 @@ def test_the_tree_in_the_docs_is_that_of_the_sources() -> None:
     (tree,) = (block.text for block in blocks(ROOT / "docs" / "architecture.md") if block.language == "text")
     core, app = re.split(r"^app/", tree, flags=re.MULTILINE)
     for folder, told in {"core": core, "app": app}.items():
-        named = set(re.findall(r"\b(\w+(?:\.py|/))", told)) - {"core/"}
+        named = set(re.findall(r"\b([a-z_]+(?:\.py|/))", told)) - {"core/"}
         files = {path.name for path in (ROOT / folder).rglob("*.py")}
         folders = {f"{path.parent.name}/" for path in (ROOT / folder).rglob("__init__.py")}
         assert named <= files | folders
