@@ -35,7 +35,7 @@ def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
 
 def test_the_two_commands_are_the_makefiles() -> None:
     makefile = (ROOT / "Makefile").read_text()
-    for target in ("demo", "test", "serve", "check", "bench"):
+    for target in ("demo", "test", "serve", "check", "bench", "docs"):
         assert f"make {target}" in README
         assert re.search(rf"^{target}:", makefile, re.MULTILINE)
     ci = (ROOT / ".ci" / "run").read_text()
