@@ -7,7 +7,7 @@ INSTALLED := $(VENV)/.installed
 # With it set, every process that a test starts would compile all of torch anew.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: install demo serve check audit test fuzz crash slow load soak ray bench gpu clean
+.PHONY: install demo serve docs check audit test fuzz crash slow load soak ray bench gpu clean
 
 install: $(INSTALLED)
 
@@ -22,6 +22,11 @@ demo: install
 
 serve: install
 	$(BIN)/dictserve serve --host 127.0.0.1 --port 8000 --store models
+
+# Into build/site, without the internet. The variable keeps a notice about other programs out of what it prints.
+docs: install
+	$(BIN)/python -m docs.make
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 check: install
 	$(BIN)/ruff format --check .
@@ -84,4 +89,4 @@ gpu:
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
-	find app benchmarks core demo tests -name __pycache__ -prune -exec rm -rf {} +
+	find app benchmarks core demo docs tests -name __pycache__ -prune -exec rm -rf {} +

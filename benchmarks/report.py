@@ -1,4 +1,4 @@
-"""``python -m benchmarks.report``: docs/performance.md and docs/scale.md from the committed figures."""
+"""``python -m benchmarks.report``: parts of pages in docs/ from the committed figures."""
 
 import json
 from collections.abc import Mapping
@@ -11,10 +11,8 @@ from benchmarks.figures import Cell, Result, Table, number
 
 RESULTS, SERVICE = (Path(__file__).with_name(name) for name in ("results.json", "service.json"))
 DOCS = Path(__file__).parent.parent / "docs"
-PAGES = {
-    DOCS / "performance.md": tuple(name for name in NAMES if name != "capacity"),
-    DOCS / "scale.md": ("capacity",),
-}
+APART = {DOCS / "scale.md": ("capacity",), DOCS / "choosing.md": ("choosing",)}
+PAGES = {DOCS / "performance.md": tuple(name for name in NAMES if (name,) not in APART.values()), **APART}
 BEGIN, END = "<!-- made by python -m benchmarks.report -->", "<!-- /made -->"
 
 

@@ -1,34 +1,29 @@
 """What README and docs/ say is so."""
 
-import json
 import os
 import re
-import shlex
-import subprocess
-import sys
-import tarfile
 from collections.abc import Iterator
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
+from typer.main import get_command
 
-from app.database import Database
+from app.cli import main
+from app.client import Client
 from app.errors import HTTP_KINDS, INTERNAL, KINDS
-from app.jobs import Jobs
 from app.main import create_app
 from app.schemas import FitParameters
 from app.settings import Settings, settings_table
+from tests.blocks import PAGES, ROOT, blocks
 from tests.e2e.conftest import Service
 
-ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
 HTTP = (ROOT / "docs" / "http.md").read_text()
 FAULTS = (ROOT / "docs" / "faults.md").read_text()
+CLIENT = (ROOT / "docs" / "client.md").read_text()
+CLI = (ROOT / "docs" / "cli.md").read_text()
 OPERATIONS = (ROOT / "docs" / "operations.md").read_text()
-
-
-def blocks(language: str, text: str = README) -> list[str]:
-    return re.findall(rf"```{language}\n(.*?)```", text, re.DOTALL)
 
 
 @pytest.fixture(scope="module")
@@ -40,37 +35,59 @@ def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
 
 def test_the_two_commands_are_the_makefiles() -> None:
     makefile = (ROOT / "Makefile").read_text()
-    for target in ("demo", "test", "serve", "check", "bench"):
+    for target in ("demo", "test", "serve", "check", "bench", "docs"):
         assert f"make {target}" in README
         assert re.search(rf"^{target}:", makefile, re.MULTILINE)
     ci = (ROOT / ".ci" / "run").read_text()
     assert "make check demo test" in ci
 
 
-def test_readmes_curl_lines_work_when_pasted(service: Service) -> None:
-    lines = next(block for block in blocks("sh") if "curl" in block).strip().splitlines()
-    assert len(lines) == 3
-    for line in lines:
-        command = shlex.split(line.replace("localhost:8000", f"localhost:{service.port}"))
-        run = subprocess.run([*command, "--silent", "--fail-with-body"], capture_output=True, timeout=60)
-        assert run.returncode == 0, run.stdout
-        json.loads(run.stdout)
-
-
-@pytest.mark.parametrize("block", blocks("python"), ids=lambda block: block.splitlines()[0])
-def test_readmes_python_runs(service: Service, block: str) -> None:
-    service.client.post(
-        "/fit", json={"name": "toy", "nb_concepts": 2, "data": [[1, 0, 2, 0]]}, headers={"prefer": "wait=30"}
-    ).raise_for_status()
-    code = block.replace("localhost:8000", f"localhost:{service.port}")
-    run = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=100)
-    assert run.returncode == 0, run.stderr
-
-
 def test_files_that_are_linked_exist() -> None:
-    for page in [ROOT / "README.md", *(ROOT / "docs").glob("*.md")]:
-        for target in re.findall(r"\]\(([^)#:]+)\)", page.read_text()):
+    for page in PAGES:
+        for target in re.findall(r"\]\(([^)#:]+)[)#]", page.read_text()):
             assert (page.parent / target).exists(), f"{page.name} links to {target}"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_commands_within_lines_are_there(page: Path) -> None:
+    """What blocks hold is run by tests/e2e/test_every_block.py."""
+    makefile = (ROOT / "Makefile").read_text()
+    for command in re.findall(r"`([^`\n]+)`", re.sub(r"^```.*?^```", "", page.read_text(), flags=re.M | re.S)):
+        words = [word for word in command.split() if not re.match(r"[A-Z_]+=", word)]
+        match words:
+            case ["make", *targets]:
+                for target in targets:
+                    assert re.search(rf"^{target}:", makefile, re.MULTILINE), command
+            case ["python", "-m", module, *_]:
+                assert find_spec(module), command
+            case ["dictserve", name, *rest]:
+                known = get_command(main)
+                for word in [name, *(word for word in rest if word.startswith("-") or word in ("new",))]:
+                    if word.startswith("-"):
+                        assert word in {option for p in known.params for option in p.opts} | {"--help"}, command
+                    else:
+                        known = known.commands[word]  # type: ignore[attr-defined]
+
+
+def test_every_command_and_method_is_documented() -> None:
+    for command in main.registered_commands:
+        assert re.search(rf"`{command.name}\b", CLI), command.name
+    for name in vars(Client):
+        if not name.startswith("_") and name not in ("send", "close"):
+            assert re.search(rf"`{name}\(", CLIENT), name
+
+
+def test_the_tree_in_the_docs_is_that_of_the_sources() -> None:
+    """What docs/architecture.md names is there, and no module right below core/ or app/ is left out."""
+    (tree,) = (block.text for block in blocks(ROOT / "docs" / "architecture.md") if block.language == "text")
+    core, app = re.split(r"^app/", tree, flags=re.MULTILINE)
+    for folder, told in {"core": core, "app": app}.items():
+        named = set(re.findall(r"\b([a-z_]+(?:\.py|/))", told)) - {"core/"}
+        files = {path.name for path in (ROOT / folder).rglob("*.py")}
+        folders = {f"{path.parent.name}/" for path in (ROOT / folder).rglob("__init__.py")}
+        assert named <= files | folders
+        here = {path.name for path in (ROOT / folder).glob("*.py")} - {"__init__.py", "__main__.py"}
+        assert here <= named
 
 
 def test_every_setting_is_documented() -> None:
@@ -126,33 +143,6 @@ def test_the_store_in_the_docs_is_the_store_on_the_disk(service: Service) -> Non
     service.client.patch("/dictionaries/digits", json={"labels": {"a": "b"}}).raise_for_status()
     assert service.client.put("/dictionaries/digits", json={"data": [[1, 2]]}).json()["version"] == 2
     assert service.client.delete("/dictionaries/digits@2").status_code == 204
-    (tree,) = re.findall(r"```\n(models/.*?)```", OPERATIONS, re.DOTALL)
+    (tree,) = re.findall(r"```text\n(models/.*?)```", OPERATIONS, re.DOTALL)
     for path in re.findall(r"^  (\S+)", tree, re.MULTILINE):
         assert os.path.exists(service.store / path), path
-
-
-def test_a_backup_made_and_restored_as_told_is_whole(service: Service) -> None:
-    service.client.post(
-        "/fit", json={"name": "owners", "nb_concepts": 1, "data": [[1, 2]]}, headers={"prefer": "wait=30"}
-    ).raise_for_status()
-    section = OPERATIONS.partition("## Backup and restore")[2].partition("\n## ")[0]
-    commands = "".join(blocks("sh", section))
-    for word, path in {"python3": sys.executable, "dictserve": f"{sys.executable} -m app"}.items():
-        commands = re.sub(rf"^{word} ", f"{path} ", commands, flags=re.MULTILINE)
-    folder = service.store.parent
-    environment = os.environ | {"PYTHONPATH": str(ROOT)}
-    run = subprocess.run(
-        ["sh", "-e", "-c", commands], cwd=folder, env=environment, capture_output=True, text=True, timeout=60
-    )
-    assert run.returncode == 0, run.stdout + run.stderr
-    restored = folder / "restored" / "models"
-    assert (restored / "owners" / "1" / "dictionary.safetensors").exists()
-    with tarfile.open(folder / "models.tar") as archive:
-        left_out = re.compile(r"models/\.dictserve/(owners|staging|jobs\.sqlite3)")
-        assert not [name for name in archive.getnames() if left_out.match(name)]
-    database = Database(f"sqlite:///{restored / '.dictserve' / 'jobs.sqlite3'}")
-    try:
-        succeeded = Jobs(database).newest(100, before=None, state="succeeded", name=None)
-        assert "owners" in {record.job.name for record in succeeded}
-    finally:
-        database.close()
