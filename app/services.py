@@ -9,6 +9,7 @@ import numpy as np
 from fastapi import Depends, Request
 
 from app.batcher import Batcher
+from app.concepts import Concepts
 from app.database import Database
 from app.errors import InvalidFields, JobsUnavailable
 from app.fits import Fits
@@ -36,6 +37,7 @@ class Services:
     leases: Leases = field(init=False)
     jobs: Jobs = field(init=False)
     fits: Fits = field(init=False)
+    concepts: Concepts = field(init=False)
     batcher: Batcher = field(init=False)
     _opened: bool = field(init=False, default=False)
 
@@ -46,6 +48,7 @@ class Services:
         self.leases = Leases(self.database, self.store, settings.lease_seconds)
         self.jobs = Jobs(self.database)
         self.fits = Fits(settings, self.jobs, self.leases, self.store, self.workers)
+        self.concepts = Concepts(self.store)
         self.batcher = Batcher(
             (), settings.batch_rows, queue_bytes=settings.queue_bytes, queue_rows=settings.queue_rows
         )

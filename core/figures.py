@@ -1,74 +1,90 @@
 """What each concept of a factorisation is like: where it is strong, how its codes are spread, which others are near.
 
-Beside `core.metrics`, which tells of the whole. Everything is counted exactly, but for which concepts go together:
-that costs rows·k², so that it is counted on evenly spaced rows, `TOGETHER_ROWS` at most.
+Beside `core.metrics`, which tells of the whole. Everything is counted over all rows.
 """
 
 from collections.abc import Generator, Iterator
-from dataclasses import dataclass, fields
-from typing import Self
+from dataclasses import dataclass, fields, replace
 
 import torch
 
-from core.chunks import SLICE_WORK, Chunks, slices
-from core.sparse import SparseRows
+from core.chunks import rows_of_slice, slices
 
 BINS = 20  # of a histogram
 TOP_ROWS = 10
 NEIGHBOURS = 10
-TOGETHER_ROWS = 8192
 NONE = -1  # in the place of a row or concept, where there are fewer than there is room for
+TOGETHER_BLOCK = 512  # concepts that are counted with all others at a time
+PASS_WORK = 512  # multiply-adds in the time that a few passes over one code take
+MOST_VALUES = 1 << 23  # of codes at a time, for each of which a slice takes some 30 bytes
 
 
 @dataclass(frozen=True, slots=True)
 class Figures:
-    """Of k concepts, fitted on n rows with d features; tensors on the CPU.
+    """Of k concepts, fitted on n rows; tensors on any device. None where it is not known.
 
     Attributes:
+        nearest, cosines: (k, 10) int64 and float32, the other concepts with the largest cosines above zero, from the
+            largest on; -1 and 0 where there are no more.
         uses: (k,) int64, rows with a code above zero.
         largest: (k,) float32, the largest code.
         histogram: (k, 20) int64, codes above zero, in equal bins from zero to the largest (which the last includes).
-        top_rows, top_codes: (k, 10) int64 and float32, the rows with the largest codes above zero, from the largest
-            on; -1 and 0 where there are no more.
-        nearest, cosines: (k, 10) int64 and float32, the other concepts with the largest cosines above zero; likewise.
+        top_rows, top_codes: (k, 10) int64 and float32, the rows with the largest codes above zero, likewise.
         together, overlap: (k, 10) int64 and float32, the other concepts that are active in the same rows, by the rows
-            that both are active in over those that either is (Jaccard's index); likewise.
-        feature_r2: (d,) float32, 1 − Σ(a − zD)²/Σ(a − mean)² of each feature; of a constant one, 1 where it is met
-            exactly, else 0.
+            that both are active in over those that either is (Jaccard's index), likewise.
     """
 
-    uses: torch.Tensor
-    largest: torch.Tensor
-    histogram: torch.Tensor
-    top_rows: torch.Tensor
-    top_codes: torch.Tensor
     nearest: torch.Tensor
     cosines: torch.Tensor
-    together: torch.Tensor
-    overlap: torch.Tensor
-    feature_r2: torch.Tensor
+    uses: torch.Tensor | None = None
+    largest: torch.Tensor | None = None
+    histogram: torch.Tensor | None = None
+    top_rows: torch.Tensor | None = None
+    top_codes: torch.Tensor | None = None
+    together: torch.Tensor | None = None
+    overlap: torch.Tensor | None = None
 
-    def on_host(self) -> Self:
-        return type(self)(*(getattr(self, told.name).cpu() for told in fields(self)))
+    def known(self) -> dict[str, torch.Tensor]:
+        """What is known, by name."""
+        told = {field.name: getattr(self, field.name) for field in fields(self)}
+        return {name: tensor for name, tensor in told.items() if tensor is not None}
 
 
-def figure_steps(A: torch.Tensor | SparseRows, Z: torch.Tensor, D: torch.Tensor) -> Generator[None, None, Figures]:
-    """The figures of A ≈ Z·D in bounded slices: `figures = yield from figure_steps(A, Z, D)`.
+def figure_steps(Z: torch.Tensor, of_D: Figures) -> Generator[None, None, Figures]:
+    """All figures, in bounded slices, of codes and what is known without them.
 
     Args:
-        A, Z, D: (n, d), (n, k) and (k, d), float32, contiguous, finite and non-negative, on one device.
+        Z: (n, k) float32, finite and non-negative.
 
-    Memory beside them, in bytes: 400·k for what is told of each concept, and one slice's products.
+    Memory beside Z: some 400 bytes a concept, `TOGETHER_BLOCK`·k·8, and one slice's.
     """
     uses, largest, top_rows, top_codes = yield from _strongest(Z)
     histogram = yield from _histogram(Z, largest)
-    nearest, cosines = yield from _nearest(D)
-    together, overlap = yield from _together(Z)
-    feature_r2 = yield from _feature_r2(A, Z, D)
-    told = Figures(
-        uses, largest, histogram, top_rows, top_codes, nearest, cosines, together, overlap, feature_r2.float()
+    together, overlap = yield from _together(Z, uses)
+    return replace(
+        of_D,
+        uses=uses,
+        largest=largest,
+        histogram=histogram,
+        top_rows=top_rows,
+        top_codes=top_codes,
+        together=together,
+        overlap=overlap,
     )
-    return told.on_host()
+
+
+def nearest_steps(D_unit: torch.Tensor) -> Generator[None, None, Figures]:
+    """The concepts near each, in bounded slices.
+
+    Args:
+        D_unit: (k, d), rows of norm one; zero ones are near none.
+    """
+    found = []
+    for part in slices(len(D_unit), rows_of_slice(D_unit.numel(), D_unit.device, least=1)):
+        found.append(_best_others(D_unit[part] @ D_unit.T, part.start))
+        yield
+    concepts, cosines = (torch.cat(parts) for parts in zip(*found, strict=True))
+    return Figures(concepts, cosines.clamp_(max=1))
 
 
 def _strongest(Z: torch.Tensor) -> Generator[None, None, tuple[torch.Tensor, ...]]:
@@ -82,7 +98,7 @@ def _strongest(Z: torch.Tensor) -> Generator[None, None, tuple[torch.Tensor, ...
         uses += (z > 0).sum(dim=0)
         best = z.topk(min(TOP_ROWS, len(z)), dim=0)
         codes, rows = torch.cat([codes, best.values]), torch.cat([rows, best.indices + part.start])
-        codes, order = codes.sort(dim=0, descending=True)
+        codes, order = codes.sort(dim=0, descending=True, stable=True)
         codes, rows = codes[:TOP_ROWS], rows.gather(0, order)[:TOP_ROWS]
         yield
     largest = codes[0].clone() if len(codes) else Z.new_zeros(k)
@@ -102,61 +118,26 @@ def _histogram(Z: torch.Tensor, largest: torch.Tensor) -> Generator[None, None, 
     return counts.reshape(k, BINS)
 
 
-def _nearest(D: torch.Tensor) -> Generator[None, None, tuple[torch.Tensor, ...]]:
-    norms = torch.linalg.vector_norm(D, dim=1, dtype=torch.float64)
-    unit = (D / torch.where(norms > 0, norms, 1)[:, None]).to(D.dtype)
-    found = []
-    for part in slices(len(D), max(1, SLICE_WORK // max(1, D.numel()))):
-        found.append(_best_others(unit[part] @ unit.T, part.start))
+def _together(Z: torch.Tensor, uses: torch.Tensor) -> Generator[None, None, tuple[torch.Tensor, ...]]:
+    k, found = Z.shape[1], []
+    for concepts in slices(k, TOGETHER_BLOCK):
+        width = concepts.stop - concepts.start
+        both = torch.zeros(width, k, dtype=torch.float64, device=Z.device)
+        for part in _rows(Z, width + PASS_WORK):
+            active = (Z[part] > 0).float()
+            both += active[:, concepts].T @ active
+            yield
+        either = uses[concepts, None] + uses - both
+        found.append(_best_others((both / either.clamp(min=1)).float(), concepts.start))
         yield
-    concepts, cosines = (torch.cat(parts) for parts in zip(*found, strict=True))
-    return concepts, cosines.clamp_(max=1)
+    together, overlap = (torch.cat(parts) for parts in zip(*found, strict=True))
+    return together, overlap
 
 
-def _together(Z: torch.Tensor) -> Generator[None, None, tuple[torch.Tensor, ...]]:
-    n, k = Z.shape
-    rows = torch.linspace(0, n - 1, min(n, TOGETHER_ROWS), dtype=torch.float64, device=Z.device).long()
-    active = Z.new_zeros(k, len(rows), dtype=torch.bool)
-    for part in slices(len(rows), max(1, SLICE_WORK // (64 * k))):
-        active[:, part] = (Z[rows[part]] > 0).T
-        yield
-    uses = active.sum(dim=1, dtype=torch.float32)
-    found = []
-    for part in slices(k, max(1, min(k, SLICE_WORK // max(1, k * len(rows))))):
-        both = Z.new_zeros(part.stop - part.start, k)
-        # concepts a block at a time: as numbers they take four times the memory
-        for others in slices(k, 1024):
-            both[:, others] = active[part].float() @ active[others].float().T
-        either = uses[part, None] + uses - both
-        found.append(_best_others(both / either.clamp(min=1), part.start))
-        yield
-    concepts, overlap = (torch.cat(parts) for parts in zip(*found, strict=True))
-    return concepts, overlap
-
-
-def _feature_r2(
-    A: torch.Tensor | SparseRows, Z: torch.Tensor, D: torch.Tensor
-) -> Generator[None, None, torch.Tensor]:
-    chunks = Chunks(A, len(D))
-    yield from chunks.survey()
-    scale = 2.0**-chunks.exponent
-    new = torch.zeros(3, A.shape[1], dtype=torch.float64, device=D.device)
-    total, squares, error = new
-    for rows, block in chunks:
-        a = block.to_dense().double()
-        total += a.sum(dim=0)
-        squares += a.square().sum(dim=0)
-        error += (a - (Z[rows].double() * scale) @ D.double()).square().sum(dim=0)
-        yield
-    spread = squares - total.square() / max(1, len(A))
-    constant = spread <= 1e-12 * squares
-    met = error <= 1e-12 * squares
-    return torch.where(constant, met.double(), 1 - error / torch.where(constant, 1, spread))
-
-
-def _rows(Z: torch.Tensor) -> Iterator[slice]:
-    """Slices in which a few passes over codes are bounded work."""
-    return slices(len(Z), max(1, SLICE_WORK // (128 * Z.shape[1])))
+def _rows(Z: torch.Tensor, work_of_code: int = PASS_WORK) -> Iterator[slice]:
+    """Slices of bounded work and memory."""
+    k = Z.shape[1]
+    return slices(len(Z), max(1, min(rows_of_slice(work_of_code * k, Z.device), MOST_VALUES // k)))
 
 
 def _best_others(scores: torch.Tensor, first: int) -> tuple[torch.Tensor, torch.Tensor]:

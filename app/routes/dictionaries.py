@@ -52,9 +52,9 @@ def list_dictionaries(services: ServicesDep) -> DictionaryList:
 )
 def get_dictionary(reference: str, services: ServicesDep, if_none_match: IfNoneMatch = "") -> Response:
     """By name (the latest version) or as `name@version`."""
-    record = services.store.described(_parsed(reference))
+    record = services.store.described(parsed(reference))
     body = record.model_dump_json().encode()
-    return _tagged(hashlib.sha256(body).hexdigest(), if_none_match, lambda: Response(body, media_type=JSON_TYPE))
+    return tagged(hashlib.sha256(body).hexdigest(), if_none_match, lambda: Response(body, media_type=JSON_TYPE))
 
 
 @router.get(
@@ -72,13 +72,13 @@ def get_weights(
 ) -> Response:
     """In any format, npy by default."""
     format = answer_format(accept, NPY)
-    record = services.store.record(_parsed(reference))
+    record = services.store.record(parsed(reference))
 
     def weights() -> Response:
         D = services.store.load(record.name, record.version)
         return array_answer(format, {"dictionary": record.name, "version": record.version}, {"weights": D})
 
-    return _tagged(f"{record.sha256}-{format.name}", if_none_match, weights)
+    return tagged(f"{record.sha256}-{format.name}", if_none_match, weights)
 
 
 @router.put(
@@ -92,16 +92,16 @@ async def import_dictionary(
     reference: str, request: Request, response: Response, services: ServicesDep
 ) -> DictionaryRecord:
     """The next version of the name. It has no metrics: those are of a dictionary and the data it was fitted to."""
-    parsed = _parsed(reference)
-    if parsed.version is not None:
-        raise InvalidFields.at("reference", msg=f"an import makes the next version of {parsed.name!r}; leave out `@`")
+    wanted = parsed(reference)
+    if wanted.version is not None:
+        raise InvalidFields.at("reference", msg=f"an import makes the next version of {wanted.name!r}; leave out `@`")
     payload = await read_payload(request, ImportRequest, services.settings)
     D = payload.fields.data
     if len(D) > services.settings.max_concepts:
         raise InvalidFields.at("data", msg=f"{len(D)} concepts; at most {services.settings.max_concepts} are taken")
     record = await asyncio.to_thread(
         services.store.publish,
-        parsed.name,
+        wanted.name,
         D,
         parameters={"imported": True},
         data={},
@@ -120,9 +120,9 @@ async def import_dictionary(
 )
 async def label_dictionary(reference: str, request: Request, services: ServicesDep) -> DictionaryRecord:
     """Labels that are given are set, null removes one, others stay. The dictionary itself never changes."""
-    parsed = _parsed(reference)
+    wanted = parsed(reference)
     patch = await read_fields(request, LabelRequest, MAX_LABELS_BYTES)
-    return await asyncio.to_thread(_label, services.store, parsed, patch)
+    return await asyncio.to_thread(_label, services.store, wanted, patch)
 
 
 @router.delete(
@@ -130,9 +130,9 @@ async def label_dictionary(reference: str, request: Request, services: ServicesD
 )
 def delete_dictionary(reference: str, services: ServicesDep) -> None:
     """`name@3` removes that version, `name` all. A version's number is not given again."""
-    parsed = _parsed(reference)
-    name, version = services.store.resolve(parsed)
-    services.store.remove(name, services.store.versions(name) if parsed.version is None else [version])
+    wanted = parsed(reference)
+    name, version = services.store.resolve(wanted)
+    services.store.remove(name, services.store.versions(name) if wanted.version is None else [version])
 
 
 def _latest_whole(store: Store, name: str) -> DictionaryRecord | None:
@@ -164,14 +164,14 @@ def _label(store: Store, reference: Reference, patch: LabelRequest) -> Dictionar
     return store.described(Reference(record.name, record.version))
 
 
-def _parsed(reference: str) -> Reference:
+def parsed(reference: str) -> Reference:
     try:
         return Reference.parse(reference)
     except ValueError as error:
         raise InvalidFields.at("reference", msg=str(error)) from None
 
 
-def _tagged(tag: str, if_none_match: str, answer: Callable[[], Response]) -> Response:
+def tagged(tag: str, if_none_match: str, answer: Callable[[], Response]) -> Response:
     """The answer with its ETag, or 304 where the client has it already."""
     etag = f'"{tag}"'
     known = {part.strip().removeprefix("W/") for part in if_none_match.split(",")}

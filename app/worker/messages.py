@@ -167,7 +167,8 @@ class FitProgress(Message, frozen=True):
 
 
 class Fitted(Message, frozen=True):
-    """Arrays: D, the dictionary's metrics as JSON bytes (uint8), and the loss after each iteration (float64)."""
+    """Arrays: D, the dictionary's metrics as JSON bytes (uint8), the loss after each iteration (float64), and the
+    file of the concepts' figures (uint8)."""
 
     job: str
     seconds: float

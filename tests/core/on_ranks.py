@@ -96,7 +96,7 @@ def told_of(case: Case, ranks: Counting) -> dict[str, object]:
         given["Z"] = given["Z"][mine]
     model = case.model()
     Z, D = model.fit(A[mine], ranks=ranks, **given)  # type: ignore[arg-type]
-    metrics = run(measure_steps(torch.from_numpy(A[mine]), Z, D, ranks))
+    metrics = run(measure_steps(torch.from_numpy(A[mine]), Z, D, ranks)).metrics
     return {"D": D.tolist(), "losses": model.loss_history_, "metrics": metrics, "rows": len(Z)}
 
 

@@ -46,7 +46,7 @@ def alone(name: str) -> tuple[list[float], dict[str, Any]]:
     case = CASES[name]
     A, model = case.activations(), case.model()
     Z, D = model.fit(A, **case.given(A))  # type: ignore[arg-type]
-    return model.loss_history_, run(measure_steps(torch.from_numpy(A), Z, D))
+    return model.loss_history_, run(measure_steps(torch.from_numpy(A), Z, D)).metrics
 
 
 @pytest.mark.slow

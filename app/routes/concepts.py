@@ -1,0 +1,45 @@
+"""``/dictionaries/{reference}/concepts``: what is known of a dictionary's concepts."""
+
+import hashlib
+from typing import Annotated, Any
+
+import orjson
+from fastapi import APIRouter, Path, Response
+
+from app.routes.dictionaries import JSON_TYPE, IfNoneMatch, parsed, tagged
+from app.routes.openapi import problems
+from app.schemas import Concept, ConceptColumns
+from app.services import ServicesDep
+
+router = APIRouter(prefix="/dictionaries", tags=["dictionaries"])
+
+UNCHANGED: dict[int | str, Any] = {304: {"description": "It is as it was (If-None-Match)."}}
+
+
+@router.get(
+    "/{reference}/concepts",
+    summary="All concepts, in columns",
+    response_model=ConceptColumns,
+    responses={**UNCHANGED, **problems(404, 422, 500)},
+)
+def list_concepts(reference: str, services: ServicesDep, if_none_match: IfNoneMatch = "") -> Response:
+    """A number of each concept in each column. A column is null where it is not known."""
+    return _answer(services.concepts.all(parsed(reference)), if_none_match)
+
+
+@router.get(
+    "/{reference}/concepts/{concept}",
+    summary="One concept",
+    response_model=Concept,
+    responses={**UNCHANGED, **problems(404, 422, 500)},
+)
+def get_concept(
+    reference: str, concept: Annotated[int, Path(ge=0)], services: ServicesDep, if_none_match: IfNoneMatch = ""
+) -> Response:
+    """Its weights, and what the fit has counted of it."""
+    return _answer(services.concepts.one(parsed(reference), concept), if_none_match)
+
+
+def _answer(told: dict[str, Any], if_none_match: str) -> Response:
+    body = orjson.dumps(told, option=orjson.OPT_SERIALIZE_NUMPY)
+    return tagged(hashlib.sha256(body).hexdigest(), if_none_match, lambda: Response(body, media_type=JSON_TYPE))
