@@ -114,7 +114,7 @@ class Concepts:
 
     def _nearest_to(self, record: DictionaryRecord, index: int) -> Figures:
         unit = self._unit(record)
-        return _best_others((unit @ unit[index])[None], index)
+        return {name: array[0] for name, array in _best_others((unit @ unit[index])[None], index).items()}
 
     def _nearest(self, record: DictionaryRecord) -> Figures | None:
         """The concepts nearest to each; None where that is too much to compute while somebody waits."""

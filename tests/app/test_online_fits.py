@@ -140,7 +140,7 @@ def kept(turned: object, iteration: int) -> bool:
 
 def test_the_dictionary_is_that_of_fit_online(store: Store, folder: Path) -> None:
     told = ended(store, message(store, folder, checkpoint=None))[1:]
-    D, metrics, losses = told[1].arrays
+    D, metrics, losses, _ = told[1].arrays
     model = NMF(6, seed=0, tol=0)
     np.testing.assert_array_equal(D, model.fit_online(A, 3).numpy())
     np.testing.assert_array_equal(losses, model.loss_history_)
