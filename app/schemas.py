@@ -268,6 +268,30 @@ class Concept(BaseModel):
     near_dense: bool | None = Field(description="Whether it is active in more than 90 % of the rows.")
 
 
+class Compared(BaseModel):
+    dictionary: str
+    version: int
+    nb_concepts: int
+
+
+class MatchedPair(BaseModel):
+    a: int
+    b: int
+    cosine: float
+
+
+class Comparison(BaseModel):
+    """Which concept of one dictionary is which of another."""
+
+    a: Compared
+    b: Compared
+    n_features: int
+    matches: list[MatchedPair] = Field(description="From the largest cosine on; as many as the smaller has concepts.")
+    mean_cosine: float
+    median_cosine: float
+    stability: float = Field(description="Share of the larger one's concepts that match with a cosine above 0.9.")
+
+
 class ProblemAnswer(BaseModel):
     """A problem of RFC 9457."""
 

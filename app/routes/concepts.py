@@ -1,19 +1,15 @@
 """``/dictionaries/{reference}/concepts``: what is known of a dictionary's concepts."""
 
-import hashlib
-from typing import Annotated, Any
+from typing import Annotated
 
-import orjson
 from fastapi import APIRouter, Path, Response
 
-from app.routes.dictionaries import JSON_TYPE, IfNoneMatch, parsed, tagged
+from app.routes.dictionaries import UNCHANGED, IfNoneMatch, parsed, tagged_json
 from app.routes.openapi import problems
 from app.schemas import Concept, ConceptColumns
 from app.services import ServicesDep
 
 router = APIRouter(prefix="/dictionaries", tags=["dictionaries"])
-
-UNCHANGED: dict[int | str, Any] = {304: {"description": "It is as it was (If-None-Match)."}}
 
 
 @router.get(
@@ -24,7 +20,7 @@ UNCHANGED: dict[int | str, Any] = {304: {"description": "It is as it was (If-Non
 )
 def list_concepts(reference: str, services: ServicesDep, if_none_match: IfNoneMatch = "") -> Response:
     """A number of each concept in each column. A column is null where it is not known."""
-    return _answer(services.concepts.all(parsed(reference)), if_none_match)
+    return tagged_json(services.concepts.all(parsed(reference)), if_none_match)
 
 
 @router.get(
@@ -37,9 +33,4 @@ def get_concept(
     reference: str, concept: Annotated[int, Path(ge=0)], services: ServicesDep, if_none_match: IfNoneMatch = ""
 ) -> Response:
     """Its weights, and what the fit has counted of it."""
-    return _answer(services.concepts.one(parsed(reference), concept), if_none_match)
-
-
-def _answer(told: dict[str, Any], if_none_match: str) -> Response:
-    body = orjson.dumps(told, option=orjson.OPT_SERIALIZE_NUMPY)
-    return tagged(hashlib.sha256(body).hexdigest(), if_none_match, lambda: Response(body, media_type=JSON_TYPE))
+    return tagged_json(services.concepts.one(parsed(reference), concept), if_none_match)

@@ -4,8 +4,9 @@ import asyncio
 import hashlib
 import logging
 from collections.abc import Callable, Mapping
-from typing import Annotated, TypeVar
+from typing import Annotated, Any, TypeVar
 
+import orjson
 from fastapi import APIRouter, Header, Request, Response
 
 from app import __version__
@@ -23,6 +24,7 @@ logger = logging.getLogger("dictserve")
 JSON_TYPE = "application/json"
 MAX_LABELS_BYTES = 8 * 1024 * 1024
 IfNoneMatch = Annotated[str, Header()]
+UNCHANGED: dict[int | str, Any] = {304: {"description": "It is as it was (If-None-Match)."}}
 K = TypeVar("K")
 
 router = APIRouter(prefix="/dictionaries", tags=["dictionaries"])
@@ -48,7 +50,7 @@ def list_dictionaries(services: ServicesDep) -> DictionaryList:
     "/{reference}",
     summary="A dictionary with its metrics",
     response_model=DictionaryRecord,
-    responses={304: {"description": "It is as it was (If-None-Match)."}, **problems(404, 422, 500)},
+    responses={**UNCHANGED, **problems(404, 422, 500)},
 )
 def get_dictionary(reference: str, services: ServicesDep, if_none_match: IfNoneMatch = "") -> Response:
     """By name (the latest version) or as `name@version`."""
@@ -63,7 +65,7 @@ def get_dictionary(reference: str, services: ServicesDep, if_none_match: IfNoneM
     response_class=Response,
     responses={
         **array_answers(WeightsAnswer),
-        304: {"description": "It is as it was (If-None-Match)."},
+        **UNCHANGED,
         **problems(404, 406, 422, 500),
     },
 )
@@ -164,11 +166,11 @@ def _label(store: Store, reference: Reference, patch: LabelRequest) -> Dictionar
     return store.described(Reference(record.name, record.version))
 
 
-def parsed(reference: str) -> Reference:
+def parsed(reference: str, place: str = "reference") -> Reference:
     try:
         return Reference.parse(reference)
     except ValueError as error:
-        raise InvalidFields.at("reference", msg=str(error)) from None
+        raise InvalidFields.at(place, msg=str(error)) from None
 
 
 def tagged(tag: str, if_none_match: str, answer: Callable[[], Response]) -> Response:
@@ -178,6 +180,12 @@ def tagged(tag: str, if_none_match: str, answer: Callable[[], Response]) -> Resp
     response = Response(status_code=304) if {etag, "*"} & known else answer()
     response.headers["ETag"] = etag
     return response
+
+
+def tagged_json(told: Mapping[str, Any], if_none_match: str) -> Response:
+    """Fields, in which there may be numpy arrays, as JSON with its own hash as ETag."""
+    body = orjson.dumps(told, option=orjson.OPT_SERIALIZE_NUMPY)
+    return tagged(hashlib.sha256(body).hexdigest(), if_none_match, lambda: Response(body, media_type=JSON_TYPE))
 
 
 def _merged(old: Mapping[K, str], patch: Mapping[K, str | None]) -> dict[K, str]:

@@ -182,6 +182,25 @@ class FitStopped(Message, frozen=True):
     job: str
 
 
+# -- to a comparison's process, and from it ---------------------------------------------------------------
+
+
+class Compare(Message, frozen=True):
+    """Two dictionaries, ``name@version``, that can be loaded without waiting for a network."""
+
+    store: str
+    objects: ObjectStore | None
+    a: str
+    b: str
+
+
+class Compared(Message, frozen=True):
+    """Concept of one, concept of the other, cosine, from the largest on; as ``core.matching`` finds them."""
+
+    pairs: list[tuple[int, int, float]]
+    stability: float
+
+
 ENDS_OF_FITS = (Fitted, FitStopped, FitCancelled, Failed)
 DEVICE_ERROR_EXIT = 70  # the exit code of a worker whose device cannot be used any more
 
