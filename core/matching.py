@@ -35,7 +35,7 @@ def match(D_a: np.ndarray, D_b: np.ndarray) -> Matching:
     a, b = linear_sum_assignment(cosines, maximize=True)
     matched = cosines[a, b]
     order = np.argsort(-matched, kind="stable")
-    stable = np.count_nonzero(matched > STABLE_COSINE)
+    stable = int(np.count_nonzero(matched > STABLE_COSINE))
     return Matching(a[order], b[order], matched[order], stable / max(len(D_a), len(D_b)))
 
 
