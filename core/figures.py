@@ -14,8 +14,11 @@ BINS = 20  # of a histogram
 TOP_ROWS = 10
 NEIGHBOURS = 10
 NONE = -1  # in the place of a row or concept, where there are fewer than there is room for
-TOGETHER_BLOCK = 512  # concepts that are counted with all others at a time
+# Concepts that are counted with all others at a time: at most, and so many that slices have about as many rows, for
+# adding up what a slice has counted takes as long as a hundred rows.
+TOGETHER_BLOCK = 512
 PASS_WORK = 512  # multiply-adds in the time that a few passes over one code take
+TOGETHER_WORK = 64  # likewise: of one pass
 MOST_VALUES = 1 << 23  # of codes at a time, for each of which a slice takes some 30 bytes
 
 
@@ -120,10 +123,11 @@ def _histogram(Z: torch.Tensor, largest: torch.Tensor) -> Generator[None, None, 
 
 def _together(Z: torch.Tensor, uses: torch.Tensor) -> Generator[None, None, tuple[torch.Tensor, ...]]:
     k, found = Z.shape[1], []
-    for concepts in slices(k, TOGETHER_BLOCK):
+    block = min(TOGETHER_BLOCK, rows_of_slice(TOGETHER_BLOCK * k, Z.device))
+    for concepts in slices(k, block):
         width = concepts.stop - concepts.start
         both = torch.zeros(width, k, dtype=torch.float64, device=Z.device)
-        for part in _rows(Z, width + PASS_WORK):
+        for part in _rows(Z, width + TOGETHER_WORK):
             active = (Z[part] > 0).float()
             both += active[:, concepts].T @ active
             yield
