@@ -171,8 +171,7 @@ def _unit_concepts(D: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
 
 def _energies(x: torch.Tensor, unit: float) -> torch.Tensor:
     """Of each column, in this unit."""
-    norms: torch.Tensor = torch.linalg.vector_norm(x, dim=0, dtype=torch.float64)
-    return (norms * unit).square()
+    return x.double().square().sum(dim=0) * unit**2
 
 
 def _r2(error: torch.Tensor, spread: torch.Tensor, squares: torch.Tensor) -> torch.Tensor:
