@@ -40,11 +40,14 @@ def damaged(store: Store) -> Iterator[Finding | None]:
     """
     for name in store.names():
         for version in store.versions(name):
+            aside: Callable[[], Path | str] | None = partial(store.set_aside, name, version)
             try:
                 store.load(name, version, cached=False)
                 store.labels(name, version)
+                aside = None  # the dictionary is whole: it stays, whatever its figures are
+                store.figures(name, version, cached=False)
             except DictionaryDamaged as error:
-                yield Finding(f"{name}@{version}", str(error), partial(store.set_aside, name, version))
+                yield Finding(f"{name}@{version}", str(error), aside)
             except UnknownDictionary:
                 continue  # removed in the meantime
             else:

@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from app import __version__
-from app.commands import check, dictionaries, fit, service, solve, token
+from app.commands import check, concepts, dictionaries, fit, service, solve, token
 from app.commands.connection import Commands
 
 main = typer.Typer(
@@ -33,6 +33,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "decode": solve.decode,
     "ls": dictionaries.ls,
     "show": dictionaries.show,
+    "compare": concepts.compare,
     "import": dictionaries.import_,
     "export": dictionaries.export,
     "rm": dictionaries.rm,

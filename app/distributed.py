@@ -107,14 +107,14 @@ def _fit(arguments: argparse.Namespace, parameters: FitParameters, rank: int, si
     with ranked.joined_by_environment(rank, size, local_size, device, patience) as ranks:
         mine = A[ranked.share_of(len(A), rank, size)]
         ranked.RankedFit(fit, ranks, device, store, tell if rank == 0 else _quiet).run(mine)
-    for fitted, (D, metrics, losses) in results:
+    for fitted, (D, metrics, losses, figures) in results:
         record: dict[str, Any] = {"loss": float(losses[-1]) if len(losses) else 0.0, "iterations": len(losses)}
         record |= {"seconds": fitted.seconds, "ranks": size, "metrics": orjson.loads(metrics.tobytes())}
         if arguments.store is None:
             _write(arguments.output, D)
             told_of = {"output": str(arguments.output)}
         else:
-            told_of = {"dictionary": _publish(store, parameters, A, D, record, losses)}
+            told_of = {"dictionary": _publish(store, parameters, A, D, record, losses, figures)}
         del record["metrics"]["energy"]  # a number for each concept: the dictionary's record has them
         print(orjson.dumps(told_of | record, option=orjson.OPT_INDENT_2).decode())
 
@@ -153,11 +153,18 @@ def _write(path: Path, D: np.ndarray) -> None:
 
 
 def _publish(
-    store: Store, parameters: FitParameters, A: np.ndarray, D: np.ndarray, record: dict[str, Any], losses: np.ndarray
+    store: Store,
+    parameters: FitParameters,
+    A: np.ndarray,
+    D: np.ndarray,
+    record: dict[str, Any],
+    losses: np.ndarray,
+    figures: np.ndarray,
 ) -> str:
     published = store.publish(
         parameters.name,
         D,
+        figures.tobytes(),
         parameters=parameters.model_dump(exclude={"name"}) | {"ranks": record["ranks"]},
         data={"rows": A.shape[0], "n_features": A.shape[1]},
         metrics=record["metrics"],

@@ -15,6 +15,7 @@
     ├── TokensUnreadable       the tokens file cannot be used; ends the start
     ├── InvalidFields          parsed, but fields are wrong; carries each of them
     ├── UnknownDictionary      no dictionary of that name or version
+    ├── UnknownConcept         the dictionary has fewer concepts
     ├── UnknownJob             no job of that id
     ├── NameTaken              the store has something else by that name
     ├── KeyReused              an idempotency key that another request has used
@@ -141,6 +142,10 @@ class UnknownDictionary(AppError):
     pass
 
 
+class UnknownConcept(AppError):
+    pass
+
+
 class UnknownJob(AppError):
     pass
 
@@ -218,6 +223,7 @@ KINDS: Mapping[type[Exception], Kind] = {
     InvalidFields: Kind(422, "invalid-fields", "The request has wrong values"),
     CoreError: Kind(422, "invalid-values", "The values cannot be computed with"),
     UnknownDictionary: Kind(404, "unknown-dictionary", "No such dictionary"),
+    UnknownConcept: Kind(404, "unknown-concept", "No such concept"),
     UnknownJob: Kind(404, "unknown-job", "No such job"),
     NameTaken: Kind(409, "name-taken", "The name is taken by something else"),
     KeyReused: Kind(422, "idempotency-key-reused", "The idempotency key belongs to another request"),

@@ -1,6 +1,9 @@
-"""Dictionaries in memory that are kept from growing without end."""
+"""What is kept in memory, and kept from growing without end."""
 
-from typing import TypeVar
+import threading
+from collections import OrderedDict
+from collections.abc import Callable, Hashable
+from typing import Generic, TypeVar
 
 K = TypeVar("K")
 V = TypeVar("V")
@@ -12,3 +15,43 @@ def keep(kept: dict[K, V], key: K, value: V) -> None:
     if len(kept) >= KEPT:
         kept.clear()
     kept[key] = value
+
+
+class KeptBytes(Generic[V]):
+    """Values bounded in bytes together: the least recently used goes first. For threads; one makes what is not there
+    at a time, and what is there waits for none."""
+
+    def __init__(self, max_bytes: int, size: Callable[[V], int]) -> None:
+        self._max_bytes = max_bytes
+        self._size = size
+        self._kept: OrderedDict[Hashable, V] = OrderedDict()
+        self._guard = threading.Lock()
+        self._making = threading.Lock()
+        self.nbytes = 0
+
+    def get(self, key: Hashable, make: Callable[[], V]) -> V:
+        """The value, made now where it is not there; one that is too large to be kept is made each time."""
+        if (value := self._known(key)) is not None:
+            return value
+        with self._making:
+            if (value := self._known(key)) is not None:
+                return value
+            value = make()
+            self._keep(key, value)
+        return value
+
+    def _known(self, key: Hashable) -> V | None:
+        with self._guard:
+            if key in self._kept:
+                self._kept.move_to_end(key)
+            return self._kept.get(key)
+
+    def _keep(self, key: Hashable, value: V) -> None:
+        if self._size(value) > self._max_bytes:
+            return
+        with self._guard:
+            self._kept[key] = value
+            self.nbytes += self._size(value)
+            while self.nbytes > self._max_bytes:
+                _, evicted = self._kept.popitem(last=False)
+                self.nbytes -= self._size(evicted)

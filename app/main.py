@@ -15,7 +15,7 @@ from app.direct import Direct
 from app.errors import install_handlers
 from app.metrics import Metrics
 from app.observed import Observed
-from app.routes import decode, dictionaries, encode, fit, health, inference, jobs, pages
+from app.routes import compare, concepts, decode, dictionaries, encode, fit, health, inference, jobs, pages
 from app.routes.openapi import document
 from app.services import Services
 from app.settings import Settings
@@ -69,7 +69,7 @@ def create_app(
     app.state.services = services
     app.state.metrics = Metrics(services)
     install_handlers(app)
-    for module in (fit, jobs, encode, decode, dictionaries, health, inference, pages):
+    for module in (fit, jobs, encode, decode, dictionaries, concepts, compare, health, inference, pages):
         app.include_router(module.router)
     tokens = None if settings.tokens_file is None else TokenFile(settings.tokens_file)
     frameworks_stack = app.build_middleware_stack

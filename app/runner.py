@@ -3,7 +3,7 @@
 import asyncio
 import contextlib
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -192,9 +192,8 @@ class Runner:
                         # From now on: a slow database is not to be asked ever more often.
                         next_writing = asyncio.get_running_loop().time() + self._settings.progress_interval_seconds
                 case Fitted(_, seconds):
-                    D, metrics, losses = frame.arrays
-                    running.loss_history = history_of(losses)
-                    await self._publish(record, running, D, orjson.loads(metrics.tobytes()), seconds)
+                    running.loss_history = history_of(frame.arrays[2])
+                    await self._publish(record, running, frame.arrays, seconds)
                     return
                 case FitStopped():
                     await self._requeue(running, worker_died=False)
@@ -218,9 +217,8 @@ class Runner:
             stopped.set()
             raise
 
-    async def _publish(
-        self, record: Record, running: Running, D: np.ndarray, metrics: dict[str, Any], seconds: float
-    ) -> None:
+    async def _publish(self, record: Record, running: Running, fitted: Sequence[np.ndarray], seconds: float) -> None:
+        D, metrics, _, figures = fitted
         job = record.job
         told = ("rows", "n_features", "sha256")  # the last of staged activations alone
         data: dict[str, Any] = {key: record.data[key] for key in told if key in record.data}
@@ -231,9 +229,10 @@ class Runner:
             return self._store.publish(
                 job.name,
                 D,
+                figures.tobytes(),
                 parameters=job.parameters,
                 data=data,
-                metrics=metrics,
+                metrics=orjson.loads(metrics.tobytes()),
                 loss_history=running.loss_history,
                 seconds=running.seconds_before + seconds,
                 software=self._worker.software,

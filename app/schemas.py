@@ -214,6 +214,84 @@ class DictionaryList(BaseModel):
     dictionaries: list[DictionaryRecord]
 
 
+class ConceptColumns(BaseModel):
+    """The concepts of a dictionary: one number of each in each column."""
+
+    dictionary: str
+    version: int
+    nb_concepts: int
+    n_features: int
+    rows: int | None = Field(description="Rows that were counted.")
+    energy: list[float] | None = Field(description="Its share of all concepts' energy.")
+    uses: list[int] | None = Field(description="Rows with a code above zero.")
+    largest: list[float] | None = Field(description="The largest code.")
+    nearest: list[int] | None = Field(description="The concept of the largest cosine; -1: none has one above zero.")
+    cosine: list[float] | None = Field(description="That cosine.")
+    labels: dict[str, str] = Field(description="What concepts are called, by their index.")
+
+
+class TopRow(BaseModel):
+    row: int
+    code: float
+
+
+class NearConcept(BaseModel):
+    concept: int
+    cosine: float
+    label: str | None
+
+
+class ConceptTogether(BaseModel):
+    concept: int
+    overlap: float = Field(description="Rows in which both are active, by rows in which either is.")
+    label: str | None
+
+
+class Concept(BaseModel):
+    """One concept of a dictionary."""
+
+    dictionary: str
+    version: int
+    concept: int
+    label: str | None
+    weights: list[float] = Field(description="Its row of D.")
+    norm: float
+    energy: float | None = Field(description="Its share of all concepts' energy.")
+    rows: int | None = Field(description="Rows that were counted.")
+    uses: int | None = Field(description="Rows with a code above zero.")
+    largest: float | None = Field(description="The largest code.")
+    histogram: list[int] | None = Field(description="Codes above zero, in 20 equal bins from 0 to the largest.")
+    top_rows: list[TopRow] | None = Field(description="The rows of the data with the largest codes.")
+    nearest: list[NearConcept] = Field(description="The concepts of the largest cosines.")
+    together: list[ConceptTogether] | None = Field(description="The concepts that are active in the same rows.")
+    dead: bool | None = Field(description="Whether no row uses it, or it is zero.")
+    near_dense: bool | None = Field(description="Whether it is active in more than 90 % of the rows.")
+
+
+class Compared(BaseModel):
+    dictionary: str
+    version: int
+    nb_concepts: int
+
+
+class MatchedPair(BaseModel):
+    a: int
+    b: int
+    cosine: float
+
+
+class Comparison(BaseModel):
+    """Which concept of one dictionary is which of another."""
+
+    a: Compared
+    b: Compared
+    n_features: int
+    matches: list[MatchedPair] = Field(description="From the largest cosine on; as many as the smaller has concepts.")
+    mean_cosine: float
+    median_cosine: float
+    stability: float = Field(description="Share of the larger one's concepts that match with a cosine above 0.9.")
+
+
 class ProblemAnswer(BaseModel):
     """A problem of RFC 9457."""
 

@@ -9,6 +9,8 @@ import numpy as np
 from fastapi import Depends, Request
 
 from app.batcher import Batcher
+from app.comparison import Comparisons
+from app.concepts import Concepts
 from app.database import Database
 from app.errors import InvalidFields, JobsUnavailable
 from app.fits import Fits
@@ -36,6 +38,8 @@ class Services:
     leases: Leases = field(init=False)
     jobs: Jobs = field(init=False)
     fits: Fits = field(init=False)
+    concepts: Concepts = field(init=False)
+    comparisons: Comparisons = field(init=False)
     batcher: Batcher = field(init=False)
     _opened: bool = field(init=False, default=False)
 
@@ -46,6 +50,8 @@ class Services:
         self.leases = Leases(self.database, self.store, settings.lease_seconds)
         self.jobs = Jobs(self.database)
         self.fits = Fits(settings, self.jobs, self.leases, self.store, self.workers)
+        self.concepts = Concepts(self.store)
+        self.comparisons = Comparisons(settings)
         self.batcher = Batcher(
             (), settings.batch_rows, queue_bytes=settings.queue_bytes, queue_rows=settings.queue_rows
         )
@@ -72,7 +78,13 @@ class Services:
         await self.workers.start()
         await self.fits.start()
 
+    def end_waits(self) -> None:
+        """Let everybody go who waits for what may take longer than a stop."""
+        self.fits.end_waits()
+        self.comparisons.stop()
+
     async def stop(self) -> None:
+        await self.comparisons.end()
         await self.fits.stop()
         await self.workers.stop()
         await self.batcher.drain()

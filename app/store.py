@@ -5,7 +5,7 @@ local directory (``app.store_files``) or in an object store (``app.store_objects
 lies in ``.dictserve/`` of the local directory (``app.workplace``), a name that no dictionary can have.
 """
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Protocol
@@ -13,10 +13,13 @@ from typing import Any, Protocol
 import numpy as np
 from pydantic import BaseModel, Field, ValidationError
 
+from app import figures_file
 from app import weights as weights_file
 from app.bucket import Bucket, bucket_of
 from app.disk import fsync_directory, store_errors
 from app.errors import AppError, DictionaryDamaged, UnknownDictionary
+from app.figures_file import FIGURES_FILE, Figures
+from app.hashed import Hashed
 from app.kept import keep
 from app.object_cache import ObjectCache
 from app.object_store import ObjectStore
@@ -27,6 +30,7 @@ from app.weights import TENSOR, WEIGHTS_FILE
 from app.workplace import MACHINE, Workplace, owner_of
 
 __all__ = [
+    "FIGURES_FILE",
     "LABELS_FILE",
     "MACHINE",
     "META_FILE",
@@ -59,6 +63,9 @@ class DictionaryRecord(BaseModel):
     n_features: int
     created_at: str
     sha256: str = Field(description="SHA-256 of the weights file.")
+    figures_sha256: str | None = Field(
+        None, description="SHA-256 of the file of its concepts' figures; none where it was not fitted here."
+    )
     parameters: dict[str, Any] = Field(description="What the fit was told.")
     data: dict[str, Any] = Field(description="Shape and hash of the activations.")
     metrics: dict[str, Any] = Field(description="How good the dictionary is.")
@@ -115,18 +122,23 @@ class Shelf(Protocol):
             DictionaryDamaged: it is there, and this part of it cannot be read.
         """
 
-    def weights(self, name: str, version: int, sha256: str, *, cached: bool = True) -> bytes:
-        """A version's weights file, whose SHA-256 was found to be this. Raises as ``meta`` does."""
+    def content(self, name: str, version: int, file: str, sha256: str, *, cached: bool = True) -> bytes:
+        """A file that the version has, whose SHA-256 was found to be this. Raises as ``meta`` does."""
 
     def labels(self, name: str, version: int) -> bytes | None:
         """A version's labels, once there are any."""
 
     def publish(
-        self, name: str, weights: bytes, sha256: str, meta: Callable[[int], bytes], earlier: Callable[[], int | None]
+        self,
+        name: str,
+        files: Mapping[str, Hashed],
+        meta: Callable[[int], bytes],
+        earlier: Callable[[], int | None],
     ) -> int:
         """The next version of a name; durable when this returns.
 
         Args:
+            files: of the version, beside its record, by their names.
             meta: makes the record of a number.
             earlier: asked at the last moment; a version that it tells is published already, and stands for this.
         """
@@ -297,13 +309,31 @@ class Store:
         Args:
             cached: whether a copy near by will do, where the store is elsewhere.
         """
-        record = self._records.get((name, version)) or self._read_record(name, version, cached=cached)
+        record = self._record_near(name, version, cached=cached)
+        content = self._content(record, WEIGHTS_FILE, record.sha256, cached=cached)
+        return weights_file.read(content, (record.nb_concepts, record.n_features), f"{name}@{version}")
+
+    def figures(self, name: str, version: int, *, cached: bool = True) -> Figures:
+        """What is known of each concept: nothing of those of a version without such a file. One that is damaged says
+        nothing of D. Raises, and is cached, as with ``load``."""
+        record = self._record_near(name, version, cached=cached)
+        if record.figures_sha256 is None:
+            return {}
         try:
-            weights = self._shelf.weights(name, version, record.sha256, cached=cached)
+            content = self._content(record, FIGURES_FILE, record.figures_sha256, cached=cached)
+            return figures_file.read(content, record.nb_concepts, f"{name}@{version}")
+        except DictionaryDamaged as error:
+            raise DictionaryDamaged(f"{error}; encodes and decodes need no figures") from None
+
+    def _record_near(self, name: str, version: int, *, cached: bool) -> DictionaryRecord:
+        return self._records.get((name, version)) or self._read_record(name, version, cached=cached)
+
+    def _content(self, record: DictionaryRecord, file: str, sha256: str, *, cached: bool) -> bytes:
+        try:
+            return self._shelf.content(record.name, record.version, file, sha256, cached=cached)
         except UnknownDictionary:
-            self._records.pop((name, version), None)
+            self._records.pop((record.name, record.version), None)
             raise
-        return weights_file.read(weights, (record.nb_concepts, record.n_features), f"{name}@{version}")
 
     def strays(self) -> Iterator[tuple[str, str]]:
         """What lies there that no service made: where, and what it is."""
@@ -311,23 +341,27 @@ class Store:
 
     # -- writing ------------------------------------------------------------------------------------------
 
-    def publish(self, name: str, D: np.ndarray, **told: Any) -> DictionaryRecord:
+    def publish(self, name: str, D: np.ndarray, figures: bytes | None = None, **told: Any) -> DictionaryRecord:
         """Write D as the next version of a name; when this returns it is durable.
 
         Args:
             D: float32 of shape (nb_concepts, n_features).
+            figures: the file of its concepts' figures.
             told: the record's other fields (``parameters``, ``metrics``, …).
         """
         check_name(name)
         self.require_free(name)
-        weights, sha256 = weights_file.written(D)
+        files = {WEIGHTS_FILE: weights_file.written(D)}
+        if figures is not None:
+            files[FIGURES_FILE] = Hashed.of(figures)
         record = DictionaryRecord(
             name=name,
             version=0,
             nb_concepts=D.shape[0],
             n_features=D.shape[1],
             created_at=now(),
-            sha256=sha256,
+            sha256=files[WEIGHTS_FILE].sha256,
+            figures_sha256=None if figures is None else files[FIGURES_FILE].sha256,
             **told,
         )
 
@@ -339,7 +373,7 @@ class Store:
             made = self.made_by(name, record.job) if record.job is not None else None
             return None if made is None else made.version  # of an attempt that was thought dead
 
-        version = self._shelf.publish(name, weights, sha256, meta, earlier)
+        version = self._shelf.publish(name, files, meta, earlier)
         return self.record(Reference(name, version)) if record.job else record.model_copy(update={"version": version})
 
     def relabel(self, name: str, version: int, change: Callable[[Labels], Labels]) -> None:

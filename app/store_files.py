@@ -1,4 +1,5 @@
-"""Versions as files of a directory: ``<root>/<name>/<version>/dictionary.safetensors`` and ``meta.json``.
+"""Versions as files of a directory, ``<root>/<name>/<version>/``: ``meta.json``, ``dictionary.safetensors``, and of
+one that was fitted here ``figures.safetensors``.
 
 A version appears whole or not at all: it is staged, fsynced and renamed.
 """
@@ -8,16 +9,16 @@ import secrets
 import shutil
 import stat
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 from app.disk import Unreadable, fsync_directory, read_regular, store_errors, told, write_durably
 from app.errors import DictionaryDamaged, NameTaken, UnknownDictionary
+from app.hashed import Hashed, require_whole
 from app.kept import keep
 from app.references import NAME, VERSION, check_name
-from app.weights import WEIGHTS_FILE, require_whole
 from app.workplace import Workplace
 
 META_FILE = "meta.json"
@@ -109,10 +110,10 @@ class Files:
     def meta(self, name: str, version: int, *, cached: bool = False) -> bytes:
         return self._read(name, version, META_FILE)
 
-    def weights(self, name: str, version: int, sha256: str, *, cached: bool = True) -> bytes:
-        weights = self._read(name, version, WEIGHTS_FILE)
-        require_whole(weights, sha256, f"{name}@{version}")
-        return weights
+    def content(self, name: str, version: int, file: str, sha256: str, *, cached: bool = True) -> bytes:
+        content = self._read(name, version, file)
+        require_whole(content, sha256, file, f"{name}@{version}")
+        return content
 
     def labels(self, name: str, version: int) -> bytes | None:
         try:
@@ -128,7 +129,7 @@ class Files:
         return self._root / name / str(version)
 
     def _read(self, name: str, version: int, file: str) -> bytes:
-        """A file that every version has. One without it is damaged; one that is no longer there has been removed."""
+        """A file that the version has. One without it is damaged; one that is no longer there has been removed."""
         directory = self._directory(name, version)
         with store_errors():
             try:
@@ -164,14 +165,19 @@ class Files:
     # -- writing ------------------------------------------------------------------------------------------
 
     def publish(
-        self, name: str, weights: bytes, sha256: str, meta: Callable[[int], bytes], earlier: Callable[[], int | None]
+        self,
+        name: str,
+        files: Mapping[str, Hashed],
+        meta: Callable[[int], bytes],
+        earlier: Callable[[], int | None],
     ) -> int:
         staged = self._workplace.staging / self._workplace.owned_name()
         try:
             with store_errors():
                 self.require_free(name)
                 staged.mkdir()
-                write_durably(staged / WEIGHTS_FILE, weights)
+                for file, hashed in files.items():
+                    write_durably(staged / file, hashed.content)
                 return self._claim_version(staged, self._root / name, meta, earlier)
         finally:
             shutil.rmtree(staged, ignore_errors=True)

@@ -1,4 +1,5 @@
-"""Versions as objects: ``<name>/<version>/claim``, then ``dictionary.safetensors``, then ``meta.json``.
+"""Versions as objects: ``<name>/<version>/claim``, then ``dictionary.safetensors`` and, of one that was fitted here,
+``figures.safetensors``, then ``meta.json``.
 
 A version is there exactly when its ``meta.json`` is, which is written last and removed first. Its number is its who
 created the ``claim``, and nobody's again: the claim stays when the version goes. Versions are immutable, so copies on
@@ -8,19 +9,21 @@ the local disk are as good as the objects; which versions there are is asked aga
 import secrets
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 from app.bucket import PRIVATE, STAGING, Bucket, Entry
 from app.errors import DictionaryDamaged, StoreUnavailable, UnknownDictionary
+from app.figures_file import FIGURES_FILE
+from app.hashed import Hashed, require_whole, sha256
 from app.kept import keep
 from app.object_cache import ObjectCache
 from app.references import NAME, VERSION
 from app.store_files import LABELS_FILE, META_FILE
-from app.weights import WEIGHTS_FILE, require_whole, sha256
+from app.weights import WEIGHTS_FILE
 
 CLAIM = "claim"
-OF_A_VERSION = {CLAIM, WEIGHTS_FILE, META_FILE, LABELS_FILE}
+OF_A_VERSION = {CLAIM, WEIGHTS_FILE, FIGURES_FILE, META_FILE, LABELS_FILE}
 QUARANTINE = f"{PRIVATE}/quarantine"
 
 # What has no `meta.json` after so long is of somebody who died on the way; a publication gives up well before.
@@ -133,7 +136,7 @@ class Objects:
 
     def bring(self, name: str, version: int, sha256: str) -> None:
         self.meta(name, version, cached=True)
-        self.weights(name, version, sha256)
+        self.content(name, version, WEIGHTS_FILE, sha256)
 
     def require_free(self, name: str) -> None:
         """Keys of whatever is there leave room for all names."""
@@ -149,23 +152,21 @@ class Objects:
         self._cache.put(copy, content)
         return content
 
-    def weights(self, name: str, version: int, expected: str, *, cached: bool = True) -> bytes:
-        if cached and (weights := self._cache.get(expected)) is not None:
-            if sha256(weights) == expected:
-                return weights
+    def content(self, name: str, version: int, file: str, expected: str, *, cached: bool = True) -> bytes:
+        if cached and (content := self._cache.get(expected)) is not None:
+            if sha256(content) == expected:
+                return content
             self._cache.drop(expected)  # the disk has lost it; the object may be whole
         try:
-            weights = self.bucket.read(_key(name, version, WEIGHTS_FILE))
+            content = self.bucket.read(_key(name, version, file))
         except FileNotFoundError:
             if self.bucket.tag(_key(name, version, META_FILE)) is None:
                 raise self._removed(name, version) from None
-            raise DictionaryDamaged(
-                f"{name}@{version} has no {WEIGHTS_FILE}; restore it, or use another version"
-            ) from None
-        require_whole(weights, expected, f"{name}@{version}")
+            raise DictionaryDamaged(f"{name}@{version} has no {file}; restore it, or use another version") from None
+        require_whole(content, expected, file, f"{name}@{version}")
         if cached:
-            self._cache.put(expected, weights)
-        return weights
+            self._cache.put(expected, content)
+        return content
 
     def _removed(self, name: str, version: int) -> UnknownDictionary:
         self._forget(name)
@@ -199,23 +200,30 @@ class Objects:
     # -- writing ------------------------------------------------------------------------------------------
 
     def publish(
-        self, name: str, weights: bytes, sha256: str, meta: Callable[[int], bytes], earlier: Callable[[], int | None]
+        self,
+        name: str,
+        files: Mapping[str, Hashed],
+        meta: Callable[[int], bytes],
+        earlier: Callable[[], int | None],
     ) -> int:
         begun = time.monotonic()
         version = max(self._listing(name, fresh=True).files, default=0) + 1
         while not self.bucket.create(_key(name, version, CLAIM), b""):
             version += 1
-        self.bucket.put(_key(name, version, WEIGHTS_FILE), weights)
-        if time.monotonic() - begun > PUBLISH_SECONDS:  # a sweep may think it dead, and take the weights
+        for file, hashed in files.items():
+            self.bucket.put(_key(name, version, file), hashed.content)
+        if time.monotonic() - begun > PUBLISH_SECONDS:  # a sweep may think it dead, and take its files
             raise StoreUnavailable("the object store took too long to take a dictionary; nothing was published")
         self._forget(name)  # what is asked now is to see what others have published
         if (published := earlier()) is not None:
-            self.bucket.delete(_key(name, version, WEIGHTS_FILE))
+            for file in files:
+                self.bucket.delete(_key(name, version, file))
             return published
         content = meta(version)
         self.bucket.put(_key(name, version, META_FILE), content)
         self._forget(name)
-        self._cache.put(sha256, weights)
+        for hashed in files.values():
+            self._cache.put(hashed.sha256, hashed.content)
         self._cache.put(f"{name}@{version}", content)
         return version
 

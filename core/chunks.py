@@ -99,11 +99,11 @@ def chunk_size(width: int, nb_concepts: int, device: torch.device) -> int:
     return rows_of_slice(nb_concepts * (2 * width + 6 * nb_concepts), device)
 
 
-def rows_of_slice(work_of_row: int, device: torch.device) -> int:
-    """Rows of one slice, where a row costs so many multiply-adds."""
+def rows_of_slice(work_of_row: int, device: torch.device, least: int | None = None) -> int:
+    """Rows of one slice, where a row costs so many multiply-adds; so many at least."""
     if device.type == "cuda":
-        return max(GPU_SMALLEST_CHUNK, GPU_SLICE_WORK // work_of_row)
-    return max(SMALLEST_CHUNK, SLICE_WORK // work_of_row)
+        return max(GPU_SMALLEST_CHUNK if least is None else least, GPU_SLICE_WORK // work_of_row)
+    return max(SMALLEST_CHUNK if least is None else least, SLICE_WORK // work_of_row)
 
 
 def slices(total: int, size: int) -> Iterator[slice]:

@@ -1,12 +1,14 @@
 """How good a factorisation is, in plain numbers that JSON can hold (never NaN)."""
 
 from collections.abc import Generator
+from dataclasses import dataclass, replace
 
 import torch
 
 from core.batches import Batches
 from core.chunks import SMALLEST_CHUNK, Chunks
 from core.dictionary import Dictionary
+from core.figures import Figures, nearest_steps
 from core.inputs import tensor
 from core.online import EXACT
 from core.ranks import ALONE, Ranks
@@ -16,12 +18,22 @@ from core.sparse import SparseRows
 MOST_MEASURED, MEASURED_ORDER = 1 << 18, 0
 # A concept active in more than this share of the rows tells little about any of them.
 NEAR_DENSE_SHARE = 0.9
+DUPLICATE_COSINE = 0.95  # of two concepts that say about the same
+WORST_FEATURES = 10
+
+
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """Metrics of the whole, and what came to be known of each concept on the way."""
+
+    metrics: dict[str, object]
+    figures: Figures
 
 
 def measure_steps(
     A: torch.Tensor | SparseRows, Z: torch.Tensor, D: torch.Tensor, ranks: Ranks = ALONE
-) -> Generator[None, None, dict[str, object]]:
-    """Measure A ≈ Z·D in bounded slices: `metrics = yield from measure_steps(A, Z, D)`.
+) -> Generator[None, None, Measured]:
+    """Measure A ≈ Z·D in bounded slices: `measured = yield from measure_steps(A, Z, D)`.
 
     Args:
         A, Z, D: (n, d), (n, k) and (k, d), float32, contiguous, finite and non-negative, on one device. A sparse A is
@@ -29,6 +41,8 @@ def measure_steps(
         ranks: where they share out the rows of A and Z, the metrics are those of all rows.
 
     Returns:
+        Figures of the nearest concepts, uses and largest codes, and metrics:
+
         relative_error: ‖A − ZD‖_F / ‖A‖_F (0 for all-zero A).
         r2: 1 − ‖A − ZD‖² / ‖A − mean row‖²; where A is constant along its rows, 1 if it is met exactly, else 0.
         l0_mean, l0_fraction: non-zero codes of a row, on average; the same as a share of k.
@@ -37,6 +51,9 @@ def measure_steps(
         dead_concepts: concepts that no row uses or that are zero.
         near_dense_concepts: concepts active in more than 90 % of the rows.
         coherence: the largest cosine between two concepts.
+        duplicates: concepts of which another has a cosine above 0.95.
+        worst_features: the ten features that are met worst, from the worst on: `feature`, and `r2`, which is
+            1 − Σ(a − zD)² / Σ(a − mean)² of it, as for the whole.
         energy: for each concept its share of Σ_j ‖Z_:j‖²·‖D_j‖² (all 0 where that is 0).
         kkt_residual: ‖V‖_F / ‖A‖_F, where V is the projected gradient of the loss in Z, each concept's column
             divided by its norm: how far the codes are from the best for this D.
@@ -48,20 +65,21 @@ def measure_steps(
     sums = _Sums(D)
     for rows, block in chunks:
         # in units where each concept has norm one and A is of ordinary size
-        sums.add(block.to_dense(), (Z[rows].double() * (Z_scale * scale)).to(A.dtype), D_unit)
+        z = (Z[rows].double() * (Z_scale * scale)).to(D.dtype)
+        sums.add(block.to_dense(), z, D_unit, unit=2.0**chunks.exponent)
         yield
     sums.total(ranks)
-    return sums.metrics(D_unit, Z_scale > 0)
+    return (yield from sums.measured(D_unit, Z_scale))
 
 
-def measure_online_steps(batches: Batches, D: torch.Tensor) -> Generator[None, None, dict[str, object]]:
+def measure_online_steps(batches: Batches, D: torch.Tensor) -> Generator[None, None, Measured]:
     """As `measure_steps`, with exact codes, of rows that are read in batches and of codes of which none are kept.
 
     Of more than 2¹⁸ rows so many are measured, and what is left of the last batch: of a matrix, blocks from all over
     it; of an iterable, its first.
 
     Returns:
-        What `measure_steps` does, and `metrics_rows`: how many rows were measured.
+        What `measure_steps` does, of these rows, and the metric `metrics_rows`: how many they are.
     """
     Z_scale, D_unit = _unit_concepts(D)
     dictionary, sums = Dictionary(D_unit, device=D.device), _Sums(D)
@@ -74,7 +92,8 @@ def measure_online_steps(batches: Batches, D: torch.Tensor) -> Generator[None, N
             yield
         if sums.n >= MOST_MEASURED:
             break
-    return sums.metrics(D_unit, Z_scale > 0) | {"metrics_rows": sums.n}
+    measured = yield from sums.measured(D_unit, Z_scale)
+    return replace(measured, metrics=measured.metrics | {"metrics_rows": sums.n})
 
 
 class _Sums:
@@ -82,23 +101,24 @@ class _Sums:
 
     def __init__(self, D: torch.Tensor) -> None:
         (self.k, self.d), self.n, self.rows_in_use = D.shape, 0, 0
-        self.squares = self.error = self.violation = self.hoyer = 0.0
-        self.features = torch.zeros(self.d, dtype=torch.float64, device=D.device)
+        self.violation = self.hoyer = 0.0
+        self.features, self.squares, self.errors = torch.zeros(3, self.d, dtype=torch.float64, device=D.device)
         self.uses = torch.zeros(self.k, dtype=torch.int64, device=D.device)
-        self.energy = torch.zeros(self.k, dtype=torch.float64, device=D.device)
+        self.largest, self.energy = torch.zeros(2, self.k, dtype=torch.float64, device=D.device)
 
-    def add(self, block: torch.Tensor, z: torch.Tensor, D_unit: torch.Tensor, unit: float = 1.0) -> None:
+    def add(self, block: torch.Tensor, z: torch.Tensor, D_unit: torch.Tensor, unit: float) -> None:
         """Rows and codes, both in this unit."""
         error = block - z @ D_unit
         g = -(error @ D_unit.T)
         v = torch.where(z > 0, g, g.clamp(max=0))
         self.n += len(block)
-        self.squares += _energy(block) * unit**2
-        self.error += _energy(error) * unit**2
-        self.violation += _energy(v) * unit**2
+        self.violation += float(torch.linalg.vector_norm(v, dtype=torch.float64) * unit) ** 2
         self.features += block.sum(dim=0, dtype=torch.float64) * unit
+        self.squares += _energies(block, unit)
+        self.errors += _energies(error, unit)
         self.uses += (z > 0).sum(dim=0)
-        self.energy += (torch.linalg.vector_norm(z, dim=0, dtype=torch.float64) * unit).square()
+        self.largest = torch.maximum(self.largest, z.amax(dim=0).double() * unit)
+        self.energy += _energies(z, unit)
         norms = torch.linalg.vector_norm(z, dim=1, dtype=torch.float64)
         used = norms > 0
         self.rows_in_use += int(used.sum())
@@ -108,26 +128,38 @@ class _Sums:
 
     def total(self, ranks: Ranks) -> None:
         """Add up what the ranks have."""
-        ranks.total(0, self.features, self.uses, self.energy)
-        for name in ("squares", "error", "violation", "hoyer"):
+        ranks.total(0, self.features, self.squares, self.errors, self.uses, self.energy)
+        self.largest = ranks.gather(self.largest[None]).amax(dim=0)
+        for name in ("violation", "hoyer"):
             setattr(self, name, ranks.total(getattr(self, name)))
         self.n, self.rows_in_use = int(ranks.total(self.n)), int(ranks.total(self.rows_in_use))
 
-    def metrics(self, D_unit: torch.Tensor, alive: torch.Tensor) -> dict[str, object]:
-        total, spread = float(self.energy.sum()), self.squares - float(self.features.square().sum()) / self.n
+    def measured(self, D_unit: torch.Tensor, norms: torch.Tensor) -> Generator[None, None, Measured]:
+        nearest = yield from nearest_steps(D_unit)
+        largest = torch.where(norms > 0, self.largest / norms, 0).float()  # of codes of D itself
+        figures = replace(nearest, uses=self.uses, largest=largest)
+        return Measured(self._metrics(nearest.cosines[:, 0], norms > 0), figures)
+
+    def _metrics(self, cosines: torch.Tensor, alive: torch.Tensor) -> dict[str, object]:
+        energy, squares, error = float(self.energy.sum()), float(self.squares.sum()), float(self.errors.sum())
+        spreads = self.squares - self.features.square() / self.n
         l0 = float(self.uses.sum()) / self.n
-        cosines = (D_unit @ D_unit.T).fill_diagonal_(0)
+        worst, features = _r2(self.errors, spreads, self.squares).topk(min(WORST_FEATURES, self.d), largest=False)
         return {
-            "relative_error": (self.error / self.squares) ** 0.5 if self.squares > 0 else 0.0,
-            "r2": _r2(self.error, spread, self.squares),
+            "relative_error": (error / squares) ** 0.5 if squares > 0 else 0.0,
+            "r2": float(_r2(self.errors.sum(), spreads.sum(), self.squares.sum())),
             "l0_mean": l0,
             "l0_fraction": l0 / self.k,
             "sparsity": self.hoyer / self.rows_in_use if self.rows_in_use else 0.0,
             "dead_concepts": int(((self.uses == 0) | ~alive).sum()),
             "near_dense_concepts": int((self.uses > NEAR_DENSE_SHARE * self.n).sum()),
-            "coherence": min(1.0, float(cosines.max())),
-            "energy": (self.energy / total).tolist() if total > 0 else [0.0] * self.k,
-            "kkt_residual": (self.violation / self.squares) ** 0.5 if self.squares > 0 else 0.0,
+            "coherence": float(cosines.max()),
+            "duplicates": int((cosines > DUPLICATE_COSINE).sum()),
+            "worst_features": [
+                {"feature": feature, "r2": r2} for feature, r2 in zip(features.tolist(), worst.tolist(), strict=True)
+            ],
+            "energy": (self.energy / energy).tolist() if energy > 0 else [0.0] * self.k,
+            "kkt_residual": (self.violation / squares) ** 0.5 if squares > 0 else 0.0,
         }
 
 
@@ -137,11 +169,12 @@ def _unit_concepts(D: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     return norms, (D / torch.where(norms > 0, norms, 1)[:, None]).to(D.dtype)
 
 
-def _energy(x: torch.Tensor) -> float:
-    return float(torch.linalg.vector_norm(x, dtype=torch.float64)) ** 2
+def _energies(x: torch.Tensor, unit: float) -> torch.Tensor:
+    """Of each column, in this unit."""
+    return x.double().square().sum(dim=0) * unit**2
 
 
-def _r2(error: float, spread: float, squares: float) -> float:
-    if spread > 1e-12 * squares:
-        return 1 - error / spread
-    return 1.0 if error <= 1e-12 * squares else 0.0
+def _r2(error: torch.Tensor, spread: torch.Tensor, squares: torch.Tensor) -> torch.Tensor:
+    varied = spread > 1e-12 * squares
+    met = (error <= 1e-12 * squares).double()
+    return torch.where(varied, 1 - error / torch.where(varied, spread, 1), met)

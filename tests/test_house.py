@@ -21,6 +21,7 @@ OF_THE_WORKER = {
         "cache",
         "conversion",
         "ranked",
+        "matching",
         "watch",
         "__main__",
     )

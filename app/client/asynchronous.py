@@ -149,6 +149,18 @@ class AsyncClient:
         """As `Client.get_dictionary`."""
         return await self.send(calls.weights(reference))
 
+    async def concepts(self, reference: str) -> Record:
+        """As `Client.concepts`."""
+        return await self.send(calls.concepts(reference))
+
+    async def concept(self, reference: str, index: int) -> Record:
+        """As `Client.concept`."""
+        return await self.send(calls.concept(reference, index))
+
+    async def compare(self, a: str, b: str) -> Record:
+        """As `Client.compare`."""
+        return await self.send(calls.compare(a, b))
+
     async def import_dictionary(self, name: str, D: object) -> "AsyncDictionary":
         """As `Client.import_dictionary`."""
         return AsyncDictionary(self, await self.send(calls.import_dictionary(name, D)))

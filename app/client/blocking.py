@@ -186,6 +186,23 @@ class Client:
         """D, (nb_concepts, n_features)."""
         return self.send(calls.weights(reference))
 
+    def concepts(self, reference: str) -> Record:
+        """What is known of every concept, in columns, under the names of the HTTP API."""
+        return self.send(calls.concepts(reference))
+
+    def concept(self, reference: str, index: int) -> Record:
+        """All that is known of one concept, under the names of the HTTP API.
+
+        Raises:
+            UnknownConcept: there are fewer.
+        """
+        return self.send(calls.concept(reference, index))
+
+    def compare(self, a: str, b: str) -> Record:
+        """Which concept of one dictionary is which of another, and how alike they are, under the names of the HTTP
+        API."""
+        return self.send(calls.compare(a, b))
+
     def import_dictionary(self, name: str, D: object) -> "Dictionary":
         """Make D (nb_concepts, n_features), non-negative and made elsewhere, the next version of ``name``."""
         return Dictionary(self, self.send(calls.import_dictionary(name, D)))

@@ -117,6 +117,18 @@ def dictionary(reference: str) -> Call[Record]:
     return Call("GET", _dictionary_path(reference), answers.fields)
 
 
+def concepts(reference: str) -> Call[Record]:
+    return Call("GET", f"{_dictionary_path(reference)}/concepts", answers.fields)
+
+
+def concept(reference: str, index: int) -> Call[Record]:
+    return Call("GET", f"{_dictionary_path(reference)}/concepts/{index:d}", answers.fields)
+
+
+def compare(a: str, b: str) -> Call[Record]:
+    return Call("GET", f"{_dictionary_path(a)}/compare/{quote(b, safe='@')}", answers.fields)
+
+
 def weights(reference: str) -> Call[Array]:
     return Call("GET", f"{_dictionary_path(reference)}/weights", answers.npy, headers=_accept("npy"))
 

@@ -3,6 +3,7 @@
     DictserveError
     ├── NotFound                 404
     │   ├── UnknownDictionary
+    │   ├── UnknownConcept
     │   └── UnknownJob
     ├── InvalidRequest           422 (also a ValueError)
     │   ├── InvalidFields        a field, or a value of the array, is wrong: see `errors`
@@ -92,6 +93,10 @@ class NotFound(DictserveError):
 
 
 class UnknownDictionary(NotFound):
+    pass
+
+
+class UnknownConcept(NotFound):
     pass
 
 

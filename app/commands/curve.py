@@ -1,4 +1,4 @@
-"""A curve in text."""
+"""Curves and bars in text."""
 
 import math
 from collections.abc import Sequence
@@ -31,3 +31,9 @@ def curve(points: Sequence[tuple[int, float]]) -> str:
     width = max(map(len, told))
     body = [f"{label:>{width}} {line}" for label, line in zip(told, lines, strict=True)]
     return "\n".join(["loss", *body, f"{'':>{width}} iteration {first} to {last}"])
+
+
+def bars(counts: Sequence[int]) -> str:
+    """A histogram in one line; what is not empty is always seen."""
+    most = max(max(counts), 1)
+    return "".join(BLOCKS[-(-8 * count // most)] for count in counts)

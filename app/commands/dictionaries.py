@@ -1,15 +1,26 @@
 """Dictionaries: ``ls``, ``show``, ``rm``, ``import``, ``export``."""
 
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
+from app.commands.concepts import print_concept, print_strongest
 from app.commands.connection import AsJson, Url, connected
 from app.commands.files import STDIO, Format, Input, Output, output_format, read_input, write_output
 from app.commands.solve import Reference
-from app.commands.tables import print_json, print_pairs, print_rows
+from app.commands.tables import figure, print_json, print_pairs, print_rows
 
-METRICS = ("relative_error", "r2", "l0_mean", "sparsity", "dead_concepts", "coherence", "kkt_residual")
+METRICS = (
+    "relative_error",
+    "r2",
+    "l0_mean",
+    "sparsity",
+    "dead_concepts",
+    "near_dense_concepts",
+    "duplicates",
+    "coherence",
+    "kkt_residual",
+)
 
 
 def ls(as_json: AsJson = False, url: Url = None) -> None:
@@ -24,8 +35,8 @@ def ls(as_json: AsJson = False, url: Url = None) -> None:
             d.reference,
             str(d.nb_concepts),
             str(d.n_features),
-            _figure(d.metrics.get("relative_error")),
-            _figure(d.metrics.get("l0_mean")),
+            figure(d.metrics.get("relative_error")),
+            figure(d.metrics.get("l0_mean")),
             d.record["created_at"],
         )
         for d in found
@@ -33,16 +44,27 @@ def ls(as_json: AsJson = False, url: Url = None) -> None:
     print_rows(("dictionary", "concepts", "features", "relative error", "mean L0", "created"), rows)
 
 
-def show(dictionary: Reference, as_json: AsJson = False, url: Url = None) -> None:
-    """Show a dictionary's figures, and the loss of its fit as a curve."""
+def show(
+    dictionary: Reference,
+    concept: Annotated[int | None, typer.Option(min=0, help="One of its concepts, in its place.")] = None,
+    as_json: AsJson = False,
+    url: Url = None,
+) -> None:
+    """Show a dictionary's figures, its strongest concepts, and the loss of its fit as a curve."""
     from app.commands.curve import curve
 
     with connected(url) as client:
+        if concept is not None:
+            told = client.concept(dictionary, concept)
+            print_json(told) if as_json else print_concept(told)
+            return
         found = client.dictionary(dictionary)
-    if as_json:
-        print_json(found.record)
-        return
+        if as_json:
+            print_json(found.record)
+            return
+        columns = client.concepts(found.reference)
     record = found.record
+    worst = [f"{told['feature']} ({told['r2']:.4g})" for told in found.metrics.get("worst_features", [])]
     print_pairs(
         {
             "dictionary": found.reference,
@@ -51,11 +73,13 @@ def show(dictionary: Reference, as_json: AsJson = False, url: Url = None) -> Non
             "features": str(found.n_features),
             "created": record["created_at"],
             "sha256": record["sha256"],
-            **{name: _figure(value) for name, value in record["parameters"].items() if value is not None},
-            **{name: _figure(found.metrics[name]) for name in METRICS if name in found.metrics},
+            **{name: figure(value) for name, value in record["parameters"].items() if value is not None},
+            **{name: figure(found.metrics[name]) for name in METRICS if name in found.metrics},
+            **({"worst features (r2)": ", ".join(worst)} if worst else {}),
             **record["labels"],
         }
     )
+    print_strongest(columns)
     if found.loss_history:
         typer.echo(curve(found.loss_history))
 
@@ -97,9 +121,3 @@ def export(dictionary: Reference, output: Output = STDIO, format: Format = None,
     wanted = output_format(output, format, "npy")
     with connected(url) as client:
         write_output(output, client.send(calls.weights_as(wanted, dictionary)))
-
-
-def _figure(value: Any) -> str:
-    if value is None:
-        return ""
-    return f"{value:.4g}" if isinstance(value, float) else str(value)

@@ -54,7 +54,7 @@ def serve(
 
     class Server(uvicorn.Server):
         async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-            app.state.services.fits.end_waits()  # else they would hold up the stop for the whole grace time
+            app.state.services.end_waits()  # else they would hold up the stop for the whole grace time
             await super().shutdown(sockets)
 
     config = uvicorn.Config(

@@ -4,8 +4,9 @@ import asyncio
 import hashlib
 import logging
 from collections.abc import Callable, Mapping
-from typing import Annotated, TypeVar
+from typing import Annotated, Any, TypeVar
 
+import orjson
 from fastapi import APIRouter, Header, Request, Response
 
 from app import __version__
@@ -23,6 +24,7 @@ logger = logging.getLogger("dictserve")
 JSON_TYPE = "application/json"
 MAX_LABELS_BYTES = 8 * 1024 * 1024
 IfNoneMatch = Annotated[str, Header()]
+UNCHANGED: dict[int | str, Any] = {304: {"description": "It is as it was (If-None-Match)."}}
 K = TypeVar("K")
 
 router = APIRouter(prefix="/dictionaries", tags=["dictionaries"])
@@ -48,13 +50,13 @@ def list_dictionaries(services: ServicesDep) -> DictionaryList:
     "/{reference}",
     summary="A dictionary with its metrics",
     response_model=DictionaryRecord,
-    responses={304: {"description": "It is as it was (If-None-Match)."}, **problems(404, 422, 500)},
+    responses={**UNCHANGED, **problems(404, 422, 500)},
 )
 def get_dictionary(reference: str, services: ServicesDep, if_none_match: IfNoneMatch = "") -> Response:
     """By name (the latest version) or as `name@version`."""
-    record = services.store.described(_parsed(reference))
+    record = services.store.described(parsed(reference))
     body = record.model_dump_json().encode()
-    return _tagged(hashlib.sha256(body).hexdigest(), if_none_match, lambda: Response(body, media_type=JSON_TYPE))
+    return tagged(hashlib.sha256(body).hexdigest(), if_none_match, lambda: Response(body, media_type=JSON_TYPE))
 
 
 @router.get(
@@ -63,7 +65,7 @@ def get_dictionary(reference: str, services: ServicesDep, if_none_match: IfNoneM
     response_class=Response,
     responses={
         **array_answers(WeightsAnswer),
-        304: {"description": "It is as it was (If-None-Match)."},
+        **UNCHANGED,
         **problems(404, 406, 422, 500),
     },
 )
@@ -72,13 +74,13 @@ def get_weights(
 ) -> Response:
     """In any format, npy by default."""
     format = answer_format(accept, NPY)
-    record = services.store.record(_parsed(reference))
+    record = services.store.record(parsed(reference))
 
     def weights() -> Response:
         D = services.store.load(record.name, record.version)
         return array_answer(format, {"dictionary": record.name, "version": record.version}, {"weights": D})
 
-    return _tagged(f"{record.sha256}-{format.name}", if_none_match, weights)
+    return tagged(f"{record.sha256}-{format.name}", if_none_match, weights)
 
 
 @router.put(
@@ -92,16 +94,16 @@ async def import_dictionary(
     reference: str, request: Request, response: Response, services: ServicesDep
 ) -> DictionaryRecord:
     """The next version of the name. It has no metrics: those are of a dictionary and the data it was fitted to."""
-    parsed = _parsed(reference)
-    if parsed.version is not None:
-        raise InvalidFields.at("reference", msg=f"an import makes the next version of {parsed.name!r}; leave out `@`")
+    wanted = parsed(reference)
+    if wanted.version is not None:
+        raise InvalidFields.at("reference", msg=f"an import makes the next version of {wanted.name!r}; leave out `@`")
     payload = await read_payload(request, ImportRequest, services.settings)
     D = payload.fields.data
     if len(D) > services.settings.max_concepts:
         raise InvalidFields.at("data", msg=f"{len(D)} concepts; at most {services.settings.max_concepts} are taken")
     record = await asyncio.to_thread(
         services.store.publish,
-        parsed.name,
+        wanted.name,
         D,
         parameters={"imported": True},
         data={},
@@ -120,9 +122,9 @@ async def import_dictionary(
 )
 async def label_dictionary(reference: str, request: Request, services: ServicesDep) -> DictionaryRecord:
     """Labels that are given are set, null removes one, others stay. The dictionary itself never changes."""
-    parsed = _parsed(reference)
+    wanted = parsed(reference)
     patch = await read_fields(request, LabelRequest, MAX_LABELS_BYTES)
-    return await asyncio.to_thread(_label, services.store, parsed, patch)
+    return await asyncio.to_thread(_label, services.store, wanted, patch)
 
 
 @router.delete(
@@ -130,9 +132,9 @@ async def label_dictionary(reference: str, request: Request, services: ServicesD
 )
 def delete_dictionary(reference: str, services: ServicesDep) -> None:
     """`name@3` removes that version, `name` all. A version's number is not given again."""
-    parsed = _parsed(reference)
-    name, version = services.store.resolve(parsed)
-    services.store.remove(name, services.store.versions(name) if parsed.version is None else [version])
+    wanted = parsed(reference)
+    name, version = services.store.resolve(wanted)
+    services.store.remove(name, services.store.versions(name) if wanted.version is None else [version])
 
 
 def _latest_whole(store: Store, name: str) -> DictionaryRecord | None:
@@ -164,20 +166,26 @@ def _label(store: Store, reference: Reference, patch: LabelRequest) -> Dictionar
     return store.described(Reference(record.name, record.version))
 
 
-def _parsed(reference: str) -> Reference:
+def parsed(reference: str, place: str = "reference") -> Reference:
     try:
         return Reference.parse(reference)
     except ValueError as error:
-        raise InvalidFields.at("reference", msg=str(error)) from None
+        raise InvalidFields.at(place, msg=str(error)) from None
 
 
-def _tagged(tag: str, if_none_match: str, answer: Callable[[], Response]) -> Response:
+def tagged(tag: str, if_none_match: str, answer: Callable[[], Response]) -> Response:
     """The answer with its ETag, or 304 where the client has it already."""
     etag = f'"{tag}"'
     known = {part.strip().removeprefix("W/") for part in if_none_match.split(",")}
     response = Response(status_code=304) if {etag, "*"} & known else answer()
     response.headers["ETag"] = etag
     return response
+
+
+def tagged_json(told: Mapping[str, Any], if_none_match: str) -> Response:
+    """Fields, in which there may be numpy arrays, as JSON with its own hash as ETag."""
+    body = orjson.dumps(told, option=orjson.OPT_SERIALIZE_NUMPY)
+    return tagged(hashlib.sha256(body).hexdigest(), if_none_match, lambda: Response(body, media_type=JSON_TYPE))
 
 
 def _merged(old: Mapping[K, str], patch: Mapping[K, str | None]) -> dict[K, str]:

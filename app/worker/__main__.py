@@ -3,7 +3,6 @@
 With ``RANK SIZE RENDEZVOUS`` after these it is one of the SIZE processes that share out the rows of one fit.
 """
 
-import ctypes
 import logging
 import os
 import signal
@@ -12,13 +11,12 @@ import sys
 
 from app import logs
 from app.worker.messages import DEVICE_ERROR_EXIT
-
-PR_SET_PDEATHSIG = 1
+from app.worker.parent import die_with
 
 
 def main() -> None:
     channel = socket.socket(fileno=int(sys.argv[1]))
-    _die_with_the_service(int(sys.argv[2]))
+    die_with(int(sys.argv[2]))  # the closed channel tells of it only between two slices
     # The terminal's Ctrl-C and a SIGTERM to the group are for the service, which lets the worker finish first.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
@@ -47,14 +45,6 @@ def main() -> None:
         logger.error("the device has failed: %s", error)
         logging.shutdown()
         os._exit(DEVICE_ERROR_EXIT)  # at once: taking down what is on a device that has failed may never end
-
-
-def _die_with_the_service(service: int) -> None:
-    """Have the kernel kill this process when the service dies, even in the midst of a long computation; the closed
-    channel tells of it only between two slices. A service that died before is no parent any more."""
-    ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != service:
-        sys.exit("the service was gone before its worker had begun")
 
 
 if __name__ == "__main__":

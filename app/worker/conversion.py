@@ -4,9 +4,11 @@ import numpy as np
 import orjson
 import torch
 
+from app import figures_file
 from app.checkpoint_file import Rows
 from app.worker.messages import Fit, Fitted
 from core import NMF
+from core.metrics import Measured
 
 PROGRESS_SECONDS = 0.1  # between two progress messages
 
@@ -23,11 +25,13 @@ def nmf_of(fit: Fit, device: torch.device) -> NMF:
 
 
 def fitted_of(
-    fit: Fit, nmf: NMF, metrics: dict[str, object], losses: np.ndarray, seconds: float
-) -> tuple[Fitted, np.ndarray, np.ndarray, np.ndarray]:
+    fit: Fit, nmf: NMF, measured: Measured, losses: np.ndarray, seconds: float
+) -> tuple[Fitted, np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     """The message that ends a fit, and its arrays."""
     D = nmf.get_dictionary().detach().cpu().contiguous().numpy()
-    return Fitted(fit.job, seconds), D, np.frombuffer(orjson.dumps(metrics), np.uint8), losses
+    metrics = np.frombuffer(orjson.dumps(measured.metrics), np.uint8)
+    figures = {name: tensor.cpu().contiguous().numpy() for name, tensor in measured.figures.known().items()}
+    return Fitted(fit.job, seconds), D, metrics, losses, np.frombuffer(figures_file.written(figures), np.uint8)
 
 
 def rows_of(tensor: torch.Tensor) -> Rows:

@@ -10,6 +10,7 @@ import shutil
 import threading
 import time
 from collections.abc import Callable, Generator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -29,8 +30,9 @@ from app.worker.messages import CheckpointPlace, Files, Fit, FitBegun, FitProgre
 from core import NMF
 from core.batches import opened
 from core.errors import InvalidParameter
+from core.figures import figure_steps
 from core.inputs import activations
-from core.metrics import measure_online_steps, measure_steps
+from core.metrics import Measured, measure_online_steps, measure_steps
 from core.online import batch_rows_for
 from core.state import State
 
@@ -100,13 +102,13 @@ class Fitting:
                 yield from self._settled()
                 self._send(FitStopped(self.job))
                 return
-        metrics = yield from data.measure(nmf)
+        measured = yield from data.measure(nmf)
         if latest is not None:
             self._send(self._progress(latest))
         if self._writing is not None:
             self._writing.abandon()
         losses = np.array(nmf.loss_history_, np.float64)
-        self._send(*fitted_of(fit, nmf, metrics, losses, self._seconds()))
+        self._send(*fitted_of(fit, nmf, measured, losses, self._seconds()))
 
     def _from_start(self, nmf: NMF, data: "Data") -> core.FitSteps:
         start = self._fit.start
@@ -194,8 +196,8 @@ class Data(Protocol):
 
     def steps(self, nmf: NMF, D: np.ndarray | None, state: State | None) -> core.FitSteps: ...
 
-    def measure(self, nmf: NMF) -> Generator[None, None, dict[str, object]]:
-        """The metrics of the dictionary, once it is fitted."""
+    def measure(self, nmf: NMF) -> Generator[None, None, Measured]:
+        """Metrics and figures of the dictionary, once it is fitted."""
 
 
 class Mapped:
@@ -209,8 +211,9 @@ class Mapped:
     def steps(self, nmf: NMF, D: np.ndarray | None, state: State | None) -> core.FitSteps:
         return nmf.fit_steps(self._A, max_iter=self._max_iter, D=D, state=state)
 
-    def measure(self, nmf: NMF) -> Generator[None, None, dict[str, object]]:
-        return measure_steps(self._A, nmf.Z_, nmf.get_dictionary())
+    def measure(self, nmf: NMF) -> Generator[None, None, Measured]:
+        measured = yield from measure_steps(self._A, nmf.Z_, nmf.get_dictionary())
+        return replace(measured, figures=(yield from figure_steps(nmf.Z_, measured.figures)))
 
 
 class InPlace:
@@ -223,7 +226,7 @@ class InPlace:
     def steps(self, nmf: NMF, D: np.ndarray | None, state: State | None) -> core.FitSteps:
         return nmf.fit_online_steps(self._rows, self._epochs, D=D, state=state)
 
-    def measure(self, nmf: NMF) -> Generator[None, None, dict[str, object]]:
+    def measure(self, nmf: NMF) -> Generator[None, None, Measured]:
         D = nmf.get_dictionary()
         batches = opened(self._rows, activations(D.shape[1]), batch_rows_for(D.shape[1], len(D)))
         return measure_online_steps(batches, D)

@@ -167,7 +167,8 @@ class FitProgress(Message, frozen=True):
 
 
 class Fitted(Message, frozen=True):
-    """Arrays: D, the dictionary's metrics as JSON bytes (uint8), and the loss after each iteration (float64)."""
+    """Arrays: D, the dictionary's metrics as JSON bytes (uint8), the loss after each iteration (float64), and the
+    file of the concepts' figures (uint8)."""
 
     job: str
     seconds: float
@@ -179,6 +180,25 @@ class FitCancelled(Message, frozen=True):
 
 class FitStopped(Message, frozen=True):
     job: str
+
+
+# -- to a comparison's process, and from it ---------------------------------------------------------------
+
+
+class Compare(Message, frozen=True):
+    """Two dictionaries, ``name@version``, that can be loaded without waiting for a network."""
+
+    store: str
+    objects: ObjectStore | None
+    a: str
+    b: str
+
+
+class Compared(Message, frozen=True):
+    """Concept of one, concept of the other, cosine, from the largest on; as ``core.matching`` finds them."""
+
+    pairs: list[tuple[int, int, float]]
+    stability: float
 
 
 ENDS_OF_FITS = (Fitted, FitStopped, FitCancelled, Failed)

@@ -142,10 +142,10 @@ class RankedFit:
                 self._tell(self._progress(latest))
             if place is not None and time.monotonic() >= next_checkpoint and self._keep(steps, place):
                 next_checkpoint = time.monotonic() + place.interval_seconds
-        metrics = run(measure_steps(_tensor(A, self._device), nmf.Z_, nmf.get_dictionary(), self._ranks))
+        measured = run(measure_steps(_tensor(A, self._device), nmf.Z_, nmf.get_dictionary(), self._ranks))
         self._tell(self._progress(latest))
         losses = np.concatenate([self._losses_before, nmf.loss_history_])
-        self._tell(*fitted_of(fit, nmf, metrics, losses, self._seconds()))
+        self._tell(*fitted_of(fit, nmf, measured, losses, self._seconds()))
 
     def _kept(self, place: CheckpointPlace | None) -> np.ndarray | None:
         """The D of a checkpoint, which every rank reads; None where there is none that can be used."""

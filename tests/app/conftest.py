@@ -9,6 +9,7 @@ import orjson
 import pytest
 from fastapi.testclient import TestClient
 
+from app import figures_file
 from app.errors import WorkerUnavailable
 from app.main import create_app
 from app.settings import Settings
@@ -91,7 +92,8 @@ class WorkerDouble(Supervisor):
                 A = np.memmap(message.path, np.float32, "r", message.data_offset, shape)
             D = np.resize(A, (message.nb_concepts, message.n_features)).astype(np.float32)
             metrics = np.frombuffer(orjson.dumps({"relative_error": 0.5}), np.uint8)
-            listener(Frame(Fitted(job, 0.01), [D, metrics, np.array([*losses, 2.0])]))
+            figures = np.frombuffer(figures_file.written({"uses": np.full(len(D), len(A))}), np.uint8)
+            listener(Frame(Fitted(job, 0.01), [D, metrics, np.array([*losses, 2.0]), figures]))
 
     async def tell(self, message: ToWorker) -> None:
         assert isinstance(message, CancelFit | StopFit)

@@ -44,7 +44,7 @@ PROBES = {"/livez", "/readyz", "/v2/health/live", "/v2/health/ready"}
 
 @pytest.mark.parametrize(("method", "path"), OPERATIONS)
 def test_every_call_but_the_probes_needs_a_token(client: TestClient, method: str, path: str) -> None:
-    path = path.format(reference="d", name="d", version=1, id="none", index=0)
+    path = path.format(reference="d", name="d", version=1, id="none", index=0, concept=0, a="d", b="d")
     answer = client.request(method, path)
     if path in PROBES:
         assert answer.status_code == 200

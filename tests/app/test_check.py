@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
+from app import figures_file
 from app.checkpoint_file import FORMAT, Rows, Told, write
 from app.cli import main
 from app.database import Database
-from app.store import LABELS_FILE, META_FILE, WEIGHTS_FILE, Reference, Store
+from app.store import FIGURES_FILE, LABELS_FILE, META_FILE, WEIGHTS_FILE, Reference, Store
 
 D = np.eye(2, 4, dtype=np.float32)
 TOLD: dict[str, dict[str, object]] = {"parameters": {}, "metrics": {}, "data": {}, "software": {}}
@@ -71,6 +72,19 @@ def test_damage_is_told_and_set_aside(store: Store, fault: str) -> None:
     assert run(store) == (0, "2 versions are whole, 0 damaged\n")
     assert store.resolve(Reference("a")) == ("a", 1)
     assert store.publish("a", D, **TOLD).version == 3  # 2 is not given again
+
+
+@pytest.mark.parametrize("damage", [lambda path: path.write_bytes(b"x"), Path.unlink], ids=["cut short", "gone"])
+def test_a_dictionary_whose_figures_are_damaged_stays(store: Store, damage: Callable[[Path], object]) -> None:
+    store.publish("b", D, figures_file.written({"uses": np.zeros(2, np.int64)}), **TOLD)
+    assert run(store) == (0, "4 versions are whole, 0 damaged\n")
+    damage(store.root / "b" / "2" / FIGURES_FILE)
+    code, told = run(store, "--repair")
+    assert code == 1
+    assert told.startswith("damaged: b@2: ")
+    assert FIGURES_FILE in told
+    assert told.endswith("3 versions are whole, 1 damaged\n")
+    np.testing.assert_array_equal(store.load("b", 2), D)
 
 
 def test_strays_are_told_and_left(store: Store) -> None:

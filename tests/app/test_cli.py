@@ -13,7 +13,8 @@ from app.cli import main
 from app.client import DictserveError, Overloaded, UnknownDictionary, UnknownJob, Unreachable
 from app.commands import files
 from app.commands.connection import exit_code
-from app.commands.curve import COLUMNS, ROWS, curve
+from app.commands.curve import BLOCKS, COLUMNS, ROWS, bars, curve
+from app.commands.tables import print_pairs, print_rows
 from app.tokens import TokenFile
 from demo.service import free_port, npy
 
@@ -150,6 +151,19 @@ def test_the_curve_falls_as_the_loss_does() -> None:
 @pytest.mark.parametrize("history", [[(1, 5.0)], [(1, 0.0), (2, 0.0)], [(1, 5.0), (2, 0.0)], [(1, 5.0), (9, 5.0)]])
 def test_curves_of_little(history: list[tuple[int, float]]) -> None:
     assert len(curve(history).splitlines()) == ROWS + 2
+
+
+def test_what_is_not_empty_is_seen_in_a_histogram() -> None:
+    drawn = bars([0, 1, 500, 1000, 0])
+    assert [BLOCKS.index(block) for block in drawn] == [0, 1, 4, 8, 0]
+    assert bars([0] * 20) == " " * 20
+
+
+def test_tables_show_what_people_wrote_as_it_is(capsys: pytest.CaptureFixture[str]) -> None:
+    print_pairs({"note": "[bold]x[/nonsense]"})
+    print_rows(("label",), [("[red]",)])
+    assert "[bold]x[/nonsense]" in (told := capsys.readouterr().out)
+    assert "[red]" in told
 
 
 def test_commands_load_what_they_need_alone() -> None:

@@ -21,6 +21,7 @@ from app.client import (
     Dictionary,
     Encoded,
     Job,
+    UnknownConcept,
     UnknownDictionary,
 )
 from app.client.errors import InvalidFields
@@ -101,6 +102,20 @@ def test_dictionaries_are_imported_labelled_listed_and_removed(calls: Client) ->
         calls.dictionary("y")
 
 
+def test_concepts(calls: Client, digits: str) -> None:
+    assert calls.concepts(digits)["nb_concepts"] == 2
+    assert calls.concept("digits@1", 1)["weights"] == CONCEPTS[1].tolist()
+    with pytest.raises(UnknownConcept, match="has 2, from 0"):
+        calls.concept(digits, 2)
+
+
+def test_comparison(calls: Client, digits: str) -> None:
+    calls.import_dictionary("turned", CONCEPTS[::-1])
+    told = calls.compare(digits, "turned@1")
+    assert {(pair["a"], pair["b"]) for pair in told["matches"]} == {(0, 1), (1, 0)}
+    assert told["stability"] == 1
+
+
 def test_jobs(calls: Client, worker: WorkerDouble) -> None:
     worker.fits_hang = True
     job = calls.fit(A, nb_concepts=2, name="x", wait=False)
@@ -135,6 +150,9 @@ def test_the_async_client(settings: Settings, worker: WorkerDouble) -> None:
             assert [d.reference for d in await client.dictionaries()] == ["x@2"]
             await client.remove("x@2")
             assert (await client.dictionary("x")).version == 1
+            assert (await client.concepts("x"))["uses"] == [3, 3]
+            assert (await client.concept("x", 1))["weights"] == A[1].tolist()
+            assert (await client.compare("x", "x"))["mean_cosine"] == pytest.approx(1)
             (job,) = await client.jobs()
             await job.cancel()
             assert (await job.refresh()).state == "succeeded"

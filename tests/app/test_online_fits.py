@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from app import npy_file
+from app import figures_file, npy_file
 from app.data_files import DataFiles
 from app.errors import DataChanged
 from app.settings import Settings
@@ -140,7 +140,7 @@ def kept(turned: object, iteration: int) -> bool:
 
 def test_the_dictionary_is_that_of_fit_online(store: Store, folder: Path) -> None:
     told = ended(store, message(store, folder, checkpoint=None))[1:]
-    D, metrics, losses = told[1].arrays
+    D, metrics, losses, figures = told[1].arrays
     model = NMF(6, seed=0, tol=0)
     np.testing.assert_array_equal(D, model.fit_online(A, 3).numpy())
     np.testing.assert_array_equal(losses, model.loss_history_)
@@ -150,6 +150,10 @@ def test_the_dictionary_is_that_of_fit_online(store: Store, folder: Path) -> Non
     Z = model.encode(A).double()
     error = torch.linalg.norm(torch.from_numpy(A).double() - Z @ model.get_dictionary().double())
     assert measured["relative_error"] == pytest.approx(float(error) / np.linalg.norm(A.astype(np.float64)), rel=1e-4)
+    known = figures_file.read(figures.tobytes(), 6, "it")
+    assert set(known) == {"nearest", "cosines", "uses", "largest"}
+    np.testing.assert_array_equal(known["uses"], (Z > 0).sum(dim=0))
+    np.testing.assert_allclose(known["largest"], Z.amax(dim=0), rtol=1e-4)
 
 
 def test_it_starts_from_a_dictionary(store: Store, folder: Path) -> None:

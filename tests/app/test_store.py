@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from app import figures_file
 from app.bucket import Bucket, bucket_of
 from app.errors import DictionaryDamaged, NameTaken, StoreUnavailable, UnknownDictionary
 from app.object_store import ObjectStore
@@ -127,6 +128,43 @@ def test_damage_is_told_and_hides_nothing(
     np.testing.assert_array_equal(store.load("a", 1), D)
     assert store.names() == ["a", "b"]
     assert publish(opened, "a", D) == 3
+
+
+def publish_with_figures(store: Store) -> None:
+    told: dict[str, Any] = {"parameters": {}, "data": {}, "metrics": {}, "software": {}}
+    store.publish("a", D, figures_file.written({"uses": np.array([3, 5])}), **told)
+
+
+def test_figures_are_published_with_their_dictionary(place: Place) -> None:
+    store, other = place.store(), place.store()
+    publish_with_figures(store)
+    for reader in (store, other):
+        assert reader.figures("a", 1)["uses"].tolist() == [3, 5]
+    files = {key.removeprefix("a/1/") for key in place.bucket.entries("a")}
+    assert files - {"claim"} == {"dictionary.safetensors", "figures.safetensors", "meta.json"}
+    publish(store, "a", D)
+    assert store.figures("a", 2) == {}
+    with pytest.raises(UnknownDictionary):
+        store.figures("a", 3)
+    store.remove("a", [1])
+    assert not [key for key in place.bucket.entries("a") if key.startswith("a/1/") and not key.endswith("claim")]
+    with pytest.raises(UnknownDictionary):
+        store.figures("a", 1)
+
+
+@pytest.mark.parametrize("change", [lambda _: b"x", lambda content: content[:-1] + bytes([content[-1] ^ 1]), None])
+def test_damaged_figures_are_told_and_hide_nothing(place: Place, change: Callable[[bytes], bytes] | None) -> None:
+    publish_with_figures(place.store())
+    key = "a/1/figures.safetensors"
+    if change is None:
+        place.bucket.delete(key)
+    else:
+        place.bucket.put(key, change(place.bucket.read(key)))
+    store = place.store()
+    with pytest.raises(DictionaryDamaged, match=r"figures\.safetensors.*encodes and decodes need no figures"):
+        store.figures("a", 1)
+    np.testing.assert_array_equal(store.load("a", 1), D)
+    assert store.described(Reference("a")).version == 1
 
 
 def test_a_version_in_a_directory_without_its_record_is_damaged(opened: Store) -> None:

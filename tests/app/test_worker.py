@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 
+from app import figures_file
 from app.store import Store
 from app.worker import device, frames
 from app.worker.device import DeviceFailed
@@ -30,7 +31,7 @@ from app.worker.messages import (
     Solve,
     Solved,
 )
-from core import Dictionary
+from core import NMF, Dictionary
 from core.dictionary import Encoded
 from core.warm import warm_encodes
 from tests.app.conftest import D, publish
@@ -88,6 +89,26 @@ def test_a_warm_start_begins_where_its_dictionary_is(turned: Turned, tmp_path: P
         assert isinstance(fitted.message, Fitted)
         losses[start] = fitted.arrays[2]
     assert losses["digits@1"][0] < 1e-3 * losses[None][0]  # the data is made of that very dictionary
+
+
+def test_the_figures_of_a_fit_are_those_of_its_codes(turned: Turned, tmp_path: Path) -> None:
+    frames.send(turned.channel, fit(tmp_path / "A", None))
+    *_, fitted = turned.turn()
+    figures = figures_file.read(fitted.arrays[3].tobytes(), 2, "it")
+    assert set(figures) == set(figures_file.TENSORS)
+    Z, D = NMF(2, seed=0).fit(A)
+    Z, D = Z.numpy(), D.numpy().astype(np.float64)
+    np.testing.assert_array_equal(fitted.arrays[0], D)
+    np.testing.assert_array_equal(figures["uses"], (Z > 0).sum(0))
+    np.testing.assert_array_equal(figures["largest"], Z.max(0))
+    np.testing.assert_array_equal(figures["histogram"].sum(1), (Z > 0).sum(0))
+    np.testing.assert_array_equal(figures["top_codes"], -np.sort(-Z, axis=0)[:10].T)
+    np.testing.assert_array_equal(Z[figures["top_rows"], np.arange(2)[:, None]], figures["top_codes"])
+    cosine = D[0] @ D[1] / np.linalg.norm(D, axis=1).prod()
+    np.testing.assert_allclose(figures["cosines"][:, 0], cosine, atol=1e-4)
+    used = Z > 0
+    overlap = (used[:, 0] & used[:, 1]).sum() / (used[:, 0] | used[:, 1]).sum()
+    np.testing.assert_allclose(figures["overlap"][:, 0], overlap, atol=1e-4)
 
 
 def test_a_start_that_was_removed_meanwhile_fails_the_job(turned: Turned, store: Store, tmp_path: Path) -> None:

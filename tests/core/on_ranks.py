@@ -96,8 +96,12 @@ def told_of(case: Case, ranks: Counting) -> dict[str, object]:
         given["Z"] = given["Z"][mine]
     model = case.model()
     Z, D = model.fit(A[mine], ranks=ranks, **given)  # type: ignore[arg-type]
-    metrics = run(measure_steps(torch.from_numpy(A[mine]), Z, D, ranks))
-    return {"D": D.tolist(), "losses": model.loss_history_, "metrics": metrics, "rows": len(Z)}
+    measured = run(measure_steps(torch.from_numpy(A[mine]), Z, D, ranks))
+    told = {"D": D.tolist(), "losses": model.loss_history_, "metrics": measured.metrics, "rows": len(Z)}
+    for name, tensor in measured.figures.known().items():
+        told[name] = tensor.tolist()
+    own = {"uses": (Z > 0).sum(dim=0), "largest": torch.cat([Z, torch.zeros(1, Z.shape[1])]).amax(dim=0)}
+    return told | {"own": {name: tensor.tolist() for name, tensor in own.items()}}
 
 
 def exchanged(repeats: int, ranks: Counting) -> float:

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import sparse
 
-from core.metrics import measure_steps
+from core.metrics import Measured, measure_steps
 from core.progress import run
 from core.sparse import SparseRows
 from tests.core.problems import planted
@@ -22,14 +22,20 @@ KEYS = {
     "dead_concepts",
     "near_dense_concepts",
     "coherence",
+    "duplicates",
+    "worst_features",
     "energy",
     "kkt_residual",
 }
 
 
-def measure(A: np.ndarray, Z: np.ndarray, D: np.ndarray) -> dict:
+def measured(A: np.ndarray, Z: np.ndarray, D: np.ndarray) -> Measured:
     A, Z, D = (torch.from_numpy(np.ascontiguousarray(x, np.float32)) for x in (A, Z, D))
     return run(measure_steps(A, Z, D))
+
+
+def measure(A: np.ndarray, Z: np.ndarray, D: np.ndarray) -> dict:
+    return measured(A, Z, D).metrics
 
 
 def test_against_plain_numpy() -> None:
@@ -58,9 +64,12 @@ def test_sparse_rows_measure_as_dense_ones_do() -> None:
     A, Z, D = planted(300, 40, 12, noise=0.3)
     A[A < 0.5] = 0
     rows = SparseRows(sparse.csr_array(A), torch.device("cpu"))
-    told = run(measure_steps(rows, torch.from_numpy(Z), torch.from_numpy(D)))
-    for key, value in measure(A, Z, D).items():
-        assert told[key] == pytest.approx(value, rel=1e-6)
+    told = run(measure_steps(rows, torch.from_numpy(Z), torch.from_numpy(D))).metrics
+    dense = measure(A, Z, D)
+    for key in KEYS - {"worst_features"}:
+        assert told[key] == pytest.approx(dense[key], rel=1e-6)
+    for ours, theirs in zip(told["worst_features"], dense["worst_features"], strict=True):
+        assert ours == pytest.approx(theirs, rel=1e-6)
 
 
 def test_dead_and_near_dense_concepts() -> None:
@@ -70,6 +79,40 @@ def test_dead_and_near_dense_concepts() -> None:
     told = measure(A, Z, D)
     assert told["dead_concepts"] == 2
     assert told["near_dense_concepts"] == 1
+
+
+def test_the_worst_features_against_plain_numpy() -> None:
+    A, Z, D = planted(300, 40, 12, noise=0.3)
+    A[:, 7] = 2  # constant, and not met
+    told = measure(A, Z, D)["worst_features"]
+    A, Z, D = (x.astype(np.float64) for x in (A, Z, D))
+    spread = ((A - A.mean(0)) ** 2).sum(0)
+    r2 = np.where(spread > 0, 1 - ((A - Z @ D) ** 2).sum(0) / np.where(spread > 0, spread, 1), 0)
+    assert len(told) == 10
+    assert [worst["r2"] for worst in told] == pytest.approx(np.sort(r2)[:10], abs=1e-4)
+    assert [r2[worst["feature"]] for worst in told] == pytest.approx(np.sort(r2)[:10], abs=1e-4)
+
+
+def test_duplicates_are_concepts_with_another_like_them() -> None:
+    A, Z, _ = planted(100, 20, 6)
+    D = np.eye(6, 20, dtype=np.float32)
+    assert measure(A, Z, D)["duplicates"] == 0
+    D[1] = 3 * D[0] + 0.5 * D[4]
+    assert measure(A, Z, D)["duplicates"] == 2
+    D[2], D[3] = 0, 0  # like nothing
+    assert measure(A, Z, D)["duplicates"] == 2
+
+
+@settings(deadline=None, max_examples=20)
+@given(st.integers(1, 9), st.integers(-80, 80), st.integers(0, 10**6))
+def test_what_is_known_of_concepts_is_known_of_them_as_they_are(k: int, exponent: int, seed: int) -> None:
+    A, Z, D = planted(30, 12, k, seed=seed, density=0.5)
+    scale = np.float32(2.0**exponent)  # extraordinary values are scaled on the way
+    figures = measured(A * scale, Z * scale, D).figures
+    alive = D.any(axis=1)  # what codes a concept of zeros has says nothing
+    np.testing.assert_array_equal(figures.uses, (Z > 0).sum(0) * alive)
+    np.testing.assert_allclose(figures.largest, (Z * scale).max(0) * alive, rtol=1e-5)
+    assert set(figures.known()) == {"nearest", "cosines", "uses", "largest"}
 
 
 def test_slices_are_many_where_the_data_is_large() -> None:

@@ -46,7 +46,7 @@ def alone(name: str) -> tuple[list[float], dict[str, Any]]:
     case = CASES[name]
     A, model = case.activations(), case.model()
     Z, D = model.fit(A, **case.given(A))  # type: ignore[arg-type]
-    return model.loss_history_, run(measure_steps(torch.from_numpy(A), Z, D))
+    return model.loss_history_, run(measure_steps(torch.from_numpy(A), Z, D)).metrics
 
 
 @pytest.mark.slow
@@ -66,8 +66,18 @@ def test_the_loss_is_that_of_one_process(told: Told, name: str) -> None:
 @pytest.mark.slow
 def test_every_rank_has_the_same_dictionary_to_the_bit(told: Told) -> None:
     for name in CASES:
-        for part in ("D", "losses", "metrics"):
+        for part in ("D", "losses", "metrics", "uses", "largest", "nearest", "cosines"):
             assert all(of_rank[name][part] == told[0][name][part] for of_rank in told), (name, part)
+
+
+@pytest.mark.slow
+def test_the_figures_of_concepts_are_of_the_rows_of_all(told: Told) -> None:
+    for name in CASES:
+        alive = np.any(told[0][name]["D"], axis=1)
+        own = [of_rank[name]["own"] for of_rank in told]
+        uses, largest = np.sum([of["uses"] for of in own], axis=0), np.max([of["largest"] for of in own], axis=0)
+        np.testing.assert_array_equal(told[0][name]["uses"], uses * alive)
+        np.testing.assert_allclose(told[0][name]["largest"], largest * alive, rtol=1e-5)
 
 
 @pytest.mark.slow

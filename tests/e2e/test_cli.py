@@ -67,7 +67,18 @@ def test_a_dictionary_from_first_to_last(folder: Path) -> None:
     shown = run(folder, "dictserve show digits@1").stdout
     assert "relative_error" in shown
     assert "█" in shown
+    for told in ("duplicates", "near_dense_concepts", "worst features (r2)", "energy", "largest"):
+        assert told in shown
     assert json.loads(run(folder, "dictserve show digits@1 --json").stdout)["nb_concepts"] == 16
+    of_one = run(folder, "dictserve show digits@1 --concept 3").stdout
+    for told in ("norm", "uses", "codes", "row", "nearest", "together"):
+        assert re.search(rf"^{told} ", of_one, re.MULTILINE), of_one
+    assert json.loads(run(folder, "dictserve show digits@1 --concept 3 --json").stdout)["concept"] == 3
+    run(folder, "dictserve show digits@1 --concept 16", code=3)
+    compared = run(folder, "dictserve compare digits@1 digits@2").stdout
+    assert re.search(r"^stability +1", compared, re.MULTILINE), compared
+    assert compared.count("best: ") == compared.count("worst: ") == 1
+    assert len(json.loads(run(folder, "dictserve compare digits@1 digits@2 --json").stdout)["matches"]) == 16
     assert "succeeded" in run(folder, "dictserve jobs --name digits").stdout
 
     assert "Remove digits@2?" in run(folder, "echo n | dictserve rm digits@2", code=1).stderr

@@ -1,10 +1,13 @@
 """Clients that leave in the middle, over real sockets, leave nothing behind."""
 
+import contextlib
 import io
 import os
 import socket
 import struct
 import time
+from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -55,6 +58,44 @@ def test_followers_of_a_job_that_leave(shared: Service) -> None:
     assert shared.job(id)["state"] == "running"
     assert shared.client.delete(f"/jobs/{id}").json()["state"] == "cancelled"
     assert "Traceback" not in shared.log.read_text()
+
+
+def comparing(service: Service) -> list[int]:
+    """Processes of comparisons."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        with contextlib.suppress(OSError):  # gone meanwhile
+            words = path.read_bytes().split(b"\0")
+            if b"app.worker.matching" in words and str(service.pid).encode() in words:
+                found.append(int(path.parent.name))
+    return found
+
+
+def test_clients_of_comparisons_that_leave(shared: Service) -> None:
+    """Each takes its process with it, and the next has its turn at once."""
+    D = np.random.default_rng(0).random((2000, 30), np.float32)
+    for name in ("left", "right"):
+        assert shared.client.put(f"/dictionaries/{name}", content=npy(D)).status_code == 201
+    request = b"GET /dictionaries/left/compare/right HTTP/1.1\r\nHost: x\r\n\r\n"
+    connections = [socket.create_connection(("127.0.0.1", shared.port)) for _ in range(5)]
+    for connection in connections:
+        connection.sendall(request)
+    within(lambda: len(comparing(shared)) == 1)
+    for connection in connections:
+        connection.close()
+    told = shared.client.get("/dictionaries/left/compare/right", timeout=60).json()
+    assert told["stability"] == 1
+    within(lambda: comparing(shared) == [])
+    for name in ("left", "right"):
+        assert shared.client.delete(f"/dictionaries/{name}").status_code == 204
+    assert "Traceback" not in shared.log.read_text()
+
+
+def within(holds: Callable[[], bool], seconds: float = 30.0) -> None:
+    deadline = time.monotonic() + seconds
+    while not holds():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
 
 
 @pytest.mark.slow

@@ -78,6 +78,9 @@ def test_a_fit_on_two_ranks_is_that_of_one(service: Service) -> None:
     one = service.client.get("/dictionaries/digits@1").json()
     assert two["metrics"]["relative_error"] == pytest.approx(one["metrics"]["relative_error"], rel=1e-4)
     assert len(two["loss_history"]) == len(one["loss_history"]) == 30
+    told = service.client.get("/dictionaries/digits@2/concepts/0").json()
+    assert told["rows"] == len(FITTED) >= told["uses"] > 0 < told["largest"]
+    assert (told["histogram"], told["top_rows"], told["together"]) == (None, None, None)
 
 
 @pytest.mark.slow

@@ -59,6 +59,8 @@ BAD_NAMES: dict[str, bytes] = {
 WAYS: dict[str, tuple[str, bytes, bytes]] = {
     "told": ("GET", b"/dictionaries/%s", b""),
     "weights": ("GET", b"/dictionaries/%s/weights", b""),
+    "concepts told": ("GET", b"/dictionaries/%s/concepts", b""),
+    "compared": ("GET", b"/dictionaries/d/compare/%s", b""),
     "removed": ("DELETE", b"/dictionaries/%s", b""),
     "labelled": ("PATCH", b"/dictionaries/%s", b'{"labels": {"a": "b"}}'),
     "encoded": ("POST", b"/encode?dictionary=%s", npy(np.ones((1, 6), np.float32))),

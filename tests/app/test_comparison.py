@@ -1,0 +1,198 @@
+"""``GET /dictionaries/{a}/compare/{b}``, each in a process of its own."""
+
+import asyncio
+import os
+import time
+from collections.abc import Callable, Iterator
+
+import numpy as np
+import pytest
+from fastapi.testclient import TestClient
+
+from app import comparison
+from app.comparison import Comparisons
+from app.errors import Overloaded, WorkerUnavailable
+from app.settings import Settings
+from app.store import DictionaryRecord, Reference, Store
+from core.matching import match
+from tests.app.conftest import publish
+
+RANDOM = np.random.default_rng(0)
+A, B = RANDOM.random((6, 5)).astype(np.float32), RANDOM.random((9, 5)).astype(np.float32)
+
+
+@pytest.fixture
+def both(client: TestClient, store: Store) -> None:
+    publish(store, "a", A)
+    publish(store, "b", B)
+    publish(store, "wide", np.ones((2, 7), np.float32))
+
+
+def children() -> list[str]:
+    """Processes of comparisons that this one has started."""
+    found = []
+    for pid in os.listdir("/proc"):
+        try:
+            with open(f"/proc/{pid}/cmdline", "rb") as file:
+                line = file.read().decode().split("\0")
+        except (OSError, ValueError):
+            continue
+        if "app.worker.matching" in line and str(os.getpid()) in line:
+            found.append(pid)
+    return found
+
+
+def eventually(holds: Callable[[], bool], seconds: float = 30.0) -> None:
+    deadline = time.monotonic() + seconds
+    while not holds():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+def test_a_comparison(client: TestClient, both: None) -> None:
+    answer = client.get("/dictionaries/a/compare/b@1")
+    told, wanted = answer.json(), match(A, B)
+    assert answer.status_code == 200, answer.text
+    assert told["a"] == {"dictionary": "a", "version": 1, "nb_concepts": 6}
+    assert told["b"] == {"dictionary": "b", "version": 1, "nb_concepts": 9}
+    assert told["n_features"] == 5
+    assert [(pair["a"], pair["b"]) for pair in told["matches"]] == list(zip(wanted.a, wanted.b, strict=True))
+    assert [pair["cosine"] for pair in told["matches"]] == pytest.approx(wanted.cosines)
+    assert told["mean_cosine"] == pytest.approx(wanted.cosines.mean())
+    assert told["median_cosine"] == pytest.approx(np.median(wanted.cosines))
+    assert told["stability"] == pytest.approx(wanted.stability)
+    assert (
+        client.get("/dictionaries/a/compare/b", headers={"if-none-match": answer.headers["etag"]}).status_code == 304
+    )
+    assert children() == []
+
+
+def test_what_does_not_compare(client: TestClient, both: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    for path, status, said in (
+        ("a/compare/wide", 422, "wide@1 has 7 features, a@1 has 5"),
+        ("a/compare/nope", 404, "no dictionary 'nope'"),
+        ("a@3/compare/b", 404, "no version 3"),
+        ("a/compare/.b", 422, "not a name"),
+    ):
+        answer = client.get(f"/dictionaries/{path}")
+        assert answer.status_code == status, answer.text
+        assert said in answer.json()["detail"]
+    monkeypatch.setattr(comparison, "MOST_CONCEPTS", 8)
+    answer = client.get("/dictionaries/a/compare/b")
+    assert (answer.status_code, answer.json()["errors"][0]["loc"]) == (422, ["b"])
+    assert "b@1 has 9 concepts; at most 8 compare" in answer.json()["detail"]
+
+
+def test_a_damaged_dictionary_is_told_as_elsewhere(client: TestClient, store: Store, both: None) -> None:
+    weights = store.root / "b" / "1" / "dictionary.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1])
+    answer = client.get("/dictionaries/a/compare/b")
+    assert (answer.status_code, answer.json()["type"]) == (500, "dictionary-damaged"), answer.text
+
+
+@pytest.fixture
+def records(client: TestClient, store: Store, both: None) -> tuple[DictionaryRecord, DictionaryRecord]:
+    return store.record(Reference("a")), store.record(Reference("b"))
+
+
+@pytest.fixture
+def forever(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Comparisons whose process waits for what it is never sent."""
+    real = asyncio.subprocess.Process.communicate
+
+    async def never(process: asyncio.subprocess.Process, told: bytes) -> tuple[bytes, bytes]:
+        await process.wait()
+        return await real(process, told)
+
+    monkeypatch.setattr(asyncio.subprocess.Process, "communicate", never)
+    yield
+    eventually(lambda: children() == [])
+
+
+def test_a_process_ends_with_whoever_waited_for_it(
+    settings: Settings, records: tuple[DictionaryRecord, DictionaryRecord], forever: None
+) -> None:
+    async def leave() -> None:
+        comparisons = Comparisons(settings)
+        waiting = asyncio.create_task(comparisons.between(*records))
+        await asyncio.to_thread(eventually, lambda: len(children()) == 1)
+        waiting.cancel()
+        await asyncio.gather(waiting, return_exceptions=True)
+        assert waiting.cancelled()
+        await comparisons.end()
+        assert children() == []
+
+    asyncio.run(leave())
+
+
+def test_one_that_takes_too_long_is_given_up(
+    settings: Settings,
+    records: tuple[DictionaryRecord, DictionaryRecord],
+    forever: None,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(comparison, "MOST_SECONDS", 0.2)
+    with pytest.raises(Overloaded, match="given up"):
+        asyncio.run(Comparisons(settings).between(*records))
+
+
+def test_a_stop_ends_those_under_way_and_waiting(
+    settings: Settings, records: tuple[DictionaryRecord, DictionaryRecord], forever: None
+) -> None:
+    async def stop() -> None:
+        comparisons = Comparisons(settings)
+        waiting = [asyncio.create_task(comparisons.between(*records)) for _ in range(comparison.MOST_WAITING)]
+        await asyncio.to_thread(eventually, lambda: len(children()) == 1)
+        with pytest.raises(Overloaded, match="wait already"):
+            await comparisons.between(*records)
+        await comparisons.end()
+        outcomes = await asyncio.gather(*waiting, return_exceptions=True)
+        assert {type(outcome) for outcome in outcomes} == {WorkerUnavailable}
+        with pytest.raises(WorkerUnavailable):
+            await comparisons.between(*records)
+
+    asyncio.run(stop())
+
+
+def test_a_process_that_dies_is_told(
+    settings: Settings, records: tuple[DictionaryRecord, DictionaryRecord], forever: None
+) -> None:
+    async def kill() -> None:
+        waiting = asyncio.create_task(Comparisons(settings).between(*records))
+        await asyncio.to_thread(eventually, lambda: len(children()) == 1)
+        os.kill(int(children()[0]), 9)
+        with pytest.raises(WorkerUnavailable, match="died"):
+            await waiting
+
+    asyncio.run(kill())
+
+
+def test_the_client_that_leaves_takes_the_process_with_it(client: TestClient, both: None, forever: None) -> None:
+    """As the ASGI server tells of it: the app is called with a request that is broken off."""
+    app, sent = client.app, []
+
+    async def ask() -> None:
+        gone = asyncio.Event()
+        messages = iter([{"type": "http.request", "body": b"", "more_body": False}])
+
+        async def receive() -> dict[str, object]:
+            try:
+                return next(messages)
+            except StopIteration:
+                await gone.wait()
+                return {"type": "http.disconnect"}
+
+        async def send(message: dict[str, object]) -> None:
+            sent.append(message)
+
+        path = "/dictionaries/a/compare/b"
+        scope = {"type": "http", "asgi": {"version": "3.0"}, "http_version": "1.1", "method": "GET", "path": path}
+        scope |= {"raw_path": path.encode(), "query_string": b"", "headers": [], "scheme": "http", "root_path": ""}
+        asking = asyncio.create_task(app(scope, receive, send))  # type: ignore[operator]
+        await asyncio.to_thread(eventually, lambda: len(children()) == 1)
+        gone.set()
+        await asking
+        await asyncio.to_thread(eventually, lambda: children() == [])
+
+    client.portal.call(ask)  # type: ignore[union-attr]
+    assert sent[0]["status"] == 499
