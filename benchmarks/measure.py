@@ -1,11 +1,9 @@
-"""What is compared, computed in float64 with numpy and scipy alone."""
+"""What is compared, computed in float64 with numpy alone."""
 
 import numpy as np
-from scipy.optimize import linear_sum_assignment
 
 CHUNK = 4096
 DEAD_SHARE = 1e-12
-THE_SAME = 0.9  # cosine above which two concepts are taken for one
 
 
 def loss_of(A: np.ndarray, Z: np.ndarray, D: np.ndarray) -> float:
@@ -38,14 +36,3 @@ def excess(losses: np.ndarray, exact: np.ndarray, A: np.ndarray) -> np.ndarray:
     """(loss − exact) / max(exact, 1e-3·‖a‖²) of each row; the floor is for k ≫ d, where exact can be zero."""
     energy = np.square(A.astype(np.float64)).sum(axis=1)
     return (losses - exact) / np.maximum(exact, 1e-3 * energy)  # type: ignore[no-any-return]
-
-
-def stability(D: np.ndarray, other: np.ndarray) -> float:
-    """Share of the concepts that two dictionaries have in common, matched one to one by their cosines."""
-    a, b = (_unit(concepts.astype(np.float64)) for concepts in (D, other))
-    cosines = a @ b.T
-    return float((cosines[linear_sum_assignment(cosines, maximize=True)] > THE_SAME).sum() / max(len(a), len(b)))
-
-
-def _unit(D: np.ndarray) -> np.ndarray:
-    return D / np.maximum(np.linalg.norm(D, axis=1, keepdims=True), 1e-30)  # type: ignore[no-any-return]

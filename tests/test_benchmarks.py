@@ -14,7 +14,7 @@ import pytest
 from benchmarks import report
 from benchmarks.cases import NAMES, OF_THE_CORE, OF_THE_SERVICE
 from benchmarks.figures import Figure, Result, Table, number
-from benchmarks.measure import dead_concepts, excess, loss_of, relative_error, row_losses, stability
+from benchmarks.measure import dead_concepts, excess, loss_of, relative_error, row_losses
 from benchmarks.process import Failed
 from benchmarks.service.client import closed_loop, exchange
 from benchmarks.service.ways import ECHO, FASTAPI, WAYS
@@ -141,7 +141,6 @@ def test_measures() -> None:
     assert row_losses(A, Z, D).tolist() == [0, 4]
     assert relative_error(4, A) == pytest.approx((8 / 30) ** 0.5)
     assert dead_concepts(Z, D) == 1
-    assert stability(np.eye(3, dtype=np.float32), np.eye(3, dtype=np.float32)[[2, 0]]) == pytest.approx(2 / 3)
     np.testing.assert_allclose(excess(np.array([1.0, 2.0]), np.array([0.0, 1.0]), A), [1 / 0.005, 1])
 
 

@@ -15,8 +15,9 @@ import numpy as np
 
 from benchmarks.cases import Bench
 from benchmarks.figures import Figure, Result, Table, number
-from benchmarks.measure import dead_concepts, loss_of, relative_error, stability
+from benchmarks.measure import dead_concepts, loss_of, relative_error
 from core import NMF
+from core.matching import match
 from demo.digits import HELD_OUT_EVERY
 
 CONCEPTS = (4, 8, 16, 32, 64, 128)
@@ -116,7 +117,9 @@ class Rows:
 
     def stability(self, nb_concepts: int, **parameters: Any) -> float:
         """The mean over all pairs of seeds."""
-        return float(np.mean([stability(a, b) for a, b in combinations(self._seeds(nb_concepts, parameters), 2)]))
+        return float(
+            np.mean([match(a, b).stability for a, b in combinations(self._seeds(nb_concepts, parameters), 2)])
+        )
 
     def _seeds(self, nb_concepts: int, parameters: dict[str, Any]) -> Iterator[np.ndarray]:
         for seed in SEEDS:
