@@ -2,7 +2,7 @@
 
 Costs are processor seconds of the HTTP process, its worker and the clients, read from /proc under closed loops. Rows
 are planted: each uses some concepts of a random dictionary. A request costs the HTTP process a + b·bytes (in and
-out), and the worker w for itself and c·k^x·d^y·L0^z for each row; the constants are least squares of relative errors.
+out), and the worker w for itself and c·k^x·d^y·L0^z·exp(u·L0/d) for each row: least squares of relative errors.
 Then two replicas on one store, beside their clients, get requests of which none went into the constants.
 """
 
@@ -11,7 +11,7 @@ import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import httpx
@@ -24,7 +24,7 @@ from benchmarks.service.client import closed_loop, exchange
 from benchmarks.service.servers import Server, our_server, running
 from benchmarks.service.ways import NPY, OURS
 
-SECONDS = 1.0
+SECONDS = 2.0
 LIMIT_SECONDS = 60
 CLIENTS = 4  # of each replica
 BATCH = 256
@@ -57,12 +57,14 @@ class Cost:
     Attributes:
         l0: codes of a row that are not zero, on average.
         bytes: of the request and its answer.
+        count: requests that were answered.
         per_second: such requests that were answered.
     """
 
     kind: Kind
     l0: float
     bytes: int
+    count: int
     per_second: float
     http: float
     worker: float
@@ -71,7 +73,7 @@ class Cost:
 
 @dataclass(frozen=True)
 class Model:
-    """The constants: `http` (a, b), `request` (w), `row` (log c, x, y, z)."""
+    """The constants: `http` (a, b), `request` (w), `row` (log c, x, y, z, u)."""
 
     http: np.ndarray
     request: float
@@ -80,11 +82,9 @@ class Model:
     @classmethod
     def of(cls, single: Cost, batches: Sequence[Cost]) -> "Model":
         every = [single, *batches]
-        seconds = np.array([cost.http for cost in every])
-        terms = np.array([[1.0, cost.bytes] for cost in every]) / seconds[:, None]
-        http = np.linalg.lstsq(terms, np.ones(len(every)), rcond=None)[0]
+        http = _fitted([np.array([1.0, cost.bytes]) / cost.http for cost in every], np.ones(len(every)), every)
         logs = np.log([cost.worker / cost.kind.rows for cost in batches])
-        row = np.linalg.lstsq(np.array([cls._terms(cost.kind, cost.l0) for cost in batches]), logs, rcond=None)[0]
+        row = _fitted([cls._terms(cost.kind, cost.l0) for cost in batches], logs, batches)
         alone = cls(http, 0.0, row)
         return cls(http, max(0.0, single.worker - alone.worker_seconds(single.kind, single.l0)), row)
 
@@ -96,7 +96,15 @@ class Model:
 
     @staticmethod
     def _terms(kind: Kind, l0: float) -> np.ndarray:
-        return np.array([1.0, np.log(kind.nb_concepts), np.log(kind.n_features), np.log(l0)])
+        d = kind.n_features
+        return np.array([1.0, np.log(kind.nb_concepts), np.log(d), np.log(l0), l0 / d])
+
+
+def _fitted(terms: list[np.ndarray], values: np.ndarray, costs: Sequence[Cost]) -> np.ndarray:
+    """Least squares, in which a cost weighs by how many requests it comes from: of few, a tick is much."""
+    weights = np.sqrt([cost.count for cost in costs])
+    constants: np.ndarray = np.linalg.lstsq(np.array(terms) * weights[:, None], values * weights, rcond=None)[0]
+    return constants
 
 
 def run(bench: Bench) -> Result:
@@ -119,8 +127,9 @@ def run(bench: Bench) -> Result:
     cores = len(os.sched_getaffinity(0))
     ratios = [cost.per_second / _predicted(model, cost, cores) for cost in both]
     rows = [cost.worker / model.worker_seconds(cost.kind, cost.l0) for cost in measured]
+    widest = [cost for cost in measured if cost.kind.n_features == features[-1]]
     a, b = model.http
-    c, x, y, z = np.exp(model.row[0]), *model.row[1:]
+    c, x, y, z, u = np.exp(model.row[0]), *model.row[1:]
     return Result(
         [
             Figure("two replicas: farthest from the requests/s that the model tells",
@@ -129,11 +138,12 @@ def run(bench: Bench) -> Result:
             Figure("a: HTTP process, a request", 1e6 * a, " µs"),
             Figure("b: HTTP process, a megabyte", 1e12 * b, " µs"),
             Figure("w: worker, a request of one row beside others", 1e6 * model.request, " µs"),
-            Figure("c: worker, a row", 1e9 * c, " ns", note=f"times k^{x:.2f} · d^{y:.2f} · L0^{z:.2f}"),
+            Figure("c: worker, a row", 1e9 * c, " ns",
+                   note=f"times k^{x:.2f} · d^{y:.2f} · L0^{z:.2f} · exp({u:.2f}·L0/d)"),
             Figure(f"a dictionary of {batches[-1].nb_concepts}×{batches[-1].n_features} read into a worker",
                    1e3 * load_seconds, " ms"),
         ],
-        [_costs(model, measured), _check(model, both, cores), _carried(model, concepts, features[-1], actives)],
+        [_costs(model, measured), _check(model, both, cores), _carried(model, widest)],
         {"libraries": told},
     )  # fmt: skip
 
@@ -182,6 +192,7 @@ def measure(bench: Bench, servers: Sequence[Server], kind: Kind) -> Cost:
         kind,
         l0,
         len(requests[servers[0]]) + len(answer.body),
+        count,
         sum(load.per_second for load in loads),
         float(spent[0]) / count,
         float(spent[1]) / count,
@@ -253,22 +264,21 @@ def _check(model: Model, costs: Sequence[Cost], cores: int) -> Table:
     return Table(f"Two replicas and their clients on {cores} cores", columns, rows)
 
 
-def _carried(model: Model, concepts: Sequence[int], n_features: int, actives: Sequence[int]) -> Table:
+def _carried(model: Model, costs: Sequence[Cost]) -> Table:
     """Replicas with one core for HTTP and one for the worker, which work at the same time."""
     columns = ["requests", "L0", "bound by", "rows/s, a replica", f"rows/s, {REPLICAS:,} replicas",
                "network (GB/s)", "replicas that fill 10 Gbit/s"]  # fmt: skip
     rows: list[list[Cell]] = []
-    for k in concepts:
-        for active in actives:
-            for count in (1, 64):
-                kind = Kind(k, n_features, active, count)
-                bytes = 4 * count * (k + n_features)
-                http, worker = model.http_seconds(bytes), model.worker_seconds(kind, active)
-                rate = 1 / max(http, worker)
-                bound = "HTTP process" if http > worker else "worker"
-                traffic = rate * bytes
-                rows.append(
-                    [str(kind), active, bound, rate * count, REPLICAS * rate * count, REPLICAS * traffic / 1e9,
-                     LINE_BYTES / traffic]
-                )  # fmt: skip
+    for cost in costs:
+        for count in (1, 64):
+            kind = replace(cost.kind, rows=count)
+            bytes = 4 * count * (kind.nb_concepts + kind.n_features)
+            http, worker = model.http_seconds(bytes), model.worker_seconds(kind, cost.l0)
+            rate = 1 / max(http, worker)
+            bound = "HTTP process" if http > worker else "worker"
+            traffic = rate * bytes
+            rows.append(
+                [str(kind), cost.l0, bound, rate * count, REPLICAS * rate * count, REPLICAS * traffic / 1e9,
+                 LINE_BYTES / traffic]
+            )  # fmt: skip
     return Table(f"Carried to {REPLICAS:,} replicas of two such cores each, dense answers", columns, rows)
