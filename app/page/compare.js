@@ -48,7 +48,7 @@ function shown({ a, b, matches, mean_cosine: mean, median_cosine: median, stabil
       { title: name(a), isNumber: true, value: (match) => match.a, cell: (match) => link(a, match.a) },
       { title: name(b), isNumber: true, value: (match) => match.b, cell: (match) => link(b, match.b) },
       { title: "Cosine", isNumber: true, value: (match) => match.cosine, cell: (match) => figure(match.cosine) },
-      { title: "", value: (match) => match.cosine, cell: (match) => drawnShare(match.cosine), isWide: true },
+      { title: "", value: (match) => match.cosine, cell: (match) => drawnShare(match.cosine) },
     ],
   });
   return [
@@ -57,8 +57,7 @@ function shown({ a, b, matches, mean_cosine: mean, median_cosine: median, stabil
       value("Mean cosine", figure(mean), "Of the matches. 1 is the same."),
       value("Median cosine", figure(median), "Half of the matches are above it."),
       value("Concepts", `${whole(a.nb_concepts)} and ${whole(b.nb_concepts)}`, "Each is matched with one other at most.")),
-    h("div", { class: "columns" },
-      panel("Cosines of the matches", h("figure", {}, histogram(binned(matches.map(({ cosine }) => cosine), 20, 0, 1), 0, 1, words), h("figcaption", {}, words))),
-      panel("Matches", table.element)),
+    panel("Cosines of the matches", h("figure", {}, histogram(binned(matches.map(({ cosine }) => cosine), 20, 0, 1), 0, 1, words), h("figcaption", {}, words))),
+    panel("Matches", table.element),
   ];
 }

@@ -12,12 +12,13 @@ const MOST_BARS = 2000; // past it a line is drawn
 const widths = {}; // of pictures, by the number of features: what a person has set holds for the next concept
 
 export async function show(content, [reference, index], signal) {
-  const concept = await getJson(`dictionaries/${encodeURIComponent(reference)}/concepts/${index}`, { signal });
+  const path = `dictionaries/${encodeURIComponent(reference)}`;
+  const [concept, { nb_concepts: count }] = await Promise.all([`${path}/concepts/${index}`, path].map((each) => getJson(each, { signal })));
   const exact = `${concept.dictionary}@${concept.version}`;
   const link = (i, text) => h("a", { class: "button", href: linkTo("dictionaries", exact, "concepts", String(i)) }, text);
   const { rows, uses } = concept;
   const title = () => `#${concept.concept}${concept.label ? ` ${concept.label}` : ""}`;
-  const head = heading(title(), concept.concept > 0 && link(concept.concept - 1, "Previous"), link(concept.concept + 1, "Next"));
+  const head = heading(title(), concept.concept > 0 && link(concept.concept - 1, "Previous"), concept.concept + 1 < count && link(concept.concept + 1, "Next"));
   content.append(
     h("p", {}, h("a", { href: linkTo("dictionaries", exact) }, exact), " › concept"),
     head,

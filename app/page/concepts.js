@@ -6,7 +6,7 @@ import { figure, percent } from "./numbers.js";
 import { linkTo } from "./router.js";
 import { Pager, compare } from "./table.js";
 
-const PAGE = 60;
+const PAGE = 120;
 const NEAR_DENSE_SHARE = 0.9; // as in core/metrics.py
 
 export function conceptGrid(reference, concepts) {
@@ -62,8 +62,9 @@ export function conceptGrid(reference, concepts) {
       h("strong", {}, `#${i}`, label(i) ? ` ${label(i)}` : "", uses?.[i] === 0 ? h("span", { class: "tag" }, "dead") : "",
         share(i) > NEAR_DENSE_SHARE ? h("span", { class: "tag" }, "near-dense") : ""),
       energy && drawnShare(most ? energy[i] / most : 0),
-      h("span", { class: "muted" }, energy ? `energy ${percent(energy[i])}` : "", uses ? `, ${percent(share(i))} of rows` : ""),
-      nearest[i] >= 0 ? h("span", { class: "muted" }, `nearest #${nearest[i]}, cosine ${figure(cosine[i])}`) : null));
+      energy && h("span", { class: "muted" }, `energy ${percent(energy[i])}`),
+      uses && h("span", { class: "muted" }, `in ${percent(share(i))} of rows`),
+      nearest[i] >= 0 && h("span", { class: "muted" }, `nearest #${nearest[i]}, cosine ${figure(cosine[i])}`)));
   }
 }
 

@@ -37,11 +37,12 @@ export async function show(content, _, signal) {
     panel("Workers", workers.element), panel("Jobs", jobs.element));
   let before = null;
   let refused = "";
+  let looking = null;
+  let told = "";
   await look();
   const timer = setInterval(() => document.hidden || look().catch((error) => tell(alert, error)), LOOK_MS);
   signal.addEventListener("abort", () => clearInterval(timer));
 
-  let looking = null;
   function look() {
     looking ??= all().finally(() => { looking = null; });
     return looking;
@@ -60,7 +61,6 @@ export async function show(content, _, signal) {
     before = now;
   }
 
-  let told = "";
   function changed(list) { // a table that is drawn anew takes the focus from whoever is in it
     const text = JSON.stringify(list);
     const is = text !== told;

@@ -27,10 +27,12 @@ export class Pager {
     this.back.disabled = this.at === 0;
     this.on.disabled = to >= this.count;
     this.back.hidden = this.on.hidden = this.count <= this.size;
-    this.told.textContent = this.count > this.size
-      ? `${whole(this.at + 1)} to ${whole(to)} of ${whole(this.count)} ${this.what}` : `${whole(this.count)} ${this.what}`;
+    const all = `${whole(this.count)} ${this.count === 1 ? one(this.what) : this.what}`;
+    this.told.textContent = this.count > this.size ? `${whole(this.at + 1)} to ${whole(to)} of ${all}` : all;
   }
 }
+
+const one = (many) => many.replace(/ies$/, "y").replace(/(?:(ch)e)?s$/, "$1");
 
 /** Values in order; what is not there comes last, whichever way. */
 export function compare(a, b, descending) {

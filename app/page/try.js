@@ -9,7 +9,8 @@ import { figure, percent, whole } from "./numbers.js";
 import { dictionaryFields } from "./pick.js";
 import { linkTo } from "./router.js";
 
-const SLIDERS = 12; // the strongest codes
+const SLIDERS = 12; // the strongest codes,
+const LEAST_SHARE = 1e-4; // none below this share of the largest
 const PAUSE_MS = 60; // of a moving slider, before it is decoded
 const draft = { text: "", rows: null, row: 0 };
 
@@ -109,9 +110,9 @@ function numbersOf(text, row) {
 }
 
 function codesOf({ exact, labels, codes, error, row, signal }) {
-  const strongest = [...codes.keys()].sort((a, b) => codes[b] - codes[a]).filter((i) => codes[i] > 0).slice(0, SLIDERS);
-  const used = codes.filter((code) => code > 0).length;
   const most = largest(codes) || 1;
+  const strongest = [...codes.keys()].sort((a, b) => codes[b] - codes[a]).slice(0, SLIDERS).filter((i) => codes[i] > LEAST_SHARE * most);
+  const used = codes.filter((code) => code > LEAST_SHARE * most).length;
   const now = [...codes];
   const alert = alertPlace();
   const told = h("p", { class: "number", role: "status" });
@@ -141,7 +142,7 @@ function codesOf({ exact, labels, codes, error, row, signal }) {
     }
   }
 
-  const words = `All ${whole(codes.length)} codes by concept; ${whole(used)} are above zero, the largest is ${figure(most)}.`;
+  const words = `All ${whole(codes.length)} codes by concept; ${whole(used)} are in use, the largest is ${figure(most)}.`;
   return [
     panel("Codes", told, alert,
       codes.length <= 2000 && h("figure", {}, histogram(codes, 0, codes.length - 1, words), h("figcaption", {}, words)),
