@@ -13,6 +13,8 @@ const PAIRS = 8;
 
 export function coherence(record, concepts, path, signal) {
   const { cosine, nearest, labels } = concepts;
+  const ofAll = mappable(record) ? [map(record, path, signal)] : [];
+  if (!cosine) return ofAll; // which an import has not
   const counts = binned(cosine, 20, 0, 1);
   const near = cosine.filter((value) => value > 0.95).length;
   const words = `Cosine of each concept with the one nearest to it, from 0 to 1: ${whole(near)} of ${whole(cosine.length)} are above 0.95. `
@@ -21,13 +23,14 @@ export function coherence(record, concepts, path, signal) {
   const name = `${record.name}@${record.version}`;
   const link = (index) => h("a", { href: linkTo("dictionaries", name, "concepts", String(index)) }, `#${index}`, labels[index] ? ` ${labels[index]}` : "");
   const parts = [panel("Nearest cosines", h("figure", {}, histogram(counts, 0, 1, words), h("figcaption", {}, words)),
-    pairs.length ? [h("h3", {}, "Closest pairs"), h("div", { class: "scroll", tabindex: 0, role: "region", "aria-label": "Closest pairs" },
+    pairs.length ? [h("h3", {}, "Closest pairs"), h("div", { class: "scroll", tabindex: 0, role: "region", "aria-label": "Table: Closest pairs" },
       h("table", {}, h("tbody", {}, pairs.map(([i, j, value]) =>
         h("tr", {}, h("td", {}, link(i), " and ", link(j)), h("td", { class: "number" }, figure(value)))))))] : [])];
-  if (record.nb_concepts > 1 && record.nb_concepts <= MOST_MAPPED && record.nb_concepts * record.n_features <= MOST_WEIGHTS) {
-    parts.push(map(record, path, signal));
-  }
-  return parts;
+  return [...parts, ...ofAll];
+}
+
+function mappable({ nb_concepts: k, n_features: d }) {
+  return k > 1 && k <= MOST_MAPPED && k * d <= MOST_WEIGHTS;
 }
 
 /** Pairs of which one is the other's nearest, closest first. */

@@ -48,7 +48,7 @@ function shown({ a, b, matches, mean_cosine: mean, median_cosine: median, stabil
       { title: name(a), isNumber: true, value: (match) => match.a, cell: (match) => link(a, match.a) },
       { title: name(b), isNumber: true, value: (match) => match.b, cell: (match) => link(b, match.b) },
       { title: "Cosine", isNumber: true, value: (match) => match.cosine, cell: (match) => figure(match.cosine) },
-      { title: "", value: (match) => match.cosine, cell: (match) => drawnShare(match.cosine) },
+      { title: "from 0 to 1", cell: (match) => drawnShare(match.cosine) },
     ],
   });
   return [

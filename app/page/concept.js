@@ -117,7 +117,7 @@ function neighbours(exact, others, measure, help) {
 
 function topRows(rows) {
   return h("div", {}, h("p", { class: "muted" }, "Rows of the fit, counted from 0, with its largest codes. Look these up in your data."),
-    h("div", { class: "scroll", tabindex: 0, role: "region", "aria-label": "Top rows" }, h("table", {},
+    h("div", { class: "scroll", tabindex: 0, role: "region", "aria-label": "Table: Top rows" }, h("table", {},
       h("thead", {}, h("tr", {}, h("th", { scope: "col", class: "number" }, "Row"), h("th", { scope: "col", class: "number" }, "Code"))),
       h("tbody", {}, rows.map(({ row, code }) => h("tr", {}, h("td", { class: "number" }, row), h("td", { class: "number" }, figure(code))))))));
 }

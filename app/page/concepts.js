@@ -6,7 +6,7 @@ import { figure, percent } from "./numbers.js";
 import { linkTo } from "./router.js";
 import { Pager, compare } from "./table.js";
 
-const PAGE = 120;
+const PAGE = 72;
 const NEAR_DENSE_SHARE = 0.9; // as in core/metrics.py
 
 export function conceptGrid(reference, concepts) {
@@ -18,13 +18,13 @@ export function conceptGrid(reference, concepts) {
     "labelled": (i) => i in labels,
     "not labelled": (i) => !(i in labels),
     ...(uses && { "dead": (i) => uses[i] === 0, "near-dense": (i) => share(i) > NEAR_DENSE_SHARE }),
-    "near-duplicates": (i) => cosine[i] > 0.95,
+    ...(cosine && { "near-duplicates": (i) => cosine[i] > 0.95 }),
   };
   const orders = {
     "number": [(i) => i, false],
     ...(energy && { "energy, largest first": [(i) => energy[i], true] }),
     ...(uses && { "uses, most first": [(i) => uses[i], true], "uses, fewest first": [(i) => uses[i], false] }),
-    "nearest cosine, largest first": [(i) => cosine[i], true],
+    ...(cosine && { "nearest cosine, largest first": [(i) => cosine[i], true] }),
     "label": [(i) => label(i) || null, false],
   };
   const most = energy ? energy.reduce((a, b) => Math.max(a, b), 0) : 0;
@@ -64,7 +64,7 @@ export function conceptGrid(reference, concepts) {
       energy && drawnShare(most ? energy[i] / most : 0),
       energy && h("span", { class: "muted" }, `energy ${percent(energy[i])}`),
       uses && h("span", { class: "muted" }, `in ${percent(share(i))} of rows`),
-      nearest[i] >= 0 && h("span", { class: "muted" }, `nearest #${nearest[i]}, cosine ${figure(cosine[i])}`)));
+      nearest?.[i] >= 0 && h("span", { class: "muted" }, `nearest #${nearest[i]}, cosine ${figure(cosine[i])}`)));
   }
 }
 

@@ -95,7 +95,7 @@ function half(sorted) {
 
 function worst(features) {
   return h("div", {}, h("p", { class: "muted" }, "Features that the concepts explain least, with the R² of each."),
-    h("div", { class: "scroll", tabindex: 0, role: "region", "aria-label": "Worst features" }, h("table", {},
+    h("div", { class: "scroll", tabindex: 0, role: "region", "aria-label": "Table: Worst features" }, h("table", {},
       h("thead", {}, h("tr", {}, h("th", { scope: "col", class: "number" }, "Feature"), h("th", { scope: "col", class: "number" }, "R²"))),
       h("tbody", {}, features.map(({ feature, r2 }) => h("tr", {}, h("td", { class: "number" }, feature), h("td", { class: "number" }, figure(r2))))))));
 }

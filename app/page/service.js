@@ -7,6 +7,7 @@ import { linkTo } from "./router.js";
 import { Table } from "./table.js";
 
 const LOOK_MS = 2000;
+const JOBS = 25; // of the newest: each comes with its losses
 const ENDED = ["succeeded", "failed", "cancelled"];
 
 export async function show(content, _, signal) {
@@ -30,7 +31,7 @@ export async function show(content, _, signal) {
     { title: "Progress", isNumber: true, value: (j) => j.progress.iteration, cell: (j) => `${whole(j.progress.iteration)} of ${whole(j.progress.max_iter)}` },
     { title: "Time", isNumber: true, value: (j) => j.progress.seconds, cell: (j) => seconds(j.progress.seconds) },
     { title: "Made", value: (j) => j.created_at, cell: (j) => moment(j.created_at) },
-    { title: "", value: () => 0, cell: (j) => h("button", { type: "button", class: "quiet", "aria-label": `${ENDED.includes(j.state) ? "Remove the record of" : "Cancel"} the fit of ${j.name}`,
+    { title: "Action", cell: (j) => h("button", { type: "button", class: "quiet", "aria-label": `${ENDED.includes(j.state) ? "Remove the record of" : "Cancel"} the fit of ${j.name}`,
       onclick: () => end(j) }, ENDED.includes(j.state) ? "remove" : "cancel") },
   ]);
   content.append(heading("Service"), alert, h("section", { class: "panel", "aria-label": "State" }, state, figures, why),
@@ -49,7 +50,7 @@ export async function show(content, _, signal) {
   }
 
   async function all() {
-    const [ready, list] = await Promise.all([readiness(signal), getJson("jobs?limit=200", { signal })]);
+    const [ready, list] = await Promise.all([readiness(signal), getJson(`jobs?limit=${JOBS}`, { signal })]);
     alert.replaceChildren();
     state.replaceChildren(h("span", { class: `state ${ready.status === "ready" ? "succeeded" : "failed"}` }, ready.status),
       `: ${ready.workers.length === 1 ? "one worker" : `${ready.workers.length} workers`}`);

@@ -45,7 +45,7 @@ export function compare(a, b, descending) {
 /**
  * A table.
  *
- * columns: {title, value: what it is sorted by, cell: what is shown (the value by default), isNumber, isWide, help}.
+ * columns: {title, value: what it is sorted by, if it can be, cell: what is shown (the value by default), isNumber, isWide, help}.
  * filter: from a row to the text that is searched; without it there is no field for that.
  */
 export class Table {
@@ -54,12 +54,12 @@ export class Table {
     const id = newId();
     this.body = h("tbody");
     this.heads = columns.map((column, index) => h("th", { scope: "col", class: column.isNumber && "number", title: column.help },
-      h("button", { type: "button", onclick: () => this.sortBy(index) }, column.title)));
+      column.value ? h("button", { type: "button", onclick: () => this.sortBy(index) }, column.title) : column.title));
     this.pager = new Pager(page, (from, to) => this.draw(from, to));
     this.field = h("input", { id, type: "search", autocomplete: "off", oninput: () => this.arrange() });
     this.element = h("div", {},
       filter && h("div", { class: "filters" }, h("div", {}, h("label", { for: id }, `Filter ${what}`), this.field)),
-      h("div", { class: "scroll", tabindex: 0, role: "region", "aria-label": caption },
+      h("div", { class: "scroll", tabindex: 0, role: "region", "aria-label": `Table: ${caption}` },
         h("table", {}, h("caption", { class: "hidden" }, caption), h("thead", {}, h("tr", {}, this.heads)), this.body)),
       this.pager.element);
     this.arrange();

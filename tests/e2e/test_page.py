@@ -4,7 +4,6 @@ import re
 import time
 from collections.abc import Iterator
 
-import httpx
 import numpy as np
 import pytest
 from axe_playwright_python.sync_playwright import Axe
@@ -93,7 +92,7 @@ def test_a_fit_by_keyboard_alone(visit: Visit, filled: Service) -> None:
     page = visit.open("fit")
     _tab_to(page, "Activations")
     with page.expect_file_chooser() as chooser:
-        page.keyboard.press("Enter")
+        page.keyboard.press("Space")
     rows = "\n".join(["1,0,2,0", "0,3,0,1", "1,3,2,1"])
     chooser.value.set_files({"name": "rows.csv", "mimeType": "text/csv", "buffer": rows.encode()})
     for label, text in (("Name", "keys"), ("Concepts", "2")):
@@ -131,10 +130,10 @@ def test_the_form_has_the_parameters_of_a_fit(visit: Visit) -> None:
 
 def test_a_fit_under_way_is_followed_and_cancelled(visit: Visit) -> None:
     page = visit.open("fit")
-    A = np.random.default_rng(0).random((2000, 256), dtype=np.float32)
+    A = np.random.default_rng(0).random((5000, 256), dtype=np.float32)
     visit.drop(page.locator(".drop"), "long.npy", as_npy(A))
     page.get_by_label("Name").fill("long")
-    page.get_by_label("Concepts").fill("64")
+    page.get_by_label("Concepts").fill("100")
     page.get_by_text("More parameters").click()
     page.get_by_label("Most iterations").fill("100000")
     page.get_by_label("Tolerance").fill("0")
@@ -213,7 +212,7 @@ def test_a_concept_is_looked_at_and_labelled(visit: Visit, filled: Service) -> N
     expect(page.get_by_role("img", name=re.compile("16 by 4 pixels"))).to_be_visible()
     page.get_by_label("Shown as").select_option("bars")
     expect(page.locator(".chart .main-svg").first).to_be_visible()
-    rows = page.get_by_role("region", name="Top rows").locator("tbody tr")
+    rows = page.get_by_role("region", name="Table: Top rows").locator("tbody tr")
     told = filled.client.get("/dictionaries/pictures/concepts/2").json()
     assert rows.first.locator("td").first.inner_text() == str(told["top_rows"][0]["row"])
     page.get_by_label("Label").fill("a stroke")
@@ -232,13 +231,13 @@ def test_a_row_is_tried_and_its_codes_moved(visit: Visit, filled: Service) -> No
     page = visit.open("try/pictures")
     row = load_digits().data[7].astype(np.float32)
     page.get_by_label("Numbers, as JSON").fill(str(row.tolist()))
-    page.get_by_role("button", name="Encode").click()
+    page.get_by_role("button", name="Encode", exact=True).click()
     error = page.get_by_text(re.compile("Relative error .*%"))
     before = error.inner_text()
     answer = filled.client.post("/encode", json={"dictionary": "pictures", "reconstruct": True, "data": row.tolist()})
     told = answer.json()["relative_error"][0]
     assert float(re.findall(r"([\d.e-]+) %", before)[0]) == pytest.approx(100 * told, rel=0.01)
-    expect(page.get_by_role("img", name="Its reconstruction")).to_be_visible()
+    expect(page.get_by_role("img", name="Its reconstruction", exact=True)).to_be_visible()
     slider = page.get_by_role("slider").first
     slider.focus()
     for _ in range(10):
@@ -248,7 +247,7 @@ def test_a_row_is_tried_and_its_codes_moved(visit: Visit, filled: Service) -> No
     expect(error).to_have_text(before)
     visit.drop(page.locator(".drop"), "rows.npy", as_npy(load_digits().data.astype(np.float32)))
     page.get_by_label("Row, from 0").fill("7")
-    page.get_by_role("button", name="Encode").click()
+    page.get_by_role("button", name="Encode", exact=True).click()
     expect(error).to_have_text(before)
     page.get_by_label("Dictionary").fill("digits@1")
     page.get_by_role("button", name="Use a concept as the row").click()
@@ -306,7 +305,7 @@ def _settled(page: Page, name: str) -> None:
     """Charts drawn, a row tried."""
     if name == "try":
         page.get_by_role("button", name="Use a concept as the row").click()
-        page.get_by_role("img", name="Its reconstruction").wait_for()
+        page.get_by_role("img", name="Its reconstruction", exact=True).wait_for()
     if name in ("dictionary", "concept"):
         page.locator(".chart .main-svg").first.wait_for()
 
@@ -358,8 +357,12 @@ def _timed(page: Page, what: str, select: str, act: str) -> float:
 def test_ten_thousand_concepts_are_as_quick_as_ten(visit: Visit, filled: Service) -> None:
     D = np.random.default_rng(0).random((10_000, 64), dtype=np.float32)
     filled.client.put("/dictionaries/large", content=as_npy(D)).raise_for_status()
-    httpx.get(f"{filled.url}/dictionaries/large/concepts", timeout=60).raise_for_status()
+    told = filled.client.get("/dictionaries/large/concepts").raise_for_status().json()
+    told |= {"rows": 20_000, "uses": list(range(10_000)), "largest": [1.5] * 10_000}  # as those of a fit
+    told |= {"energy": D[:, 0].tolist(), "cosine": D[:, 1].tolist(), "nearest": list(range(10_000))[::-1]}
+    visit.page.route("**/concepts", lambda route: route.fulfill(json=told))
     page = visit.open("dictionaries/large")
+    print(f"\n10 000 concepts: there after {page.evaluate('performance.now()'):.0f} ms")
     text, order = ".filters input[type=search]", ".filters div:nth-child(3) select"
     typed = "it.dispatchEvent(new Event('input'))"
     times = [
@@ -369,7 +372,7 @@ def test_ten_thousand_concepts_are_as_quick_as_ten(visit: Visit, filled: Service
         _timed(page, "10 000 concepts, next page", ".pager button:nth-child(2)", "it.click()"),
         _timed(page, "10 000 concepts, scroll", "html", "scrollTo(0, 5000)"),
     ]
-    expect(page.get_by_text("121 to 240 of 10 000 concepts")).to_be_visible()
+    expect(page.get_by_text("73 to 144 of 10 000 concepts")).to_be_visible()
     assert max(times) < 1000  # 100 ms are meant; machines may be busy
     filled.client.delete("/dictionaries/large").raise_for_status()
 

@@ -108,7 +108,7 @@ def test_a_bad_row_is_told_by_the_service(visit: Visit, row: str, told: str) -> 
     page = visit.open("try/small")
     page.get_by_label("Numbers, as JSON").fill(row)
     with page.expect_response("**/encode?*") as answer:
-        page.get_by_role("button", name="Encode").click()
+        page.get_by_role("button", name="Encode", exact=True).click()
     assert 400 <= answer.value.status < 500
     alert = page.get_by_role("alert").filter(has_text=answer.value.json()["detail"])
     expect(alert).to_be_visible()
@@ -147,7 +147,7 @@ def test_a_worker_that_dies_while_one_tries_is_waited_for(visit: Visit, small: S
     page = visit.open("try/small")
     page.get_by_label("Numbers, as JSON").fill("1, 2, 3, 4, 5, 6")
     os.kill(small.worker_pid, signal.SIGKILL)
-    page.get_by_role("button", name="Encode").click()
+    page.get_by_role("button", name="Encode", exact=True).click()
     expect(page.get_by_text(re.compile("The worker .* Trying again in"))).to_be_visible()
     expect(page.get_by_text(re.compile("Relative error .*%"))).to_be_visible()
     expect(page.get_by_text("Trying again")).to_have_count(0)
