@@ -28,9 +28,15 @@ export async function show(content, [id], signal) {
   if (ENDED.includes(job.state)) return;
   watch();
 
+  async function again() {
+    job = await getJson(`jobs/${id}`, { signal });
+    points = [...job.loss_history];
+    draw();
+  }
+
   async function watch() {
     try {
-      job = await follow(id, { signal, onprogress: (progress) => {
+      job = await follow(id, { signal, onagain: again, onprogress: (progress) => {
         const before = job.progress.iteration;
         job = { ...job, state: "running", progress };
         if (progress.iteration < before) points = points.filter(([iteration]) => iteration < progress.iteration); // it began anew

@@ -71,7 +71,7 @@ export async function show(content, [reference], signal) {
   async function encoded() {
     const input = rowOf();
     const query = new URLSearchParams({ dictionary: named(), reconstruct: true });
-    const answer = await call("POST", `encode?${query}`, {
+    const answer = await call("POST", input.numbers ? `encode?${query}` : "encode", {
       ...options, body: input.body, headers: { "Content-Type": input.type, Accept: "application/json" },
     });
     const { dictionary, version, codes, relative_error: errors } = await answer.json();
@@ -87,26 +87,36 @@ export async function show(content, [reference], signal) {
       const numbers = draft.rows.row(Math.min(draft.row, draft.rows.rows - 1));
       return { numbers, body: writeNpy(numbers), type: NPY };
     }
-    const numbers = numbersOf(draft.text, draft.row);
-    if (numbers) return { numbers, body: writeNpy(numbers), type: NPY };
     const isJson = /^\s*[[{]/.test(draft.text);
-    const body = isJson ? `{"dictionary": ${JSON.stringify(named())}, "reconstruct": true, "data": ${draft.text}}` : draft.text;
-    return { numbers: null, body, type: isJson ? "application/json" : "text/csv" };
+    const cells = isJson ? null : cellsOf(draft.text, draft.row);
+    const numbers = numbersOf(isJson ? parsed(draft.text, draft.row) : cells);
+    if (numbers) return { numbers, body: writeNpy(numbers), type: NPY };
+    const data = isJson ? draft.text : JSON.stringify(cells);
+    return { numbers: null, body: `{"dictionary": ${JSON.stringify(named())}, "reconstruct": true, "data": ${data}}`, type: "application/json" };
   }
 }
 
-function numbersOf(text, row) {
-  let rows;
+/** A row of JSON: of rows, of a single one, or of a request's `data`. */
+function parsed(text, row) {
   try {
     const told = JSON.parse(text);
-    rows = Array.isArray(told) ? told : told.data;
-    if (!Array.isArray(rows)) return null;
-    if (!Array.isArray(rows[0])) rows = [rows];
+    const rows = Array.isArray(told) ? told : told.data;
+    return Array.isArray(rows[0]) ? rows[Math.min(row, rows.length - 1)] : rows;
   } catch {
-    rows = text.trim().split(/[\r\n]+/).map((line) => line.split(/[,;\s]+/).filter(Boolean).map(Number));
+    return null;
   }
-  const found = rows[Math.min(row, rows.length - 1)];
-  return found?.length && found.every((value) => typeof value === "number" && !Number.isNaN(value)) ? Float32Array.from(found) : null;
+}
+
+/** A row of lines of numbers; what is no number stays as it is. */
+function cellsOf(text, row) {
+  const rows = text.trim().split(/[\r\n]+/);
+  const cells = rows[Math.min(row, rows.length - 1)].split(/[,;\s]+/).filter(Boolean);
+  return cells.map((cell) => (Number.isNaN(Number(cell)) ? cell : Number(cell)));
+}
+
+function numbersOf(row) {
+  const isRow = Array.isArray(row) && row.length > 0 && row.every((value) => typeof value === "number");
+  return isRow ? Float32Array.from(row) : null;
 }
 
 function codesOf({ exact, labels, codes, error, row, signal }) {

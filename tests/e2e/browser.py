@@ -7,7 +7,6 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -107,6 +106,11 @@ def as_npy(array: np.ndarray) -> bytes:
     return buffer.getvalue()
 
 
+def endless() -> np.ndarray:
+    """Activations whose fit by `mu`, with `tol` 0, goes on for minutes."""
+    return np.random.default_rng(0).random((4000, 256), dtype=np.float32)
+
+
 def received(page: Page) -> list[float]:
     """Bytes of each answer from now on, headers and all, as they come over the wire."""
     sizes: list[float] = []
@@ -115,8 +119,3 @@ def received(page: Page) -> list[float]:
     session.send("Network.setCacheDisabled", {"cacheDisabled": True})
     session.on("Network.loadingFinished", lambda told: sizes.append(told["encodedDataLength"]))
     return sizes
-
-
-def save(path: Path, page: Page) -> None:
-    """A picture of what is seen, small enough for docs."""
-    path.write_bytes(page.screenshot(type="jpeg", quality=72))

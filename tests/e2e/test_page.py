@@ -13,7 +13,7 @@ from sklearn.datasets import load_digits
 from app.schemas import FitParameters
 from app.worker.messages import Solver
 from demo.digits import split_digits
-from tests.e2e.browser import PATIENCE_MS, SHOWN, Visit, as_npy, chromium, needs_browser, received, visiting
+from tests.e2e.browser import PATIENCE_MS, SHOWN, Visit, as_npy, chromium, endless, needs_browser, received, visiting
 from tests.e2e.conftest import Service
 
 pytestmark = [pytest.mark.slow, needs_browser]
@@ -130,11 +130,11 @@ def test_the_form_has_the_parameters_of_a_fit(visit: Visit) -> None:
 
 def test_a_fit_under_way_is_followed_and_cancelled(visit: Visit) -> None:
     page = visit.open("fit")
-    A = np.random.default_rng(0).random((5000, 256), dtype=np.float32)
-    visit.drop(page.locator(".drop"), "long.npy", as_npy(A))
+    visit.drop(page.locator(".drop"), "long.npy", as_npy(endless()))
     page.get_by_label("Name").fill("long")
-    page.get_by_label("Concepts").fill("100")
+    page.get_by_label("Concepts").fill("64")
     page.get_by_text("More parameters").click()
+    page.get_by_label("Solver").select_option("mu")
     page.get_by_label("Most iterations").fill("100000")
     page.get_by_label("Tolerance").fill("0")
     page.get_by_role("button", name="Start the fit").click()
@@ -270,8 +270,7 @@ def test_the_service_is_looked_at(visit: Visit, filled: Service) -> None:
     page = visit.open("service")
     expect(page.get_by_text("ready: one worker")).to_be_visible()
     expect(page.get_by_text(re.compile(r"[\d.]+ /s")).first).to_be_visible()
-    A = np.random.default_rng(0).random((1000, 64), dtype=np.float32)
-    id = filled.fit(A, name="endless", nb_concepts=16, max_iter=100_000, tol=0)
+    id = filled.fit(endless(), name="endless", nb_concepts=64, solver="mu", max_iter=100_000, tol=0)
     page.get_by_role("button", name="Cancel the fit of endless").click()
     expect(page.get_by_role("button", name="Remove the record of the fit of endless")).to_be_visible()
     assert filled.job(id)["state"] == "cancelled"
