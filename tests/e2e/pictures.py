@@ -46,6 +46,7 @@ def _take(browser: Browser, url: str) -> None:
         _drawn(page)
         page.get_by_role("button", name="Draw the map").click()
         page.get_by_role("img", name=re.compile("Cosines of")).wait_for()
+        page.evaluate("scrollTo(0, 0)")
         _save(page, "dictionary")
         _save(visit.open("dictionaries/images/concepts/4"), "concept")
         page = visit.open("compare/digits@1/digits@2")
