@@ -37,7 +37,9 @@ export async function show() {
   view.replaceChildren(content);
   view.setAttribute("aria-busy", "true");
   try {
-    const module = await import(`./${found[1]}.js`);
+    const module = await import(`./${found[1]}.js`).catch(() => {
+      throw new Error("This part of the page could not be loaded: the service does not answer.");
+    });
     if (signal.aborted) return;
     await module.show(content, found[0].slice(1).map((part) => part && decodeURIComponent(part)), signal);
   } catch (error) {

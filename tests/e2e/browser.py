@@ -25,7 +25,7 @@ FLAGS = [
     "--disable-sync",
 ]
 SHOWN = "main:not([aria-busy]) h1"  # a view is there once this is
-PATIENCE_MS = 20_000  # of a busy machine
+PATIENCE_MS = 45_000  # of a busy machine
 needs_browser = pytest.mark.skipif(CHROMIUM is None, reason="there is no chromium: `make browser` installs it")
 
 
