@@ -73,6 +73,7 @@ export class Chart {
     const axis = { gridcolor: line, linecolor: line, zerolinecolor: line, automargin: true };
     const trace = this.bars ? { type: "bar", marker: { color: accent } }
       : { type: "scatter", mode: this.ys.length < 3 ? "lines+markers" : "lines", line: { color: accent, width: 2 } };
+    if (!this.drawn) this.plot.replaceChildren();
     this.drawn = true;
     await Plotly.react(this.plot, [{ x: this.xs, y: this.ys, ...trace }], {
       margin: { l: 10, r: 10, t: 10, b: 10 }, paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)", bargap: 0.1,

@@ -7,21 +7,20 @@ const QUIET_SECONDS = 40; // without so much as a keep-alive: the connection is 
 /**
  * Follow a job to its end; resolves to its last record. After an interruption it goes on behind what has been told.
  *
- * onprogress: called with each `progress`. onagain: called when it goes on after an interruption.
+ * onprogress: called with each `progress`, and the number of the attempt that it is of.
  */
-export async function follow(id, { signal, onprogress, onagain, waiting = notice }) {
+export async function follow(id, { signal, onprogress, waiting = notice }) {
   let last = "";
   for (let tries = 0; ; tries++) {
     try {
       const headers = { Accept: "text/event-stream", ...(last && { "Last-Event-ID": last }) };
       const answer = await call("GET", `jobs/${id}/events`, { signal, headers, waiting });
       waiting("");
-      if (tries) await onagain();
       for await (const event of eventsOf(answer.body)) {
         tries = 0;
         last = event.id ?? last;
         if (event.event === "end") return JSON.parse(event.data);
-        if (event.event === "progress") onprogress(JSON.parse(event.data));
+        if (event.event === "progress") onprogress(JSON.parse(event.data), Number(last.split("-")[0]));
       }
     } catch (error) {
       if (signal.aborted || (error instanceof Problem && error.status)) throw error;

@@ -28,17 +28,11 @@ export async function show(content, [id], signal) {
   if (ENDED.includes(job.state)) return;
   watch();
 
-  async function again() {
-    job = await getJson(`jobs/${id}`, { signal });
-    points = [...job.loss_history];
-    draw();
-  }
-
   async function watch() {
     try {
-      job = await follow(id, { signal, onagain: again, onprogress: (progress) => {
+      job = await follow(id, { signal, onprogress: (progress, attempts) => {
         const before = job.progress.iteration;
-        job = { ...job, state: "running", progress };
+        job = { ...job, state: "running", progress, attempts };
         if (progress.iteration < before) points = points.filter(([iteration]) => iteration < progress.iteration); // it began anew
         if (progress.loss !== null) points.push([progress.iteration, progress.loss]);
         draw();

@@ -85,7 +85,7 @@ def test_what_the_page_loads(client: TestClient, path: str, media_type: str, hol
 
 
 def test_every_page_is_a_page_of_ours() -> None:
-    """FastAPI's own pages are off, and nothing but pages.py makes HTML, from assets or not: so each has the headers."""
+    """FastAPI's own pages are off, and nothing but pages.py makes HTML, assets or not: so each has the headers."""
     app = create_app(Settings())
     assert (app.docs_url, app.redoc_url) == (None, None)
     for source in (ROOT / "app").rglob("*.py"):

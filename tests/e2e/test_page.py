@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import numpy as np
 import pytest
 from axe_playwright_python.sync_playwright import Axe
-from playwright.sync_api import Browser, Page, expect
+from playwright.sync_api import Browser, Locator, Page, expect
 from sklearn.datasets import load_digits
 
 from app.schemas import FitParameters
@@ -90,17 +90,17 @@ def test_a_newcomer_fits_looks_and_labels(browser: Browser, filled: Service) -> 
 
 def test_a_fit_by_keyboard_alone(visit: Visit, filled: Service) -> None:
     page = visit.open("fit")
-    _tab_to(page, "Activations")
+    _tab_to(page, page.get_by_label("Activations"))
     with page.expect_file_chooser() as chooser:
         page.keyboard.press("Space")
     rows = "\n".join(["1,0,2,0", "0,3,0,1", "1,3,2,1"])
     chooser.value.set_files({"name": "rows.csv", "mimeType": "text/csv", "buffer": rows.encode()})
     for label, text in (("Name", "keys"), ("Concepts", "2")):
-        _tab_to(page, label)
+        _tab_to(page, page.get_by_label(label))
         page.keyboard.type(text)
     page.keyboard.press("Enter")
     expect(page.get_by_text("succeeded")).to_be_visible()
-    expect(page.get_by_role("link", name="Look at keys@1")).to_be_focused()
+    _tab_to(page, page.get_by_role("link", name="Look at keys@1"))
     page.keyboard.press("Enter")
     expect(page.get_by_role("heading", name="keys@1")).to_be_focused()
     page.go_back()
@@ -108,13 +108,13 @@ def test_a_fit_by_keyboard_alone(visit: Visit, filled: Service) -> None:
     filled.client.delete("/dictionaries/keys").raise_for_status()
 
 
-def _tab_to(page: Page, label: str) -> None:
-    wanted = page.get_by_label(label, exact=True)
+def _tab_to(page: Page, wanted: Locator) -> None:
+    wanted.wait_for()
     for _ in range(30):
         if wanted.evaluate("(element) => element === document.activeElement"):
             return
         page.keyboard.press("Tab")
-    raise AssertionError(f"{label} is not reached by Tab")
+    raise AssertionError(f"{wanted} is not reached by Tab")
 
 
 def test_the_form_has_the_parameters_of_a_fit(visit: Visit) -> None:
@@ -151,6 +151,7 @@ def test_a_fit_under_way_is_followed_and_cancelled(visit: Visit) -> None:
 
 def test_dictionaries_are_sorted_and_filtered(visit: Visit) -> None:
     page = visit.open()
+    page.get_by_label("Filter dictionaries").fill("i")
     names = page.locator("tbody td:first-child")
     page.get_by_role("button", name="Concepts").click()
     assert names.all_inner_texts() == ["digits", "pictures"]
