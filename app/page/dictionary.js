@@ -71,8 +71,8 @@ export async function show(content, [reference], signal) {
     charts.append(panel("Energy", chart.element));
     later.push(() => chart.show(sorted.map((_, at) => at + 1), sorted));
   }
-  if (metrics.worst_features?.length) charts.append(panel("Worst features", worst(metrics.worst_features)));
   charts.append(...coherence(record, concepts, exactPath, signal));
+  if (metrics.worst_features?.length) charts.append(panel("Worst features", worst(metrics.worst_features)));
   content.append(charts, conceptGrid(exact, concepts), ...notes(record, exactPath, signal));
   later.forEach((draw) => draw());
 }
