@@ -7,7 +7,7 @@ INSTALLED := $(VENV)/.installed
 # With it set, every process that a test starts would compile all of torch anew.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: install demo serve docs check audit test fuzz crash slow load soak ray bench gpu clean
+.PHONY: install browser demo serve docs pictures check audit test fuzz crash slow load soak ray bench gpu clean
 
 install: $(INSTALLED)
 
@@ -28,6 +28,10 @@ docs: install
 	$(BIN)/python -m docs.make
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
+# The page's pictures in docs/pictures, taken anew.
+pictures: install browser
+	$(BIN)/python -m tests.e2e.pictures
+
 check: install
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
@@ -41,8 +45,14 @@ audit:
 		$(VENV)/audit/bin/python -m pip install --quiet pip-audit==2.10.1; }
 	$(VENV)/audit/bin/pip-audit --strict --requirement constraints.txt --no-deps --disable-pip
 
+# Debian's Chromium, for the tests of the page: root of a Debian gets it, others are told.
+browser:
+	@command -v chromium >/dev/null || { test "$$(id -u)" = 0 && command -v apt-get >/dev/null && apt-get -qq update \
+		&& DEBIAN_FRONTEND=noninteractive apt-get -qq install --yes --no-install-recommends chromium >/dev/null; } \
+		|| echo "There is no chromium, and it could not be installed: the browser's tests will be skipped."
+
 # Two at a time, a file staying with one process: services that start and clients that wait leave a core idle.
-test: install
+test: install browser
 	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile
 
 # Kills the worker, the service or both N times under load, and checks every promise; SEED says what is done.

@@ -1,4 +1,5 @@
-"""Who may do what: with a tokens file set, everything but the probes needs a token of the right scope."""
+"""Who may do what: with a tokens file set, everything but the probes, and the page's own files, which hold no data,
+needs a token of the right scope."""
 
 from collections.abc import Mapping
 
@@ -9,6 +10,7 @@ from app.errors import PROTOCOL, AppError, Forbidden, Unauthorized, problem_of
 from app.tokens import READ, WRITE, Caller, TokenFile
 
 OPEN = {"/livez", "/readyz", f"{PROTOCOL}/health/live", f"{PROTOCOL}/health/ready"}
+PAGE, PAGE_FILES = "/", "/page/"
 READING = {"/encode", "/decode"}  # POST, but nothing is changed
 CALLER = "dictserve.caller"  # of an ASGI scope
 
@@ -22,7 +24,7 @@ class Access:
         self._open = OPEN | {"/metrics"} if metrics_open else OPEN
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "http" and scope["path"] not in self._open:
+        if scope["type"] == "http" and not self._is_open(scope["method"], scope["path"]):
             request = Request(scope)
             try:
                 scope[CALLER] = self._admitted(request)
@@ -30,6 +32,10 @@ class Access:
                 await problem_of(error).response_to(request)(scope, receive, send)
                 return
         await self._app(scope, receive, send)
+
+    def _is_open(self, method: str, path: str) -> bool:
+        is_page = method in ("GET", "HEAD") and (path == PAGE or path.startswith(PAGE_FILES))
+        return path in self._open or is_page
 
     def _admitted(self, request: Request) -> Caller:
         token = _token(request.headers)

@@ -1,23 +1,24 @@
-"""Pages for browsers: ``/docs``, the OpenAPI document to be read and tried.
+"""Pages for browsers: ``/``, where people look and try, and ``/docs``, the OpenAPI document to be read and tried.
 
 A page loads nothing but what the service itself serves, and its headers hold the browser to that. Swagger UI comes
-with the package fastapi-offline.
+with the package fastapi-offline, the charts with the package plotly.
 """
 
-from importlib.resources import files
-from pathlib import Path
+from fastapi import APIRouter, Request, Response
+from fastapi.responses import HTMLResponse
 
-from fastapi import APIRouter, Response
-from fastapi.responses import FileResponse, HTMLResponse
+from app.assets import DAY, Asset, assets_in
 
+# Styles need no exception, though Plotly writes some: the page gives it a sheet to write them into, and what it would
+# set as attributes (of heat maps) the page draws itself.
 HEADERS = {
     "Content-Security-Policy": (
-        "default-src 'self'; img-src 'self' data:; object-src 'none'; base-uri 'none'; frame-ancestors 'none'"
+        "default-src 'self'; img-src 'self' data:; object-src 'none'; base-uri 'none'; form-action 'none'; "
+        "frame-ancestors 'none'"
     ),
     "X-Content-Type-Options": "nosniff",
     "Referrer-Policy": "no-referrer",
 }
-DAY = "max-age=86400"
 
 DOCS = """<!doctype html>
 <html lang="en">
@@ -41,6 +42,14 @@ DOCS = """<!doctype html>
 START = """SwaggerUIBundle({url: "openapi.json", dom_id: "#operations", deepLinking: true, validatorUrl: null});
 """
 
+ASSETS = {
+    "/": Asset("app.page", "index.html"),
+    **{f"/page/{name}": asset for name, asset in assets_in("app.page").items()},
+    "/page/plotly.js": Asset("plotly", "package_data/plotly.min.js", DAY),
+    "/docs/swagger-ui.css": Asset("fastapi_offline", "static/swagger-ui.css", DAY),
+    "/docs/swagger-ui-bundle.js": Asset("fastapi_offline", "static/swagger-ui-bundle.js", DAY),
+}
+
 router = APIRouter(include_in_schema=False)
 
 
@@ -61,16 +70,11 @@ async def start() -> Response:
     return Response(START, headers=HEADERS, media_type="text/javascript")
 
 
-@router.get("/docs/swagger-ui.css")
-def style() -> Response:
-    return _asset("swagger-ui.css", "text/css")
+def _serve(path: str, asset: Asset) -> None:
+    @router.get(path)
+    def answer(request: Request) -> Response:
+        return asset.answer(request, HEADERS)
 
 
-@router.get("/docs/swagger-ui-bundle.js")
-def script() -> Response:
-    return _asset("swagger-ui-bundle.js", "text/javascript")
-
-
-def _asset(name: str, media_type: str) -> Response:
-    path = Path(str(files("fastapi_offline") / "static" / name))
-    return FileResponse(path, headers=HEADERS | {"Cache-Control": DAY}, media_type=media_type)
+for path, asset in ASSETS.items():
+    _serve(path, asset)

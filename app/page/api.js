@@ -1,0 +1,138 @@
+// Calls to the service: with the token, repeated after an interruption where that is safe, errors in its own words.
+
+import { h, alertPlace, tell } from "./element.js";
+
+const KEY = "dictserve.token";
+const LATER = new Set([429, 502, 503, 504]);
+const MOST_TRIES = 8; // of what a person waits for; what is only read is tried until they leave
+
+/** What the service says is wrong (RFC 9457), or that it does not answer (status 0). */
+export class Problem extends Error {
+  constructor(status, told, retrySeconds = 0) {
+    super(told.detail);
+    Object.assign(this, { status, type: told.type, title: told.title, errors: told.errors ?? [], retrySeconds });
+  }
+}
+
+/**
+ * Call the service.
+ *
+ * path: relative, so that the page works under whatever path the service is mounted.
+ * repeatable: whether sending it twice does no harm.
+ * waiting: told what is waited for after an interruption, and "" when that is over.
+ */
+export async function call(method, path, options = {}) {
+  const { signal, body, headers = {}, repeatable = method === "GET", waiting = notice } = options;
+  const most = method === "GET" ? Infinity : MOST_TRIES;
+  for (let tries = 1; ; tries++) {
+    try {
+      const answer = await once(method, path, { signal, body, headers });
+      if (tries > 1) waiting("");
+      return answer;
+    } catch (error) {
+      if (!(error instanceof Problem)) throw error;
+      if (error.status === 401 || error.status === 403) {
+        await askToken(error, signal);
+        continue;
+      }
+      const isLater = LATER.has(error.status) || error.status === 0;
+      if (!isLater || !repeatable || tries >= most) {
+        waiting("");
+        throw error;
+      }
+      await pause(error.retrySeconds || Math.min(2 ** (tries - 1), 10), error, signal, waiting);
+    }
+  }
+}
+
+export const getJson = async (path, options) => (await call("GET", path, options)).json();
+
+async function once(method, path, { signal, body, headers }) {
+  const token = sessionStorage.getItem(KEY);
+  let answer;
+  try {
+    answer = await fetch(path, {
+      method, body, signal, headers: token ? { ...headers, Authorization: `Bearer ${token}` } : headers,
+    });
+  } catch (error) {
+    if (error.name === "AbortError") throw error;
+    throw new Problem(0, { title: "No connection", detail: "the service does not answer" });
+  }
+  if (answer.ok) return answer;
+  throw await problemOf(answer);
+}
+
+export async function problemOf(answer) {
+  const told = await answer.json().catch(() => ({}));
+  const plain = { title: `Status ${answer.status}`, detail: answer.statusText || "no words came with it" };
+  return new Problem(answer.status, told.detail ? told : plain, Number(answer.headers.get("retry-after")) || 0);
+}
+
+/** Wait, saying why and how long, until it is time to try again; at once where the connection has come back. */
+export async function pause(seconds, error, signal, waiting = notice) {
+  const until = Date.now() + 1000 * seconds;
+  for (let left = seconds; left > 0; left = (until - Date.now()) / 1000) {
+    waiting(`${error.title}: ${error.message}. Trying again in ${Math.ceil(left)} s.`);
+    if (await tick(Math.min(left, 1), signal)) break;
+  }
+  waiting(`${error.title}: ${error.message}. Trying again now.`);
+}
+
+/** Resolves after the time, or to true as soon as the browser is online again; rejects when the view is left. */
+function tick(seconds, signal) {
+  return new Promise((resolve, reject) => {
+    const done = (settle, value) => {
+      clearTimeout(timer);
+      removeEventListener("online", back);
+      signal?.removeEventListener("abort", left);
+      settle(value);
+    };
+    const back = () => done(resolve, true);
+    const left = () => done(reject, new DOMException("left", "AbortError"));
+    const timer = setTimeout(() => done(resolve, false), 1000 * seconds);
+    addEventListener("online", back);
+    signal?.addEventListener("abort", left);
+    if (signal?.aborted) left();
+  });
+}
+
+/** The line under the page's head, for what concerns all of it. */
+export function notice(text) {
+  const place = document.getElementById("notice");
+  if (place.textContent !== text) place.textContent = text;
+}
+
+let asked = null;
+
+/** Ask for a token, once for all calls that need one; they go on when it is given. */
+export function askToken(problem, signal) {
+  asked ??= new Promise((resolve, reject) => {
+    const place = alertPlace();
+    const input = h("input", { id: "token-given", type: "password", autocomplete: "off", required: true, spellcheck: "false" });
+    const dialog = h("dialog", { "aria-labelledby": "token-title", onclose: () => {
+      dialog.remove();
+      asked = null;
+      if (dialog.returnValue === "given") resolve();
+      else reject(problem ?? new DOMException("closed", "AbortError"));
+    } },
+      h("form", { onsubmit: (event) => {
+        event.preventDefault();
+        sessionStorage.setItem(KEY, input.value.trim());
+        dialog.close("given");
+      } },
+        h("h2", { id: "token-title" }, "A token, please"),
+        place,
+        h("p", { class: "muted" }, "It is kept until this tab is closed. What you have typed in the page stays. "
+          + "Whoever runs the service makes tokens with “dictserve token new”."),
+        h("label", { for: "token-given" }, "Token"),
+        input,
+        h("div", { class: "actions" },
+          h("button", { type: "button", onclick: () => dialog.close("") }, "Cancel"),
+          h("button", { type: "submit", class: "primary" }, "Use it"))));
+    document.body.append(dialog);
+    dialog.showModal();
+    if (problem) tell(place, problem);
+    signal?.addEventListener("abort", () => dialog.close(""));
+  });
+  return asked;
+}

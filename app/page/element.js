@@ -1,0 +1,83 @@
+// Elements of the document, made in one expression. Text is always text: nothing here reads markup.
+
+const SVG = "http://www.w3.org/2000/svg";
+
+export function h(name, attributes = {}, ...children) {
+  return filled(document.createElement(name), attributes, children);
+}
+
+export function s(name, attributes = {}, ...children) {
+  return filled(document.createElementNS(SVG, name), attributes, children);
+}
+
+function filled(element, attributes, children) {
+  for (const [key, value] of Object.entries(attributes)) {
+    if (key.startsWith("on")) element.addEventListener(key.slice(2), value);
+    else if (key === "value") element.value = value;
+    else if (value === true) element.setAttribute(key, "");
+    else if (value !== false && value !== null && value !== undefined) element.setAttribute(key, value);
+  }
+  element.append(...children.flat(Infinity).filter((child) => child !== null && child !== undefined && child !== false));
+  return element;
+}
+
+let count = 0;
+export const newId = () => `e${++count}`;
+
+/** A place for what goes wrong: read out when it is filled. */
+export function alertPlace() {
+  return h("div", { class: "alert", role: "alert" });
+}
+
+/** Tell of an error in words, the service's own where it has some. */
+export function tell(place, error) {
+  if (error.name === "AbortError") return;
+  const errors = (error.errors ?? []).filter((entry) => !error.message.includes(entry.msg));
+  place.replaceChildren(
+    h("p", {}, error.title ? h("strong", {}, `${error.title}: `) : null, error.message),
+    errors.length ? h("ul", {}, errors.map((entry) => h("li", {}, `${placeOf(entry.loc)}: ${entry.msg}`))) : "",
+  );
+}
+
+/** Where in a request something is wrong, in words. */
+export function placeOf([field, row, column, ...rest]) {
+  if (typeof row !== "number") return [field, row, column, ...rest].filter((part) => part !== undefined).join(" ");
+  return `${field}, row ${row}${column === undefined ? "" : `, column ${column}`}`;
+}
+
+/** A section with a heading; without a title, a plain block. */
+export function panel(title, ...children) {
+  const id = newId();
+  return h("section", { class: "panel", "aria-labelledby": id }, h("h2", { id }, title), ...children);
+}
+
+/** The head of a view: where one is, and what can be done there. */
+export function heading(title, ...actions) {
+  document.title = `${title} · dictserve`;
+  return h("div", { class: "heading" }, h("h1", { tabindex: -1 }, title), h("div", { class: "actions" }, actions));
+}
+
+/** Ask before what cannot be undone; resolves to whether to go on. */
+export function confirmed(question, act) {
+  return new Promise((resolve) => {
+    const dialog = h("dialog", { "aria-labelledby": "question", onclose: () => {
+      dialog.remove();
+      resolve(dialog.returnValue === "yes");
+    } },
+      h("p", { id: "question" }, question),
+      h("div", { class: "actions" },
+        h("button", { type: "button", onclick: () => dialog.close("no") }, "Cancel"),
+        h("button", { type: "button", class: "danger", onclick: () => dialog.close("yes") }, act)));
+    document.body.append(dialog);
+    dialog.showModal();
+  });
+}
+
+/** Call with the last arguments only, once calls have stopped for a moment. */
+export function debounced(milliseconds, call) {
+  let timer;
+  return (...given) => {
+    clearTimeout(timer);
+    timer = setTimeout(() => call(...given), milliseconds);
+  };
+}

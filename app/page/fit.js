@@ -1,0 +1,126 @@
+// The view of a new fit: a file, and what the fit is told.
+
+import { call } from "./api.js";
+import { alertPlace, h, heading, newId, panel, placeOf, tell } from "./element.js";
+import { dropZone } from "./drop.js";
+import { linkTo } from "./router.js";
+
+// As in app/schemas.py; a test holds the two together.
+const PARAMETERS = [
+  { name: "name", label: "Name", type: "text", required: true, placeholder: "digits",
+    help: "Of the dictionary: letters, digits, . _ -. A name that exists gets its next version." },
+  { name: "nb_concepts", label: "Concepts", type: "number", required: true, min: 1, placeholder: "64",
+    help: "How many concepts to look for (k). More explain more, and each says less: begin with a tenth of the features." },
+  { name: "max_iter", label: "Most iterations", type: "number", min: 1, value: "500", help: "It stops earlier once it hardly improves." },
+  { name: "tol", label: "Tolerance", type: "number", min: 0, max: 1, step: "any", value: "0.0001",
+    help: "It stops once ten iterations have lowered the loss by less than this share of it." },
+  { name: "solver", label: "Solver", options: ["hals", "mu", "pgd", "anls"], value: "hals",
+    help: "hals is the fastest and ends lowest. mu, pgd and anls are there to compare with." },
+  { name: "init", label: "Start", type: "text", value: "auto",
+    help: "auto, nndsvda, random, or a dictionary to start from, as digits@1." },
+  { name: "seed", label: "Seed", type: "number", min: 0, value: "0", help: "The same data, parameters and seed give the same dictionary." },
+  { name: "ranks", label: "Processes", type: "number", min: 1, value: "1", help: "That share out the rows; more than 1 only where the service allows it." },
+  { name: "clip", label: "Make negative values zero", type: "checkbox", help: "Else negative values are refused, with the place of the first." },
+];
+const FIRST = 2; // parameters that are always seen
+
+// What has been typed stays while the page does, wherever one goes meanwhile.
+const draft = { file: null, values: Object.fromEntries(PARAMETERS.map(({ name, value }) => [name, value ?? ""])), key: newKey() };
+
+function newKey() {
+  return Array.from(crypto.getRandomValues(new Uint8Array(16)), (byte) => byte.toString(16).padStart(2, "0")).join("");
+}
+
+export async function show(content, _, signal) {
+  const wrong = {};
+  const alert = alertPlace();
+  const waiting = h("p", { class: "waiting", role: "status" });
+  const send = h("button", { type: "submit", class: "primary" }, "Start the fit");
+  const zone = dropZone({
+    label: "Activations", accept: ".npy,.csv,.safetensors", file: draft.file,
+    help: "A .npy, .csv or .safetensors file: a row for each example, a column for each feature, no negative values.",
+    onfile: (file) => {
+      Object.assign(draft, { file, key: newKey() });
+      wrong.data.textContent = "";
+    },
+  });
+  wrong.data = zone.wrong;
+  const fields = PARAMETERS.map((parameter) => field(parameter, wrong));
+  const form = h("form", { novalidate: true, onsubmit: (event) => {
+    event.preventDefault();
+    submit();
+  }, oninput: () => { draft.key = newKey(); } },
+    zone.element,
+    h("div", { class: "fields" }, fields.slice(0, FIRST)),
+    h("details", { open: PARAMETERS.slice(FIRST).some(({ name, value }) => draft.values[name] !== (value ?? "")) },
+      h("summary", {}, "More parameters"), h("div", { class: "fields" }, fields.slice(FIRST))),
+    alert, waiting,
+    h("div", { class: "actions" }, send));
+  content.append(heading("New fit"), panel("What to fit", form));
+
+  async function submit() {
+    if (send.disabled) return;
+    alert.replaceChildren();
+    for (const [name, place] of Object.entries(wrong)) mark(name, place, "");
+    if (!draft.file) {
+      mark("data", wrong.data, "choose a file first: drop it here, or use the button");
+      zone.input.focus();
+      return;
+    }
+    send.disabled = true;
+    send.textContent = "Sending…";
+    try {
+      const told = Object.entries(draft.values).filter(([, value]) => value !== "" && value !== false);
+      const answer = await call("POST", `fit?${new URLSearchParams(told)}`, {
+        body: draft.file, signal, headers: { ...typeOf(draft.file), "Idempotency-Key": draft.key }, repeatable: true,
+        waiting: (text) => { waiting.textContent = text; },
+      });
+      draft.key = newKey();
+      location.hash = linkTo("jobs", (await answer.json()).id);
+    } catch (error) {
+      tell(alert, error);
+      for (const { loc, msg } of error.errors ?? []) {
+        if (wrong[loc[0]]) mark(loc[0], wrong[loc[0]], loc.length > 1 ? `${placeOf(loc)}: ${msg}` : msg);
+      }
+      form.querySelector("[aria-invalid=true]")?.focus();
+    } finally {
+      send.disabled = false;
+      send.textContent = "Start the fit";
+    }
+  }
+
+  function mark(name, place, text) {
+    place.textContent = text;
+    const input = name === "data" ? zone.input : form.querySelector(`[name=${name}]`);
+    if (text) {
+      input.setAttribute("aria-invalid", "true");
+      const folded = input.closest("details");
+      if (folded) folded.open = true;
+    } else {
+      input.removeAttribute("aria-invalid");
+    }
+  }
+}
+
+function field({ name, label, help, options, ...attributes }, wrong) {
+  const [id, helpId, wrongId] = [newId(), newId(), newId()];
+  wrong[name] = h("span", { class: "wrong", id: wrongId });
+  const told = { id, name, "aria-describedby": `${helpId} ${wrongId}`, autocomplete: "off", ...attributes, value: draft.values[name] };
+  const help_ = h("span", { class: "help", id: helpId }, help);
+  if (attributes.type === "checkbox") {
+    const box = h("input", { ...told, value: "true", onchange: () => { draft.values[name] = box.checked; } });
+    box.checked = draft.values[name] === true;
+    return h("div", { class: "field" }, h("label", { for: id }, box, label), help_, wrong[name]);
+  }
+  const input = h(options ? "select" : "input", { ...told, oninput: () => { draft.values[name] = input.value; } },
+    (options ?? []).map((option) => h("option", { value: option }, option)));
+  input.value = draft.values[name];
+  return h("div", { class: "field" }, h("label", { for: id }, label), input, help_, wrong[name]);
+}
+
+const TYPES = { npy: "application/x-npy", csv: "text/csv", safetensors: "application/vnd.safetensors" };
+
+/** By the name's end; without one that is known, the service finds out by the first bytes. */
+function typeOf(file) {
+  return { "Content-Type": TYPES[file.name.split(".").at(-1).toLowerCase()] ?? "application/octet-stream" };
+}

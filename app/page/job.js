@@ -1,0 +1,91 @@
+// The view of a fit under way, or ended.
+
+import { call, getJson } from "./api.js";
+import { lossChart } from "./charts.js";
+import { alertPlace, h, heading, panel, tell } from "./element.js";
+import { follow } from "./events.js";
+import { figure, percent, seconds, whole } from "./numbers.js";
+import { linkTo } from "./router.js";
+
+const ENDED = ["succeeded", "failed", "cancelled"];
+
+export async function show(content, [id], signal) {
+  let job = await getJson(`jobs/${id}`, { signal });
+  const cancel = h("button", { type: "button", class: "danger", onclick: () => end() }, "Cancel");
+  const actions = h("span", { class: "actions" });
+  const alert = alertPlace();
+  const told = h("p", { role: "status", "aria-live": "polite" });
+  const bar = h("progress", { max: 1, value: 0, "aria-label": "Iterations of the most" });
+  const figures = h("dl", { class: "figures" });
+  const chart = lossChart(signal);
+  let points = [...job.loss_history];
+  content.append(heading(`Fit of ${job.name}`, cancel, actions), alert,
+    h("section", { class: "panel", "aria-label": "Progress" }, told, bar), figures, panel("Loss", chart.element),
+    panel("Parameters", h("dl", { class: "facts" }, Object.entries(job.parameters).flatMap(([name, value]) =>
+      [h("dt", {}, name), h("dd", {}, String(value ?? "–"))]))));
+  draw();
+  chart.show(...columns(points));
+  if (ENDED.includes(job.state)) return;
+  watch();
+
+  async function watch() {
+    try {
+      job = await follow(id, { signal, onprogress: (progress, attempts) => {
+        const before = job.progress.iteration;
+        job = { ...job, state: "running", progress, attempts };
+        if (progress.iteration < before) points = points.filter(([iteration]) => iteration < progress.iteration); // it began anew
+        if (progress.loss !== null) points.push([progress.iteration, progress.loss]);
+        draw();
+        chart.show(...columns(points));
+      } });
+      points = job.loss_history;
+      chart.show(...columns(points));
+      draw();
+      actions.querySelector("a")?.focus();
+    } catch (error) {
+      tell(alert, error);
+    }
+  }
+
+  async function end() {
+    cancel.disabled = true;
+    try {
+      const answer = await call("DELETE", `jobs/${id}`, { signal });
+      if (answer.status === 200) job = await answer.json();
+      draw();
+    } catch (error) {
+      tell(alert, error);
+    } finally {
+      cancel.disabled = false;
+    }
+  }
+
+  function draw() {
+    const { progress, state } = job;
+    const hasEnded = ENDED.includes(state);
+    const words = h("span", { class: `state ${state}` }, state);
+    const rest = state === "running" ? `: iteration ${whole(progress.iteration)} of at most ${whole(progress.max_iter)}`
+      + (progress.eta_seconds ? `, at most ${seconds(progress.eta_seconds)} to go` : "")
+      : state === "queued" ? ": it waits for its turn"
+      : state === "succeeded" ? ` after ${whole(progress.iteration)} iterations, in ${seconds(progress.seconds)}` : "";
+    told.replaceChildren(words, rest, job.attempts > 1 ? ` (attempt ${job.attempts}: it was interrupted)` : "");
+    bar.value = state === "succeeded" ? 1 : progress.iteration / progress.max_iter;
+    figures.replaceChildren(
+      value("Iteration", whole(progress.iteration)), value("Loss", figure(progress.loss)),
+      value("Relative error", percent(progress.relative_error)), value("KKT residual", figure(progress.kkt_residual)),
+      value("Time", seconds(progress.seconds)), value("To go, at most", hasEnded ? "–" : seconds(progress.eta_seconds)));
+    cancel.hidden = hasEnded;
+    if (!hasEnded) return;
+    if (state === "succeeded") {
+      const name = `${job.name}@${job.version}`;
+      actions.replaceChildren(h("a", { class: "button primary", href: linkTo("dictionaries", name) }, `Look at ${name}`));
+    } else {
+      actions.replaceChildren(h("a", { class: "button", href: "#/fit" }, "Back to the form, which holds what you gave it"));
+    }
+    if (job.error) tell(alert, Object.assign(new Error(job.error.detail), job.error));
+  }
+}
+
+const value = (title, text) => h("div", {}, h("dt", {}, title), h("dd", { class: "value" }, text));
+
+const columns = (points) => [points.map(([x]) => x), points.map(([, y]) => y)];

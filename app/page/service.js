@@ -1,0 +1,128 @@
+// The view of the service's state: workers, queue, rates, jobs. Looked at anew every few seconds.
+
+import { Problem, call, getJson } from "./api.js";
+import { alertPlace, h, heading, panel, tell } from "./element.js";
+import { bytes, figure, moment, percent, seconds, whole } from "./numbers.js";
+import { linkTo } from "./router.js";
+import { Table } from "./table.js";
+
+const LOOK_MS = 2000;
+const JOBS = 25; // of the newest: each comes with its losses
+const ENDED = ["succeeded", "failed", "cancelled"];
+
+export async function show(content, _, signal) {
+  const alert = alertPlace();
+  const state = h("p", { role: "status" });
+  const figures = h("dl", { class: "figures" });
+  const why = h("p", { class: "muted" });
+  const workers = table("Workers", "workers", [
+    { title: "Device", value: (w) => w.device },
+    { title: "Process", isNumber: true, value: (w) => w.pid, cell: (w) => w.pid ?? "starting" },
+    { title: "Fitting", value: (w) => (w.is_fitting ? "yes" : "no") },
+    { title: "Heard of", isNumber: true, value: (w) => w.heartbeat_age_seconds, cell: (w) => `${seconds(w.heartbeat_age_seconds)} ago` },
+    { title: "Restarts", isNumber: true, value: (w) => w.restarts },
+    { title: "Device memory", isNumber: true, value: (w) => w.device_allocated_bytes, cell: (w) =>
+      (w.device_total_bytes ? `${bytes(w.device_allocated_bytes)} of ${bytes(w.device_total_bytes)}` : "– (no GPU)") },
+    { title: "Prepared", isNumber: true, value: (w) => w.cached_dictionaries, cell: (w) => `${w.cached_dictionaries ?? 0}, ${bytes(w.cached_bytes ?? 0)}` },
+  ]);
+  const jobs = table("Jobs, newest first", "jobs", [
+    { title: "Dictionary", value: (j) => j.name, cell: (j) => h("a", { href: linkTo("jobs", j.id) }, j.name + (j.version ? `@${j.version}` : "")) },
+    { title: "State", value: (j) => j.state, cell: (j) => h("span", { class: `state ${j.state}` }, j.state) },
+    { title: "Progress", isNumber: true, value: (j) => j.progress.iteration, cell: (j) => `${whole(j.progress.iteration)} of ${whole(j.progress.max_iter)}` },
+    { title: "Time", isNumber: true, value: (j) => j.progress.seconds, cell: (j) => seconds(j.progress.seconds) },
+    { title: "Made", value: (j) => j.created_at, cell: (j) => moment(j.created_at) },
+    { title: "Action", cell: (j) => h("button", { type: "button", class: "quiet", "aria-label": `${ENDED.includes(j.state) ? "Remove the record of" : "Cancel"} the fit of ${j.name}`,
+      onclick: () => end(j) }, ENDED.includes(j.state) ? "remove" : "cancel") },
+  ]);
+  content.append(heading("Service"), alert, h("section", { class: "panel", "aria-label": "State" }, state, figures, why),
+    panel("Workers", workers.element), panel("Jobs", jobs.element));
+  let before = null;
+  let refused = "";
+  let looking = null;
+  let told = "";
+  await look();
+  const timer = setInterval(() => document.hidden || look().catch((error) => tell(alert, error)), LOOK_MS);
+  signal.addEventListener("abort", () => clearInterval(timer));
+
+  function look() {
+    looking ??= all().finally(() => { looking = null; });
+    return looking;
+  }
+
+  async function all() {
+    const [ready, list] = await Promise.all([readiness(signal), getJson(`jobs?limit=${JOBS}`, { signal })]);
+    alert.replaceChildren();
+    state.replaceChildren(h("span", { class: `state ${ready.status === "ready" ? "succeeded" : "failed"}` }, ready.status),
+      `: ${ready.workers.length === 1 ? "one worker" : `${ready.workers.length} workers`}`);
+    workers.renew(ready.workers);
+    if (changed(list.jobs)) jobs.renew(list.jobs);
+    const now = refused ? null : await counted();
+    if (now) figures.replaceChildren(...drawn(now, before));
+    why.textContent = refused;
+    before = now;
+  }
+
+  function changed(list) { // a table that is drawn anew takes the focus from whoever is in it
+    const text = JSON.stringify(list);
+    const is = text !== told;
+    told = text;
+    return is;
+  }
+
+  /** The figures of /metrics; none where they may not be read, which is said and not asked for again. */
+  async function counted() {
+    try {
+      const text = await (await call("GET", "metrics", { signal })).text();
+      return { at: performance.now(), figures: parsed(text) };
+    } catch (error) {
+      if (!(error instanceof Problem) || !error.status) throw error;
+      refused = `No rates: /metrics says “${error.message}”.`;
+      return null;
+    }
+  }
+
+  async function end(job) {
+    try {
+      await call("DELETE", `jobs/${job.id}`, { signal });
+      await look();
+    } catch (error) {
+      tell(alert, error);
+    }
+  }
+}
+
+/** What /readyz tells, which it does with 503 as well where no worker takes work. */
+async function readiness(signal) {
+  const answer = await fetch("readyz", { signal }).catch((error) => {
+    if (error.name === "AbortError") throw error;
+    return null;
+  });
+  return answer ? answer.json() : getJson("readyz", { signal }); // which waits for it to come back
+}
+
+function table(caption, what, columns) {
+  return new Table({ caption, what, columns, rows: [], page: 25 });
+}
+
+/** Sums over the labels of each figure in Prometheus' text. */
+function parsed(text) {
+  const sums = {};
+  for (const line of text.split("\n")) {
+    const match = /^(dictserve_\w+)(?:\{.*\})? (\S+)$/.exec(line);
+    if (match) sums[match[1]] = (sums[match[1]] ?? 0) + Number(match[2]);
+  }
+  return sums;
+}
+
+function drawn({ at, figures: now }, before) {
+  const value = (title, text, help) => h("div", {}, h("dt", {}, title), h("dd", { class: "value" }, text), h("dd", { class: "help" }, help));
+  const rate = (name) => (before ? `${figure(Number((1000 * (now[name] - (before.figures[name] ?? 0)) / (at - before.at)).toFixed(1)))} /s` : "…");
+  const free = now.dictserve_store_free_bytes;
+  return [
+    value("Requests", rate("dictserve_requests_total"), `${whole(now.dictserve_requests_total)} since it started, this page's among them.`),
+    value("Rows solved", rate("dictserve_rows_total"), `${whole(now.dictserve_rows_total)} since it started.`),
+    value("Queue", `${whole(now.dictserve_queue_rows)} rows`, `${bytes(now.dictserve_queue_bytes)} of requests and answers wait for a worker.`),
+    value("Workers' memory", bytes(now.dictserve_worker_resident_bytes), "Of the machine, not of a GPU."),
+    value("Room in the store", free === undefined ? "–" : bytes(free), free === undefined ? "It cannot be read." : `${percent(free / now.dictserve_store_size_bytes)} of its file system.`),
+  ];
+}

@@ -1,0 +1,204 @@
+// The view to try a dictionary in: a row, its codes, and what becomes of it when they are moved.
+
+import { call, getJson } from "./api.js";
+import { dropZone } from "./drop.js";
+import { alertPlace, debounced, h, heading, newId, panel, tell } from "./element.js";
+import { histogram, imageShape, largest, lines, picture } from "./drawing.js";
+import { NPY, readNpy, writeNpy } from "./npy.js";
+import { figure, percent, whole } from "./numbers.js";
+import { dictionaryFields } from "./pick.js";
+import { linkTo } from "./router.js";
+
+const SLIDERS = 12; // the strongest codes,
+const LEAST_SHARE = 1e-4; // none below this share of the largest
+const PAUSE_MS = 60; // of a moving slider, before it is decoded
+const draft = { text: "", rows: null, row: 0 };
+
+export async function show(content, [reference], signal) {
+  const alert = alertPlace();
+  const waiting = h("p", { class: "waiting", role: "status" });
+  const result = h("div", { class: "view" });
+  const { inputs: [choice], dictionaries } = await dictionaryFields(["Dictionary"], [reference ?? ""], signal);
+  if (!choice.input.value && dictionaries.length === 1) choice.input.value = dictionaries[0].name;
+  const [textId, rowId] = [newId(), newId()];
+  const text = h("textarea", { id: textId, rows: 4, spellcheck: "false", placeholder: "[0, 1.5, 0.25, …] or 0, 1.5, 0.25, …", value: draft.text,
+    oninput: () => Object.assign(draft, { text: text.value, rows: null }) });
+  const row = h("input", { id: rowId, type: "number", min: 0, value: draft.row, oninput: () => { draft.row = Number(row.value); } });
+  const zone = dropZone({ label: "or a file", accept: ".npy,.csv,.json", help: "A .npy, .csv or .json file; one of its rows is taken.", onfile: async (file) => {
+    const buffer = await file.arrayBuffer();
+    const rows = readNpy(buffer);
+    Object.assign(draft, rows ? { rows, text: "" } : { rows: null, text: new TextDecoder().decode(buffer.slice(0, 2_000_000)) });
+    text.value = draft.text;
+    text.placeholder = rows ? `${whole(rows.rows)} rows of ${whole(rows.columns)} features, of ${file.name}` : text.placeholder;
+    await encode();
+  } });
+  const example = h("button", { type: "button", onclick: () => guarded(useConcept) }, "Use a concept as the row");
+  content.append(heading("Try it"), panel("A row of activations",
+    h("form", { novalidate: true, onsubmit: (event) => {
+      event.preventDefault();
+      encode();
+    } },
+      h("div", { class: "filters" }, choice.element, h("div", {}, h("label", { for: rowId }, "Row, from 0"), row)),
+      h("div", { class: "field" }, h("label", { for: textId }, "Numbers, as JSON or with commas between them"), text),
+      zone.element, alert, waiting,
+      h("div", { class: "actions" }, h("button", { type: "submit", class: "primary" }, "Encode"), example))), result);
+
+  const options = { signal, repeatable: true, waiting: (words) => { waiting.textContent = words; } };
+
+  async function guarded(work) {
+    alert.replaceChildren();
+    try {
+      await work();
+    } catch (error) {
+      tell(alert, error);
+    }
+  }
+
+  const named = () => choice.input.value.trim();
+
+  async function useConcept() {
+    const concept = await getJson(`dictionaries/${encodeURIComponent(named())}/concepts/0`, options);
+    text.value = JSON.stringify(concept.weights);
+    Object.assign(draft, { text: text.value, rows: null, row: 0 });
+    row.value = 0;
+    await encoded();
+  }
+
+  function encode() {
+    return guarded(encoded);
+  }
+
+  async function encoded() {
+    const input = rowOf();
+    const query = new URLSearchParams({ dictionary: named(), reconstruct: true });
+    const answer = await call("POST", input.numbers ? `encode?${query}` : "encode", {
+      ...options, body: input.body, headers: { "Content-Type": input.type, Accept: "application/json" },
+    });
+    const { dictionary, version, codes, relative_error: errors } = await answer.json();
+    const exact = `${dictionary}@${version}`;
+    const { concept_labels: labels } = await getJson(`dictionaries/${encodeURIComponent(exact)}`, options);
+    const at = input.numbers ? 0 : Math.min(draft.row, codes.length - 1);
+    result.replaceChildren(...codesOf({ exact, labels, codes: codes[at], error: errors[at], row: input.numbers, signal }));
+  }
+
+  /** The row as it is sent, and its numbers where they can be read here. What cannot goes as it is: the service says why. */
+  function rowOf() {
+    if (draft.rows) {
+      const numbers = draft.rows.row(Math.min(draft.row, draft.rows.rows - 1));
+      return { numbers, body: writeNpy(numbers), type: NPY };
+    }
+    const isJson = /^\s*[[{]/.test(draft.text);
+    const cells = isJson ? null : cellsOf(draft.text, draft.row);
+    const numbers = numbersOf(isJson ? parsed(draft.text, draft.row) : cells);
+    if (numbers) return { numbers, body: writeNpy(numbers), type: NPY };
+    const data = isJson ? draft.text : JSON.stringify(cells);
+    return { numbers: null, body: `{"dictionary": ${JSON.stringify(named())}, "reconstruct": true, "data": ${data}}`, type: "application/json" };
+  }
+}
+
+/** A row of JSON: of rows, of a single one, or of a request's `data`. */
+function parsed(text, row) {
+  try {
+    const told = JSON.parse(text);
+    const rows = Array.isArray(told) ? told : told.data;
+    return Array.isArray(rows[0]) ? rows[Math.min(row, rows.length - 1)] : rows;
+  } catch {
+    return null;
+  }
+}
+
+/** A row of lines of numbers; what is no number stays as it is. */
+function cellsOf(text, row) {
+  const rows = text.trim().split(/[\r\n]+/);
+  const cells = rows[Math.min(row, rows.length - 1)].split(/[,;\s]+/).filter(Boolean);
+  return cells.map((cell) => (Number.isNaN(Number(cell)) ? cell : Number(cell)));
+}
+
+function numbersOf(row) {
+  const isRow = Array.isArray(row) && row.length > 0 && row.every((value) => typeof value === "number");
+  return isRow ? Float32Array.from(row) : null;
+}
+
+function codesOf({ exact, labels, codes, error, row, signal }) {
+  const most = largest(codes) || 1;
+  const strongest = [...codes.keys()].sort((a, b) => codes[b] - codes[a]).slice(0, SLIDERS).filter((i) => codes[i] > LEAST_SHARE * most);
+  const used = codes.filter((code) => code > LEAST_SHARE * most).length;
+  const now = [...codes];
+  const alert = alertPlace();
+  const told = h("p", { class: "number", role: "status" });
+  const beside = h("div", { class: "columns" });
+  let running = new AbortController();
+  const decodeSoon = debounced(PAUSE_MS, decode);
+  const sliders = strongest.map((i) => slider(i, labels[i], exact, codes[i], most, (value) => {
+    now[i] = value;
+    decodeSoon();
+  }));
+  decode();
+
+  async function decode() {
+    running.abort();
+    running = new AbortController();
+    try {
+      const answer = await call("POST", `decode?${new URLSearchParams({ dictionary: exact })}`, {
+        body: writeNpy(now), headers: { "Content-Type": NPY, Accept: NPY }, repeatable: true,
+        signal: AbortSignal.any([signal, running.signal]), waiting: (text) => { alert.textContent = text; },
+      });
+      const rebuilt = readNpy(await answer.arrayBuffer()).row(0);
+      alert.replaceChildren();
+      told.textContent = `Relative error ‖a − zD‖ / ‖a‖: ${percent(row ? errorOf(row, rebuilt) : error)}`;
+      beside.replaceChildren(...comparison(row, rebuilt));
+    } catch (failure) {
+      tell(alert, failure);
+    }
+  }
+
+  const words = `All ${whole(codes.length)} codes by concept; ${whole(used)} are in use, the largest is ${figure(most)}.`;
+  return [
+    panel("Codes", told, alert,
+      codes.length <= 2000 && h("figure", {}, histogram(codes, 0, codes.length - 1, words), h("figcaption", {}, words)),
+      h("h3", {}, `The strongest, to be moved`), h("ul", { class: "codes" }, sliders.map(({ element }) => element)),
+      h("p", {}, h("button", { type: "button", onclick: () => {
+        sliders.forEach(({ set }, at) => set(codes[strongest[at]]));
+        decode();
+      } }, "As encoded"))),
+    panel("Reconstruction", beside),
+  ];
+}
+
+function slider(i, label, exact, code, most, onmove) {
+  const id = newId();
+  const shown = h("output", { for: id }, figure(code));
+  const input = h("input", { id, type: "range", min: 0, max: 2 * most, step: most / 100, value: code, oninput: () => {
+    shown.textContent = figure(Number(input.value));
+    onmove(Number(input.value));
+  } });
+  input.value = code;
+  const element = h("li", {}, h("label", { for: id }, h("a", { href: linkTo("dictionaries", exact, "concepts", String(i)) }, `#${i}`), label ? ` ${label}` : ""), input, shown);
+  return { element, set: (value) => {
+    input.value = value;
+    shown.textContent = figure(value);
+    onmove(value);
+  } };
+}
+
+function errorOf(row, rebuilt) {
+  let [error, size] = [0, 0];
+  row.forEach((value, j) => {
+    error += (value - rebuilt[j]) ** 2;
+    size += value ** 2;
+  });
+  return size ? Math.sqrt(error / size) : 0;
+}
+
+/** The row beside what its codes make of it: as pictures where it may be an image, as lines otherwise. */
+function comparison(row, rebuilt) {
+  const shape = imageShape(rebuilt.length);
+  if (!row) return [h("div", {}, lines([rebuilt], "The reconstruction, by feature"))];
+  const most = Math.max(largest(row), largest(rebuilt));
+  const both = h("figure", {}, lines([row, rebuilt], "The row and its reconstruction, by feature"),
+    h("figcaption", {}, h("span", { class: "key" }), "the row ", h("span", { class: "key second" }), "its reconstruction"));
+  if (!shape) return [both];
+  const [width, height, channels] = shape;
+  const drawn = (values, name) => h("figure", {}, picture(values, width, height, { channels, most, alternative: name }), h("figcaption", {}, name));
+  return [drawn(row, "The row"), drawn(rebuilt, "Its reconstruction"), both];
+}

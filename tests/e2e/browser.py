@@ -1,0 +1,121 @@
+"""Debian's Chromium, driven as a person would: what the tests of the page share."""
+
+import base64
+import io
+import re
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import pytest
+from playwright.sync_api import Browser, BrowserContext, Locator, Page, sync_playwright
+
+CHROMIUM = shutil.which("chromium")
+FLAGS = [
+    "--headless",
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+]
+SHOWN = "main:not([aria-busy]) h1"  # a view is there once this is
+PATIENCE_MS = 45_000  # of a busy machine
+needs_browser = pytest.mark.skipif(CHROMIUM is None, reason="there is no chromium: `make browser` installs it")
+
+
+@contextmanager
+def chromium() -> Iterator[Browser]:
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
+        try:
+            yield browser
+        finally:
+            browser.close()
+
+
+@dataclass
+class Visit:
+    """Somebody with the page open.
+
+    Attributes:
+        errors: what the console told of, and exceptions.
+        elsewhere: requests that left the service.
+    """
+
+    url: str
+    context: BrowserContext
+    page: Page
+    errors: list[str] = field(default_factory=list)
+    elsewhere: list[str] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.page.on("console", lambda m: self.errors.append(m.text) if m.type in ("error", "warning") else None)
+        self.page.on("pageerror", lambda error: self.errors.append(str(error)))
+        self.context.on("request", self._noted)
+
+    def _noted(self, request: Any) -> None:
+        if not request.url.startswith((self.url, "data:", f"blob:{self.url}")):
+            self.elsewhere.append(request.url)
+
+    def open(self, view: str = "") -> Page:
+        """A view, opened anew, once it is there."""
+        self.page.goto("about:blank")
+        self.page.goto(f"{self.url}/#/{view}")
+        self.page.wait_for_selector(SHOWN)
+        return self.page
+
+    def drop(self, zone: Locator, name: str, content: bytes) -> None:
+        """Drop a file there."""
+        transfer = self.page.evaluate_handle(
+            """([name, text]) => {
+                const transfer = new DataTransfer();
+                transfer.items.add(new File([Uint8Array.from(atob(text), (c) => c.charCodeAt(0))], name));
+                return transfer;
+            }""",
+            [name, base64.b64encode(content).decode()],
+        )
+        zone.dispatch_event("dragover", {"dataTransfer": transfer})
+        zone.dispatch_event("drop", {"dataTransfer": transfer})
+
+    def check(self, expected: str | None = None) -> None:
+        """Nothing went wrong that was not asked for, and nothing left the service."""
+        told = [e for e in self.errors if expected is None or not re.search(expected, e)]
+        assert told == []
+        assert self.elsewhere == []
+
+
+@contextmanager
+def visiting(browser: Browser, url: str, **options: Any) -> Iterator[Visit]:
+    context = browser.new_context(viewport={"width": 1280, "height": 900}, **options)
+    context.set_default_timeout(PATIENCE_MS)
+    try:
+        yield Visit(url, context, context.new_page())
+    finally:
+        context.close()
+
+
+def as_npy(array: np.ndarray) -> bytes:
+    buffer = io.BytesIO()
+    np.save(buffer, array, allow_pickle=False)
+    return buffer.getvalue()
+
+
+def endless() -> np.ndarray:
+    """Activations whose fit by `mu`, with `tol` 0, goes on for minutes."""
+    return np.random.default_rng(0).random((4000, 256), dtype=np.float32)
+
+
+def received(page: Page) -> list[float]:
+    """Bytes of each answer from now on, headers and all, as they come over the wire."""
+    sizes: list[float] = []
+    session = page.context.new_cdp_session(page)
+    session.send("Network.enable")
+    session.send("Network.setCacheDisabled", {"cacheDisabled": True})
+    session.on("Network.loadingFinished", lambda told: sizes.append(told["encodedDataLength"]))
+    return sizes

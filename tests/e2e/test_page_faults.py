@@ -1,0 +1,214 @@
+"""What goes wrong in the page is told in the service's own words, where the person looks; what was typed stays."""
+
+import os
+import re
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from playwright.sync_api import Browser, Page, expect
+
+from app.tokens import add, new_token
+from tests.e2e.browser import PATIENCE_MS, Visit, as_npy, chromium, endless, needs_browser, visiting
+from tests.e2e.conftest import Service
+
+pytestmark = [pytest.mark.slow, needs_browser]
+
+NOT_OK = r"Failed to load resource"  # what Chromium itself tells of an answer that is not 2xx
+A = np.random.default_rng(0).random((20, 6), dtype=np.float32)
+
+expect.set_options(timeout=PATIENCE_MS)
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    with chromium() as browser:
+        yield browser
+
+
+@pytest.fixture(scope="module")
+def small(shared: Service) -> Service:
+    shared.client.put("/dictionaries/small", content=as_npy(A[:3])).raise_for_status()
+    return shared
+
+
+@pytest.fixture
+def visit(browser: Browser, small: Service) -> Iterator[Visit]:
+    with visiting(browser, small.url) as visit:
+        yield visit
+        visit.check(NOT_OK)
+
+
+def fill(visit: Visit, content: bytes, file: str = "rows.npy", name: str = "kept", k: str = "2") -> Page:
+    page = visit.page
+    visit.drop(page.locator(".drop"), file, content)
+    page.get_by_label("Name").fill(name)
+    page.get_by_label("Concepts").fill(k)
+    return page
+
+
+def start(page: Page) -> None:
+    page.get_by_role("button", name="Start the fit").click()
+
+
+def spoilt(value: float) -> bytes:
+    bad = A.copy()
+    bad[4, 2] = value
+    return as_npy(bad)
+
+
+@pytest.mark.parametrize(
+    ("content", "file", "told"),
+    [
+        (b"\x89PNG\r\n\x1a\n" + bytes(100), "photo.png", r"."),
+        (b"hello", "rows.npy", r"npy"),
+        (spoilt(float("nan")), "rows.npy", r"row 4, column 2.*NaN"),
+        (spoilt(-1.0), "rows.npy", r"row 4, column 2.*negative"),
+        (b"1,2\n3,x\n", "rows.csv", r"line 2, column 2.*not a number"),
+    ],
+    ids=["no array", "broken", "NaN", "negative", "CSV"],
+)
+def test_a_bad_file_is_told_by_the_service(
+    visit: Visit, small: Service, content: bytes, file: str, told: str
+) -> None:
+    visit.open("fit")
+    page = fill(visit, content, file)
+    with page.expect_response("**/fit?*") as answer:
+        start(page)
+    detail = answer.value.json()["detail"]
+    expect(page.get_by_role("alert").filter(has_text=detail)).to_be_visible()
+    assert re.search(told, page.locator("form").inner_text(), re.DOTALL)
+    assert page.get_by_label("Name").input_value() == "kept"
+    expect(page.get_by_text(file)).to_be_visible()
+
+
+def test_a_bad_parameter_is_told_beside_its_field(visit: Visit) -> None:
+    visit.open("fit")
+    page = fill(visit, as_npy(A), name="no name!", k="0")
+    start(page)
+    for label in ("Name", "Concepts"):
+        field = page.get_by_label(label)
+        expect(field).to_have_attribute("aria-invalid", "true")
+        expect(field.locator("xpath=..").locator(".wrong")).not_to_be_empty()
+    assert page.get_by_label("Name").input_value() == "no name!"
+    page.get_by_label("Name").fill("mended")
+    page.get_by_label("Concepts").fill("2")
+    start(page)
+    expect(page.get_by_role("link", name="Look at mended@1")).to_be_visible()
+
+
+@pytest.mark.parametrize(
+    ("row", "told"),
+    [("1, 2, 3", "6"), ("1, x, 3, 4, 5, 6", "x"), ("[1, 2", "."), ("-1, 2, 3, 4, 5, 6", "negative"), ("", ".")],
+    ids=["too short", "no number", "cut off", "negative", "nothing"],
+)
+def test_a_bad_row_is_told_by_the_service(visit: Visit, row: str, told: str) -> None:
+    page = visit.open("try/small")
+    page.get_by_label("Numbers, as JSON").fill(row)
+    with page.expect_response("**/encode*") as answer:
+        page.get_by_role("button", name="Encode", exact=True).click()
+    assert 400 <= answer.value.status < 500
+    alert = page.get_by_role("alert").filter(has_text=answer.value.json()["detail"])
+    expect(alert).to_be_visible()
+    assert told in alert.inner_text() or re.search(told, alert.inner_text())
+    assert page.get_by_label("Numbers, as JSON").input_value() == row
+
+
+@pytest.mark.parametrize(
+    ("view", "told"),
+    [
+        ("dictionaries/none", "none"),
+        ("dictionaries/small/concepts/9", "9"),
+        ("jobs/abc", "abc"),
+        ("compare/small/none", "none"),
+    ],
+)
+def test_what_is_not_there_is_told_by_the_service(visit: Visit, view: str, told: str) -> None:
+    page = visit.page
+    page.goto(f"{visit.url}/#/{view}")
+    expect(page.get_by_role("alert").filter(has_text=told)).to_be_visible()
+
+
+def test_a_fit_sent_while_there_is_no_connection_goes_out_when_it_is_back(visit: Visit, small: Service) -> None:
+    visit.open("fit")
+    page = fill(visit, as_npy(A), name="patient")
+    visit.context.set_offline(True)
+    start(page)
+    expect(page.get_by_text(re.compile("the service does not answer. Trying again in"))).to_be_visible()
+    assert page.get_by_label("Name").input_value() == "patient"
+    visit.context.set_offline(False)
+    expect(page.get_by_role("link", name="Look at patient@1")).to_be_visible()
+    assert small.client.get("/dictionaries/patient").json()["versions"] == [1]
+
+
+def test_a_worker_that_dies_while_one_tries_is_waited_for(visit: Visit, small: Service) -> None:
+    page = visit.open("try/small")
+    page.get_by_label("Numbers, as JSON").fill("1, 2, 3, 4, 5, 6")
+    os.kill(small.worker_pid, signal.SIGKILL)
+    page.get_by_role("button", name="Encode", exact=True).click()
+    expect(page.get_by_text(re.compile("The worker .* Trying again in"))).to_be_visible()
+    expect(page.get_by_text(re.compile("Relative error .*%"))).to_be_visible()
+    expect(page.get_by_text("Trying again")).to_have_count(0)
+    assert page.get_by_label("Numbers, as JSON").input_value() == "1, 2, 3, 4, 5, 6"
+
+
+def test_a_fit_is_followed_over_a_restart_of_the_service(browser: Browser, tmp_path: Path) -> None:
+    service = Service(tmp_path / "models").start()
+    try:
+        id = service.fit(endless(), name="long", nb_concepts=64, solver="mu", max_iter=100_000, tol=0)
+        with visiting(browser, service.url) as visit:
+            page = visit.open(f"jobs/{id}")
+            expect(page.get_by_text(re.compile("running: iteration [1-9]"))).to_be_visible()
+            service.kill()
+            expect(page.get_by_text(re.compile("Trying again"))).to_be_visible()
+            service.start()
+            expect(page.get_by_text(re.compile(r"running: .*attempt 2"))).to_be_visible()
+            expect(page.get_by_text("Trying again")).to_have_count(0)
+            page.get_by_role("button", name="Cancel").click()
+            expect(page.get_by_text("cancelled")).to_be_visible()
+            visit.check(NOT_OK)
+    finally:
+        service.stop()
+
+
+def test_a_token_is_asked_for_and_what_was_done_goes_on(browser: Browser, tmp_path: Path) -> None:
+    reader, writer, another = new_token(), new_token(), new_token()
+    tokens = tmp_path / "tokens"
+    add(tokens, "reader", ["read"], reader, {})
+    add(tokens, "writer", ["read", "write"], writer, {})
+    service = Service(tmp_path / "models", DICTSERVE_TOKENS_FILE=str(tokens)).start()
+    try:
+        with visiting(browser, service.url) as visit:
+            page = visit.page
+            page.goto(service.url)
+            give(page, "this needs a token", reader)
+            expect(page.get_by_role("heading", name="None yet")).to_be_visible()
+            page.get_by_role("link", name="New fit").first.click()
+            fill(visit, as_npy(A), name="guarded")
+            start(page)
+            give(page, "scope write", "ds_wrong")
+            give(page, "this token is not known here", writer)
+            expect(page.get_by_role("link", name="Look at guarded@1")).to_be_visible()
+            page.get_by_role("link", name="Look at guarded@1").click()
+            page.locator(".grid a").first.click()
+            page.get_by_label("Label").fill("kept over it")
+            tokens.unlink()
+            add(tokens, "another", ["read", "write"], another, {})  # writer's is no more
+            page.get_by_role("button", name="Save").click()
+            give(page, "this token is not known here", another)
+            expect(page.get_by_text("Saved.")).to_be_visible()
+            assert page.get_by_label("Label").input_value() == "kept over it"
+            visit.check(NOT_OK)
+        answer = service.client.get("/dictionaries/guarded", headers={"Authorization": f"Bearer {another}"})
+        assert answer.json()["concept_labels"] == {"0": "kept over it"} or len(answer.json()["concept_labels"]) == 1
+    finally:
+        service.stop()
+
+
+def give(page: Page, told: str, token: str) -> None:
+    dialog = page.get_by_role("dialog")
+    expect(dialog.get_by_role("alert")).to_contain_text(told)
+    dialog.get_by_label("Token").fill(token)
+    page.keyboard.press("Enter")
