@@ -285,11 +285,11 @@ def test_everybody_can_use(visit: Visit, name: str) -> None:
     """No serious finding of axe in light or dark; no sideways scrolling on a small or a large screen."""
     page = visit.page
     page.emulate_media(reduced_motion="reduce")
+    visit.open(VIEWS[name])
+    _settled(page, name)
     found = []
     for theme in ("light", "dark"):
         page.emulate_media(color_scheme=theme)
-        visit.open(VIEWS[name])
-        _settled(page, name)
         for finding in Axe().run(page).response["violations"]:
             found.append(f"{theme}: {finding['impact']}: {finding['help']}: {finding['nodes'][0]['html']}")
     for width in (360, 1920):
