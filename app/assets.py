@@ -6,10 +6,10 @@ import hashlib
 import re
 from collections.abc import Callable, Mapping
 from functools import cached_property, partial
-from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 
+import brotli
 from fastapi import Request, Response
 
 MEDIA_TYPES = {
@@ -23,17 +23,11 @@ DAY = "max-age=86400"  # what a package holds changes with the package alone
 ASK = "no-cache"  # kept, but asked about each time: ours and the service are of one version
 
 
-def _encodings() -> dict[str, Callable[[bytes], bytes]]:
-    """How files are compressed, best first. Brotli, where it is installed, takes a sixth off what gzip leaves of the
-    charts; browsers ask for it on loopback and over TLS."""
-    known: dict[str, Callable[[bytes], bytes]] = {}
-    if find_spec("brotli") is not None:
-        brotli = import_module("brotli")
-        known["br"] = partial(brotli.compress, quality=BROTLI_QUALITY)
-    return known | {"gzip": partial(gzip.compress, mtime=0)}
-
-
-ENCODINGS = _encodings()
+# Best first. Brotli takes a sixth off what gzip leaves of the charts; browsers ask for it on loopback and over TLS.
+ENCODINGS: dict[str, Callable[[bytes], bytes]] = {
+    "br": partial(brotli.compress, quality=BROTLI_QUALITY),
+    "gzip": partial(gzip.compress, mtime=0),
+}
 
 
 class Asset:
