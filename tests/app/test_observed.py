@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from fastapi.testclient import TestClient
 from prometheus_client.parser import text_string_to_metric_families
+from structlog.stdlib import ProcessorFormatter
 
 from app import logs
 from app.main import create_app
@@ -100,9 +101,12 @@ def test_alerts_are_about_figures_that_there_are(client: TestClient) -> None:
 @pytest.fixture
 def _logging() -> Iterator[None]:
     root = logging.getLogger()
-    before = root.handlers[:], root.level
+    level = root.level
     yield
-    root.handlers, root.level = before
+    for handler in root.handlers[:]:
+        if isinstance(handler.formatter, ProcessorFormatter):  # ours: pytest's come and go with what it captures
+            root.removeHandler(handler)
+    root.setLevel(level)
 
 
 @pytest.mark.usefixtures("_logging")

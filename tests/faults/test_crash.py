@@ -60,6 +60,12 @@ def half_made(store: Path) -> Callable[[], object]:
     return lambda: hidden.rename(path)
 
 
+def without_figures(store: Path) -> Callable[[], object]:
+    path = next(store.glob("*/*/figures.safetensors"))
+    hidden = path.rename(store.parent / "hidden")
+    return lambda: hidden.rename(path)
+
+
 def renumbered(store: Path) -> Callable[[], object]:
     path = version(store)
     elsewhere = path.rename(path.parent / "99999")
@@ -82,6 +88,7 @@ def job_left_running(store: Path) -> Callable[[], object]:
 DAMAGES: dict[str, Callable[[Path], Callable[[], object]]] = {
     "checksum does not hold": flipped,
     "holds ['dictionary.safetensors": half_made,
+    "the figures are not those": without_figures,
     "tells of": renumbered,
     "was left over": lambda store: replaced(store / ".dictserve" / "staging" / "1-a.b", b""),
     "checkpoints/1-a.b.safetensors was left over": lambda store: replaced(

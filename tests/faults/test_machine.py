@@ -161,7 +161,7 @@ def test_a_worker_that_begins_after_its_service_has_died_ends_at_once() -> None:
         command = [sys.executable, "-m", "app.worker", str(theirs.fileno()), str(os.getppid())]  # no child of that
         ended = subprocess.run(command, pass_fds=[theirs.fileno()], capture_output=True, text=True, timeout=30)
     assert ended.returncode == 1
-    assert ended.stderr == "the service was gone before its worker had begun\n"
+    assert ended.stderr == "the service was gone before its process had begun\n"
 
 
 @pytest.fixture

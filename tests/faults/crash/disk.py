@@ -19,6 +19,7 @@ from tests.faults.crash.clients import Reference, digest
 from tests.faults.crash.log import Fault
 
 FILES = {"dictionary.safetensors", "meta.json"}
+FIGURES = "figures.safetensors"  # of each concept, where the dictionary was fitted and not imported
 LABELS = "labels.json"
 
 
@@ -26,13 +27,14 @@ def check_versions(store: Path) -> Iterator[Fault]:
     """Every version is whole: at any moment, for readers see what is there."""
     for directory in _versions(store).values():
         files = {path.name for path in directory.iterdir()}
-        if files - {LABELS} != FILES:
+        if files - {LABELS, FIGURES} != FILES:
             yield Fault(f"{directory} holds {sorted(files)}")
             continue
         try:
             meta = json.loads((directory / "meta.json").read_bytes())
             weights = (directory / "dictionary.safetensors").read_bytes()
             D = safetensors.numpy.load(weights)["dictionary"]
+            figures = (directory / FIGURES).read_bytes() if FIGURES in files else None
             if LABELS in files:
                 json.loads((directory / LABELS).read_bytes())
         except (ValueError, KeyError, safetensors.SafetensorError) as error:
@@ -40,6 +42,8 @@ def check_versions(store: Path) -> Iterator[Fault]:
             continue
         if hashlib.sha256(weights).hexdigest() != meta["sha256"]:
             yield Fault(f"{directory}: the checksum does not hold")
+        if (None if figures is None else hashlib.sha256(figures).hexdigest()) != meta.get("figures_sha256"):
+            yield Fault(f"{directory}: the figures are not those that its meta.json tells of")
         if (meta["name"], str(meta["version"])) != (directory.parent.name, directory.name):
             yield Fault(f"{directory} tells of {meta['name']}@{meta['version']}")
         if D.shape != (meta["nb_concepts"], meta["n_features"]):
