@@ -51,9 +51,9 @@ browser:
 		&& DEBIAN_FRONTEND=noninteractive apt-get -qq install --yes --no-install-recommends chromium >/dev/null; } \
 		|| echo "There is no chromium, and it could not be installed: the browser's tests will be skipped."
 
-# Three at a time, a file staying with one process: services that start and clients that wait leave a core idle.
+# Two at a time, a file staying with one process: services that start and clients that wait leave a core idle.
 test: install browser
-	$(BIN)/python -m pytest --numprocesses 3 --dist loadfile
+	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile
 
 # Kills the worker, the service or both N times under load, and checks every promise; SEED says what is done.
 N ?= 200

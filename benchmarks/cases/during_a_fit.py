@@ -38,12 +38,12 @@ def run(bench: Bench) -> Result:
         (server,) = servers.values()
         row = NPY.request(server.port, "digits", small.fresh[:1])
         for _ in range(bench.repeats):
-            in_process = _iterations_in_process(bench, large)
             with server.awake(), httpx.Client(base_url=server.url, timeout=LIMIT_SECONDS) as client:
                 at_rest.append(_ask(bench, server, row))
                 with _job(client, large, cancels) as job:
-                    slower.append(_slower(_iterations_of_job(client, job, _fit_seconds(bench)), in_process))
+                    of_job = _iterations_of_job(client, job, _fit_seconds(bench))
                     busy.append(_ask(bench, server, row))
+            slower.append(_slower(of_job, _iterations_in_process(bench, large, max(of_job))))
             bench.say(f"{large}: the job {slower[-1]:.1f}% slower; one row {busy[-1].percentile(99):.1f} ms at p99")
         with server.awake(), httpx.Client(base_url=server.url, timeout=LIMIT_SECONDS) as client:
             replaced = _replacement_seconds(client, server, row)
@@ -74,15 +74,15 @@ def _fit_seconds(bench: Bench) -> float:
     return 0.5 if bench.quick else FIT_SECONDS
 
 
-def _iterations_in_process(bench: Bench, data: DataSet) -> list[float]:
-    """Seconds at which each iteration of the fit had ended."""
+def _iterations_in_process(bench: Bench, data: DataSet, iterations: int) -> list[float]:
+    """Seconds at which each of so many iterations of the fit had ended."""
     told = bench.ours.ask(
         "trace",
         A=str(data.path),
         nb_concepts=data.nb_concepts,
-        max_seconds=_fit_seconds(bench),
-        limit_seconds=LIMIT_SECONDS,
-        **ENDLESS,
+        max_seconds=LIMIT_SECONDS,
+        limit_seconds=2 * LIMIT_SECONDS,
+        **ENDLESS | {"max_iter": iterations},
     )
     seconds: list[float] = told["seconds"]
     return seconds

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import numpy as np
 import pytest
 from axe_playwright_python.sync_playwright import Axe
-from playwright.sync_api import Browser, Locator, Page, expect
+from playwright.sync_api import Browser, FilePayload, Locator, Page, expect
 from sklearn.datasets import load_digits
 
 from app.schemas import FitParameters
@@ -89,12 +89,13 @@ def test_a_newcomer_fits_looks_and_labels(browser: Browser, filled: Service) -> 
 
 
 def test_a_fit_by_keyboard_alone(visit: Visit, filled: Service) -> None:
+    rows: FilePayload = {"name": "rows.csv", "mimeType": "text/csv", "buffer": b"1,0,2,0\n0,3,0,1\n1,3,2,1"}
+    # before the page is there: to be told of a dialog takes the browser a moment
+    visit.page.on("filechooser", lambda chooser: chooser.set_files(rows))
     page = visit.open("fit")
     _tab_to(page, page.get_by_label("Activations"))
-    with page.expect_file_chooser() as chooser:
-        page.keyboard.press("Space")
-    rows = "\n".join(["1,0,2,0", "0,3,0,1", "1,3,2,1"])
-    chooser.value.set_files({"name": "rows.csv", "mimeType": "text/csv", "buffer": rows.encode()})
+    page.keyboard.press("Space")
+    expect(page.get_by_label("Activations")).to_have_value(re.compile("rows.csv"))
     for label, text in (("Name", "keys"), ("Concepts", "2")):
         _tab_to(page, page.get_by_label(label))
         page.keyboard.type(text)
