@@ -20,10 +20,10 @@ of_request: ContextVar[Mapping[str, str]] = ContextVar("of_request", default=Map
 def configure(format: LogFormat, level: str) -> None:
     """Settle how every logger of this process writes."""
     shared: list[structlog.typing.Processor] = [
-        _with_request,
         structlog.stdlib.add_log_level,
         structlog.stdlib.add_logger_name,
         structlog.stdlib.ExtraAdder(),
+        _with_request,
     ]
     final: list[structlog.typing.Processor]
     if format == "json":

@@ -132,7 +132,7 @@ import logging
 from app import logs
 logs.configure("text", "info")
 log = logging.getLogger("dictserve")
-log.info("one %s", 1)
+log.info("one %s", 1, extra={"color_message": "one, in colours", "of": "two"})
 log.debug("unseen")
 try:
     1 / 0
@@ -141,7 +141,7 @@ except ZeroDivisionError:
 """
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     lines = run.stderr.splitlines()
-    assert lines[:3] == ["INFO: one 1", "ERROR: two", "Traceback (most recent call last):"]
+    assert lines[:3] == ["INFO: one 1 of=two", "ERROR: two", "Traceback (most recent call last):"]
     assert lines[-1].startswith("ZeroDivisionError")
 
 
