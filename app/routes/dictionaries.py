@@ -1,7 +1,6 @@
 """``/dictionaries``: what has been fitted, and how good it is."""
 
 import asyncio
-import hashlib
 import logging
 from collections.abc import Callable, Mapping
 from typing import Annotated, Any, TypeVar
@@ -13,6 +12,7 @@ from app import __version__
 from app.bodies import array_answer, read_fields, read_payload
 from app.errors import DictionaryDamaged, InvalidFields, UnknownDictionary
 from app.formats import NPY, answer_format
+from app.hashed import sha256
 from app.routes import examples
 from app.routes.openapi import array_answers, array_body, json_body, problems
 from app.schemas import DictionaryList, ImportRequest, LabelRequest, WeightsAnswer
@@ -55,8 +55,7 @@ def list_dictionaries(services: ServicesDep) -> DictionaryList:
 def get_dictionary(reference: str, services: ServicesDep, if_none_match: IfNoneMatch = "") -> Response:
     """By name (the latest version) or as `name@version`."""
     record = services.store.described(parsed(reference))
-    body = record.model_dump_json().encode()
-    return tagged(hashlib.sha256(body).hexdigest(), if_none_match, lambda: Response(body, media_type=JSON_TYPE))
+    return _by_hash(record.model_dump_json().encode(), if_none_match)
 
 
 @router.get(
@@ -184,8 +183,11 @@ def tagged(tag: str, if_none_match: str, answer: Callable[[], Response]) -> Resp
 
 def tagged_json(told: Mapping[str, Any], if_none_match: str) -> Response:
     """Fields, in which there may be numpy arrays, as JSON with its own hash as ETag."""
-    body = orjson.dumps(told, option=orjson.OPT_SERIALIZE_NUMPY)
-    return tagged(hashlib.sha256(body).hexdigest(), if_none_match, lambda: Response(body, media_type=JSON_TYPE))
+    return _by_hash(orjson.dumps(told, option=orjson.OPT_SERIALIZE_NUMPY), if_none_match)
+
+
+def _by_hash(body: bytes, if_none_match: str) -> Response:
+    return tagged(sha256(body), if_none_match, lambda: Response(body, media_type=JSON_TYPE))
 
 
 def _merged(old: Mapping[K, str], patch: Mapping[K, str | None]) -> dict[K, str]:

@@ -1,7 +1,6 @@
 """Debian's Chromium, driven as a person would: what the tests of the page share."""
 
 import base64
-import io
 import re
 import shutil
 from collections.abc import Iterator
@@ -11,7 +10,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-from playwright.sync_api import Browser, BrowserContext, Locator, Page, sync_playwright
+from playwright.sync_api import Browser, BrowserContext, Locator, Page, expect, sync_playwright
+
+from demo.service import npy
 
 CHROMIUM = shutil.which("chromium")
 FLAGS = [
@@ -26,6 +27,7 @@ FLAGS = [
 ]
 SHOWN = "main:not([aria-busy]) h1"  # a view is there once this is
 PATIENCE_MS = 45_000  # of a busy machine
+expect.set_options(timeout=PATIENCE_MS)
 needs_browser = pytest.mark.skipif(CHROMIUM is None, reason="there is no chromium: `make browser` installs it")
 
 
@@ -83,6 +85,17 @@ class Visit:
         zone.dispatch_event("dragover", {"dataTransfer": transfer})
         zone.dispatch_event("drop", {"dataTransfer": transfer})
 
+    def fill_endless(self, name: str) -> Page:
+        """The form of a new fit, filled for one that goes on for minutes and is not begun."""
+        page = self.open("fit")
+        self.drop(page.locator(".drop"), f"{name}.npy", npy(endless()))
+        page.get_by_label("Name").fill(name)
+        page.get_by_label("Concepts").fill("64")
+        page.get_by_text("More parameters").click()
+        page.get_by_label("Solver").select_option("mu")
+        page.get_by_label("Tolerance").fill("0")
+        return page
+
     def check(self, expected: str | None = None) -> None:
         """Nothing went wrong that was not asked for, and nothing left the service."""
         told = [e for e in self.errors if expected is None or not re.search(expected, e)]
@@ -98,12 +111,6 @@ def visiting(browser: Browser, url: str, **options: Any) -> Iterator[Visit]:
         yield Visit(url, context, context.new_page())
     finally:
         context.close()
-
-
-def as_npy(array: np.ndarray) -> bytes:
-    buffer = io.BytesIO()
-    np.save(buffer, array, allow_pickle=False)
-    return buffer.getvalue()
 
 
 def endless() -> np.ndarray:

@@ -10,9 +10,11 @@ from pathlib import Path
 
 import httpx
 import pytest
+from playwright.sync_api import Browser
 from safetensors import safe_open
 
 from demo.service import free_port, npy, serve_command, wait_ready
+from tests.e2e.browser import chromium
 
 
 class Service:
@@ -146,3 +148,9 @@ def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
     service = Service(tmp_path_factory.mktemp("shared") / "models").start()
     yield service
     assert service.stop() == 0
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    with chromium() as browser:
+        yield browser

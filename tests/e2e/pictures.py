@@ -11,7 +11,7 @@ from sklearn.datasets import load_digits
 
 from demo.digits import split_digits
 from demo.service import npy, running_service
-from tests.e2e.browser import Visit, chromium, endless, visiting
+from tests.e2e.browser import Visit, chromium, visiting
 
 FOLDER = Path(__file__).parents[2] / "docs" / "pictures"
 LABELS = {0: "slanted one", 3: "upper loop", 7: "left stroke", 12: "foot"}
@@ -72,13 +72,7 @@ def _try(visit: Visit) -> None:
 
 
 def _fit(visit: Visit) -> None:
-    page = visit.open("fit")
-    visit.drop(page.locator(".drop"), "layer4.npy", npy(endless()))
-    page.get_by_label("Name").fill("layer4")
-    page.get_by_label("Concepts").fill("64")
-    page.get_by_text("More parameters").click()
-    page.get_by_label("Solver").select_option("mu")
-    page.get_by_label("Tolerance").fill("0")
+    page = visit.fill_endless("layer4")
     page.get_by_role("button", name="Start the fit").click()
     page.get_by_text(re.compile("running: iteration [1-9]\\d")).wait_for()
     _drawn(page)

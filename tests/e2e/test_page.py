@@ -13,7 +13,8 @@ from sklearn.datasets import load_digits
 from app.schemas import FitParameters
 from app.worker.messages import Solver
 from demo.digits import split_digits
-from tests.e2e.browser import PATIENCE_MS, SHOWN, Visit, as_npy, chromium, endless, needs_browser, received, visiting
+from demo.service import npy
+from tests.e2e.browser import SHOWN, Visit, endless, needs_browser, received, visiting
 from tests.e2e.conftest import Service
 
 pytestmark = [pytest.mark.slow, needs_browser]
@@ -31,14 +32,6 @@ VIEWS = {
     "compare": "compare/digits@1/digits@2",
     "service": "service",
 }
-
-expect.set_options(timeout=PATIENCE_MS)
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    with chromium() as browser:
-        yield browser
 
 
 @pytest.fixture(scope="module")
@@ -69,7 +62,7 @@ def test_a_newcomer_fits_looks_and_labels(browser: Browser, filled: Service) -> 
     with visiting(browser, filled.url) as visit:
         page = visit.open()
         page.get_by_role("link", name="New fit").first.click()
-        visit.drop(page.locator(".drop"), "activations.npy", as_npy(activations))
+        visit.drop(page.locator(".drop"), "activations.npy", npy(activations))
         page.get_by_label("Name").fill("first")
         page.get_by_label("Concepts").fill("32")
         page.get_by_role("button", name="Start the fit").click()
@@ -132,14 +125,8 @@ def test_the_form_has_the_parameters_of_a_fit(visit: Visit) -> None:
 
 
 def test_a_fit_under_way_is_followed_and_cancelled(visit: Visit) -> None:
-    page = visit.open("fit")
-    visit.drop(page.locator(".drop"), "long.npy", as_npy(endless()))
-    page.get_by_label("Name").fill("long")
-    page.get_by_label("Concepts").fill("64")
-    page.get_by_text("More parameters").click()
-    page.get_by_label("Solver").select_option("mu")
+    page = visit.fill_endless("long")
     page.get_by_label("Most iterations").fill("100000")
-    page.get_by_label("Tolerance").fill("0")
     page.get_by_role("button", name="Start the fit").click()
     expect(page.get_by_text(re.compile(r"running: iteration [1-9].* to go"))).to_be_visible()
     expect(page.get_by_role("img", name=re.compile("Loss .* from .* down to"))).to_be_visible()
@@ -249,7 +236,7 @@ def test_a_row_is_tried_and_its_codes_moved(visit: Visit, filled: Service) -> No
     expect(error).not_to_have_text(before)
     page.get_by_role("button", name="As encoded").click()
     expect(error).to_have_text(before)
-    visit.drop(page.locator(".drop"), "rows.npy", as_npy(load_digits().data.astype(np.float32)))
+    visit.drop(page.locator(".drop"), "rows.npy", npy(load_digits().data.astype(np.float32)))
     page.get_by_label("Row, from 0").fill("7")
     page.get_by_role("button", name="Encode", exact=True).click()
     expect(error).to_have_text(before)
@@ -359,7 +346,7 @@ def _timed(page: Page, what: str, select: str, act: str) -> float:
 
 def test_ten_thousand_concepts_are_as_quick_as_ten(visit: Visit, filled: Service) -> None:
     D = np.random.default_rng(0).random((10_000, 64), dtype=np.float32)
-    filled.client.put("/dictionaries/large", content=as_npy(D)).raise_for_status()
+    filled.client.put("/dictionaries/large", content=npy(D)).raise_for_status()
     told = filled.client.get("/dictionaries/large/concepts").raise_for_status().json()
     told |= {"rows": 20_000, "uses": list(range(10_000)), "largest": [1.5] * 10_000}  # as those of a fit
     told |= {"energy": D[:, 0].tolist(), "cosine": D[:, 1].tolist(), "nearest": list(range(10_000))[::-1]}

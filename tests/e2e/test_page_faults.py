@@ -11,7 +11,8 @@ import pytest
 from playwright.sync_api import Browser, Page, expect
 
 from app.tokens import add, new_token
-from tests.e2e.browser import PATIENCE_MS, Visit, as_npy, chromium, endless, needs_browser, visiting
+from demo.service import npy
+from tests.e2e.browser import Visit, endless, needs_browser, visiting
 from tests.e2e.conftest import Service
 
 pytestmark = [pytest.mark.slow, needs_browser]
@@ -19,18 +20,10 @@ pytestmark = [pytest.mark.slow, needs_browser]
 NOT_OK = r"Failed to load resource"  # what Chromium itself tells of an answer that is not 2xx
 A = np.random.default_rng(0).random((20, 6), dtype=np.float32)
 
-expect.set_options(timeout=PATIENCE_MS)
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    with chromium() as browser:
-        yield browser
-
 
 @pytest.fixture(scope="module")
 def small(shared: Service) -> Service:
-    shared.client.put("/dictionaries/small", content=as_npy(A[:3])).raise_for_status()
+    shared.client.put("/dictionaries/small", content=npy(A[:3])).raise_for_status()
     return shared
 
 
@@ -56,7 +49,7 @@ def start(page: Page) -> None:
 def spoilt(value: float) -> bytes:
     bad = A.copy()
     bad[4, 2] = value
-    return as_npy(bad)
+    return npy(bad)
 
 
 @pytest.mark.parametrize(
@@ -86,7 +79,7 @@ def test_a_bad_file_is_told_by_the_service(
 
 def test_a_bad_parameter_is_told_beside_its_field(visit: Visit) -> None:
     visit.open("fit")
-    page = fill(visit, as_npy(A), name="no name!", k="0")
+    page = fill(visit, npy(A), name="no name!", k="0")
     start(page)
     for label in ("Name", "Concepts"):
         field = page.get_by_label(label)
@@ -133,7 +126,7 @@ def test_what_is_not_there_is_told_by_the_service(visit: Visit, view: str, told:
 
 def test_a_fit_sent_while_there_is_no_connection_goes_out_when_it_is_back(visit: Visit, small: Service) -> None:
     visit.open("fit")
-    page = fill(visit, as_npy(A), name="patient")
+    page = fill(visit, npy(A), name="patient")
     visit.context.set_offline(True)
     start(page)
     expect(page.get_by_text(re.compile("the service does not answer. Trying again in"))).to_be_visible()
@@ -186,7 +179,7 @@ def test_a_token_is_asked_for_and_what_was_done_goes_on(browser: Browser, tmp_pa
             give(page, "this needs a token", reader)
             expect(page.get_by_role("heading", name="None yet")).to_be_visible()
             page.get_by_role("link", name="New fit").first.click()
-            fill(visit, as_npy(A), name="guarded")
+            fill(visit, npy(A), name="guarded")
             start(page)
             give(page, "scope write", "ds_wrong")
             give(page, "this token is not known here", writer)
