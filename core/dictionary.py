@@ -83,6 +83,7 @@ class Dictionary:
         self._scaled_D = self.D if self._exponents is None else times_power_of_two(self.D, -self._exponents[:, None])
         self._B = kernels.gram(self._scaled_D) if self.nb_concepts <= largest_gram(self.device) else None
         self._inverse = kernels.inverse_squares(self._scaled_D)
+        self._records: dict[Any, Any] = {}
 
     @property
     def nbytes(self) -> int:
@@ -159,7 +160,9 @@ class Dictionary:
         exponents = exponents_of(A.amax(dim=1))
         if exponents is not None:
             A = times_power_of_two(A, -exponents[:, None])
-        Z, residual = kernels.solve(A, self._scaled_D, self._B, self._inverse, tol=tol, max_sweeps=max_iter)
+        Z, residual = kernels.solve(
+            A, self._scaled_D, self._B, self._inverse, tol=tol, max_sweeps=max_iter, records=self._records
+        )
         if exponents is None and self._exponents is None:
             return Z, residual
         of_rows = 0 if exponents is None else exponents[:, None]

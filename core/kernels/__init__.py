@@ -10,6 +10,7 @@ nowhere else.
 from functools import cache
 from importlib.util import find_spec
 from types import ModuleType
+from typing import Any
 
 import torch
 
@@ -45,14 +46,16 @@ def solve(
     *,
     tol: float,
     max_sweeps: int,
+    records: dict[Any, Any] | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Codes of A (rows, d) on D (k, d) from zero: (Z (rows, k), relative residual of each row).
 
     A row is done when its residual max_j |v_j|/(‖d_j‖·‖a‖) (see `core.kernels.reference.kkt_residual`) is at most
     `tol`, or after `max_sweeps`; it does not depend on the other rows. That of an all-zero row is 0. B is optional:
-    where it is not held, what is needed of it is computed from D.
+    where it is not held, what is needed of it is computed from D. `records`: where an implementation may keep, for
+    later calls with the same D, B and inverse, what it has recorded for few rows.
     """
-    return _implementation(A).solve(A, D, B, inverse, tol, max_sweeps)  # type: ignore[no-any-return]
+    return _implementation(A).solve(A, D, B, inverse, tol, max_sweeps, records)  # type: ignore[no-any-return]
 
 
 def product(X: torch.Tensor, Y: torch.Tensor, *, less: torch.Tensor | None = None) -> torch.Tensor:

@@ -36,6 +36,7 @@ def solve(
     inverse: torch.Tensor,
     tol: float,
     max_sweeps: int,
+    records: object = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """See `core.kernels.solve`; by sweeps alone, on the gram where it is held, else through the residual zD − a."""
     C, norms = A @ D.T, torch.linalg.vector_norm(A, dim=1)

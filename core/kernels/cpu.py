@@ -44,6 +44,7 @@ def solve(
     inverse: torch.Tensor,
     tol: float,
     max_sweeps: int,
+    records: object = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """See `core.kernels.solve`; each row to the same last bit whatever the batch.
 

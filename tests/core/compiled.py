@@ -12,18 +12,22 @@ import triton  # isort: skip
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from core.kernels import cuda, small, tiles
+from core.kernels import bounded, cuda, rounds, tiles, working_sets
 
 H100 = GPUTarget("cuda", 90, 32)
-WHOLE_NUMBERS = {"rows", "k", "max_sweeps", "size", "sweeps", "steps", "stride"}
+WHOLE_NUMBERS = {"k", "d", "max_sweeps", "room", "size", "stride", "most", "charge", "added"}
+NUMBERS = {"share", "least"}
+OF_WHOLE_NUMBERS = {"rows", "chosen", "wanted", "widths", "spent"}
+ALIGNED = {"k", "d", "room", "size", "stride"}
 
 
-def compiled(kernel: Any, constants: dict[str, Any], **options: int) -> str:
+def compiled(kernel: Any, constants: dict[str, Any], *, numbers: frozenset[str] = frozenset(), **options: int) -> str:
     """As it would be launched there: arrays aligned, sizes multiples of sixteen."""
-    kinds = dict.fromkeys(WHOLE_NUMBERS, "i32") | {"share": "fp32"} | dict.fromkeys(constants, "constexpr")
+    kinds = dict.fromkeys(OF_WHOLE_NUMBERS, "*i32") | dict.fromkeys(WHOLE_NUMBERS | numbers, "i32")
+    kinds |= dict.fromkeys(NUMBERS, "fp32") | dict.fromkeys(constants, "constexpr")
     signature = {name: kinds.get(name, "*fp32") for name in kernel.arg_names}
     place = {name: (i,) for i, name in enumerate(kernel.arg_names)}
-    aligned = [name for name, kind in signature.items() if kind == "*fp32" or name in ("k", "size", "stride")]
+    aligned = [name for name, kind in signature.items() if kind.startswith("*") or name in ALIGNED]
     source = ASTSource(
         kernel,
         signature,
@@ -38,11 +42,19 @@ def main() -> None:
     shape = {"BLOCK": cuda.BLOCK, "PART": cuda.PART, "DEPTH": cuda.DEPTH, "PRECISION": "tf32"}
     for rows in (cuda.LEAST_ROWS, cuda.MOST_ROWS):
         ptx = compiled(
-            tiles.descend, {"ROWS": rows, **shape}, num_warps=8 if rows == cuda.MOST_ROWS else 4, num_stages=3
+            tiles.descend,
+            {"ROWS": rows, **shape},
+            numbers=frozenset({"rows"}),
+            num_warps=8 if rows == cuda.MOST_ROWS else 4,
+            num_stages=3,
         )
         print(rows, *sorted(set(re.findall(r"wgmma.mma_async\S*tf32|mma.sync\S*tf32\S*", ptx))))
-    compiled(small.sweep, {"ROWS": cuda.ROWS_SWEPT, "SIZE": 128}, num_warps=cuda.ROWS_SWEPT)
-    compiled(small.exact_steps, {"SIZE": 128}, num_warps=cuda.WARPS[128])
+    for width, resident in ((16, True), (rounds.RESIDENT, True), (rounds.ROOM, False)):
+        compiled(bounded.minimise, {"SIZE": width, "DEPTH": 16, "RESIDENT": resident}, num_warps=rounds.warps(width))
+    for width in (1024, 16384):
+        compiled(working_sets.choose, {"WIDTH": width, "ALL": False}, num_warps=8)
+    compiled(working_sets.gather, {"SIZE": rounds.ROOM, "DEPTH": rounds.GATHERED}, num_warps=4)
+    compiled(working_sets.residuals, {"BLOCK": rounds.FEATURES, "DEPTH": 32}, num_warps=4)
 
 
 if __name__ == "__main__":

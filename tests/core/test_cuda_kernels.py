@@ -7,10 +7,12 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from scipy.optimize import nnls
 
 from core import kernels
 from core.kernels import cpu, reference
@@ -19,7 +21,7 @@ from tests.core.problems import excess, kkt_residual, planted
 if torch.cuda.is_available():
     pytest.skip("tests/gpu runs the kernels on the device itself", allow_module_level=True)
 os.environ["TRITON_INTERPRET"] = "1"  # read as kernels are defined, triton's own among them
-from core.kernels import cuda, small
+from core.kernels import bounded, cuda, rounds, working_sets
 
 ROOT = Path(__file__).parent.parent.parent
 Answer = tuple[torch.Tensor, torch.Tensor]
@@ -73,17 +75,24 @@ def test_descend_stops_each_row_by_itself() -> None:
 
 
 def solved(
-    A: torch.Tensor, D: torch.Tensor, *, tol: float = 1e-6, gram: bool = True, max_sweeps: int = 300
+    A: torch.Tensor,
+    D: torch.Tensor,
+    *,
+    tol: float = 1e-6,
+    gram: bool = True,
+    max_sweeps: int = 300,
+    records: dict[Any, Any] | None = None,
 ) -> Answer:
     B = kernels.gram(D) if gram else None
-    return cuda.solve(A, D, B, kernels.inverse_squares(D), tol, max_sweeps)
+    return cuda.solve(A, D, B, kernels.inverse_squares(D), tol, max_sweeps, records)
 
 
 @pytest.fixture
 def small_working_sets(monkeypatch: pytest.MonkeyPatch) -> None:
     """So that they do not hold all concepts of a problem that the interpreter can do."""
-    for name, value in {"FEW_CONCEPTS": 8, "ADDED": 6, "SIZES": 16, "GRAM_BYTES": 4 * 16 * 16 * 2}.items():
-        monkeypatch.setattr(cuda, name, value)
+    small = {"FEW_CONCEPTS": 8, "ADDED": 6, "ROOM": 8, "SIZES": 16, "RESIDENT": 16, "GRAM_BYTES": 4 * 16 * 16 * 2}
+    for name, value in small.items():
+        monkeypatch.setattr(rounds, name, value)
 
 
 def test_solve_is_exact_on_few_concepts() -> None:
@@ -110,6 +119,29 @@ def test_solve_is_exact_on_working_sets(gram: bool) -> None:
 
 
 @pytest.mark.usefixtures("small_working_sets")
+def test_few_rows_are_solved_by_what_is_kept_for_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing stays behind of earlier rows; rows that want more than there is room for go by the common way."""
+    monkeypatch.setattr(rounds, "ROOM", 16)
+    A, _, D = planted(6, 20, 30, density=0.05, seed=3)
+    a, D = torch.from_numpy(A), torch.from_numpy(D)
+    a[4] = 5 * D[10:30].sum(dim=0)
+    a[5] = 0
+    records: dict[Any, Any] = {}
+    for rows in (a[:2], a[2:3], a[:1], a[3:6], a[5:], a[1:2]):
+        Z, residual = solved(rows, D, records=records)
+        assert Z.shape == (len(rows), 30)
+        assert float(residual.max()) <= 1e-6
+        used = rows.norm(dim=1) > 0
+        assert bool((Z[~used] == 0).all())
+        if bool(used.any()):
+            assert excess(rows[used].numpy(), Z[used], D.numpy()).max() <= 1e-6
+    assert [key[0] for key in records] == [2, 1, 4]
+    assert records[4, 1e-6, 300].solve(a[3:6]) is None
+    again = records[1, 1e-6, 300].solve(a[:1])
+    torch.testing.assert_close(again[0], solved(a[:1], D)[0], rtol=1e-3, atol=1e-4 * float(Z.max()))
+
+
+@pytest.mark.usefixtures("small_working_sets")
 def test_a_row_is_solved_alike_alone_and_in_a_batch() -> None:
     """Beside rows of wider working sets, and empty ones."""
     A, _, D = planted(3, 20, 30, density=0.05, seed=3)
@@ -133,16 +165,96 @@ def test_repeated_and_dependent_concepts() -> None:
     assert excess(A, Z, D).max() < 1e-6
 
 
-def test_an_exact_step_takes_a_spanned_concept_to_zero() -> None:
-    """And gives its share to those that span it: on a support with one concept twice, one step is the minimum."""
-    _, D, _, _ = problem(1, 5, 12, seed=5)
-    D = torch.cat([D, D[:1]])
-    B = kernels.gram(D)
-    z = torch.ones(1, 6)
-    g = z @ B - torch.full((1, 5), 2.0) @ D[:5] @ D.T
-    small.exact_steps[(1,)](z, g, B, kernels.inverse_diagonal(B)[None].contiguous(), torch.zeros(1), 0, 6, 1, SIZE=16)
-    torch.testing.assert_close(z, torch.tensor([[2.0, 2, 2, 2, 2, 0]]), rtol=1e-4, atol=1e-4)
-    assert float(g.abs().max()) <= 1e-3 * float(B.max())
+@pytest.mark.parametrize(("rows", "k", "d"), [(3, 20, 24), (2, 40, 24)])  # the gram in registers, and read in parts
+@pytest.mark.parametrize("resident", [True, False])
+def test_minimise_is_exact_on_what_was_chosen(rows: int, k: int, d: int, resident: bool) -> None:
+    """From codes that are not the start, some of them where the minimum has none; others stay as they are."""
+    A, D, B, Z = problem(rows, k, d, seed=k, zero_concepts=1)
+    B += torch.eye(k)  # which gives it one minimum
+    scale = kernels.inverse_diagonal(B).sqrt()
+    chosen = torch.stack([torch.randperm(k, generator=torch.Generator().manual_seed(i))[:16] for i in range(rows)])
+    widths = torch.full((rows,), 14, dtype=torch.int32)
+    before, expected = Z.clone(), Z.clone()
+    C = A @ D.T
+    for i, of_row in enumerate(chosen[:, :14]):
+        others = torch.ones(k)
+        others[of_row] = 0
+        factor = torch.linalg.cholesky(B[of_row][:, of_row].double())
+        c = (C[i] - (Z[i] * others) @ B)[of_row].double()
+        wanted = nnls(factor.T.numpy(), torch.linalg.solve_triangular(factor, c[:, None], upper=False)[:, 0].numpy())
+        expected[i, of_row] = torch.from_numpy(wanted[0]).float()
+    G = (Z @ B - C).gather(1, chosen)
+    spent = torch.zeros(rows, dtype=torch.int32)
+    grams = torch.stack([B[of_row][:, of_row] for of_row in chosen]).contiguous()
+    bounded.minimise[(rows,)](
+        Z, G, chosen.int(), scale, grams, torch.arange(rows, dtype=torch.int32), torch.ones(rows), torch.ones(rows),
+        widths, spent, torch.empty(rows, 16), k, 16, 16, 256, 0.0, 1e-6 * float(C.max()), 500, 3,
+        SIZE=16, DEPTH=4, RESIDENT=resident,
+    )  # fmt: skip
+    torch.testing.assert_close(Z, expected, rtol=1e-3, atol=1e-4 * float(expected.max()))
+    assert bool((Z.scatter(1, chosen[:, :14], 0) == before.scatter(1, chosen[:, :14], 0)).all())
+    assert 3 <= int(spent.min()) <= int(spent.max()) < 100
+
+
+def test_minimise_makes_no_more_products_than_it_may() -> None:
+    A, D, B, _ = problem(3, 16, 24, seed=4)
+    Z, spent = torch.zeros(3, 16), torch.tensor([0, 5, 7], dtype=torch.int32)
+    one, every = torch.ones(3), torch.arange(16, dtype=torch.int32).repeat(3, 1)
+    bounded.minimise[(3,)](
+        Z, -A @ D.T, every, kernels.inverse_diagonal(B).sqrt(), B, torch.arange(3, dtype=torch.int32), one, one,
+        torch.full((3,), 16, dtype=torch.int32), spent, torch.empty(3, 16), 16, 16, 16, 0, 0.0, 0.0, 7, 1,
+        SIZE=16, DEPTH=16, RESIDENT=True,
+    )  # fmt: skip
+    assert spent.tolist() == [7, 7, 8]
+    assert (Z > 0).any(dim=1).tolist() == [True, True, False]
+
+
+def chosen_of(
+    Z: torch.Tensor, G: torch.Tensor, scale: torch.Tensor, added: int, room: int, *, everything: bool = False
+) -> tuple[list[list[int]], torch.Tensor, torch.Tensor]:
+    """The concepts of each row, as far as there is room; residuals; numbers wanted."""
+    n, k = Z.shape
+    chosen, g = torch.full((n, room), -1, dtype=torch.int32), torch.full((n, room), torch.nan)
+    relative, wanted = torch.empty(n), torch.empty(n, dtype=torch.int32)
+    working_sets.choose[(n,)](
+        Z, G, torch.arange(n, dtype=torch.int32), torch.full((n,), 2.0), scale, chosen, g, relative, wanted, k, room,
+        added, WIDTH=64, ALL=everything,
+    )  # fmt: skip
+    some = [row[row >= 0].tolist() for row in chosen]
+    for i, concepts in enumerate(some):
+        torch.testing.assert_close(g[i, : len(concepts)], G[i, concepts], rtol=0, atol=0, equal_nan=True)
+    return some, relative, wanted
+
+
+def test_a_working_set_is_the_support_and_those_that_violate_most() -> None:
+    rng = torch.Generator().manual_seed(0)
+    Z = torch.rand(6, 40, generator=rng) * (torch.rand(6, 40, generator=rng) < 0.2)
+    G = torch.randn(6, 40, generator=rng)
+    G[1] = G[1].abs()  # none violates: those that come nearest to it join
+    Z[2] = 0
+    scale = torch.rand(40, generator=rng)
+    scale[7], Z[:, 7] = 0, 0  # is not used
+    some, relative, wanted = chosen_of(Z, G, scale, 5, 30)
+    for i, concepts in enumerate(some):
+        support = int((Z[i] > 0).sum())
+        violating = int(((Z[i] == 0) & (G[i] < 0) & (scale > 0)).sum())
+        count = support + (5 if violating < 5 else max(5, support))
+        score = torch.where(Z[i] > 0, torch.inf, torch.where(scale > 0, -G[i] * scale, -torch.inf))
+        assert concepts == sorted(score.topk(count).indices.tolist())
+        assert int(wanted[i]) == count
+    projected = torch.where(Z > 0, G, G.clamp(max=0))
+    torch.testing.assert_close(relative, (projected.abs() * scale).amax(dim=1) / 2)
+
+
+def test_a_working_set_holds_as_many_of_equals_as_join_and_says_how_many_it_wants() -> None:
+    Z, G = torch.zeros(2, 40), -torch.ones(2, 40)
+    Z[1, :20] = 1
+    some, _, wanted = chosen_of(Z, G, torch.ones(40), 6, 24)
+    assert some == [list(range(6)), list(range(24))]
+    assert wanted.tolist() == [6, 40]
+    assert chosen_of(Z, G, torch.ones(40), 6, 40, everything=True)[0] == [list(range(40))] * 2
+    G[0, 3] = torch.nan
+    assert torch.isnan(chosen_of(Z, G, torch.ones(40), 6, 24)[1]).tolist() == [True, False]
 
 
 def test_solve_says_so_where_it_did_not_arrive() -> None:

@@ -1,0 +1,85 @@
+"""Encodes of few rows on a CUDA device, recorded: see `core.kernels.cuda.solve`."""
+
+from collections.abc import Callable
+from threading import Lock
+from typing import Any
+
+import torch
+
+from core.kernels.rounds import ROUGH_ROUNDS, Encode
+
+# Up to so many rows, the host takes longer to launch the kernels of a round than the device to run them.
+FEW_ROWS = 16
+
+Records = dict[Any, "Record"]
+
+
+def recorded(work: Callable[[], None], device: torch.device) -> Callable[[], object]:
+    """A call that does the work again, on the tensors that it has made: on CUDA devices as one graph.
+
+    The work, done once before on tensors that mean something, must not make the host wait.
+    """
+    if device.type != "cuda":
+        return work
+    aside = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+    aside.wait_stream(torch.cuda.current_stream(device))
+    with torch.cuda.stream(aside):
+        work()  # compiles, which must not happen within a graph
+    torch.cuda.current_stream(device).wait_stream(aside)
+    graph = torch.cuda.CUDAGraph()
+    # what other threads ask of the device is theirs
+    with torch.cuda.graph(graph, capture_error_mode="thread_local"):
+        work()
+    return graph.replay
+
+
+class Record:
+    """The rounds of an encode of up to `rows` rows on one D, recorded: the host starts most of them in one call.
+
+    All is as in `core.kernels.cuda.solve`, but for the sizes of working sets, which are what they can be by then,
+    and for rows that are done, which wait for the others. Any thread may use it.
+    """
+
+    def __init__(
+        self, rows: int, D: torch.Tensor, B: torch.Tensor | None, inverse: torch.Tensor, tol: float, max_sweeps: int
+    ) -> None:
+        self._encode = Encode(D.new_zeros(rows, D.shape[1]), D, B, inverse, tol, max_sweeps)
+        self._widest = torch.zeros(rows, dtype=torch.int32, device=D.device)
+        self._in_use = Lock()
+        self._begin = recorded(self._first_rounds, D.device)
+        self._begin()
+        self._go_on = recorded(self._round, D.device)
+
+    def solve(self, A: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor] | None:
+        """As `core.kernels.solve`; None where a row wants a larger working set than there is room for."""
+        n, encode = len(A), self._encode
+        with self._in_use:
+            encode.A[:n] = A
+            encode.A[n:] = 0
+            self._begin()
+            while True:
+                told = encode.told()
+                if int(self._widest.max()) > encode.room:
+                    return None
+                if not bool(encode.going(told).any()):
+                    return encode.Z[:n].clone(), encode.residual[:n].clone()
+                self._go_on()
+
+    def _first_rounds(self) -> None:
+        """As many as begin with a gradient in TF32, and one."""
+        encode = self._encode
+        encode.begin()
+        self._widest.zero_()
+        for i in range(0 if encode.all_chosen else ROUGH_ROUNDS):
+            self._look(precise=False)
+            encode.lower(encode.most_chosen(i))
+        self._look(precise=True)
+        self._round()
+
+    def _round(self) -> None:
+        self._encode.lower(self._encode.room)
+        self._look(precise=True)
+
+    def _look(self, *, precise: bool) -> None:
+        self._encode.look(precise)
+        torch.maximum(self._widest, self._encode.rows.wanted, out=self._widest)

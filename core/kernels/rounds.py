@@ -1,0 +1,177 @@
+"""The rounds of an encode on a CUDA device: see `core.kernels.cuda.solve`."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, fields, replace
+from typing import Self
+
+import torch
+
+from core.kernels import bounded, working_sets
+from core.kernels.grams import gram
+from core.kernels.precision import Precision, product
+
+# No more concepts than this are one small problem for every row, and share its gram
+FEW_CONCEPTS = 256
+# Concepts that join a working set in a round; where more violate and the support is larger, as many as it holds.
+ADDED = 64
+# A round ends once its small problem is this share of the whole problem's residual from its minimum,
+ROUND_SHARE = 0.03
+# and the last one aims below what is asked for, since the gradient of all concepts is checked after it.
+LAST_SHARE = 0.5
+# So many rounds begin with a gradient in TF32, unless the residuals of all rows are as small as this before: on
+# planted data and on activations of digits they are then about as small as TF32 can tell, and no round is lost.
+ROUGH_ROUNDS, ROUGH = 4, 1e-5
+# Products of a row's small gram that stand for a sweep; what a round counts for at least, so that rounds have an end.
+PRODUCTS, LEAST_PRODUCTS = 4, 64
+ROOM = 256  # concepts that there is room for in a working set; more where a row wants more
+SIZES = 64  # working sets are a multiple of this: few kernels to compile, and rows of grams that are aligned
+RESIDENT = 128  # concepts of a small problem whose gram a program's registers hold
+GATHERED = 16  # rows of a gram, by one program
+FEATURES = 128  # of a residual, by one program
+GRAM_BYTES = 1 << 30  # of working sets gathered at once
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Rows that are not done: which of all they are, and of each what `working_sets.choose` says of it."""
+
+    index: torch.Tensor
+    norms: torch.Tensor
+    spent: torch.Tensor
+    relative: torch.Tensor
+    wanted: torch.Tensor
+    chosen: torch.Tensor
+    g: torch.Tensor
+
+    def only(self, some: torch.Tensor | slice) -> Self:
+        return type(self)(*(getattr(self, field.name)[some] for field in fields(self)))
+
+
+@dataclass(frozen=True)
+class Told:
+    """What the host learns of each row that is left, and the most concepts that any wants."""
+
+    relative: torch.Tensor
+    spent: torch.Tensor
+    widest: int
+
+
+class Encode:
+    """Codes Z of all rows as they are so far, their residuals, and the steps of a round; the host waits in `told`."""
+
+    rows: Rows
+    R: torch.Tensor  # ZD − A (rows, d) of the rows that are left
+
+    def __init__(
+        self,
+        A: torch.Tensor,
+        D: torch.Tensor,
+        B: torch.Tensor | None,
+        inverse: torch.Tensor,
+        tol: float,
+        max_sweeps: int,
+    ) -> None:
+        self.A, self.D, self.scale, self.tol, self.most = A, D, inverse.sqrt(), tol, PRODUCTS * max_sweeps
+        self.k, self.d = D.shape
+        self.all_chosen = self.k <= FEW_CONCEPTS
+        self.B = gram(D) if self.all_chosen and B is None else B
+        self.Z, self.residual = A.new_empty(len(A), self.k), A.new_empty(len(A))
+        self.room = min(self.k, ROOM)
+
+    def begin(self) -> None:
+        """From zero, with all rows."""
+        self.Z.zero_()
+        self.R = -self.A
+        norms = torch.linalg.vector_norm(self.A, dim=1)
+        index = torch.arange(len(norms), dtype=torch.int32, device=norms.device)
+        chosen, g = index.new_empty(len(index), self.room), norms.new_empty(len(index), self.room)
+        spent, wanted, relative = torch.zeros_like(index), torch.empty_like(index), torch.empty_like(norms)
+        self.rows = Rows(index, norms, spent, relative, wanted, chosen, g)
+
+    def make_room(self, widest: int) -> None:
+        """For working sets of so many concepts; those that there are are lost."""
+        n, self.room = len(self.rows.index), min(self.k, size_for(widest))
+        chosen, g = self.rows.chosen.new_empty(n, self.room), self.rows.g.new_empty(n, self.room)
+        self.rows = replace(self.rows, chosen=chosen, g=g)
+
+    def look(self, precise: bool) -> None:
+        """Residuals of the rows that are left, and their working sets."""
+        G = product(self.R, self.D.T, Precision.FLOAT32 if precise else Precision.TF32)
+        rows, width = self.rows, power_of_two(self.k)
+        working_sets.choose[(len(G),)](
+            self.Z, G, rows.index, rows.norms, self.scale, rows.chosen, rows.g, rows.relative, rows.wanted,
+            self.k, self.room, ADDED, WIDTH=width, ALL=self.all_chosen, num_warps=min(16, max(1, width // 512)),
+        )  # fmt: skip
+        self.residual[rows.index.long()] = rows.relative
+
+    def most_chosen(self, rounds: int) -> int:
+        """Concepts of the largest working set after so many rounds, if there is room: one at most doubles it."""
+        return min(self.room, ADDED << rounds)
+
+    def told(self) -> Told:
+        relative, spent, wanted = torch.stack((self.rows.relative, self.rows.spent, self.rows.wanted)).cpu().unbind()
+        return Told(relative, spent, int(wanted.max()))
+
+    def going(self, told: Told) -> torch.Tensor:
+        """Which rows are not done, after a precise look at them."""
+        return (told.relative > self.tol) & (told.spent < self.most)
+
+    def lower(self, size: int) -> None:
+        """Each row nearer to its minimum on its working set, of at most `size` concepts."""
+        rows = self.rows
+        for some in _pieces(len(rows.index), self._gram_bytes(size)):
+            self._minimise(rows.only(some), size)
+        self.R = self.A.new_empty(len(rows.index), self.d)
+        working_sets.residuals[(len(self.R), -(-self.d // FEATURES))](
+            self.A, self.Z, self.D, rows.index, rows.chosen, rows.wanted, self.R, self.k, self.d, self.room,
+            BLOCK=FEATURES, DEPTH=32, num_warps=4,
+        )  # fmt: skip
+
+    def _minimise(self, rows: Rows, size: int) -> None:
+        n, width = len(rows.index), power_of_two(size)
+        grams = self.B if self.all_chosen else self._grams(rows, size, width)
+        # where all concepts are chosen, more rounds would add nothing
+        stride, share = (0, 0.0) if self.all_chosen else (size * size, ROUND_SHARE)
+        bounded.minimise[(n,)](
+            self.Z, rows.g, rows.chosen, self.scale, grams, rows.index, rows.norms, rows.relative, rows.wanted,
+            rows.spent, rows.norms.new_empty(n, width), self.k, self.room, size, stride,
+            share, LAST_SHARE * self.tol, self.most, LEAST_PRODUCTS,
+            SIZE=width, DEPTH=max(1, min(width, 32, (1 << 14) // width)), RESIDENT=width <= RESIDENT,
+            num_warps=warps(width),
+        )  # fmt: skip
+
+    def _grams(self, rows: Rows, size: int, width: int) -> torch.Tensor:
+        """Gram (rows, size, size) of each working set; only what it wants of it is defined."""
+        if self.B is None:
+            inside = torch.arange(size, device=rows.wanted.device) < rows.wanted[:, None]
+            concepts = self.D[torch.where(inside, rows.chosen[:, :size], 0)]
+            return product(concepts, concepts.mT, Precision.SPLIT)
+        grams = self.B.new_empty(len(rows.index), size, size)
+        working_sets.gather[(len(grams), -(-size // GATHERED))](
+            self.B, rows.chosen, rows.wanted, grams, self.k, self.room, size, SIZE=width, DEPTH=GATHERED, num_warps=4
+        )
+        return grams
+
+    def _gram_bytes(self, size: int) -> int:
+        if self.all_chosen:
+            return 1
+        return 4 * size * (size if self.B is not None else size + self.d)
+
+
+def _pieces(rows: int, bytes_of_row: int) -> Iterator[slice]:
+    step = max(1, GRAM_BYTES // max(1, bytes_of_row))
+    for start in range(0, rows, step):
+        yield slice(start, min(rows, start + step))
+
+
+def size_for(wanted: int) -> int:
+    return -(-wanted // SIZES) * SIZES
+
+
+def power_of_two(size: int) -> int:
+    return max(16, 1 << (size - 1).bit_length())
+
+
+def warps(width: int) -> int:
+    """Of a program that minimises over so many concepts: 64 numbers of a gram in registers are a thread's."""
+    return min(16, max(1, width // 16))
