@@ -26,6 +26,7 @@ import torch
 import core.threads  # noqa: F401 (before torch)
 from core import Dictionary, kernels
 from core.chunks import Chunks
+from core.dictionary import ENCODE_MAX_ITER, ENCODE_TOL
 from core.kernels.precision import Precision, product
 from core.progress import run
 from core.solvers import hals
@@ -139,6 +140,7 @@ def encode(bench: Bench, rows: int, nb_concepts: int, n_features: int) -> Figure
         "converged_share": float(encoded.converged.double().mean()),
         "worst_kkt_residual": float(encoded.kkt_residual.amax()),
         "active_concepts": float((encoded.codes > 0).sum(dim=1).double().mean()),
+        "milliseconds_by_kernel": by_kernel(bench, lambda: dictionary.encode(A)),
     }  # fmt: skip
 
 
@@ -147,13 +149,39 @@ def encode_one(bench: Bench, nb_concepts: int, n_features: int) -> Figures:
     rows = activations(bench, 20, D)
     dictionary = Dictionary(D, device=bench.device)
     dictionary.encode(rows)
-    times = [bench.seconds(partial(dictionary.encode, row), repeats=20, limit=1) for row in rows.split(1)]
-    taken = sorted(times)[len(times) // 2]
+    taken, unrecorded = (
+        sorted(bench.seconds(partial(solve, row), repeats=20, limit=1) for row in rows.split(1))[len(rows) // 2]
+        for solve in (dictionary.encode, partial(unrecorded_encode, dictionary))
+    )
     floor = bench.floor(float32=2.0 * D.numel(), numbers=D.numel())
+    of_kernels = by_kernel(bench, lambda: dictionary.encode(rows[:1]))
     return {
         "nb_concepts": nb_concepts, "n_features": n_features,
         "microseconds": 1e6 * taken, "floor_microseconds": 1e6 * floor, "ratio": taken / floor,
+        "microseconds_unrecorded": 1e6 * unrecorded,
+        "microseconds_on_the_device": 1e3 * sum(of_kernels.values()), "milliseconds_by_kernel": of_kernels,
     }  # fmt: skip
+
+
+def unrecorded_encode(dictionary: Dictionary, row: torch.Tensor) -> torch.Tensor:
+    """Launch by launch, for comparison with what `core.kernels.records` plays."""
+    D = dictionary.D
+    inverse = kernels.inverse_squares(D)
+    return kernels.solve(row, D, dictionary._B, inverse, tol=ENCODE_TOL, max_sweeps=ENCODE_MAX_ITER)[0]
+
+
+def by_kernel(bench: Bench, work: Callable[[], object]) -> Figures:
+    """Milliseconds on the device in the kernels that take most of them; on the CPU, of operations."""
+    on_gpu = bench.device.type == "cuda"
+    activity = torch.profiler.ProfilerActivity
+    with torch.profiler.profile(activities=[activity.CUDA if on_gpu else activity.CPU]) as profile:
+        work()
+        bench.wait()
+    told = {
+        event.key[:60]: 1e-3 * (event.self_device_time_total if on_gpu else event.self_cpu_time_total)
+        for event in profile.key_averages()
+    }
+    return dict(sorted(told.items(), key=lambda item: -item[1])[:12])
 
 
 def fit(bench: Bench, rows: int, n_features: int, nb_concepts: int, iterations: int, peer_seconds: float) -> Figures:

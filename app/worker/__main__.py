@@ -29,7 +29,7 @@ def main() -> None:
     from app.worker.device import DeviceFailed
     from app.worker.frames import Closed
 
-    logger = logging.getLogger("dictserve.worker")
+    logger, code = logging.getLogger("dictserve.worker"), 0
     try:
         if len(sys.argv) > 3:
             from app.worker.ranked import serve
@@ -43,8 +43,11 @@ def main() -> None:
         logger.debug("the service has closed the channel")
     except DeviceFailed as error:
         logger.error("the device has failed: %s", error)
-        logging.shutdown()
-        os._exit(DEVICE_ERROR_EXIT)  # at once: taking down what is on a device that has failed may never end
+        code = DEVICE_ERROR_EXIT
+    logging.shutdown()
+    # At once: to take all modules down, as Python does at an end, costs most of a second and is of no use, and to
+    # take down what is on a device that has failed may never end.
+    os._exit(code)
 
 
 if __name__ == "__main__":

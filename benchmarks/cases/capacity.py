@@ -109,7 +109,7 @@ def _fitted(terms: list[np.ndarray], values: np.ndarray, costs: Sequence[Cost]) 
 
 def run(bench: Bench) -> Result:
     concepts, features, actives = (
-        ((32, 48), (24, 32), (3, 6)) if bench.quick else ((256, 1024, 4096), (256, 768), (8, 32))
+        ((32,), (24, 32), (3, 6)) if bench.quick else ((256, 1024, 4096), (256, 768), (8, 32))
     )
     batches = [Kind(k, d, active, BATCH) for k in concepts for d in features for active in actives]
     single = Kind(concepts[0], features[0], actives[0], 1)
