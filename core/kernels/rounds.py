@@ -12,7 +12,8 @@ from core.kernels.precision import Precision, product
 
 # No more concepts than this are one small problem for every row, and share its gram
 FEW_CONCEPTS = 256
-# Concepts that join a working set in a round; where more violate and the support is larger, as many as it holds.
+# Concepts that join a working set in a round; where more violate and the support is larger, as many as it holds, but
+# for what would not fit the usual room.
 ADDED = 64
 # A round ends once its small problem is this share of the whole problem's residual from its minimum,
 ROUND_SHARE = 0.03
@@ -23,7 +24,7 @@ LAST_SHARE = 0.5
 ROUGH_ROUNDS, ROUGH = 4, 1e-5
 # Products of a row's small gram that stand for a sweep; what a round counts for at least, so that rounds have an end.
 PRODUCTS, LEAST_PRODUCTS = 4, 64
-ROOM = 256  # concepts that there is room for in a working set; more where a row wants more
+ROOM = 256  # concepts that there is room for in a working set, usually; more where a row's support wants more
 SIZES = 64  # working sets are a multiple of this: few kernels to compile, and rows of grams that are aligned
 RESIDENT = 128  # concepts of a small problem whose gram a program's registers hold
 GATHERED = 16  # rows of a gram, by one program
@@ -100,7 +101,7 @@ class Encode:
         rows, width = self.rows, power_of_two(self.k)
         working_sets.choose[(len(G),)](
             self.Z, G, rows.index, rows.norms, self.scale, rows.chosen, rows.g, rows.relative, rows.wanted,
-            self.k, self.room, ADDED, WIDTH=width, ALL=self.all_chosen, num_warps=min(16, max(1, width // 512)),
+            self.k, self.room, ADDED, ROOM, WIDTH=width, ALL=self.all_chosen, num_warps=min(16, max(1, width // 512)),
         )  # fmt: skip
         self.residual[rows.index.long()] = rows.relative
 

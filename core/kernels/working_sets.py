@@ -24,6 +24,7 @@ def choose(
     k,
     room,
     added,
+    usual,
     WIDTH: tl.constexpr,
     ALL: tl.constexpr,
 ):
@@ -35,8 +36,8 @@ def choose(
         chosen, g_chosen: (rows, room); become the concepts and their gradients, as many as there is room for.
         relative: (rows,), becomes max |v_j|/(‖d_j‖·‖a‖), and NaN where any g is.
         wanted: (rows,) int32, becomes the number of concepts: `added` beside the support, or as many as it holds
-            where at least so many violate. Where it is more than there is room for, what comes of the row is not
-            its codes.
+            where at least so many violate, unless more than `usual` would come of it. Where it is more than there
+            is room for, what comes of the row is not its codes.
         ALL: all concepts are chosen.
     """
     i = tl.program_id(0).to(tl.int64)
@@ -59,7 +60,7 @@ def choose(
         others = inside & (z == 0) & (s > 0)
         support = tl.sum(used.to(tl.int32), axis=0)
         violating = tl.sum((others & (g < 0)).to(tl.int32), axis=0)
-        joining = tl.where(violating < added, added, tl.maximum(support, added))
+        joining = tl.where(violating < added, added, tl.maximum(tl.minimum(support, usual - support), added))
         joining = tl.minimum(joining, tl.sum(others.to(tl.int32), axis=0))
         # The score that just lets so many join, bit by bit: scores in the order of whole numbers.
         score = (-g * s).to(tl.int32, bitcast=True)

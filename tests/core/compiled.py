@@ -15,7 +15,7 @@ from triton.compiler import ASTSource
 from core.kernels import bounded, cuda, rounds, tiles, working_sets
 
 H100 = GPUTarget("cuda", 90, 32)
-WHOLE_NUMBERS = {"k", "d", "max_sweeps", "room", "size", "stride", "most", "charge", "added"}
+WHOLE_NUMBERS = {"k", "d", "max_sweeps", "room", "size", "stride", "most", "charge", "added", "usual"}
 NUMBERS = {"share", "least"}
 OF_WHOLE_NUMBERS = {"rows", "chosen", "wanted", "widths", "spent"}
 ALIGNED = {"k", "d", "room", "size", "stride"}

@@ -121,11 +121,10 @@ def test_solve_is_exact_on_working_sets(gram: bool) -> None:
 @pytest.mark.usefixtures("small_working_sets")
 def test_few_rows_are_solved_by_what_is_kept_for_them(monkeypatch: pytest.MonkeyPatch) -> None:
     """Nothing stays behind of earlier rows; rows that want more than there is room for go by the common way."""
-    monkeypatch.setattr(rounds, "ROOM", 16)
-    A, _, D = planted(5, 20, 30, density=0.05, seed=3)
+    monkeypatch.setattr(rounds, "ROOM", 30)
+    A, _, D = planted(4, 20, 30, density=0.05, seed=3)
     a, D = torch.from_numpy(A), torch.from_numpy(D)
     a[3] = 0
-    a[4] = 5 * D[10:30].sum(dim=0)
     records: dict[Any, Any] = {}
     for rows in (a[:2], a[2:3], a[2:4]):
         Z, residual = solved(rows, D, records=records)
@@ -135,8 +134,13 @@ def test_few_rows_are_solved_by_what_is_kept_for_them(monkeypatch: pytest.Monkey
         assert bool((Z[~used] == 0).all())
         assert excess(rows[used].numpy(), Z[used], D.numpy()).max() <= 1e-6
     assert [key[0] for key in records] == [2, 1]
-    assert records[1, 1e-6, 300].solve(a[4:]) is None
-    torch.testing.assert_close(records[1, 1e-6, 300].solve(a[2:3])[0], Z[:1], rtol=1e-3, atol=1e-4 * float(Z.max()))
+    again = records[1, 1e-6, 300].solve(a[2:3])
+    torch.testing.assert_close(again[0], Z[:1], rtol=1e-3, atol=1e-4 * float(Z.max()))
+    monkeypatch.setattr(rounds, "ROOM", 4)
+    records.clear()
+    by_common_way = solved(a[2:3], D, records=records)[0]
+    assert records[1, 1e-6, 300].solve(a[2:3]) is None
+    torch.testing.assert_close(by_common_way, Z[:1], rtol=1e-3, atol=1e-4 * float(Z.max()))
 
 
 @pytest.mark.usefixtures("small_working_sets")
@@ -208,7 +212,14 @@ def test_minimise_makes_no_more_products_than_it_may() -> None:
 
 
 def chosen_of(
-    Z: torch.Tensor, G: torch.Tensor, scale: torch.Tensor, added: int, room: int, *, everything: bool = False
+    Z: torch.Tensor,
+    G: torch.Tensor,
+    scale: torch.Tensor,
+    added: int,
+    room: int,
+    *,
+    usual: int = 40,
+    everything: bool = False,
 ) -> tuple[list[list[int]], torch.Tensor, torch.Tensor]:
     """The concepts of each row, as far as there is room; residuals; numbers wanted."""
     n, k = Z.shape
@@ -216,7 +227,7 @@ def chosen_of(
     relative, wanted = torch.empty(n), torch.empty(n, dtype=torch.int32)
     working_sets.choose[(n,)](
         Z, G, torch.arange(n, dtype=torch.int32), torch.full((n,), 2.0), scale, chosen, g, relative, wanted, k, room,
-        added, WIDTH=64, ALL=everything,
+        added, usual, WIDTH=64, ALL=everything,
     )  # fmt: skip
     some = [row[row >= 0].tolist() for row in chosen]
     for i, concepts in enumerate(some):
@@ -250,6 +261,8 @@ def test_a_working_set_holds_as_many_of_equals_as_join_and_says_how_many_it_want
     some, _, wanted = chosen_of(Z, G, torch.ones(40), 6, 24)
     assert some == [list(range(6)), list(range(24))]
     assert wanted.tolist() == [6, 40]
+    assert chosen_of(Z, G, torch.ones(40), 6, 24, usual=24)[2].tolist() == [6, 26]
+    assert chosen_of(Z, G, torch.ones(40), 6, 36, usual=36)[2].tolist() == [6, 36]
     assert chosen_of(Z, G, torch.ones(40), 6, 40, everything=True)[0] == [list(range(40))] * 2
     G[0, 3] = torch.nan
     assert torch.isnan(chosen_of(Z, G, torch.ones(40), 6, 24)[1]).tolist() == [True, False]
