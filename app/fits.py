@@ -56,7 +56,7 @@ class Fits:
         self._store = store
         self._records = Records()
         self._workers = workers
-        self._ranks = RankProcesses(settings)
+        self._ranks = RankProcesses(settings, workers)
         self._runners: list[Runner] = []
         self._loops: list[asyncio.Task[None]] = []
         self._claiming = asyncio.Lock()  # held from a claim until the job is known to run here

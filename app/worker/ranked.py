@@ -75,10 +75,16 @@ def joined(
     Args:
         local_size: how many of the ranks are on this machine.
         patience: how long ranks that are alive may wait for each other.
+
+    Raises:
+        RankLost: another one has ended, or does not come.
     """
     core.threads.share(local_size)
     backend = "nccl" if device.type == "cuda" else "gloo"
-    dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=patience)
+    try:
+        dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=patience)
+    except RuntimeError as error:  # torch's, whatever keeps the ranks apart
+        raise RankLost(f"rank {rank} of {size} has not met the others: {error}") from error
     watch = Watch(store.clone(), rank, size)  # type: ignore[attr-defined] # torch has it, its stubs do not
     ranks = ProcessGroup(device)
     try:

@@ -59,6 +59,11 @@ def rank_of(service: Service, rank: int) -> int:
     return until(lambda: process_of(service.pid, "app.worker", str(rank), "2"))
 
 
+def is_fitting(service: Service) -> bool:
+    (worker,) = service.client.get("/readyz").json()["workers"]
+    return bool(worker["is_fitting"])
+
+
 def beyond(service: Service, job: str, iteration: int) -> dict | None:  # type: ignore[type-arg]
     told = service.job(job)
     assert told["state"] in ("queued", "running"), told
@@ -99,8 +104,10 @@ def test_a_killed_rank_has_the_job_go_on_from_its_dictionary(service: Service) -
     assert later["progress"]["iteration"] > told["resumed_from"] > 0
     assert [i for i, _ in later["loss_history"]] == sorted({i for i, _ in later["loss_history"]})
     ranks = [rank_of(service, rank) for rank in (0, 1)]
+    assert is_fitting(service)
     assert service.client.delete(f"/jobs/{id}").json()["state"] == "cancelled"
     assert all(gone(pid) for pid in ranks)
+    until(lambda: None if is_fitting(service) else True)
 
 
 @pytest.mark.slow
