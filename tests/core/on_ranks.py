@@ -72,6 +72,7 @@ CASES = {
     "dead concepts": Case(of_low_rank, 40),
     "large values": Case(lambda: small() * np.float32(2.0**40), 8),
     "given Z and D": Case(small, 8, start=True),
+    "a random start": Case(digits, 24, told={"init": "random"}),
     **{solver: Case(small, 8, told={"solver": solver}) for solver in ("mu", "pgd", "anls")},
 }
 
