@@ -14,6 +14,7 @@ import torch.distributed as dist
 import core  # noqa: F401 - before torch
 from core import NMF, ProcessGroup
 from core.errors import CoreError
+from core.figures import figure_steps
 from core.metrics import measure_steps
 from core.progress import run
 from tests.core.problems import planted
@@ -99,6 +100,9 @@ def told_of(case: Case, ranks: Counting) -> dict[str, object]:
     Z, D = model.fit(A[mine], ranks=ranks, **given)  # type: ignore[arg-type]
     measured = run(measure_steps(torch.from_numpy(A[mine]), Z, D, ranks))
     told = {"D": D.tolist(), "losses": model.loss_history_, "metrics": measured.metrics, "rows": len(Z)}
+    figures = run(figure_steps(Z, measured.figures, ranks)).known()
+    of_whole = run(figure_steps(ranks.gather(Z), measured.figures)).known()
+    told["other figures"] = [name for name in of_whole if not torch.equal(figures[name], of_whole[name])]
     for name, tensor in measured.figures.known().items():
         told[name] = tensor.tolist()
     own = {"uses": (Z > 0).sum(dim=0), "largest": torch.cat([Z, torch.zeros(1, Z.shape[1])]).amax(dim=0)}
