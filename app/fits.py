@@ -56,14 +56,14 @@ class Fits:
         self._store = store
         self._records = Records()
         self._workers = workers
-        self._ranks = RankProcesses(settings)
+        self._ranks = RankProcesses(settings, workers)
         self._runners: list[Runner] = []
         self._loops: list[asyncio.Task[None]] = []
         self._claiming = asyncio.Lock()  # held from a claim until the job is known to run here
         self._wake = asyncio.Event()
         self._stopping = False
         self._turn = asyncio.Event()  # set, and replaced by the next, each time a job ends
-        self._is_leaving = False
+        self._leave = asyncio.Event()  # set: who waits is to go; replaced where later comers may wait
         self._taken_over_at = 0.0
         self._renewing: asyncio.Task[None] | None = None
 
@@ -82,8 +82,13 @@ class Fits:
 
     def end_waits(self) -> None:
         """Let everybody go who waits for a job or follows one: the service stops, and a job may take hours."""
-        self._is_leaving = True
+        self._leave.set()
         self._end_turn()
+
+    def let_go(self) -> None:
+        """Let everybody go who waits now. Who comes later waits: whether the service stops is not known."""
+        self.end_waits()
+        self._leave = asyncio.Event()
 
     async def stop(self) -> None:
         """Leave the fits under way, with a checkpoint; their jobs go back into the queue for the next start."""
@@ -179,7 +184,8 @@ class Fits:
         """The job each time that it has got on, at most every quarter of a second, until it has ended (or the
         service stops)."""
         told: Job | None = None
-        while told is None or (told.state not in ENDED and not self._is_leaving):
+        leave = self._leave
+        while told is None or (told.state not in ENDED and not leave.is_set()):
             job = await self.get(id) if told is None else await self.wait(id, FOLLOW_SECONDS)
             if told is None or (job.state, job.progress) != (told.state, told.progress):
                 yield job
@@ -187,12 +193,12 @@ class Fits:
 
     async def wait(self, id: str, seconds: float) -> Job:
         """The job once it has ended, or as it is when the time is up or the service stops."""
-        deadline = time.monotonic() + seconds
+        deadline, leave = time.monotonic() + seconds, self._leave
         while True:
             turn = self._turn
             job = await self.get(id)
             remaining = deadline - time.monotonic()
-            if job.state in ENDED or remaining <= 0 or self._is_leaving:
+            if job.state in ENDED or remaining <= 0 or leave.is_set():
                 return job
             # Another process's job turns no event here: look again now and then.
             with contextlib.suppress(TimeoutError):

@@ -27,6 +27,7 @@ from app.worker.messages import (
     Fitted,
     StopFit,
 )
+from app.workers import Workers
 
 logger = logging.getLogger("dictserve")
 
@@ -37,8 +38,9 @@ ENDS = (Fitted, Failed, FitCancelled, FitStopped)
 class RankProcesses:
     """The jobs that run on ranks. All methods belong to one event loop."""
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, workers: Workers) -> None:
         self._settings = settings
+        self._workers = workers
         self._jobs: dict[str, _Ranks] = {}
 
     async def tell_job(self, job: str, message: Fit, listener: JobListener, ranks: int) -> None:
@@ -64,7 +66,10 @@ class RankProcesses:
 
     async def _run(self, job: str, running: "_Ranks", ranks: int) -> None:
         try:
-            await running.run(ranks)
+            with contextlib.ExitStack() as beside:
+                for worker in list(self._workers)[:ranks]:  # they take the first devices, as these do
+                    beside.enter_context(worker.beside_a_fit())
+                await running.run(ranks)
         except Exception:  # whatever it is, the job is to hear of it
             logger.exception("the ranks of job %s failed", job)
         finally:

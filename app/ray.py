@@ -26,6 +26,12 @@ from app.settings import Settings
 from app.workers import Workers
 
 PROXIES = "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH"
+# Requests in flight are averaged over as long, since proxies tell of them every 10 s: Serve's 30 s would have a surge
+# wait for half of that again.
+LOOK_BACK_SECONDS = 15.0
+# Between two questions after a replica's health, and after how long without one it may have been told to go: Serve
+# asks as late as after 1.6 times the period.
+HEALTH_SECONDS, UNASKED_SECONDS = 3.0, 8.0
 
 M = TypeVar("M", bound=BaseModel)
 
@@ -38,6 +44,14 @@ class Scale(BaseModel):
     min_replicas: PositiveInt = Field(1, description="Fewest replicas that answer requests.")
     max_replicas: PositiveInt = Field(4, description="Most of them.")
     target_requests: PositiveInt = Field(8, description="Requests in flight at each that their number aims at.")
+    # A replica answers some 4 s after its start, when a shorter burst is over. It then costs little to keep one for a
+    # while, and another's worker would have kernels and dictionaries to load again.
+    upscale_seconds: NonNegativeFloat = Field(
+        5, description="How long more must be in flight before replicas are added."
+    )
+    downscale_seconds: NonNegativeFloat = Field(
+        120, description="How long fewer must be before replicas are taken away."
+    )
     fitters: PositiveInt = Field(1, description="Replicas that run fits.")
     cpus: NonNegativeFloat = Field(1, description="CPUs of each replica; its worker has as many threads.")
     gpus: NonNegativeFloat = Field(0, description="GPUs of each replica.")
@@ -77,9 +91,13 @@ def deployment(arguments: dict[str, Any]) -> Application:
             "min_replicas": scale.min_replicas,
             "max_replicas": scale.max_replicas,
             "target_ongoing_requests": scale.target_requests,
+            "look_back_period_s": LOOK_BACK_SECONDS,
+            "upscale_delay_s": scale.upscale_seconds,
+            "downscale_delay_s": scale.downscale_seconds,
         },
         max_ongoing_requests=settings.max_connections,
         max_queued_requests=settings.max_connections,
+        health_check_period_s=HEALTH_SECONDS,
         **common,
     )(serve.ingress(app)(Dictserve))
     fitter = serve.deployment(name="Fitter", num_replicas=scale.fitters, **common)(Fitter)
@@ -93,9 +111,22 @@ class Dictserve:
 
     def __init__(self, fitters: DeploymentHandle[Any]) -> None:
         """Nothing is asked of the fitters: Serve runs what is bound to what it runs."""
+        self._unasked: asyncio.TimerHandle | None = None
 
     async def check_health(self) -> None:
-        await _wait_for_worker(self.app.services)
+        if self._unasked is not None:
+            self._unasked.cancel()
+        try:
+            await _wait_for_worker(self.app.services)
+        finally:
+            self._unasked = asyncio.get_running_loop().call_later(UNASKED_SECONDS, self._let_go)
+
+    def _let_go(self) -> None:
+        """End waits for jobs, which may take hours. Serve does not tell a replica that it is to go before its last
+        request has been answered; but it asks no more after its health. Where it only is late, nothing is lost:
+        whoever waited asks again."""
+        self.app.services.fits.let_go()
+        self._unasked = asyncio.get_running_loop().call_later(HEALTH_SECONDS, self._let_go)
 
 
 class Fitter:

@@ -13,7 +13,7 @@ import socket
 import sys
 import time
 from collections import deque
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -36,6 +36,7 @@ from app.worker.messages import (
     ToWorker,
 )
 from core import errors as core_errors
+from core.errors import RankLost
 
 logger = logging.getLogger("dictserve")
 
@@ -93,6 +94,7 @@ class Supervisor:
         self._ids = itertools.count(1)
         self._waiting: dict[int, asyncio.Future[list[np.ndarray]]] = {}
         self._job_listener: tuple[str, JobListener] | None = None
+        self._fits_beside = 0
         self._unsent: deque[frames.Packed] = deque()  # there was no room on the channel for these
         self._life: asyncio.Task[None] | None = None
 
@@ -118,8 +120,17 @@ class Supervisor:
 
     @property
     def is_fitting(self) -> bool:
-        """Whether a fit runs on it."""
-        return self._job_listener is not None
+        """Whether a fit runs on it, or on its device by the side of it."""
+        return self._job_listener is not None or self._fits_beside > 0
+
+    @contextlib.contextmanager
+    def beside_a_fit(self) -> Iterator[None]:
+        """While other processes run a fit on the worker's device."""
+        self._fits_beside += 1
+        try:
+            yield
+        finally:
+            self._fits_beside -= 1
 
     @property
     def health(self) -> Health:
@@ -354,7 +365,7 @@ _BY_NAME: dict[str, type[Exception]] = {
     **{
         cls.__name__: cls
         for cls in vars(core_errors).values()
-        if isinstance(cls, type) and issubclass(cls, Exception)
+        if isinstance(cls, type) and issubclass(cls, Exception) and cls is not RankLost  # it ends a rank, untold
     },
     **{cls.__name__: cls for cls in KINDS if issubclass(cls, AppError)},
 }

@@ -9,6 +9,7 @@ from dataclasses import dataclass, fields, replace
 import torch
 
 from core.chunks import rows_of_slice, slices
+from core.ranks import ALONE, Ranks
 
 BINS = 20  # of a histogram
 TOP_ROWS = 10
@@ -53,17 +54,18 @@ class Figures:
         return {name: tensor for name, tensor in told.items() if tensor is not None}
 
 
-def figure_steps(Z: torch.Tensor, of_D: Figures) -> Generator[None, None, Figures]:
+def figure_steps(Z: torch.Tensor, of_D: Figures, ranks: Ranks = ALONE) -> Generator[None, None, Figures]:
     """All figures, in bounded slices, of codes and what is known without them.
 
     Args:
         Z: (n, k) float32, finite and non-negative.
+        ranks: where they share out the rows of Z, the figures are of all rows, which count from rank 0's on.
 
-    Memory beside Z: some 400 bytes a concept, `TOGETHER_BLOCK`·k·8, and one slice's.
+    Memory beside Z: some 400 bytes a concept (of each rank), `TOGETHER_BLOCK`·k·8, and one slice's.
     """
-    uses, largest, top_rows, top_codes = yield from _strongest(Z)
-    histogram = yield from _histogram(Z, largest)
-    together, overlap = yield from _together(Z, uses)
+    uses, largest, top_rows, top_codes = yield from _strongest(Z, ranks)
+    histogram = yield from _histogram(Z, largest, ranks)
+    together, overlap = yield from _together(Z, uses, ranks)
     return replace(
         of_D,
         uses=uses,
@@ -90,9 +92,10 @@ def nearest_steps(D_unit: torch.Tensor) -> Generator[None, None, Figures]:
     return Figures(concepts, cosines.clamp_(max=1))
 
 
-def _strongest(Z: torch.Tensor) -> Generator[None, None, tuple[torch.Tensor, ...]]:
+def _strongest(Z: torch.Tensor, ranks: Ranks) -> Generator[None, None, tuple[torch.Tensor, ...]]:
     """Uses, the largest codes, and the rows and codes at the top."""
     k = Z.shape[1]
+    before, _ = ranks.place(len(Z))
     uses = torch.zeros(k, dtype=torch.int64, device=Z.device)
     codes = Z.new_zeros(0, k)
     rows = torch.zeros(0, k, dtype=torch.int64, device=Z.device)
@@ -100,15 +103,22 @@ def _strongest(Z: torch.Tensor) -> Generator[None, None, tuple[torch.Tensor, ...
         z = Z[part]
         uses += (z > 0).sum(dim=0)
         best = z.topk(min(TOP_ROWS, len(z)), dim=0)
-        codes, rows = torch.cat([codes, best.values]), torch.cat([rows, best.indices + part.start])
-        codes, order = codes.sort(dim=0, descending=True, stable=True)
-        codes, rows = codes[:TOP_ROWS], rows.gather(0, order)[:TOP_ROWS]
+        first = before + part.start
+        codes, rows = _top(torch.cat([codes, best.values]), torch.cat([rows, best.indices + first]))
         yield
+    ranks.total(0, uses)
+    codes, rows = _top(ranks.gather(codes), ranks.gather(rows))
     largest = codes[0].clone() if len(codes) else Z.new_zeros(k)
     return uses, largest, *_padded(rows.T, codes.T, TOP_ROWS)
 
 
-def _histogram(Z: torch.Tensor, largest: torch.Tensor) -> Generator[None, None, torch.Tensor]:
+def _top(codes: torch.Tensor, rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Of each concept's codes (n, k) the largest, and their rows; of equal ones those that come first."""
+    codes, order = codes.sort(dim=0, descending=True, stable=True)
+    return codes[:TOP_ROWS], rows.gather(0, order)[:TOP_ROWS]
+
+
+def _histogram(Z: torch.Tensor, largest: torch.Tensor, ranks: Ranks) -> Generator[None, None, torch.Tensor]:
     k = Z.shape[1]
     counts = torch.zeros(k * BINS, dtype=torch.int64, device=Z.device)
     scale = torch.where(largest > 0, largest, 1)
@@ -118,10 +128,11 @@ def _histogram(Z: torch.Tensor, largest: torch.Tensor) -> Generator[None, None, 
         bins = (share * BINS).long().clamp_(max=BINS - 1)
         counts += torch.bincount(concept * BINS + bins, minlength=k * BINS)
         yield
+    ranks.total(0, counts)
     return counts.reshape(k, BINS)
 
 
-def _together(Z: torch.Tensor, uses: torch.Tensor) -> Generator[None, None, tuple[torch.Tensor, ...]]:
+def _together(Z: torch.Tensor, uses: torch.Tensor, ranks: Ranks) -> Generator[None, None, tuple[torch.Tensor, ...]]:
     k, found = Z.shape[1], []
     block = min(TOGETHER_BLOCK, rows_of_slice(TOGETHER_BLOCK * k, Z.device))
     for concepts in slices(k, block):
@@ -131,6 +142,7 @@ def _together(Z: torch.Tensor, uses: torch.Tensor) -> Generator[None, None, tupl
             active = (Z[part] > 0).float()
             both += active[:, concepts].T @ active
             yield
+        ranks.total(0, both)
         either = uses[concepts, None] + uses - both
         found.append(_best_others((both / either.clamp(min=1)).float(), concepts.start))
         yield

@@ -5,6 +5,7 @@ Starts are generators that yield after each bounded slice of work and return (Z,
 
 from collections.abc import Callable, Generator
 
+import numpy as np
 import torch
 
 from core import kernels
@@ -26,6 +27,9 @@ RANK_SHARE = 1e-3
 # A factor that is solved for on its own, from zero: at most so many sweeps, fewer where their squared progress has
 # fallen to this share of the first's.
 SWEEPS, SWEEP_SHARE = 200, 1e-10
+# Rows of A whose random codes are drawn together, from a seed of their own, so that they are the same whichever rank
+# has them and in however many chunks it reads them.
+RANDOM_ROWS = 256
 
 
 def random(chunks: Chunks, nb_concepts: int, generator: torch.Generator) -> Start:
@@ -34,13 +38,25 @@ def random(chunks: Chunks, nb_concepts: int, generator: torch.Generator) -> Star
     device = chunks.A.device
     D = torch.randn(nb_concepts, chunks.n_features, generator=generator).abs_().mul_(scale).to(device)
     chunks.ranks.share(D)
+    seed = int(torch.randint(2**62, (), generator=generator))
+    first, _ = chunks.ranks.place(chunks.n_rows)
+    end = first + chunks.n_rows
     Z = torch.empty(chunks.n_rows, nb_concepts, device=device)
-    if chunks.ranks.rank > 0:  # the others' numbers are not to be the same
-        generator = torch.Generator().manual_seed(generator.initial_seed() + chunks.ranks.rank)
-    for rows, _ in chunks:
-        Z[rows] = torch.randn(Z[rows].shape, generator=generator).abs_().mul_(scale)
+    for block in range(first // RANDOM_ROWS, -(-end // RANDOM_ROWS)):
+        begin = block * RANDOM_ROWS
+        here = slice(max(first, begin), min(end, begin + RANDOM_ROWS))
+        drawn = torch.randn(RANDOM_ROWS, nb_concepts, generator=_seeded(seed, block))[
+            here.start - begin : here.stop - begin
+        ]
+        Z[here.start - first : here.stop - first] = drawn.abs_().mul_(scale)
         yield
     return Z, D
+
+
+def _seeded(seed: int, block: int) -> torch.Generator:
+    """A generator for one of many blocks; those of neighbours have nothing in common."""
+    mixed = np.random.SeedSequence((seed, block)).generate_state(1, np.uint64)
+    return torch.Generator().manual_seed(int(mixed[0]))
 
 
 def nndsvda(chunks: Chunks, nb_concepts: int, generator: torch.Generator) -> Start:

@@ -1,6 +1,7 @@
 """CSV bodies: numbers between commas, a row a line, with or without a header line.
 
-Blank lines, CRLF and quotes around numbers are read; what is no number is told with its line.
+Blank lines, CRLF and quotes around numbers are read; what is no number is told with its line. A header is a first
+line without any number: one with some is a row that went wrong, and is not to be lost.
 """
 
 import re
@@ -27,14 +28,15 @@ def read(body: Buffer, array_field: str) -> dict[str, np.ndarray]:
         raise MalformedBody(f"the CSV is not UTF-8: {error.reason} at byte {error.start}") from None
     lines = text.splitlines()
     filled = [number for number, line in enumerate(lines, start=1) if line.strip()]
-    header = 1 if filled and not _is_numbers(lines[filled[0] - 1]) else 0
+    header = 1 if filled and not any(map(_is_number, lines[filled[0] - 1].split(","))) else 0
     if len(filled) == header:
-        raise MalformedBody("the CSV holds no row of numbers")
+        told = f": line {filled[0]} was taken for a header, for it holds no number" if header else ""
+        raise MalformedBody(f"the CSV holds no row of numbers{told}; send at least one")
     rows = [lines[number - 1] for number in filled[header:]]
     try:
         array = np.loadtxt(rows, np.float64, comments=None, delimiter=",", quotechar='"', ndmin=2)
     except ValueError:
-        raise _told(rows, filled[header:]) from None
+        raise _told(rows, filled[header:], has_header=header > 0) from None
     return {array_field: array}
 
 
@@ -44,11 +46,11 @@ def write(answer: Answer) -> bytes:
     return rows[2:-2].replace(b"],[", b"\n") + b"\n"
 
 
-def _is_numbers(line: str) -> bool:
-    return all(_FIELD.fullmatch(part) for part in line.split(","))
+def _is_number(part: str) -> bool:
+    return _FIELD.fullmatch(part) is not None
 
 
-def _told(rows: list[str], numbers: list[int]) -> MalformedBody:
+def _told(rows: list[str], numbers: list[int], *, has_header: bool) -> MalformedBody:
     """The first line that is wrong, and how."""
     width = rows[0].count(",") + 1
     for row, number in zip(rows, numbers, strict=True):
@@ -56,6 +58,9 @@ def _told(rows: list[str], numbers: list[int]) -> MalformedBody:
         if len(parts) != width:
             return MalformedBody(f"line {number} has {len(parts)} values, but line {numbers[0]} has {width}")
         for column, part in enumerate(parts):
-            if _FIELD.fullmatch(part) is None:
-                return MalformedBody(f"line {number}, column {column + 1}: {part.strip()[:30]!r} is not a number")
+            if not _is_number(part):
+                told = "" if has_header or row is not rows[0] else " (a header line would hold none)"
+                return MalformedBody(
+                    f"line {number}, column {column + 1}: {part.strip()[:30]!r} is not a number{told}"
+                )
     return MalformedBody("the CSV cannot be read as rows of numbers")

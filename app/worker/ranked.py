@@ -11,6 +11,7 @@ import socket
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
+from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 
@@ -33,6 +34,7 @@ from app.worker.messages import CheckpointPlace, Configure, Fit, FitBegun, FitPr
 from app.worker.watch import EXIT_CODE, Watch
 from core import FitSteps, ProcessGroup
 from core.errors import RankLost
+from core.figures import figure_steps
 from core.metrics import measure_steps
 from core.progress import run
 
@@ -75,10 +77,16 @@ def joined(
     Args:
         local_size: how many of the ranks are on this machine.
         patience: how long ranks that are alive may wait for each other.
+
+    Raises:
+        RankLost: another one has ended, or does not come.
     """
     core.threads.share(local_size)
     backend = "nccl" if device.type == "cuda" else "gloo"
-    dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=patience)
+    try:
+        dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=patience)
+    except RuntimeError as error:  # torch's, whatever keeps the ranks apart
+        raise RankLost(f"rank {rank} of {size} has not met the others: {error}") from error
     watch = Watch(store.clone(), rank, size)  # type: ignore[attr-defined] # torch has it, its stubs do not
     ranks = ProcessGroup(device)
     try:
@@ -143,6 +151,7 @@ class RankedFit:
             if place is not None and time.monotonic() >= next_checkpoint and self._keep(steps, place):
                 next_checkpoint = time.monotonic() + place.interval_seconds
         measured = run(measure_steps(_tensor(A, self._device), nmf.Z_, nmf.get_dictionary(), self._ranks))
+        measured = replace(measured, figures=run(figure_steps(nmf.Z_, measured.figures, self._ranks)))
         self._tell(self._progress(latest))
         losses = np.concatenate([self._losses_before, nmf.loss_history_])
         self._tell(*fitted_of(fit, nmf, measured, losses, self._seconds()))
@@ -161,7 +170,8 @@ class RankedFit:
             logger.warning("job %s starts again, for its checkpoint cannot be used: %s", self._fit.job, error)
             return None
         self._iteration_before, self._seconds_before = iteration, checkpoint.told.seconds
-        logger.info("job %s goes on from the dictionary after iteration %d", self._fit.job, iteration)
+        if self._ranks.rank == 0:
+            logger.info("job %s goes on from the dictionary after iteration %d", self._fit.job, iteration)
         return D
 
     def _keep(self, steps: FitSteps, place: CheckpointPlace) -> bool:

@@ -178,6 +178,24 @@ def test_a_fit_that_is_waited_for_answers_with_its_end(client: TestClient, worke
     assert (answer.status_code, answer.json()["state"]) == (202, "running")
 
 
+def test_those_who_wait_can_be_let_go_while_later_ones_wait(client: TestClient, worker: WorkerDouble) -> None:
+    worker.fits_hang = True
+    headers = {"idempotency-key": "one", "prefer": "wait=600"}
+    id = client.post("/fit", json=FIT, headers={"idempotency-key": "one"}).json()["id"]
+    assert client.portal is not None
+    with ThreadPoolExecutor(3) as clients:
+        waiting = clients.submit(client.post, "/fit", json=FIT, headers=headers)
+        following = clients.submit(client.get, f"/jobs/{id}/events")
+        while not (waiting.done() and following.done()):
+            client.portal.call(client.app.state.services.fits.let_go)  # type: ignore[attr-defined]
+            time.sleep(0.05)
+        assert waiting.result().status_code == 202  # it has not ended
+        assert "event: end" not in following.result().text
+        later = clients.submit(client.post, "/fit", json=FIT, headers=headers)
+        assert client.delete(f"/jobs/{id}").json()["state"] == "cancelled"
+        assert (later.result().status_code, later.result().json()["state"]) == (200, "cancelled")
+
+
 def test_cancelling(client: TestClient, worker: WorkerDouble, store: Store) -> None:
     worker.fits_hang = True
     running, queued = (client.post("/fit", json=FIT).json()["id"] for _ in range(2))

@@ -14,6 +14,7 @@ import torch.distributed as dist
 import core  # noqa: F401 - before torch
 from core import NMF, ProcessGroup
 from core.errors import CoreError
+from core.figures import figure_steps
 from core.metrics import measure_steps
 from core.progress import run
 from tests.core.problems import planted
@@ -72,6 +73,7 @@ CASES = {
     "dead concepts": Case(of_low_rank, 40),
     "large values": Case(lambda: small() * np.float32(2.0**40), 8),
     "given Z and D": Case(small, 8, start=True),
+    "a random start": Case(digits, 24, told={"init": "random"}),
     **{solver: Case(small, 8, told={"solver": solver}) for solver in ("mu", "pgd", "anls")},
 }
 
@@ -98,6 +100,9 @@ def told_of(case: Case, ranks: Counting) -> dict[str, object]:
     Z, D = model.fit(A[mine], ranks=ranks, **given)  # type: ignore[arg-type]
     measured = run(measure_steps(torch.from_numpy(A[mine]), Z, D, ranks))
     told = {"D": D.tolist(), "losses": model.loss_history_, "metrics": measured.metrics, "rows": len(Z)}
+    figures = run(figure_steps(Z, measured.figures, ranks)).known()
+    of_whole = run(figure_steps(ranks.gather(Z), measured.figures)).known()
+    told["other figures"] = [name for name in of_whole if not torch.equal(figures[name], of_whole[name])]
     for name, tensor in measured.figures.known().items():
         told[name] = tensor.tolist()
     own = {"uses": (Z > 0).sum(dim=0), "largest": torch.cat([Z, torch.zeros(1, Z.shape[1])]).amax(dim=0)}

@@ -1,11 +1,14 @@
+from itertools import pairwise
+
 import numpy as np
 import pytest
 import torch
 from scipy import sparse
 
 from core.chunks import Chunks
-from core.initial import STARTS, nndsvda
+from core.initial import RANDOM_ROWS, STARTS, nndsvda
 from core.progress import run
+from core.ranks import Ranks
 from core.sparse import SparseRows
 from tests.core.problems import digits_split, planted, relative_error
 
@@ -52,6 +55,37 @@ def test_chunks_make_no_difference() -> None:
     whole, pieces = started("nndsvda", A, 8, size=300), started("nndsvda", A, 8, size=17)
     for one, other in zip(whole, pieces, strict=True):
         torch.testing.assert_close(one, other, rtol=2e-3, atol=1e-4)
+
+
+class Part(Ranks):
+    """A rank that has the rows from `before` on, and is told what the others would sum up."""
+
+    def __init__(self, before: int) -> None:
+        self.before = before
+
+    def place(self, count: int) -> tuple[int, int]:
+        return self.before, self.before + count
+
+
+def test_random_codes_are_the_same_however_rows_are_shared_out() -> None:
+    A = planted(3 * RANDOM_ROWS + 20, 5, 3)[0]
+    whole = surveyed(A, 3)
+    Z, D = run(STARTS["random"](whole, 3, torch.Generator().manual_seed(1)))
+    for ends in ([0, 1, 1, len(A)], [0, RANDOM_ROWS, RANDOM_ROWS + 7, len(A) - 5, len(A)]):
+        parts = []
+        for begin, end in pairwise(ends):
+            chunks = Chunks(torch.from_numpy(A[begin:end]), 3, Part(begin))
+            chunks.mean, chunks.exponent = whole.mean, whole.exponent
+            parts.append(run(STARTS["random"](chunks, 3, torch.Generator().manual_seed(1))))
+        assert torch.equal(torch.cat([rows for rows, _ in parts]), Z)
+        assert all(torch.equal(of_part, D) for _, of_part in parts)
+
+
+def test_random_codes_of_no_two_rows_or_seeds_are_the_same() -> None:
+    A = planted(3 * RANDOM_ROWS, 5, 3)[0]
+    (Z, D), (of_next, _) = (started("random", A, 3, seed=seed) for seed in (0, 1))
+    assert len(torch.unique(torch.cat([Z, of_next]), dim=0)) == 2 * len(A)
+    assert not torch.isin(D, Z).any()
 
 
 @pytest.mark.parametrize("name", STARTS)

@@ -78,6 +78,7 @@ def test_the_figures_of_concepts_are_of_the_rows_of_all(told: Told) -> None:
         uses, largest = np.sum([of["uses"] for of in own], axis=0), np.max([of["largest"] for of in own], axis=0)
         np.testing.assert_array_equal(told[0][name]["uses"], uses * alive)
         np.testing.assert_allclose(told[0][name]["largest"], largest * alive, rtol=1e-5)
+        assert [of_rank[name]["other figures"] for of_rank in told] == [[]] * len(told), name
 
 
 @pytest.mark.slow

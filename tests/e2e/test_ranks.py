@@ -1,5 +1,6 @@
 """Fits over several processes: from the service, and by torchrun without it. A rank that dies holds up nothing."""
 
+import io
 import json
 import os
 import signal
@@ -15,11 +16,18 @@ import pytest
 from safetensors.numpy import load_file
 
 from demo.digits import split_digits
+from demo.service import npy
 from tests.e2e.conftest import Service, gone
 
 ROOT = Path(__file__).parents[2]
 FITTED, _ = split_digits()
-NOISE = np.random.default_rng(0).random((3000, 300), np.float32)  # a fit of it does not settle for minutes
+NOISE = np.random.default_rng(0).random((3000, 300), np.float32)
+ENDLESS = {
+    "solver": "mu",
+    "nb_concepts": 200,
+    "tol": 0,
+    "max_iter": 100_000,
+}  # of noise: it does not settle for minutes
 WITHIN_SECONDS = 30.0
 T = TypeVar("T")
 
@@ -59,6 +67,11 @@ def rank_of(service: Service, rank: int) -> int:
     return until(lambda: process_of(service.pid, "app.worker", str(rank), "2"))
 
 
+def is_fitting(service: Service) -> bool:
+    (worker,) = service.client.get("/readyz").json()["workers"]
+    return bool(worker["is_fitting"])
+
+
 def beyond(service: Service, job: str, iteration: int) -> dict | None:  # type: ignore[type-arg]
     told = service.job(job)
     assert told["state"] in ("queued", "running"), told
@@ -80,12 +93,17 @@ def test_a_fit_on_two_ranks_is_that_of_one(service: Service) -> None:
     assert len(two["loss_history"]) == len(one["loss_history"]) == 30
     told = service.client.get("/dictionaries/digits@2/concepts/0").json()
     assert told["rows"] == len(FITTED) >= told["uses"] > 0 < told["largest"]
-    assert (told["histogram"], told["top_rows"], told["together"]) == (None, None, None)
+    assert sum(told["histogram"]) == told["uses"]
+    row = told["top_rows"][0]["row"]
+    assert told["top_rows"][0]["code"] == pytest.approx(told["largest"])
+    codes = service.client.post("/encode?dictionary=digits@2", content=npy(FITTED[row : row + 1]))
+    assert np.load(io.BytesIO(codes.content))[0, 0] == pytest.approx(told["largest"], rel=0.1)
+    assert len(told["together"]) == 10
 
 
 @pytest.mark.slow
 def test_a_killed_rank_has_the_job_go_on_from_its_dictionary(service: Service) -> None:
-    id = service.fit(NOISE, name="slow", nb_concepts=64, tol=0, max_iter=100_000, ranks=2)
+    id = service.fit(NOISE, name="slow", **ENDLESS, ranks=2)
     until(lambda: beyond(service, id, 20))
     first, second = rank_of(service, 0), rank_of(service, 1)
     until(lambda: True if service.checkpoint(id) else None)
@@ -99,8 +117,10 @@ def test_a_killed_rank_has_the_job_go_on_from_its_dictionary(service: Service) -
     assert later["progress"]["iteration"] > told["resumed_from"] > 0
     assert [i for i, _ in later["loss_history"]] == sorted({i for i, _ in later["loss_history"]})
     ranks = [rank_of(service, rank) for rank in (0, 1)]
+    assert is_fitting(service)
     assert service.client.delete(f"/jobs/{id}").json()["state"] == "cancelled"
     assert all(gone(pid) for pid in ranks)
+    until(lambda: None if is_fitting(service) else True)
 
 
 @pytest.mark.slow
@@ -115,7 +135,7 @@ def test_wrong_parameters_that_only_a_rank_can_see_fail_the_job(service: Service
     """A start from a dictionary that is gone by then."""
     weights = np.abs(FITTED[:32])
     service.client.put("/dictionaries/start", json={"data": weights.tolist()}).raise_for_status()
-    slow = service.fit(NOISE, name="holds-up", nb_concepts=64, tol=0, max_iter=100_000)
+    slow = service.fit(NOISE, name="holds-up", **ENDLESS)
     id = service.fit(FITTED, name="late", nb_concepts=32, init="start", ranks=2)
     assert service.client.delete("/dictionaries/start").status_code == 204
     service.client.delete(f"/jobs/{slow}").raise_for_status()
@@ -164,7 +184,7 @@ def test_torchrun_writes_the_dictionary_into_a_store(data: Path, tmp_path: Path)
 def test_torchrun_ends_when_a_rank_is_killed(tmp_path: Path) -> None:
     data, output = tmp_path / "noise.npy", tmp_path / "d.safetensors"
     np.save(data, NOISE)
-    told = ("--data", str(data), "--nb-concepts", "64", "--tol", "0", "--max-iter", "100000")
+    told = ["--data", str(data), *(f"--{name.replace('_', '-')}={value}" for name, value in ENDLESS.items())]
     run = distributed(*told, "--output", str(output))
     assert run.stderr is not None
     while "loss" not in (line := run.stderr.readline()):

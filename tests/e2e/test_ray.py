@@ -1,4 +1,4 @@
-"""The service on a Ray cluster of two nodes, which loses replicas, and then a node."""
+"""The service on a Ray cluster of two nodes, which loses replicas, and then a node; and on one that scales."""
 
 import io
 import os
@@ -21,6 +21,7 @@ import yaml
 
 from app.database import Database
 from app.jobs import Jobs
+from app.leases import Leases
 from app.settings import Settings
 from app.store import Store
 from demo.digits import split_digits
@@ -31,6 +32,12 @@ CONFIG = yaml.safe_load((ROOT / "deploy" / "ray" / "serve.yaml").read_text())
 FITTED, HELD_OUT = split_digits()
 BODY = npy(HELD_OUT[:200])
 SLOW = npy(np.random.default_rng(0).random((4000, 512), np.float32))  # a fit of it takes seconds
+ENDLESS = {
+    "solver": "mu",
+    "nb_concepts": 256,
+    "tol": 0,
+    "max_iter": 100_000,
+}  # of that: it does not settle for minutes
 
 # Ray is imported where it is needed: that takes two seconds, and warns of its own use of pydantic
 pytestmark = [
@@ -43,20 +50,25 @@ pytestmark = [
 
 
 class OnRay:
-    """Two nodes on one machine, each with a proxy, a replica and room for one that fits."""
+    """A node for each port, all on one machine, with a proxy each.
 
-    def __init__(self, folder: Path, ports: tuple[int, int]) -> None:
+    Args:
+        cpus: of each node; each replica takes one.
+        told: of the application, beside what deploy/ray has.
+    """
+
+    def __init__(self, folder: Path, ports: tuple[int, ...], cpus: int, told: dict[str, Any]) -> None:
         from ray.cluster_utils import Cluster
 
         self.folder = folder
         self.clients = [httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=60) for port in ports]
-        node = {"num_cpus": 2, "object_store_memory": 100 * 2**20}
+        node = {"num_cpus": cpus, "object_store_memory": 100 * 2**20}
         self.cluster = Cluster()
         try:
             self.cluster.add_node(**node, include_dashboard=False, temp_dir=str(folder / "ray"))
-            self.second = self.cluster.add_node(**node)
+            self.others = [self.cluster.add_node(**node) for _ in ports[1:]]
             config = folder / "serve.yaml"
-            config.write_text(yaml.safe_dump(self._config(ports[0])))
+            config.write_text(yaml.safe_dump(self._config(ports[0], told)))
             serve = [sys.executable, "-m", "ray.serve.scripts", "run"]
             command = [*serve, "--address", self.cluster.address, str(config)]
             self._log = folder / "serve.log"
@@ -66,15 +78,11 @@ class OnRay:
             self.cluster.shutdown()
             raise
 
-    def _config(self, port: int) -> dict[str, Any]:
+    def _config(self, port: int, told: dict[str, Any]) -> dict[str, Any]:
         """What deploy/ray has, but for what this machine has otherwise."""
         settings = {"DICTSERVE_STORE": str(self.folder / "models"), "DICTSERVE_CHECKPOINT_INTERVAL_SECONDS": "0.1"}
         (application,) = CONFIG["applications"]
-        here = {
-            "runtime_env": {"env_vars": settings},
-            "args": {"min_replicas": 2, "max_replicas": 2, "cpus": 1},
-            "deployments": [{"name": "Dictserve", "max_replicas_per_node": 1}],
-        }
+        here = {"runtime_env": {"env_vars": settings}} | told
         http = {"host": "127.0.0.1", "port": port}
         return CONFIG | {"http_options": http, "applications": [application | here]}
 
@@ -139,28 +147,52 @@ def parent_of(pid: int) -> int:
     return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
 
 
-@pytest.fixture(scope="module")
-def ray() -> Iterator[OnRay]:
-    ports = free_port(), free_port()
+@contextmanager
+def on_ray(nodes: int, cpus: int, told: dict[str, Any]) -> Iterator[OnRay]:
+    """Once every node's proxy has a replica."""
+    ports = tuple(free_port() for _ in range(nodes))
     with pytest.MonkeyPatch.context() as patch, tempfile.TemporaryDirectory(prefix="ds-") as folder:  # short: sockets
         # what nodes would be started with; and that the second one's proxy is on the machine of the first one's
         patch.setenv("PYTHONPATH", str(ROOT))
         patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
-        patch.setenv("RAY_SERVE_WORKER_PROXY_HTTP_PORT", str(ports[1]))
-        ray = OnRay(Path(folder), ports)
+        patch.setenv("RAY_SERVE_WORKER_PROXY_HTTP_PORT", str(ports[-1]))
+        ray = OnRay(Path(folder), ports, cpus, told)
         try:
-            ray.until(lambda: len({ray.replica_of(client) for client in ray.clients} - {None}) == 2, seconds=100)
+            ray.until(lambda: len({ray.replica_of(client) for client in ray.clients} - {None}) == nodes, seconds=100)
             yield ray
         finally:
             ray.stop()
 
 
 @pytest.fixture(scope="module")
+def ray() -> Iterator[OnRay]:
+    """On each of two nodes a replica, and room for one that fits."""
+    apart = {"name": "Dictserve", "max_replicas_per_node": 1}
+    told = {"args": {"min_replicas": 2, "max_replicas": 2, "cpus": 1}, "deployments": [apart]}
+    with on_ray(2, 2, told) as ray:
+        yield ray
+
+
+@pytest.fixture(scope="module")
+def scaling() -> Iterator[OnRay]:
+    """One node, with room for three replicas and one that fits."""
+    soon = {"upscale_seconds": 1, "downscale_seconds": 2}
+    with on_ray(
+        1, 4, {"args": {"min_replicas": 1, "max_replicas": 3, "target_requests": 4, "cpus": 1} | soon}
+    ) as ray:
+        yield ray
+
+
+def fit_digits(client: httpx.Client) -> None:
+    job = client.post("/fit?name=digits&nb_concepts=32", content=npy(FITTED), headers={"prefer": "wait=60"})
+    assert (job.status_code, job.json()["state"]) == (200, "succeeded"), job.text
+
+
+@pytest.fixture(scope="module")
 def expected(ray: OnRay) -> np.ndarray:
     """Codes of BODY, on a dictionary that was fitted through the one replica and is served by the other."""
     one, other = ray.clients
-    job = one.post("/fit?name=digits&nb_concepts=32", content=npy(FITTED), headers={"prefer": "wait=60"})
-    assert (job.status_code, job.json()["state"]) == (200, "succeeded"), job.text
+    fit_digits(one)
     codes = [codes_of(client.post("/encode?dictionary=digits", content=BODY)) for client in (other, one)]
     np.testing.assert_allclose(codes[0], codes[1], atol=1e-5 * codes[0].max())
     return codes[0]
@@ -173,8 +205,8 @@ def codes_of(answer: httpx.Response) -> np.ndarray:
 
 
 @contextmanager
-def encoding(ray: OnRay, expected: np.ndarray, through: list[int]) -> Iterator[Counter[str]]:
-    """Encode through these proxies from several threads all the while; how many came to what."""
+def encoding(ray: OnRay, expected: np.ndarray, through: list[int], *, at_once: int = 3) -> Iterator[Counter[str]]:
+    """Encode through each of these proxies from several threads all the while; how many came to what."""
     counted: Counter[str] = Counter()
     faults: list[str] = []
     leaving = threading.Event()
@@ -199,7 +231,7 @@ def encoding(ray: OnRay, expected: np.ndarray, through: list[int]) -> Iterator[C
                 else:
                     faults.append(f"{answer.status_code} {answer.text}")
 
-    threads = [threading.Thread(target=encode, args=(proxy,)) for proxy in through for _ in range(3)]
+    threads = [threading.Thread(target=encode, args=(proxy,)) for proxy in through for _ in range(at_once)]
     for thread in threads:
         thread.start()
     try:
@@ -215,6 +247,50 @@ def encoded_on(ray: OnRay, counted: Counter[str], more: int = 50) -> None:
     """Wait until so many more have been encoded."""
     before = counted["encoded"]
     ray.until(lambda: counted["encoded"] >= before + more)
+
+
+class Waiting:
+    """Some who wait for the end of a job that has none, two for an answer and one for events; what came of it."""
+
+    def __init__(self, client: httpx.Client, request: dict[str, Any], headers: dict[str, str], id: str) -> None:
+        self._client = client
+        self._request, self._headers = request, headers | {"prefer": "wait=600"}
+        self._id = id
+        self.answers: list[object] = []
+        self.follows = threading.Event()  # it has had an event
+        targets = (self._wait, self._wait, self._follow)
+        self._threads = [threading.Thread(target=target, daemon=True) for target in targets]
+
+    def __enter__(self) -> "Waiting":
+        for thread in self._threads:
+            thread.start()
+        return self
+
+    def __exit__(self, failure: object, *_: object) -> None:
+        if failure is None:
+            for thread in self._threads:
+                thread.join()
+
+    def _wait(self) -> None:
+        with httpx.Client(base_url=self._client.base_url, timeout=600) as client:
+            try:
+                answer = client.post("/fit", params=self._request, content=SLOW, headers=self._headers)
+            except httpx.TransportError as error:
+                self.answers.append(error)
+            else:
+                self.answers.append(answer.json()["id"] if answer.status_code in (200, 202) else answer.text)
+
+    def _follow(self) -> None:
+        with httpx.Client(base_url=self._client.base_url, timeout=600) as client:
+            try:
+                with client.stream("GET", f"/jobs/{self._id}/events") as events:
+                    for line in events.iter_lines():
+                        if line.startswith("event:"):
+                            self.follows.set()
+            except httpx.TransportError as error:
+                self.answers.append(error)
+            else:
+                self.answers.append(self._id if self.follows.is_set() else "no event")
 
 
 @pytest.mark.slow
@@ -275,7 +351,7 @@ def test_a_lost_node_leaves_the_other_serving(ray: OnRay, expected: np.ndarray) 
     with encoding(ray, expected, through=[0]) as counted, encoding(ray, expected, through=[1]) as of_the_lost:
         encoded_on(ray, counted)
         encoded_on(ray, of_the_lost)
-        ray.cluster.remove_node(ray.second, allow_graceful=False)
+        ray.cluster.remove_node(ray.others[0], allow_graceful=False)
         encoded_on(ray, counted, more=200)
     assert of_the_lost["no answer"] > 0
     assert set(of_the_lost) <= {"encoded", "no answer", "worker-unavailable"}
@@ -287,18 +363,53 @@ def test_a_lost_node_leaves_the_other_serving(ray: OnRay, expected: np.ndarray) 
 @pytest.mark.slow
 def test_a_stop_in_order_puts_the_fit_under_way_back(ray: OnRay, expected: np.ndarray) -> None:
     """The last on this cluster."""
-    request = {"name": "stopped", "nb_concepts": 64, "tol": 0, "max_iter": 100_000}
-    id = ray.clients[0].post("/fit", params=request, content=SLOW).json()["id"]
+    request, key = {"name": "stopped"} | ENDLESS, {"idempotency-key": "one"}
+    id = ray.clients[0].post("/fit", params=request, content=SLOW, headers=key).json()["id"]
     ray.until(lambda: ray.job(id)["progress"]["iteration"] > 0)
-    assert ray.stop_serving() == 0
     store = Store(ray.folder / "models")
-    assert [path.name.split(".")[-2] for path in store.checkpoints.iterdir()] == [id]
     database = Database(f"sqlite:///{store.database}")
-    jobs = Jobs(database)
+    jobs, leases = Jobs(database), Leases(database, store, 0)
     try:
+        with Waiting(ray.clients[0], request, key, id) as waiting:
+            ray.until(waiting.follows.is_set)
+            alive = {owner for owner in leases.alive() if not store.lock_is_free(owner)}
+            assert ray.stop_serving() == 0
         assert (jobs.get(id).job.state, jobs.get(id).owner) == ("queued", None)
+        assert [path.name.split(".")[-2] for path in store.checkpoints.iterdir()] == [id]
+        assert alive
+        assert not alive & leases.alive()  # nobody was killed: who stops in order gives its lease back
     finally:
         database.close()
+
+
+@pytest.mark.slow
+def test_replicas_come_and_go_with_the_requests_and_lose_none(scaling: OnRay) -> None:
+    (client,) = scaling.clients
+    fit_digits(client)
+    expected = codes_of(client.post("/encode?dictionary=digits", content=BODY))
+    request, key = {"name": "meanwhile"} | ENDLESS, {"idempotency-key": "one"}
+    id = client.post("/fit", params=request, content=SLOW, headers=key).json()["id"]
+    scaling.until(lambda: scaling.job(id)["progress"]["iteration"] > 0)
+    fitter, seen = scaling.pids("Fitter"), set[int | None]()
+
+    def all_are_there() -> bool:
+        seen.add(scaling.replica_of(client))
+        return len(seen - {None}) == 3
+
+    with encoding(scaling, expected, through=[0], at_once=1) as throughout:
+        with encoding(scaling, expected, through=[0], at_once=16) as surge:
+            scaling.until(all_are_there, seconds=120)
+            encoded_on(scaling, surge)
+        reached = scaling.job(id)["progress"]["iteration"]
+        with Waiting(client, request, key, id) as waiting:
+            scaling.until(lambda: len(scaling.pids("Dictserve")) == 1, seconds=120)
+            encoded_on(scaling, throughout)
+            scaling.until(lambda: scaling.job(id)["progress"]["iteration"] > reached)
+            job = scaling.job(id)
+            assert client.delete(f"/jobs/{id}").json()["state"] == "cancelled"
+    assert set(throughout + surge) <= {"encoded", "overloaded", "worker-unavailable"}
+    assert (job["state"], job["attempts"], scaling.pids("Fitter")) == ("running", 1, fitter)
+    assert waiting.answers == [id] * 3
 
 
 def test_serves_schema_takes_the_example() -> None:

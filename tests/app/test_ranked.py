@@ -1,0 +1,76 @@
+"""A rank that has lost another ends untold: the job goes on with new ranks, and nobody's request was wrong."""
+
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from app.errors import WorkerFailed, kind_of
+from app.settings import Settings
+from app.supervisor import error_of
+from app.worker import frames, ranked
+from app.worker.messages import Configure, Failed, Fit
+from app.worker.watch import EXIT_CODE
+from core.errors import RankLost
+
+
+class Ended(Exception):
+    pass
+
+
+@pytest.fixture
+def channel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[socket.socket, socket.socket]]:
+    """The service's end and a rank's, which has been told of a fit."""
+
+    def end(code: int) -> None:
+        raise Ended(code)
+
+    monkeypatch.setattr(ranked.os, "_exit", end)
+    monkeypatch.setattr(ranked.core.threads, "share", lambda among: None)
+    np.zeros((4, 2), np.float32).tofile(tmp_path / "a")
+    ours, theirs = frames.channel()
+    with ours, theirs:
+        settings = Settings(store=tmp_path / "models")
+        told = {"cache_bytes": 0, "heartbeat_seconds": 0, "patience_seconds": 1.0}
+        frames.send(ours, Configure(store=str(settings.store), objects=None, device="cpu", **told))
+        fit = {"rows": 4, "n_features": 2, "nb_concepts": 1, "max_iter": 1, "data_offset": 0}
+        fit |= {"init": "auto", "solver": "hals", "tol": 0.0, "seed": 0}
+        frames.send(ours, Fit(job="j", path=str(tmp_path / "a"), **fit))
+        yield ours, theirs
+
+
+def test_one_that_meets_nobody_ends_untold(
+    channel: tuple[socket.socket, socket.socket], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def lost(*_: object, **__: object) -> None:
+        raise RuntimeError("connection closed by peer")  # as torch says it
+
+    monkeypatch.setattr(ranked.dist, "init_process_group", lost)
+    _is_untold(channel, tmp_path)
+
+
+def test_one_that_loses_another_in_the_fit_ends_untold(
+    channel: tuple[socket.socket, socket.socket], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def lost(*_: object) -> None:
+        raise RankLost("rank 1 of 2 has lost another")
+
+    monkeypatch.setattr(ranked, "joined", lost)
+    _is_untold(channel, tmp_path)
+
+
+def _is_untold(channel: tuple[socket.socket, socket.socket], folder: Path) -> None:
+    ours, theirs = channel
+    with pytest.raises(Ended) as ended:
+        ranked.serve(theirs, 1, 2, str(folder / "meeting"))
+    assert ended.value.args == (EXIT_CODE,)
+    ours.setblocking(False)
+    with pytest.raises(BlockingIOError):
+        ours.recv(1)
+
+
+def test_no_message_makes_a_lost_rank_of_a_clients_request() -> None:
+    error = error_of(Failed("j", "RankLost", "rank 1 of 2 has lost another"))
+    assert (type(error), kind_of(error).status) == (WorkerFailed, 500)
