@@ -100,10 +100,10 @@ class Encode:
         G = product(self.R, self.D.T, Precision.FLOAT32 if precise else Precision.TF32)
         rows, width = self.rows, power_of_two(self.k)
         working_sets.choose[(len(G),)](
-            self.Z, G, rows.index, rows.norms, self.scale, rows.chosen, rows.g, rows.relative, rows.wanted,
-            self.k, self.room, ADDED, ROOM, WIDTH=width, ALL=self.all_chosen, num_warps=min(16, max(1, width // 512)),
+            self.Z, G, rows.index, rows.norms, self.scale, rows.chosen, rows.g, rows.relative,
+            self.residual, rows.wanted, self.k, self.room, ADDED, ROOM,
+            WIDTH=width, ALL=self.all_chosen, num_warps=min(16, max(1, width // 512)),
         )  # fmt: skip
-        self.residual[rows.index.long()] = rows.relative
 
     def most_chosen(self, rounds: int) -> int:
         """Concepts of the largest working set after so many rounds, if there is room: one at most doubles it."""

@@ -20,6 +20,7 @@ def choose(
     chosen,
     g_chosen,
     relative,
+    residual,
     wanted,
     k,
     room,
@@ -34,7 +35,8 @@ def choose(
         Z: (all rows, k). G: (rows, k), the gradient at the codes of `rows`. norms: (rows,), ‖a‖.
         scale: (k,), 1/‖d_j‖, or 0.
         chosen, g_chosen: (rows, room); become the concepts and their gradients, as many as there is room for.
-        relative: (rows,), becomes max |v_j|/(‖d_j‖·‖a‖), and NaN where any g is.
+        relative: (rows,), becomes max |v_j|/(‖d_j‖·‖a‖), and NaN where any g is; so does residual (all rows,) at
+            `rows`.
         wanted: (rows,) int32, becomes the number of concepts: `added` beside the support, or as many as it holds
             where at least so many violate, unless more than `usual` would come of it. Where it is more than there
             is room for, what comes of the row is not its codes.
@@ -43,7 +45,8 @@ def choose(
     i = tl.program_id(0).to(tl.int64)
     j = tl.arange(0, WIDTH)
     inside = j < k
-    z = tl.load(Z + tl.load(rows + i).to(tl.int64) * k + j, mask=inside, other=0.0)
+    row = tl.load(rows + i).to(tl.int64)
+    z = tl.load(Z + row * k + j, mask=inside, other=0.0)
     g = tl.load(G + i * k + j, mask=inside, other=0.0)
     s = tl.load(scale + j, mask=inside, other=0.0)
     used = z > 0
@@ -52,6 +55,7 @@ def choose(
     told = worst / tl.where(norm > 0, norm, 1.0)
     told = tl.where(tl.sum((g != g).to(tl.int32), axis=0) > 0, float("nan"), told)
     tl.store(relative + i, told)
+    tl.store(residual + row, told)
     if ALL:
         taken = inside
         count = k

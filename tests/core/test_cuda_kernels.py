@@ -224,11 +224,13 @@ def chosen_of(
     """The concepts of each row, as far as there is room; residuals; numbers wanted."""
     n, k = Z.shape
     chosen, g = torch.full((n, room), -1, dtype=torch.int32), torch.full((n, room), torch.nan)
-    relative, wanted = torch.empty(n), torch.empty(n, dtype=torch.int32)
+    relative, residual, wanted = torch.empty(n), torch.empty(n), torch.empty(n, dtype=torch.int32)
     working_sets.choose[(n,)](
-        Z, G, torch.arange(n, dtype=torch.int32), torch.full((n,), 2.0), scale, chosen, g, relative, wanted, k, room,
+        Z, G, torch.arange(n, dtype=torch.int32), torch.full((n,), 2.0), scale, chosen, g, relative,
+        residual, wanted, k, room,
         added, usual, WIDTH=64, ALL=everything,
     )  # fmt: skip
+    torch.testing.assert_close(residual, relative, rtol=0, atol=0, equal_nan=True)
     some = [row[row >= 0].tolist() for row in chosen]
     for i, concepts in enumerate(some):
         torch.testing.assert_close(g[i, : len(concepts)], G[i, concepts], rtol=0, atol=0, equal_nan=True)

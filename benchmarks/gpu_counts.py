@@ -1,0 +1,105 @@
+"""``python -m benchmarks.gpu_counts``: what an encode on a GPU takes, counted where there is none.
+
+Triton's interpreter runs the kernels of `core.kernels.cuda` on a few rows of the data that encodes are timed on; what
+is counted does not depend on the machine: rounds, those that begin with a gradient in float32, and products of a
+working set's gram with a vector. Factors of products in TF32 are rounded as tensor cores round them.
+"""
+
+import argparse
+import os
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+os.environ["TRITON_INTERPRET"] = "1"  # read as kernels are defined
+
+import numpy as np
+import torch
+
+from benchmarks import data
+from core import NMF, kernels
+from core.kernels import cuda, precision, rounds
+from core.kernels.precision import Precision
+
+ROWS = 8
+
+
+def tf32(x: torch.Tensor) -> torch.Tensor:
+    """Rounded to ten bits after the point, to nearest."""
+    return ((x.contiguous().view(torch.int32) + (1 << 12)) & ~((1 << 13) - 1)).view(torch.float32)
+
+
+class Counted(rounds.Encode):
+    """Counts what is done, as it is done."""
+
+    seen: "list[Counted]" = []  # noqa: RUF012 - of the one call under way
+
+    def begin(self) -> None:
+        super().begin()
+        self.rounds = self.precise_looks = self.looks = 0
+        self.sizes: list[int] = []
+        Counted.seen.append(self)
+
+    def look(self, precise: bool) -> None:
+        super().look(precise)
+        self.looks += len(self.rows.index)
+        self.precise_looks += precise * len(self.rows.index)
+
+    def lower(self, size: int) -> None:
+        self.rounds += len(self.rows.index)
+        self.sizes.append(int(self.rows.wanted.max()))
+        super().lower(size)
+
+
+def count(A: np.ndarray, D: np.ndarray) -> str:
+    products = torch.zeros(len(A), dtype=torch.int64)
+    Counted.seen.clear()
+    concepts = torch.from_numpy(np.ascontiguousarray(D))
+    B = kernels.gram(concepts) if len(D) <= 4096 else None
+    for i, row in enumerate(torch.from_numpy(np.ascontiguousarray(A)).split(1)):
+        _, residual = cuda.solve(row, concepts, B, kernels.inverse_squares(concepts), 1e-6, 300)
+        assert float(residual.max()) <= 1e-6
+        products[i] = int(Counted.seen[-1].rows.spent.sum())
+    n, seen = len(A), Counted.seen
+    return (
+        f"| {sum(e.rounds for e in seen) / n:.1f} | {sum(e.precise_looks for e in seen) / n:.1f} of "
+        f"{sum(e.looks for e in seen) / n:.1f} | {products.double().mean():.0f} | "
+        f"{max(size for e in seen for size in e.sizes)} |"
+    )
+
+
+def problems(folder: Path) -> Iterator[tuple[str, np.ndarray, np.ndarray]]:
+    """(name, A, D)."""
+    for k in (64, 256):
+        digits = data.digits(folder, nb_concepts=k)
+        _, D = NMF(k, seed=0).fit(digits.A)
+        yield f"digits, k={k}, 512 features", digits.fresh, D.numpy()
+    for k in (1024, 4096):
+        wide = data.overcomplete(folder, 768, k)
+        assert wide.dictionary_path is not None
+        yield f"overcomplete, k={k}, 768 features", wide.fresh, np.load(wide.dictionary_path)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.gpu_counts", description=(__doc__ or "").split("\n")[0]
+    )
+    parser.add_argument("--rows", type=int, default=ROWS, help="rows of each data set")
+    given = parser.parse_args()
+    exact = precision.product
+
+    def product(
+        X: torch.Tensor, Y: torch.Tensor, kind: Precision, *, less: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        return exact(tf32(X), tf32(Y), kind, less=less) if kind is Precision.TF32 else exact(X, Y, kind, less=less)
+
+    rounds.product, rounds.LEAST_PRODUCTS, cuda.Encode = product, 0, Counted  # type: ignore[assignment,misc]
+    print("| a row of | rounds | gradients in float32 | products of its gram | largest working set |")
+    print("| --- | --- | --- | --- | --- |")
+    with tempfile.TemporaryDirectory() as folder:
+        for name, A, D in problems(Path(folder)):
+            print(f"| {name} {count(A[: given.rows], D)}", flush=True)
+
+
+if __name__ == "__main__":
+    main()
