@@ -47,20 +47,26 @@ def _gradient_of_block(
 
 
 @triton.jit
+def _column(x, here):
+    """The column of x that is `here`, by its bits: of an exclusive or with zeros nothing is left to compute."""
+    return tl.xor_sum(tl.where(here, x.to(tl.int32, bitcast=True), 0), axis=1).to(tl.float32, bitcast=True)
+
+
+@triton.jit
 def _sweep_part(z, g, active, B, inverse, start, k, PART: tl.constexpr):
-    """z and g (ROWS, PART), after each of these columns went to its minimum in turn."""
+    """z (ROWS, PART), after each of these columns went to its minimum in turn, for their gradient g."""
     column = tl.arange(0, PART)
-    for j in range(tl.minimum(PART, k - start)):
-        at = start + j
+    inside = start + column < k
+    of_columns = B + tl.full([], start, tl.int64) * k + start + column
+    for j in tl.static_range(PART):  # unrolled, so that registers are named rather than searched
         here = (column == j)[None, :]
-        old = tl.sum(tl.where(here, z, 0.0), axis=1)
-        slope = tl.sum(tl.where(here, g, 0.0), axis=1)
-        h = tl.load(inverse + at)  # where it is 0, the code stays
+        old, slope = _column(z, here), _column(g, here)
+        h = tl.load(inverse + start + j, mask=start + j < k, other=0.0)  # where it is 0, the code stays
         new = tl.where(active, tl.maximum(old - slope * h, 0.0), old)
-        b = tl.load(B + at.to(tl.int64) * k + start + column, mask=start + column < k, other=0.0)
+        b = tl.load(of_columns + j * k, mask=inside & (start + j < k), other=0.0)
         z = tl.where(here, new[:, None], z)
         g += (new - old)[:, None] * b[None, :]
-    return z, g
+    return z
 
 
 @triton.jit
@@ -114,7 +120,7 @@ def descend(
                     mask = present[:, None] & inside[None, :]
                     old = tl.load(Z + here, mask=mask, other=0.0)
                     g_part = tl.load(g_row[:, None] + offset + part[None, :])
-                    new, g_part = _sweep_part(old, g_part, active, B, inverse, start + offset, k, PART)
+                    new = _sweep_part(old, g_part, active, B, inverse, start + offset, k, PART)
                     step = new - old
                     tl.store(Z + here, new, mask=mask)
                     tl.store(moves + here, tl.load(moves + here, mask=mask, other=0.0) + step, mask=mask)
