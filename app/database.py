@@ -5,6 +5,7 @@ as it is by default. Statements are the same on both, but for the few difference
 """
 
 import sqlite3
+import ssl
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,6 +17,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from app.errors import JobsUnavailable
 from app.migrations import settle
+from app.postgres_url import driver_told
 
 NETWORK_SECONDS = 10  # without a word from PostgreSQL, after which a connection is given up
 LOCK_SECONDS = 5  # for which a statement waits for another's lock
@@ -29,17 +31,17 @@ class Database:
     """Connections to the jobs' database. Methods block on it."""
 
     def __init__(self, url: str) -> None:
-        parsed = sql.make_url(url)
-        self.is_sqlite = parsed.get_backend_name() == "sqlite"
+        self.is_sqlite = url.startswith("sqlite")
         if self.is_sqlite:
-            self._engine = sql.create_engine(parsed)
+            self._engine = sql.create_engine(url)
             sql.event.listen(self._engine, "connect", _make_durable)
         else:
+            address, told = driver_told(url)
             self._engine = sql.create_engine(
-                parsed.set(drivername="postgresql+pg8000"),
+                address,
                 isolation_level="READ COMMITTED",
                 pool_pre_ping=True,  # a connection that was lost meanwhile is replaced, and nobody hears of it
-                connect_args={"timeout": NETWORK_SECONDS},
+                connect_args={"timeout": NETWORK_SECONDS, **told},
             )
             sql.event.listen(self._engine, "connect", _bound_waits)
         seconds = (
@@ -104,9 +106,16 @@ def _errors() -> Iterator[None]:
     try:
         yield
     except (SQLAlchemyError, OSError) as error:
-        cause = getattr(error, "orig", None) or error
-        told = cause.args[0] if cause.args else cause
-        told = told.get("M", told) if isinstance(told, dict) else cause  # PostgreSQL's fields, M the message
-        raise JobsUnavailable(f"the jobs' database cannot be used: {told}") from error
+        raise JobsUnavailable(f"the jobs' database cannot be used: {_told(error)}") from error
     except ValueError as error:  # JSON that is none, or no job's
         raise JobsUnavailable("the jobs' database holds a record that cannot be read") from error
+
+
+def _told(error: Exception) -> object:
+    cause = getattr(error, "orig", None) or error
+    if isinstance(cause, ssl.SSLCertVerificationError):
+        return f"the certificate of its server is not trusted: {cause.verify_message}"
+    told = cause.args[0] if cause.args else None
+    if told == "Server refuses SSL":
+        return "its server has no TLS, which sslmode asks for"
+    return told.get("M", told) if isinstance(told, dict) else cause  # PostgreSQL's fields, M the message
