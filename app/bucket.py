@@ -7,14 +7,14 @@ both; on other systems they hold among the threads of one process, or, on a file
 
 import errno
 import fcntl
-import logging
 import os
 import secrets
 import shutil
+import socket
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -22,9 +22,8 @@ from typing import Any
 
 from app.disk import fsync_directory, write_durably
 from app.errors import StoreFull, StoreUnavailable
+from app.line import Line, give_up_in_time
 from app.object_store import ObjectStore
-
-logger = logging.getLogger("dictserve")
 
 PRIVATE = ".dictserve"  # a prefix that no dictionary can have
 STAGING = f"{PRIVATE}/staging"
@@ -32,7 +31,6 @@ STAGING = f"{PRIVATE}/staging"
 # Beside a fast network an answer takes milliseconds; one that takes longer than this is not waited for.
 S3_TIMEOUTS = {"connect_timeout": 2, "read_timeout": 10, "retries": {"max_attempts": 0}}
 S3_ATTEMPTS = 2
-DOWN_SECONDS = 1.0  # for which a store that could not be reached is not asked again
 FULL = {"QuotaExceeded", "XMinioAdminBucketQuotaExceeded", "XMinioStorageFull", "InsufficientStorage", "507"}
 TAKEN = {"PreconditionFailed", "ConditionalRequestConflict", "412", "409"}
 
@@ -66,7 +64,7 @@ class Bucket:
         self.url = url.rstrip("/")
         self._fs, root = url_to_fs(url, skip_instance_cache=True, **options)
         self._root = str(root).rstrip("/")
-        self._down: tuple[float, str] | None = None  # until when, and why
+        self._line = Line("the object store", self._answers)
 
     # -- reading ------------------------------------------------------------------------------------------
 
@@ -147,25 +145,26 @@ class Bucket:
     @property
     def is_up(self) -> bool:
         """Whether it answered when it was last asked."""
-        return self._down is None
+        return self._line.is_up
+
+    def _answers(self) -> None:
+        with suppress(FileNotFoundError):
+            self._fs.info(self._path(PRIVATE))
 
     def _path(self, key: str) -> str:
         return f"{self._root}/{key}"
 
     @contextmanager
     def _asked(self) -> Iterator[None]:
-        if self._down is not None and time.monotonic() < self._down[0]:  # each try would take the whole time anew
-            raise StoreUnavailable(self._down[1])
+        self._line.require_up()
         try:
             yield
         except (FileNotFoundError, FileExistsError) as error:
-            self._down = None
             if _code(error) == "NoSuchBucket":
                 raise StoreUnavailable(f"there is no bucket for {self.url}") from error
             raise
         except Exception as error:  # of the many kinds that clients and their HTTP libraries raise
             raise self._unavailable(error) from error
-        self._down = None
 
     def _unavailable(self, error: Exception) -> StoreUnavailable:
         if isinstance(error, StoreUnavailable):
@@ -174,17 +173,17 @@ class Bucket:
             return StoreFull("the object store has no room left; nothing was written")
         if isinstance(error, PermissionError):
             return StoreUnavailable(f"the object store refuses this service: {_code(error) or 'access denied'}")
-        message = f"the object store cannot be used: {_code(error) or type(error).__name__}"
-        self._down = time.monotonic() + DOWN_SECONDS, message
-        logger.error("%s: %s", message, error)
-        return StoreUnavailable(message)
+        unavailable = StoreUnavailable(f"the object store cannot be used: {_code(error) or type(error).__name__}")
+        self._line.lose(unavailable, error)
+        return unavailable
 
 
 class S3Bucket(Bucket):
     """Writes on conditions are the server's own (If-None-Match, If-Match)."""
 
     def __init__(self, url: str, options: dict[str, Any]) -> None:
-        config = S3_TIMEOUTS | options.get("config_kwargs", {})
+        line = {"connector_args": {"socket_factory": lambda told: give_up_in_time(socket.socket(*told[:3]))}}
+        config = S3_TIMEOUTS | line | options.get("config_kwargs", {})
         super().__init__(url, {**options, "config_kwargs": config, "use_listings_cache": False})
         self._fs.retries = S3_ATTEMPTS
 

@@ -4,7 +4,9 @@ What a transaction has written is durable once it has ended: SQLite in WAL mode 
 as it is by default. Statements are the same on both, but for the few differences that are told here.
 """
 
+import socket
 import sqlite3
+import ssl
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,15 +14,21 @@ from typing import Any
 
 import sqlalchemy as sql
 from sqlalchemy.dialects import postgresql, sqlite
-from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.exc import InterfaceError, SQLAlchemyError
 
 from app.errors import JobsUnavailable
+from app.line import SILENT_SECONDS, Line, give_up_in_time
 from app.migrations import settle
+from app.postgres_url import driver_told
 
-NETWORK_SECONDS = 10  # without a word from PostgreSQL, after which a connection is given up
+ANSWER_SECONDS = 10  # in which PostgreSQL says nothing, after which a connection to it is given up
 LOCK_SECONDS = 5  # for which a statement waits for another's lock
 # A process that stops in the midst of a transaction (or its machine, or the network) must not keep its locks.
 ABANDONED_SECONDS = 10
+# Nor its connections: the server lets go of those of a machine that has been silent for a minute.
+KEEPALIVE = {"idle": 30, "interval": 10, "count": 3}
+
+PORT = 5432
 
 metadata = sql.MetaData()
 
@@ -29,19 +37,21 @@ class Database:
     """Connections to the jobs' database. Methods block on it."""
 
     def __init__(self, url: str) -> None:
-        parsed = sql.make_url(url)
-        self.is_sqlite = parsed.get_backend_name() == "sqlite"
+        self.is_sqlite = url.startswith("sqlite")
         if self.is_sqlite:
-            self._engine = sql.create_engine(parsed)
+            self._engine = sql.create_engine(url)
             sql.event.listen(self._engine, "connect", _make_durable)
         else:
+            address, told = driver_told(url)
             self._engine = sql.create_engine(
-                parsed.set(drivername="postgresql+pg8000"),
+                address,
                 isolation_level="READ COMMITTED",
                 pool_pre_ping=True,  # a connection that was lost meanwhile is replaced, and nobody hears of it
-                connect_args={"timeout": NETWORK_SECONDS},
+                connect_args=told,
             )
+            sql.event.listen(self._engine, "do_connect", _connected)
             sql.event.listen(self._engine, "connect", _bound_waits)
+        self._line = Line("the jobs' database", self._answers)
         seconds = (
             "(julianday('now') - 2440587.5) * 86400" if self.is_sqlite else "extract(epoch FROM clock_timestamp())"
         )
@@ -53,15 +63,16 @@ class Database:
         Raises:
             JobsUnavailable: it cannot be used, or a later version of the service made it.
         """
-        with _errors():
+        with self._asked():
             settle(self._engine, metadata)
 
     def close(self) -> None:
+        self._line.close()
         self._engine.dispose()
 
     @contextmanager
     def transaction(self) -> Iterator[sql.Connection]:
-        with _errors(), self._engine.begin() as connection:
+        with self._asked(), self._engine.begin() as connection:
             yield connection
 
     def insert_new(self, connection: sql.Connection, table: sql.Table, **values: Any) -> bool:
@@ -73,6 +84,24 @@ class Database:
         """Wait for other transactions that are past this for the table; SQLite has but one that writes anyway."""
         if not self.is_sqlite:
             connection.execute(sql.select(sql.func.pg_advisory_xact_lock(sql.func.hashtext(table.name))))
+
+    @contextmanager
+    def _asked(self) -> Iterator[None]:
+        self._line.require_up()
+        try:
+            yield
+        except (SQLAlchemyError, OSError) as error:
+            unavailable = JobsUnavailable(f"the jobs' database cannot be used: {_told(error)}")
+            if not self.is_sqlite and isinstance(error, OSError | InterfaceError):  # its connection, no statement
+                self._engine.dispose()  # the other connections may be as dead, and each would be waited for
+                self._line.lose(unavailable)
+            raise unavailable from error
+        except ValueError as error:  # JSON that is none, or no job's
+            raise JobsUnavailable("the jobs' database holds a record that cannot be read") from error
+
+    def _answers(self) -> None:
+        with self._engine.connect():
+            pass
 
 
 def _make_durable(connection: Any, _: object) -> None:
@@ -91,22 +120,33 @@ def _make_durable(connection: Any, _: object) -> None:
     cursor.close()
 
 
+def _connected(dialect: sql.Dialect, _: object, __: object, told: dict[str, Any]) -> Any:
+    line = give_up_in_time(socket.create_connection((told["host"], told.get("port", PORT)), SILENT_SECONDS))
+    line.settimeout(ANSWER_SECONDS)
+    try:
+        return dialect.loaded_dbapi.Connection(**told, sock=line)  # its `connect` takes no socket
+    except BaseException:
+        line.close()
+        raise
+
+
 def _bound_waits(connection: Any, _: object) -> None:
     cursor = connection.cursor()
     cursor.execute(f"SET lock_timeout = '{LOCK_SECONDS}s'")
     cursor.execute(f"SET idle_in_transaction_session_timeout = '{ABANDONED_SECONDS}s'")
+    for name, value in KEEPALIVE.items():
+        cursor.execute(f"SET tcp_keepalives_{name} = {value}")
     cursor.close()
     connection.commit()
 
 
-@contextmanager
-def _errors() -> Iterator[None]:
-    try:
-        yield
-    except (SQLAlchemyError, OSError) as error:
-        cause = getattr(error, "orig", None) or error
-        told = cause.args[0] if cause.args else cause
-        told = told.get("M", told) if isinstance(told, dict) else cause  # PostgreSQL's fields, M the message
-        raise JobsUnavailable(f"the jobs' database cannot be used: {told}") from error
-    except ValueError as error:  # JSON that is none, or no job's
-        raise JobsUnavailable("the jobs' database holds a record that cannot be read") from error
+def _told(error: Exception) -> object:
+    cause = getattr(error, "orig", None) or error
+    if isinstance(cause, ssl.SSLCertVerificationError):
+        return f"the certificate of its server is not trusted: {cause.verify_message}"
+    if isinstance(cause, OSError) and "timed out" in str(cause):
+        return "its server does not answer"
+    told = cause.args[0] if cause.args else None
+    if told == "Server refuses SSL":
+        return "its server has no TLS, which sslmode asks for"
+    return told.get("M", told) if isinstance(told, dict) else cause  # PostgreSQL's fields, M the message

@@ -38,6 +38,8 @@ def configure(format: LogFormat, level: str) -> None:
     handler = logging.StreamHandler()
     handler.setFormatter(structlog.stdlib.ProcessorFormatter(foreign_pre_chain=shared, processors=final))
     logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
+    # It tells, with tracebacks, that lost connections cannot be closed in order: `app.database` has told of the loss.
+    logging.getLogger("sqlalchemy.pool").setLevel(logging.CRITICAL)
 
 
 def trace_id(traceparent: str) -> str | None:

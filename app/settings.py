@@ -19,6 +19,7 @@ from pydantic import (
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from app.object_store import ObjectStore
+from app.postgres_url import driver_told
 
 LogFormat = Literal["text", "json"]
 
@@ -28,7 +29,12 @@ MIB = 1024 * 1024
 class Settings(BaseSettings):
     """Settings of one service process; the description of each field is its documentation."""
 
-    model_config = SettingsConfigDict(env_prefix="DICTSERVE_", extra="ignore", frozen=True)
+    model_config = SettingsConfigDict(
+        env_prefix="DICTSERVE_",
+        extra="ignore",
+        frozen=True,
+        hide_input_in_errors=True,  # it may be a password
+    )
 
     host: str = Field("127.0.0.1", description="Address to listen on; beyond loopback only if you say so.")
     port: Annotated[int, Field(ge=0, le=65535)] = Field(8000, description="Port to listen on; 0 takes a free one.")
@@ -53,7 +59,8 @@ class Settings(BaseSettings):
     database_url: str | None = Field(
         None,
         description="URL of the jobs' database, where services on several machines share it:"
-        " `postgresql://user:password@host/name`; by default an SQLite file inside the store.",
+        " `postgresql://user:password@host/name?sslmode=verify-full&sslrootcert=ca.pem`;"
+        " by default an SQLite file inside the store.",
     )
     devices: str = Field(
         "auto",
@@ -149,6 +156,8 @@ class Settings(BaseSettings):
         if value is not None and re.match(r"(sqlite|postgresql(\+pg8000)?)://", value) is None:
             scheme = value.partition(":")[0][:20]  # no more: what follows may be a password
             raise ValueError(f"{scheme!r} is not served: the URL begins with postgresql:// or sqlite:///")
+        if value is not None and value.startswith("postgresql"):
+            driver_told(value)
         return value
 
     @field_validator("store")

@@ -17,7 +17,7 @@ from app import figures_file
 from app import weights as weights_file
 from app.bucket import Bucket, bucket_of
 from app.disk import fsync_directory, store_errors
-from app.errors import AppError, DictionaryDamaged, UnknownDictionary
+from app.errors import AppError, DictionaryDamaged, StoreUnavailable, UnknownDictionary
 from app.figures_file import FIGURES_FILE, Figures
 from app.hashed import Hashed
 from app.kept import keep
@@ -104,6 +104,9 @@ class Shelf(Protocol):
 
     def knows(self, name: str) -> bool:
         """Whether ``versions`` of this name takes no network."""
+
+    def remembered(self, name: str) -> list[int]:
+        """The versions of a name as they were when it was last asked for, without asking; none if it never was."""
 
     def has(self, name: str, version: int, sha256: str) -> bool:
         """Whether the worker can load this version without a network."""
@@ -255,11 +258,26 @@ class Store:
         return record if record is not None and self._shelf.has(name, version, record.sha256) else None
 
     def bring(self, reference: Reference) -> DictionaryRecord:
-        """The record of a version that is at hand from now on, for this process and its worker."""
-        record = self.record(reference)
+        """The record of a version that is at hand from now on, for this process and its worker.
+
+        While the store does not answer: of one that is, by what was last known of the name. Versions never change, so
+        that what it may miss is a newer one, or that one was removed.
+        """
+        try:
+            record = self.record(reference)
+        except StoreUnavailable:
+            if (remembered := self._remembered(reference)) is None:
+                raise
+            return remembered
         if not self._shelf.has(record.name, record.version, record.sha256):
             self._shelf.bring(record.name, record.version, record.sha256)
         return record
+
+    def _remembered(self, reference: Reference) -> DictionaryRecord | None:
+        name, versions = reference.name, self._shelf.remembered(reference.name)
+        version = max(versions, default=None) if reference.version is None else reference.version
+        record = self._records.get((name, version)) if version in versions else None
+        return record if record is not None and self._shelf.has(name, record.version, record.sha256) else None
 
     def resolve(self, reference: Reference) -> tuple[str, int]:
         """Name and version that a reference means now."""

@@ -92,6 +92,9 @@ class Files:
             keep(self._listings, name, _Listing(found.st_ino, found.st_ctime_ns, versions.copy()))
         return versions
 
+    def remembered(self, name: str) -> list[int]:
+        return []  # a disk that cannot be read has none of them at hand
+
     def knows(self, name: str) -> bool:
         return True
 

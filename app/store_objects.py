@@ -6,11 +6,12 @@ created the ``claim``, and nobody's again: the claim stays when the version goes
 the local disk are as good as the objects; which versions there are is asked again after ``listing_seconds``.
 """
 
+import math
 import secrets
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from app.bucket import PRIVATE, STAGING, Bucket, Entry
 from app.errors import DictionaryDamaged, StoreUnavailable, UnknownDictionary
@@ -100,6 +101,10 @@ class Objects:
     def versions(self, name: str) -> list[int]:
         return self._listing(name).versions
 
+    def remembered(self, name: str) -> list[int]:
+        known = self._listings.get(name)
+        return [] if known is None else known.versions
+
     def knows(self, name: str) -> bool:
         known = self._listings.get(name)
         return known is not None and self._holds(known.asked)
@@ -126,7 +131,8 @@ class Objects:
         """Ask for a name again: what this process has changed, it sees at once."""
         with self._guard:
             self._writes += 1
-            self._listings.pop(name, None)
+            if (known := self._listings.get(name)) is not None:
+                self._listings[name] = replace(known, asked=-math.inf)
             self._names = None
 
     # -- reading ------------------------------------------------------------------------------------------

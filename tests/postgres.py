@@ -6,9 +6,10 @@ import signal
 import subprocess
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 from uuid import uuid4
 
 import pg8000.dbapi
@@ -28,35 +29,63 @@ def binaries() -> Path | None:
 
 
 class Cluster:
-    """One server, with as many databases as are asked for; it may be stopped and started again."""
+    """One server, with as many databases as are asked for; it may be stopped and started again.
 
-    def __init__(self, folder: Path, programs: Path) -> None:
+    Args:
+        address: at which this process reaches it.
+        launcher: what its command is given to, where it is not to run as this process does.
+        access: lines of its pg_hba.conf, which come before those that let everybody in from this machine.
+        files: copied into the folder above its data, whose owner is who runs it.
+        options: of the server, by their names.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        programs: Path,
+        *,
+        address: str = "127.0.0.1",
+        launcher: Sequence[str] = (),
+        access: Sequence[str] = (),
+        files: Sequence[Path] = (),
+        **options: object,
+    ) -> None:
         self.log = folder / "log"
         self.port = free_port()
         self._folder = folder
         self._programs = programs
+        self._address = address
+        self._launcher = launcher
+        self._options = {"listen_addresses": "127.0.0.1"} | options
         # It refuses to run as root: tests in a container often do.
-        self._user = USER if os.geteuid() == 0 else None
-        if self._user is not None:
-            shutil.chown(folder, self._user)
+        self._as_user: Sequence[str] = ()
+        if os.geteuid() == 0:
+            self._as_user = ("setpriv", f"--reuid={USER}", f"--regid={USER}", "--clear-groups")
+            shutil.chown(folder, USER)
+        for file in files:
+            copied = Path(shutil.copy(file, folder))
+            copied.chmod(0o600)
+            if self._as_user:
+                shutil.chown(copied, USER)
         self._run("initdb", "-D", "data", "-U", USER, "--auth=trust", "--no-sync", "--encoding=UTF8", "--locale=C")
+        rules = folder / "data" / "pg_hba.conf"
+        rules.write_text("\n".join([*access, rules.read_text()]))
         self._server: subprocess.Popen[bytes] | None = None
 
     def start(self, *, durable: bool = False) -> None:
         options = {
-            "listen_addresses": "127.0.0.1",
             "port": self.port,
             "unix_socket_directories": "",
             "fsync": "on" if durable else "off",
             "shared_buffers": "16MB",
             "max_connections": 60,
+            **self._options,
         }
         told = [part for name, value in options.items() for part in ("-c", f"{name}={value}")]
         with self.log.open("ab") as log:
             self._server = subprocess.Popen(
-                [self._programs / "postgres", "-D", "data", *told],
+                [*self._launcher, *self._as_user, str(self._programs / "postgres"), "-D", "data", *told],
                 cwd=self._folder,
-                user=self._user,
                 stdout=log,
                 stderr=log,
             )
@@ -76,25 +105,25 @@ class Cluster:
     def new_database(self) -> str:
         """The URL of an empty database."""
         name = f"test_{uuid4().hex[:12]}"
-        with self._connected() as connection:
+        with self.connected() as connection:
             connection.autocommit = True
             connection.cursor().execute(f"CREATE DATABASE {name}")
-        return f"postgresql://{USER}@127.0.0.1:{self.port}/{name}"
+        return f"postgresql://{USER}@{self._address}:{self.port}/{name}"
 
     def _run(self, program: str, *arguments: str) -> None:
-        command = [self._programs / program, *arguments]
-        subprocess.run(command, cwd=self._folder, user=self._user, check=True, capture_output=True, timeout=100)
+        command = [*self._as_user, str(self._programs / program), *arguments]
+        subprocess.run(command, cwd=self._folder, check=True, capture_output=True, timeout=100)
 
     def _answers(self) -> bool:
         try:
-            with self._connected():
+            with self.connected():
                 return True
         except (pg8000.dbapi.Error, OSError):
             return False
 
     @contextmanager
-    def _connected(self) -> Iterator[pg8000.dbapi.Connection]:
-        connection = pg8000.dbapi.connect(USER, host="127.0.0.1", port=self.port, database="postgres", timeout=10)
+    def connected(self) -> Iterator[pg8000.dbapi.Connection]:
+        connection = pg8000.dbapi.connect(USER, host=self._address, port=self.port, database="postgres", timeout=10)
         try:
             yield connection
         finally:
@@ -102,14 +131,18 @@ class Cluster:
 
 
 @contextmanager
-def running_cluster(*, durable: bool = False) -> Iterator[Cluster]:
-    """Raises FileNotFoundError where PostgreSQL is not installed."""
+def running_cluster(*, durable: bool = False, **told: Any) -> Iterator[Cluster]:
+    """A cluster that is told this, while it runs.
+
+    Raises:
+        FileNotFoundError: PostgreSQL is not installed.
+    """
     programs = binaries()
     if programs is None:
         raise FileNotFoundError("PostgreSQL's programs (initdb, postgres) are not on this machine")
     folder = Path(tempfile.mkdtemp(prefix="dictserve-postgres-"))  # not pytest's own: another user is to get there
     try:
-        cluster = Cluster(folder, programs)
+        cluster = Cluster(folder, programs, **told)
         cluster.start(durable=durable)
         try:
             yield cluster

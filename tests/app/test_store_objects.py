@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
-from app import bucket, object_cache, shared_files, store_objects
+from app import bucket, line, object_cache, shared_files, store_objects
 from app import uploads as app_uploads
 from app.bucket import Bucket, Entry
 from app.checkpoints import Checkpoints
@@ -244,7 +244,7 @@ def test_a_server_that_is_silent_is_not_waited_for(
     silent: str, s3: S3, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(bucket.S3_TIMEOUTS, "read_timeout", 0.2)
-    monkeypatch.setattr(bucket, "DOWN_SECONDS", 60.0)
+    monkeypatch.setattr(line, "ASK_SECONDS", 60.0)
     store = Store(tmp_path, ObjectStore("s3://bucket/models", s3.options | {"endpoint_url": silent}))
     for patience in (30.0, 0.5):  # and those who come next are told at once
         begun = time.monotonic()

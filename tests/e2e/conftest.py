@@ -49,10 +49,13 @@ class Service:
         assert pid is not None
         return pid
 
+    @property
+    def command(self) -> list[str]:
+        return serve_command(self.port, self.store)
+
     def start(self) -> "Service":
-        command = serve_command(self.port, self.store)
         with self.log.open("ab") as log:
-            self.process = subprocess.Popen(command, stdout=log, stderr=log, env=os.environ | self.environment)
+            self.process = subprocess.Popen(self.command, stdout=log, stderr=log, env=os.environ | self.environment)
         try:
             self.wait_ready()
         except AssertionError:

@@ -137,7 +137,8 @@ def test_a_store_that_is_away_is_told_and_comes_back(start: Start) -> None:
         assert (answer.status_code, answer.json()["type"]) == (503, "store-unavailable")
         assert int(answer.headers["retry-after"]) > 0
         assert time.monotonic() - begun < 30
-    answer = service.client.post("/encode?dictionary=digits", content=npy(HELD_OUT[:1]))
+    np.testing.assert_array_equal(codes(service), before)  # its dictionary is at hand
+    answer = service.client.post("/encode?dictionary=another", content=npy(HELD_OUT[:1]))
     assert (answer.status_code, answer.json()["type"]) == (503, "store-unavailable")
     assert service.client.put("/dictionaries/digits", json={"data": [[1] * 512]}).status_code == 503
     assert service.client.get("/readyz").status_code == 200
