@@ -10,7 +10,7 @@ from core.kernels.records import FEW_ROWS, Record, Records
 from core.kernels.rounds import ROUGH, ROUGH_ROUNDS, Encode, size_for
 
 # --- descent: columns of a block, those among them that go one by one in registers, and the depth of a product's step
-BLOCK, PART, DEPTH = 128, 32, 32
+BLOCK, PART, DEPTH = 128, 16, 32
 # Rows of a program: as many as still leave one for each multiprocessor, since a block of B is read once for all.
 MOST_ROWS, LEAST_ROWS = 128, 16
 

@@ -48,8 +48,8 @@ def _gradient_of_block(
 
 @triton.jit
 def _column(x, here):
-    """The column of x that is `here`, by its bits: of an exclusive or with zeros nothing is left to compute."""
-    return tl.xor_sum(tl.where(here, x.to(tl.int32, bitcast=True), 0), axis=1).to(tl.float32, bitcast=True)
+    """The column of x that is `here`, by its bits: of whole numbers' sums with zeros nothing is left to compute."""
+    return tl.sum(tl.where(here, x.to(tl.int32, bitcast=True), 0), axis=1).to(tl.float32, bitcast=True)
 
 
 @triton.jit
