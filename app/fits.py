@@ -24,7 +24,7 @@ from app.leases import Leases
 from app.ranks import RankProcesses
 from app.records import RETRY_SECONDS, Records
 from app.runner import Runner
-from app.schemas import FitParameters, Job, State
+from app.schemas import AnyJob, FitParameters, Job, ListedJob, State
 from app.settings import Settings
 from app.shared_files import SharedFiles
 from app.store import Reference, Store, owner_of, timestamp
@@ -206,9 +206,9 @@ class Fits:
 
     async def newest(
         self, limit: int, *, before: str | None = None, state: State | None = None, name: str | None = None
-    ) -> list[Job]:
-        records = await self._records.read(self._jobs.newest, limit, before=before, state=state, name=name)
-        return [self._freshened(record.job) for record in records]
+    ) -> list[ListedJob]:
+        jobs = await self._records.read(self._jobs.newest, limit, before=before, state=state, name=name)
+        return [self._freshened(job) for job in jobs]
 
     async def cancel(self, id: str) -> Job | None:
         """End a job that has not ended, and tell its record; remove the record of one that has (None)."""
@@ -240,7 +240,7 @@ class Fits:
     def _runner_of(self, id: str) -> Runner | None:
         return next((runner for runner in self._runners if runner.job is not None and runner.job.id == id), None)
 
-    def _freshened(self, job: Job) -> Job:
+    def _freshened(self, job: AnyJob) -> AnyJob:
         runner = self._runner_of(job.id)
         return job if runner is None else runner.freshened(job)
 

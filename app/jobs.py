@@ -17,7 +17,7 @@ import sqlalchemy as sql
 from app.database import Database, metadata
 from app.errors import InvalidFields, JobsUnavailable, Overloaded, UnknownJob
 from app.leases import held_by, lease_of
-from app.schemas import Job, Progress, State
+from app.schemas import Job, ListedJob, Progress, State
 from app.store import now
 
 _ID = re.compile(r"[0-9a-f]{1,40}")  # others PostgreSQL may not even look for
@@ -80,7 +80,7 @@ class Jobs:
             raise UnknownJob(f"there is no job {id[:60]!r}; GET /jobs lists them")
         return rows[0]
 
-    def newest(self, limit: int, *, before: str | None, state: State | None, name: str | None) -> list[Record]:
+    def newest(self, limit: int, *, before: str | None, state: State | None, name: str | None) -> list[ListedJob]:
         """Jobs in this state and of this name, newest first, older than the one whose id is ``before``."""
         if before is not None and _ID.fullmatch(before) is None:
             raise InvalidFields.at("cursor", msg="not the `next` of a page")
@@ -91,7 +91,10 @@ class Jobs:
             *([_jobs.c.state == state] if state is not None else []),
             *([_jobs.c.name == name] if name is not None else []),
         ]
-        return self._select(sql.and_(sql.true(), *conditions), limit=limit, newest_first=True)
+        listed = sql.select(*(_jobs.c[column] for column in ListedJob.model_fields)).where(sql.true(), *conditions)
+        with self._database.transaction() as connection:
+            rows = connection.execute(listed.order_by(_jobs.c.id.desc()).limit(limit)).mappings()
+            return [ListedJob.model_validate(dict(row)) for row in rows]
 
     def of_key(self, idempotency_key: str) -> Record | None:
         rows = self._select(_jobs.c.idempotency_key == idempotency_key)
@@ -256,21 +259,13 @@ class Jobs:
 
     # -- the database -------------------------------------------------------------------------------------
 
-    def _select(
-        self, condition: sql.ColumnElement[bool], *, limit: int | None = None, newest_first: bool = False
-    ) -> list[Record]:
-        order = _jobs.c.id.desc() if newest_first else _jobs.c.id
+    def _select(self, condition: sql.ColumnElement[bool]) -> list[Record]:
         with self._database.transaction() as connection:
-            return self._select_in(connection, condition, order, limit)
+            return self._select_in(connection, condition)
 
     @staticmethod
-    def _select_in(
-        connection: sql.Connection,
-        condition: sql.ColumnElement[bool],
-        order: sql.ColumnElement[str] = _jobs.c.id,
-        limit: int | None = None,
-    ) -> list[Record]:
-        return _records(connection.execute(sql.select(_jobs).where(condition).order_by(order).limit(limit)))
+    def _select_in(connection: sql.Connection, condition: sql.ColumnElement[bool]) -> list[Record]:
+        return _records(connection.execute(sql.select(_jobs).where(condition).order_by(_jobs.c.id)))
 
     def _update(self, condition: sql.ColumnElement[bool], **values: Any) -> bool:
         with self._database.transaction() as connection:

@@ -19,7 +19,7 @@ from app.ranks import RankProcesses
 from app.reach import reach
 from app.records import Records
 from app.running import Running, history_of
-from app.schemas import Job
+from app.schemas import AnyJob, Job
 from app.settings import Settings
 from app.store import Reference, Store
 from app.supervisor import Supervisor, error_of
@@ -81,11 +81,12 @@ class Runner:
         """The job under way, as it was when it was claimed."""
         return None if self._running is None else self._running.job
 
-    def freshened(self, job: Job) -> Job:
+    def freshened(self, job: AnyJob) -> AnyJob:
         """The record of the job under way, with what its worker has told since."""
         if self._running is None or job.state != "running":
             return job
-        return job.model_copy(update=self._running.told())
+        told = self._running.told()
+        return job.model_copy(update={name: told[name] for name in told.keys() & type(job).model_fields})
 
     def take(self, record: Record) -> None:
         """Begin with a job that was claimed for this; `run` is to follow."""

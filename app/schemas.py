@@ -1,6 +1,6 @@
 """What requests and answers hold: one pydantic model each. The OpenAPI document is made from these."""
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints, WithJsonSchema
 
@@ -182,8 +182,8 @@ class Progress(BaseModel):
 State = Literal["queued", "running", "succeeded", "failed", "cancelled"]
 
 
-class Job(BaseModel):
-    """One fit under way or ended."""
+class ListedJob(BaseModel):
+    """One fit under way or ended, as it stands in a list: without what grows with it."""
 
     id: str
     state: State
@@ -191,7 +191,6 @@ class Job(BaseModel):
     version: int | None = Field(None, description="Version of the dictionary, once the job has succeeded.")
     parameters: dict[str, Any]
     progress: Progress
-    loss_history: list[tuple[int, float]] = Field(default_factory=list, description="(iteration, loss), thinned.")
     attempts: int = Field(
         description="How often it was started; over 1 where a worker or the service died on it, or was stopped."
     )
@@ -205,8 +204,17 @@ class Job(BaseModel):
     error: dict[str, Any] | None = Field(None, description="A problem (RFC 9457), where the job failed.")
 
 
+class Job(ListedJob):
+    """One fit under way or ended."""
+
+    loss_history: list[tuple[int, float]] = Field(default_factory=list, description="(iteration, loss), thinned.")
+
+
+AnyJob = TypeVar("AnyJob", bound=ListedJob)
+
+
 class JobList(BaseModel):
-    jobs: list[Job]
+    jobs: list[ListedJob]
     next: str | None = Field(None, description="Where there are more: the `cursor` that continues this list.")
 
 

@@ -100,6 +100,17 @@ def test_jobs_are_listed_newest_first(client: TestClient) -> None:
     assert ([job["id"] for job in rest["jobs"]], rest["next"]) == (ids[:1], None)
 
 
+def test_a_list_leaves_out_what_grows_with_a_job(client: TestClient, worker: WorkerDouble) -> None:
+    done = client.post("/fit", json=FIT, headers={"prefer": "wait=10"}).json()
+    worker.fits_hang = True
+    running = client.post("/fit", json=FIT).json()["id"]
+    while not (of_running := client.get(f"/jobs/{running}").json())["loss_history"]:
+        time.sleep(0.01)
+    listed = client.get("/jobs").json()["jobs"]
+    assert listed == [{k: v for k, v in job.items() if k != "loss_history"} for job in (of_running, done)]
+    assert [job["progress"]["loss"] for job in listed] == [2.0, 2.0]  # as the worker told it, of both
+
+
 def test_jobs_are_listed_by_state_and_name(client: TestClient, worker: WorkerDouble) -> None:
     done = client.post("/fit", json=FIT, headers={"prefer": "wait=10"}).json()["id"]
     worker.fits_hang = True

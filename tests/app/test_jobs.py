@@ -133,8 +133,8 @@ def test_pages_states_and_names(replicas: tuple[Replica, Replica]) -> None:
 
     def page(before: str | None, **filtered: str | None) -> list[str]:
         told = {"state": None, "name": None} | filtered
-        records = replicas[1].jobs.newest(2, before=before, **told)  # type: ignore[arg-type]
-        return [record.job.id for record in records]
+        listed = replicas[1].jobs.newest(2, before=before, **told)  # type: ignore[arg-type]
+        return [job.id for job in listed]
 
     assert page(None) == ids[:2:-1]
     assert page(ids[3]) == ids[2:0:-1]
@@ -291,8 +291,8 @@ def test_a_cancel_is_asked_of_whoever_runs_the_job(replicas: tuple[Replica, Repl
     assert other.jobs.requeue(put_back, worker_died=True).job.state == "cancelled"
     other.leases.give_back()
     assert [record.job.state for record in one.take_over()] == ["cancelled"]
-    waiting = one.jobs.newest(1, before=None, state="queued", name=None)[0].job.id
+    waiting = one.jobs.newest(1, before=None, state="queued", name=None)[0].id
     one.jobs.request_cancel(waiting)  # not of one that waits
     assert other.jobs.cancel_queued(waiting)
     assert one.jobs.counts() == {"cancelled": 4}
-    assert all(record.job.ended_at for record in one.jobs.newest(9, before=None, state=None, name=None))
+    assert all(job.ended_at for job in one.jobs.newest(9, before=None, state=None, name=None))
