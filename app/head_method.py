@@ -5,6 +5,7 @@ stream of events, which may go on for hours, ends with them.
 """
 
 import asyncio
+from typing import Any
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -19,7 +20,7 @@ class HeadAsGet:
         if scope["type"] != "http" or scope["method"] != "HEAD":
             await self._app(scope, receive, send)
             return
-        as_get = scope | {"method": "GET", "extensions": {}}  # without that of answers that are one message
+        as_get: Scope = {**scope, "method": "GET", "extensions": {}}  # without that of answers that are one message
         begun: asyncio.Future[Message] = asyncio.get_running_loop().create_future()
 
         async def begin(message: Message) -> None:
@@ -27,8 +28,9 @@ class HeadAsGet:
                 begun.set_result(message)
 
         answering = asyncio.ensure_future(self._app(as_get, receive, begin))
+        either: set[asyncio.Future[Any]] = {answering, begun}
         try:
-            await asyncio.wait({answering, begun}, return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
             if begun.done():
                 scope["route"] = as_get.get("route")  # what it is counted under
                 await send(begun.result())
