@@ -110,6 +110,10 @@ class Fits:
 
     # -- what routes ask for ------------------------------------------------------------------------------
 
+    async def require_room(self, idempotency_key: str | None) -> None:
+        """Raises Overloaded where `submit` would do so now, before anything has come of the data."""
+        await self._records.read(self._jobs.require_room, self._settings.queue_jobs, idempotency_key)
+
     async def submit(
         self, parameters: FitParameters, data: Staged | Named, idempotency_key: str | None = None
     ) -> Job:

@@ -49,6 +49,8 @@ _jobs = sql.Table(  # a change here needs one in app.migrations, for databases t
     sql.Column("cancel_requested", sql.Boolean, nullable=False),  # of its owner, while it runs
 )
 
+_queued = sql.select(sql.func.count()).where(_jobs.c.state == "queued")
+
 
 @dataclass(frozen=True)
 class Record:
@@ -111,6 +113,17 @@ class Jobs:
         """Ids of the jobs that have not ended."""
         return {record.job.id for record in self._select(_jobs.c.state.in_(["queued", "running"]))}
 
+    def require_room(self, queue_jobs: int, idempotency_key: str | None) -> None:
+        """What `add` would say now of the queue; what it says later is what counts.
+
+        Raises:
+            Overloaded: so many jobs wait already, and none has the key.
+        """
+        with self._database.transaction() as connection:
+            is_full = connection.execute(_queued).scalar_one() >= queue_jobs
+        if is_full and (idempotency_key is None or self.of_key(idempotency_key) is None):
+            raise _full(queue_jobs)
+
     def counts(self) -> dict[State, int]:
         """How many jobs there are in each state."""
         statement = sql.select(_jobs.c.state, sql.func.count()).group_by(_jobs.c.state)
@@ -161,9 +174,8 @@ class Jobs:
             )
             if not is_new:
                 return None
-            queued = sql.select(sql.func.count()).where(_jobs.c.state == "queued")
-            if connection.execute(queued).scalar_one() > queue_jobs:
-                raise Overloaded(f"{queue_jobs} fits wait already; send this one again later")
+            if connection.execute(_queued).scalar_one() > queue_jobs:
+                raise _full(queue_jobs)
             if connection.execute(lease_of(owner)).first() is None:
                 raise JobsUnavailable("this service was taken for dead while the data came; send the fit again")
             return self._select_in(connection, _jobs.c.id == id)[0].job
@@ -278,6 +290,10 @@ class Jobs:
         if not rows:
             raise JobLost(f"job {attempt.job.id} is not attempt {attempt.job.attempts}'s any more")
         return rows[0]
+
+
+def _full(queue_jobs: int) -> Overloaded:
+    return Overloaded(f"{queue_jobs} fits wait already; send this one again later")
 
 
 def new_id() -> str:

@@ -342,11 +342,13 @@ def test_too_many_queued_fits(settings: Settings) -> None:
     double = WorkerDouble(small)
     double.fits_hang = True
     with TestClient(create_app(small, supervisor=double)) as client:
-        answers = [client.post("/fit", json=FIT) for _ in range(5)]
+        first = client.post("/fit", json=FIT, headers={"idempotency-key": "k"})
+        answers = [first, *(client.post("/fit", json=FIT) for _ in range(4))]
         refused = [answer for answer in answers if answer.status_code == 503]
         assert refused
         assert refused[-1].json()["type"] == "overloaded"
         assert int(refused[-1].headers["retry-after"]) > 0
+        assert client.post("/fit", json=FIT, headers={"idempotency-key": "k"}).json()["id"] == first.json()["id"]
         unended = len(client.get("/jobs").json()["jobs"])
         assert len(list(Store(small.store).activations.iterdir())) == unended == 5 - len(refused)
 

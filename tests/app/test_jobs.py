@@ -118,6 +118,19 @@ def test_no_more_wait_than_may_whoever_adds_them(replicas: tuple[Replica, Replic
     assert replicas[0].jobs.counts() == {"queued": 5}
 
 
+def test_room_is_asked_for_as_it_will_be_added_to(replicas: tuple[Replica, Replica]) -> None:
+    for made in range(3):
+        replicas[0].jobs.require_room(3, None)
+        replicas[1].add(key=f"key {made}")
+    with pytest.raises(Overloaded, match="3 fits wait already"):
+        replicas[0].jobs.require_room(3, None)
+    with pytest.raises(Overloaded):
+        replicas[0].jobs.require_room(3, "another key")
+    replicas[0].jobs.require_room(3, "key 1")  # that job is there
+    assert replicas[0].claim() is not None
+    replicas[1].jobs.require_room(3, None)
+
+
 def test_a_key_makes_one_job_whoever_adds_it(replicas: tuple[Replica, Replica]) -> None:
     with ThreadPoolExecutor(8) as pool:
         made = [job for job in pool.map(lambda i: replicas[i % 2].add(key="k"), range(8)) if job is not None]
