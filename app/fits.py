@@ -228,18 +228,18 @@ class Fits:
 
     async def _try_cancel(self, record: Record) -> None:
         """One try at ending a job where it is now; it may move on meanwhile (be claimed, lose its worker, end)."""
-        runner, turn = self._runner_of(record.job.id), self._turn
+        id, turn = record.job.id, self._turn
         if record.job.state == "queued":
-            if await self._records.write(self._jobs.cancel_queued, record.job.id):
+            if await self._records.write(self._jobs.cancel_queued, id):
                 await asyncio.to_thread(self._discard, record)
                 self._end_turn()
-        elif runner is not None:
-            await runner.cancel()
-            with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(turn.wait(), RETRY_SECONDS)
-        else:  # another process sees it when it writes how far it is, or renews its lease
-            await self._records.write(self._jobs.request_cancel, record.job.id)
-            await asyncio.sleep(0.1)
+                return
+        else:  # whoever runs it sees this when it writes how far it is, renews its lease, or would publish
+            await self._records.write(self._jobs.request_cancel, id)
+        if (runner := self._runner_of(id)) is not None:
+            await runner.cancel()  # at once
+        with contextlib.suppress(TimeoutError):  # a turn of another process is none here
+            await asyncio.wait_for(turn.wait(), 0.1 if runner is None else RETRY_SECONDS)
 
     def _runner_of(self, id: str) -> Runner | None:
         return next((runner for runner in self._runners if runner.job is not None and runner.job.id == id), None)

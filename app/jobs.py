@@ -47,6 +47,9 @@ _jobs = sql.Table(  # a change here needs one in app.migrations, for databases t
     sql.Column("request_hash", sql.String(64)),
     sql.Column("resumed_from", sql.Integer),
     sql.Column("cancel_requested", sql.Boolean, nullable=False),  # of its owner, while it runs
+    sql.Column(
+        "publishing", sql.Boolean, nullable=False
+    ),  # an attempt has begun to, or has: no cancel comes after it
 )
 
 _queued = sql.select(sql.func.count()).where(_jobs.c.state == "queued")
@@ -171,6 +174,7 @@ class Jobs:
                 idempotency_key=idempotency_key,
                 request_hash=request_hash,
                 cancel_requested=False,
+                publishing=False,
             )
             if not is_new:
                 return None
@@ -216,6 +220,14 @@ class Jobs:
     def record_data(self, attempt: Record, data: dict[str, Any]) -> None:
         self._write(attempt, data=data)
 
+    def begin_publishing(self, attempt: Record) -> bool:
+        """Whether the job is this attempt's still, and nobody wants it cancelled; then nobody can any more.
+
+        That holds for good, whoever takes the job up: this attempt may publish at any time from now on, even one that
+        is taken for dead meanwhile.
+        """
+        return self._update(sql.and_(_of(attempt), ~_jobs.c.cancel_requested), publishing=True)
+
     def succeed(self, attempt: Record, version: int) -> None:
         self._write(attempt, state="succeeded", version=version, ended_at=now(), owner=None)
 
@@ -248,14 +260,14 @@ class Jobs:
             return _records(connection.execute(taken))
 
     def cancel_queued(self, id: str) -> bool:
-        """End a job that waits; False where it does not any more."""
-        queued = sql.and_(_jobs.c.id == id, _jobs.c.state == "queued")
+        """End a job that waits; False where it does not any more, or may have a dictionary already."""
+        queued = sql.and_(_jobs.c.id == id, _jobs.c.state == "queued", ~_jobs.c.publishing)
         return self._update(queued, state="cancelled", ended_at=now())
 
     def request_cancel(self, id: str) -> None:
-        """Ask whoever runs a job to end it."""
+        """Ask whoever runs a job to end it, unless it publishes already; once this is written it never does."""
         asked = sql.and_(_jobs.c.id == id, _jobs.c.state == "running", ~_jobs.c.cancel_requested)
-        self._update(asked, cancel_requested=True)
+        self._update(sql.and_(asked, ~_jobs.c.publishing), cancel_requested=True)
 
     def delete(self, id: str) -> bool:
         """Remove the record of an ended job."""

@@ -240,7 +240,7 @@ class Runner:
                 job=job.id,
             ).version
 
-        if not await self._records.surely_read(self._jobs.is_wanted, record):
+        if not await self._records.surely(self._jobs.begin_publishing, record):
             await self._end(record, self._jobs.end_cancelled)
             return
         version = await reach(self._store, publish)

@@ -207,6 +207,7 @@ def test_what_a_lost_attempt_writes_does_not_hold(replicas, write) -> None:  # t
     with pytest.raises(JobLost):
         write(one.jobs, first)
     assert not one.jobs.is_wanted(first)
+    assert not one.jobs.begin_publishing(first)
     assert other.jobs.get(first.job.id) == before
     other.jobs.requeue(second, worker_died=False)
     third = one.claim()
@@ -287,6 +288,33 @@ def test_a_claim_whose_answer_was_lost(replicas: tuple[Replica, Replica]) -> Non
     (left,) = one.jobs.take_over(one.store.owner, {known.job.id})
     assert left.job.id == lost.job.id
     assert other.claim().job.id == lost.job.id
+
+
+def test_a_job_is_cancelled_or_published(replicas: tuple[Replica, Replica]) -> None:
+    one, other = replicas
+    outcomes = set()
+    with ThreadPoolExecutor(2) as pool:
+        for turn in range(20):
+            one.add()
+            attempt = other.claim()
+            calls = [(other.jobs.begin_publishing, attempt), (one.jobs.request_cancel, attempt.job.id)]
+            first, second = (pool.submit(*call) for call in (calls if turn % 2 else calls[::-1]))
+            told = first.result(), second.result()
+            publishes, wanted = True in told, other.jobs.is_wanted(attempt)
+            assert publishes == wanted
+            outcomes.add(publishes)
+            other.let_lease_run_out()
+            one.judge_others_now()
+            (left,) = one.take_over()
+            assert left.job.state == ("queued" if publishes else "cancelled")
+            assert not one.jobs.cancel_queued(left.job.id)  # ended, or may have a dictionary
+            if publishes:
+                again = one.claim()
+                one.jobs.request_cancel(again.job.id)
+                assert one.jobs.begin_publishing(again)
+                one.jobs.succeed(again, turn)
+            other.leases.take_another()
+    assert outcomes == {True, False}
 
 
 def test_a_cancel_is_asked_of_whoever_runs_the_job(replicas: tuple[Replica, Replica]) -> None:
