@@ -7,6 +7,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstra
 from app.arrays import Activations, Codes, Concepts, MaybeActivations
 from app.store import DictionaryRecord, Reference, check_name
 from app.worker.messages import INIT_METHODS, Dtype, Solver
+from core.conventions import EPOCHS, NEAR_DENSE_SHARE
 
 Name = Annotated[
     str,
@@ -66,7 +67,7 @@ class FitParameters(Fields):
         None,
         ge=1,
         description="How often an online fit reads each row of `files`, in memory that does not grow with them. "
-        "Large files are fitted so, by default in 3 epochs; given a number, any are. `hals` alone.",
+        f"Large files are fitted so, by default in {EPOCHS} epochs; given a number, any are. `hals` alone.",
     )
     seed: int = Field(0, ge=0, lt=2**63, description="Seed of what is random; the same seed, the same dictionary.")
     ranks: int = Field(
@@ -273,7 +274,9 @@ class Concept(BaseModel):
     nearest: list[NearConcept] = Field(description="The concepts of the largest cosines.")
     together: list[ConceptTogether] | None = Field(description="The concepts that are active in the same rows.")
     dead: bool | None = Field(description="Whether no row uses it, or it is zero.")
-    near_dense: bool | None = Field(description="Whether it is active in more than 90 % of the rows.")
+    near_dense: bool | None = Field(
+        description=f"Whether it is active in more than {100 * NEAR_DENSE_SHARE:g} % of the rows."
+    )
 
 
 class Compared(BaseModel):
