@@ -200,9 +200,11 @@ class Runner:
                     await self._requeue(running, worker_died=False)
                     return
                 case FitCancelled():
+                    await self._tell_last(record, running)
                     await self._end(record, self._jobs.end_cancelled)
                     return
                 case Failed() as failed:
+                    await self._tell_last(record, running)
                     await self._end(record, self._jobs.fail, _problem(error_of(failed)))
                     return
 
@@ -244,9 +246,14 @@ class Runner:
             await self._end(record, self._jobs.end_cancelled)
             return
         version = await reach(self._store, publish)
-        await self._records.surely(self._jobs.record_progress, record, **running.told())
+        await self._tell_last(record, running)
         await self._end(record, self._jobs.succeed, version)
         logger.info("job %s has fitted %s@%d in %.1f s", job.id, job.name, version, seconds)
+
+    async def _tell_last(self, record: Record, running: Running) -> None:
+        """Write how far a fit has come that comes no further."""
+        running.progress = running.progress.model_copy(update={"eta_seconds": None})
+        await self._records.surely(self._jobs.record_progress, record, **running.told())
 
     async def _end(self, record: Record, write: Callable[..., object], *outcome: Any) -> None:
         """Write how a job ended; its data and its checkpoint are not needed any more."""

@@ -104,6 +104,22 @@ def test_jobs_are_listed_newest_first(client: TestClient) -> None:
     assert ([job["id"] for job in rest["jobs"]], rest["next"]) == (ids[:1], None)
 
 
+@pytest.mark.parametrize("end", ["succeeded", "cancelled"])
+def test_a_job_that_has_ended_tells_how_far_it_came_and_of_no_time_to_go(
+    client: TestClient, worker: WorkerDouble, end: str
+) -> None:
+    worker.fits_hang = end == "cancelled"
+    id = client.post("/fit", json=FIT).json()["id"]
+    if end == "cancelled":
+        while client.get(f"/jobs/{id}").json()["progress"]["eta_seconds"] is None:
+            time.sleep(0.01)
+        assert client.delete(f"/jobs/{id}").json()["state"] == "cancelled"
+    job = ended(client, id)
+    assert (job["state"], job["loss_history"]) == (end, [[1, 2.0]])
+    progress = {"iteration": 1, "loss": 2.0, "eta_seconds": None}
+    assert {name: job["progress"][name] for name in progress} == progress  # type: ignore[index]
+
+
 def test_a_list_leaves_out_what_grows_with_a_job(client: TestClient, worker: WorkerDouble) -> None:
     done = client.post("/fit", json=FIT, headers={"prefer": "wait=10"}).json()
     worker.fits_hang = True
