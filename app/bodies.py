@@ -84,6 +84,7 @@ async def read_payload(
         BodyTooLarge, UnsupportedMediaType, NotAcceptable, MalformedBody, InvalidFields: as their names say.
     """
     _refuse_encodings(request)
+    _declared(request, max(settings.max_json_bytes, settings.max_body_bytes))
     incoming = _Incoming(request)
     head = await incoming.chunk()
     while len(head) < HEAD_BYTES and not incoming.ended:

@@ -1,7 +1,8 @@
 """Comparisons of dictionaries, one at a time, each in a process of its own that ends with it.
 
 The process is started as the worker is, and killed where nobody waits for it any more, where it takes too long, and
-when the service stops.
+when the service stops. Versions never change: what was found is kept for whoever asks next, and who ask for the same
+at the same time wait for one process.
 """
 
 import asyncio
@@ -10,13 +11,15 @@ import logging
 import os
 import statistics
 import sys
+from dataclasses import dataclass
 from typing import Any
 
 import msgspec
 
 from app.errors import InvalidFields, Overloaded, WorkerUnavailable
+from app.kept import KeptBytes
 from app.settings import Settings
-from app.store import DictionaryRecord
+from app.store import DictionaryRecord, Reference, Store
 from app.supervisor import error_of
 from app.worker.messages import Compare, Compared, Failed
 
@@ -25,40 +28,41 @@ logger = logging.getLogger("dictserve")
 MOST_CONCEPTS = 4096  # of either: the time grows with their cube
 MOST_WAITING = 8
 MOST_SECONDS = 120.0
+KEPT_BYTES = 16 * 1024 * 1024  # of what was found: a hundred of the largest
 ONE_THREAD = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
+
+
+@dataclass
+class _Shared:
+    """A comparison under way, and how many wait for it."""
+
+    task: asyncio.Task[bytes]
+    waiting: int = 0
 
 
 class Comparisons:
     """All methods belong to one event loop."""
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, store: Store) -> None:
         self._settings = settings
+        self._store = store
         self._turn = asyncio.Lock()
-        self._tasks: set[asyncio.Task[Compared]] = set()
+        self._kept: KeptBytes[bytes] = KeptBytes(KEPT_BYTES, len)  # as the processes wrote them, by hashes
+        self._shared: dict[tuple[str, str], _Shared] = {}  # by references: those that may be waited for, too
+        self._tasks: set[asyncio.Task[bytes]] = set()  # beside those, such as are just ending
         self._stopping = False
 
     async def between(self, a: DictionaryRecord, b: DictionaryRecord) -> dict[str, Any]:
-        """What matches in two dictionaries that are at hand. Where this is cancelled, so is the comparison.
+        """What matches in two dictionaries of which `require_comparable` holds. Where all are cancelled who ask for
+        it, so is the comparison.
 
         Raises:
-            InvalidFields: they are not of the same features, or have too many concepts.
+            UnknownDictionary: one of them was removed.
             Overloaded: others wait already, or it takes too long.
             WorkerUnavailable: its process died, or the service stops.
         """
-        _require_comparable(a, b)
-        if len(self._tasks) >= MOST_WAITING:
-            raise Overloaded(f"{MOST_WAITING} comparisons wait already, and one is made at a time; come back later")
-        if self._stopping:
-            raise WorkerUnavailable("the service stops")
-        task = asyncio.create_task(self._in_turn(a, b), name="comparison")
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
-        try:
-            compared = await task
-        except asyncio.CancelledError:
-            if self._stopping:
-                raise WorkerUnavailable("the service stops") from None
-            raise
+        found = self._kept.known((a.sha256, b.sha256))
+        compared = msgspec.json.decode(await self._found(a, b) if found is None else found, type=Compared)
         cosines = [cosine for _, _, cosine in compared.pairs]
         return {
             "a": _of(a),
@@ -74,30 +78,61 @@ class Comparisons:
         """End those under way, and have no more."""
         self._stopping = True
         for task in self._tasks:
-            task.cancel()
+            _cancel(task)
 
     async def end(self) -> None:
         """Stop, and wait until no process is left."""
         self.stop()
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
-    async def _in_turn(self, a: DictionaryRecord, b: DictionaryRecord) -> Compared:
+    async def _found(self, a: DictionaryRecord, b: DictionaryRecord) -> bytes:
+        """What a process finds, which may be under way already for another who waits."""
+        key = (_reference(a), _reference(b))
+        shared = self._shared.get(key) or self._begun(key, a, b)
+        shared.waiting += 1
+        try:
+            return await asyncio.shield(shared.task)
+        except asyncio.CancelledError:
+            if self._stopping:
+                raise WorkerUnavailable("the service stops") from None
+            raise
+        finally:
+            shared.waiting -= 1
+            if shared.waiting == 0:
+                _cancel(shared.task)
+                self._shared.pop(key, None)  # nobody is to wait for one that ends
+
+    def _begun(self, key: tuple[str, str], a: DictionaryRecord, b: DictionaryRecord) -> _Shared:
+        if len(self._tasks) >= MOST_WAITING:
+            raise Overloaded(f"{MOST_WAITING} comparisons wait already, and one is made at a time; come back later")
+        if self._stopping:
+            raise WorkerUnavailable("the service stops")
+        shared = self._shared[key] = _Shared(asyncio.create_task(self._in_turn(a, b), name="comparison"))
+        self._tasks.add(shared.task)
+        shared.task.add_done_callback(self._tasks.discard)
+        return shared
+
+    async def _in_turn(self, a: DictionaryRecord, b: DictionaryRecord) -> bytes:
+        for record in (a, b):
+            await asyncio.to_thread(self._store.bring, Reference(record.name, record.version))
         async with self._turn:
             try:
                 async with asyncio.timeout(MOST_SECONDS):
-                    return await self._compare(a, b)
+                    found = await self._compare(a, b)
             except TimeoutError:
                 told = (
                     f"the comparison was given up after {MOST_SECONDS:.0f} s; come back when there is less to do here"
                 )
                 raise Overloaded(told) from None
+        self._kept.put((a.sha256, b.sha256), found)
+        return found
 
-    async def _compare(self, a: DictionaryRecord, b: DictionaryRecord) -> Compared:
+    async def _compare(self, a: DictionaryRecord, b: DictionaryRecord) -> bytes:
         told = Compare(
             store=str(self._settings.store),
             objects=self._settings.object_store,
-            a=f"{a.name}@{a.version}",
-            b=f"{b.name}@{b.version}",
+            a=_reference(a),
+            b=_reference(b),
         )
         process = await asyncio.create_subprocess_exec(
             *(sys.executable, "-m", "app.worker.matching", str(os.getpid())),
@@ -117,19 +152,30 @@ class Comparisons:
         outcome: Compared | Failed = msgspec.json.decode(answer, type=Compared | Failed)
         if isinstance(outcome, Failed):
             raise error_of(outcome)
-        return outcome
+        return answer
 
 
-def _require_comparable(a: DictionaryRecord, b: DictionaryRecord) -> None:
+def _cancel(task: asyncio.Task[bytes]) -> None:
+    if not task.cancelling():  # twice would break off what it does at its end
+        task.cancel()
+
+
+def require_comparable(a: DictionaryRecord, b: DictionaryRecord) -> None:
+    """
+    Raises:
+        InvalidFields: they are not of the same features, or have too many concepts.
+    """
     if a.n_features != b.n_features:
-        widths = f"{b.name}@{b.version} has {b.n_features} features, {a.name}@{a.version} has {a.n_features}"
+        widths = f"{_reference(b)} has {b.n_features} features, {_reference(a)} has {a.n_features}"
         raise InvalidFields.at("b", msg=f"{widths}; only dictionaries of the same features compare")
     for place, record in (("a", a), ("b", b)):
         if record.nb_concepts > MOST_CONCEPTS:
-            told = (
-                f"{record.name}@{record.version} has {record.nb_concepts} concepts; at most {MOST_CONCEPTS} compare"
-            )
+            told = f"{_reference(record)} has {record.nb_concepts} concepts; at most {MOST_CONCEPTS} compare"
             raise InvalidFields.at(place, msg=told)
+
+
+def _reference(record: DictionaryRecord) -> str:
+    return f"{record.name}@{record.version}"
 
 
 def _of(record: DictionaryRecord) -> dict[str, Any]:

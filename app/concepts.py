@@ -13,10 +13,9 @@ from app.errors import UnknownConcept
 from app.figures_file import Figures
 from app.kept import KeptBytes
 from app.store import DictionaryRecord, Reference, Store
+from core.conventions import NEAR_DENSE_SHARE, NEIGHBOURS
 
 KEPT_BYTES = 128 * 1024 * 1024  # of D and figures that were asked for lately
-NEIGHBOURS = 10
-NEAR_DENSE_SHARE = 0.9  # as the metrics count them
 MOST_WORK = 10**9  # multiply-adds that one request is worth
 BLOCK_VALUES = 1 << 22  # of what is computed at a time
 

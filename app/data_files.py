@@ -16,9 +16,9 @@ from app.npy_file import DataFile, LeadsOut, opened, reason
 from app.settings import Settings
 from app.worker.messages import Files
 from core.checks import check_scale
+from core.conventions import EPOCHS
 from core.errors import WrongShape
 
-EPOCHS = 3  # of an online fit that was told of none
 SLICE_BYTES = 16 * 1024 * 1024  # read, checked and handed on at a time
 
 

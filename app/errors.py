@@ -312,6 +312,8 @@ def install_handlers(app: FastAPI) -> None:
         kind = HTTP_KINDS.get(error.status_code, Kind(error.status_code, "http-error", "The request failed"))
         answer = _answer(kind, _shortened(f"{error.detail}: {request.method} {request.url.path}"), [])
         answer.headers.update(error.headers or {})
+        if answer.headers.get("Allow") == "GET":
+            answer.headers["Allow"] = "GET, HEAD"  # app.head_method
         return answer.response_to(request)
 
     for cls in EXPECTED:

@@ -24,7 +24,7 @@ from app.leases import Leases
 from app.ranks import RankProcesses
 from app.records import RETRY_SECONDS, Records
 from app.runner import Runner
-from app.schemas import FitParameters, Job, State
+from app.schemas import AnyJob, FitParameters, Job, ListedJob, State
 from app.settings import Settings
 from app.shared_files import SharedFiles
 from app.store import Reference, Store, owner_of, timestamp
@@ -109,6 +109,10 @@ class Fits:
         self._records.shutdown()
 
     # -- what routes ask for ------------------------------------------------------------------------------
+
+    async def require_room(self, idempotency_key: str | None) -> None:
+        """Raises Overloaded where `submit` would do so now, before anything has come of the data."""
+        await self._records.read(self._jobs.require_room, self._settings.queue_jobs, idempotency_key)
 
     async def submit(
         self, parameters: FitParameters, data: Staged | Named, idempotency_key: str | None = None
@@ -206,9 +210,9 @@ class Fits:
 
     async def newest(
         self, limit: int, *, before: str | None = None, state: State | None = None, name: str | None = None
-    ) -> list[Job]:
-        records = await self._records.read(self._jobs.newest, limit, before=before, state=state, name=name)
-        return [self._freshened(record.job) for record in records]
+    ) -> list[ListedJob]:
+        jobs = await self._records.read(self._jobs.newest, limit, before=before, state=state, name=name)
+        return [self._freshened(job) for job in jobs]
 
     async def cancel(self, id: str) -> Job | None:
         """End a job that has not ended, and tell its record; remove the record of one that has (None)."""
@@ -224,23 +228,23 @@ class Fits:
 
     async def _try_cancel(self, record: Record) -> None:
         """One try at ending a job where it is now; it may move on meanwhile (be claimed, lose its worker, end)."""
-        runner, turn = self._runner_of(record.job.id), self._turn
+        id, turn = record.job.id, self._turn
         if record.job.state == "queued":
-            if await self._records.write(self._jobs.cancel_queued, record.job.id):
+            if await self._records.write(self._jobs.cancel_queued, id):
                 await asyncio.to_thread(self._discard, record)
                 self._end_turn()
-        elif runner is not None:
-            await runner.cancel()
-            with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(turn.wait(), RETRY_SECONDS)
-        else:  # another process sees it when it writes how far it is, or renews its lease
-            await self._records.write(self._jobs.request_cancel, record.job.id)
-            await asyncio.sleep(0.1)
+                return
+        else:  # whoever runs it sees this when it writes how far it is, renews its lease, or would publish
+            await self._records.write(self._jobs.request_cancel, id)
+        if (runner := self._runner_of(id)) is not None:
+            await runner.cancel()  # at once
+        with contextlib.suppress(TimeoutError):  # a turn of another process is none here
+            await asyncio.wait_for(turn.wait(), 0.1 if runner is None else RETRY_SECONDS)
 
     def _runner_of(self, id: str) -> Runner | None:
         return next((runner for runner in self._runners if runner.job is not None and runner.job.id == id), None)
 
-    def _freshened(self, job: Job) -> Job:
+    def _freshened(self, job: AnyJob) -> AnyJob:
         runner = self._runner_of(job.id)
         return job if runner is None else runner.freshened(job)
 

@@ -17,7 +17,7 @@ import sqlalchemy as sql
 from app.database import Database, metadata
 from app.errors import InvalidFields, JobsUnavailable, Overloaded, UnknownJob
 from app.leases import held_by, lease_of
-from app.schemas import Job, Progress, State
+from app.schemas import Job, ListedJob, Progress, State
 from app.store import now
 
 _ID = re.compile(r"[0-9a-f]{1,40}")  # others PostgreSQL may not even look for
@@ -47,7 +47,12 @@ _jobs = sql.Table(  # a change here needs one in app.migrations, for databases t
     sql.Column("request_hash", sql.String(64)),
     sql.Column("resumed_from", sql.Integer),
     sql.Column("cancel_requested", sql.Boolean, nullable=False),  # of its owner, while it runs
+    sql.Column(
+        "publishing", sql.Boolean, nullable=False
+    ),  # an attempt has begun to, or has: no cancel comes after it
 )
+
+_queued = sql.select(sql.func.count()).where(_jobs.c.state == "queued")
 
 
 @dataclass(frozen=True)
@@ -80,7 +85,7 @@ class Jobs:
             raise UnknownJob(f"there is no job {id[:60]!r}; GET /jobs lists them")
         return rows[0]
 
-    def newest(self, limit: int, *, before: str | None, state: State | None, name: str | None) -> list[Record]:
+    def newest(self, limit: int, *, before: str | None, state: State | None, name: str | None) -> list[ListedJob]:
         """Jobs in this state and of this name, newest first, older than the one whose id is ``before``."""
         if before is not None and _ID.fullmatch(before) is None:
             raise InvalidFields.at("cursor", msg="not the `next` of a page")
@@ -91,7 +96,10 @@ class Jobs:
             *([_jobs.c.state == state] if state is not None else []),
             *([_jobs.c.name == name] if name is not None else []),
         ]
-        return self._select(sql.and_(sql.true(), *conditions), limit=limit, newest_first=True)
+        listed = sql.select(*(_jobs.c[column] for column in ListedJob.model_fields)).where(sql.true(), *conditions)
+        with self._database.transaction() as connection:
+            rows = connection.execute(listed.order_by(_jobs.c.id.desc()).limit(limit)).mappings()
+            return [ListedJob.model_validate(dict(row)) for row in rows]
 
     def of_key(self, idempotency_key: str) -> Record | None:
         rows = self._select(_jobs.c.idempotency_key == idempotency_key)
@@ -107,6 +115,17 @@ class Jobs:
     def unended(self) -> set[str]:
         """Ids of the jobs that have not ended."""
         return {record.job.id for record in self._select(_jobs.c.state.in_(["queued", "running"]))}
+
+    def require_room(self, queue_jobs: int, idempotency_key: str | None) -> None:
+        """What `add` would say now of the queue; what it says later is what counts.
+
+        Raises:
+            Overloaded: so many jobs wait already, and none has the key.
+        """
+        with self._database.transaction() as connection:
+            is_full = connection.execute(_queued).scalar_one() >= queue_jobs
+        if is_full and (idempotency_key is None or self.of_key(idempotency_key) is None):
+            raise _full(queue_jobs)
 
     def counts(self) -> dict[State, int]:
         """How many jobs there are in each state."""
@@ -155,12 +174,12 @@ class Jobs:
                 idempotency_key=idempotency_key,
                 request_hash=request_hash,
                 cancel_requested=False,
+                publishing=False,
             )
             if not is_new:
                 return None
-            queued = sql.select(sql.func.count()).where(_jobs.c.state == "queued")
-            if connection.execute(queued).scalar_one() > queue_jobs:
-                raise Overloaded(f"{queue_jobs} fits wait already; send this one again later")
+            if connection.execute(_queued).scalar_one() > queue_jobs:
+                raise _full(queue_jobs)
             if connection.execute(lease_of(owner)).first() is None:
                 raise JobsUnavailable("this service was taken for dead while the data came; send the fit again")
             return self._select_in(connection, _jobs.c.id == id)[0].job
@@ -201,6 +220,14 @@ class Jobs:
     def record_data(self, attempt: Record, data: dict[str, Any]) -> None:
         self._write(attempt, data=data)
 
+    def begin_publishing(self, attempt: Record) -> bool:
+        """Whether the job is this attempt's still, and nobody wants it cancelled; then nobody can any more.
+
+        That holds for good, whoever takes the job up: this attempt may publish at any time from now on, even one that
+        is taken for dead meanwhile.
+        """
+        return self._update(sql.and_(_of(attempt), ~_jobs.c.cancel_requested), publishing=True)
+
     def succeed(self, attempt: Record, version: int) -> None:
         self._write(attempt, state="succeeded", version=version, ended_at=now(), owner=None)
 
@@ -233,14 +260,14 @@ class Jobs:
             return _records(connection.execute(taken))
 
     def cancel_queued(self, id: str) -> bool:
-        """End a job that waits; False where it does not any more."""
-        queued = sql.and_(_jobs.c.id == id, _jobs.c.state == "queued")
+        """End a job that waits; False where it does not any more, or may have a dictionary already."""
+        queued = sql.and_(_jobs.c.id == id, _jobs.c.state == "queued", ~_jobs.c.publishing)
         return self._update(queued, state="cancelled", ended_at=now())
 
     def request_cancel(self, id: str) -> None:
-        """Ask whoever runs a job to end it."""
+        """Ask whoever runs a job to end it, unless it publishes already; once this is written it never does."""
         asked = sql.and_(_jobs.c.id == id, _jobs.c.state == "running", ~_jobs.c.cancel_requested)
-        self._update(asked, cancel_requested=True)
+        self._update(sql.and_(asked, ~_jobs.c.publishing), cancel_requested=True)
 
     def delete(self, id: str) -> bool:
         """Remove the record of an ended job."""
@@ -256,21 +283,13 @@ class Jobs:
 
     # -- the database -------------------------------------------------------------------------------------
 
-    def _select(
-        self, condition: sql.ColumnElement[bool], *, limit: int | None = None, newest_first: bool = False
-    ) -> list[Record]:
-        order = _jobs.c.id.desc() if newest_first else _jobs.c.id
+    def _select(self, condition: sql.ColumnElement[bool]) -> list[Record]:
         with self._database.transaction() as connection:
-            return self._select_in(connection, condition, order, limit)
+            return self._select_in(connection, condition)
 
     @staticmethod
-    def _select_in(
-        connection: sql.Connection,
-        condition: sql.ColumnElement[bool],
-        order: sql.ColumnElement[str] = _jobs.c.id,
-        limit: int | None = None,
-    ) -> list[Record]:
-        return _records(connection.execute(sql.select(_jobs).where(condition).order_by(order).limit(limit)))
+    def _select_in(connection: sql.Connection, condition: sql.ColumnElement[bool]) -> list[Record]:
+        return _records(connection.execute(sql.select(_jobs).where(condition).order_by(_jobs.c.id)))
 
     def _update(self, condition: sql.ColumnElement[bool], **values: Any) -> bool:
         with self._database.transaction() as connection:
@@ -283,6 +302,10 @@ class Jobs:
         if not rows:
             raise JobLost(f"job {attempt.job.id} is not attempt {attempt.job.attempts}'s any more")
         return rows[0]
+
+
+def _full(queue_jobs: int) -> Overloaded:
+    return Overloaded(f"{queue_jobs} fits wait already; send this one again later")
 
 
 def new_id() -> str:

@@ -31,25 +31,28 @@ class KeptBytes(Generic[V]):
 
     def get(self, key: Hashable, make: Callable[[], V]) -> V:
         """The value, made now where it is not there; one that is too large to be kept is made each time."""
-        if (value := self._known(key)) is not None:
+        if (value := self.known(key)) is not None:
             return value
         with self._making:
-            if (value := self._known(key)) is not None:
+            if (value := self.known(key)) is not None:
                 return value
             value = make()
-            self._keep(key, value)
+            self.put(key, value)
         return value
 
-    def _known(self, key: Hashable) -> V | None:
+    def known(self, key: Hashable) -> V | None:
         with self._guard:
             if key in self._kept:
                 self._kept.move_to_end(key)
             return self._kept.get(key)
 
-    def _keep(self, key: Hashable, value: V) -> None:
+    def put(self, key: Hashable, value: V) -> None:
+        """Keep the value, unless the key has one or it is too large."""
         if self._size(value) > self._max_bytes:
             return
         with self._guard:
+            if key in self._kept:
+                return
             self._kept[key] = value
             self.nbytes += self._size(value)
             while self.nbytes > self._max_bytes:

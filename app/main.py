@@ -13,6 +13,7 @@ from app import __version__
 from app.access import Access
 from app.direct import Direct
 from app.errors import install_handlers
+from app.head_method import HeadAsGet
 from app.metrics import Metrics
 from app.observed import Observed
 from app.routes import compare, concepts, decode, dictionaries, encode, fit, health, inference, jobs, pages
@@ -78,7 +79,7 @@ def create_app(
         """Ours lies around the framework's, which what is answered directly has no use for."""
         endpoints = {"/encode": encode.encode, "/decode": decode.decode}
         endpoints |= dict.fromkeys(inference.INFER_ROUTES, inference.infer)
-        inner: ASGIApp = Direct(frameworks_stack(), endpoints, services)
+        inner: ASGIApp = HeadAsGet(Direct(frameworks_stack(), endpoints, services))
         if tokens is not None:
             inner = Access(inner, tokens, settings.metrics_open)
         inner = Observed(inner, app.state.metrics, settings.access_log)

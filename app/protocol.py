@@ -1,14 +1,19 @@
 """HTTP/1.1 by uvicorn, with what it lacks: bounds on slow clients, on headers and on connections; and answers that
 leave in one write.
 
-A connection is in one of four phases: idle, headers, body, answer. Headers have a fixed time; a body has some
-seconds and then must keep up a least rate (as Apache's mod_reqtimeout), so that a large upload may take its time and
-a trickle may not; an answer must be read as fast; and an idle connection is closed after some time. While the service
-itself does not take what was sent, no time counts. One timer looks at all connections; a request costs a few
+A connection is in one of five phases: idle, headers, body, answer, lingering. Headers have a fixed time; a body has
+some seconds and then must keep up a least rate (as Apache's mod_reqtimeout), so that a large upload may take its time
+and a trickle may not; an answer must be read as fast; and an idle connection is closed after some time. While the
+service itself does not take what was sent, no time counts. One timer looks at all connections; a request costs a few
 assignments.
+
+An answer that is given before much of its body has come is a refusal, and the last of its connection. That lingers:
+it is closed once the client has seen the answer and closes its side, or after some seconds in which what still comes
+is thrown away. Closed at once, it would be reset by what comes, and the client might lose the answer.
 """
 
 import asyncio
+import math
 from dataclasses import dataclass
 from http import HTTPStatus
 from typing import Any
@@ -20,6 +25,7 @@ from app.ready import WHOLE
 from app.settings import Settings
 
 LOOK_SECONDS = 0.5  # between two looks at all connections
+DRAINED_BYTES = 256 * 1024  # of a refused body that are waited for: a new connection costs about as much
 
 
 EXTENSIONS: dict[str, dict[object, object]] = {WHOLE: {}}  # of ASGI
@@ -60,7 +66,7 @@ class BoundedProtocol(HttpToolsProtocol):
         self.watch.begin(self)
 
     def data_received(self, data: bytes) -> None:
-        if self._refused or self._refusal is not None:
+        if self._refused or self._refusal is not None or self._phase == "lingering":
             return
         if self._phase == "idle":
             self._enter("headers")
@@ -108,7 +114,9 @@ class BoundedProtocol(HttpToolsProtocol):
         if self.transport.is_closing():
             return
         self.flow.resume_reading()
-        if self.pipeline:
+        if isinstance(self.cycle, _Cycle) and self.cycle.is_refusal:  # one that waits in the pipeline is none yet
+            self._linger()
+        elif self.pipeline:
             self._start_asgi_task(*self.pipeline.pop())
         elif self._refusal is not None:
             self._refuse(self._refusal)
@@ -143,8 +151,13 @@ class BoundedProtocol(HttpToolsProtocol):
         elif self._phase == "body" and taken > self._allowed(self._received):
             rate = f"{self.settings.min_bytes_per_second} bytes a second"
             self._refuse(RequestTimeout(f"the body came too slowly, with less than {rate}"))
-        elif self._phase == "idle" and taken > self.settings.keep_alive_seconds:
+        elif taken > self._patience():
             self.transport.close()
+
+    def _patience(self) -> float:
+        """Seconds in a phase in which nothing is owed to the client."""
+        waits = {"idle": self.settings.keep_alive_seconds, "lingering": self.settings.transfer_seconds}
+        return waits.get(self._phase, math.inf)
 
     def _allowed(self, transferred: int) -> float:
         return self.settings.transfer_seconds + transferred / self.settings.min_bytes_per_second
@@ -165,6 +178,11 @@ class BoundedProtocol(HttpToolsProtocol):
     def _enter(self, phase: str) -> None:
         self._phase, self._since, self._received = phase, self.loop.time(), 0
 
+    def _linger(self) -> None:
+        """Have the client know that nothing follows, and close when it does."""
+        self._enter("lingering")
+        self.transport.write_eof()
+
     def _refuse_headers(self) -> None:
         limit = self.settings.max_header_bytes
         self._refuse(HeadersTooLarge(f"the request's line and headers are more than {limit} bytes"))
@@ -184,9 +202,15 @@ class BoundedProtocol(HttpToolsProtocol):
 class _Cycle(RequestResponseCycle):
     """A request and its answer, which may also be one message."""
 
+    is_refusal = False  # an answer before the body
+
     async def send(self, message: Any) -> None:
+        if message["type"] == "http.response.start" and self._precedes_body():
+            self.is_refusal = True
+            message = {**message, "headers": [*message["headers"], (b"connection", b"close")]}
         if message["type"] != WHOLE:
             await super().send(message)
+            self.keep_alive = self.keep_alive or self.is_refusal  # the connection closes it, not this
             return
         if self.flow.write_paused and not self.disconnected:
             await self.flow.drain()
@@ -203,6 +227,13 @@ class _Cycle(RequestResponseCycle):
         if not self.keep_alive:
             self.transport.close()
         self.on_response()
+
+    def _precedes_body(self) -> bool:
+        """Whether so much of the body has not come, or so little is known of it, that it is not waited for."""
+        if not self.more_body:
+            return False
+        declared = dict(self.scope["headers"]).get(b"content-length", b"")
+        return self.waiting_for_100_continue or not declared.isdigit() or int(declared) > DRAINED_BYTES
 
 
 class _Watch:

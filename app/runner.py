@@ -19,7 +19,7 @@ from app.ranks import RankProcesses
 from app.reach import reach
 from app.records import Records
 from app.running import Running, history_of
-from app.schemas import Job
+from app.schemas import AnyJob, Job
 from app.settings import Settings
 from app.store import Reference, Store
 from app.supervisor import Supervisor, error_of
@@ -81,11 +81,12 @@ class Runner:
         """The job under way, as it was when it was claimed."""
         return None if self._running is None else self._running.job
 
-    def freshened(self, job: Job) -> Job:
+    def freshened(self, job: AnyJob) -> AnyJob:
         """The record of the job under way, with what its worker has told since."""
         if self._running is None or job.state != "running":
             return job
-        return job.model_copy(update=self._running.told())
+        told = self._running.told()
+        return job.model_copy(update={name: told[name] for name in told.keys() & type(job).model_fields})
 
     def take(self, record: Record) -> None:
         """Begin with a job that was claimed for this; `run` is to follow."""
@@ -199,9 +200,11 @@ class Runner:
                     await self._requeue(running, worker_died=False)
                     return
                 case FitCancelled():
+                    await self._tell_last(record, running)
                     await self._end(record, self._jobs.end_cancelled)
                     return
                 case Failed() as failed:
+                    await self._tell_last(record, running)
                     await self._end(record, self._jobs.fail, _problem(error_of(failed)))
                     return
 
@@ -239,13 +242,18 @@ class Runner:
                 job=job.id,
             ).version
 
-        if not await self._records.surely_read(self._jobs.is_wanted, record):
+        if not await self._records.surely(self._jobs.begin_publishing, record):
             await self._end(record, self._jobs.end_cancelled)
             return
         version = await reach(self._store, publish)
-        await self._records.surely(self._jobs.record_progress, record, **running.told())
+        await self._tell_last(record, running)
         await self._end(record, self._jobs.succeed, version)
         logger.info("job %s has fitted %s@%d in %.1f s", job.id, job.name, version, seconds)
+
+    async def _tell_last(self, record: Record, running: Running) -> None:
+        """Write how far a fit has come that comes no further."""
+        running.progress = running.progress.model_copy(update={"eta_seconds": None})
+        await self._records.surely(self._jobs.record_progress, record, **running.told())
 
     async def _end(self, record: Record, write: Callable[..., object], *outcome: Any) -> None:
         """Write how a job ended; its data and its checkpoint are not needed any more."""

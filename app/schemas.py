@@ -1,12 +1,13 @@
 """What requests and answers hold: one pydantic model each. The OpenAPI document is made from these."""
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints, WithJsonSchema
 
 from app.arrays import Activations, Codes, Concepts, MaybeActivations
 from app.store import DictionaryRecord, Reference, check_name
 from app.worker.messages import INIT_METHODS, Dtype, Solver
+from core.conventions import EPOCHS, NEAR_DENSE_SHARE
 
 Name = Annotated[
     str,
@@ -66,7 +67,7 @@ class FitParameters(Fields):
         None,
         ge=1,
         description="How often an online fit reads each row of `files`, in memory that does not grow with them. "
-        "Large files are fitted so, by default in 3 epochs; given a number, any are. `hals` alone.",
+        f"Large files are fitted so, by default in {EPOCHS} epochs; given a number, any are. `hals` alone.",
     )
     seed: int = Field(0, ge=0, lt=2**63, description="Seed of what is random; the same seed, the same dictionary.")
     ranks: int = Field(
@@ -182,8 +183,8 @@ class Progress(BaseModel):
 State = Literal["queued", "running", "succeeded", "failed", "cancelled"]
 
 
-class Job(BaseModel):
-    """One fit under way or ended."""
+class ListedJob(BaseModel):
+    """One fit under way or ended, as it stands in a list: without what grows with it."""
 
     id: str
     state: State
@@ -191,7 +192,6 @@ class Job(BaseModel):
     version: int | None = Field(None, description="Version of the dictionary, once the job has succeeded.")
     parameters: dict[str, Any]
     progress: Progress
-    loss_history: list[tuple[int, float]] = Field(default_factory=list, description="(iteration, loss), thinned.")
     attempts: int = Field(
         description="How often it was started; over 1 where a worker or the service died on it, or was stopped."
     )
@@ -205,8 +205,17 @@ class Job(BaseModel):
     error: dict[str, Any] | None = Field(None, description="A problem (RFC 9457), where the job failed.")
 
 
+class Job(ListedJob):
+    """One fit under way or ended."""
+
+    loss_history: list[tuple[int, float]] = Field(default_factory=list, description="(iteration, loss), thinned.")
+
+
+AnyJob = TypeVar("AnyJob", bound=ListedJob)
+
+
 class JobList(BaseModel):
-    jobs: list[Job]
+    jobs: list[ListedJob]
     next: str | None = Field(None, description="Where there are more: the `cursor` that continues this list.")
 
 
@@ -265,7 +274,9 @@ class Concept(BaseModel):
     nearest: list[NearConcept] = Field(description="The concepts of the largest cosines.")
     together: list[ConceptTogether] | None = Field(description="The concepts that are active in the same rows.")
     dead: bool | None = Field(description="Whether no row uses it, or it is zero.")
-    near_dense: bool | None = Field(description="Whether it is active in more than 90 % of the rows.")
+    near_dense: bool | None = Field(
+        description=f"Whether it is active in more than {100 * NEAR_DENSE_SHARE:g} % of the rows."
+    )
 
 
 class Compared(BaseModel):

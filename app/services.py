@@ -51,7 +51,7 @@ class Services:
         self.jobs = Jobs(self.database)
         self.fits = Fits(settings, self.jobs, self.leases, self.store, self.workers)
         self.concepts = Concepts(self.store)
-        self.comparisons = Comparisons(settings)
+        self.comparisons = Comparisons(settings, self.store)
         self.batcher = Batcher(
             (), settings.batch_rows, queue_bytes=settings.queue_bytes, queue_rows=settings.queue_rows
         )

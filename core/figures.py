@@ -9,11 +9,11 @@ from dataclasses import dataclass, fields, replace
 import torch
 
 from core.chunks import rows_of_slice, slices
+from core.conventions import NEIGHBOURS
 from core.ranks import ALONE, Ranks
 
 BINS = 20  # of a histogram
 TOP_ROWS = 10
-NEIGHBOURS = 10
 NONE = -1  # in the place of a row or concept, where there are fewer than there is room for
 # Concepts that are counted with all others at a time: at most, and so many that slices have about as many rows, for
 # adding up what a slice has counted takes as long as a hundred rows.

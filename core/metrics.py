@@ -7,6 +7,7 @@ import torch
 
 from core.batches import Batches
 from core.chunks import SMALLEST_CHUNK, Chunks
+from core.conventions import NEAR_DENSE_SHARE
 from core.dictionary import Dictionary
 from core.figures import Figures, nearest_steps
 from core.inputs import tensor
@@ -16,8 +17,6 @@ from core.sparse import SparseRows
 
 # Of rows of which codes are to be found first; sums over so many random ones are within about a tenth of a per cent.
 MOST_MEASURED, MEASURED_ORDER = 1 << 18, 0
-# A concept active in more than this share of the rows tells little about any of them.
-NEAR_DENSE_SHARE = 0.9
 DUPLICATE_COSINE = 0.95  # of two concepts that say about the same
 WORST_FEATURES = 10
 

@@ -10,13 +10,14 @@ from tqdm import tqdm
 from core import batches, inputs
 from core.batches import Rows
 from core.chunks import Chunks, slices
+from core.conventions import EPOCHS
 from core.dictionary import ENCODE_MAX_ITER, ENCODE_TOL, Dictionary
 from core.errors import InvalidParameter, NotFitted, WrongShape
 from core.estimator import Array, Estimator
 from core.fit import Callback, Fit, FitSteps, Fitted, zeros
 from core.initial import STARTS
 from core.inputs import Input, Matrix
-from core.online import EPOCHS, Memory, OnlineFit, batch_rows_for
+from core.online import Memory, OnlineFit, batch_rows_for
 from core.progress import FitProgress, run
 from core.ranks import ALONE, Ranks
 from core.scaling import times_power_of_two

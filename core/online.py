@@ -35,7 +35,6 @@ from core.solvers.hals import CONCEPTS
 from core.solvers.revival import revive
 from core.state import State
 
-EPOCHS = 3
 FORGETTING = 4.0  # ρ; 2 is as good where batches abound, 8 where they are few
 START_ITERATIONS = 100  # of the fit of the first batch
 # Of a fit over batches that are not given: as many rows, or k where that is more (D's update costs as much as the

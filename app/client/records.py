@@ -77,8 +77,8 @@ class JobRecord:
 
     @property
     def loss_history(self) -> list[tuple[int, float]]:
-        """(iteration, loss), thinned."""
-        return [(iteration, loss) for iteration, loss in self.record["loss_history"]]
+        """(iteration, loss), thinned; empty in a list of jobs, which leaves it out."""
+        return [(iteration, loss) for iteration, loss in self.record.get("loss_history", [])]
 
     def fitted(self) -> str:
         """The reference of the dictionary that an ended job has made.

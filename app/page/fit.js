@@ -20,6 +20,10 @@ const PARAMETERS = [
     help: "auto, nndsvda, random, or a dictionary to start from, as digits@1." },
   { name: "seed", label: "Seed", type: "number", min: 0, value: "0", help: "The same data, parameters and seed give the same dictionary." },
   { name: "ranks", label: "Processes", type: "number", min: 1, value: "1", help: "That share out the rows; more than 1 only where the service allows it." },
+  { name: "files", label: "Files of the service", rows: 2, placeholder: "layer4/*.npy",
+    help: "Instead of a file from here: npy files of the service's data directory, where it has one. Names or patterns, one a line." },
+  { name: "epochs", label: "Epochs", type: "number", min: 1,
+    help: "Of files of the service: how often a fit in bounded memory reads each row. Large files are fitted so anyway." },
   { name: "clip", label: "Make negative values zero", type: "checkbox", help: "Else negative values are refused, with the place of the first." },
 ];
 const FIRST = 2; // parameters that are always seen
@@ -62,17 +66,23 @@ export async function show(content, _, signal) {
     if (send.disabled) return;
     alert.replaceChildren();
     for (const [name, place] of Object.entries(wrong)) mark(name, place, "");
-    if (!draft.file) {
+    const files = draft.values.files.split("\n").map((line) => line.trim()).filter(Boolean);
+    if (!draft.file && !files.length) {
       mark("data", wrong.data, "choose a file first: drop it here, or use the button");
       zone.input.focus();
+      return;
+    }
+    if (draft.file && files.length) {
+      mark("files", wrong.files, "a file from here is chosen, too: leave out these, or open the page anew without it");
+      form.querySelector("[name=files]").focus();
       return;
     }
     send.disabled = true;
     send.textContent = "Sending…";
     try {
-      const told = Object.entries(draft.values).filter(([, value]) => value !== "" && value !== false);
-      const answer = await call("POST", `fit?${new URLSearchParams(told)}`, {
-        body: draft.file, signal, headers: { ...typeOf(draft.file), "Idempotency-Key": draft.key }, repeatable: true,
+      const { path, type, body } = files.length ? ofFiles(files) : ofFile(draft.file);
+      const answer = await call("POST", path, {
+        body, signal, headers: { "Content-Type": type, "Idempotency-Key": draft.key }, repeatable: true,
         waiting: (text) => { waiting.textContent = text; },
       });
       draft.key = newKey();
@@ -112,15 +122,31 @@ function field({ name, label, help, options, ...attributes }, wrong) {
     box.checked = draft.values[name] === true;
     return h("div", { class: "field" }, h("label", { for: id }, box, label), help_, wrong[name]);
   }
-  const input = h(options ? "select" : "input", { ...told, oninput: () => { draft.values[name] = input.value; } },
+  const input = h(options ? "select" : attributes.rows ? "textarea" : "input", { ...told, oninput: () => { draft.values[name] = input.value; } },
     (options ?? []).map((option) => h("option", { value: option }, option)));
   input.value = draft.values[name];
   return h("div", { class: "field" }, h("label", { for: id }, label), input, help_, wrong[name]);
+}
+
+/** What has been filled in, but for the files. */
+function told() {
+  return Object.entries(draft.values).filter(([name, value]) => name !== "files" && value !== "" && value !== false);
+}
+
+function ofFile(file) {
+  return { path: `fit?${new URLSearchParams(told())}`, type: typeOf(file), body: file };
+}
+
+/** In JSON, where numbers are numbers. */
+function ofFiles(files) {
+  const isNumber = (name) => PARAMETERS.find((parameter) => parameter.name === name).type === "number";
+  const fields = told().map(([name, value]) => [name, isNumber(name) ? Number(value) : value]);
+  return { path: "fit", type: "application/json", body: JSON.stringify({ ...Object.fromEntries(fields), files }) };
 }
 
 const TYPES = { npy: "application/x-npy", csv: "text/csv", safetensors: "application/vnd.safetensors" };
 
 /** By the name's end; without one that is known, the service finds out by the first bytes. */
 function typeOf(file) {
-  return { "Content-Type": TYPES[file.name.split(".").at(-1).toLowerCase()] ?? "application/octet-stream" };
+  return TYPES[file.name.split(".").at(-1).toLowerCase()] ?? "application/octet-stream";
 }

@@ -7,7 +7,7 @@ import { linkTo } from "./router.js";
 import { Table } from "./table.js";
 
 const LOOK_MS = 2000;
-const JOBS = 25; // of the newest: each comes with its losses
+const JOBS = 100; // of the newest
 const ENDED = ["succeeded", "failed", "cancelled"];
 
 export async function show(content, _, signal) {

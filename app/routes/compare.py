@@ -1,15 +1,16 @@
 """``GET /dictionaries/{a}/compare/{b}``: which concept of one dictionary is which of another."""
 
 import asyncio
-from typing import Any
 
+import orjson
 from fastapi import APIRouter, Request, Response
 
-from app.routes.dictionaries import UNCHANGED, IfNoneMatch, parsed, tagged_json
+from app import __version__
+from app.comparison import require_comparable
+from app.routes.dictionaries import JSON_TYPE, UNCHANGED, IfNoneMatch, parsed, unchanged
 from app.routes.openapi import problems
 from app.schemas import Comparison
-from app.services import Services, ServicesDep
-from app.store import Reference
+from app.services import ServicesDep
 
 router = APIRouter(prefix="/dictionaries", tags=["dictionaries"])
 
@@ -27,22 +28,24 @@ async def compare(
 ) -> Response:
     """Pairs of concepts, each in one pair at most, whose cosines together are largest (a linear assignment). Of two
     fits that differ in their seed alone, it tells how stable is what they found."""
-    comparing = asyncio.create_task(_compared(services, parsed(a, "a"), parsed(b, "b")))
+    one = await asyncio.to_thread(services.store.record, parsed(a, "a"))
+    other = await asyncio.to_thread(services.store.record, parsed(b, "b"))
+    require_comparable(one, other)
+    # What is told of two versions is the same for good, or until the service tells it otherwise.
+    tag = f"{__version__}-{one.version}-{one.sha256}-{other.version}-{other.sha256}"
+    if (known := unchanged(tag, if_none_match)) is not None:
+        return known
+    comparing = asyncio.create_task(services.comparisons.between(one, other))
     leaving = asyncio.create_task(_gone(request))
     try:
         await asyncio.wait({comparing, leaving}, return_when=asyncio.FIRST_COMPLETED)
         if not comparing.done():
             return Response(status_code=NOBODY_WAITS)
-        return tagged_json(comparing.result(), if_none_match)
+        body = orjson.dumps(comparing.result())
+        return Response(body, media_type=JSON_TYPE, headers={"ETag": f'"{tag}"'})
     finally:
         comparing.cancel()
         leaving.cancel()
-
-
-async def _compared(services: Services, a: Reference, b: Reference) -> dict[str, Any]:
-    one = await asyncio.to_thread(services.store.bring, a)
-    other = await asyncio.to_thread(services.store.bring, b)
-    return await services.comparisons.between(one, other)
 
 
 async def _gone(request: Request) -> None:

@@ -174,11 +174,18 @@ def parsed(reference: str, place: str = "reference") -> Reference:
 
 def tagged(tag: str, if_none_match: str, answer: Callable[[], Response]) -> Response:
     """The answer with its ETag, or 304 where the client has it already."""
+    response = unchanged(tag, if_none_match)
+    if response is None:
+        response = answer()
+        response.headers["ETag"] = f'"{tag}"'
+    return response
+
+
+def unchanged(tag: str, if_none_match: str) -> Response | None:
+    """304 where the client has what is tagged so."""
     etag = f'"{tag}"'
     known = {part.strip().removeprefix("W/") for part in if_none_match.split(",")}
-    response = Response(status_code=304) if {etag, "*"} & known else answer()
-    response.headers["ETag"] = etag
-    return response
+    return Response(status_code=304, headers={"ETag": etag}) if {etag, "*"} & known else None
 
 
 def tagged_json(told: Mapping[str, Any], if_none_match: str) -> Response:

@@ -48,6 +48,7 @@ async def fit(
     With the header `Prefer: wait=30` it waits up to 30 s for the job's end, and then answers 200 with its record.
     With `Idempotency-Key` a request can be sent again: the same key gives the job that it made the first time.
     """
+    await services.fits.require_room(idempotency_key)
     uploads = services.fits.uploads
     upload = uploads.new_path()
     try:

@@ -22,7 +22,7 @@ async def list_jobs(
     limit: Annotated[int, Query(ge=1, le=1000)] = 100,
     cursor: Annotated[str | None, Query(description="`next` of the page before.", max_length=40)] = None,
 ) -> JobList:
-    """A page of them; `next` is there as long as more may follow."""
+    """A page of them, without their loss histories; `next` is there as long as more may follow."""
     jobs = await services.fits.newest(limit, before=cursor, state=state, name=name)
     return JobList(jobs=jobs, next=jobs[-1].id if len(jobs) == limit else None)
 

@@ -12,6 +12,7 @@ from fastapi.testclient import TestClient
 from app import comparison
 from app.comparison import Comparisons
 from app.errors import Overloaded, WorkerUnavailable
+from app.kept import KeptBytes
 from app.settings import Settings
 from app.store import DictionaryRecord, Reference, Store
 from core.matching import match
@@ -67,6 +68,83 @@ def test_a_comparison(client: TestClient, both: None) -> None:
     assert children() == []
 
 
+@pytest.fixture
+def made(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, ...]]:
+    """The references of the comparisons for which a process was started."""
+    made, real = [], Comparisons._compare
+
+    async def counted(self: Comparisons, a: DictionaryRecord, b: DictionaryRecord) -> bytes:
+        made.append(tuple(f"{record.name}@{record.version}" for record in (a, b)))
+        return await real(self, a, b)
+
+    monkeypatch.setattr(Comparisons, "_compare", counted)
+    return made
+
+
+def test_what_was_found_is_kept_by_what_was_compared(
+    client: TestClient, store: Store, both: None, made: list[tuple[str, ...]]
+) -> None:
+    first = client.get("/dictionaries/a/compare/b")
+    again = client.get("/dictionaries/a@1/compare/b")
+    assert (again.content, again.headers["etag"]) == (first.content, first.headers["etag"])
+    publish(store, "same", B)
+    same = client.get("/dictionaries/a/compare/same").json()
+    assert same["b"]["dictionary"] == "same"
+    assert same["matches"] == first.json()["matches"]
+    assert made == [("a@1", "b@1")]
+
+    publish(store, "b", B[::-1])  # another version, with another order of its concepts
+    known = {"if-none-match": first.headers["etag"]}
+    newer = client.get("/dictionaries/a/compare/b", headers=known)
+    assert newer.status_code == 200
+    assert newer.headers["etag"] != first.headers["etag"]
+    assert [pair["b"] for pair in newer.json()["matches"]] == [8 - pair["b"] for pair in first.json()["matches"]]
+    assert made == [("a@1", "b@1"), ("a@1", "b@2")]
+
+
+def test_a_tag_that_is_known_is_answered_without_comparing(
+    client: TestClient, both: None, made: list[tuple[str, ...]]
+) -> None:
+    tag = client.head("/dictionaries/a/compare/b").headers["etag"]
+    assert made == [("a@1", "b@1")]
+    comparisons = client.app.state.services.comparisons  # type: ignore[attr-defined]
+    comparisons._kept = KeptBytes(0, len)
+    known = client.get("/dictionaries/a/compare/b", headers={"if-none-match": f"W/{tag}"})
+    assert (known.status_code, known.headers["etag"], known.content) == (304, tag, b"")
+    assert len(made) == 1
+    assert client.get("/dictionaries/a/compare/wide", headers={"if-none-match": "*"}).status_code == 422
+
+
+def test_what_was_removed_is_not_told_from_what_is_kept(client: TestClient, both: None) -> None:
+    tag = client.get("/dictionaries/a/compare/b").headers["etag"]
+    assert client.delete("/dictionaries/b@1").status_code == 204
+    for headers in ({}, {"if-none-match": tag}):
+        answer = client.get("/dictionaries/a/compare/b", headers=headers)
+        assert (answer.status_code, answer.json()["type"]) == (404, "unknown-dictionary")
+
+
+def test_who_ask_for_the_same_at_once_share_a_process(
+    settings: Settings,
+    store: Store,
+    records: tuple[DictionaryRecord, DictionaryRecord],
+    made: list[tuple[str, ...]],
+) -> None:
+    async def share() -> None:
+        comparisons = Comparisons(settings, store)
+        waiting = [asyncio.create_task(comparisons.between(*records)) for _ in range(3 * comparison.MOST_WAITING)]
+        await asyncio.to_thread(eventually, lambda: len(made) == 1)
+        waiting[0].cancel()  # the one that began it: the others wait on
+        first, *others = await asyncio.gather(*waiting, return_exceptions=True)
+        assert isinstance(first, asyncio.CancelledError)
+        assert others[0]["n_features"] == 5  # type: ignore[index]
+        assert all(other == others[0] for other in others)
+        assert await comparisons.between(*records) == others[0]
+        await comparisons.end()
+
+    asyncio.run(share())
+    assert made == [("a@1", "b@1")]
+
+
 def test_what_does_not_compare(client: TestClient, both: None, monkeypatch: pytest.MonkeyPatch) -> None:
     for path, status, said in (
         ("a/compare/wide", 422, "wide@1 has 7 features, a@1 has 5"),
@@ -110,10 +188,10 @@ def forever(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 
 def test_a_process_ends_with_whoever_waited_for_it(
-    settings: Settings, records: tuple[DictionaryRecord, DictionaryRecord], forever: None
+    settings: Settings, store: Store, records: tuple[DictionaryRecord, DictionaryRecord], forever: None
 ) -> None:
     async def leave() -> None:
-        comparisons = Comparisons(settings)
+        comparisons = Comparisons(settings, store)
         waiting = asyncio.create_task(comparisons.between(*records))
         await asyncio.to_thread(eventually, lambda: len(children()) == 1)
         waiting.cancel()
@@ -127,24 +205,31 @@ def test_a_process_ends_with_whoever_waited_for_it(
 
 def test_one_that_takes_too_long_is_given_up(
     settings: Settings,
+    store: Store,
     records: tuple[DictionaryRecord, DictionaryRecord],
     forever: None,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(comparison, "MOST_SECONDS", 0.2)
     with pytest.raises(Overloaded, match="given up"):
-        asyncio.run(Comparisons(settings).between(*records))
+        asyncio.run(Comparisons(settings, store).between(*records))
 
 
 def test_a_stop_ends_those_under_way_and_waiting(
-    settings: Settings, records: tuple[DictionaryRecord, DictionaryRecord], forever: None
+    settings: Settings,
+    store: Store,
+    records: tuple[DictionaryRecord, DictionaryRecord],
+    forever: None,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     async def stop() -> None:
-        comparisons = Comparisons(settings)
-        waiting = [asyncio.create_task(comparisons.between(*records)) for _ in range(comparison.MOST_WAITING)]
+        comparisons = Comparisons(settings, store)
+        others = [records[1].model_copy(update={"version": i}) for i in range(1, comparison.MOST_WAITING + 1)]
+        monkeypatch.setattr(store, "bring", lambda reference: None)  # of versions that there are not
+        waiting = [asyncio.create_task(comparisons.between(records[0], other)) for other in others]
         await asyncio.to_thread(eventually, lambda: len(children()) == 1)
         with pytest.raises(Overloaded, match="wait already"):
-            await comparisons.between(*records)
+            await comparisons.between(records[1], records[0])
         await comparisons.end()
         outcomes = await asyncio.gather(*waiting, return_exceptions=True)
         assert {type(outcome) for outcome in outcomes} == {WorkerUnavailable}
@@ -155,10 +240,10 @@ def test_a_stop_ends_those_under_way_and_waiting(
 
 
 def test_a_process_that_dies_is_told(
-    settings: Settings, records: tuple[DictionaryRecord, DictionaryRecord], forever: None
+    settings: Settings, store: Store, records: tuple[DictionaryRecord, DictionaryRecord], forever: None
 ) -> None:
     async def kill() -> None:
-        waiting = asyncio.create_task(Comparisons(settings).between(*records))
+        waiting = asyncio.create_task(Comparisons(settings, store).between(*records))
         await asyncio.to_thread(eventually, lambda: len(children()) == 1)
         os.kill(int(children()[0]), 9)
         with pytest.raises(WorkerUnavailable, match="died"):

@@ -223,11 +223,9 @@ def test_damaged_figures_do_not_hide_their_dictionary(client: TestClient, store:
     assert client.get(URL).status_code == 200
 
 
-def test_a_share_that_is_near_dense_is_that_of_the_metrics() -> None:
-    from core import figures, metrics
+def test_the_figures_that_are_read_are_those_of_a_fit() -> None:
+    from core import figures
 
-    assert concepts.NEAR_DENSE_SHARE == metrics.NEAR_DENSE_SHARE
-    assert concepts.NEIGHBOURS == figures.NEIGHBOURS
     assert set(figures_file.TENSORS) == set(figures.Figures.__dataclass_fields__)
 
 

@@ -1,13 +1,17 @@
 """``/fit`` and ``/jobs``: from the accepted request to the published dictionary, whatever happens in between."""
 
+import threading
 import time
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 import pytest
 from fastapi.testclient import TestClient
 
+from app.jobs import ENDED, Jobs
 from app.main import create_app
 from app.settings import Settings
 from app.store import Reference, Store
@@ -98,6 +102,33 @@ def test_jobs_are_listed_newest_first(client: TestClient) -> None:
     assert ([job["id"] for job in first["jobs"]], first["next"]) == (ids[:0:-1], ids[1])
     rest = client.get(f"/jobs?limit=2&cursor={first['next']}").json()
     assert ([job["id"] for job in rest["jobs"]], rest["next"]) == (ids[:1], None)
+
+
+@pytest.mark.parametrize("end", ["succeeded", "cancelled"])
+def test_a_job_that_has_ended_tells_how_far_it_came_and_of_no_time_to_go(
+    client: TestClient, worker: WorkerDouble, end: str
+) -> None:
+    worker.fits_hang = end == "cancelled"
+    id = client.post("/fit", json=FIT).json()["id"]
+    if end == "cancelled":
+        while client.get(f"/jobs/{id}").json()["progress"]["eta_seconds"] is None:
+            time.sleep(0.01)
+        assert client.delete(f"/jobs/{id}").json()["state"] == "cancelled"
+    job = ended(client, id)
+    assert (job["state"], job["loss_history"]) == (end, [[1, 2.0]])
+    progress = {"iteration": 1, "loss": 2.0, "eta_seconds": None}
+    assert {name: job["progress"][name] for name in progress} == progress  # type: ignore[index]
+
+
+def test_a_list_leaves_out_what_grows_with_a_job(client: TestClient, worker: WorkerDouble) -> None:
+    done = client.post("/fit", json=FIT, headers={"prefer": "wait=10"}).json()
+    worker.fits_hang = True
+    running = client.post("/fit", json=FIT).json()["id"]
+    while not (of_running := client.get(f"/jobs/{running}").json())["loss_history"]:
+        time.sleep(0.01)
+    listed = client.get("/jobs").json()["jobs"]
+    assert listed == [{k: v for k, v in job.items() if k != "loss_history"} for job in (of_running, done)]
+    assert [job["progress"]["loss"] for job in listed] == [2.0, 2.0]  # as the worker told it, of both
 
 
 def test_jobs_are_listed_by_state_and_name(client: TestClient, worker: WorkerDouble) -> None:
@@ -320,6 +351,72 @@ def test_a_job_published_before_a_crash_is_not_fitted_again(settings: Settings, 
     assert len(worker.fits) == 1
 
 
+@dataclass
+class Publishing:
+    """Publishing held up: ``begun`` once it has, until ``go`` is set."""
+
+    begun: threading.Event = field(default_factory=threading.Event)
+    go: threading.Event = field(default_factory=threading.Event)
+
+
+@pytest.fixture
+def publishing(monkeypatch: pytest.MonkeyPatch) -> Iterator[Publishing]:
+    held, publish = Publishing(), Store.publish
+
+    def when_told(*args: object, **told: object) -> object:
+        held.begun.set()
+        assert held.go.wait(30)
+        return publish(*args, **told)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(Store, "publish", when_told)
+    yield held
+    held.go.set()
+
+
+def test_a_cancel_while_it_publishes_is_answered_with_what_became_of_it(
+    client: TestClient, store: Store, publishing: Publishing
+) -> None:
+    id = client.post("/fit", json=FIT).json()["id"]
+    assert publishing.begun.wait(10)
+    with ThreadPoolExecutor(1) as pool:
+        cancelling = pool.submit(client.delete, f"/jobs/{id}")
+        time.sleep(0.1)
+        publishing.go.set()
+        answer = cancelling.result()
+    assert (answer.status_code, answer.json()["state"], answer.json()["version"]) == (200, "succeeded", 1)
+    assert store.versions("digits") == [1]
+
+
+def test_a_job_that_publishes_is_not_cancelled_by_whoever_takes_it_up(
+    client: TestClient, store: Store, publishing: Publishing
+) -> None:
+    """A process that is held up there, or dies, may have published it, or may yet."""
+    jobs: Jobs = client.app.state.services.jobs  # type: ignore[attr-defined]
+    id = client.post("/fit", json=FIT).json()["id"]
+    assert publishing.begun.wait(10)
+    jobs.request_cancel(id)  # as another process does
+    owner = client.app.state.services.store.owner  # type: ignore[attr-defined]
+    assert [record.job.id for record in jobs.take_over(owner, ())] == [id]  # as one that takes its owner for dead
+    assert not jobs.cancel_queued(id)
+    assert jobs.get(id).job.state not in ENDED
+    publishing.go.set()
+    job = ended(client, id)
+    assert (job["state"], job["version"], store.versions("digits")) == ("succeeded", 1, [1])
+
+
+def test_what_was_to_be_cancelled_before_it_published_leaves_no_version(
+    client: TestClient, store: Store, worker: WorkerDouble, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Though its fit ends as the cancel comes."""
+    jobs: Jobs = client.app.state.services.jobs  # type: ignore[attr-defined]
+    begin = Jobs.begin_publishing
+    monkeypatch.setattr(
+        Jobs, "begin_publishing", lambda self, attempt: (jobs.request_cancel(attempt.job.id), begin(self, attempt))[1]
+    )
+    job = ended(client, client.post("/fit", json=FIT).json()["id"])
+    assert (job["state"], job["version"], store.versions("digits")) == ("cancelled", None, [])
+
+
 def jobs_row(id: object) -> object:
     from app.jobs import _jobs
 
@@ -331,11 +428,13 @@ def test_too_many_queued_fits(settings: Settings) -> None:
     double = WorkerDouble(small)
     double.fits_hang = True
     with TestClient(create_app(small, supervisor=double)) as client:
-        answers = [client.post("/fit", json=FIT) for _ in range(5)]
+        first = client.post("/fit", json=FIT, headers={"idempotency-key": "k"})
+        answers = [first, *(client.post("/fit", json=FIT) for _ in range(4))]
         refused = [answer for answer in answers if answer.status_code == 503]
         assert refused
         assert refused[-1].json()["type"] == "overloaded"
         assert int(refused[-1].headers["retry-after"]) > 0
+        assert client.post("/fit", json=FIT, headers={"idempotency-key": "k"}).json()["id"] == first.json()["id"]
         unended = len(client.get("/jobs").json()["jobs"])
         assert len(list(Store(small.store).activations.iterdir())) == unended == 5 - len(refused)
 

@@ -118,6 +118,19 @@ def test_no_more_wait_than_may_whoever_adds_them(replicas: tuple[Replica, Replic
     assert replicas[0].jobs.counts() == {"queued": 5}
 
 
+def test_room_is_asked_for_as_it_will_be_added_to(replicas: tuple[Replica, Replica]) -> None:
+    for made in range(3):
+        replicas[0].jobs.require_room(3, None)
+        replicas[1].add(key=f"key {made}")
+    with pytest.raises(Overloaded, match="3 fits wait already"):
+        replicas[0].jobs.require_room(3, None)
+    with pytest.raises(Overloaded):
+        replicas[0].jobs.require_room(3, "another key")
+    replicas[0].jobs.require_room(3, "key 1")  # that job is there
+    assert replicas[0].claim() is not None
+    replicas[1].jobs.require_room(3, None)
+
+
 def test_a_key_makes_one_job_whoever_adds_it(replicas: tuple[Replica, Replica]) -> None:
     with ThreadPoolExecutor(8) as pool:
         made = [job for job in pool.map(lambda i: replicas[i % 2].add(key="k"), range(8)) if job is not None]
@@ -133,8 +146,8 @@ def test_pages_states_and_names(replicas: tuple[Replica, Replica]) -> None:
 
     def page(before: str | None, **filtered: str | None) -> list[str]:
         told = {"state": None, "name": None} | filtered
-        records = replicas[1].jobs.newest(2, before=before, **told)  # type: ignore[arg-type]
-        return [record.job.id for record in records]
+        listed = replicas[1].jobs.newest(2, before=before, **told)  # type: ignore[arg-type]
+        return [job.id for job in listed]
 
     assert page(None) == ids[:2:-1]
     assert page(ids[3]) == ids[2:0:-1]
@@ -194,6 +207,7 @@ def test_what_a_lost_attempt_writes_does_not_hold(replicas, write) -> None:  # t
     with pytest.raises(JobLost):
         write(one.jobs, first)
     assert not one.jobs.is_wanted(first)
+    assert not one.jobs.begin_publishing(first)
     assert other.jobs.get(first.job.id) == before
     other.jobs.requeue(second, worker_died=False)
     third = one.claim()
@@ -276,6 +290,33 @@ def test_a_claim_whose_answer_was_lost(replicas: tuple[Replica, Replica]) -> Non
     assert other.claim().job.id == lost.job.id
 
 
+def test_a_job_is_cancelled_or_published(replicas: tuple[Replica, Replica]) -> None:
+    one, other = replicas
+    outcomes = set()
+    with ThreadPoolExecutor(2) as pool:
+        for turn in range(20):
+            one.add()
+            attempt = other.claim()
+            calls = [(other.jobs.begin_publishing, attempt), (one.jobs.request_cancel, attempt.job.id)]
+            first, second = (pool.submit(*call) for call in (calls if turn % 2 else calls[::-1]))
+            told = first.result(), second.result()
+            publishes, wanted = True in told, other.jobs.is_wanted(attempt)
+            assert publishes == wanted
+            outcomes.add(publishes)
+            other.let_lease_run_out()
+            one.judge_others_now()
+            (left,) = one.take_over()
+            assert left.job.state == ("queued" if publishes else "cancelled")
+            assert not one.jobs.cancel_queued(left.job.id)  # ended, or may have a dictionary
+            if publishes:
+                again = one.claim()
+                one.jobs.request_cancel(again.job.id)
+                assert one.jobs.begin_publishing(again)
+                one.jobs.succeed(again, turn)
+            other.leases.take_another()
+    assert outcomes == {True, False}
+
+
 def test_a_cancel_is_asked_of_whoever_runs_the_job(replicas: tuple[Replica, Replica]) -> None:
     one, other = replicas
     for _ in range(4):
@@ -291,8 +332,8 @@ def test_a_cancel_is_asked_of_whoever_runs_the_job(replicas: tuple[Replica, Repl
     assert other.jobs.requeue(put_back, worker_died=True).job.state == "cancelled"
     other.leases.give_back()
     assert [record.job.state for record in one.take_over()] == ["cancelled"]
-    waiting = one.jobs.newest(1, before=None, state="queued", name=None)[0].job.id
+    waiting = one.jobs.newest(1, before=None, state="queued", name=None)[0].id
     one.jobs.request_cancel(waiting)  # not of one that waits
     assert other.jobs.cancel_queued(waiting)
     assert one.jobs.counts() == {"cancelled": 4}
-    assert all(record.job.ended_at for record in one.jobs.newest(9, before=None, state=None, name=None))
+    assert all(job.ended_at for job in one.jobs.newest(9, before=None, state=None, name=None))

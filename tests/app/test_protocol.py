@@ -32,6 +32,7 @@ class Socket(asyncio.Transport):
         super().__init__()
         self.written: list[bytes] = []
         self.closed = False
+        self.ended = False  # this side of it
 
     def write(self, data: bytes) -> None:  # type: ignore[override]
         self.written.append(bytes(data))
@@ -41,6 +42,9 @@ class Socket(asyncio.Transport):
 
     def close(self) -> None:
         self.closed = True
+
+    def write_eof(self) -> None:
+        self.ended = True
 
     def get_write_buffer_size(self) -> int:
         return 0
@@ -71,7 +75,9 @@ def served(settings: Settings, sent: list[bytes], answers: int) -> Socket:
             async with asyncio.timeout(10):
                 while state.total_requests < answers:  # noqa: ASYNC110 - uvicorn counts, and tells nobody
                     await asyncio.sleep(0.01)
-            connection.connection_lost(None)
+            closed = socket.closed
+            connection.connection_lost(None)  # which closes it, too
+            socket.closed = closed
         return socket
 
     return asyncio.run(run())
@@ -137,3 +143,47 @@ def test_large_answers_and_problems_are_written_as_they_were(settings: Settings)
     status, headers, body = read(b"".join(socket.written[-2:]))
     assert (status, headers[b"x-request-id"]) == (b"HTTP/1.1 404 Not Found", b"r")
     assert json.loads(body)["type"] == "unknown-dictionary"
+
+
+@pytest.fixture
+def full(settings: Settings) -> Settings:
+    """With room for one fit, which nobody runs."""
+    return settings.model_copy(update={"fits": False, "queue_jobs": 1})
+
+
+FIT = "/fit?name=a&nb_concepts=1"
+
+
+@pytest.mark.parametrize(
+    "told",
+    [
+        "Content-Length: 1000000000\r\n",
+        "Content-Length: 20\r\nExpect: 100-continue\r\n",
+        "Transfer-Encoding: chunked\r\n",
+    ],
+    ids=["long", "asks before it sends", "of unknown length"],
+)
+def test_a_full_queue_is_told_before_the_body_has_come(full: Settings, told: str) -> None:
+    begun = f"POST {FIT} HTTP/1.1\r\nHost: x\r\n{told}\r\n".encode()
+    socket = served(full, [request(path=FIT), begun], 2)
+    accepted, refused = b"".join(socket.written).split(b"HTTP/1.1 ")[1:]
+    assert accepted.startswith(b"202")
+    status, headers, body = read(refused)
+    assert (status, headers[b"connection"]) == (b"503 Service Unavailable", b"close")
+    assert int(headers[b"retry-after"]) > 0
+    assert json.loads(body)["type"] == "overloaded"
+    assert (socket.ended, socket.closed) == (True, False)  # which would reset it under who still sends
+
+
+def test_what_comes_after_a_refusal_is_thrown_away(full: Settings) -> None:
+    begun = f"POST {FIT} HTTP/1.1\r\nHost: x\r\nContent-Length: 1000000000\r\n\r\n".encode()
+    socket = served(full, [request(path=FIT), begun, *[request(path=FIT)] * 50], 2)
+    assert b"".join(socket.written).count(b"HTTP/1.1 ") == 2
+
+
+def test_a_connection_goes_on_after_the_refusal_of_a_small_body(full: Settings) -> None:
+    small = request(path=FIT)
+    socket = served(full, [small, small[: -len(BODY)], BODY + request(path="/fit")], 3)
+    statuses = [answer[:3] for answer in b"".join(socket.written).split(b"HTTP/1.1 ")[1:]]
+    assert statuses == [b"202", b"503", b"503"]
+    assert (socket.ended, socket.closed) == (False, False)

@@ -10,7 +10,7 @@ from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import Browser, FilePayload, Locator, Page, expect
 from sklearn.datasets import load_digits
 
-from app.schemas import FitParameters
+from app.schemas import FitParameters, FitRequest
 from app.worker.messages import Solver
 from demo.digits import split_digits
 from demo.service import npy
@@ -32,6 +32,16 @@ VIEWS = {
     "compare": "compare/digits@1/digits@2",
     "service": "service",
 }
+
+
+@pytest.fixture(scope="module")
+def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
+    """With a data directory."""
+    folder = tmp_path_factory.mktemp("page")
+    (folder / "data").mkdir()
+    service = Service(folder / "models", DICTSERVE_DATA_DIR=str(folder / "data")).start()
+    yield service
+    assert service.stop() == 0
 
 
 @pytest.fixture(scope="module")
@@ -117,11 +127,43 @@ def test_the_form_has_the_parameters_of_a_fit(visit: Visit) -> None:
     page = visit.open("fit")
     page.get_by_text("More parameters").click()
     shown = set(page.locator("form [name]").evaluate_all("(all) => all.map((one) => one.name)"))
-    assert shown == set(FitParameters.model_fields) - {"epochs"} | {"clip"}  # epochs are of `files` alone
+    assert shown == set(FitRequest.model_fields) - {"data"}
     for name, parameter in FitParameters.model_fields.items():
-        if name in shown and not parameter.is_required():
-            assert page.locator(f"[name={name}]").input_value() == str(parameter.default), name
+        if not parameter.is_required():
+            default = "" if parameter.default is None else str(parameter.default)
+            assert page.locator(f"[name={name}]").input_value() == default, name
     assert page.locator("[name=solver] option").all_inner_texts() == list(Solver.__args__)  # type: ignore[attr-defined]
+
+
+def test_a_fit_of_files_of_the_service(visit: Visit, filled: Service) -> None:
+    for i in range(2):
+        (filled.store.parent / "data" / f"rows {i}.npy").write_bytes(npy(np.ones((3 + i, 4), np.float32)))
+    page = visit.open("fit")
+    page.get_by_text("More parameters").click()
+    page.get_by_label("Name").fill("of-files")
+    page.get_by_label("Concepts").fill("2")
+    page.get_by_label("Epochs").fill("1")
+    page.get_by_label("Files of the service").fill("../rows 1.npy")
+    page.get_by_role("button", name="Start the fit").click()
+    expect(page.get_by_label("Files of the service")).to_have_attribute("aria-invalid", "true")
+    visit.errors.clear()  # of the refusal, which browsers log
+    page.get_by_label("Files of the service").fill("rows 1.npy\n\nrows [0].npy\n")
+    page.get_by_role("button", name="Start the fit").click()
+    expect(page.get_by_text("succeeded")).to_be_visible()
+    told = filled.client.get("/dictionaries/of-files").json()
+    assert told["data"]["files"] == [{"name": "rows 1.npy", "rows": 4}, {"name": "rows 0.npy", "rows": 3}]
+    assert told["parameters"]["epochs"] == 1
+    filled.client.delete("/dictionaries/of-files").raise_for_status()
+
+
+def test_a_file_and_files_are_one_too_many(visit: Visit) -> None:
+    page = visit.open("fit")
+    visit.drop(page.locator(".drop"), "rows.csv", b"1,0\n0,3\n")
+    page.get_by_text("More parameters").click()
+    page.get_by_label("Files of the service").fill("*.npy")
+    page.get_by_role("button", name="Start the fit").click()
+    expect(page.get_by_label("Files of the service")).to_be_focused()
+    expect(page.get_by_text("a file from here is chosen, too")).to_be_visible()
 
 
 def test_a_fit_under_way_is_followed_and_cancelled(visit: Visit) -> None:

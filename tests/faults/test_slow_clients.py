@@ -88,6 +88,18 @@ def rest_of(connection: socket.socket) -> bytes:
     return text
 
 
+def trickle_until_reset(connection: socket.socket) -> float:
+    """Send a byte at a time until the other side has closed: after how many seconds it had."""
+    begun = time.monotonic()
+    while time.monotonic() - begun < 10:
+        try:
+            connection.sendall(b"x")
+        except (BrokenPipeError, ConnectionResetError):
+            break
+        time.sleep(0.02)
+    return time.monotonic() - begun
+
+
 def served_once(connection: socket.socket) -> None:
     connection.sendall(b"GET /livez HTTP/1.1\r\nHost: x\r\n\r\n")
     text = b""
@@ -123,6 +135,17 @@ def test_an_idle_connection_is_closed(service: Service) -> None:
         begun = time.monotonic()
         assert connection.recv(1) == b""
         assert 1.5 < time.monotonic() - begun < 4
+
+
+def test_a_refusal_reaches_who_goes_on_sending(service: Service) -> None:
+    head = HEAD.replace(str(len(BODY)).encode(), str(10 << 30).encode())
+    with connected(service) as connection:
+        connection.sendall(head)
+        for _ in range(100):  # more than the buffers of both sides
+            connection.sendall(bytes(1 << 20))
+        status, problem = answer_of(connection)
+        assert (status, problem["type"]) == (413, "body-too-large")
+        assert trickle_until_reset(connection) < 5
 
 
 @pytest.mark.parametrize("path", ["/encode?dictionary=d", "/fit?name=slow&nb_concepts=2"])
