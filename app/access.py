@@ -6,7 +6,8 @@ from collections.abc import Mapping
 from fastapi import Request
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from app.errors import PROTOCOL, AppError, Forbidden, Unauthorized, problem_of
+from app.errors import AppError, Forbidden, Unauthorized
+from app.problems import PROTOCOL, problem_of
 from app.tokens import READ, WRITE, Caller, TokenFile
 
 OPEN = {"/livez", "/readyz", f"{PROTOCOL}/health/live", f"{PROTOCOL}/health/ready"}

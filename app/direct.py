@@ -11,7 +11,7 @@ from fastapi import Request, Response
 from starlette.routing import compile_path
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from app.errors import problem_of
+from app.problems import problem_of
 from app.services import Services
 
 ROUTE = "dictserve.route"  # of an ASGI scope: the route that was answered here

@@ -30,27 +30,23 @@
     └── WorkerFailed           the worker met an error of its own
         └── DeviceOutOfMemory  ... for want of memory
 
-Errors of ``core`` (``core.errors.CoreError``) are in the table too. Routes raise these and nothing of HTTP.
+Errors of ``core`` (``core.errors.CoreError``) are in the table too. Routes raise these and nothing of HTTP; their
+answers are made in ``app.problems``, and the worker knows them without a web framework.
 """
 
-import logging
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from types import MappingProxyType
-
-import msgspec
-import pydantic
-from fastapi import FastAPI, Request, Response
-from fastapi.exceptions import RequestValidationError
-from starlette.exceptions import HTTPException
+from typing import TYPE_CHECKING
 
 from core.errors import CoreError
 
-logger = logging.getLogger("dictserve")
+if TYPE_CHECKING:
+    import pydantic
+    from fastapi.exceptions import RequestValidationError
 
 MAX_ERRORS = 20  # of one problem; a body with a million bad numbers gets no megabyte of answer
 MAX_MESSAGE_CHARACTERS = 300
-PROTOCOL = "/v2"  # where the Open Inference Protocol is spoken
 
 Location = tuple[str | int, ...]
 
@@ -133,7 +129,7 @@ class InvalidFields(AppError):
         return cls([FieldError(loc, msg)])
 
     @classmethod
-    def from_pydantic(cls, error: pydantic.ValidationError | RequestValidationError) -> "InvalidFields":
+    def from_pydantic(cls, error: "pydantic.ValidationError | RequestValidationError") -> "InvalidFields":
         found = error.errors()
         return cls([_field_error(entry) for entry in found[:MAX_ERRORS]], count=len(found))
 
@@ -242,97 +238,10 @@ KINDS: Mapping[type[Exception], Kind] = {
 EXPECTED = tuple(KINDS)  # what a route may raise; anything else is a fault of the service's own
 INTERNAL = Kind(500, "internal-error", "Something is wrong in the service")
 
-HTTP_KINDS: Mapping[int, Kind] = {
-    404: Kind(404, "not-found", "No such resource"),
-    405: Kind(405, "method-not-allowed", "The resource does not take this method"),
-}
-
-
-class Problem(msgspec.Struct, omit_defaults=True):
-    """A problem of RFC 9457. ``type`` is a slug that stays the same from version to version."""
-
-    type: str
-    title: str
-    status: int
-    detail: str
-    errors: list[dict[str, object]] = msgspec.field(default_factory=list)
-
-
-@dataclass
-class ProblemAnswer:
-    problem: Problem
-    headers: dict[str, str] = field(default_factory=dict)
-
-    @property
-    def body(self) -> bytes:
-        return msgspec.json.encode(self.problem)
-
-    def response_to(self, request: Request) -> Response:
-        """The problem as it is, or in the Open Inference Protocol's own form to a request of that protocol."""
-        path = request.url.path
-        if path == PROTOCOL or path.startswith(f"{PROTOCOL}/"):
-            body, media_type = msgspec.json.encode({"error": self.problem.detail}), "application/json"
-        else:
-            body, media_type = self.body, "application/problem+json"
-        return Response(body, self.problem.status, self.headers, media_type)
-
 
 def kind_of(error: Exception) -> Kind:
     """The most specific entry of the table."""
     return next((KINDS[cls] for cls in type(error).__mro__ if cls in KINDS), INTERNAL)
-
-
-def problem_of(error: Exception) -> ProblemAnswer:
-    """The problem that tells of this exception. One outside the table is logged whole and told without details."""
-    kind = kind_of(error)
-    if kind is INTERNAL:
-        logger.error("unexpected error", exc_info=error)
-        detail = "The service met an error of its own; its log has the details."
-    else:
-        detail = _shortened(str(error))
-    errors = _as_members(error.errors) if isinstance(error, InvalidFields) else []
-    answer = _answer(kind, detail, errors)
-    if isinstance(error, AppError):
-        answer.headers.update(error.headers)
-    return answer
-
-
-def install_handlers(app: FastAPI) -> None:
-    """Give every error of every route its problem."""
-
-    async def told_by_table(request: Request, error: Exception) -> Response:
-        return problem_of(error).response_to(request)
-
-    async def framework_validation(request: Request, error: Exception) -> Response:
-        assert isinstance(error, RequestValidationError)  # noqa: S101 - what FastAPI promises for this handler
-        return problem_of(InvalidFields.from_pydantic(error)).response_to(request)
-
-    async def framework_http(request: Request, error: Exception) -> Response:
-        assert isinstance(error, HTTPException)  # noqa: S101 - what FastAPI promises for this handler
-        kind = HTTP_KINDS.get(error.status_code, Kind(error.status_code, "http-error", "The request failed"))
-        answer = _answer(kind, _shortened(f"{error.detail}: {request.method} {request.url.path}"), [])
-        answer.headers.update(error.headers or {})
-        if answer.headers.get("Allow") == "GET":
-            answer.headers["Allow"] = "GET, HEAD"  # app.head_method
-        return answer.response_to(request)
-
-    for cls in EXPECTED:
-        app.add_exception_handler(cls, told_by_table)
-    app.add_exception_handler(RequestValidationError, framework_validation)
-    app.add_exception_handler(HTTPException, framework_http)
-    app.add_exception_handler(Exception, told_by_table)
-
-
-def _answer(kind: Kind, detail: str, errors: list[dict[str, object]]) -> ProblemAnswer:
-    retry = kind.retry_after_seconds
-    return ProblemAnswer(
-        Problem(type=kind.slug, title=kind.title, status=kind.status, detail=detail, errors=errors),
-        headers={} if retry is None else {"Retry-After": str(retry)},
-    )
-
-
-def _as_members(errors: Iterable[FieldError]) -> list[dict[str, object]]:
-    return [{"loc": list(error.loc), "msg": error.msg} for error in errors]
 
 
 def _field_error(entry: Mapping[str, object]) -> FieldError:
@@ -344,8 +253,8 @@ def _field_error(entry: Mapping[str, object]) -> FieldError:
     assert isinstance(loc, tuple)  # noqa: S101 - pydantic's own promise
     if entry["type"] == "extra_forbidden":
         message = "unknown field"
-    return FieldError(tuple(_shortened(p) if isinstance(p, str) else p for p in loc), _shortened(message))
+    return FieldError(tuple(shortened(p) if isinstance(p, str) else p for p in loc), shortened(message))
 
 
-def _shortened(text: str) -> str:
+def shortened(text: str) -> str:
     return text if len(text) <= MAX_MESSAGE_CHARACTERS else text[: MAX_MESSAGE_CHARACTERS - 1] + "…"

@@ -12,10 +12,10 @@ from starlette.types import ASGIApp
 from app import __version__
 from app.access import Access
 from app.direct import Direct
-from app.errors import install_handlers
 from app.head_method import HeadAsGet
 from app.metrics import Metrics
 from app.observed import Observed
+from app.problems import install_handlers
 from app.routes import compare, concepts, decode, dictionaries, encode, fit, health, inference, jobs, pages
 from app.routes.openapi import document
 from app.services import Services

@@ -9,8 +9,9 @@ from starlette.middleware import Middleware
 from starlette.requests import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from app.errors import AppError, Overloaded, WorkerUnavailable, problem_of
+from app.errors import AppError, Overloaded, WorkerUnavailable
 from app.observed import ID_HEADER
+from app.problems import problem_of
 
 RAYS = "/-/"  # paths that Ray answers itself: whether the proxy is well, and what it knows
 LOST = "the replica was lost on the way; send the request again in a moment"

@@ -13,8 +13,9 @@ import orjson
 
 from app.checkpoints import Checkpoints
 from app.data_files import DataFiles, Named
-from app.errors import FitAbandoned, JobsUnavailable, WorkerUnavailable, problem_of
+from app.errors import FitAbandoned, JobsUnavailable, WorkerUnavailable
 from app.jobs import ENDED, JobLost, Jobs, Record
+from app.problems import problem_of
 from app.ranks import RankProcesses
 from app.reach import reach
 from app.records import Records

@@ -14,14 +14,7 @@ from fastapi import APIRouter, Depends, Request, Response
 from app import __version__
 from app.access import take_rows
 from app.bodies import aside, read_body, validated
-from app.errors import (
-    PROTOCOL,
-    BodyTooLarge,
-    DictionaryDamaged,
-    InvalidFields,
-    UnknownDictionary,
-    WorkerUnavailable,
-)
+from app.errors import BodyTooLarge, DictionaryDamaged, InvalidFields, UnknownDictionary, WorkerUnavailable
 from app.formats import inference_format
 from app.formats.inference_format import LENGTH_HEADER, InferenceRequest
 from app.inference import (
@@ -39,6 +32,7 @@ from app.inference import (
     configuration,
     metadata,
 )
+from app.problems import PROTOCOL
 from app.ready import ReadyResponse
 from app.routes import examples
 from app.routes.openapi import BINARY, struct_schema

@@ -4,7 +4,8 @@ import httpx
 import pytest
 
 from app.client import Client, DictserveError, InvalidRequest, NotFound, Unavailable, UnknownDictionary, errors
-from app.errors import HTTP_KINDS, INTERNAL, KINDS
+from app.errors import INTERNAL, KINDS
+from app.problems import HTTP_KINDS
 
 
 @pytest.mark.parametrize("kind", [*KINDS.values(), *HTTP_KINDS.values(), INTERNAL], ids=lambda kind: kind.slug)
