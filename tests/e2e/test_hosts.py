@@ -188,9 +188,9 @@ def require_what_it_can(replica: Replica, dictionary: str, codes: np.ndarray) ->
         jobs = [pool.submit(client.get, "/jobs") for _ in range(8)]
         for call in encoded:
             np.testing.assert_array_equal(call.result(), codes)
-        for answer in (fit, put, listed):
+        for answer in (put, listed):
             problem(answer.result(), 503, "store-unavailable")
-        for answer in jobs:
+        for answer in (fit, *jobs):
             problem(answer.result(), 503, "jobs-unavailable")
 
 

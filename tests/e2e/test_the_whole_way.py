@@ -35,8 +35,10 @@ def encode(service: Service, rows: np.ndarray) -> np.ndarray:
 
 
 def test_the_job_tells_how_it_went(digits: Service) -> None:
-    job = digits.client.get("/jobs").json()["jobs"][-1]
+    listed = digits.client.get("/jobs").json()["jobs"][-1]
+    job = digits.job(listed["id"])
     assert job["state"] == "succeeded"
+    assert job["progress"] == listed["progress"]
     assert 0 < job["progress"]["iteration"] <= job["progress"]["max_iter"]
     losses = [loss for _, loss in job["loss_history"]]
     assert len(losses) > 5

@@ -21,7 +21,7 @@ from app.tokens import add, new_token
 from demo.service import npy
 from tests.app.conftest import WorkerDouble
 
-EXAMPLES = int(os.environ.get("DICTSERVE_FUZZ_EXAMPLES", "60"))  # of each operation, in each of the two modes
+EXAMPLES = int(os.environ.get("DICTSERVE_FUZZ_EXAMPLES", "40"))  # of each operation, in each of the two modes
 ROWS = np.array([[0, 1.5, 0.25, 0], [2, 0, 0, 0.75]], np.float32)
 HONEST = {503, 507}
 TOKEN = new_token()
