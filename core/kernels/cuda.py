@@ -6,7 +6,7 @@ Not yet run on a GPU: what is here is held to `core.kernels.reference` by Triton
 import torch
 
 from core.kernels import tiles
-from core.kernels.records import FEW_ROWS, Record, Records
+from core.kernels.records import FEW_ROWS, Records, record_of
 from core.kernels.rounds import ROUGH, ROUGH_ROUNDS, Encode, size_for
 
 # --- descent: columns of a block, those among them that go one by one in registers, and the depth of a product's step
@@ -28,11 +28,12 @@ def descend(
     programs = -(-rows // of_program)
     precision = "tf32" if share >= ITERATING_SHARE else "tf32x3"
     moves, g_block = torch.zeros_like(Z), Z.new_empty(programs * of_program, BLOCK)
-    tiles.descend[(programs,)](
-        Z, G, moves, g_block, B, inverse, rows, k, max_sweeps, share,
-        ROWS=of_program, BLOCK=BLOCK, PART=PART, DEPTH=DEPTH, PRECISION=precision,
-        num_warps=8 if of_program == MOST_ROWS else 4, num_stages=3,
-    )  # fmt: skip
+    with torch.cuda.device_of(Z):  # type: ignore[no-untyped-call]
+        tiles.descend[(programs,)](
+            Z, G, moves, g_block, B, inverse, rows, k, max_sweeps, share,
+            ROWS=of_program, BLOCK=BLOCK, PART=PART, DEPTH=DEPTH, PRECISION=precision,
+            num_warps=8 if of_program == MOST_ROWS else 4, num_stages=3,
+        )  # fmt: skip
     return violation
 
 
@@ -52,15 +53,15 @@ def solve(
     products in TF32, those that certify a row are float32 throughout. The host waits once a round, to learn which
     rows are left; for few rows, once for all the rounds that most encodes take.
     """
-    if records is not None and 0 < len(A) <= FEW_ROWS:
-        rows = 1 << (len(A) - 1).bit_length()
-        key = rows, tol, max_sweeps
-        if key not in records:
-            records[key] = Record(rows, D, B, inverse, tol, max_sweeps)
-        solved = records[key].solve(A)
-        if solved is not None:
-            return solved
-    encode = Encode(A, D, B, inverse, tol, max_sweeps)
+    with torch.cuda.device_of(A):  # type: ignore[no-untyped-call]
+        if records is not None and 0 < len(A) <= FEW_ROWS:
+            record = record_of(records, A, D, B, inverse, tol, max_sweeps)
+            if record is not None and (solved := record.solve(A)) is not None:
+                return solved
+        return _solve(Encode(A, D, B, inverse, tol, max_sweeps))
+
+
+def _solve(encode: Encode) -> tuple[torch.Tensor, torch.Tensor]:
     encode.begin()
     rounds, precise = 0, encode.all_chosen
     while True:
@@ -73,7 +74,7 @@ def solve(
         if not bool(going.any()):
             return encode.Z, encode.residual
         if not bool(going.all()):
-            encode.rows = encode.rows.only(going.nonzero().squeeze(1).to(A.device))
+            encode.rows = encode.rows.only(going.nonzero().squeeze(1).to(encode.Z.device))
         encode.lower(min(encode.room, size_for(told.widest)))
         rounds += 1
         precise = precise or rounds >= ROUGH_ROUNDS or float(told.relative.max()) <= ROUGH

@@ -11,7 +11,32 @@ from core.kernels.rounds import ROUGH_ROUNDS, Encode
 # Up to so many rows, the host takes longer to launch the kernels of a round than the device to run them.
 FEW_ROWS = 16
 
-Records = dict[Any, "Record"]
+MOST_RECORDS = 16  # for one D; who asks for a new tolerance each time has none recorded
+
+Records = dict[Any, "Record | None"]
+
+
+def record_of(
+    records: Records,
+    A: torch.Tensor,
+    D: torch.Tensor,
+    B: torch.Tensor | None,
+    inverse: torch.Tensor,
+    tol: float,
+    max_sweeps: int,
+) -> "Record | None":
+    """That of so many rows, or up to twice as many, from the second time on that it is asked for."""
+    rows = 1 << (len(A) - 1).bit_length()
+    key = rows, tol, max_sweeps
+    if key not in records:
+        records[key] = None
+        for oldest in list(records)[:-MOST_RECORDS]:
+            records.pop(oldest, None)
+        return None
+    record = records.get(key)
+    if record is None:
+        record = records[key] = Record(rows, D, B, inverse, tol, max_sweeps)
+    return record
 
 
 def recorded(work: Callable[[], None], device: torch.device) -> Callable[[], object]:

@@ -22,6 +22,7 @@ if torch.cuda.is_available():
     pytest.skip("tests/gpu runs the kernels on the device itself", allow_module_level=True)
 os.environ["TRITON_INTERPRET"] = "1"  # read as kernels are defined, triton's own among them
 from core.kernels import bounded, cuda, rounds, working_sets
+from core.kernels.records import record_of
 
 ROOT = Path(__file__).parent.parent.parent
 Answer = tuple[torch.Tensor, torch.Tensor]
@@ -126,6 +127,9 @@ def test_few_rows_are_solved_by_what_is_kept_for_them(monkeypatch: pytest.Monkey
     a, D = torch.from_numpy(A), torch.from_numpy(D)
     a[3] = 0
     records: dict[Any, Any] = {}
+    solved(a[:2], D, records=records)
+    solved(a[:1], D, records=records)
+    assert records == {(2, 1e-6, 300): None, (1, 1e-6, 300): None}  # which is worth it from the second time on
     for rows in (a[:2], a[2:3], a[2:4]):
         Z, residual = solved(rows, D, records=records)
         assert Z.shape == (len(rows), 30)
@@ -133,14 +137,22 @@ def test_few_rows_are_solved_by_what_is_kept_for_them(monkeypatch: pytest.Monkey
         used = rows.norm(dim=1) > 0
         assert bool((Z[~used] == 0).all())
         assert excess(rows[used].numpy(), Z[used], D.numpy()).max() <= 1e-6
-    assert [key[0] for key in records] == [2, 1]
     again = records[1, 1e-6, 300].solve(a[2:3])
     torch.testing.assert_close(again[0], Z[:1], rtol=1e-3, atol=1e-4 * float(Z.max()))
     monkeypatch.setattr(rounds, "ROOM", 4)
-    records.clear()
+    records[1, 1e-6, 300] = None
     by_common_way = solved(a[2:3], D, records=records)[0]
     assert records[1, 1e-6, 300].solve(a[2:3]) is None
     torch.testing.assert_close(by_common_way, Z[:1], rtol=1e-3, atol=1e-4 * float(Z.max()))
+
+
+def test_records_of_one_dictionary_have_a_bound(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("core.kernels.records.MOST_RECORDS", 2)
+    records: dict[Any, Any] = {}
+    D = torch.eye(3)
+    for tol in (1e-3, 1e-4, 1e-5):
+        record_of(records, torch.ones(3, 3), D, D, torch.ones(3), tol, 9)
+    assert list(records) == [(4, 1e-4, 9), (4, 1e-5, 9)]
 
 
 @pytest.mark.usefixtures("small_working_sets")

@@ -170,6 +170,20 @@ def test_a_row_is_encoded_alike_alone_and_in_a_batch(k: int) -> None:
     torch.testing.assert_close(alone, together[:5], rtol=1e-3, atol=1e-4 * float(together.max()))
 
 
+@pytest.mark.parametrize(("k", "density"), [(48, 0.2), (600, 0.02)])
+@pytest.mark.parametrize("rows", [1, 5, 16])
+def test_few_rows_are_encoded_by_what_is_recorded(k: int, density: float, rows: int) -> None:
+    """From the second call on; nothing stays behind of the call before."""
+    A, _, D = planted(6 * rows, 100, k, density=density, noise=0.1, seed=9)
+    dictionary = Dictionary(D, device="cuda")
+    for i in range(0, len(A), rows):
+        some = A[i : i + rows]
+        encoded = dictionary.encode(some)
+        assert bool(encoded.converged.all())
+        assert excess(some, encoded.codes.cpu(), D).max() <= 1e-6
+    assert [record is not None for record in dictionary._records.values()] == [True]
+
+
 def test_an_encode_larger_than_memory_is_split(monkeypatch: pytest.MonkeyPatch) -> None:
     A, _, D = planted(500, 60, 300, density=0.05, noise=0.3, seed=7)
     dictionary = Dictionary(D, device="cuda")
