@@ -299,9 +299,11 @@ class Store:
     def described(self, reference: Reference) -> DictionaryRecord:
         """The record with what changes with time: the name's versions, and the labels."""
         record = self.record(reference)
-        return record.model_copy(
-            update={"versions": self.versions(record.name), **vars(self.labels(record.name, record.version))}
-        )
+        labels = self.labels(record.name, record.version)
+        versions = self.versions(record.name)  # then: of one that is still there, the labels were its own
+        if record.version not in versions:
+            raise UnknownDictionary(f"{record.name}@{record.version} has been removed")
+        return record.model_copy(update={"versions": versions, **vars(labels)})
 
     def labels(self, name: str, version: int) -> Labels:
         return _labels(self._shelf.labels(name, version), f"{name}@{version}")

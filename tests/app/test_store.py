@@ -209,6 +209,27 @@ def test_what_has_been_removed_meanwhile(place: Place) -> None:
     assert publish(other, "gone", D) == 2
 
 
+@pytest.mark.parametrize("version", [None, 2])
+def test_one_that_is_removed_while_it_is_described(
+    place: Place, version: int | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is told as gone, rather than as one without versions and labels."""
+    opened, other = place.store(), place.store()
+    for _ in range(2):
+        publish(opened, "gone", D)
+    opened.relabel("gone", 2, lambda _: Labels(labels={"a": "b"}))
+    labels = opened.labels
+
+    def removed(name: str, version: int) -> Labels:
+        other.remove("gone", [2])
+        return labels(name, version)
+
+    monkeypatch.setattr(opened, "labels", removed)
+    monkeypatch.setattr(opened, "versions", place.store().versions)  # as they are on the shelf now
+    with pytest.raises(UnknownDictionary, match="gone@2 has been removed"):
+        opened.described(Reference("gone", version))
+
+
 def test_two_services_that_label_one_version_lose_nothing(place: Place) -> None:
     stores = [place.store(), place.store()]
     publish(stores[0], "a", D)
