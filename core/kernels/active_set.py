@@ -44,7 +44,7 @@ SWEEPS_BETWEEN = 2
 # An exact step cut short sets a concept or more to zero, and sweeps soon put that right. Rows that are not done
 # after so many sweeps (dependent concepts, as a rule) take up to so many exact steps in a row instead.
 PATIENCE = 40
-EXACT_STEPS = 16
+EXACT_STEPS = 64
 # Supports beyond this are left to the sweeps: their factor (here 4 MiB in float32) would not fit a core's cache.
 LARGEST_SUPPORT = 1024
 
