@@ -16,6 +16,7 @@ __all__ = ["database_url", "postgres"]  # fixtures
 ROOT = Path(__file__).parent.parent
 TABLE = ROOT / "docs" / "faults.md"
 NAMED = re.compile(r"`((?:app|core|e2e|faults)/\S+?\.py)::(\w+)")
+LONGEST = "tests/test_benchmarks.py", "tests/e2e/", "tests/faults/", "tests/core/"
 LEAST = 150  # cases, where all files of tests/faults have run whole
 
 
@@ -67,6 +68,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         file = item.path.relative_to(ROOT / "tests").as_posix()
         if file.startswith("faults/") or (file, item.name.partition("[")[0]) in named:
             item.add_marker(pytest.mark.fault)
+    # Files that start services take longest: they come first, so that in the end no process waits for another's.
+    items.sort(key=lambda item: next((i for i, name in enumerate(LONGEST) if name in item.nodeid), len(LONGEST)))
 
 
 def _counted(reporter: pytest.TerminalReporter) -> dict[str, int]:

@@ -206,6 +206,12 @@ def require_answers_alone(replica: Replica, dictionary: str, codes: np.ndarray) 
     assert "dictserve_store_available 0.0" in figures
 
 
+def has_both_lines(replica: Replica) -> bool:
+    """To the database and to the object store, as it sees it: each is asked again every second."""
+    figures = replica.client.get("/metrics").text
+    return "dictserve_jobs_available 1.0" in figures and "dictserve_store_available 1.0" in figures
+
+
 @pytest.fixture(scope="module")
 def codes(site: Site) -> np.ndarray:
     """Of the dictionary ``shared``, which both have at hand."""
@@ -252,6 +258,7 @@ def test_one_that_is_cut_off_loses_its_fit_and_goes_on(site: Site, codes: np.nda
     until(lambda: one.told("was taken for dead") and one.told("it is left alone"))
     until(lambda: one.job(id) == job)
     assert site.made()[id] == 1
+    until(lambda: has_both_lines(one))
     again = one.ended(one.fit(A, name="cut-off", nb_concepts=8))
     assert (again["state"], again["version"]) == ("succeeded", 2)
     assert one.client.get("/dictionaries/refused").status_code == 404
