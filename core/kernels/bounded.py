@@ -24,11 +24,16 @@ def _violation(z, g):
 
 
 @triton.jit
-def _direction(z, g):
-    """What to go against: the gradient on the support, or that of the codes at zero where these violate more."""
-    free = tl.where(z > 0, g, 0.0)
+def _free(z, g):
+    """The gradient on the support."""
+    return tl.where(z > 0, g, 0.0)
+
+
+@triton.jit
+def _direction(z, g, free, on_support):
+    """What to go against: `on_support`, or the gradient of the codes at zero where these violate more."""
     held = _violation(z, g) - free
-    return tl.where(tl.sum(held * held, axis=0) > tl.sum(free * free, axis=0), held, free)
+    return tl.where(tl.sum(held * held, axis=0) > tl.sum(free * free, axis=0), held, on_support)
 
 
 @triton.jit
@@ -88,7 +93,8 @@ def minimise(
         both = used[:, None] & used[None, :]
         gram = tl.load(of_gram + j[:, None] * size + j[None, :], mask=both, other=0.0) * s[:, None] * s[None, :]
 
-    p, product_of_p, step = _direction(z, g), tl.zeros([SIZE], tl.float32), tl.zeros([SIZE], tl.float32)
+    free = _free(z, g)
+    p, product_of_p, step = _direction(z, g, free, free), tl.zeros([SIZE], tl.float32), tl.zeros([SIZE], tl.float32)
     made, trying = 0, False
     going = (tl.max(tl.abs(_violation(z, g)), axis=0) > aim) & (left > 0)
     while going:
@@ -112,7 +118,8 @@ def minimise(
             reach = tl.min(tl.where(p > 0, z / tl.where(p > 0, p, 1.0), float("inf")), axis=0)
             z = tl.maximum(tl.where(falls, z + step, z - reach * p), 0.0)
             g = tl.where(falls, g + y, g - reach * product_of_p)
-            p = _direction(z, g)
+            free = _free(z, g)
+            p = _direction(z, g, free, free)
             trying = False
         else:
             square = tl.maximum(tl.sum(p * p, axis=0), 1e-37)
@@ -126,10 +133,8 @@ def minimise(
             else:
                 z = target
                 g -= length * y
-                free = tl.where(z > 0, g, 0.0)
-                held = _violation(z, g) - free
-                conjugate = free - tl.sum(free * y, axis=0) / curvature * p
-                p = tl.where(tl.sum(held * held, axis=0) > tl.sum(free * free, axis=0), held, conjugate)
+                free = _free(z, g)
+                p = _direction(z, g, free, free - tl.sum(free * y, axis=0) / curvature * p)
         going = trying | (tl.max(tl.abs(_violation(z, g)), axis=0) > aim)
         going = going & (made < left)
     tl.store(here, z * s, mask=used)

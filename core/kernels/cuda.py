@@ -6,7 +6,7 @@ Not yet run on a GPU: what is here is held to `core.kernels.reference` by Triton
 import torch
 
 from core.kernels import tiles
-from core.kernels.records import FEW_ROWS, Records, record_of
+from core.kernels.records import FEW_ROWS, Record, Records, record_of
 from core.kernels.rounds import ROUGH, ROUGH_ROUNDS, Encode, size_for
 
 # --- descent: columns of a block, those among them that go one by one in registers, and the depth of a product's step
@@ -55,7 +55,12 @@ def solve(
     """
     with torch.cuda.device_of(A):  # type: ignore[no-untyped-call]
         if records is not None and 0 < len(A) <= FEW_ROWS:
-            record = record_of(records, A, D, B, inverse, tol, max_sweeps)
+            rows = 1 << (len(A) - 1).bit_length()  # a few at most stand empty
+
+            def record_it() -> Record:
+                return Record(Encode(A.new_zeros(rows, A.shape[1]), D, B, inverse, tol, max_sweeps))
+
+            record = record_of(records, (rows, tol, max_sweeps), record_it)
             if record is not None and (solved := record.solve(A)) is not None:
                 return solved
         return _solve(Encode(A, D, B, inverse, tol, max_sweeps))

@@ -16,18 +16,8 @@ MOST_RECORDS = 16  # for one D; who asks for a new tolerance each time has none 
 Records = dict[Any, "Record | None"]
 
 
-def record_of(
-    records: Records,
-    A: torch.Tensor,
-    D: torch.Tensor,
-    B: torch.Tensor | None,
-    inverse: torch.Tensor,
-    tol: float,
-    max_sweeps: int,
-) -> "Record | None":
-    """That of so many rows, or up to twice as many, from the second time on that it is asked for."""
-    rows = 1 << (len(A) - 1).bit_length()
-    key = rows, tol, max_sweeps
+def record_of(records: Records, key: Any, make: Callable[[], "Record"]) -> "Record | None":
+    """That of this key, made when it is asked for the second time."""
     if key not in records:
         records[key] = None
         for oldest in list(records)[:-MOST_RECORDS]:
@@ -35,7 +25,7 @@ def record_of(
         return None
     record = records.get(key)
     if record is None:
-        record = records[key] = Record(rows, D, B, inverse, tol, max_sweeps)
+        record = records[key] = make()
     return record
 
 
@@ -59,21 +49,20 @@ def recorded(work: Callable[[], None], device: torch.device) -> Callable[[], obj
 
 
 class Record:
-    """The rounds of an encode of up to `rows` rows on one D, recorded: the host starts most of them in one call.
+    """The rounds of an encode, recorded for other rows in the place of its own: the host starts most in one call.
 
     All is as in `core.kernels.cuda.solve`, but for the sizes of working sets, which are what they can be by then,
     and for rows that are done, which wait for the others. Any thread may use it.
     """
 
-    def __init__(
-        self, rows: int, D: torch.Tensor, B: torch.Tensor | None, inverse: torch.Tensor, tol: float, max_sweeps: int
-    ) -> None:
-        self._encode = Encode(D.new_zeros(rows, D.shape[1]), D, B, inverse, tol, max_sweeps)
-        self._widest = torch.zeros(rows, dtype=torch.int32, device=D.device)
+    def __init__(self, encode: Encode) -> None:
+        rows, device = len(encode.A), encode.A.device
+        self._encode = encode
+        self._widest = torch.zeros(rows, dtype=torch.int32, device=device)
         self._in_use = Lock()
-        self._begin = recorded(self._first_rounds, D.device)
+        self._begin = recorded(self._first_rounds, device)
         self._begin()
-        self._go_on = recorded(self._round, D.device)
+        self._go_on = recorded(self._round, device)
 
     def solve(self, A: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor] | None:
         """As `core.kernels.solve`; None where a row wants a larger working set than there is room for."""

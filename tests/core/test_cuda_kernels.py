@@ -149,9 +149,8 @@ def test_few_rows_are_solved_by_what_is_kept_for_them(monkeypatch: pytest.Monkey
 def test_records_of_one_dictionary_have_a_bound(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("core.kernels.records.MOST_RECORDS", 2)
     records: dict[Any, Any] = {}
-    D = torch.eye(3)
     for tol in (1e-3, 1e-4, 1e-5):
-        record_of(records, torch.ones(3, 3), D, D, torch.ones(3), tol, 9)
+        assert record_of(records, (4, tol, 9), pytest.fail) is None
     assert list(records) == [(4, 1e-4, 9), (4, 1e-5, 9)]
 
 
