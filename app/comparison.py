@@ -48,7 +48,9 @@ class Comparisons:
         self._store = store
         self._turn = asyncio.Lock()
         self._kept: KeptBytes[bytes] = KeptBytes(KEPT_BYTES, len)  # as the processes wrote them, by hashes
-        self._shared: dict[tuple[str, str], _Shared] = {}  # by references: those that may be waited for, too
+        self._shared: dict[
+            tuple[Reference, Reference], _Shared
+        ] = {}  # by references: those that may be waited for, too
         self._tasks: set[asyncio.Task[bytes]] = set()  # beside those, such as are just ending
         self._stopping = False
 
@@ -87,7 +89,7 @@ class Comparisons:
 
     async def _found(self, a: DictionaryRecord, b: DictionaryRecord) -> bytes:
         """What a process finds, which may be under way already for another who waits."""
-        key = (_reference(a), _reference(b))
+        key = (a.reference, b.reference)
         shared = self._shared.get(key) or self._begun(key, a, b)
         shared.waiting += 1
         try:
@@ -102,7 +104,7 @@ class Comparisons:
                 _cancel(shared.task)
                 self._shared.pop(key, None)  # nobody is to wait for one that ends
 
-    def _begun(self, key: tuple[str, str], a: DictionaryRecord, b: DictionaryRecord) -> _Shared:
+    def _begun(self, key: tuple[Reference, Reference], a: DictionaryRecord, b: DictionaryRecord) -> _Shared:
         if len(self._tasks) >= MOST_WAITING:
             raise Overloaded(f"{MOST_WAITING} comparisons wait already, and one is made at a time; come back later")
         if self._stopping:
@@ -114,7 +116,7 @@ class Comparisons:
 
     async def _in_turn(self, a: DictionaryRecord, b: DictionaryRecord) -> bytes:
         for record in (a, b):
-            await asyncio.to_thread(self._store.bring, Reference(record.name, record.version))
+            await asyncio.to_thread(self._store.bring, record.reference)
         async with self._turn:
             try:
                 async with asyncio.timeout(MOST_SECONDS):
@@ -131,8 +133,8 @@ class Comparisons:
         told = Compare(
             store=str(self._settings.store),
             objects=self._settings.object_store,
-            a=_reference(a),
-            b=_reference(b),
+            a=str(a.reference),
+            b=str(b.reference),
         )
         process = await asyncio.create_subprocess_exec(
             *(sys.executable, "-m", "app.worker.matching", str(os.getpid())),
@@ -166,16 +168,12 @@ def require_comparable(a: DictionaryRecord, b: DictionaryRecord) -> None:
         InvalidFields: they are not of the same features, or have too many concepts.
     """
     if a.n_features != b.n_features:
-        widths = f"{_reference(b)} has {b.n_features} features, {_reference(a)} has {a.n_features}"
+        widths = f"{b.reference} has {b.n_features} features, {a.reference} has {a.n_features}"
         raise InvalidFields.at("b", msg=f"{widths}; only dictionaries of the same features compare")
     for place, record in (("a", a), ("b", b)):
         if record.nb_concepts > MOST_CONCEPTS:
-            told = f"{_reference(record)} has {record.nb_concepts} concepts; at most {MOST_CONCEPTS} compare"
+            told = f"{record.reference} has {record.nb_concepts} concepts; at most {MOST_CONCEPTS} compare"
             raise InvalidFields.at(place, msg=told)
-
-
-def _reference(record: DictionaryRecord) -> str:
-    return f"{record.name}@{record.version}"
 
 
 def _of(record: DictionaryRecord) -> dict[str, Any]:

@@ -163,14 +163,14 @@ class Fits:
         except UnknownDictionary as error:
             methods = ", ".join(INIT_METHODS)
             raise InvalidFields.at("init", msg=f"not a method ({methods}), and {error}") from None
-        where = f"dictionary {record.name}@{record.version}"
+        where = f"dictionary {record.reference}"
         if parameters.nb_concepts != record.nb_concepts:
             told = f"{parameters.nb_concepts} concepts, but {where}, to start from, has {record.nb_concepts}"
             raise InvalidFields.at("nb_concepts", msg=told)
         if n_features != record.n_features:
             told = f"{n_features} columns, but {where}, to start from, has {record.n_features} features"
             raise InvalidFields.at("data", msg=told)
-        return f"{record.name}@{record.version}"
+        return str(record.reference)
 
     async def _of_key(self, idempotency_key: str, request_hash: str) -> Job | None:
         record = await self._records.read(self._jobs.of_key, idempotency_key)

@@ -114,13 +114,13 @@ class Services:
         if task == "decode":
             takes, gives, unit = gives, takes, "concepts"
         if rows.shape[1] != takes:
-            told = f"{rows.shape[1]} columns, but dictionary {record.name}@{record.version} has {takes} {unit}"
+            told = f"{rows.shape[1]} columns, but dictionary {record.reference} has {takes} {unit}"
             raise InvalidFields.at("data", msg=told)
         dtype: Dtype = "float64" if rows.dtype == np.float64 else "float32"
         key = Key(task, record.name, record.version, reconstruct, dtype)
         if self.tracing is None:
             return record, await self.batcher.solve(key, rows, gives)
-        with self.tracing.solving(f"{record.name}@{record.version}", len(rows)) as trail:
+        with self.tracing.solving(str(record.reference), len(rows)) as trail:
             return record, await self.batcher.solve(key, rows, gives, on_sent=trail.sent)
 
 

@@ -76,6 +76,11 @@ class DictionaryRecord(BaseModel):
     labels: dict[str, str] = Field(default_factory=dict, description="What people have noted of it.")
     concept_labels: dict[int, str] = Field(default_factory=dict, description="What people call its concepts.")
 
+    @property
+    def reference(self) -> Reference:
+        """Name and version."""
+        return Reference(self.name, self.version)
+
 
 class Labels(BaseModel):
     """The one part of a version that changes: it has a file of its own."""
@@ -302,7 +307,7 @@ class Store:
         labels = self.labels(record.name, record.version)
         versions = self.versions(record.name)  # then: of one that is still there, the labels were its own
         if record.version not in versions:
-            raise UnknownDictionary(f"{record.name}@{record.version} has been removed")
+            raise UnknownDictionary(f"{record.reference} has been removed")
         return record.model_copy(update={"versions": versions, **vars(labels)})
 
     def labels(self, name: str, version: int) -> Labels:

@@ -151,7 +151,7 @@ def _label(store: Store, reference: Reference, patch: LabelRequest) -> Dictionar
     record = store.record(reference)
     beyond = [index for index in patch.concept_labels if int(index) >= record.nb_concepts]
     if beyond:
-        told = f"there is no such concept: {record.name}@{record.version} has {record.nb_concepts}, from 0"
+        told = f"there is no such concept: {record.reference} has {record.nb_concepts}, from 0"
         raise InvalidFields.at("concept_labels", beyond[0], msg=told)
     concept_labels = {int(index): label for index, label in patch.concept_labels.items()}
     store.relabel(
@@ -162,7 +162,7 @@ def _label(store: Store, reference: Reference, patch: LabelRequest) -> Dictionar
             concept_labels=_merged(old.concept_labels, concept_labels),
         ),
     )
-    return store.described(Reference(record.name, record.version))
+    return store.described(record.reference)
 
 
 def parsed(reference: str, place: str = "reference") -> Reference:
