@@ -48,9 +48,7 @@ class Comparisons:
         self._store = store
         self._turn = asyncio.Lock()
         self._kept: KeptBytes[bytes] = KeptBytes(KEPT_BYTES, len)  # as the processes wrote them, by hashes
-        self._shared: dict[
-            tuple[Reference, Reference], _Shared
-        ] = {}  # by references: those that may be waited for, too
+        self._shared: dict[tuple[Reference, Reference], _Shared] = {}  # those that may be waited for, too
         self._tasks: set[asyncio.Task[bytes]] = set()  # beside those, such as are just ending
         self._stopping = False
 
