@@ -5,10 +5,12 @@ import re
 from collections.abc import Mapping
 from contextvars import ContextVar
 from types import MappingProxyType
+from typing import TYPE_CHECKING
 
 import structlog
 
-from app.settings import LogFormat
+if TYPE_CHECKING:
+    from app.settings import LogFormat  # the worker, which starts without pydantic's settings, logs too
 
 # https://www.w3.org/TR/trace-context/#traceparent-header
 _TRACEPARENT = re.compile(r"[0-9a-f]{2}-([0-9a-f]{32})-[0-9a-f]{16}-[0-9a-f]{2}(-.*)?")
@@ -17,7 +19,7 @@ _TRACEPARENT = re.compile(r"[0-9a-f]{2}-([0-9a-f]{32})-[0-9a-f]{16}-[0-9a-f]{2}(
 of_request: ContextVar[Mapping[str, str]] = ContextVar("of_request", default=MappingProxyType({}))
 
 
-def configure(format: LogFormat, level: str) -> None:
+def configure(format: "LogFormat", level: str) -> None:
     """Settle how every logger of this process writes."""
     shared: list[structlog.typing.Processor] = [
         structlog.stdlib.add_log_level,
