@@ -19,7 +19,7 @@ import msgspec
 from app.errors import InvalidFields, Overloaded, WorkerUnavailable
 from app.kept import KeptBytes
 from app.settings import Settings
-from app.store import DictionaryRecord, Reference, Store
+from app.store.store import DictionaryRecord, Reference, Store
 from app.supervisor import error_of
 from app.worker.messages import Compare, Compared, Failed
 

@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 
 from app.errors import UnknownConcept
-from app.figures_file import Figures
 from app.kept import KeptBytes
-from app.store import DictionaryRecord, Reference, Store
+from app.store.figures_file import Figures
+from app.store.store import DictionaryRecord, Reference, Store
 from core.conventions import NEAR_DENSE_SHARE, NEIGHBOURS
 
 KEPT_BYTES = 128 * 1024 * 1024  # of D and figures that were asked for lately

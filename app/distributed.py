@@ -21,9 +21,9 @@ import safetensors.numpy
 from app import __version__
 from app.errors import AppError, InvalidFields
 from app.formats import npy_format
-from app.running import history_of
+from app.jobs.running import history_of
 from app.schemas import FitParameters
-from app.store import TENSOR, Store
+from app.store.store import TENSOR, Store
 from app.worker.messages import INIT_METHODS, Fit, FitProgress, Fitted, Message
 from core.errors import CoreError, RankLost
 

@@ -40,7 +40,7 @@ def configure(format: "LogFormat", level: str) -> None:
     handler = logging.StreamHandler()
     handler.setFormatter(structlog.stdlib.ProcessorFormatter(foreign_pre_chain=shared, processors=final))
     logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
-    # It tells, with tracebacks, that lost connections cannot be closed in order: `app.database` has told of the loss.
+    # It tells, with tracebacks, that lost connections cannot be closed in order: `jobs.database` told of the loss.
     logging.getLogger("sqlalchemy.pool").setLevel(logging.CRITICAL)
 
 

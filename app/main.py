@@ -10,18 +10,18 @@ from fastapi.telemetry import TelemetryConfig
 from starlette.types import ASGIApp
 
 from app import __version__
-from app.access import Access
-from app.direct import Direct
-from app.head_method import HeadAsGet
+from app.http.access import Access
+from app.http.direct import Direct
+from app.http.head_method import HeadAsGet
+from app.http.observed import Observed
+from app.http.tokens import TokenFile
 from app.metrics import Metrics
-from app.observed import Observed
 from app.problems import install_handlers
 from app.routes import compare, concepts, decode, dictionaries, encode, fit, health, inference, jobs, pages
 from app.routes.openapi import document
 from app.services import Services
 from app.settings import Settings
 from app.supervisor import Supervisor
-from app.tokens import TokenFile
 from app.tracing import tracing
 from app.workers import Workers
 

@@ -11,7 +11,7 @@ from prometheus_client.registry import Collector
 
 from app.balance import Load
 from app.errors import JobsUnavailable
-from app.jobs import STATES
+from app.jobs.jobs import STATES
 from app.services import Services
 from app.supervisor import Health
 

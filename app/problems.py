@@ -81,7 +81,7 @@ def install_handlers(app: FastAPI) -> None:
         answer = _answer(kind, shortened(f"{error.detail}: {request.method} {request.url.path}"), [])
         answer.headers.update(error.headers or {})
         if answer.headers.get("Allow") == "GET":
-            answer.headers["Allow"] = "GET, HEAD"  # app.head_method
+            answer.headers["Allow"] = "GET, HEAD"  # app.http.head_method
         return answer.response_to(request)
 
     for cls in EXPECTED:

@@ -19,7 +19,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app import logs
 from app.errors import WorkerUnavailable
-from app.fits import STOP_SECONDS
+from app.jobs.fits import STOP_SECONDS
 from app.main import create_app
 from app.services import Services
 from app.settings import Settings
@@ -74,7 +74,7 @@ def deployment(arguments: dict[str, Any]) -> Application:
     """
     scale, settings = _read(Scale, "argument", arguments), _absolute(_read(Settings, "setting", {}))
     # For the proxies of a Ray that `serve run` is about to start; those of one that runs have it from their nodes.
-    os.environ.setdefault(PROXIES, "app.ray_proxy:middlewares")
+    os.environ.setdefault(PROXIES, "app.http.ray_proxy:middlewares")
     common: dict[str, Any] = {
         "ray_actor_options": {"num_cpus": scale.cpus, "num_gpus": scale.gpus},
         "graceful_shutdown_timeout_s": settings.shutdown_grace_seconds + STOP_SECONDS,

@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal, TypeVar
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints, WithJsonSchema
 
 from app.arrays import Activations, Codes, Concepts, MaybeActivations
-from app.store import DictionaryRecord, Reference, check_name
+from app.store.store import DictionaryRecord, Reference, check_name
 from app.worker.messages import INIT_METHODS, Dtype, Solver
 from core.conventions import EPOCHS, NEAR_DENSE_SHARE
 

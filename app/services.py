@@ -11,13 +11,13 @@ from fastapi import Depends, Request
 from app.batcher import Batcher
 from app.comparison import Comparisons
 from app.concepts import Concepts
-from app.database import Database
 from app.errors import InvalidFields, JobsUnavailable
-from app.fits import Fits
-from app.jobs import Jobs
-from app.leases import Leases
+from app.jobs.database import Database
+from app.jobs.fits import Fits
+from app.jobs.jobs import Jobs
+from app.jobs.leases import Leases
 from app.settings import Settings
-from app.store import DictionaryRecord, Reference, Store
+from app.store.store import DictionaryRecord, Reference, Store
 from app.worker.messages import Dtype, Key, Task
 from app.workers import Workers
 

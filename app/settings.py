@@ -18,8 +18,8 @@ from pydantic import (
 )
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
-from app.object_store import ObjectStore
-from app.postgres_url import driver_told
+from app.jobs.postgres_url import driver_told
+from app.store.object_store import ObjectStore
 
 LogFormat = Literal["text", "json"]
 

@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app import __version__
-from app.access import OPEN
-from app.direct import ROUTE
+from app.http.access import OPEN
+from app.http.direct import ROUTE
 
 if TYPE_CHECKING:
     from opentelemetry.sdk.trace.export import SpanExporter

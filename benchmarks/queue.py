@@ -11,11 +11,11 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from app.database import Database
-from app.jobs import Jobs
-from app.leases import Leases
+from app.jobs.database import Database
+from app.jobs.jobs import Jobs
+from app.jobs.leases import Leases
 from app.schemas import Progress
-from app.store import Store
+from app.store.store import Store
 from tests.postgres import running_cluster
 
 JOBS = 200  # per owner

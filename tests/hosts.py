@@ -1,8 +1,8 @@
 """Hosts of the tests' own on one machine: network namespaces on a switch, whose cables a test may pull.
 
 The tests' process has a line of its own to each (``front``), which is no part of the switch. Host name and boot id
-are a host's own, too, so that nothing that holds within one machine alone (loopback, what `app.workplace` knows a
-machine by) can help two of them.
+are a host's own, too, so that nothing that holds within one machine alone (loopback, what `app.store.workplace` knows
+a machine by) can help two of them.
 """
 
 import secrets

@@ -10,7 +10,7 @@ import kubernetes_validate
 import pytest
 import yaml
 
-from app.fits import STOP_SECONDS
+from app.jobs.fits import STOP_SECONDS
 from app.main import create_app
 from app.settings import Settings
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 if TYPE_CHECKING:
-    from app.check import Finding
+    from app.store.check import Finding
 
 
 @dataclass
@@ -59,10 +59,10 @@ def check(
 
     Exit code 1 says that something is damaged and still in its place. Entries that no service made are told, too.
     """
-    from app.check import damaged, damaged_checkpoints, database_fault, strays
     from app.commands.service import settings_of
     from app.errors import AppError
-    from app.store import Store
+    from app.store.check import damaged, damaged_checkpoints, database_fault, strays
+    from app.store.store import Store
 
     chosen = settings_of({"store": store} | ({"objects": objects} if objects is not None else {}))
     if chosen.object_store is None and not store.is_dir():

@@ -31,8 +31,8 @@ def serve(
 
     from app import logs
     from app.errors import AppError
+    from app.http.protocol import bounded
     from app.main import create_app
-    from app.protocol import bounded
 
     told = {"host": host, "port": port, "store": store, "objects": objects, "tokens_file": tokens_file}
     told |= {"insecure": insecure}

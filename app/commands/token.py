@@ -30,7 +30,7 @@ def new(
     To take it back, remove its line from the file.
     """
     from app.errors import TokensUnreadable
-    from app.tokens import READ, WRITE, add, new_token
+    from app.http.tokens import READ, WRITE, add, new_token
 
     token = new_token()
     limits = {"requests_per_minute": requests_per_minute, "rows_per_minute": rows_per_minute}

@@ -2,9 +2,9 @@
 
 from fastapi import APIRouter, Request, Response
 
-from app.access import take_rows
-from app.bodies import read_payload
 from app.formats.answer import Scalar
+from app.http.access import take_rows
+from app.http.bodies import read_payload
 from app.routes import examples
 from app.routes.openapi import array_answers, array_body, problems
 from app.schemas import DecodeAnswer, DecodeRequest

@@ -9,15 +9,15 @@ import orjson
 from fastapi import APIRouter, Header, Request, Response
 
 from app import __version__
-from app.bodies import array_answer, read_fields, read_payload
 from app.errors import DictionaryDamaged, InvalidFields, UnknownDictionary
 from app.formats import NPY, answer_format
-from app.hashed import sha256
+from app.http.bodies import array_answer, read_fields, read_payload
 from app.routes import examples
 from app.routes.openapi import array_answers, array_body, json_body, problems
 from app.schemas import DictionaryList, ImportRequest, LabelRequest, WeightsAnswer
 from app.services import ServicesDep
-from app.store import DictionaryRecord, Labels, Reference, Store
+from app.store.hashed import sha256
+from app.store.store import DictionaryRecord, Labels, Reference, Store
 
 logger = logging.getLogger("dictserve")
 

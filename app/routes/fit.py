@@ -8,17 +8,17 @@ from typing import Annotated
 
 from fastapi import APIRouter, Header, Request, Response
 
-from app.access import take_rows
-from app.bodies import read_payload
-from app.data_files import Named
 from app.errors import InvalidFields
-from app.fits import Fits
-from app.jobs import ENDED
+from app.http.access import take_rows
+from app.http.bodies import read_payload
+from app.jobs.data_files import Named
+from app.jobs.fits import Fits
+from app.jobs.jobs import ENDED
 from app.routes import examples
 from app.routes.openapi import array_body, problems
 from app.schemas import FitRequest, Job
 from app.services import ServicesDep
-from app.uploads import Staged
+from app.store.uploads import Staged
 
 router = APIRouter(tags=["fit"])
 

@@ -12,11 +12,12 @@ import numpy as np
 from fastapi import APIRouter, Depends, Request, Response
 
 from app import __version__
-from app.access import take_rows
-from app.bodies import aside, read_body, validated
 from app.errors import BodyTooLarge, DictionaryDamaged, InvalidFields, UnknownDictionary, WorkerUnavailable
 from app.formats import inference_format
 from app.formats.inference_format import LENGTH_HEADER, InferenceRequest
+from app.http.access import take_rows
+from app.http.bodies import aside, read_body, validated
+from app.http.ready import ReadyResponse
 from app.inference import (
     EXTENSIONS,
     INPUT,
@@ -33,13 +34,12 @@ from app.inference import (
     metadata,
 )
 from app.problems import PROTOCOL
-from app.ready import ReadyResponse
 from app.routes import examples
 from app.routes.openapi import BINARY, struct_schema
 from app.schemas import DecodeRequest, EncodeRequest
 from app.services import Services, ServicesDep
 from app.settings import Settings
-from app.store import DictionaryRecord, Reference
+from app.store.store import DictionaryRecord, Reference
 
 Endpoint = TypeVar("Endpoint", bound=Callable[..., Any])
 

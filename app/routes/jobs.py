@@ -6,7 +6,7 @@ from typing import Annotated
 from fastapi import APIRouter, Depends, Header, Query, Response
 from fastapi.sse import EventSourceResponse, ServerSentEvent
 
-from app.jobs import ENDED
+from app.jobs.jobs import ENDED
 from app.routes.openapi import problems
 from app.schemas import Job, JobList, State
 from app.services import ServicesDep

@@ -6,8 +6,8 @@ import msgspec
 from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
 
-from app.bodies import ARRAY_FIELD
 from app.formats import CSV, FORMATS, JSON, NPY, SAFETENSORS
+from app.http.bodies import ARRAY_FIELD
 from app.routes.examples import Examples
 from app.schemas import Fields, ProblemAnswer
 

@@ -7,7 +7,7 @@ with the package fastapi-offline, the charts with the package plotly.
 from fastapi import APIRouter, Request, Response
 from fastapi.responses import HTMLResponse
 
-from app.assets import DAY, Asset, assets_in
+from app.http.assets import DAY, Asset, assets_in
 
 # Styles need no exception, though Plotly writes some: the page gives it a sheet to write them into, and what it would
 # set as attributes (of heat maps) the page draws itself.

@@ -4,8 +4,8 @@ import numpy as np
 import orjson
 import torch
 
-from app import figures_file
-from app.checkpoint_file import Rows
+from app.store import figures_file
+from app.store.checkpoint_file import Rows
 from app.worker.messages import Fit, Fitted
 from core import NMF
 from core.metrics import Measured

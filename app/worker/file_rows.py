@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from app.errors import DataChanged, MalformedBody
-from app.npy_file import LeadsOut, opened, reason
+from app.formats.npy_file import LeadsOut, opened, reason
 from app.worker.messages import Files
 from core.errors import WrongShape
 

@@ -17,7 +17,7 @@ import torch
 
 from app import __version__
 from app.errors import INTERNAL, kind_of
-from app.store import Store
+from app.store.store import Store
 from app.worker import device, frames
 from app.worker.cache import DictionaryCache
 from app.worker.device import DeviceFailed

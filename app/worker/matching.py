@@ -11,7 +11,7 @@ from pathlib import Path
 
 import msgspec
 
-from app.store import Reference, Store
+from app.store.store import Reference, Store
 from app.worker.messages import Compare, Compared, Failed
 from app.worker.parent import die_with
 

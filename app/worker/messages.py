@@ -4,8 +4,8 @@ from typing import Literal, get_args
 
 import msgspec
 
-from app.npy_file import DataFile
-from app.object_store import ObjectStore
+from app.formats.npy_file import DataFile
+from app.store.object_store import ObjectStore
 
 Task = Literal["encode", "decode"]
 Dtype = Literal["float32", "float64"]

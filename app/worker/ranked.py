@@ -23,10 +23,10 @@ from torch._C._distributed_c10d import Store as Meeting
 from torch.distributed.rendezvous import rendezvous
 
 import core.threads
-from app import checkpoint_file
-from app.checkpoint_file import CheckpointUnusable, Told
 from app.errors import StoreUnavailable
-from app.store import Reference, Store, fsync_directory
+from app.store import checkpoint_file
+from app.store.checkpoint_file import CheckpointUnusable, Told
+from app.store.store import Reference, Store, fsync_directory
 from app.worker import frames
 from app.worker.conversion import PROGRESS_SECONDS, fitted_of, nmf_of, rows_of
 from app.worker.loop import failed

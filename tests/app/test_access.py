@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 from fastapi.testclient import TestClient
 
+from app.http.tokens import add, new_token
 from app.main import create_app
 from app.settings import Settings
-from app.tokens import add, new_token
 from demo.service import npy
 from tests.app.conftest import WorkerDouble
 

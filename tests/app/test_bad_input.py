@@ -10,7 +10,7 @@ from fastapi.testclient import TestClient
 
 from app.main import create_app
 from app.settings import Settings
-from app.store import Store
+from app.store.store import Store
 from demo.service import npy
 from tests.app.conftest import WorkerDouble, publish
 

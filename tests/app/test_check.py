@@ -8,11 +8,10 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
-from app import figures_file
-from app.checkpoint_file import FORMAT, Rows, Told, write
 from app.cli import main
-from app.database import Database
-from app.store import FIGURES_FILE, LABELS_FILE, META_FILE, WEIGHTS_FILE, Reference, Store
+from app.jobs.database import Database
+from app.store.checkpoint_file import FORMAT, Rows, Told, write
+from app.store.store import FIGURES_FILE, LABELS_FILE, META_FILE, WEIGHTS_FILE, Reference, Store, figures_file
 
 D = np.eye(2, 4, dtype=np.float32)
 TOLD: dict[str, dict[str, object]] = {"parameters": {}, "metrics": {}, "data": {}, "software": {}}

@@ -19,10 +19,10 @@ import safetensors.numpy
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from app import checkpoint_file
-from app.checkpoint_file import CheckpointUnusable, Rows, Told
-from app.checkpoints import Checkpoints, job_of
-from app.store import Store
+from app.store import checkpoint_file
+from app.store.checkpoint_file import CheckpointUnusable, Rows, Told
+from app.store.checkpoints import Checkpoints, job_of
+from app.store.store import Store
 from app.worker import fitting, frames
 from app.worker.loop import WAITING_SECONDS
 from app.worker.messages import (

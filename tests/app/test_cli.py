@@ -15,7 +15,7 @@ from app.commands import files
 from app.commands.connection import exit_code
 from app.commands.curve import BLOCKS, COLUMNS, ROWS, bars, curve
 from app.commands.tables import print_pairs, print_rows
-from app.tokens import TokenFile
+from app.http.tokens import TokenFile
 from demo.service import free_port, npy
 
 ROOT = Path(commands.__file__).parents[2]

@@ -14,7 +14,7 @@ from app.comparison import Comparisons
 from app.errors import Overloaded, WorkerUnavailable
 from app.kept import KeptBytes
 from app.settings import Settings
-from app.store import DictionaryRecord, Reference, Store
+from app.store.store import DictionaryRecord, Reference, Store
 from core.matching import match
 from tests.app.conftest import publish
 

@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 from fastapi.testclient import TestClient
 
-from app import concepts, figures_file
-from app.figures_file import FIGURES_FILE
+from app import concepts
 from app.kept import KeptBytes
-from app.store import Store
+from app.store.figures_file import FIGURES_FILE
+from app.store.store import Store, figures_file
 from demo.service import npy
 from tests.app.conftest import D, publish
 

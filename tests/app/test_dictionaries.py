@@ -8,7 +8,7 @@ import pytest
 import safetensors.numpy
 from fastapi.testclient import TestClient
 
-from app.store import Store
+from app.store.store import Store
 from demo.service import npy
 from tests.app.conftest import D, WorkerDouble, publish
 

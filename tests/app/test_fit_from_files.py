@@ -9,10 +9,11 @@ import numpy as np
 import pytest
 from fastapi.testclient import TestClient
 
-from app import data_files, npy_file
+from app.formats import npy_file
+from app.jobs import data_files
 from app.main import create_app
 from app.settings import Settings
-from app.store import Store
+from app.store.store import Store
 from tests.app.conftest import WorkerDouble, publish
 from tests.app.test_fit_jobs import ended
 

@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 from fastapi.testclient import TestClient
 
-from app.jobs import ENDED, Jobs
+from app.jobs.jobs import ENDED, Jobs
 from app.main import create_app
 from app.settings import Settings
-from app.store import Reference, Store
+from app.store.store import Reference, Store
 from app.worker.messages import FitBegun
 from demo.service import npy
 from tests.app.conftest import WorkerDouble
@@ -418,7 +418,7 @@ def test_what_was_to_be_cancelled_before_it_published_leaves_no_version(
 
 
 def jobs_row(id: object) -> object:
-    from app.jobs import _jobs
+    from app.jobs.jobs import _jobs
 
     return _jobs.c.id == id
 

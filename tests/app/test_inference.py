@@ -14,7 +14,7 @@ from app import __version__
 from app.errors import Overloaded
 from app.main import create_app
 from app.settings import Settings
-from app.store import Store
+from app.store.store import Store
 from app.worker.messages import Key
 from tests.app.conftest import D, WorkerDouble, publish
 

@@ -7,12 +7,12 @@ from pathlib import Path
 
 import pytest
 
-from app.database import Database
 from app.errors import InvalidFields, JobsUnavailable, Overloaded, UnknownJob
-from app.jobs import JobLost, Jobs, Record
-from app.leases import Leases, leases
+from app.jobs.database import Database
+from app.jobs.jobs import JobLost, Jobs, Record
+from app.jobs.leases import Leases, leases
 from app.schemas import Job, Progress
-from app.store import Store
+from app.store.store import Store
 
 SECONDS = 30.0  # of a lease: longer than any of these tests
 

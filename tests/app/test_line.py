@@ -9,12 +9,13 @@ from pathlib import Path
 import pytest
 import sqlalchemy as sql
 
-from app import database, line
-from app.database import Database
+from app import line
 from app.errors import JobsUnavailable, StoreUnavailable
+from app.jobs import database
+from app.jobs.database import Database
 from app.line import SILENT_SECONDS, Line, give_up_in_time
-from app.object_store import ObjectStore
-from app.store import Reference, Store
+from app.store.object_store import ObjectStore
+from app.store.store import Reference, Store
 from tests.app.conftest import D, publish
 from tests.conftest import S3
 from tests.postgres import Cluster
@@ -169,7 +170,7 @@ def test_what_is_at_hand_stays_so_while_the_object_store_is_away(s3: S3, tmp_pat
 
 
 def test_sockets_to_the_object_store_are_given_up_in_time(s3: S3, monkeypatch: pytest.MonkeyPatch) -> None:
-    from app import bucket
+    from app.store import bucket
 
     made = []
     monkeypatch.setattr(bucket, "give_up_in_time", lambda connection: made.append(connection) or connection)

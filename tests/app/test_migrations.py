@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 import sqlalchemy as sql
 
-from app import migrations
-from app.database import Database
 from app.errors import JobsUnavailable
-from app.jobs import Jobs
+from app.jobs import migrations
+from app.jobs.database import Database
+from app.jobs.jobs import Jobs
 from demo.service import serve_command
 
 # As version 0.1.0 made it, before schemas were counted. This never changes.
@@ -84,7 +84,7 @@ def test_an_old_database_becomes_what_a_new_one_is(old: str, tmp_path: Path, req
         new = request.getfixturevalue("postgres").new_database()
     opened(old)
     opened(new)
-    assert described(old) == described(new), "app.migrations has no statement for what has changed in app.jobs"
+    assert described(old) == described(new), "no migration has a statement for what has changed in app.jobs.jobs"
     assert versions(old) == versions(new) == [(1 + len(migrations.MIGRATIONS),)]
     database = Database(old)
     assert Jobs(database).get("1").job.name == "digits"

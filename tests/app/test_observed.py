@@ -15,9 +15,9 @@ from prometheus_client.parser import text_string_to_metric_families
 from structlog.stdlib import ProcessorFormatter
 
 from app import logs
+from app.http.tokens import add, new_token
 from app.main import create_app
 from app.settings import Settings
-from app.tokens import add, new_token
 from demo.service import npy
 from tests.app.conftest import WorkerDouble
 

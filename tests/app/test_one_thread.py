@@ -5,9 +5,9 @@ import threading
 
 import pytest
 
-from app import one_thread
 from app.errors import JobsUnavailable
-from app.one_thread import OneThread
+from app.jobs import one_thread
+from app.jobs.one_thread import OneThread
 
 
 @pytest.fixture(autouse=True)

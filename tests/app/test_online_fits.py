@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 import torch
 
-from app import figures_file, npy_file
-from app.data_files import DataFiles
 from app.errors import DataChanged
+from app.formats import npy_file
+from app.jobs.data_files import DataFiles
 from app.settings import Settings
-from app.store import Store
+from app.store.store import Store, figures_file
 from app.worker import fitting, frames
 from app.worker.file_rows import FileRows
 from app.worker.messages import CancelFit, Failed, Files, Fit, FitCancelled, FitStopped, Fitted, StopFit

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from fastapi.testclient import TestClient
 
-from app.assets import ENCODINGS
+from app.http.assets import ENCODINGS
 from app.main import create_app
 from app.settings import Settings
 

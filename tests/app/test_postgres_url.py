@@ -11,9 +11,9 @@ import pytest
 import sqlalchemy as sql
 from pydantic import ValidationError
 
-from app.database import Database
 from app.errors import JobsUnavailable
-from app.postgres_url import driver_told
+from app.jobs.database import Database
+from app.jobs.postgres_url import driver_told
 from app.settings import Settings
 from tests.certificates import Certificate, authority, encrypted, signed
 from tests.postgres import USER, Cluster, running_cluster

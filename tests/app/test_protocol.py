@@ -8,8 +8,8 @@ import pytest
 from uvicorn.config import Config
 from uvicorn.server import ServerState
 
+from app.http.protocol import bounded
 from app.main import create_app
-from app.protocol import bounded
 from app.settings import Settings
 from demo.service import npy
 from tests.app.conftest import D, WorkerDouble, publish

@@ -5,7 +5,7 @@ from starlette.responses import Response
 from starlette.testclient import TestClient
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from app.ray_proxy import middlewares
+from app.http.ray_proxy import middlewares
 
 
 def around(app: ASGIApp) -> TestClient:

@@ -15,12 +15,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from app import figures_file
-from app.bucket import Bucket, bucket_of
 from app.errors import DictionaryDamaged, NameTaken, StoreUnavailable, UnknownDictionary
-from app.object_store import ObjectStore
-from app.store import MACHINE, Labels, Reference, Store, check_name
-from app.store_files import Files
+from app.store.bucket import Bucket, bucket_of
+from app.store.files import Files
+from app.store.object_store import ObjectStore
+from app.store.store import MACHINE, Labels, Reference, Store, check_name, figures_file
 from tests.app.conftest import D, publish
 from tests.conftest import S3
 
@@ -254,7 +253,7 @@ def test_two_services_that_label_one_version_lose_nothing(place: Place) -> None:
 LABELLER = """
 import sys
 from pathlib import Path
-from app.store import Labels, Store
+from app.store.store import Labels, Store
 
 store, who = Store(Path(sys.argv[1])), sys.argv[2]
 store.open()
@@ -321,7 +320,7 @@ def listed(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         directories.append(str(directory))
         return scandir(directory)
 
-    monkeypatch.setattr("app.store_files.os.scandir", noted)
+    monkeypatch.setattr("app.store.files.os.scandir", noted)
     return directories
 
 
@@ -340,7 +339,7 @@ def test_a_list_of_versions_is_kept_until_somebody_changes_it(  # type: ignore[n
 ) -> None:
     publish(opened, "a", D)
     publish(opened, "a", D)
-    monkeypatch.setattr("app.store_files.SETTLED_NS", 0)
+    monkeypatch.setattr("app.store.files.SETTLED_NS", 0)
     time.sleep(0.02)  # a step of the file system's clock
     opened.versions("a").clear()  # the list is the caller's own
     listed.clear()
@@ -431,7 +430,7 @@ def test_a_free_lock_tells_of_death_on_this_machine_alone(opened: Store) -> None
     assert not opened.lock_is_free("123-dead")
     assert not opened.lock_is_free(f"{MACHINE}-1-nowhere")
     code = (
-        "import sys, time; from pathlib import Path; from app.store import Store; "
+        "import sys, time; from pathlib import Path; from app.store.store import Store; "
         f"s = Store(Path({str(opened.root)!r})); s.open(); print(s.owner, flush=True); time.sleep(60)"
     )
     with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) as process:

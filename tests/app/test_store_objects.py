@@ -10,17 +10,18 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
-from app import bucket, line, object_cache, shared_files, store_objects
-from app import uploads as app_uploads
-from app.bucket import Bucket, Entry
-from app.checkpoints import Checkpoints
+from app import line
 from app.cli import main
 from app.errors import DataChanged, DictionaryDamaged, StoreFull, StoreUnavailable, UnknownDictionary
-from app.object_store import ObjectStore
 from app.settings import Settings
-from app.shared_files import GRACE_SECONDS, SWEEP_SECONDS, SharedFiles
-from app.store import Reference, Store
-from app.uploads import Uploads
+from app.store import objects as store_objects
+from app.store import uploads as app_uploads
+from app.store.bucket import Bucket, Entry
+from app.store.checkpoints import Checkpoints
+from app.store.object_store import ObjectStore
+from app.store.shared_files import GRACE_SECONDS, SWEEP_SECONDS, SharedFiles
+from app.store.store import Reference, Store, bucket, object_cache, shared_files
+from app.store.uploads import Uploads
 from tests.app.conftest import D, publish
 from tests.conftest import S3
 

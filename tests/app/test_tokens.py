@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from app.errors import RateLimited, TokensUnreadable
-from app.tokens import Allowance, TokenFile, add, hash_of, new_token
+from app.http.tokens import Allowance, TokenFile, add, hash_of, new_token
 
 
 @pytest.fixture

@@ -19,7 +19,7 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 from app import main, tracing
 from app.main import create_app
 from app.settings import Settings
-from app.store import Store
+from app.store.store import Store
 from app.tracing import Tracing, is_wanted
 from demo.service import npy
 from tests.app.conftest import D, WorkerDouble, publish

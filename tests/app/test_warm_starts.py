@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from fastapi.testclient import TestClient
 
-from app.store import Store
+from app.store.store import Store
 from demo.service import npy
 from tests.app.conftest import D, WorkerDouble, publish
 from tests.app.test_fit_jobs import FIT, ended

@@ -12,8 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-from app import figures_file
-from app.store import Store
+from app.store.store import Store, figures_file
 from app.worker import device, frames
 from app.worker.device import DeviceFailed
 from app.worker.fitting import Fitting

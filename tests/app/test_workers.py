@@ -13,7 +13,7 @@ from app.batcher import Batcher
 from app.errors import WorkerUnavailable
 from app.main import create_app
 from app.settings import Settings
-from app.store import Store
+from app.store.store import Store
 from app.supervisor import Supervisor
 from app.worker.frames import Frame
 from app.worker.messages import Configure, Key, Ready
@@ -286,7 +286,7 @@ def test_a_job_of_one_worker_is_not_taken_for_lost_by_the_others(
 ) -> None:
     """The idle worker's loop looks for jobs that were left, all the time."""
     for pause in ("IDLE_SECONDS", "LOOK_SECONDS"):
-        monkeypatch.setattr(f"app.fits.{pause}", 0.001)
+        monkeypatch.setattr(f"app.jobs.fits.{pause}", 0.001)
     for worker in pair:
         worker.fits_hang = True
     id = fit(service, "a")

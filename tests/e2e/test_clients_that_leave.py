@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from app.store import Store
+from app.store.store import Store
 from demo.digits import split_digits
 from demo.service import npy
 from tests.e2e.conftest import Service

@@ -20,8 +20,8 @@ import pg8000.dbapi
 import pytest
 from packaging.requirements import Requirement
 
-from app.database import Database
-from app.jobs import Jobs
+from app.jobs.database import Database
+from app.jobs.jobs import Jobs
 from app.main import create_app
 from app.settings import Settings
 from demo.service import free_port

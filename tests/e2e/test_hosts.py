@@ -18,10 +18,10 @@ import numpy as np
 import orjson
 import pytest
 
-from app.bucket import Bucket, bucket_of
-from app.database import Database
-from app.jobs import Jobs
-from app.object_store import ObjectStore
+from app.jobs.database import Database
+from app.jobs.jobs import Jobs
+from app.store.bucket import Bucket, bucket_of
+from app.store.object_store import ObjectStore
 from demo.service import free_port, npy
 from tests.e2e.conftest import Service
 from tests.faults.asked import long_fit, problem

@@ -10,8 +10,8 @@ import httpx
 import numpy as np
 import pytest
 
-from app.bucket import Bucket, bucket_of
-from app.object_store import ObjectStore
+from app.store.bucket import Bucket, bucket_of
+from app.store.object_store import ObjectStore
 from demo.digits import split_digits
 from demo.service import npy
 from tests.conftest import S3

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from playwright.sync_api import Browser, Page, expect
 
-from app.tokens import add, new_token
+from app.http.tokens import add, new_token
 from demo.service import npy
 from tests.e2e.browser import Visit, endless, needs_browser, visiting
 from tests.e2e.conftest import Service

@@ -19,11 +19,11 @@ import numpy as np
 import pytest
 import yaml
 
-from app.database import Database
-from app.jobs import Jobs
-from app.leases import Leases
+from app.jobs.database import Database
+from app.jobs.jobs import Jobs
+from app.jobs.leases import Leases
 from app.settings import Settings
-from app.store import Store
+from app.store.store import Store
 from demo.digits import split_digits
 from demo.service import free_port, npy
 

@@ -12,8 +12,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from app.database import Database
-from app.jobs import Jobs
+from app.jobs.database import Database
+from app.jobs.jobs import Jobs
 from demo.service import npy
 from tests.e2e.conftest import Service
 from tests.faults.asked import long_fit

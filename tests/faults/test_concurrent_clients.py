@@ -12,7 +12,7 @@ import httpx
 import numpy as np
 import pytest
 
-from app.store import Store
+from app.store.store import Store
 from demo.service import npy
 from tests.e2e.conftest import Service
 from tests.faults.asked import FITTED, ROWS, D, encode, fit, long_fit, problem, put, require_next

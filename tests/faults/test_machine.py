@@ -16,11 +16,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from app import jobs
-from app.database import Database
-from app.jobs import Jobs
-from app.leases import leases
-from app.store import Store
+from app.jobs.database import Database
+from app.jobs.jobs import Jobs, jobs
+from app.jobs.leases import leases
+from app.store.store import Store
 from app.worker import frames
 from demo.service import npy
 from tests.e2e.conftest import Service, gone

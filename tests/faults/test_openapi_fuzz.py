@@ -15,9 +15,9 @@ from hypothesis import strategies as st
 from schemathesis.checks import not_a_server_error
 from schemathesis.specs.openapi.checks import response_schema_conformance, status_code_conformance
 
+from app.http.tokens import add, new_token
 from app.main import create_app
 from app.settings import Settings
-from app.tokens import add, new_token
 from demo.service import npy
 from tests.app.conftest import WorkerDouble
 

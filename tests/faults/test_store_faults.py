@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from app.checkpoint_file import FORMAT, Rows, Told
+from app.store.checkpoint_file import FORMAT, Rows, Told
 from app.worker import fitting
 from app.worker.messages import CheckpointPlace
 from demo.service import npy

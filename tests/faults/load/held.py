@@ -4,7 +4,7 @@ import os
 import time
 from pathlib import Path
 
-from app.store import Store
+from app.store.store import Store
 from tests.e2e.conftest import Service
 
 MOST_THREADS = 64  # of either process: pools grow to their bounds, and no further

@@ -11,10 +11,10 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from app.checkpoint_file import CheckpointUnusable, read_steps
-from app.checkpoints import Checkpoints
 from app.errors import DictionaryDamaged, UnknownDictionary
-from app.store import Store
+from app.store.checkpoint_file import CheckpointUnusable, read_steps
+from app.store.checkpoints import Checkpoints
+from app.store.store import Store
 
 
 @dataclass(frozen=True)

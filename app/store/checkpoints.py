@@ -1,7 +1,7 @@
 """The checkpoints of fits under way, as the service knows them: files of the store, each its owner's and its job's.
 
-The worker writes and reads them (``app.worker.fitting``, ``app.checkpoint_file``). Here they are found, handed on
-from a dead process to the one that takes up its job, and removed: with the end of the job, or by a sweep.
+The worker writes and reads them (``app.worker.fitting``, ``checkpoint_file``). Here they are found, handed on from a
+dead process to the one that takes up its job, and removed: with the end of the job, or by a sweep.
 """
 
 import logging
@@ -11,8 +11,8 @@ from contextlib import suppress
 from pathlib import Path
 
 from app.errors import StoreUnavailable
-from app.shared_files import SharedFiles
-from app.store import Store, fsync_directory, owner_of, store_errors
+from app.store.shared_files import SharedFiles
+from app.store.store import Store, fsync_directory, owner_of, store_errors
 
 logger = logging.getLogger("dictserve")
 

@@ -7,8 +7,8 @@ from fastapi import Request
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from app.errors import AppError, Forbidden, Unauthorized
+from app.http.tokens import READ, WRITE, Caller, TokenFile
 from app.problems import PROTOCOL, problem_of
-from app.tokens import READ, WRITE, Caller, TokenFile
 
 OPEN = {"/livez", "/readyz", f"{PROTOCOL}/health/live", f"{PROTOCOL}/health/ready"}
 PAGE, PAGE_FILES = "/", "/page/"

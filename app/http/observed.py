@@ -9,10 +9,10 @@ import time
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app import logs
-from app.direct import ROUTE
-from app.head import header, headers_of
+from app.http.direct import ROUTE
+from app.http.head import header, headers_of
+from app.http.ready import WHOLE
 from app.metrics import Metrics
-from app.ready import WHOLE
 
 logger = logging.getLogger("dictserve.access")
 

@@ -1,7 +1,7 @@
 """Fits on several processes of this machine, which share out the rows: started for the job, gone with it.
 
-To ``app.fits`` this looks as the supervisor does: it is told of a job, and the job's frames come back. One of the
-processes that dies takes the others with it, and the job hears that its worker died.
+To ``app.jobs.fits`` this looks as the supervisor does: it is told of a job, and the job's frames come back. One of
+the processes that dies takes the others with it, and the job hears that its worker died.
 """
 
 import asyncio

@@ -20,10 +20,10 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from app.disk import fsync_directory, write_durably
 from app.errors import StoreFull, StoreUnavailable
 from app.line import Line, give_up_in_time
-from app.object_store import ObjectStore
+from app.store.disk import fsync_directory, write_durably
+from app.store.object_store import ObjectStore
 
 PRIVATE = ".dictserve"  # a prefix that no dictionary can have
 STAGING = f"{PRIVATE}/staging"

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from app.jobs import Record
+from app.jobs.jobs import Record
 from app.schemas import Job, Progress
 from app.worker.messages import FitBegun, FitProgress
 

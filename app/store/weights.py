@@ -5,7 +5,7 @@ import safetensors.numpy
 from safetensors import SafetensorError
 
 from app.errors import DictionaryDamaged
-from app.hashed import Hashed
+from app.store.hashed import Hashed
 
 TENSOR = "dictionary"
 WEIGHTS_FILE = "dictionary.safetensors"

@@ -7,8 +7,8 @@ from collections.abc import Callable
 from typing import ParamSpec, TypeVar
 
 from app.errors import StoreFull, StoreUnavailable
-from app.records import RETRY_SECONDS
-from app.store import Store
+from app.jobs.records import RETRY_SECONDS
+from app.store.store import Store
 
 logger = logging.getLogger("dictserve")
 

@@ -1,7 +1,7 @@
 """Fits from files: which npy files of the data directory a request means, and their rows, read without trust.
 
 Nothing leads out of the directory: patterns with a root or `..` are refused, and so is a file whose real path, asked
-of the kernel once the file is open, lies elsewhere (``app.npy_file``).
+of the kernel once the file is open, lies elsewhere (``app.formats.npy_file``).
 """
 
 from collections.abc import Iterator, Sequence
@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from app.errors import DataChanged, InvalidFields, MalformedBody
-from app.npy_file import DataFile, LeadsOut, opened, reason
+from app.formats.npy_file import DataFile, LeadsOut, opened, reason
 from app.settings import Settings
 from app.worker.messages import Files
 from core.checks import check_scale

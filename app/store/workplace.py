@@ -1,7 +1,7 @@
 """What the service itself needs on this machine's disk: ``.dictserve/``, beside the dictionaries if those are here.
 
-Several processes may share it: each marks what it stages as its own, and only what dead ones left (``app.leases``)
-is swept.
+Several processes may share it: each marks what it stages as its own, and only what dead ones left
+(``app.jobs.leases``) is swept.
 """
 
 import fcntl
@@ -13,7 +13,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO
 
-from app.disk import fsync_directory, store_errors, write_durably
+from app.store.disk import fsync_directory, store_errors, write_durably
 
 
 class Workplace:

@@ -5,8 +5,8 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from app.bucket import PRIVATE, Bucket
 from app.errors import StoreUnavailable
+from app.store.bucket import PRIVATE, Bucket
 
 logger = logging.getLogger("dictserve")
 

@@ -1,8 +1,8 @@
 """The model store: what names, versions, records and labels mean, wherever the bytes lie.
 
 A version appears whole or not at all and is never changed after; its number is not given again. The bytes lie in a
-local directory (``app.store_files``) or in an object store (``app.store_objects``). What the service itself needs
-lies in ``.dictserve/`` of the local directory (``app.workplace``), a name that no dictionary can have.
+local directory (``app.store.files``) or in an object store (``app.store.objects``). What the service itself needs
+lies in ``.dictserve/`` of the local directory (``app.store.workplace``), a name that no dictionary can have.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -13,21 +13,21 @@ from typing import Any, Protocol
 import numpy as np
 from pydantic import BaseModel, Field, ValidationError
 
-from app import figures_file
-from app import weights as weights_file
-from app.bucket import Bucket, bucket_of
-from app.disk import fsync_directory, store_errors
 from app.errors import AppError, DictionaryDamaged, StoreUnavailable, UnknownDictionary
-from app.figures_file import FIGURES_FILE, Figures
-from app.hashed import Hashed
 from app.kept import keep
-from app.object_cache import ObjectCache
-from app.object_store import ObjectStore
-from app.references import Reference, check_name
-from app.store_files import LABELS_FILE, META_FILE, REMOVED, Files
-from app.store_objects import Objects
-from app.weights import TENSOR, WEIGHTS_FILE
-from app.workplace import MACHINE, Workplace, owner_of
+from app.store import figures_file
+from app.store import weights as weights_file
+from app.store.bucket import Bucket, bucket_of
+from app.store.disk import fsync_directory, store_errors
+from app.store.figures_file import FIGURES_FILE, Figures
+from app.store.files import LABELS_FILE, META_FILE, REMOVED, Files
+from app.store.hashed import Hashed
+from app.store.object_cache import ObjectCache
+from app.store.object_store import ObjectStore
+from app.store.objects import Objects
+from app.store.references import Reference, check_name
+from app.store.weights import TENSOR, WEIGHTS_FILE
+from app.store.workplace import MACHINE, Workplace, owner_of
 
 __all__ = [
     "FIGURES_FILE",

@@ -11,20 +11,20 @@ import msgspec
 import numpy as np
 import orjson
 
-from app.checkpoints import Checkpoints
-from app.data_files import DataFiles, Named
 from app.errors import FitAbandoned, JobsUnavailable, WorkerUnavailable
-from app.jobs import ENDED, JobLost, Jobs, Record
+from app.jobs.data_files import DataFiles, Named
+from app.jobs.jobs import ENDED, JobLost, Jobs, Record
+from app.jobs.ranks import RankProcesses
+from app.jobs.reach import reach
+from app.jobs.records import Records
+from app.jobs.running import Running, history_of
 from app.problems import problem_of
-from app.ranks import RankProcesses
-from app.reach import reach
-from app.records import Records
-from app.running import Running, history_of
 from app.schemas import AnyJob, Job
 from app.settings import Settings
-from app.store import Reference, Store
+from app.store.checkpoints import Checkpoints
+from app.store.store import Reference, Store
+from app.store.uploads import Staged, Uploads
 from app.supervisor import Supervisor, error_of
-from app.uploads import Staged, Uploads
 from app.worker.frames import Frame
 from app.worker.messages import (
     INIT_METHODS,

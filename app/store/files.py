@@ -14,12 +14,12 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from app.disk import Unreadable, fsync_directory, read_regular, store_errors, told, write_durably
 from app.errors import DictionaryDamaged, NameTaken, UnknownDictionary
-from app.hashed import Hashed, require_whole
 from app.kept import keep
-from app.references import NAME, VERSION, check_name
-from app.workplace import Workplace
+from app.store.disk import Unreadable, fsync_directory, read_regular, store_errors, told, write_durably
+from app.store.hashed import Hashed, require_whole
+from app.store.references import NAME, VERSION, check_name
+from app.store.workplace import Workplace
 
 META_FILE = "meta.json"
 LABELS_FILE = "labels.json"

@@ -17,9 +17,9 @@ from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.exc import InterfaceError, SQLAlchemyError
 
 from app.errors import JobsUnavailable
+from app.jobs.migrations import settle
+from app.jobs.postgres_url import driver_told
 from app.line import SILENT_SECONDS, Line, give_up_in_time
-from app.migrations import settle
-from app.postgres_url import driver_told
 
 ANSWER_SECONDS = 10  # in which PostgreSQL says nothing, after which a connection to it is given up
 LOCK_SECONDS = 5  # for which a statement waits for another's lock

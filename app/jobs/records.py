@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import ParamSpec, TypeVar
 
 from app.errors import JobsUnavailable
-from app.one_thread import OneThread
+from app.jobs.one_thread import OneThread
 
 logger = logging.getLogger("dictserve")
 
@@ -18,7 +18,7 @@ T = TypeVar("T")
 
 
 class Records:
-    """Calls of ``app.jobs``, and of what lies on the disk beside it, in threads of their own."""
+    """Calls of ``app.jobs.jobs``, and of what lies on the disk beside it, in threads of their own."""
 
     def __init__(self) -> None:
         self._reads = ThreadPoolExecutor(1, thread_name_prefix="jobs")

@@ -21,8 +21,8 @@ from typing import Any
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 
 from app.errors import AppError, HeadersTooLarge, MalformedRequest, RequestTimeout, TooManyConnections
+from app.http.ready import WHOLE
 from app.problems import problem_of
-from app.ready import WHOLE
 from app.settings import Settings
 
 LOOK_SECONDS = 0.5  # between two looks at all connections

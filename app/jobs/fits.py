@@ -16,20 +16,20 @@ from pathlib import Path
 
 import orjson
 
-from app.checkpoints import Checkpoints
-from app.data_files import DataFiles, Named
 from app.errors import InvalidFields, JobsUnavailable, KeyReused, StoreUnavailable, UnknownDictionary
-from app.jobs import ENDED, Jobs, Record
-from app.leases import Leases
-from app.ranks import RankProcesses
-from app.records import RETRY_SECONDS, Records
-from app.runner import Runner
+from app.jobs.data_files import DataFiles, Named
+from app.jobs.jobs import ENDED, Jobs, Record
+from app.jobs.leases import Leases
+from app.jobs.ranks import RankProcesses
+from app.jobs.records import RETRY_SECONDS, Records
+from app.jobs.runner import Runner
 from app.schemas import AnyJob, FitParameters, Job, ListedJob, State
 from app.settings import Settings
-from app.shared_files import SharedFiles
-from app.store import Reference, Store, owner_of, timestamp
+from app.store.checkpoints import Checkpoints
+from app.store.shared_files import SharedFiles
+from app.store.store import Reference, Store, owner_of, timestamp
+from app.store.uploads import Staged, Uploads
 from app.supervisor import Supervisor
-from app.uploads import Staged, Uploads
 from app.worker.messages import INIT_METHODS
 from app.workers import Workers
 

@@ -1,5 +1,5 @@
 """What Ray's proxies answer where no replica does: told to them by
-``RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH=app.ray_proxy:middlewares``.
+``RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH=app.http.ray_proxy:middlewares``.
 
 Of itself a proxy answers a request whose replica died on the way with 500, as if another try would fail as well. Here
 that is a 503, as when a worker dies. As with a connection that breaks, what was asked for may have been done.
@@ -10,7 +10,7 @@ from starlette.requests import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app.errors import AppError, Overloaded, WorkerUnavailable
-from app.observed import ID_HEADER
+from app.http.observed import ID_HEADER
 from app.problems import problem_of
 
 RAYS = "/-/"  # paths that Ray answers itself: whether the proxy is well, and what it knows

@@ -13,15 +13,15 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 
-from app.bucket import PRIVATE, STAGING, Bucket, Entry
 from app.errors import DictionaryDamaged, StoreUnavailable, UnknownDictionary
-from app.figures_file import FIGURES_FILE
-from app.hashed import Hashed, require_whole, sha256
 from app.kept import keep
-from app.object_cache import ObjectCache
-from app.references import NAME, VERSION
-from app.store_files import LABELS_FILE, META_FILE
-from app.weights import WEIGHTS_FILE
+from app.store.bucket import PRIVATE, STAGING, Bucket, Entry
+from app.store.figures_file import FIGURES_FILE
+from app.store.files import LABELS_FILE, META_FILE
+from app.store.hashed import Hashed, require_whole, sha256
+from app.store.object_cache import ObjectCache
+from app.store.references import NAME, VERSION
+from app.store.weights import WEIGHTS_FILE
 
 CLAIM = "claim"
 OF_A_VERSION = {CLAIM, WEIGHTS_FILE, FIGURES_FILE, META_FILE, LABELS_FILE}

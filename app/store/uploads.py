@@ -15,8 +15,8 @@ import numpy as np
 
 from app.errors import DataChanged, StoreFull
 from app.formats import npy_format
-from app.shared_files import GRACE_SECONDS, SharedFiles
-from app.store import Store, fsync_directory, owner_of, store_errors
+from app.store.shared_files import GRACE_SECONDS, SharedFiles
+from app.store.store import Store, fsync_directory, owner_of, store_errors
 
 logger = logging.getLogger("dictserve")
 

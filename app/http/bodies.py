@@ -22,12 +22,12 @@ from app.errors import BodyTooLarge, InvalidFields, MalformedBody, UnsupportedMe
 from app.formats import JSON, NPY, SAFETENSORS, Format, answer_format, request_format
 from app.formats.answer import Answer, Scalar
 from app.formats.buffer import Buffer
-from app.head import header
-from app.inflate import CODINGS, inflated
-from app.ready import ReadyResponse
+from app.http.head import header
+from app.http.inflate import CODINGS, inflated
+from app.http.ready import ReadyResponse
 from app.schemas import Fields
 from app.settings import Settings
-from app.store import store_errors
+from app.store.store import store_errors
 
 HEAD_BYTES = 16  # enough to tell a format by
 INLINE_BYTES = 256 * 1024  # of text that is parsed at once, or of an array that is written as text; more in a thread

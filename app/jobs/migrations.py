@@ -1,8 +1,8 @@
 """The jobs' database from one version of the service to the next.
 
-A new database is made as ``app.jobs`` and ``app.leases`` describe it. One that an earlier version of the service made
-is brought there by the statements below, at the start and in one transaction. There is no way back: an older version
-refuses a newer schema.
+A new database is made as ``app.jobs.jobs`` and ``app.jobs.leases`` describe it. One that an earlier version of the
+service made is brought there by the statements below, at the start and in one transaction. There is no way back: an
+older version refuses a newer schema.
 """
 
 import logging

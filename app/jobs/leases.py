@@ -2,8 +2,8 @@
 
 What names its owner (jobs that run, activations, checkpoints, what is staged) is its owner's as long as the lease is
 there. A process gives its own back when it stops. Of one that cannot, another ends it: at once where both are on one
-machine and the kernel has let go of the file lock that the dead one held (``app.store``), and wherever it was once
-the lease has run out, by the database's clock. File locks of other machines are never asked.
+machine and the kernel has let go of the file lock that the dead one held (``app.store.workplace``), and wherever it
+was once the lease has run out, by the database's clock. File locks of other machines are never asked.
 
 A lease that was ended does not come back. Its process may live after all (it was held up, or cut off): it goes on
 under a new name, and what it was at under the old one is another's.
@@ -15,12 +15,12 @@ import time
 
 import sqlalchemy as sql
 
-from app.database import Database, metadata
-from app.store import Store
+from app.jobs.database import Database, metadata
+from app.store.store import Store
 
 logger = logging.getLogger("dictserve")
 
-leases = sql.Table(  # a change here needs one in app.migrations, for databases that there are
+leases = sql.Table(  # a change here needs one in app.jobs.migrations, for databases that there are
     "leases",
     metadata,
     sql.Column("owner", sql.String(64), primary_key=True),

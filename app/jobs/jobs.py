@@ -1,8 +1,8 @@
 """Jobs, durable: one row each in an SQL database. A job is a fit that is queued, runs, or has ended.
 
 A job that runs is its owner's, for one attempt: what that writes of it holds only as long as it is. Whoever finds
-that its owner has no lease any more (``app.leases``) puts it back into the queue. Methods block on the database;
-``app.fits`` calls them from a thread of its own.
+that its owner has no lease any more (``app.jobs.leases``) puts it back into the queue. Methods block on the database;
+``app.jobs.fits`` calls them from a thread of its own.
 """
 
 import re
@@ -14,18 +14,18 @@ from typing import Any
 
 import sqlalchemy as sql
 
-from app.database import Database, metadata
 from app.errors import InvalidFields, JobsUnavailable, Overloaded, UnknownJob
-from app.leases import held_by, lease_of
+from app.jobs.database import Database, metadata
+from app.jobs.leases import held_by, lease_of
 from app.schemas import Job, ListedJob, Progress, State
-from app.store import now
+from app.store.store import now
 
 _ID = re.compile(r"[0-9a-f]{1,40}")  # others PostgreSQL may not even look for
 
 STATES: tuple[State, ...] = ("queued", "running", "succeeded", "failed", "cancelled")
 ENDED: tuple[State, ...] = ("succeeded", "failed", "cancelled")
 
-_jobs = sql.Table(  # a change here needs one in app.migrations, for databases that there are
+_jobs = sql.Table(  # a change here needs one in app.jobs.migrations, for databases that there are
     "jobs",
     metadata,
     sql.Column("id", sql.String(40), primary_key=True),  # sorts by the time it was made

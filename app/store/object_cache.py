@@ -6,7 +6,7 @@ import secrets
 from contextlib import suppress
 from pathlib import Path
 
-from app.disk import Unreadable, read_regular
+from app.store.disk import Unreadable, read_regular
 
 logger = logging.getLogger("dictserve")
 
