@@ -14,13 +14,14 @@ from app import line
 from app.cli import main
 from app.errors import DataChanged, DictionaryDamaged, StoreFull, StoreUnavailable, UnknownDictionary
 from app.settings import Settings
+from app.store import bucket, object_cache, shared_files
 from app.store import objects as store_objects
 from app.store import uploads as app_uploads
 from app.store.bucket import Bucket, Entry
 from app.store.checkpoints import Checkpoints
 from app.store.object_store import ObjectStore
 from app.store.shared_files import GRACE_SECONDS, SWEEP_SECONDS, SharedFiles
-from app.store.store import Reference, Store, bucket, object_cache, shared_files
+from app.store.store import Reference, Store
 from app.store.uploads import Uploads
 from tests.app.conftest import D, publish
 from tests.conftest import S3

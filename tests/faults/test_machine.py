@@ -16,8 +16,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from app.jobs import jobs
 from app.jobs.database import Database
-from app.jobs.jobs import Jobs, jobs
+from app.jobs.jobs import Jobs
 from app.jobs.leases import leases
 from app.store.store import Store
 from app.worker import frames
