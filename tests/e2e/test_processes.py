@@ -55,19 +55,19 @@ def test_a_killed_service_encodes_the_same_after_a_restart(service: Service) -> 
     assert leftovers(service.store) == []
 
 
-def test_a_killed_worker_is_replaced_and_the_service_stays(service: Service) -> None:
-    fit_digits(service)
-    before, worker = codes(service), service.worker_pid
+def test_a_killed_worker_is_replaced_and_the_service_stays(shared: Service) -> None:
+    fit_digits(shared)
+    before, worker = codes(shared), shared.worker_pid
     os.kill(worker, signal.SIGKILL)
-    refused = service.client.post("/encode?dictionary=digits", content=npy(HELD_OUT[:1]))
+    refused = shared.client.post("/encode?dictionary=digits", content=npy(HELD_OUT[:1]))
     if refused.status_code != 200:  # unless it was fast enough
         assert refused.status_code == 503
         assert int(refused.headers["retry-after"]) > 0
-    assert service.wait_ready() < 30
-    assert service.worker_pid != worker
-    np.testing.assert_allclose(codes(service), before, atol=1e-5 * before.max())
-    assert service.process is not None
-    assert service.process.poll() is None
+    assert shared.wait_ready() < 30
+    assert shared.worker_pid != worker
+    np.testing.assert_allclose(codes(shared), before, atol=1e-5 * before.max())
+    assert shared.process is not None
+    assert shared.process.poll() is None
 
 
 def test_a_fit_goes_on_whatever_is_killed_and_ends_as_if_nothing_had_been(tmp_path: Path) -> None:
@@ -121,16 +121,16 @@ def test_a_fit_goes_on_whatever_is_killed_and_ends_as_if_nothing_had_been(tmp_pa
     assert service.stop() == 0
 
 
-def test_a_fit_that_costs_two_workers_their_lives_is_given_up(service: Service) -> None:
-    id = slow_fit(service, max_iter=100_000)
+def test_a_fit_that_costs_two_workers_their_lives_is_given_up(shared: Service) -> None:
+    id = slow_fit(shared, max_iter=100_000)
     for _ in range(2):
-        service.until(id, "running", iteration=1, seconds=60)
-        os.kill(service.worker_pid, signal.SIGKILL)
+        shared.until(id, "running", iteration=1, seconds=60)
+        os.kill(shared.worker_pid, signal.SIGKILL)
         time.sleep(0.3)
-    job = service.ended(id)
+    job = shared.ended(id)
     assert (job["state"], job["error"]["type"]) == ("failed", "fit-abandoned")
-    service.wait_ready()
-    fit_digits(service)
+    shared.wait_ready()
+    fit_digits(shared)
 
 
 def test_an_accepted_fit_survives_the_death_of_the_service(service: Service) -> None:
@@ -160,25 +160,25 @@ def test_sigterm_ends_it_in_order(service: Service) -> None:
     assert service.client.delete(f"/jobs/{id}").json()["state"] == "cancelled"
 
 
-def test_two_services_share_a_store(service: Service) -> None:
-    other = Service(service.store).start()
+def test_two_services_share_a_store(shared: Service) -> None:
+    other = Service(shared.store).start()
     try:
-        ids = [s.fit(FITTED[:300], name="shared", nb_concepts=8) for s in (service, other) for _ in range(3)]
-        assert sorted(service.ended(id)["version"] for id in ids) == [1, 2, 3, 4, 5, 6]
-        for s in (service, other):
+        ids = [s.fit(FITTED[:300], name="shared", nb_concepts=8) for s in (shared, other) for _ in range(3)]
+        assert sorted(shared.ended(id)["version"] for id in ids) == [1, 2, 3, 4, 5, 6]
+        for s in (shared, other):
             assert s.client.get("/dictionaries/shared").json()["versions"] == [1, 2, 3, 4, 5, 6]
             assert s.client.post("/encode?dictionary=shared@5", content=npy(HELD_OUT[:1])).status_code == 200
     finally:
         assert other.stop() == 0
 
 
-def test_the_http_process_never_loads_torch(service: Service) -> None:
-    fit_digits(service)
-    codes(service)
+def test_the_http_process_never_loads_torch(shared: Service) -> None:
+    fit_digits(shared)
+    codes(shared)
     libraries = {"libtorch_cpu", "llvmlite", "sklearn"}
-    mapped = Path(f"/proc/{service.pid}/maps").read_text()
+    mapped = Path(f"/proc/{shared.pid}/maps").read_text()
     assert not [name for name in libraries if name in mapped]
-    assert "libtorch_cpu" in Path(f"/proc/{service.worker_pid}/maps").read_text()
+    assert "libtorch_cpu" in Path(f"/proc/{shared.worker_pid}/maps").read_text()
 
 
 def test_a_start_that_cannot_be_says_why_in_a_line(tmp_path: Path) -> None:
