@@ -20,9 +20,18 @@ from typing import Any
 import numba
 import numpy as np
 
-from core.kernels.cholesky import factor, factor_for_step, pivot, room_for, solve
-from core.kernels.products import four_chosen, gradients, norm_of, relative, residual_of, row_of_tile, tile
-from core.kernels.sweeps import sweep_row
+from core.kernels.cholesky import factor, room_for, solve
+from core.kernels.products import four_chosen, gradients, norm_of, relative, residual_of, row_of_tile
+from core.kernels.small import (
+    DEPENDENT,
+    LARGEST_SUPPORT,
+    PATIENCE,
+    gram_of,
+    in_float64,
+    kkt_residual,
+    solve_in_float64,
+    solve_small,
+)
 from core.threads import compiled
 
 Array = np.ndarray[Any, np.dtype[Any]]
@@ -37,131 +46,8 @@ ROUND_SHARE = 0.03
 # and the last one aims below what is asked for, since the gradient of all concepts is checked after it
 LAST_SHARE = 0.5
 
-# Sweeps find most of the support; from then on exact solves on it alternate with a few sweeps that correct it.
-# On digits activations at k = 64 to 256, 4 to 20 and 1 to 2 cost the same within a tenth.
-SWEEPS_AT_FIRST = 8
-SWEEPS_BETWEEN = 2
-# An exact step cut short sets a concept or more to zero, and sweeps soon put that right. Rows that are not done
-# after so many sweeps (dependent concepts, as a rule) take up to so many exact steps in a row instead.
-PATIENCE = 40
-EXACT_STEPS = 64
-# Supports beyond this are left to the sweeps: their factor (here 4 MiB in float32) would not fit a core's cache.
-LARGEST_SUPPORT = 1024
-
 # Rows that a thread has in hand at once: D is read once for all of them, in parts that stay in the core's cache.
 ROWS_IN_HAND = 16
-
-
-@compiled()
-def _gram_of(chosen: Array, D: Array, B: Array, gram: Array) -> None:
-    """Gram of the chosen concepts: from B where it is held, else from D."""
-    n = chosen.size
-    if B.size:
-        for i in range(n):
-            row, b, before = gram[i], B[chosen[i]], chosen[: i + 1]
-            for j in range(before.size):
-                row[j] = gram[j, i] = b[before[j]]
-        return
-    products = np.zeros((4, 4), D.dtype)
-    for j in range(0, n, 4):
-        for i in range(j, n, 4):
-            tile(four_chosen(D, chosen, i), four_chosen(D, chosen, j), D.shape[1], products)
-            for p in range(i, min(i + 4, n)):
-                for q in range(j, min(j + 4, n)):
-                    gram[p, q] = gram[q, p] = products[p - i, q - j]
-
-
-# --- a small problem: codes z, their gradient g and the gram B of the same concepts ------------------------------
-
-
-@compiled()
-def _kkt_residual(z: Array, g: Array, inverse: Array) -> float:
-    """As the definition; every comparison is one that NaN does not pass unseen."""
-    worst = 0.0
-    for j in range(z.size):
-        if z[j] > 0 or not g[j] >= 0:
-            relative = g[j] * g[j] * inverse[j]
-            if not relative <= worst:
-                worst = relative
-    return np.sqrt(worst)  # type: ignore[no-any-return]
-
-
-@compiled()
-def _try(z: Array, g: Array, B: Array, trial: Array, trial_g: Array) -> float:
-    """The gradient at the trial codes, and by how much the objective changes from z to them."""
-    trial_g[:] = g
-    for j in range(z.size):
-        delta = trial[j] - z[j]
-        if delta != 0:
-            row = B[j]
-            for m in range(z.size):
-                trial_g[m] += delta * row[m]
-    change = 0.0
-    for j in range(z.size):
-        change += (trial[j] - z[j]) * (g[j] + trial_g[j])
-    return 0.5 * change
-
-
-@compiled()
-def _exact_step(z: Array, g: Array, B: Array, U: Array, trial: Array, trial_g: Array) -> bool:
-    """Towards the minimiser on the support of z, in place, never uphill.
-
-    A concept that others of the support span goes to zero, so that supports do not outgrow the rank. The step is
-    taken whole, negative coordinates set to zero, where that lowers the objective (it nearly always does); else it
-    is cut short where the first coordinate reaches zero (Lawson & Hanson 1974), which is what is returned.
-    """
-    support = np.nonzero(z)[0]
-    step = np.empty(support.size, z.dtype)
-    for i in range(support.size):
-        step[i] = -g[support[i]]
-    factor_for_step(B, support, z, U, step)
-    solve(U, step)
-    for i in range(support.size):
-        if pivot(U, support.size, i) == 0:
-            step[i] = -z[support[i]]
-
-    trial[:] = 0
-    reach = 1.0
-    for i in range(support.size):
-        j = support[i]
-        if z[j] + step[i] > 0:
-            trial[j] = z[j] + step[i]
-        elif step[i] < 0:
-            reach = min(reach, -z[j] / step[i])
-    cut_short = _try(z, g, B, trial, trial_g) > 0 and reach < 1
-    if cut_short:
-        for i in range(support.size):
-            j = support[i]
-            trial[j] = max(z[j] + reach * step[i], 0)
-        _try(z, g, B, trial, trial_g)
-    z[:] = trial
-    g[:] = trial_g
-    return cut_short
-
-
-@compiled()
-def _solve_small(
-    z: Array, g: Array, B: Array, inverse: Array, U: Array, aim: float, sweeps: int, max_sweeps: int
-) -> int:
-    """Lower the residual to `aim`, in place; from `sweeps` made before to those made after, at most `max_sweeps`."""
-    trial, trial_g = np.empty_like(z), np.empty_like(z)
-    allowed = SWEEPS_AT_FIRST
-    while sweeps < max_sweeps:
-        for _ in range(min(allowed, max_sweeps - sweeps)):
-            sweeps += 1
-            if not sweep_row(z, g, B, inverse)[1]:
-                break
-        if np.count_nonzero(z) <= LARGEST_SUPPORT:
-            for _ in range(1 if sweeps < PATIENCE else EXACT_STEPS):
-                if not _exact_step(z, g, B, U, trial, trial_g):
-                    break
-        if not _kkt_residual(z, g, inverse) > aim:
-            break
-        allowed = SWEEPS_BETWEEN
-    return sweeps
-
-
-# --- rows -------------------------------------------------------------------------------------------------------
 
 
 @compiled()
@@ -243,7 +129,7 @@ def _refine(
         for i in range(0, chosen.size, 4):
             row_of_tile(r, four_chosen(D, chosen, i), r.size, products)
             g[i : i + 4] = products[: chosen.size - i]
-        reached = _kkt_residual(z, g, inverse)
+        reached = kkt_residual(z, g, inverse)
         if reached <= aim or not reached < before / 2 or support.size > LARGEST_SUPPORT:
             return
         before = reached
@@ -290,7 +176,7 @@ def solve_some(
         while s < hand:
             i = rows[s]
             z, g = Z[i], G[s, :k]
-            reached = _kkt_residual(z, g, inverse)
+            reached = kkt_residual(z, g, inverse)
             if relative(reached, norms[s]) > tol and sweeps[s] < max_sweeps:
                 aim = LAST_SHARE * tol * norms[s]
                 new, all_in = _choose(z, g, inverse)
@@ -298,12 +184,17 @@ def solve_some(
                     room = np.empty(new.size * new.size, D.dtype)
                     U = room_for(min(new.size, LARGEST_SUPPORT), D)
                 gram = room[: new.size * new.size].reshape(new.size, new.size)
-                _gram_of(new, D, B, gram)
+                gram_of(new, D, B, gram)
                 z_new, g_new, h = z[new], g[new], inverse[new]
                 round_aim = max(aim, ROUND_SHARE * reached)
                 until = min(sweeps[s] + PATIENCE, max_sweeps)  # the gradient is renewed where it drifts
-                sweeps[s] = _solve_small(z_new, g_new, gram, h, U, round_aim, sweeps[s], until)
-                if all_in:
+                dependent = sweeps[s] >= DEPENDENT
+                if dependent:
+                    exact, exact_gram = in_float64(new, D)
+                    sweeps[s] = solve_in_float64(z_new, A[i], exact, exact_gram, h, round_aim, sweeps[s], max_sweeps)
+                else:
+                    sweeps[s] = solve_small(z_new, g_new, gram, h, U, round_aim, sweeps[s], until)
+                if all_in and not dependent:
                     _refine(z_new, g_new, gram, h, U, aim, A[i], new, D, R[s])
                 else:
                     residual_of(A[i], z_new, new, D, R[s])

@@ -7,7 +7,8 @@ afresh through the residual, (zD − a)·Dᵀ, which certifies the codes or star
 
 A row alone is bound by latency: each coordinate waits for the one before, each pivot for its column. Sixteen rows
 share those waits; their supports differ, and the shorter ones are padded with the identity. Where few rows are left,
-they are swept by themselves. What is computed for a row does not depend on the rows beside it, to the last bit.
+they are swept by themselves; and those whose concepts float32 cannot tell apart go on in float64
+(`core.kernels.small`). What is computed for a row does not depend on the rows beside it, to the last bit.
 
 Compiled by numba; all arrays are C-contiguous and of one float dtype.
 """
@@ -36,6 +37,7 @@ from core.kernels.lanes import (
     zeros_of,
 )
 from core.kernels.products import gradients, norm_of, relative, residual_of
+from core.kernels.small import in_float64, solve_in_float64
 from core.kernels.sweeps import sweep_lanes, sweep_row
 from core.threads import compiled
 
@@ -46,10 +48,8 @@ SHARE = 0.5
 # Sweeps find most of the support; from then on exact solves on it alternate with a few sweeps that correct it.
 SWEEPS_AT_FIRST = 12
 SWEEPS_BETWEEN = 3
-# An exact step cut short sets a concept or more to zero, and sweeps soon put that right. Rows that are not done
-# after so many sweeps (dependent concepts, as a rule) take up to so many exact steps in a row instead.
+# Rows that are not done after so many sweeps (concepts that nearly depend on each other) go on alone, in float64.
 PATIENCE = 40
-EXACT_STEPS = 16
 # So few rows are swept one by one: each passes over the coordinates that stay, and lanes would be idle.
 FEW = 3
 
@@ -249,14 +249,12 @@ def _change(z: Array, g: Array, trial: Array, trial_g: Array, change: Array) -> 
 
 
 @compiled()
-def _exact_step(
-    z: Array, g: Array, B: Array, stepping: Array, trial: Array, trial_g: Array, room: Array, cut_short: Array
-) -> None:
+def _exact_step(z: Array, g: Array, B: Array, stepping: Array, trial: Array, trial_g: Array, room: Array) -> None:
     """Every stepping row towards the minimiser on the support of its z, in place, never uphill.
 
     A concept that others of the support span goes to zero, so that supports do not outgrow the rank. The step is
     taken whole, negative coordinates set to zero, where that lowers the objective (it nearly always does); else it
-    is cut short where the first coordinate reaches zero (Lawson & Hanson 1974), which is what `cut_short` tells.
+    is cut short where the first coordinate reaches zero (Lawson & Hanson 1974), and sweeps soon put that right.
     Few rows are factored one by one, at the rate of the vector units too.
     """
     k = B.shape[0]
@@ -294,11 +292,10 @@ def _exact_step(
                 reach[s] = min(reach[s], -z[j, s] / step[i, s])
     _gradient_at(trial, z, g, B, trial_g, used)
     _change(z, g, trial, trial_g, change)
-    cut_short[:] = 0
     again = False
     for s in range(LANES):
         if change[s] > 0 and reach[s] < 1:
-            cut_short[s], again = 1, True
+            again = True
             for i in range(used[s]):
                 trial[support[i, s], s] = max(z[support[i, s], s] + reach[s] * step[i, s], 0)
     if again:
@@ -336,21 +333,13 @@ def _solve_small(
 ) -> None:
     """Lower the residual of the rows that are alive to their aims, in place, in at most `max_sweeps` of each."""
     trial, trial_g = np.empty_like(z), np.empty_like(z)
-    active, stepping, cut_short, residuals = alive.copy(), alive.copy(), alive.copy(), alive.copy()
+    active, stepping, residuals = alive.copy(), alive.copy(), alive.copy()
     allowed = SWEEPS_AT_FIRST
     while np.any(active > 0):
         for s in range(LANES):
             stepping[s] = active[s]
         _sweep(z, g, B, inverse, active, sweeps, allowed, max_sweeps)
-        for _ in range(EXACT_STEPS):
-            _exact_step(z, g, B, stepping, trial, trial_g, room, cut_short)
-            left = False
-            for s in range(LANES):
-                if not (stepping[s] > 0 and cut_short[s] > 0 and sweeps[s] >= PATIENCE):
-                    stepping[s] = 0
-                left |= stepping[s] > 0
-            if not left:
-                break
+        _exact_step(z, g, B, stepping, trial, trial_g, room)
         _kkt_residuals(z, g, inverse, residuals)
         for s in range(LANES):
             if not (residuals[s] > aims[s] and sweeps[s] < max_sweeps):
@@ -378,7 +367,8 @@ def _solve_tile(
     alive, norms = np.zeros(LANES, A.dtype), np.zeros(LANES, A.dtype)
     residuals, aims = np.zeros(LANES, A.dtype), np.zeros(LANES, A.dtype)
     sweeps, rows = np.zeros(LANES, np.int64), np.arange(count)
-    room = np.empty((0, LANES), A.dtype)
+    room, exact, exact_gram = np.empty((0, LANES), A.dtype), np.empty((0, 0)), np.empty((0, 0))
+    in_lanes = np.empty_like(alive)
     for s in range(count):
         R[s] = -A[first + s]
         norms[s] = norm_of(R[s])
@@ -398,9 +388,19 @@ def _solve_tile(
             break
         if room.size == 0:
             room = np.empty(((k + 3) // 4 * 4 * ((k + 3) // 4 * 4), LANES), A.dtype)
-        _solve_small(z, g, B, inverse, aims, alive, sweeps, max_sweeps, room)
+        for s in range(LANES):
+            in_lanes[s] = alive[s] if sweeps[s] < PATIENCE else 0
+        _solve_small(z, g, B, inverse, aims, in_lanes, sweeps, min(PATIENCE, max_sweeps), room)
         for at in range(rows.size):
             s = rows[at]
+            if in_lanes[s] == 0:
+                if exact.size == 0:
+                    exact, exact_gram = in_float64(np.arange(k), D)
+                codes = z[:, s].copy()
+                sweeps[s] = solve_in_float64(
+                    codes, A[first + s], exact, exact_gram, inverse, aims[s], sweeps[s], max_sweeps
+                )
+                z[:, s] = codes
             support = np.nonzero(z[:, s])[0]
             residual_of(A[first + s], z[support, s], support, D, R[at])
 
