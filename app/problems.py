@@ -8,11 +8,13 @@ import msgspec
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
+from starlette.routing import Match
 
 from app.errors import EXPECTED, INTERNAL, AppError, FieldError, InvalidFields, Kind, kind_of, shortened
 
 logger = logging.getLogger("dictserve")
 
+METHODS = ("DELETE", "GET", "HEAD", "PATCH", "POST", "PUT")  # HEAD wherever GET is: app.http.head_method
 PROTOCOL = "/v2"  # where the Open Inference Protocol is spoken
 
 HTTP_KINDS: Mapping[int, Kind] = {
@@ -78,10 +80,12 @@ def install_handlers(app: FastAPI) -> None:
     async def framework_http(request: Request, error: Exception) -> Response:
         assert isinstance(error, HTTPException)  # noqa: S101 - what FastAPI promises for this handler
         kind = HTTP_KINDS.get(error.status_code, Kind(error.status_code, "http-error", "The request failed"))
-        answer = _answer(kind, shortened(f"{error.detail}: {request.method} {request.url.path}"), [])
-        answer.headers.update(error.headers or {})
-        if answer.headers.get("Allow") == "GET":
-            answer.headers["Allow"] = "GET, HEAD"  # app.http.head_method
+        detail, headers = f"{error.detail}: {request.method} {request.url.path}", dict(error.headers or {})
+        if error.status_code == 405:  # the router names the methods of the first of its routes alone
+            headers["Allow"] = ", ".join(_methods_of(request))
+            detail += f"; there are {headers['Allow']}"
+        answer = _answer(kind, shortened(detail), [])
+        answer.headers.update(headers)
         return answer.response_to(request)
 
     for cls in EXPECTED:
@@ -89,6 +93,16 @@ def install_handlers(app: FastAPI) -> None:
     app.add_exception_handler(RequestValidationError, framework_validation)
     app.add_exception_handler(HTTPException, framework_http)
     app.add_exception_handler(Exception, told_by_table)
+
+
+def _methods_of(request: Request) -> list[str]:
+    """The methods that the resource takes."""
+    return [method for method in METHODS if _takes(request, method if method != "HEAD" else "GET")]
+
+
+def _takes(request: Request, method: str) -> bool:
+    scope = {**request.scope, "method": method}
+    return any(route.matches(scope)[0] is Match.FULL for route in request.app.routes)
 
 
 def _answer(kind: Kind, detail: str, errors: list[dict[str, object]]) -> ProblemAnswer:

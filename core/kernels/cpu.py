@@ -49,7 +49,8 @@ def solve(
     """See `core.kernels.solve`; each row to the same last bit whatever the batch.
 
     Holds beside Z, for each thread, k + 2d numbers for each of 16 rows, and twice the square of the largest working
-    set. (With few concepts: 16 times the square of k.)
+    set. (With few concepts: 16 times the square of k.) For a row that goes on in float64 its concepts, and twice the
+    square of their number, in that type.
     """
     (rows, d), k = A.shape, len(D)
     few = k <= min(FEW_CONCEPTS, d)

@@ -162,8 +162,9 @@ def _build_up(
             z[joining] = -g[joining] * inverse[joining]
             for m in range(z.size):
                 g[m] += z[joining] * B[joining, m]
-        while np.count_nonzero(z) <= LARGEST_SUPPORT and _exact_step(z, g, B, U, trial, trial_g):
-            pass
+        for _ in range(EXACT_STEPS):
+            if np.count_nonzero(z) > LARGEST_SUPPORT or not _exact_step(z, g, B, U, trial, trial_g):
+                break
     return sweeps
 
 

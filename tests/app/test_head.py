@@ -55,6 +55,9 @@ def test_what_takes_no_get_takes_no_head(client: TestClient) -> None:
         answer = client.head(path)
         assert (answer.status_code, answer.headers["allow"], answer.content) == (405, "POST", b"")
     assert client.post("/livez").headers["allow"] == "GET, HEAD"
+    refused = client.post("/dictionaries/d", content=b"")
+    assert refused.headers["allow"] == "DELETE, GET, HEAD, PATCH, PUT"  # which are four routes
+    assert refused.json()["detail"].endswith("there are DELETE, GET, HEAD, PATCH, PUT")
 
 
 def test_the_connection_goes_on_after_it(settings: Settings) -> None:
