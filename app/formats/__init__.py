@@ -100,6 +100,8 @@ def _told_format(content_type: str) -> Format | None:
     for candidate in FORMATS:
         if media_type in candidate.media_types:
             return candidate
+    if media_type == "multipart/form-data":
+        raise UnsupportedMediaType("no form is read here: send a file itself as the body (curl --data-binary @FILE)")
     if media_type not in UNTOLD_TYPES:
         raise UnsupportedMediaType(f"Content-Type {media_type!r} is not read here; these are: {_known()}")
     return None

@@ -37,6 +37,7 @@ RESERVED_BYTES = 64 * 1024 * 1024  # of a body that says its length, at most: a 
 MAX_ITEM_BYTES = 8  # of the widest dtype that is read
 
 ARRAY_FIELD = "data"
+CURLS_OWN = "application/x-www-form-urlencoded"  # what curl says of a body where nothing else is said
 
 # One thread: several would fight over the interpreter's lock, and end later than one after another.
 _parsing = ThreadPoolExecutor(1, thread_name_prefix="parse")
@@ -102,7 +103,12 @@ async def read_payload(
     query = _query(request.scope["query_string"])
 
     def parse() -> Model:
-        return _parse(body, format, model, query, settings)
+        try:
+            return _parse(body, format, model, query, settings)
+        except MalformedBody as error:
+            if header(request.scope, b"content-type").startswith(CURLS_OWN) and format is not JSON:
+                raise MalformedBody(f"{error} (curl's -d changes files on their way: --data-binary)") from None
+            raise
 
     at_once = INLINE_BINARY_BYTES if format in (NPY, SAFETENSORS) else INLINE_BYTES
     return Payload(await aside(len(body), parse, at_once), format, accept)

@@ -281,6 +281,19 @@ def test_kinds_that_are_not_read_or_made(
     assert client.post("/encode", content=body(), headers=headers).status_code == status
 
 
+def test_what_curl_does_to_files_is_told(client: TestClient, digits: str) -> None:
+    """``-F`` sends a form, and ``-d`` leaves out line feeds and zeros."""
+    whole = npy(np.ones((2, 4), np.float32))
+    form = client.post("/encode?dictionary=digits", files={"file": whole})
+    assert (form.status_code, form.json()["detail"].endswith("(curl --data-binary @FILE)")) == (415, True)
+    stripped = bytes(byte for byte in whole if byte not in b"\r\n\0")
+    told = {"content-type": "application/x-www-form-urlencoded"}
+    for headers, hint in ((told, True), ({"content-type": "application/x-npy"}, False)):
+        answer = client.post("/encode?dictionary=digits", content=stripped, headers=headers)
+        assert answer.status_code == 400
+        assert ("--data-binary" in answer.json()["detail"]) == hint
+
+
 class TestLimits:
     @pytest.fixture
     def client(self, settings: Settings) -> Iterator[TestClient]:
