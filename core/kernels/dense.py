@@ -397,9 +397,8 @@ def _solve_tile(
                 if exact.size == 0:
                     exact, exact_gram = in_float64(np.arange(k), D)
                 codes = z[:, s].copy()
-                sweeps[s] = solve_in_float64(
-                    codes, A[first + s], exact, exact_gram, inverse, aims[s], sweeps[s], max_sweeps
-                )
+                solve_in_float64(codes, A[first + s], exact, exact_gram, inverse, aims[s], sweeps[s], max_sweeps)
+                sweeps[s] = max_sweeps  # again would be the same from the start, with fewer sweeps left
                 z[:, s] = codes
             support = np.nonzero(z[:, s])[0]
             residual_of(A[first + s], z[support, s], support, D, R[at])
