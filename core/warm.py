@@ -18,8 +18,10 @@ def warm() -> None:
 def warm_encodes(dtype: torch.dtype) -> None:
     """Run every compiled path of encodes in this dtype once."""
     A = _activations()
-    for nb_concepts in (64, 128):  # as many as features, and more: two kernels
-        Dictionary(A[:nb_concepts], dtype=dtype).encode(A)
+    at = torch.linspace(0, 1, A.shape[1])
+    alike = torch.exp(-((at[:, None] - at) ** 2) / 0.005)  # bumps that overlap: concepts that nearly depend
+    for D in (A[:64], A[:128], alike):  # as many as features, and more: three kernels
+        Dictionary(D, dtype=dtype).encode(A)
 
 
 def _activations() -> torch.Tensor:

@@ -17,21 +17,11 @@ Compiled by numba; all arrays are C-contiguous and of one float dtype.
 
 from typing import Any
 
-import numba
 import numpy as np
 
 from core.kernels.cholesky import factor, room_for, solve
 from core.kernels.products import four_chosen, gradients, norm_of, relative, residual_of, row_of_tile
-from core.kernels.small import (
-    DEPENDENT,
-    LARGEST_SUPPORT,
-    PATIENCE,
-    gram_of,
-    in_float64,
-    kkt_residual,
-    solve_in_float64,
-    solve_small,
-)
+from core.kernels.small import LARGEST_SUPPORT, PATIENCE, gram_of, kkt_residual, solve_small
 from core.threads import compiled
 
 Array = np.ndarray[Any, np.dtype[Any]]
@@ -59,7 +49,7 @@ def _count(scores: Array, least: float) -> int:
 
 
 @compiled()
-def _choose(z: Array, g: Array, inverse: Array) -> tuple[Array, bool]:
+def choose(z: Array, g: Array, inverse: Array) -> tuple[Array, bool]:
     """The support of z in rising order, then those that join, in rising order too; whether all violators are in.
 
     Those with the least g_j/‖d_j‖ join, whether they violate or come close to it (which after the round they may).
@@ -179,7 +169,7 @@ def solve_some(
             reached = kkt_residual(z, g, inverse)
             if relative(reached, norms[s]) > tol and sweeps[s] < max_sweeps:
                 aim = LAST_SHARE * tol * norms[s]
-                new, all_in = _choose(z, g, inverse)
+                new, all_in = choose(z, g, inverse)
                 if new.size * new.size > room.size:
                     room = np.empty(new.size * new.size, D.dtype)
                     U = room_for(min(new.size, LARGEST_SUPPORT), D)
@@ -187,14 +177,11 @@ def solve_some(
                 gram_of(new, D, B, gram)
                 z_new, g_new, h = z[new], g[new], inverse[new]
                 round_aim = max(aim, ROUND_SHARE * reached)
-                until = min(sweeps[s] + PATIENCE, max_sweeps)  # the gradient is renewed where it drifts
-                dependent = sweeps[s] >= DEPENDENT
-                if dependent:
-                    exact, exact_gram = in_float64(new, D)
-                    sweeps[s] = solve_in_float64(z_new, A[i], exact, exact_gram, h, round_aim, sweeps[s], max_sweeps)
-                else:
-                    sweeps[s] = solve_small(z_new, g_new, gram, h, U, round_aim, sweeps[s], until)
-                if all_in and not dependent:
+                until = min(sweeps[s] + PATIENCE, max_sweeps)
+                sweeps[s] = solve_small(z_new, g_new, gram, h, U, round_aim, sweeps[s], until)
+                if kkt_residual(z_new, g_new, h) > round_aim:
+                    sweeps[s] = max_sweeps  # left to `core.kernels.dependent`
+                if all_in:
                     _refine(z_new, g_new, gram, h, U, aim, A[i], new, D, R[s])
                 else:
                     residual_of(A[i], z_new, new, D, R[s])
@@ -213,22 +200,3 @@ def solve_some(
                 hand -= 1
                 rows[s], sweeps[s], norms[s] = rows[hand], sweeps[hand], norms[hand]
                 R[s], G[s] = R[hand], G[hand]
-
-
-@compiled(parallel=True)
-def solve_rows(
-    A: Array,
-    D: Array,
-    B: Array,
-    inverse: Array,
-    tol: float,
-    Z: Array,
-    residual: Array,
-    max_sweeps: int,
-    pieces: int,
-) -> None:
-    """The same for all rows, handed out in so many pieces."""
-    rows = A.shape[0]
-    for p in numba.prange(pieces):
-        first, last = p * rows // pieces, (p + 1) * rows // pieces
-        solve_some(A, D, B, inverse, tol, Z, residual, max_sweeps, first, last)

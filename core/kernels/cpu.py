@@ -10,9 +10,11 @@ import numba
 import numpy as np
 import torch
 
-from core.kernels import active_set, dense
+from core.kernels import active_set, dense, dependent
 from core.kernels.grams import gram
 from core.kernels.lanes import LANES
+from core.kernels.pieces import pointer, solve_pieces
+from core.kernels.small import PATIENCE
 from core.kernels.sweeps import sweep_lanes, sweep_row
 from core.threads import SMALL_WORK, compiled, threads_for
 
@@ -57,17 +59,29 @@ def solve(
     if B is None:
         B = gram(D) if few else D.new_empty(0, 0)
     a = A.numpy()
-    Z, residual = np.zeros((rows, k), a.dtype), np.empty(rows, a.dtype)
-    given = a, D.numpy(), B.numpy(), inverse.numpy(), tol, Z, residual, max_sweeps
-    kernel = dense if few else active_set
-    if (work := rows * k * (d + k)) < SMALL_WORK:  # no other thread is woken or even thought of
-        kernel.solve_some(*given, 0, rows)
+    Z, residual = np.zeros((rows, k), a.dtype), np.full(rows, np.nan, a.dtype)
+    given = D.numpy(), B.numpy(), inverse.numpy(), tol
+    if few:
+        _solve(dense.solve_some, a, *given, Z, residual, min(PATIENCE, max_sweeps))
     else:
-        with threads_for(work):
-            threads = numba.get_num_threads()
-            pieces = min(rows, threads * max(1, rows // (threads * ROWS_PER_PIECE)))
-            kernel.solve_rows(*given, pieces)
+        _solve(active_set.solve_some, a, *given, Z, residual, max_sweeps)
+    if max_sweeps > PATIENCE and (late := np.flatnonzero(residual > tol)).size:
+        z, left = Z[late], residual[late]
+        _solve(dependent.solve_some, a[late], *given, z, left, max_sweeps - PATIENCE)
+        Z[late], residual[late] = z, left
     return torch.from_numpy(Z), torch.from_numpy(residual)
+
+
+def _solve(solve_some: Any, A: Array, D: Array, *given: Any) -> None:
+    """`solve_some` for all rows, on this thread or on several."""
+    rows, (k, d) = len(A), D.shape
+    if (work := rows * k * (d + k)) < SMALL_WORK:  # no other thread is woken or even thought of
+        solve_some(A, D, *given, 0, rows)
+        return
+    with threads_for(work):
+        threads = numba.get_num_threads()
+        pieces = min(rows, threads * max(1, rows // (threads * ROWS_PER_PIECE)))
+        solve_pieces(pointer(solve_some, A.dtype), *(A, D, *given, pieces))
 
 
 # --- descent ----------------------------------------------------------------------------------------------------
@@ -109,7 +123,10 @@ def _descend_in_lanes(Z: Array, G: Array, B: Array, inverse: Array, max_sweeps: 
     z, g = np.zeros((k, LANES), Z.dtype), np.zeros((k, LANES), Z.dtype)
     active, flips = np.zeros(LANES, Z.dtype), np.zeros(LANES, Z.dtype)
     progress, first = np.zeros(LANES, Z.dtype), np.zeros(LANES, Z.dtype)
-    z[:, :rows], g[:, :rows], active[:rows] = Z.T, G.T, 1
+    active[:rows] = 1
+    for s in range(rows):
+        for j in range(k):
+            z[j, s], g[j, s] = Z[s, j], G[s, j]
     for sweep in range(max_sweeps):
         sweep_lanes(z, g, B, inverse, active, flips, progress)
         if sweep == 0:
@@ -121,7 +138,9 @@ def _descend_in_lanes(Z: Array, G: Array, B: Array, inverse: Array, max_sweeps: 
             left |= active[s] > 0
         if not left:
             break
-    Z[:], G[:] = z[:, :rows].T, g[:, :rows].T
+    for s in range(rows):
+        for j in range(k):
+            Z[s, j], G[s, j] = z[j, s], g[j, s]
 
 
 @compiled(parallel=True)

@@ -7,15 +7,13 @@ afresh through the residual, (zD − a)·Dᵀ, which certifies the codes or star
 
 A row alone is bound by latency: each coordinate waits for the one before, each pivot for its column. Sixteen rows
 share those waits; their supports differ, and the shorter ones are padded with the identity. Where few rows are left,
-they are swept by themselves; and those whose concepts float32 cannot tell apart go on in float64
-(`core.kernels.small`). What is computed for a row does not depend on the rows beside it, to the last bit.
+they are swept by themselves. What is computed for a row does not depend on the rows beside it, to the last bit.
 
 Compiled by numba; all arrays are C-contiguous and of one float dtype.
 """
 
 from typing import Any
 
-import numba
 import numpy as np
 
 from core.kernels.cholesky import PIVOT_ROUNDINGS, factor_for_step, pivot, solve_in_order
@@ -37,7 +35,6 @@ from core.kernels.lanes import (
     zeros_of,
 )
 from core.kernels.products import gradients, norm_of, relative, residual_of
-from core.kernels.small import in_float64, solve_in_float64
 from core.kernels.sweeps import sweep_lanes, sweep_row
 from core.threads import compiled
 
@@ -48,10 +45,15 @@ SHARE = 0.5
 # Sweeps find most of the support; from then on exact solves on it alternate with a few sweeps that correct it.
 SWEEPS_AT_FIRST = 12
 SWEEPS_BETWEEN = 3
-# Rows that are not done after so many sweeps (concepts that nearly depend on each other) go on alone, in float64.
-PATIENCE = 40
 # So few rows are swept one by one: each passes over the coordinates that stay, and lanes would be idle.
 FEW = 3
+
+
+@compiled()
+def _copy(X: Array, Y: Array) -> None:
+    """Y becomes X. (What checks the shapes of slices, and puts them in words, compiles longer than many a kernel.)"""
+    for i in range(X.shape[0]):
+        store(Y, i, load(X, i))
 
 
 # --- sweeps -----------------------------------------------------------------------------------------------------
@@ -212,7 +214,7 @@ def _step_alone(B: Array, support: Array, z: Array, U: Array, step: Array, dropp
 def _gradient_at(trial: Array, z: Array, g: Array, B: Array, trial_g: Array, used: Array) -> None:
     """The gradient at the trial codes, which differ from z in the lanes that use something."""
     k = B.shape[0]
-    trial_g[:] = g
+    _copy(g, trial_g)
     lanes = np.nonzero(used)[0]
     if lanes.size <= FEW:
         for s in lanes:
@@ -280,7 +282,7 @@ def _exact_step(z: Array, g: Array, B: Array, stepping: Array, trial: Array, tri
                 _step_alone(B, support[:n, s].copy(), z[:, s].copy(), room, way, spanned)
                 step[:n, s], dropped[:n, s] = way, spanned
 
-    trial[:] = z
+    _copy(z, trial)
     reach, change = np.ones(LANES, z.dtype), np.empty(LANES, z.dtype)
     for s in range(LANES):
         for i in range(used[s]):
@@ -300,8 +302,8 @@ def _exact_step(z: Array, g: Array, B: Array, stepping: Array, trial: Array, tri
                 trial[support[i, s], s] = max(z[support[i, s], s] + reach[s] * step[i, s], 0)
     if again:
         _gradient_at(trial, z, g, B, trial_g, used)
-    z[:] = trial
-    g[:] = trial_g
+    _copy(trial, z)
+    _copy(trial_g, g)
 
 
 # --- rows -------------------------------------------------------------------------------------------------------
@@ -367,8 +369,7 @@ def _solve_tile(
     alive, norms = np.zeros(LANES, A.dtype), np.zeros(LANES, A.dtype)
     residuals, aims = np.zeros(LANES, A.dtype), np.zeros(LANES, A.dtype)
     sweeps, rows = np.zeros(LANES, np.int64), np.arange(count)
-    room, exact, exact_gram = np.empty((0, LANES), A.dtype), np.empty((0, 0)), np.empty((0, 0))
-    in_lanes = np.empty_like(alive)
+    room = np.empty((0, LANES), A.dtype)
     for s in range(count):
         R[s] = -A[first + s]
         norms[s] = norm_of(R[s])
@@ -388,18 +389,9 @@ def _solve_tile(
             break
         if room.size == 0:
             room = np.empty(((k + 3) // 4 * 4 * ((k + 3) // 4 * 4), LANES), A.dtype)
-        for s in range(LANES):
-            in_lanes[s] = alive[s] if sweeps[s] < PATIENCE else 0
-        _solve_small(z, g, B, inverse, aims, in_lanes, sweeps, min(PATIENCE, max_sweeps), room)
+        _solve_small(z, g, B, inverse, aims, alive, sweeps, max_sweeps, room)
         for at in range(rows.size):
             s = rows[at]
-            if in_lanes[s] == 0:
-                if exact.size == 0:
-                    exact, exact_gram = in_float64(np.arange(k), D)
-                codes = z[:, s].copy()
-                solve_in_float64(codes, A[first + s], exact, exact_gram, inverse, aims[s], sweeps[s], max_sweeps)
-                sweeps[s] = max_sweeps  # again would be the same from the start, with fewer sweeps left
-                z[:, s] = codes
             support = np.nonzero(z[:, s])[0]
             residual_of(A[first + s], z[support, s], support, D, R[at])
 
@@ -422,23 +414,3 @@ def solve_some(
     for tile in range(tiles):
         start, stop = first + tile * (last - first) // tiles, first + (tile + 1) * (last - first) // tiles
         _solve_tile(A, D, B, inverse, tol, Z, residual, max_sweeps, start, stop)
-
-
-@compiled(parallel=True)
-def solve_rows(
-    A: Array,
-    D: Array,
-    B: Array,
-    inverse: Array,
-    tol: float,
-    Z: Array,
-    residual: Array,
-    max_sweeps: int,
-    pieces: int,
-) -> None:
-    """The same for all rows, in at least so many pieces, none of more rows than there are lanes."""
-    rows = A.shape[0]
-    pieces = max(pieces, (rows + LANES - 1) // LANES)
-    for p in numba.prange(pieces):
-        first, last = p * rows // pieces, (p + 1) * rows // pieces
-        _solve_tile(A, D, B, inverse, tol, Z, residual, max_sweeps, first, last)

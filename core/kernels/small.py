@@ -1,8 +1,7 @@
 """One row's problem on a few concepts: non-negative codes z, their gradient g and the concepts' gram B, all in cache.
 
 Sweeps of coordinate descent find most of the support; exact solves on it (Cholesky, as in block principal pivoting:
-Kim & Park 2011) alternate with a few sweeps that correct it. What of a row does not end in float32, since its
-concepts nearly depend on each other, does in float64: a factor in float32 loses the pivots that matter.
+Kim & Park 2011) alternate with a few sweeps that correct it.
 
 Compiled by numba; all arrays are C-contiguous. As for `core.kernels.lanes`, numba's disk cache of what calls this
 does not see that this file has changed.
@@ -12,8 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from core.kernels.cholesky import factor_for_step, pivot, room_for, solve
-from core.kernels.products import four_chosen, row_of_tile, tile
+from core.kernels.cholesky import factor_for_step, pivot, solve
+from core.kernels.products import four_chosen, tile
 from core.kernels.sweeps import sweep_row
 from core.threads import compiled
 
@@ -24,12 +23,13 @@ Array = np.ndarray[Any, np.dtype[Any]]
 SWEEPS_AT_FIRST = 8
 SWEEPS_BETWEEN = 2
 # An exact step cut short sets a concept or more to zero, and sweeps soon put that right. Rows that are not done
-# after so many sweeps (dependent concepts, as a rule) take up to so many exact steps in a row instead.
+# after so many sweeps take up to so many exact steps in a row instead.
 PATIENCE = 40
-EXACT_STEPS = 64
-# Those that still are not done after so many go on in float64, where this share of the support joins it at once.
-DEPENDENT = 80
-JOINING = 0.25
+STEPS_IN_A_ROW = 64
+# A small problem that takes more than so many in all, or more sweeps than `PATIENCE`, is one of concepts that nearly
+# depend on each other. (Of 40 to 80 more is faster on planted data of 4096 concepts; without an end, dependent ones
+# take ten times as long.)
+MOST_STEPS = 80
 # Supports beyond this are left to the sweeps: their factor (here 4 MiB in float32) would not fit a core's cache.
 LARGEST_SUPPORT = 1024
 
@@ -82,7 +82,7 @@ def _try(z: Array, g: Array, B: Array, trial: Array, trial_g: Array) -> float:
 
 
 @compiled()
-def _exact_step(z: Array, g: Array, B: Array, U: Array, trial: Array, trial_g: Array) -> bool:
+def exact_step(z: Array, g: Array, B: Array, U: Array, trial: Array, trial_g: Array) -> bool:
     """Towards the minimiser on the support of z, in place, never uphill.
 
     A concept that others of the support span goes to zero, so that supports do not outgrow the rank. The step is
@@ -113,8 +113,7 @@ def _exact_step(z: Array, g: Array, B: Array, U: Array, trial: Array, trial_g: A
             j = support[i]
             trial[j] = max(z[j] + reach * step[i], 0)
         _try(z, g, B, trial, trial_g)
-    z[:] = trial
-    g[:] = trial_g
+    z[:], g[:] = trial, trial_g
     return cut_short
 
 
@@ -122,76 +121,23 @@ def _exact_step(z: Array, g: Array, B: Array, U: Array, trial: Array, trial_g: A
 def solve_small(
     z: Array, g: Array, B: Array, inverse: Array, U: Array, aim: float, sweeps: int, max_sweeps: int
 ) -> int:
-    """Lower the residual to `aim`, in place; from `sweeps` made before to those made after, at most `max_sweeps`."""
+    """Lower the residual to `aim`, in place; from `sweeps` made before to those made after, at most `max_sweeps`.
+
+    It may stop above that, for concepts that nearly depend on each other.
+    """
     trial, trial_g = np.empty_like(z), np.empty_like(z)
-    allowed = SWEEPS_AT_FIRST
-    while sweeps < max_sweeps:
+    allowed, steps = SWEEPS_AT_FIRST, 0
+    while sweeps < max_sweeps and steps < MOST_STEPS:
         for _ in range(min(allowed, max_sweeps - sweeps)):
             sweeps += 1
             if not sweep_row(z, g, B, inverse)[1]:
                 break
         if np.count_nonzero(z) <= LARGEST_SUPPORT:
-            for _ in range(1 if sweeps < PATIENCE else EXACT_STEPS):
-                if not _exact_step(z, g, B, U, trial, trial_g):
+            for _ in range(1 if sweeps < PATIENCE else STEPS_IN_A_ROW):
+                steps += 1
+                if not exact_step(z, g, B, U, trial, trial_g):
                     break
         if not kkt_residual(z, g, inverse) > aim:
             break
         allowed = SWEEPS_BETWEEN
-    return sweeps
-
-
-@compiled()
-def _build_up(
-    z: Array, g: Array, B: Array, inverse: Array, U: Array, aim: float, sweeps: int, max_sweeps: int
-) -> int:
-    """As `solve_small`, of zero codes: the support grows by what violates most, and exact steps keep it independent.
-
-    (Lawson & Hanson 1974, where one concept joins at a time.) Sweeps would fill it with concepts that can stand for
-    each other, of which every exact step then takes out one.
-    """
-    trial, trial_g = np.empty_like(z), np.empty_like(z)
-    while sweeps < max_sweeps and kkt_residual(z, g, inverse) > aim:
-        sweeps += 1
-        for _ in range(max(1, int(JOINING * np.count_nonzero(z)))):
-            most, joining = 0.0, -1
-            for j in range(z.size):
-                if z[j] == 0 and g[j] < 0 and g[j] * g[j] * inverse[j] > most:
-                    most, joining = g[j] * g[j] * inverse[j], j
-            if joining < 0:
-                break
-            z[joining] = -g[joining] * inverse[joining]
-            for m in range(z.size):
-                g[m] += z[joining] * B[joining, m]
-        for _ in range(EXACT_STEPS):
-            if np.count_nonzero(z) > LARGEST_SUPPORT or not _exact_step(z, g, B, U, trial, trial_g):
-                break
-    return sweeps
-
-
-@compiled()
-def in_float64(chosen: Array, D: Array) -> tuple[Array, Array]:
-    """The chosen concepts and their gram."""
-    n = chosen.size
-    exact, gram = np.empty((n, D.shape[1])), np.empty((n, n))
-    for i in range(n):
-        exact[i] = D[chosen[i]]
-    gram_of(np.arange(n), exact, np.empty((0, 0)), gram)
-    return exact, gram
-
-
-@compiled()
-def solve_in_float64(
-    z: Array, a: Array, exact: Array, gram: Array, inverse: Array, aim: float, sweeps: int, max_sweeps: int
-) -> int:
-    """As `solve_small`, of the row a and the concepts in float64 alone; z is what is found, whatever it was."""
-    n, row = z.size, np.empty(a.size)
-    everything, products = np.arange(n), np.empty(4)
-    codes, g, h = np.zeros(n), np.empty(n), np.empty(n)
-    row[:], h[:] = a, inverse
-    for i in range(0, n, 4):
-        row_of_tile(row, four_chosen(exact, everything, i), row.size, products)
-        g[i : i + 4] = -products[: n - i]
-    U = room_for(min(n, LARGEST_SUPPORT), exact)
-    sweeps = _build_up(codes, g, gram, h, U, aim, sweeps, max_sweeps)
-    z[:] = codes
     return sweeps

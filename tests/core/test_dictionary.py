@@ -85,7 +85,7 @@ def test_any_dictionary(
         assert excess(A[done], encoded.codes[done], D).max() <= 1e-6
 
 
-@pytest.mark.parametrize(("k", "d"), [(48, 100), (128, 128), (120, 70)])
+@pytest.mark.parametrize(("k", "d"), [(48, 100), (128, 128), (120, 70), (300, 120)])
 @pytest.mark.parametrize("kind", ["smooth", "of low rank", "nearly one"])
 def test_concepts_that_nearly_depend_on_each_other(kind: str, k: int, d: int) -> None:
     """What float32 cannot tell apart ends in float64: every row arrives, and is as good as SciPy's to a millionth."""

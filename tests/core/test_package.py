@@ -1,16 +1,20 @@
 """What the package exposes, and what importing it costs."""
 
+import os
 import subprocess
 import sys
+from collections.abc import Mapping
+from types import MappingProxyType
 
 import pytest
 
 import core
 
 
-def run_fresh(code: str) -> str:
-    """The output of `code` in a fresh interpreter."""
-    return subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout.strip()
+def run_fresh(code: str, variables: Mapping[str, str] = MappingProxyType({})) -> str:
+    """The output of `code` in a fresh interpreter, with these variables in its environment."""
+    command, env = [sys.executable, "-c", code], {**os.environ, **variables}
+    return subprocess.run(command, check=True, capture_output=True, text=True, env=env).stdout.strip()
 
 
 def test_every_exported_name_is_there() -> None:

@@ -1,0 +1,143 @@
+"""Rows whose concepts nearly depend on each other: non-negative least squares in float64, each row by itself.
+
+A gram's factor in float32 loses the pivots that matter, and sweeps fill the support with concepts that can stand for
+each other. So what `core.kernels.dense` and `core.kernels.active_set` leave undone is solved here: of a working set
+the concepts and their gram in float64, and a support that grows by what violates most while exact steps keep it
+independent (Lawson & Hanson 1974, where one concept joins at a time).
+
+Compiled by numba; all arrays are C-contiguous and of one float dtype.
+"""
+
+from typing import Any
+
+import numpy as np
+
+from core.kernels.active_set import LAST_SHARE, ROUND_SHARE, choose
+from core.kernels.cholesky import room_for
+from core.kernels.products import four, gradients, norm_of, relative, residual_of, row_of_tile
+from core.kernels.small import LARGEST_SUPPORT, STEPS_IN_A_ROW, exact_step, gram_of, kkt_residual
+from core.threads import compiled
+
+Array = np.ndarray[Any, np.dtype[Any]]
+
+# No more concepts than this are one working set, the same for every row.
+ALL_CHOSEN = 256
+# This share of the support joins it at once: one by one takes ten times as long where 250 are in use.
+JOINING = 0.25
+
+
+@compiled()
+def _join(z: Array, g: Array, B: Array, inverse: Array) -> None:
+    """What violates most joins the support, each at its own minimum."""
+    for _ in range(max(1, int(JOINING * np.count_nonzero(z)))):
+        most, joining = 0.0, -1
+        for j in range(z.size):
+            if z[j] == 0 and g[j] < 0 and g[j] * g[j] * inverse[j] > most:
+                most, joining = g[j] * g[j] * inverse[j], j
+        if joining < 0:
+            return
+        z[joining] = -g[joining] * inverse[joining]
+        for m in range(z.size):
+            g[m] += z[joining] * B[joining, m]
+
+
+@compiled()
+def _build_up(z: Array, g: Array, B: Array, inverse: Array, aim: float, sweeps: int, max_sweeps: int) -> int:
+    """Lower the residual to `aim`, in place; what joins at once counts as a sweep."""
+    trial, trial_g, U = np.empty_like(z), np.empty_like(z), room_for(min(z.size, LARGEST_SUPPORT), B)
+    while sweeps < max_sweeps and kkt_residual(z, g, inverse) > aim:
+        sweeps += 1
+        _join(z, g, B, inverse)
+        for _ in range(STEPS_IN_A_ROW):
+            if np.count_nonzero(z) > LARGEST_SUPPORT or not exact_step(z, g, B, U, trial, trial_g):
+                break
+    return sweeps
+
+
+@compiled()
+def _in_float64(chosen: Array, D: Array) -> tuple[Array, Array]:
+    """The chosen concepts and their gram."""
+    n = chosen.size
+    exact, gram = np.empty((n, D.shape[1])), np.empty((n, n))
+    for i in range(n):
+        exact[i] = D[chosen[i]]
+    gram_of(np.arange(n), exact, np.empty((0, 0)), gram)
+    return exact, gram
+
+
+@compiled()
+def _gradient(r: Array, D: Array, g: Array) -> None:
+    """g = r·Dᵀ."""
+    products = np.empty(4)
+    for i in range(0, g.size, 4):
+        row_of_tile(r, four(D, i), r.size, products)
+        g[i : i + 4] = products[: g.size - i]
+
+
+@compiled()
+def _minimise(
+    a: Array, z: Array, D: Array, B: Array, inverse: Array, aim: float, sweeps: int, max_sweeps: int, may_be_bad: bool
+) -> int:
+    """Codes z of a on these concepts, in place, to a residual of at most `aim`; all in float64.
+
+    Where z may be bad it is what to begin from only if the minimiser on its support is better in one step, and
+    neither concepts that depend on others nor codes that would be negative are in the way; else zero is.
+    """
+    r, g = np.empty(a.size), np.empty(z.size)
+    everything = np.arange(z.size)
+    residual_of(a, z, everything, D, r)
+    _gradient(r, D, g)
+    if may_be_bad:
+        U = room_for(min(z.size, LARGEST_SUPPORT), B)
+        if np.count_nonzero(z) > LARGEST_SUPPORT or exact_step(z, g, B, U, np.empty_like(z), np.empty_like(z)):
+            z[:] = 0
+            _gradient(-a, D, g)
+    return _build_up(z, g, B, inverse, aim, sweeps, max_sweeps)
+
+
+@compiled()
+def solve_some(
+    A: Array,
+    D: Array,
+    B: Array,
+    inverse: Array,
+    tol: float,
+    Z: Array,
+    residual: Array,
+    max_sweeps: int,
+    first: int,
+    last: int,
+) -> None:
+    """See `core.kernels.solve`, in place on rows first to last of Z, which are codes to improve on, and residual.
+
+    B is not read: a gram in float32 is what cannot tell these concepts apart.
+    """
+    k, d = D.shape
+    R, G = np.zeros((4, d), A.dtype), np.zeros((4, (k + 3) // 4 * 4), A.dtype)
+    chosen, concepts, gram = np.arange(k), np.empty((0, 0)), np.empty((0, 0))
+    a, r, h = np.empty(d), np.empty(d), np.empty(k)
+    h[:] = inverse
+    for i in range(first, last):
+        z, g, norm = Z[i], G[0, :k], norm_of(A[i])
+        a[:] = A[i]
+        residual_of(A[i], z, np.arange(k), D, R[0])
+        sweeps, before, rounds, all_in = 0, np.inf, 0, True
+        while True:
+            gradients(R, 1, D, G)
+            reached = relative(kkt_residual(z, g, inverse), norm)
+            residual[i] = reached
+            stays = k <= ALL_CHOSEN and not reached < before
+            if not reached > tol or stays or sweeps >= max_sweeps:
+                break
+            if k > ALL_CHOSEN:
+                chosen, all_in = choose(z, g, inverse)
+            if k > ALL_CHOSEN or concepts.size == 0:
+                concepts, gram = _in_float64(chosen, D)
+            aim = LAST_SHARE * tol if all_in else max(LAST_SHARE * tol, ROUND_SHARE * reached)
+            codes = z[chosen].astype(np.float64)
+            sweeps = _minimise(a, codes, concepts, gram, h[chosen], aim * norm, sweeps + 1, max_sweeps, rounds == 0)
+            before, rounds = reached, rounds + 1
+            z[chosen] = codes
+            codes[:] = z[chosen]  # as they are told, rounded
+            residual_of(a, codes, np.arange(codes.size), concepts, r)
+            R[0] = r
