@@ -5,6 +5,7 @@ import logging
 from collections.abc import Callable, Mapping
 from typing import Annotated, Any, TypeVar
 
+import numpy as np
 import orjson
 from fastapi import APIRouter, Header, Request, Response
 
@@ -100,15 +101,7 @@ async def import_dictionary(
     D = payload.fields.data
     if len(D) > services.settings.max_concepts:
         raise InvalidFields.at("data", msg=f"{len(D)} concepts; at most {services.settings.max_concepts} are taken")
-    record = await asyncio.to_thread(
-        services.store.publish,
-        wanted.name,
-        D,
-        parameters={"imported": True},
-        data={},
-        metrics={},
-        software={"dictserve": __version__},
-    )
+    record = await asyncio.to_thread(_import, services.store, wanted.name, D)
     response.headers["Location"] = f"/dictionaries/{record.name}@{record.version}"
     return record
 
@@ -191,6 +184,19 @@ def unchanged(tag: str, if_none_match: str) -> Response | None:
 def tagged_json(told: Mapping[str, Any], if_none_match: str) -> Response:
     """Fields, in which there may be numpy arrays, as JSON with its own hash as ETag."""
     return _by_hash(orjson.dumps(told, option=orjson.OPT_SERIALIZE_NUMPY), if_none_match)
+
+
+def _import(store: Store, name: str, D: np.ndarray) -> DictionaryRecord:
+    record = store.publish(
+        name,
+        D,
+        parameters={"imported": True},
+        data={},
+        metrics={},
+        software={"dictserve": __version__},
+    )
+    known = store.versions(name) if store.knows(name) else []  # it is done: nothing is asked of a network
+    return record.model_copy(update={"versions": sorted({*known, record.version})})
 
 
 def _by_hash(body: bytes, if_none_match: str) -> Response:

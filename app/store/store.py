@@ -244,6 +244,10 @@ class Store:
         """The versions of a name, ascending; none where there is no such dictionary."""
         return self._shelf.versions(name)
 
+    def knows(self, name: str) -> bool:
+        """Whether ``versions`` of this name takes no network."""
+        return self._shelf.knows(name)
+
     def require_free(self, name: str) -> None:
         """Raises NameTaken where something else than dictionaries has the name."""
         self._shelf.require_free(name)

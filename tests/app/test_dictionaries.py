@@ -32,6 +32,7 @@ def test_import_in_every_format(client: TestClient, store: Store, content: bytes
         assert answer.status_code == 201, answer.text
         assert answer.headers["location"] == f"{URL}@{version}"
         assert (answer.json()["version"], answer.json()["metrics"], answer.json()["job"]) == (version, {}, None)
+        assert answer.json()["versions"] == list(range(1, version + 1))
     np.testing.assert_array_equal(store.load("digits", 2), D)
     codes = client.post("/encode", json={"dictionary": "digits", "data": [[1, 2, 3, 4]]}).json()["codes"]
     assert codes == [[9, 5]]
