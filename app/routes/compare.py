@@ -9,10 +9,11 @@ from app import __version__
 from app.comparison import require_comparable
 from app.routes.dictionaries import JSON_TYPE, UNCHANGED, IfNoneMatch, parsed, unchanged
 from app.routes.openapi import problems
+from app.routes.query import KNOWN_ALONE
 from app.schemas import Comparison
 from app.services import ServicesDep
 
-router = APIRouter(prefix="/dictionaries", tags=["dictionaries"])
+router = APIRouter(prefix="/dictionaries", tags=["dictionaries"], dependencies=KNOWN_ALONE)
 
 NOBODY_WAITS = 499
 

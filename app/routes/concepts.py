@@ -6,10 +6,11 @@ from fastapi import APIRouter, Path, Response
 
 from app.routes.dictionaries import UNCHANGED, IfNoneMatch, parsed, tagged_json
 from app.routes.openapi import problems
+from app.routes.query import KNOWN_ALONE
 from app.schemas import Concept, ConceptColumns
 from app.services import ServicesDep
 
-router = APIRouter(prefix="/dictionaries", tags=["dictionaries"])
+router = APIRouter(prefix="/dictionaries", tags=["dictionaries"], dependencies=KNOWN_ALONE)
 
 
 @router.get(

@@ -15,6 +15,7 @@ from app.formats import NPY, answer_format
 from app.http.bodies import array_answer, read_fields, read_payload
 from app.routes import examples
 from app.routes.openapi import array_answers, array_body, json_body, problems
+from app.routes.query import KNOWN_ALONE
 from app.schemas import DictionaryList, ImportRequest, LabelRequest, WeightsAnswer
 from app.services import ServicesDep
 from app.store.hashed import sha256
@@ -28,12 +29,13 @@ IfNoneMatch = Annotated[str, Header()]
 UNCHANGED: dict[int | str, Any] = {304: {"description": "It is as it was (If-None-Match)."}}
 K = TypeVar("K")
 
-router = APIRouter(prefix="/dictionaries", tags=["dictionaries"])
+router = APIRouter(prefix="/dictionaries", tags=["dictionaries"], dependencies=KNOWN_ALONE)
 
 
 @router.get(
     "",
     summary="The latest version of every dictionary",
+    responses=problems(422),
     response_model_exclude={
         "dictionaries": {
             "__all__": {"loss_history": True, "concept_labels": True, "metrics": {"energy"}, "data": {"files"}}

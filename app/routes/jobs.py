@@ -8,10 +8,11 @@ from fastapi.sse import EventSourceResponse, ServerSentEvent
 
 from app.jobs.jobs import ENDED
 from app.routes.openapi import problems
+from app.routes.query import KNOWN_ALONE
 from app.schemas import Job, JobList, State
 from app.services import ServicesDep
 
-router = APIRouter(prefix="/jobs", tags=["fit"])
+router = APIRouter(prefix="/jobs", tags=["fit"], dependencies=KNOWN_ALONE)
 
 
 @router.get("", summary="Jobs, newest first", responses=problems(422, 503))
@@ -27,7 +28,7 @@ async def list_jobs(
     return JobList(jobs=jobs, next=jobs[-1].id if len(jobs) == limit else None)
 
 
-@router.get("/{id}", summary="A job, with its progress", responses=problems(404))
+@router.get("/{id}", summary="A job, with its progress", responses=problems(404, 422))
 async def get_job(id: str, response: Response, services: ServicesDep) -> Job:
     job = await services.fits.get(id)
     if job.state not in ENDED:
@@ -44,7 +45,7 @@ async def _existing(id: str, services: ServicesDep) -> str:
     "/{id}/events",
     summary="A job's progress as it comes (server-sent events)",
     response_class=EventSourceResponse,
-    responses=problems(404),
+    responses=problems(404, 422),
 )
 async def follow_job(
     id: Annotated[str, Depends(_existing)], services: ServicesDep, last_event_id: Annotated[str, Header()] = ""
@@ -71,7 +72,7 @@ def _position(event_id: str) -> tuple[int, int]:
     "/{id}",
     summary="Cancel a job, or remove the record of one that has ended",
     response_model=Job,
-    responses={204: {"description": "The record is removed."}, **problems(404)},
+    responses={204: {"description": "The record is removed."}, **problems(404, 422)},
 )
 async def delete_job(id: str, services: ServicesDep) -> Job | Response:
     """Cancelling takes effect within a slice of the fit: the answer is the job's record after it."""
