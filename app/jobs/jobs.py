@@ -110,11 +110,16 @@ class Jobs:
 
     def data_files(self) -> set[str]:
         """Names of the files that unended jobs need."""
-        return {record.data["file"] for record in self._select(_jobs.c.state.in_(["queued", "running"]))}
+        return {data["file"] for data in self._of_unended(_jobs.c.data)}
 
     def unended(self) -> set[str]:
         """Ids of the jobs that have not ended."""
-        return {record.job.id for record in self._select(_jobs.c.state.in_(["queued", "running"]))}
+        return set(self._of_unended(_jobs.c.id))
+
+    def _of_unended(self, column: sql.Column[Any]) -> Sequence[Any]:
+        """One column of the jobs that have not ended: their histories of losses may be long."""
+        with self._database.transaction() as connection:
+            return connection.scalars(sql.select(column).where(_jobs.c.state.in_(["queued", "running"]))).all()
 
     def require_room(self, queue_jobs: int, idempotency_key: str | None) -> None:
         """What `add` would say now of the queue; what it says later is what counts.
