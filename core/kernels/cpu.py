@@ -13,7 +13,7 @@ import torch
 from core.kernels import active_set, dense, dependent
 from core.kernels.grams import gram
 from core.kernels.lanes import LANES
-from core.kernels.pieces import pointer, solve_pieces
+from core.kernels.pieces import address, solve_pieces
 from core.kernels.small import PATIENCE
 from core.kernels.sweeps import sweep_lanes, sweep_row
 from core.threads import SMALL_WORK, compiled, threads_for
@@ -81,7 +81,7 @@ def _solve(solve_some: Any, A: Array, D: Array, *given: Any) -> None:
     with threads_for(work):
         threads = numba.get_num_threads()
         pieces = min(rows, threads * max(1, rows // (threads * ROWS_PER_PIECE)))
-        solve_pieces(pointer(solve_some, A.dtype), *(A, D, *given, pieces))
+        solve_pieces(address(solve_some, A.dtype), *(A, D, *given, pieces))
 
 
 # --- descent ----------------------------------------------------------------------------------------------------

@@ -1,57 +1,70 @@
 """All rows of a kernel that takes some, handed out in pieces to the cores that there are.
 
-A kernel is called through a pointer: what calls it directly would hold, and compile, all of it once more.
+A kernel is called by its address: what calls it directly would hold, and compile, all of it once more. (Numba's own
+functions as values would do; but each time such a one is passed it is unpickled.)
 """
+
+# mypy: disable-error-code="no-untyped-def, no-untyped-call"
 
 from functools import cache
 from typing import Any
 
 import numba
+import numpy as np
+from llvmlite import ir
 from numba import types
+from numba.extending import intrinsic
 
 from core.threads import compiled
 
+Array = np.ndarray[Any, np.dtype[Any]]
 
-class Pointer(types.WrapperAddressProtocol):
-    """A compiled kernel as a value that compiled code can call."""
 
-    def __init__(self, kernel: Any, signature: Any) -> None:
-        kernel.compile(signature.args)
-        code = kernel.overloads[signature.args]
-        self._signature = signature
-        self._code = code  # keeps the code where the address says
-        self._address = code.library.get_pointer_to_function(code.fndesc.llvm_cfunc_wrapper_name)
-
-    def __wrapper_address__(self) -> int:
-        return self._address  # type: ignore[no-any-return]
-
-    def signature(self) -> Any:
-        return self._signature
+def _signature(dtype: Any) -> Any:
+    """Of `solve_some` in `core.kernels.dense`, `core.kernels.active_set` and `core.kernels.dependent`."""
+    matrix, vector = types.Array(dtype, 2, "C"), types.Array(dtype, 1, "C")
+    integers = [types.int64] * 3
+    return types.none(matrix, matrix, matrix, vector, types.float64, matrix, vector, *integers)
 
 
 @cache
-def pointer(kernel: Any, dtype: Any) -> Pointer:
-    """To `solve_some` of `core.kernels.dense` or `core.kernels.active_set`, for this float dtype."""
-    number = numba.from_dtype(dtype)
-    matrix, vector = types.Array(number, 2, "C"), types.Array(number, 1, "C")
-    integers = [types.int64] * 3
-    return Pointer(kernel, types.void(matrix, matrix, matrix, vector, types.float64, matrix, vector, *integers))
+def address(solve_some: Any, dtype: Any) -> int:
+    """Of the kernel compiled for this dtype of numpy's, from now on for as long as there is this process."""
+    signature = _signature(numba.from_dtype(dtype))
+    solve_some.compile(signature.args)
+    code = solve_some.overloads[signature.args]
+    return code.library.get_pointer_to_function(code.fndesc.llvm_cfunc_wrapper_name)  # type: ignore[no-any-return]
+
+
+@intrinsic
+def _solve_some(typing, address, A, D, B, inverse, tol, Z, residual, max_sweeps, first, last):
+    """The kernel at this address."""
+    signature = _signature(A.dtype)
+
+    def generate(context, builder, signature, args):
+        returned, *taken = (context.get_value_type(kind) for kind in (signature.return_type, *signature.args[1:]))
+        function = builder.inttoptr(args[0], ir.FunctionType(returned, taken).as_pointer())
+        builder.call(function, args[1:])
+        return context.get_dummy_value()
+
+    return types.none(types.int64, *signature.args), generate
 
 
 @compiled(parallel=True)
 def solve_pieces(
-    solve_some: Any,
-    A: Any,
-    D: Any,
-    B: Any,
-    inverse: Any,
+    address: int,
+    A: Array,
+    D: Array,
+    B: Array,
+    inverse: Array,
     tol: float,
-    Z: Any,
-    residual: Any,
+    Z: Array,
+    residual: Array,
     max_sweeps: int,
     pieces: int,
 ) -> None:
-    """`solve_some` for all rows, in so many pieces."""
+    """The kernel at this address for all rows, in so many pieces."""
     rows = A.shape[0]
     for p in numba.prange(pieces):
-        solve_some(A, D, B, inverse, tol, Z, residual, max_sweeps, p * rows // pieces, (p + 1) * rows // pieces)
+        first, last = p * rows // pieces, (p + 1) * rows // pieces
+        _solve_some(address, A, D, B, inverse, tol, Z, residual, max_sweeps, first, last)
