@@ -4,7 +4,7 @@ A kernel is called by its address: what calls it directly would hold, and compil
 functions as values would do; but each time such a one is passed it is unpickled.)
 """
 
-# mypy: disable-error-code="no-untyped-def, no-untyped-call"
+# mypy: disable-error-code="call-arg, no-untyped-def, no-untyped-call"
 
 from functools import cache
 from typing import Any
