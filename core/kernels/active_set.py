@@ -19,7 +19,8 @@ from typing import Any
 
 import numpy as np
 
-from core.kernels.cholesky import factor, room_for, solve
+from core.kernels.cholesky import room_for
+from core.kernels.held import held_none, way_to_minimiser
 from core.kernels.products import four_chosen, gradients, norm_of, relative, residual_of, row_of_tile
 from core.kernels.small import LARGEST_SUPPORT, PATIENCE, gram_of, kkt_residual, solve_small
 from core.threads import compiled
@@ -101,6 +102,7 @@ def _refine(
     B: Array,
     inverse: Array,
     U: Array,
+    held: Array,
     aim: float,
     a: Array,
     chosen: Array,
@@ -123,10 +125,9 @@ def _refine(
         if reached <= aim or not reached < before / 2 or support.size > LARGEST_SUPPORT:
             return
         before = reached
-        factor(B, support, U)
         for i in range(support.size):
             step[i] = -g[support[i]]
-        solve(U, step)
+        way_to_minimiser(B, support, z, U, held, step)
         for i in range(support.size):
             if not z[support[i]] + step[i] > 0:
                 return
@@ -178,11 +179,12 @@ def solve_some(
                 z_new, g_new, h = z[new], g[new], inverse[new]
                 round_aim = max(aim, ROUND_SHARE * reached)
                 until = min(sweeps[s] + PATIENCE, max_sweeps)
-                sweeps[s] = solve_small(z_new, g_new, gram, h, U, round_aim, sweeps[s], until)
+                held = held_none(new.size)
+                sweeps[s] = solve_small(z_new, g_new, gram, h, U, held, round_aim, sweeps[s], until)
                 if kkt_residual(z_new, g_new, h) > round_aim:
                     sweeps[s] = max_sweeps  # left to `core.kernels.dependent`
                 if all_in:
-                    _refine(z_new, g_new, gram, h, U, aim, A[i], new, D, R[s])
+                    _refine(z_new, g_new, gram, h, U, held, aim, A[i], new, D, R[s])
                 else:
                     residual_of(A[i], z_new, new, D, R[s])
                 for m in range(new.size):

@@ -185,3 +185,36 @@ def solve_in_order(U: Array, x: Array) -> None:
         value = x[i]
         for m in range(i):
             x[m] -= U_flat[m * width + i] * value
+
+
+@compiled()
+def solve_in_lanes(U: Array, n: int, X: Array) -> None:
+    """X ← (Uᵀ·U)⁻¹X for sixteen columns at once, X being (n padded to four, LANES); four rows of U at a time."""
+    padded, width, U_flat = (n + 3) // 4 * 4, (n + LANES - 1) // LANES * LANES, U.ravel()
+    for top in range(0, padded, 4):
+        u0, u1 = U_flat[top * width : (top + 1) * width], U_flat[(top + 1) * width : (top + 2) * width]
+        u2, u3 = U_flat[(top + 2) * width : (top + 3) * width], U_flat[(top + 3) * width : (top + 4) * width]
+        x0 = multiply(load(X, top), splat(u0[top]))
+        x1 = multiply(add_scaled(load(X, top + 1), -u0[top + 1], x0), splat(u1[top + 1]))
+        x2 = add_scaled(add_scaled(load(X, top + 2), -u0[top + 2], x0), -u1[top + 2], x1)
+        x2 = multiply(x2, splat(u2[top + 2]))
+        x3 = add_scaled(add_scaled(load(X, top + 3), -u0[top + 3], x0), -u1[top + 3], x1)
+        x3 = multiply(add_scaled(x3, -u2[top + 3], x2), splat(u3[top + 3]))
+        store(X, top, x0), store(X, top + 1, x1), store(X, top + 2, x2), store(X, top + 3, x3)
+        for j in range(top + 4, padded):
+            x = add_scaled(add_scaled(load(X, j), -u0[j], x0), -u1[j], x1)
+            store(X, j, add_scaled(add_scaled(x, -u2[j], x2), -u3[j], x3))
+    for top in range(padded - 4, -1, -4):
+        u0, u1 = U_flat[top * width : (top + 1) * width], U_flat[(top + 1) * width : (top + 2) * width]
+        u2, u3 = U_flat[(top + 2) * width : (top + 3) * width], U_flat[(top + 3) * width : (top + 4) * width]
+        x0, x1, x2, x3 = load(X, top), load(X, top + 1), load(X, top + 2), load(X, top + 3)
+        for j in range(top + 4, padded):
+            x = load(X, j)
+            x0, x1 = add_scaled(x0, -u0[j], x), add_scaled(x1, -u1[j], x)
+            x2, x3 = add_scaled(x2, -u2[j], x), add_scaled(x3, -u3[j], x)
+        x3 = multiply(x3, splat(u3[top + 3]))
+        x2 = multiply(add_scaled(x2, -u2[top + 3], x3), splat(u2[top + 2]))
+        x1 = multiply(add_scaled(add_scaled(x1, -u1[top + 3], x3), -u1[top + 2], x2), splat(u1[top + 1]))
+        x0 = add_scaled(add_scaled(x0, -u0[top + 3], x3), -u0[top + 2], x2)
+        x0 = multiply(add_scaled(x0, -u0[top + 1], x1), splat(u0[top]))
+        store(X, top, x0), store(X, top + 1, x1), store(X, top + 2, x2), store(X, top + 3, x3)

@@ -14,6 +14,7 @@ import numpy as np
 
 from core.kernels.active_set import LAST_SHARE, ROUND_SHARE, choose
 from core.kernels.cholesky import room_for
+from core.kernels.held import held_none
 from core.kernels.products import four, gradients, norm_of, relative, residual_of, row_of_tile
 from core.kernels.small import LARGEST_SUPPORT, STEPS_IN_A_ROW, exact_step, gram_of, kkt_residual
 from core.threads import compiled
@@ -44,12 +45,13 @@ def _join(z: Array, g: Array, B: Array, inverse: Array) -> None:
 @compiled()
 def _build_up(z: Array, g: Array, B: Array, inverse: Array, aim: float, sweeps: int, max_sweeps: int) -> int:
     """Lower the residual to `aim`, in place; what joins at once counts as a sweep."""
-    trial, trial_g, U = np.empty_like(z), np.empty_like(z), room_for(min(z.size, LARGEST_SUPPORT), B)
+    trial, trial_g, held = np.empty_like(z), np.empty_like(z), held_none(z.size)
+    U = room_for(min(z.size, LARGEST_SUPPORT), B)
     while sweeps < max_sweeps and kkt_residual(z, g, inverse) > aim:
         sweeps += 1
         _join(z, g, B, inverse)
         for _ in range(STEPS_IN_A_ROW):
-            if np.count_nonzero(z) > LARGEST_SUPPORT or not exact_step(z, g, B, U, trial, trial_g):
+            if np.count_nonzero(z) > LARGEST_SUPPORT or not exact_step(z, g, B, U, held, trial, trial_g):
                 break
     return sweeps
 
@@ -89,7 +91,8 @@ def _minimise(
     _gradient(r, D, g)
     if may_be_bad:
         U = room_for(min(z.size, LARGEST_SUPPORT), B)
-        if np.count_nonzero(z) > LARGEST_SUPPORT or exact_step(z, g, B, U, np.empty_like(z), np.empty_like(z)):
+        trial, trial_g, held = np.empty_like(z), np.empty_like(z), held_none(z.size)
+        if np.count_nonzero(z) > LARGEST_SUPPORT or exact_step(z, g, B, U, held, trial, trial_g):
             z[:] = 0
             _gradient(-a, D, g)
     return _build_up(z, g, B, inverse, aim, sweeps, max_sweeps)

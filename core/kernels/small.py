@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from core.kernels.cholesky import factor_for_step, pivot, solve
+from core.kernels.held import way_to_minimiser
 from core.kernels.products import four_chosen, tile
 from core.kernels.sweeps import sweep_row
 from core.threads import compiled
@@ -82,7 +82,7 @@ def _try(z: Array, g: Array, B: Array, trial: Array, trial_g: Array) -> float:
 
 
 @compiled()
-def exact_step(z: Array, g: Array, B: Array, U: Array, trial: Array, trial_g: Array) -> bool:
+def exact_step(z: Array, g: Array, B: Array, U: Array, held: Array, trial: Array, trial_g: Array) -> bool:
     """Towards the minimiser on the support of z, in place, never uphill.
 
     A concept that others of the support span goes to zero, so that supports do not outgrow the rank. The step is
@@ -93,11 +93,7 @@ def exact_step(z: Array, g: Array, B: Array, U: Array, trial: Array, trial_g: Ar
     step = np.empty(support.size, z.dtype)
     for i in range(support.size):
         step[i] = -g[support[i]]
-    factor_for_step(B, support, z, U, step)
-    solve(U, step)
-    for i in range(support.size):
-        if pivot(U, support.size, i) == 0:
-            step[i] = -z[support[i]]
+    way_to_minimiser(B, support, z, U, held, step)
 
     trial[:] = 0
     reach = 1.0
@@ -119,7 +115,7 @@ def exact_step(z: Array, g: Array, B: Array, U: Array, trial: Array, trial_g: Ar
 
 @compiled()
 def solve_small(
-    z: Array, g: Array, B: Array, inverse: Array, U: Array, aim: float, sweeps: int, max_sweeps: int
+    z: Array, g: Array, B: Array, inverse: Array, U: Array, held: Array, aim: float, sweeps: int, max_sweeps: int
 ) -> int:
     """Lower the residual to `aim`, in place; from `sweeps` made before to those made after, at most `max_sweeps`.
 
@@ -135,7 +131,7 @@ def solve_small(
         if np.count_nonzero(z) <= LARGEST_SUPPORT:
             for _ in range(1 if sweeps < PATIENCE else STEPS_IN_A_ROW):
                 steps += 1
-                if not exact_step(z, g, B, U, trial, trial_g):
+                if not exact_step(z, g, B, U, held, trial, trial_g):
                     break
         if not kkt_residual(z, g, inverse) > aim:
             break
