@@ -81,6 +81,8 @@ def _solve(solve_some: Any, A: Array, D: Array, *given: Any) -> None:
     with threads_for(work):
         threads = numba.get_num_threads()
         pieces = min(rows, threads * max(1, rows // (threads * ROWS_PER_PIECE)))
+        if solve_some is dense.solve_some:
+            pieces = max(pieces, -(-rows // LANES))  # each the rows of one tile: lanes stand empty but once
         solve_pieces(address(solve_some, A.dtype), *(A, D, *given, pieces))
 
 
