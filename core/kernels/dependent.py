@@ -43,10 +43,11 @@ def _join(z: Array, g: Array, B: Array, inverse: Array) -> None:
 
 
 @compiled()
-def _build_up(z: Array, g: Array, B: Array, inverse: Array, aim: float, sweeps: int, max_sweeps: int) -> int:
+def _build_up(
+    z: Array, g: Array, B: Array, inverse: Array, U: Array, held: Array, aim: float, sweeps: int, max_sweeps: int
+) -> int:
     """Lower the residual to `aim`, in place; what joins at once counts as a sweep."""
-    trial, trial_g, held = np.empty_like(z), np.empty_like(z), held_none(z.size)
-    U = room_for(min(z.size, LARGEST_SUPPORT), B)
+    trial, trial_g = np.empty_like(z), np.empty_like(z)
     while sweeps < max_sweeps and kkt_residual(z, g, inverse) > aim:
         sweeps += 1
         _join(z, g, B, inverse)
@@ -86,16 +87,16 @@ def _minimise(
     neither concepts that depend on others nor codes that would be negative are in the way; else zero is.
     """
     r, g = np.empty(a.size), np.empty(z.size)
+    U, held = room_for(min(z.size, LARGEST_SUPPORT), B), held_none(z.size)
     everything = np.arange(z.size)
     residual_of(a, z, everything, D, r)
     _gradient(r, D, g)
     if may_be_bad:
-        U = room_for(min(z.size, LARGEST_SUPPORT), B)
-        trial, trial_g, held = np.empty_like(z), np.empty_like(z), held_none(z.size)
+        trial, trial_g = np.empty_like(z), np.empty_like(z)
         if np.count_nonzero(z) > LARGEST_SUPPORT or exact_step(z, g, B, U, held, trial, trial_g):
             z[:] = 0
             _gradient(-a, D, g)
-    return _build_up(z, g, B, inverse, aim, sweeps, max_sweeps)
+    return _build_up(z, g, B, inverse, U, held, aim, sweeps, max_sweeps)
 
 
 @compiled()

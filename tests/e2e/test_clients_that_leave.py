@@ -16,7 +16,7 @@ from app.store.store import Store
 from demo.digits import split_digits
 from demo.service import npy
 from tests.e2e.conftest import Service
-from tests.faults.load.held import MOST_THREADS, held, settled
+from tests.faults.load.held import MOST_OF_POOLS, held, settled
 
 A = np.ones((1000, 100), np.float32)
 
@@ -46,7 +46,7 @@ def test_followers_of_a_job_that_leave(shared: Service) -> None:
     id = shared.fit(fitted, name="followed", nb_concepts=64, solver="mu", tol=0, max_iter=100_000)
     shared.until(id, "running", iteration=1)
     pids = [shared.pid, shared.worker_pid]
-    before = [held(pid) | {"threads": MOST_THREADS} for pid in pids]
+    before = [held(pid) | MOST_OF_POOLS for pid in pids]
     for i in range(60):
         with socket.create_connection(("127.0.0.1", shared.port), timeout=30) as connection:
             if i % 2:
@@ -118,7 +118,7 @@ def test_a_thousand_aborted_requests(shared: Service) -> None:
 
     codes = np.load(io.BytesIO(shared.client.post(encode, content=large).content))[: len(rows)]
     pids = [shared.pid, shared.worker_pid]
-    before = [held(pid) | {"threads": MOST_THREADS} for pid in pids]
+    before = [held(pid) | MOST_OF_POOLS for pid in pids]
     for i in range(1000):
         path, body, share = ways[i % len(ways)]
         send_and_leave(shared.port, path, body, share, reset=i % 2 == 0)

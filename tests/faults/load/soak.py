@@ -23,7 +23,7 @@ from benchmarks.figures import Figure, Result, Table
 from demo.service import npy
 from tests.e2e.conftest import Service
 from tests.faults.load.clients import Connection, request
-from tests.faults.load.held import MOST_THREADS, held, left_over, resident_bytes, settled
+from tests.faults.load.held import MOST_OF_POOLS, held, left_over, resident_bytes, settled
 
 REQUESTS = 200_000
 FITS = 200
@@ -176,8 +176,7 @@ class Soak:
     def more(self) -> Iterator[str]:
         """What either process holds more of, at the end, than at the end of the warm-up."""
         bound = [
-            {what: before[what] + more for what, more in MOST_MORE.items()} | {"threads": MOST_THREADS}
-            for before in self.warm
+            {what: before[what] + more for what, more in MOST_MORE.items()} | MOST_OF_POOLS for before in self.warm
         ]
         for process, before, now in zip(("HTTP process", "worker"), bound, settled(self.pids, bound), strict=True):
             yield from (f"{now[what]} {what} of the {process}" for what in now if now[what] > before[what])
