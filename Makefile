@@ -62,7 +62,9 @@ SEED ?= 1
 crash: install
 	$(BIN)/python -m tests.faults.crash --kills $(N) --seed $(SEED)
 
+# What `make test` asks the same way every time, asked in other ways.
 fuzz: install
+	$(BIN)/python -m pytest -m hypothesis --hypothesis-profile others
 	DICTSERVE_FUZZ_CASES=10000 DICTSERVE_FUZZ_EXAMPLES=200 $(BIN)/python -m pytest tests/faults/test_mutated_bodies.py tests/faults/test_openapi_fuzz.py
 
 # Two nodes of Ray, with replicas, fitters and a node killed; apart from the tests, for it takes minutes.

@@ -8,6 +8,7 @@ from pathlib import Path
 from urllib.parse import urlparse
 
 import pytest
+from hypothesis import settings
 
 from tests.postgres import database_url, postgres
 
@@ -17,6 +18,10 @@ ROOT = Path(__file__).parent.parent
 TABLE = ROOT / "docs" / "faults.md"
 NAMED = re.compile(r"`((?:app|core|e2e|faults)/\S+?\.py)::(\w+)")
 LONGEST = "tests/test_benchmarks.py", "tests/e2e/", "tests/faults/", "tests/core/"
+# The same examples in every run, so that one fails for what has changed; `make fuzz` looks for others.
+settings.register_profile("repeated", derandomize=True, deadline=None)
+settings.register_profile("others", deadline=None, print_blob=True)
+settings.load_profile("repeated")
 LEAST = 150  # cases, where all files of tests/faults have run whole
 
 

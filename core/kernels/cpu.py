@@ -65,11 +65,26 @@ def solve(
         _solve(dense.solve_some, a, *given, Z, residual, min(PATIENCE, max_sweeps))
     else:
         _solve(active_set.solve_some, a, *given, Z, residual, max_sweeps)
-    if max_sweeps > PATIENCE and (late := np.flatnonzero(residual > tol)).size:
-        z, left = Z[late], residual[late]
-        _solve(dependent.solve_some, a[late], *given, z, left, max_sweeps - PATIENCE)
+    if (late := np.flatnonzero(residual > tol)).size:
+        z, left = (torch.from_numpy(x[late]) for x in (Z, residual))
+        finish(A[late], D, inverse, tol, max_sweeps, z, left)
         Z[late], residual[late] = z, left
     return torch.from_numpy(Z), torch.from_numpy(residual)
+
+
+def finish(
+    A: torch.Tensor,
+    D: torch.Tensor,
+    inverse: torch.Tensor,
+    tol: float,
+    max_sweeps: int,
+    Z: torch.Tensor,
+    residual: torch.Tensor,
+) -> None:
+    """What float32 leaves undone, in float64 and in place, with the sweeps that are left of `max_sweeps`."""
+    if max_sweeps > PATIENCE:
+        a, d, h, z, r = (x.numpy() for x in (A, D, inverse, Z, residual))
+        _solve(dependent.solve_some, a, d, np.empty((0, 0), d.dtype), h, tol, z, r, max_sweeps - PATIENCE)
 
 
 def _solve(solve_some: Any, A: Array, D: Array, *given: Any) -> None:

@@ -3,11 +3,13 @@
 Not yet run on a GPU: what is here is held to `core.kernels.reference` by Triton's interpreter.
 """
 
+from typing import Any
+
 import torch
 
-from core.kernels import tiles
+from core.kernels import cpu, tiles
 from core.kernels.records import FEW_ROWS, Record, Records, record_of
-from core.kernels.rounds import ROUGH, ROUGH_ROUNDS, Encode, size_for
+from core.kernels.rounds import ROUGH, ROUGH_ROUNDS, Encode, Solved, size_for
 
 # --- descent: columns of a block, those among them that go one by one in registers, and the depth of a product's step
 BLOCK, PART, DEPTH = 128, 16, 32
@@ -51,24 +53,37 @@ def solve(
     A round: the gradient of all concepts through the residual, g = (zD − a)·Dᵀ, for all rows that are left; the
     working set of each, its support and those that violate most; the minimum on it, nearly. The first gradients are
     products in TF32, those that certify a row are float32 throughout. The host waits once a round, to learn which
-    rows are left; for few rows, once for all the rounds that most encodes take.
+    rows are left; for few rows, once for all the rounds that most encodes take. Rows that have had all their products
+    are ended by exact steps on the CPU: of concepts that nearly depend on each other, gradients settle little.
     """
     with torch.cuda.device_of(A):  # type: ignore[no-untyped-call]
-        if records is not None and 0 < len(A) <= FEW_ROWS:
-            rows = 1 << (len(A) - 1).bit_length()  # a few at most stand empty
-
-            def record_it() -> Record:
-                return Record(Encode(A.new_zeros(rows, A.shape[1]), D, B, inverse, tol, max_sweeps))
-
-            record = record_of(records, (rows, tol, max_sweeps), record_it)
-            if record is not None and (solved := record.solve(A)) is not None:
-                return solved
-        return _solve(Encode(A, D, B, inverse, tol, max_sweeps))
+        given = D, B, inverse, tol, max_sweeps
+        solved = _by_record(A, records, *given) or _by_rounds(Encode(A, *given))
+        if solved.given_up:
+            late = (solved.residual > tol).nonzero().squeeze(1)
+            a, z, left = (x[late].cpu() for x in (A, solved.Z, solved.residual))
+            cpu.finish(a, D.cpu(), inverse.cpu(), tol, max_sweeps, z, left)
+            solved.Z[late], solved.residual[late] = z.to(A.device), left.to(A.device)
+        return solved.Z, solved.residual
 
 
-def _solve(encode: Encode) -> tuple[torch.Tensor, torch.Tensor]:
+def _by_record(A: torch.Tensor, records: Records | None, *given: Any) -> Solved | None:
+    """None where there is none, or none that would do."""
+    if records is None or not 0 < len(A) <= FEW_ROWS:
+        return None
+    rows = 1 << (len(A) - 1).bit_length()  # a few at most stand empty
+    *_, tol, max_sweeps = given
+
+    def record_it() -> Record:
+        return Record(Encode(A.new_zeros(rows, A.shape[1]), *given))
+
+    record = record_of(records, (rows, tol, max_sweeps), record_it)
+    return None if record is None else record.solve(A)
+
+
+def _by_rounds(encode: Encode) -> Solved:
     encode.begin()
-    rounds, precise = 0, encode.all_chosen
+    rounds, precise, given_up = 0, encode.all_chosen, False
     while True:
         encode.look(precise)
         told = encode.told()
@@ -76,8 +91,9 @@ def _solve(encode: Encode) -> tuple[torch.Tensor, torch.Tensor]:
             encode.make_room(told.widest)
             encode.look(precise)
         going = encode.going(told) if precise else torch.ones_like(told.spent, dtype=torch.bool)
+        given_up = given_up or bool((~going & (told.relative > encode.tol)).any())
         if not bool(going.any()):
-            return encode.Z, encode.residual
+            return Solved(encode.Z, encode.residual, given_up)
         if not bool(going.all()):
             encode.rows = encode.rows.only(going.nonzero().squeeze(1).to(encode.Z.device))
         encode.lower(min(encode.room, size_for(told.widest)))

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from core.kernels.rounds import ROUGH_ROUNDS, Encode
+from core.kernels.rounds import ROUGH_ROUNDS, Encode, Solved
 
 # Up to so many rows, the host takes longer to launch the kernels of a round than the device to run them.
 FEW_ROWS = 16
@@ -64,8 +64,8 @@ class Record:
         self._begin()
         self._go_on = recorded(self._round, device)
 
-    def solve(self, A: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor] | None:
-        """As `core.kernels.solve`; None where a row wants a larger working set than there is room for."""
+    def solve(self, A: torch.Tensor) -> Solved | None:
+        """None where a row wants a larger working set than there is room for."""
         n, encode = len(A), self._encode
         with self._in_use:
             encode.A[:n] = A
@@ -76,7 +76,8 @@ class Record:
                 if int(self._widest.max()) > encode.room:
                     return None
                 if not bool(encode.going(told).any()):
-                    return encode.Z[:n].clone(), encode.residual[:n].clone()
+                    given_up = bool((told.relative > encode.tol).any())
+                    return Solved(encode.Z[:n].clone(), encode.residual[:n].clone(), given_up)
                 self._go_on()
 
     def _first_rounds(self) -> None:

@@ -57,6 +57,15 @@ class Told:
     widest: int
 
 
+@dataclass(frozen=True)
+class Solved:
+    """Codes of all rows, their residuals, and whether a row was given up with more than was asked for."""
+
+    Z: torch.Tensor
+    residual: torch.Tensor
+    given_up: bool
+
+
 class Encode:
     """Codes Z of all rows as they are so far, their residuals, and the steps of a round; the host waits in `told`."""
 

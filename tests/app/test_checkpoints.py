@@ -346,7 +346,7 @@ def test_what_is_written_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         assert checkpoint.arrays[name].ctypes.data % checkpoint_file.ALIGNMENT == 0
 
 
-@settings(deadline=None, max_examples=50)
+@settings(max_examples=50)
 @given(position=st.integers(0, 10**6), bit=st.integers(0, 7), cut=st.booleans())
 def test_no_flipped_bit_and_no_cut_goes_unseen(
     tmp_path_factory: pytest.TempPathFactory, position: int, bit: int, cut: bool

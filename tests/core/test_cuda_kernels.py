@@ -15,13 +15,13 @@ import torch
 from scipy.optimize import nnls
 
 from core import kernels
-from core.kernels import cpu, reference
-from tests.core.problems import excess, kkt_residual, planted
+from core.kernels import reference
+from tests.core.problems import excess, kkt_residual, nearly_dependent, planted
 
 if torch.cuda.is_available():
     pytest.skip("tests/gpu runs the kernels on the device itself", allow_module_level=True)
 os.environ["TRITON_INTERPRET"] = "1"  # read as kernels are defined, triton's own among them
-from core.kernels import bounded, cuda, rounds, working_sets
+from core.kernels import bounded, cpu, cuda, rounds, working_sets
 from core.kernels.records import record_of
 
 ROOT = Path(__file__).parent.parent.parent
@@ -138,7 +138,7 @@ def test_few_rows_are_solved_by_what_is_kept_for_them(monkeypatch: pytest.Monkey
         assert bool((Z[~used] == 0).all())
         assert excess(rows[used].numpy(), Z[used], D.numpy()).max() <= 1e-6
     again = records[1, 1e-6, 300].solve(a[2:3])
-    torch.testing.assert_close(again[0], Z[:1], rtol=1e-3, atol=1e-4 * float(Z.max()))
+    torch.testing.assert_close(again.Z, Z[:1], rtol=1e-3, atol=1e-4 * float(Z.max()))
     monkeypatch.setattr(rounds, "ROOM", 4)
     records[1, 1e-6, 300] = None
     by_common_way = solved(a[2:3], D, records=records)[0]
@@ -176,6 +176,27 @@ def test_repeated_and_dependent_concepts() -> None:
     Z, residual = solved(torch.from_numpy(A), torch.from_numpy(D))
     assert float(residual.max()) <= 1e-6
     assert excess(A, Z, D).max() < 1e-6
+
+
+@pytest.mark.parametrize("times", [1, 3])  # launch by launch, and recorded
+def test_rows_given_up_are_ended_by_exact_steps(times: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    A, D = (torch.from_numpy(x) for x in nearly_dependent("smooth", 24, 40, rows=4))
+    A[0] = D.mean(dim=0)
+    monkeypatch.setattr(rounds, "PRODUCTS", 1)
+    given: list[torch.Tensor] = []
+    finish = cpu.finish
+
+    def seen(a: torch.Tensor, *others: Any) -> None:
+        given.append(a)
+        finish(a, *others)
+
+    monkeypatch.setattr(cpu, "finish", seen)
+    records: dict[Any, Any] = {}
+    for _ in range(times):
+        Z, residual = solved(A, D, max_sweeps=100, records=records)
+    assert 0 < len(given[-1]) < len(A)  # and the others were done
+    assert float(residual.max()) <= 1e-6
+    assert excess(A.numpy(), Z, D.numpy()).max() <= 1e-6
 
 
 @pytest.mark.parametrize(("rows", "k", "d"), [(3, 20, 24), (2, 40, 24)])  # the gram in registers, and read in parts

@@ -2,12 +2,12 @@ import numpy as np
 import pytest
 import scipy.optimize
 import torch
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from core import Dictionary, errors
 from core.dictionary import ENCODE_TOL
-from tests.core.problems import digits_split, excess, kkt_residual, planted
+from tests.core.problems import digits_split, excess, kkt_residual, nearly_dependent, planted
 
 
 @pytest.fixture(scope="module")
@@ -48,7 +48,7 @@ def test_encode_is_exact_on_far_more_concepts_than_features(held: bool, monkeypa
     assert kkt_residual(A, encoded.codes.numpy(), D).max() <= 1.5e-6
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(
     d=st.integers(1, 40),
     k=st.integers(1, 90),
@@ -89,14 +89,7 @@ def test_any_dictionary(
 @pytest.mark.parametrize("kind", ["smooth", "of low rank", "nearly one"])
 def test_concepts_that_nearly_depend_on_each_other(kind: str, k: int, d: int) -> None:
     """What float32 cannot tell apart ends in float64: every row arrives, and is as good as SciPy's to a millionth."""
-    random = np.random.default_rng(k)
-    at = np.linspace(0, 1, k)[:, None] - np.linspace(0, 1, d)
-    D = {
-        "smooth": np.exp(-(at**2) / (2 * 0.05**2)),
-        "of low rank": random.random((k, k // 3)) @ random.random((k // 3, d)),
-        "nearly one": 0.99 * random.exponential(size=(1, d)) + 0.01 * random.exponential(size=(k, d)),
-    }[kind].astype(np.float32)
-    A = (random.exponential(size=(40, k)) @ D + 0.01 * random.random((40, d))).astype(np.float32)
+    A, D = nearly_dependent(kind, k, d)
     dictionary = Dictionary(D)
     encoded = dictionary.encode(A)
     assert bool(encoded.converged.all())
@@ -186,7 +179,7 @@ def test_unreachable_tolerance_is_told() -> None:
     assert torch.equal(encoded.converged, encoded.kkt_residual <= 1e-6)
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(a=st.integers(-60, 60), b=st.integers(-60, 60), mixed=st.booleans(), seed=st.integers(0, 1000))
 def test_any_scale(a: int, b: int, mixed: bool, seed: int) -> None:
     """Codes of 2^a·A on 2^b·D are 2^(a−b) times those of A on D, from 1e-18 to 1e18, mixed within A and D too."""
@@ -243,18 +236,20 @@ def test_decode() -> None:
     np.testing.assert_allclose(Dictionary(D).decode(Z).numpy(), Z.astype(float) @ D, rtol=1e-5)
 
 
-@settings(deadline=None, max_examples=25)
+@settings(max_examples=25)
 @given(d=st.integers(20, 60), k=st.integers(1, 15), scale=st.integers(-20, 20), seed=st.integers(0, 1000))
 def test_codes_come_back_from_what_they_decode_to(d: int, k: int, scale: int, seed: int) -> None:
-    """Where concepts are fewer than features, and so independent, no other codes give the same activations."""
+    """Where concepts are independent, no other codes give the same activations."""
     _, Z, D = planted(5, d, k, seed=seed)
+    singular = np.linalg.svd(D, compute_uv=False)
+    assume(singular[-1] > 0.05 * singular[0])  # which few concepts mostly are, but for one that is zero
     dictionary, Z = Dictionary(D), Z * np.float32(2.0**scale)
     encoded = dictionary.encode(dictionary.decode(Z))
     assert bool(encoded.converged.all())
     np.testing.assert_allclose(encoded.codes.numpy(), Z, rtol=1e-3, atol=1e-3 * Z.max(initial=0))
 
 
-@settings(deadline=None, max_examples=25)
+@settings(max_examples=25)
 @given(k=st.integers(1, 40), a=st.floats(0, 100), b=st.floats(0, 100), seed=st.integers(0, 1000))
 def test_decode_is_linear(k: int, a: float, b: float, seed: int) -> None:
     _, Z, D = planted(8, 20, k, seed=seed)

@@ -67,7 +67,7 @@ def test_against_plain_numpy() -> None:
     check(Z, D, figures(Z, D))
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(st.integers(1, 30), st.integers(1, 8), st.integers(1, 15), st.integers(0, 10**6), st.floats(0, 1))
 def test_any_shape(n: int, d: int, k: int, seed: int, density: float) -> None:
     rng = np.random.default_rng(seed)

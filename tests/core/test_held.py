@@ -27,7 +27,7 @@ def way(B: np.ndarray, support: np.ndarray, U: np.ndarray, of_held: np.ndarray) 
     return step
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(
     size=st.integers(WORTH_HOLDING, 90),
     leave=st.integers(0, 20),

@@ -162,7 +162,7 @@ def test_nan_is_not_hidden() -> None:
     assert not bool(torch.isnan(violation[[0, 1, 3]]).any())
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(
     rows=st.integers(1, 12),
     k=st.integers(1, 20),

@@ -23,7 +23,7 @@ def cosines(D_a: np.ndarray, D_b: np.ndarray) -> np.ndarray:
     return units[0] @ units[1].T
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(st.integers(1, 6), st.integers(1, 6), st.integers(1, 8), st.integers(0, 10**6))
 def test_no_other_pairs_are_better(k_a: int, k_b: int, d: int, seed: int) -> None:
     D_a, D_b = random(k_a, d, seed), random(k_b, d, seed + 1)
@@ -39,7 +39,7 @@ def test_no_other_pairs_are_better(k_a: int, k_b: int, d: int, seed: int) -> Non
     assert found.stability == pytest.approx((found.cosines > 0.9).sum() / many)
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(st.integers(1, 12), st.integers(1, 12), st.integers(0, 10**6))
 def test_it_is_the_same_both_ways(k_a: int, k_b: int, seed: int) -> None:
     D_a, D_b = random(k_a, 10, seed), random(k_b, 10, seed + 1)

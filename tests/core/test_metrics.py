@@ -103,7 +103,7 @@ def test_duplicates_are_concepts_with_another_like_them() -> None:
     assert measure(A, Z, D)["duplicates"] == 2
 
 
-@settings(deadline=None, max_examples=20)
+@settings(max_examples=20)
 @given(st.integers(1, 9), st.integers(-80, 80), st.integers(0, 10**6))
 def test_what_is_known_of_concepts_is_known_of_them_as_they_are(k: int, exponent: int, seed: int) -> None:
     A, Z, D = planted(30, 12, k, seed=seed, density=0.5)
@@ -120,7 +120,7 @@ def test_slices_are_many_where_the_data_is_large() -> None:
     assert sum(1 for _ in measure_steps(A, Z, D)) >= 10
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(
     rows=st.integers(1, 6),
     d=st.integers(1, 6),

@@ -86,7 +86,7 @@ def test_the_loss_falls_to_the_last() -> None:
 # --- every shape and scale --------------------------------------------------------------------------------------
 
 
-@settings(deadline=None, max_examples=50)
+@settings(max_examples=50)
 @given(
     rows=st.integers(1, 30),
     d=st.integers(1, 20),

@@ -218,7 +218,7 @@ def test_bad_parameters(options: dict, words: str) -> None:
         NMF(8).fit_online(A, D=A[:7])
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(
     rows=st.integers(1, 50),
     d=st.integers(1, 12),

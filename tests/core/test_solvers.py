@@ -135,7 +135,7 @@ def test_any_dtype_is_fitted_as_float32(solver: str, init: str, dtype: type[np.g
         assert torch.equal(one, other)
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(
     solver=st.sampled_from(list(SOLVERS)),
     init=st.sampled_from(list(STARTS)),

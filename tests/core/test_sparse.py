@@ -75,7 +75,7 @@ def test_a_sparse_fit_takes_less_memory() -> None:
         tracemalloc.stop()
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(
     rows=st.integers(1, 30),
     d=st.integers(1, 20),

@@ -39,7 +39,7 @@ def check_goes_on(model: NMF, data: object, state: State, whole: NMF) -> None:
     assert model.loss_history_ == whole.loss_history_
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(
     solver=st.sampled_from(list(SOLVERS)),
     rows=st.integers(1, 40),

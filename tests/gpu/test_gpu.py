@@ -11,7 +11,7 @@ from core.kernels import blocked, reference
 from core.kernels.precision import Precision, product
 from core.progress import run
 from core.solvers import alternating, hals
-from tests.core.problems import excess, kkt_residual, planted
+from tests.core.problems import excess, kkt_residual, nearly_dependent, planted
 
 pytestmark = [
     pytest.mark.gpu,
@@ -150,6 +150,18 @@ def test_encode_is_exact(d: int, k: int, density: float) -> None:
     torch.testing.assert_close(
         codes @ torch.from_numpy(D), Dictionary(D).encode(A).codes @ torch.from_numpy(D), rtol=1e-3, atol=1e-3
     )
+
+
+@pytest.mark.parametrize(("k", "d"), [(48, 100), (300, 120)])
+@pytest.mark.parametrize("kind", ["smooth", "of low rank", "nearly one"])
+@pytest.mark.parametrize("times", [1, 3])  # launch by launch, and recorded
+def test_concepts_that_nearly_depend_on_each_other(kind: str, k: int, d: int, times: int) -> None:
+    A, D = nearly_dependent(kind, k, d, rows=12)
+    dictionary = Dictionary(D, device="cuda")
+    for _ in range(times):
+        encoded = dictionary.encode(A)
+    assert bool(encoded.converged.all())
+    assert excess(A, encoded.codes.cpu(), D).max() <= 1e-6
 
 
 def test_encode_without_the_gram(monkeypatch: pytest.MonkeyPatch) -> None:
