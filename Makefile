@@ -2,25 +2,33 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip
+SERVICE := $(VENV)/.service
 INSTALLED := $(VENV)/.installed
 
 # With it set, every process that a test starts would compile all of torch anew.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: install browser demo serve docs pictures check audit test fuzz crash slow load soak ray bench gpu clean
+.PHONY: install kernels browser demo serve docs pictures check audit test fuzz crash slow load soak ray bench gpu clean
 
 install: $(INSTALLED)
 
-# --no-compile: Python compiles what is imported, which is a tenth of what is installed
-$(INSTALLED): pyproject.toml constraints.txt
+# What the service needs. --no-compile: Python compiles what is imported, which is a tenth of what is installed.
+$(SERVICE): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --no-compile --constraint constraints.txt --editable '.[dev]'
+	$(PIP) install -qq --constraint constraints.txt --upgrade pip # that of Python 3.11 knows no groups, and is slow
+	$(PIP) install -qq --no-compile --constraint constraints.txt --editable .
 	touch $@
 
-demo: install
+# What tests and linters need beside.
+$(INSTALLED): $(SERVICE)
+	$(PIP) install -qq --no-compile --constraint constraints.txt --group dev
+	touch $@
+
+demo: $(SERVICE)
 	$(BIN)/python -m demo
 
-serve: install
+serve: $(SERVICE)
 	$(BIN)/dictserve serve --host 127.0.0.1 --port 8000 --store models
 
 # Into build/site, without the internet. The variable keeps a notice about other programs out of what it prints.
@@ -45,6 +53,10 @@ audit:
 		$(VENV)/audit/bin/python -m pip install --quiet pip-audit==2.10.1; }
 	$(VENV)/audit/bin/pip-audit --strict --requirement constraints.txt --no-deps --disable-pip
 
+# Compiled once, before two processes would both do it.
+kernels: $(SERVICE)
+	$(BIN)/python -m core.warm
+
 # Debian's Chromium, for the tests of the page: root of a Debian gets it, others are told.
 browser:
 	@command -v chromium >/dev/null || { test "$$(id -u)" = 0 && command -v apt-get >/dev/null && apt-get -qq update \
@@ -53,7 +65,7 @@ browser:
 
 # Two at a time, a file staying with one process: services that start and clients that wait leave a core idle. In the
 # order of tests/conftest.py, the longest first.
-test: install browser
+test: install kernels browser
 	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
 # Kills the worker, the service or both N times under load, and checks every promise; SEED says what is done.
@@ -81,16 +93,15 @@ load: install
 soak: install
 	$(BIN)/python -m tests.faults.load soak
 
-# Peers are extras that may fail to install: the benchmarks say which are absent, and why. overcomplete wants vision
+# Peers may fail to install: the benchmarks say which are absent, and why. overcomplete wants vision
 # models and a torchvision that fits torch's build; its factorisation needs neither, so it comes alone. Servers get
 # folders of their own, where what they require changes nothing of ours (MLServer wants an older FastAPI and uvloop).
 PEERS := $(VENV)/peers
 bench: install
-	-$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev,bench]'
-	-$(BIN)/python -m pip install --quiet --constraint constraints.txt --no-deps overcomplete
-	-test -d $(PEERS)/litserve || $(BIN)/python -m pip install --quiet --constraint constraints.txt \
-		--target $(PEERS)/litserve litserve
-	-test -d $(PEERS)/mlserver || $(BIN)/python -m pip install --quiet \
+	-$(PIP) install -qq --constraint constraints.txt --group bench
+	-$(PIP) install -qq --constraint constraints.txt --no-deps overcomplete
+	-test -d $(PEERS)/litserve || $(PIP) install -qq --constraint constraints.txt --target $(PEERS)/litserve litserve
+	-test -d $(PEERS)/mlserver || $(PIP) install -qq \
 		--target $(PEERS)/mlserver mlserver==1.7.1 uvloop==0.21.0 numpy==2.4.6
 	$(BIN)/python -m benchmarks
 

@@ -55,7 +55,7 @@ def wait_ready(client: httpx.Client, process: "subprocess.Popen[bytes]", seconds
                 return time.monotonic() - begun
         except httpx.TransportError:
             pass  # it does not listen yet
-        time.sleep(0.02)
+        time.sleep(0.05)  # each look costs both sides a millisecond or two
     raise RuntimeError(f"the service was not ready after {seconds} s")
 
 

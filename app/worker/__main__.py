@@ -3,6 +3,7 @@
 With ``RANK SIZE RENDEZVOUS`` after these it is one of the SIZE processes that share out the rows of one fit.
 """
 
+import gc
 import logging
 import os
 import signal
@@ -25,19 +26,23 @@ def main() -> None:
         os.environ.get("DICTSERVE_LOG_LEVEL", "info"),
     )
 
+    gc.disable()  # see app/commands/service.py
     import core  # noqa: F401 - before torch: it settles how the threads of both pools wait
     from app.worker.device import DeviceFailed
     from app.worker.frames import Closed
 
-    logger, code = logging.getLogger("dictserve.worker"), 0
+    logger, code, of_ranks = logging.getLogger("dictserve.worker"), 0, sys.argv[3:]
+    if of_ranks:
+        from app.worker.ranked import serve
+    else:
+        from app.worker.loop import Worker  # after the signals are settled: this import takes a second
+    gc.freeze()
+    gc.enable()
     try:
-        if len(sys.argv) > 3:
-            from app.worker.ranked import serve
-
-            serve(channel, int(sys.argv[3]), int(sys.argv[4]), sys.argv[5])
+        if of_ranks:
+            rank, size, rendezvous = of_ranks
+            serve(channel, int(rank), int(size), rendezvous)
         else:
-            from app.worker.loop import Worker  # after the signals are settled: this import takes a second
-
             Worker(channel).run()
     except Closed:
         logger.debug("the service has closed the channel")

@@ -4,6 +4,7 @@ A fit therefore never holds up an encode for longer than a slice, nothing needs 
 between two slices. The heartbeat comes from this same loop: while it comes, the loop turns.
 """
 
+import gc
 import logging
 import select
 import socket
@@ -76,6 +77,7 @@ class Worker:
 
     def run(self) -> None:
         warm()
+        gc.freeze()  # what is there now stays: a collection that looked through it would hold encodes up
         self._send(Ready(self._name, _software(), self._devices))
         while True:
             self._serve_what_waits()
