@@ -79,7 +79,7 @@ class Compared:
 
 
 def run(bench: Bench) -> Result:
-    data = {"digits": bench.data.digits, "wide": bench.data.wide}
+    data = {"digits": bench.data.digits} | ({} if bench.quick else {"wide": bench.data.wide})
     paths = {name: Path(bench.dictionary(of)) for name, of in data.items()}
     result = Result()
     with running(all_servers(), bench.data.folder, paths) as servers:

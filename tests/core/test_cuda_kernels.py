@@ -178,10 +178,9 @@ def test_repeated_and_dependent_concepts() -> None:
     assert excess(A, Z, D).max() < 1e-6
 
 
-@pytest.mark.parametrize("times", [1, 3])  # launch by launch, and recorded
-def test_rows_given_up_are_ended_by_exact_steps(times: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    A, D = (torch.from_numpy(x) for x in nearly_dependent("smooth", 24, 40, rows=4))
-    A[0] = D.mean(dim=0)
+def test_rows_given_up_are_ended_by_exact_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+    A, D = (torch.from_numpy(x) for x in nearly_dependent("smooth", 24, 40, rows=2))
+    A[0] = D[3]
     monkeypatch.setattr(rounds, "PRODUCTS", 1)
     given: list[torch.Tensor] = []
     finish = cpu.finish
@@ -192,11 +191,11 @@ def test_rows_given_up_are_ended_by_exact_steps(times: int, monkeypatch: pytest.
 
     monkeypatch.setattr(cpu, "finish", seen)
     records: dict[Any, Any] = {}
-    for _ in range(times):
-        Z, residual = solved(A, D, max_sweeps=100, records=records)
-    assert 0 < len(given[-1]) < len(A)  # and the others were done
-    assert float(residual.max()) <= 1e-6
-    assert excess(A.numpy(), Z, D.numpy()).max() <= 1e-6
+    for _ in range(2):  # launch by launch, and recorded
+        Z, residual = solved(A, D, max_sweeps=50, records=records)
+        assert torch.equal(given.pop(), A[1:])  # the other was done
+        assert float(residual.max()) <= 1e-6
+        assert excess(A.numpy(), Z, D.numpy()).max() <= 1e-6
 
 
 @pytest.mark.parametrize(("rows", "k", "d"), [(3, 20, 24), (2, 40, 24)])  # the gram in registers, and read in parts
