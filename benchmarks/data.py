@@ -58,12 +58,22 @@ def planted(folder: Path, rows: int, n_features: int, nb_concepts: int, *, name:
 def overcomplete(folder: Path, n_features: int, nb_concepts: int, *, active: float = 20) -> DataSet:
     """Many more concepts than features, about `active` of them in a row; encodes use the planted D."""
     rng = np.random.default_rng(0)
-    D = _sparse(rng, nb_concepts, n_features, 0.3)
-    fresh = _noisy(rng, _sparse(rng, 200, nb_concepts, active / nb_concepts), D)
-    data = _saved(folder, "overcomplete", nb_concepts, fresh, fresh)
-    path = folder / f"overcomplete-{nb_concepts}-D.npy"
+    return _with_dictionary(folder, "overcomplete", _sparse(rng, nb_concepts, n_features, 0.3), rng, active)
+
+
+def smooth(folder: Path, n_features: int, nb_concepts: int, *, active: float = 20) -> DataSet:
+    """Bumps a tenth of the features wide, each of which its neighbours nearly make up; encodes use these."""
+    apart = np.linspace(0, 1, nb_concepts)[:, None] - np.linspace(0, 1, n_features)
+    D = np.exp(-(apart**2) / (2 * 0.05**2)).astype(np.float32)
+    return _with_dictionary(folder, "smooth", D, np.random.default_rng(0), active)
+
+
+def _with_dictionary(folder: Path, name: str, D: np.ndarray, rng: np.random.Generator, active: float) -> DataSet:
+    """Rows of this D, each of about `active` concepts, to be encoded with it."""
+    fresh = _noisy(rng, _sparse(rng, 200, len(D), active / len(D)), D)
+    path = folder / f"{name}-{len(D)}-D.npy"
     np.save(path, D)
-    return DataSet(data.name, nb_concepts, data.path, data.fresh_path, path)
+    return replace(_saved(folder, name, len(D), fresh, fresh), dictionary_path=path)
 
 
 def _sparse(rng: np.random.Generator, rows: int, columns: int, density: float) -> np.ndarray:
@@ -119,7 +129,7 @@ class DataSets:
 
     @cached_property
     def to_encode(self) -> list[DataSet]:
-        """Fitted dictionaries, and planted ones with more concepts than features."""
+        """Fitted dictionaries, planted ones with more concepts than features, and one of concepts that are alike."""
         if self.quick:
-            return [*self.to_fit, self.wide]
-        return [*self.to_fit[:2], self.wide, overcomplete(self.folder, 768, 4096)]
+            return [*self.to_fit, self.wide, smooth(self.folder, 24, 32, active=4)]
+        return [*self.to_fit[:2], self.wide, overcomplete(self.folder, 768, 4096), smooth(self.folder, 256, 300)]

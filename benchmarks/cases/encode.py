@@ -1,9 +1,10 @@
 """Encodes of 1, 64 and 200 rows on one shared dictionary: milliseconds, and excess over exact least squares.
 
-The dictionary is the one that we fitted, or where there are more concepts than features the planted one. Peers
-encode at their defaults, and at 64 rows of the small dictionaries also with settings that bring them near the
-exact minimum. A peer that takes more than a minute is cut off and is not asked for more rows: its ratios are then
-lower bounds.
+The dictionary is the one that we fitted, or where there are more concepts than features the planted one; that of
+smooth concepts, which nearly depend on each other, has no goals of speed: it shows who arrives. Peers encode at their
+defaults, and at 64 rows of the small and the smooth dictionaries also with settings that bring them near the exact
+minimum. A peer that takes more than a minute is cut off and is not asked for more rows: its ratios are then lower
+bounds.
 """
 
 import time
@@ -61,7 +62,8 @@ def _compare(bench: Bench, data: DataSet, result: Result) -> None:
     name = f"{data.name}, k={len(D)}, {D.shape[1]} features"
     exact = _exact_losses(data.fresh[: ROWS[-1]], D, seconds=0.2 if bench.quick else ORACLE_SECONDS)
     bench.say(f"{name}: {len(exact)} rows solved by scipy")
-    goals = SMALL_GOALS if len(D) <= D.shape[1] else LARGE_GOALS
+    small = len(D) <= D.shape[1]
+    goals = {} if data.name == "smooth" else SMALL_GOALS if small else LARGE_GOALS
 
     table: list[list[Cell]] = []
     worst_of_ours = 0.0
@@ -69,7 +71,7 @@ def _compare(bench: Bench, data: DataSet, result: Result) -> None:
     for rows in ROWS:
         cut_off = {s[:2]: told[s[:2]] for s in SETTINGS if isinstance(told.get(s[:2]), TimedOut)}
         told = _times(bench, data, D_path, rows, [s for s in SETTINGS if s[:2] not in cut_off]) | cut_off
-        if rows == 64 and len(D) <= D.shape[1] and not bench.quick:
+        if rows == 64 and (small or not goals) and not bench.quick:
             told |= _times(bench, data, D_path, rows, EXACT)
         ours = told[OURS, "default"]
         assert isinstance(ours, list), ours
