@@ -35,7 +35,8 @@ def descend(
     Returns:
         Σ_j v_j²/B_jj of each row before the first sweep, with v_j = g_j where z_j > 0 and min(g_j, 0) elsewhere.
     """
-    return _implementation(Z).descend(Z, G, B, inverse, max_sweeps, share)  # type: ignore[no-any-return]
+    implementation = cpu if Z.device.type == "cpu" else _of_cuda(Z) or blocked
+    return implementation.descend(Z, G, B, inverse, max_sweeps, share)  # type: ignore[no-any-return]
 
 
 def solve(
@@ -55,7 +56,11 @@ def solve(
     where it is not held, what is needed of it is computed from D. `records`: where an implementation may keep, for
     later calls with the same D, B and inverse, what it has recorded for few rows.
     """
-    return _implementation(A).solve(A, D, B, inverse, tol, max_sweeps, records)  # type: ignore[no-any-return]
+    if A.device.type == "cpu":
+        return cpu.solve(A, D, B, inverse, tol, max_sweeps)
+    if (of_cuda := _of_cuda(A)) is not None:
+        return of_cuda.solve(A, D, B, inverse, tol, max_sweeps, records)  # type: ignore[no-any-return]
+    return cpu.solve_for_others(A, D, inverse, tol, max_sweeps)
 
 
 def product(X: torch.Tensor, Y: torch.Tensor, *, less: torch.Tensor | None = None) -> torch.Tensor:
@@ -79,17 +84,15 @@ def _inverse(diagonal: torch.Tensor) -> torch.Tensor:
     return torch.where(diagonal > 0, 1 / diagonal, 0)
 
 
-def _implementation(x: torch.Tensor) -> ModuleType:
-    if x.device.type == "cpu":
-        return cpu
-    return _of_cuda() if x.device.type == "cuda" and x.dtype == torch.float32 else blocked
-
-
-@cache
-def _of_cuda() -> ModuleType:
-    """Plain torch where there is no Triton, which CUDA builds of torch bring along."""
-    if find_spec("triton") is None:
-        return blocked
+def _of_cuda(x: torch.Tensor) -> ModuleType | None:
+    """The kernels for float32 on CUDA devices, where there is Triton: CUDA builds of torch bring it along."""
+    if x.device.type != "cuda" or x.dtype != torch.float32 or not _has_triton():
+        return None
     from core.kernels import cuda
 
     return cuda
+
+
+@cache
+def _has_triton() -> bool:
+    return find_spec("triton") is not None

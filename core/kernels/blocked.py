@@ -1,4 +1,4 @@
-"""The kernels in plain torch, for any device: the same iterates as row by row, to rounding.
+"""Descent in plain torch, for any device: the same iterates as row by row, to rounding.
 
 A sweep visits the coordinates in the same order, but for all rows at once: one by one within a block of columns,
 where only the block's part of the gradient is kept up to date, then one matrix product carries the block's steps
@@ -8,7 +8,6 @@ to the gradient of all columns. `core.kernels.reference` defines what is compute
 import torch
 
 BLOCK_COLUMNS = 64
-REFRESH_EVERY = 16  # sweeps after which the gradient is computed afresh, so that rounding does not pile up
 
 
 def descend(
@@ -29,43 +28,6 @@ def descend(
     return violation
 
 
-def solve(
-    A: torch.Tensor,
-    D: torch.Tensor,
-    B: torch.Tensor | None,
-    inverse: torch.Tensor,
-    tol: float,
-    max_sweeps: int,
-    records: object = None,
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """See `core.kernels.solve`; by sweeps alone, on the gram where it is held, else through the residual zD − a."""
-    C, norms = A @ D.T, torch.linalg.vector_norm(A, dim=1)
-    tolerance = tol * norms
-    Z = torch.zeros_like(C)
-    residual = kkt_residual(Z, -C, inverse)
-    rows = torch.nonzero(residual > tolerance).squeeze(1)
-    z, g = Z[rows], -C[rows]
-    for sweep in range(1, max_sweeps + 1):
-        if not len(rows):
-            break
-        if B is None:
-            g = _sweep_through_residual(z, torch.addmm(A[rows], z, D, beta=-1), D, inverse)
-        else:
-            _sweep(z, g, B, inverse)
-            if sweep % REFRESH_EVERY == 0:
-                g = torch.addmm(C[rows], z, B, beta=-1)
-        left = kkt_residual(z, g, inverse)
-        Z[rows], residual[rows] = z, left
-        going = left > tolerance[rows]
-        rows, z, g = rows[going], z[going], g[going]
-    return Z, residual / norms.clamp(min=torch.finfo(norms.dtype).tiny)
-
-
-def kkt_residual(Z: torch.Tensor, G: torch.Tensor, inverse: torch.Tensor) -> torch.Tensor:
-    """max_j |v_j| / ‖d_j‖ of each row; see `core.kernels.reference.kkt_residual`."""
-    return (_projected(Z, G) * inverse.sqrt()).abs().amax(dim=1)
-
-
 def _projected(Z: torch.Tensor, G: torch.Tensor) -> torch.Tensor:
     return torch.where(Z > 0, G, G.clamp(max=0))
 
@@ -79,15 +41,6 @@ def _sweep(Z: torch.Tensor, G: torch.Tensor, B: torch.Tensor, inverse: torch.Ten
         G += steps @ B[block]
         progress += (steps.square() * B[block, block].diagonal()).sum(dim=1)
     return progress
-
-
-def _sweep_through_residual(Z: torch.Tensor, R: torch.Tensor, D: torch.Tensor, inverse: torch.Tensor) -> torch.Tensor:
-    """One pass over the columns, in place, for R = Z·D − A; the gradient after it."""
-    for start in range(0, Z.shape[1], BLOCK_COLUMNS):
-        block = slice(start, start + BLOCK_COLUMNS)
-        d = D[block]
-        R += _sweep_block(Z[:, block], R @ d.T, d @ d.T, inverse[block]) @ d
-    return R @ D.T
 
 
 def _sweep_block(z: torch.Tensor, g: torch.Tensor, b: torch.Tensor, h: torch.Tensor) -> torch.Tensor:

@@ -46,7 +46,6 @@ def solve(
     inverse: torch.Tensor,
     tol: float,
     max_sweeps: int,
-    records: object = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """See `core.kernels.solve`; each row to the same last bit whatever the batch.
 
@@ -70,6 +69,18 @@ def solve(
         finish(A[late], D, inverse, tol, max_sweeps, z, left)
         Z[late], residual[late] = z, left
     return torch.from_numpy(Z), torch.from_numpy(residual)
+
+
+def solve_for_others(
+    A: torch.Tensor, D: torch.Tensor, inverse: torch.Tensor, tol: float, max_sweeps: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The same, of tensors on a device that has no kernels for it; the answer lies there, too.
+
+    Torch alone, coordinate by coordinate, would launch a kernel for each of a sweep's, and take seconds for any row.
+    """
+    a, d, h = (x.cpu() for x in (A, D, inverse))
+    Z, residual = solve(a, d, None, h, tol, max_sweeps)
+    return Z.to(A.device), residual.to(A.device)
 
 
 def finish(

@@ -172,6 +172,14 @@ def test_encode_without_the_gram(monkeypatch: pytest.MonkeyPatch) -> None:
     assert excess(A, encoded.codes.cpu(), D).max() <= 1e-6
 
 
+def test_float64_is_encoded_in_float64() -> None:
+    A, _, D = planted(40, 100, 600, density=0.02, seed=5)
+    encoded = Dictionary(D, device="cuda", dtype=torch.float64).encode(A)
+    assert encoded.codes.device.type == "cuda"
+    assert encoded.codes.dtype == torch.float64
+    assert float(encoded.kkt_residual.max()) <= 1e-12
+
+
 @pytest.mark.parametrize("k", [48, 600])
 def test_a_row_is_encoded_alike_alone_and_in_a_batch(k: int) -> None:
     A, _, D = planted(200, 100, k, density=0.05, noise=0.3, seed=6)
