@@ -165,9 +165,7 @@ def encode_one(bench: Bench, nb_concepts: int, n_features: int) -> Figures:
 
 def unrecorded_encode(dictionary: Dictionary, row: torch.Tensor) -> torch.Tensor:
     """Launch by launch, for comparison with what `core.kernels.records` plays."""
-    D = dictionary.D
-    inverse = kernels.inverse_squares(D)
-    return kernels.solve(row, D, dictionary._B, inverse, tol=ENCODE_TOL, max_sweeps=ENCODE_MAX_ITER)[0]
+    return kernels.solve(row, dictionary._prepared, tol=ENCODE_TOL, max_sweeps=ENCODE_MAX_ITER)[0]
 
 
 def by_kernel(bench: Bench, work: Callable[[], object]) -> Figures:

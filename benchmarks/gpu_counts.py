@@ -54,10 +54,9 @@ class Counted(rounds.Encode):
 def count(A: np.ndarray, D: np.ndarray) -> str:
     products = torch.zeros(len(A), dtype=torch.int64)
     Counted.seen.clear()
-    concepts = torch.from_numpy(np.ascontiguousarray(D))
-    B = kernels.gram(concepts) if len(D) <= 4096 else None
+    prepared = kernels.prepare(torch.from_numpy(np.ascontiguousarray(D)), hold_gram=len(D) <= 4096)
     for i, row in enumerate(torch.from_numpy(np.ascontiguousarray(A)).split(1)):
-        _, residual = cuda.solve(row, concepts, B, kernels.inverse_squares(concepts), 1e-6, 300)
+        _, residual = cuda.solve(row, prepared, 1e-6, 300)
         assert float(residual.max()) <= 1e-6
         products[i] = int(Counted.seen[-1].rows.spent.sum())
     n, seen = len(A), Counted.seen

@@ -51,10 +51,11 @@ class Encoded:
 class Dictionary:
     """This D, ready to solve.
 
-    Holds D (nb_concepts, n_features), the squared norms of the concepts and, for at most 4096 concepts (on a GPU
-    16384), the gram B = D·Dᵀ (nb_concepts, nb_concepts); nothing of the size of B is needed beyond. In bytes:
-    4·(k·d + k² + k) in float32 (B of 4096: 64 MiB), 4·(k·d + k) without B, twice that in float64; and 4·k·d more
-    where concepts are of extraordinary size. Nothing of it changes after construction: any thread may use it.
+    Holds D (nb_concepts, n_features), on the CPU twice (the second filled up to the next 48 concepts); the squared
+    norms of the concepts; and, for at most 4096 concepts (on a GPU 16384), the gram B = D·Dᵀ (nb_concepts,
+    nb_concepts); nothing of the size of B is needed beyond. In bytes: 4·(2·k·d + k² + k) in float32 (B of 4096:
+    64 MiB), 4·(2·k·d + k) without B, twice that in float64; and 4·k·d more where concepts are of extraordinary size.
+    Nothing of it changes after construction: any thread may use it.
 
     Args:
         D: tensor or array (nb_concepts, n_features), non-negative and finite.
@@ -80,17 +81,14 @@ class Dictionary:
         self.nb_concepts, self.n_features = self.D.shape
         # concepts of extraordinary size are solved for in units of their own: z = solved / 2^exponent
         self._exponents = exponents_of(self.D.amax(dim=1))
-        self._scaled_D = self.D if self._exponents is None else times_power_of_two(self.D, -self._exponents[:, None])
-        self._B = kernels.gram(self._scaled_D) if self.nb_concepts <= largest_gram(self.device) else None
-        self._inverse = kernels.inverse_squares(self._scaled_D)
+        scaled = self.D if self._exponents is None else times_power_of_two(self.D, -self._exponents[:, None])
+        self._prepared = kernels.prepare(scaled, hold_gram=self.nb_concepts <= largest_gram(self.device))
         self._records: dict[Any, Any] = {}
 
     @property
     def nbytes(self) -> int:
         """Bytes that this object's tensors take."""
-        held = (self.D, self._scaled_D, self._B, self._inverse)
-        tensors = {id(t): t for t in held if t is not None}
-        return sum(t.nbytes for t in tensors.values())
+        return self._prepared.nbytes + (0 if self._prepared.D is self.D else self.D.nbytes)
 
     def encode(
         self,
@@ -160,9 +158,7 @@ class Dictionary:
         exponents = exponents_of(A.amax(dim=1))
         if exponents is not None:
             A = times_power_of_two(A, -exponents[:, None])
-        Z, residual = kernels.solve(
-            A, self._scaled_D, self._B, self._inverse, tol=tol, max_sweeps=max_iter, records=self._records
-        )
+        Z, residual = kernels.solve(A, self._prepared, tol=tol, max_sweeps=max_iter, records=self._records)
         if exponents is None and self._exponents is None:
             return Z, residual
         of_rows = 0 if exponents is None else exponents[:, None]

@@ -16,6 +16,10 @@ import torch
 
 from core.kernels import blocked, cpu, precision
 from core.kernels.grams import gram as gram
+from core.kernels.prepared import Prepared as Prepared
+from core.kernels.prepared import inverse_of
+from core.kernels.prepared import prepare as prepare
+from core.kernels.prepared import prepare_with as prepare_with
 
 
 def descend(
@@ -41,26 +45,23 @@ def descend(
 
 def solve(
     A: torch.Tensor,
-    D: torch.Tensor,
-    B: torch.Tensor | None,
-    inverse: torch.Tensor,
+    prepared: Prepared,
     *,
     tol: float,
     max_sweeps: int,
     records: dict[Any, Any] | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Codes of A (rows, d) on D (k, d) from zero: (Z (rows, k), relative residual of each row).
+    """Codes of A (rows, d) on a prepared D (k, d) from zero: (Z (rows, k), relative residual of each row).
 
     A row is done when its residual max_j |v_j|/(‖d_j‖·‖a‖) (see `core.kernels.reference.kkt_residual`) is at most
-    `tol`, or after `max_sweeps`; it does not depend on the other rows. That of an all-zero row is 0. B is optional:
-    where it is not held, what is needed of it is computed from D. `records`: where an implementation may keep, for
-    later calls with the same D, B and inverse, what it has recorded for few rows.
+    `tol`, or after `max_sweeps`; it does not depend on the other rows. That of an all-zero row is 0. `records`: where
+    an implementation may keep, for later calls with the same D, what it has recorded for few rows.
     """
     if A.device.type == "cpu":
-        return cpu.solve(A, D, B, inverse, tol, max_sweeps)
+        return cpu.solve(A, prepared, tol, max_sweeps)
     if (of_cuda := _of_cuda(A)) is not None:
-        return of_cuda.solve(A, D, B, inverse, tol, max_sweeps, records)  # type: ignore[no-any-return]
-    return cpu.solve_for_others(A, D, inverse, tol, max_sweeps)
+        return of_cuda.solve(A, prepared, tol, max_sweeps, records)  # type: ignore[no-any-return]
+    return cpu.solve_for_others(A, prepared, tol, max_sweeps)
 
 
 def product(X: torch.Tensor, Y: torch.Tensor, *, less: torch.Tensor | None = None) -> torch.Tensor:
@@ -72,16 +73,7 @@ def product(X: torch.Tensor, Y: torch.Tensor, *, less: torch.Tensor | None = Non
 
 def inverse_diagonal(B: torch.Tensor) -> torch.Tensor:
     """1/B_jj, and 0 where B_jj is 0."""
-    return _inverse(B.diagonal())
-
-
-def inverse_squares(D: torch.Tensor) -> torch.Tensor:
-    """1/‖d_j‖², and 0 for a concept of norm zero: the inverse diagonal without the gram."""
-    return _inverse(torch.linalg.vector_norm(D, dim=1).square())
-
-
-def _inverse(diagonal: torch.Tensor) -> torch.Tensor:
-    return torch.where(diagonal > 0, 1 / diagonal, 0)
+    return inverse_of(B.diagonal())
 
 
 def _of_cuda(x: torch.Tensor) -> ModuleType | None:

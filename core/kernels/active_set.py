@@ -21,7 +21,9 @@ import numpy as np
 
 from core.kernels.cholesky import room_for
 from core.kernels.held import held_none, way_to_minimiser
-from core.kernels.products import four_chosen, gradients, norm_of, relative, residual_of, row_of_tile
+from core.kernels.panels import gradients, padded
+from core.kernels.prepared import Prepared
+from core.kernels.products import four_chosen, norm_of, relative, residual_of, row_of_tile
 from core.kernels.small import LARGEST_SUPPORT, PATIENCE, gram_of, kkt_residual, solve_small
 from core.threads import compiled
 
@@ -137,24 +139,13 @@ def _refine(
 
 @compiled()
 def solve_some(
-    A: Array,
-    D: Array,
-    B: Array,
-    inverse: Array,
-    tol: float,
-    Z: Array,
-    residual: Array,
-    max_sweeps: int,
-    first: int,
-    last: int,
+    A: Array, prepared: Prepared, tol: float, Z: Array, residual: Array, max_sweeps: int, first: int, last: int
 ) -> None:
-    """See `core.kernels.solve`, in place on rows first to last of Z (zeros) and residual.
-
-    B is the gram or, where it is not held, empty.
-    """
+    """See `core.kernels.solve`, in place on rows first to last of Z (zeros) and residual."""
+    D, B, inverse, panels = prepared.D, prepared.B, prepared.inverse, prepared.panels
     k, hand = D.shape[0], min(ROWS_IN_HAND, last - first)
-    R = np.zeros(((hand + 3) // 4 * 4, A.shape[1]), A.dtype)
-    G = np.zeros((R.shape[0], (k + 3) // 4 * 4), A.dtype)
+    R = np.zeros((padded(hand), A.shape[1]), A.dtype)
+    G = np.zeros((R.shape[0], panels.shape[0] * panels.shape[2]), A.dtype)
     rows, sweeps, norms = np.arange(first, first + hand), np.zeros(hand, np.int64), np.zeros(hand, A.dtype)
     room, U = np.empty(0, D.dtype), room_for(0, D)  # for the gram of a small problem and its factor
     for s in range(hand):
@@ -162,7 +153,7 @@ def solve_some(
         norms[s] = norm_of(R[s])
     waiting = first + hand
     while hand:
-        gradients(R, hand, D, G)
+        gradients(R, hand, panels, G)
         s = 0
         while s < hand:
             i = rows[s]

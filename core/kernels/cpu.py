@@ -14,6 +14,7 @@ from core.kernels import active_set, dense, dependent
 from core.kernels.grams import gram
 from core.kernels.lanes import LANES
 from core.kernels.pieces import address, solve_pieces
+from core.kernels.prepared import Prepared, prepare_with
 from core.kernels.small import PATIENCE
 from core.kernels.sweeps import sweep_lanes, sweep_row
 from core.threads import SMALL_WORK, compiled, threads_for
@@ -39,77 +40,78 @@ def descend(
     return violation
 
 
-def solve(
-    A: torch.Tensor,
-    D: torch.Tensor,
-    B: torch.Tensor | None,
-    inverse: torch.Tensor,
-    tol: float,
-    max_sweeps: int,
-) -> tuple[torch.Tensor, torch.Tensor]:
+def solve(A: torch.Tensor, prepared: Prepared, tol: float, max_sweeps: int) -> tuple[torch.Tensor, torch.Tensor]:
     """See `core.kernels.solve`; each row to the same last bit whatever the batch.
 
     Holds beside Z, for each thread, k + 2d numbers for each of 16 rows, and twice the square of the largest working
     set. (With few concepts: 16 times the square of k.) For a row that goes on in float64 its concepts, and twice the
     square of their number, in that type.
     """
-    (rows, d), k = A.shape, len(D)
+    (rows, d), k = A.shape, len(prepared.D)
     few = k <= min(FEW_CONCEPTS, d)
-    if B is None:
-        B = gram(D) if few else D.new_empty(0, 0)
-    a = A.numpy()
+    if few and not prepared.B.numel():
+        prepared = prepared._replace(B=gram(prepared.D))
+    a, arrays = A.numpy(), _arrays(prepared)
     Z, residual = np.zeros((rows, k), a.dtype), np.full(rows, np.nan, a.dtype)
-    given = D.numpy(), B.numpy(), inverse.numpy(), tol
     if few:
-        _solve(dense.solve_some, a, *given, Z, residual, min(PATIENCE, max_sweeps))
+        _solve(dense.solve_some, a, arrays, tol, Z, residual, min(PATIENCE, max_sweeps))
     else:
-        _solve(active_set.solve_some, a, *given, Z, residual, max_sweeps)
+        _solve(active_set.solve_some, a, arrays, tol, Z, residual, max_sweeps)
     if (late := np.flatnonzero(residual > tol)).size:
         z, left = (torch.from_numpy(x[late]) for x in (Z, residual))
-        finish(A[late], D, inverse, tol, max_sweeps, z, left)
+        finish(A[late], prepared, tol, max_sweeps, z, left)
         Z[late], residual[late] = z, left
     return torch.from_numpy(Z), torch.from_numpy(residual)
 
 
 def solve_for_others(
-    A: torch.Tensor, D: torch.Tensor, inverse: torch.Tensor, tol: float, max_sweeps: int
+    A: torch.Tensor, prepared: Prepared, tol: float, max_sweeps: int
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """The same, of tensors on a device that has no kernels for it; the answer lies there, too.
 
     Torch alone, coordinate by coordinate, would launch a kernel for each of a sweep's, and take seconds for any row.
     """
-    a, d, h = (x.cpu() for x in (A, D, inverse))
-    Z, residual = solve(a, d, None, h, tol, max_sweeps)
+    Z, residual = solve(A.cpu(), _on_the_cpu(prepared), tol, max_sweeps)
     return Z.to(A.device), residual.to(A.device)
 
 
 def finish(
-    A: torch.Tensor,
-    D: torch.Tensor,
-    inverse: torch.Tensor,
-    tol: float,
-    max_sweeps: int,
-    Z: torch.Tensor,
-    residual: torch.Tensor,
+    A: torch.Tensor, prepared: Prepared, tol: float, max_sweeps: int, Z: torch.Tensor, residual: torch.Tensor
 ) -> None:
-    """What float32 leaves undone, in float64 and in place, with the sweeps that are left of `max_sweeps`."""
+    """What float32 leaves undone, in float64 and in place, with the sweeps that are left of `max_sweeps`.
+
+    All but `prepared` lies on the CPU.
+    """
     if max_sweeps > PATIENCE:
-        a, d, h, z, r = (x.numpy() for x in (A, D, inverse, Z, residual))
-        _solve(dependent.solve_some, a, d, np.empty((0, 0), d.dtype), h, tol, z, r, max_sweeps - PATIENCE)
+        z, left = Z.numpy(), residual.numpy()
+        arrays = _arrays(_on_the_cpu(prepared))
+        _solve(dependent.solve_some, A.numpy(), arrays, tol, z, left, max_sweeps - PATIENCE)
 
 
-def _solve(solve_some: Any, A: Array, D: Array, *given: Any) -> None:
+def _on_the_cpu(prepared: Prepared) -> Prepared:
+    """Without the gram, where that lies elsewhere: of all it is the largest."""
+    if prepared.D.device.type == "cpu":
+        return prepared
+    D = prepared.D.cpu()
+    return prepare_with(D, D.new_empty(0, 0), prepared.inverse.cpu())
+
+
+def _arrays(prepared: Prepared) -> Prepared:
+    return Prepared(*(tensor.numpy() for tensor in prepared))
+
+
+def _solve(solve_some: Any, A: Array, prepared: Prepared, *given: Any) -> None:
     """`solve_some` for all rows, on this thread or on several."""
-    rows, (k, d) = len(A), D.shape
+    rows, (k, d) = len(A), prepared.D.shape
     if (work := rows * k * (d + k)) < SMALL_WORK:  # no other thread is woken or even thought of
-        solve_some(A, D, *given, 0, rows)
+        solve_some(A, prepared, *given, 0, rows)
         return
     with threads_for(work):
         threads = numba.get_num_threads()
         pieces = min(rows, threads * max(1, rows // (threads * ROWS_PER_PIECE)))
         if solve_some is dense.solve_some:
             pieces = max(pieces, -(-rows // LANES))  # each the rows of one tile: lanes stand empty but once
-        solve_pieces(address(solve_some, A.dtype), *(A, D, *given, pieces))
+        solve_pieces(*(address(solve_some, A.dtype), A, prepared, *given, pieces))
 
 
 # --- descent ----------------------------------------------------------------------------------------------------

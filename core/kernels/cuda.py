@@ -3,11 +3,10 @@
 Not yet run on a GPU: what is here is held to `core.kernels.reference` by Triton's interpreter.
 """
 
-from typing import Any
-
 import torch
 
 from core.kernels import cpu, tiles
+from core.kernels.prepared import Prepared
 from core.kernels.records import FEW_ROWS, Record, Records, record_of
 from core.kernels.rounds import ROUGH, ROUGH_ROUNDS, Encode, Solved, size_for
 
@@ -40,13 +39,7 @@ def descend(
 
 
 def solve(
-    A: torch.Tensor,
-    D: torch.Tensor,
-    B: torch.Tensor | None,
-    inverse: torch.Tensor,
-    tol: float,
-    max_sweeps: int,
-    records: Records | None = None,
+    A: torch.Tensor, prepared: Prepared, tol: float, max_sweeps: int, records: Records | None = None
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """See `core.kernels.solve`; by rounds on a working set for each row, as on the CPU (`core.kernels.active_set`).
 
@@ -57,25 +50,25 @@ def solve(
     are ended by exact steps on the CPU: of concepts that nearly depend on each other, gradients settle little.
     """
     with torch.cuda.device_of(A):  # type: ignore[no-untyped-call]
-        given = D, B, inverse, tol, max_sweeps
-        solved = _by_record(A, records, *given) or _by_rounds(Encode(A, *given))
+        solved = _by_record(A, prepared, tol, max_sweeps, records) or _by_rounds(Encode(A, prepared, tol, max_sweeps))
         if solved.given_up:
             late = (solved.residual > tol).nonzero().squeeze(1)
             a, z, left = (x[late].cpu() for x in (A, solved.Z, solved.residual))
-            cpu.finish(a, D.cpu(), inverse.cpu(), tol, max_sweeps, z, left)
+            cpu.finish(a, prepared, tol, max_sweeps, z, left)
             solved.Z[late], solved.residual[late] = z.to(A.device), left.to(A.device)
         return solved.Z, solved.residual
 
 
-def _by_record(A: torch.Tensor, records: Records | None, *given: Any) -> Solved | None:
+def _by_record(
+    A: torch.Tensor, prepared: Prepared, tol: float, max_sweeps: int, records: Records | None
+) -> Solved | None:
     """None where there is none, or none that would do."""
     if records is None or not 0 < len(A) <= FEW_ROWS:
         return None
     rows = 1 << (len(A) - 1).bit_length()  # a few at most stand empty
-    *_, tol, max_sweeps = given
 
     def record_it() -> Record:
-        return Record(Encode(A.new_zeros(rows, A.shape[1]), *given))
+        return Record(Encode(A.new_zeros(rows, A.shape[1]), prepared, tol, max_sweeps))
 
     record = record_of(records, (rows, tol, max_sweeps), record_it)
     return None if record is None else record.solve(A)

@@ -34,7 +34,9 @@ from core.kernels.lanes import (
     violation,
     zeros_of,
 )
-from core.kernels.products import gradients, norm_of, relative, residual_of
+from core.kernels.panels import gradients, padded
+from core.kernels.prepared import Prepared
+from core.kernels.products import norm_of, relative, residual_of
 from core.kernels.sweeps import sweep_lanes, sweep_row
 from core.threads import compiled
 
@@ -351,21 +353,13 @@ def _solve_small(
 
 @compiled()
 def _solve_tile(
-    A: Array,
-    D: Array,
-    B: Array,
-    inverse: Array,
-    tol: float,
-    Z: Array,
-    residual: Array,
-    max_sweeps: int,
-    first: int,
-    last: int,
+    A: Array, prepared: Prepared, tol: float, Z: Array, residual: Array, max_sweeps: int, first: int, last: int
 ) -> None:
     """Rows first to last, at most LANES of them."""
-    k, count = D.shape[0], last - first
+    D, panels, k, count = prepared.D, prepared.panels, prepared.D.shape[0], last - first
     z, g = np.zeros((k, LANES), A.dtype), np.zeros((k, LANES), A.dtype)
-    R, G = np.zeros(((count + 3) // 4 * 4, A.shape[1]), A.dtype), np.zeros(((count + 3) // 4 * 4, k + 3), A.dtype)
+    R = np.zeros((padded(count), A.shape[1]), A.dtype)
+    G = np.zeros((R.shape[0], panels.shape[0] * panels.shape[2]), A.dtype)
     alive, norms = np.zeros(LANES, A.dtype), np.zeros(LANES, A.dtype)
     residuals, aims = np.zeros(LANES, A.dtype), np.zeros(LANES, A.dtype)
     sweeps, rows = np.zeros(LANES, np.int64), np.arange(count)
@@ -375,10 +369,10 @@ def _solve_tile(
         norms[s] = norm_of(R[s])
         alive[s], aims[s] = 1, SHARE * tol * norms[s]
     while True:
-        gradients(R, rows.size, D, G)
+        gradients(R, rows.size, panels, G)
         for at in range(rows.size):
             g[:, rows[at]] = G[at, :k]
-        _kkt_residuals(z, g, inverse, residuals)
+        _kkt_residuals(z, g, prepared.inverse, residuals)
         for s in range(count):
             reached = relative(residuals[s], norms[s])
             if alive[s] > 0 and not (reached > tol and sweeps[s] < max_sweeps):
@@ -389,7 +383,7 @@ def _solve_tile(
             break
         if room.size == 0:
             room = np.empty(((k + 3) // 4 * 4 * ((k + 3) // 4 * 4), LANES), A.dtype)
-        _solve_small(z, g, B, inverse, aims, alive, sweeps, max_sweeps, room)
+        _solve_small(z, g, prepared.B, prepared.inverse, aims, alive, sweeps, max_sweeps, room)
         for at in range(rows.size):
             s = rows[at]
             support = np.nonzero(z[:, s])[0]
@@ -398,19 +392,10 @@ def _solve_tile(
 
 @compiled()
 def solve_some(
-    A: Array,
-    D: Array,
-    B: Array,
-    inverse: Array,
-    tol: float,
-    Z: Array,
-    residual: Array,
-    max_sweeps: int,
-    first: int,
-    last: int,
+    A: Array, prepared: Prepared, tol: float, Z: Array, residual: Array, max_sweeps: int, first: int, last: int
 ) -> None:
-    """See `core.kernels.solve`, in place on rows first to last of Z (zeros) and residual; B is the gram."""
+    """See `core.kernels.solve`, in place on rows first to last of Z (zeros) and residual; the gram is held."""
     tiles = (last - first + LANES - 1) // LANES
     for tile in range(tiles):
         start, stop = first + tile * (last - first) // tiles, first + (tile + 1) * (last - first) // tiles
-        _solve_tile(A, D, B, inverse, tol, Z, residual, max_sweeps, start, stop)
+        _solve_tile(A, prepared, tol, Z, residual, max_sweeps, start, stop)

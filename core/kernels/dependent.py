@@ -15,7 +15,9 @@ import numpy as np
 from core.kernels.active_set import LAST_SHARE, ROUND_SHARE, choose
 from core.kernels.cholesky import room_for
 from core.kernels.held import held_none
-from core.kernels.products import four, gradients, norm_of, relative, residual_of, row_of_tile
+from core.kernels.panels import gradients, padded
+from core.kernels.prepared import Prepared
+from core.kernels.products import four, norm_of, relative, residual_of, row_of_tile
 from core.kernels.small import LARGEST_SUPPORT, STEPS_IN_A_ROW, exact_step, gram_of, kkt_residual
 from core.threads import compiled
 
@@ -101,23 +103,15 @@ def _minimise(
 
 @compiled()
 def solve_some(
-    A: Array,
-    D: Array,
-    B: Array,
-    inverse: Array,
-    tol: float,
-    Z: Array,
-    residual: Array,
-    max_sweeps: int,
-    first: int,
-    last: int,
+    A: Array, prepared: Prepared, tol: float, Z: Array, residual: Array, max_sweeps: int, first: int, last: int
 ) -> None:
     """See `core.kernels.solve`, in place on rows first to last of Z, which are codes to improve on, and residual.
 
-    B is not read: a gram in float32 is what cannot tell these concepts apart.
+    The gram is not read: in float32 it is what cannot tell these concepts apart.
     """
+    D, inverse, panels = prepared.D, prepared.inverse, prepared.panels
     k, d = D.shape
-    R, G = np.zeros((4, d), A.dtype), np.zeros((4, (k + 3) // 4 * 4), A.dtype)
+    R, G = np.zeros((padded(1), d), A.dtype), np.zeros((padded(1), panels.shape[0] * panels.shape[2]), A.dtype)
     chosen, concepts, gram = np.arange(k), np.empty((0, 0)), np.empty((0, 0))
     a, r, h = np.empty(d), np.empty(d), np.empty(k)
     h[:] = inverse
@@ -127,7 +121,7 @@ def solve_some(
         residual_of(A[i], z, np.arange(k), D, R[0])
         sweeps, before, rounds, all_in = 0, np.inf, 0, True
         while True:
-            gradients(R, 1, D, G)
+            gradients(R, 1, panels, G)
             reached = relative(kkt_residual(z, g, inverse), norm)
             residual[i] = reached
             stays = k <= ALL_CHOSEN and not reached < before

@@ -15,6 +15,7 @@ from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic
 
+from core.kernels.prepared import Prepared
 from core.threads import compiled
 
 Array = np.ndarray[Any, np.dtype[Any]]
@@ -22,9 +23,9 @@ Array = np.ndarray[Any, np.dtype[Any]]
 
 def _signature(dtype: Any) -> Any:
     """Of `solve_some` in `core.kernels.dense`, `core.kernels.active_set` and `core.kernels.dependent`."""
-    matrix, vector = types.Array(dtype, 2, "C"), types.Array(dtype, 1, "C")
-    integers = [types.int64] * 3
-    return types.none(matrix, matrix, matrix, vector, types.float64, matrix, vector, *integers)
+    vector, matrix, panels = (types.Array(dtype, dimensions, "C") for dimensions in (1, 2, 3))
+    prepared = types.NamedTuple((matrix, matrix, vector, panels), Prepared)
+    return types.none(matrix, prepared, types.float64, matrix, vector, types.int64, types.int64, types.int64)
 
 
 @cache
@@ -37,7 +38,7 @@ def address(solve_some: Any, dtype: Any) -> int:
 
 
 @intrinsic
-def _solve_some(typing, address, A, D, B, inverse, tol, Z, residual, max_sweeps, first, last):
+def _solve_some(typing, address, A, prepared, tol, Z, residual, max_sweeps, first, last):
     """The kernel at this address."""
     signature = _signature(A.dtype)
 
@@ -52,19 +53,10 @@ def _solve_some(typing, address, A, D, B, inverse, tol, Z, residual, max_sweeps,
 
 @compiled(parallel=True)
 def solve_pieces(
-    address: int,
-    A: Array,
-    D: Array,
-    B: Array,
-    inverse: Array,
-    tol: float,
-    Z: Array,
-    residual: Array,
-    max_sweeps: int,
-    pieces: int,
+    address: int, A: Array, prepared: Prepared, tol: float, Z: Array, residual: Array, max_sweeps: int, pieces: int
 ) -> None:
     """The kernel at this address for all rows, in so many pieces."""
     rows = A.shape[0]
     for p in numba.prange(pieces):
         first, last = p * rows // pieces, (p + 1) * rows // pieces
-        _solve_some(address, A, D, B, inverse, tol, Z, residual, max_sweeps, first, last)
+        _solve_some(address, A, prepared, tol, Z, residual, max_sweeps, first, last)

@@ -1,4 +1,4 @@
-"""Products of rows, as fast as a matrix product's and in one fixed order: a row's do not depend on its neighbours.
+"""Products of rows of a few concepts, in one fixed order: a row's do not depend on its neighbours.
 
 As for `core.kernels.lanes`, numba's disk cache of what calls this does not see that this file has changed.
 """
@@ -12,8 +12,6 @@ from core.threads import compiled
 
 Array = np.ndarray[Any, np.dtype[Any]]
 Four = tuple[Array, Array, Array, Array]
-
-CONCEPTS_AT_ONCE = 64  # their rows of D stay in the core's cache while other rows are multiplied with them
 
 
 @compiled()
@@ -85,19 +83,6 @@ def _last(x: Four, i: int, count: int) -> Any:
 @compiled()
 def _put(p: Any, products: Array) -> None:
     products[0], products[1], products[2], products[3] = total(p[0]), total(p[1]), total(p[2]), total(p[3])
-
-
-@compiled()
-def gradients(R: Array, rows: int, D: Array, G: Array) -> None:
-    """The first `rows` of G = R·Dᵀ; those of R and G are padded to a multiple of four, as G's columns are."""
-    k = D.shape[0]
-    for start in range(0, k, CONCEPTS_AT_ONCE):
-        for i in range(0, rows, 4):
-            for j in range(start, min(k, start + CONCEPTS_AT_ONCE), 4):
-                if i + 1 < rows:
-                    tile(four(R, i), four(D, j), R.shape[1], G[i : i + 4, j : j + 4])
-                else:
-                    row_of_tile(R[i], four(D, j), R.shape[1], G[i, j : j + 4])
 
 
 @compiled()

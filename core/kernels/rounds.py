@@ -9,6 +9,7 @@ import torch
 from core.kernels import bounded, working_sets
 from core.kernels.grams import gram
 from core.kernels.precision import Precision, product
+from core.kernels.prepared import Prepared
 
 # No more concepts than this are one small problem for every row, and share its gram
 FEW_CONCEPTS = 256
@@ -72,19 +73,15 @@ class Encode:
     rows: Rows
     R: torch.Tensor  # ZD − A (rows, d) of the rows that are left
 
-    def __init__(
-        self,
-        A: torch.Tensor,
-        D: torch.Tensor,
-        B: torch.Tensor | None,
-        inverse: torch.Tensor,
-        tol: float,
-        max_sweeps: int,
-    ) -> None:
-        self.A, self.D, self.scale, self.tol, self.most = A, D, inverse.sqrt(), tol, PRODUCTS * max_sweeps
-        self.k, self.d = D.shape
+    def __init__(self, A: torch.Tensor, prepared: Prepared, tol: float, max_sweeps: int) -> None:
+        self.A, self.tol, self.most = A, tol, PRODUCTS * max_sweeps
+        self.D: torch.Tensor = prepared.D
+        self.scale: torch.Tensor = prepared.inverse.sqrt()
+        self.B: torch.Tensor | None = prepared.B if prepared.B.numel() else None
+        self.k, self.d = int(self.D.shape[0]), int(self.D.shape[1])
         self.all_chosen = self.k <= FEW_CONCEPTS
-        self.B = gram(D) if self.all_chosen and B is None else B
+        if self.all_chosen and self.B is None:
+            self.B = gram(self.D)
         self.Z, self.residual = A.new_empty(len(A), self.k), A.new_empty(len(A))
         self.room = min(self.k, ROOM)
 

@@ -39,10 +39,10 @@ def gram_of(chosen: Array, D: Array, B: Array, gram: Array) -> None:
     """Gram of the chosen concepts: from B where it is held, else from D."""
     n = chosen.size
     if B.size:
-        for i in range(n):
-            row, b, before = gram[i], B[chosen[i]], chosen[: i + 1]
-            for j in range(before.size):
-                row[j] = gram[j, i] = b[before[j]]
+        for i in range(n):  # whole rows: to write columns beside them takes longer than to read what is known twice
+            row, b = gram[i], B[chosen[i]]
+            for j in range(n):
+                row[j] = b[chosen[j]]
         return
     products = np.zeros((4, 4), D.dtype)
     for j in range(0, n, 4):

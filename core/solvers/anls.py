@@ -38,11 +38,12 @@ def exact(B: torch.Tensor) -> Step:
     """The minimum over each row."""
     inverse = kernels.inverse_diagonal(B)
     L = factor(B)
+    prepared = kernels.prepare_with(L, B, inverse)
 
     def step(Z: torch.Tensor, C: torch.Tensor) -> torch.Tensor:
         G = torch.addmm(C, Z, B, beta=-1)
         A = torch.linalg.solve_triangular(L.T, C, upper=True, left=False).contiguous()
-        codes, _ = kernels.solve(A, L, B, inverse, tol=ROW_TOL, max_sweeps=MAX_SWEEPS)
+        codes, _ = kernels.solve(A, prepared, tol=ROW_TOL, max_sweeps=MAX_SWEEPS)
         before = violation(Z, G, inverse)
         # near the minimum of an ill-conditioned row rounding may end a little higher than where the row was
         rose = torch.linalg.vecdot(codes - Z, G.add_(torch.addmm(C, codes, B, beta=-1)))[:, None] > 0

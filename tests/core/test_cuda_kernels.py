@@ -84,8 +84,7 @@ def solved(
     max_sweeps: int = 300,
     records: dict[Any, Any] | None = None,
 ) -> Answer:
-    B = kernels.gram(D) if gram else None
-    return cuda.solve(A, D, B, kernels.inverse_squares(D), tol, max_sweeps, records)
+    return cuda.solve(A, kernels.prepare(D, hold_gram=gram), tol, max_sweeps, records)
 
 
 @pytest.fixture
@@ -104,7 +103,7 @@ def test_solve_is_exact_on_few_concepts() -> None:
     assert bool((Z >= 0).all())
     assert excess(A.numpy(), Z, D.numpy()).max() <= 1e-6
     assert kkt_residual(A.numpy(), Z.numpy(), D.numpy()).max() <= 2e-6
-    by_cpu = cpu.solve(A, D, None, kernels.inverse_squares(D), 1e-6, 300)[0]
+    by_cpu = cpu.solve(A, kernels.prepare(D, hold_gram=False), 1e-6, 300)[0]
     torch.testing.assert_close(Z, by_cpu, rtol=1e-3, atol=1e-5)
 
 

@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 
 from core import Dictionary, errors
 from core.dictionary import ENCODE_TOL
+from core.kernels.panels import width_of
 from tests.core.problems import digits_split, excess, kkt_residual, nearly_dependent, planted
 
 
@@ -36,12 +37,17 @@ def test_encode_is_exact_where_the_data_is_met_exactly(seed: int) -> None:
     assert excess(A, encoded.codes, D).max() <= 1e-6
 
 
+def in_panels(nb_concepts: int, itemsize: int) -> int:
+    """Concepts that there is room for in their panels."""
+    return -(-nb_concepts // width_of(itemsize)) * width_of(itemsize)
+
+
 @pytest.mark.parametrize("held", [True, False])
 def test_encode_is_exact_on_far_more_concepts_than_features(held: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("core.dictionary.LARGEST_GRAM", 600 if held else 599)
     A, _, D = planted(20, 100, 600, density=0.02)
     dictionary = Dictionary(D)
-    assert dictionary.nbytes == 4 * (600 * 100 + held * 600 * 600 + 600)
+    assert dictionary.nbytes == 4 * (600 * 100 + in_panels(600, 4) * 100 + held * 600 * 600 + 600)
     encoded = dictionary.encode(A)
     assert bool(encoded.converged.all())
     assert excess(A, encoded.codes, D).max() <= 1e-6
@@ -157,7 +163,7 @@ def test_float64_on_request() -> None:
     }
     assert bool(encoded.converged.all())
     assert kkt_residual(A, encoded.codes.numpy(), D).max() <= 2e-12
-    assert dictionary.nbytes == 8 * (40 * 60 + 40 * 40 + 40)
+    assert dictionary.nbytes == 8 * (40 * 60 + in_panels(40, 8) * 60 + 40 * 40 + 40)
     single = Dictionary(D).encode(A).codes
     torch.testing.assert_close(single.double(), encoded.codes, rtol=1e-3, atol=1e-5 * float(single.max()))
     with pytest.raises(errors.InvalidParameter, match="float16"):
@@ -273,7 +279,7 @@ def test_it_is_what_it_says_and_keeps_its_own_copy() -> None:
     D = torch.rand(30, 50)
     dictionary = Dictionary(D)
     assert (dictionary.nb_concepts, dictionary.n_features, dictionary.device) == (30, 50, torch.device("cpu"))
-    assert dictionary.nbytes == 4 * (30 * 50 + 30 * 30 + 30)
+    assert dictionary.nbytes == 4 * (30 * 50 + in_panels(30, 4) * 50 + 30 * 30 + 30)
     before = dictionary.encode(torch.ones(1, 50)).codes
     D.zero_()
     assert torch.equal(dictionary.encode(torch.ones(1, 50)).codes, before)

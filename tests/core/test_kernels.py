@@ -80,8 +80,8 @@ def test_descend_keeps_the_gradient(implementation: ModuleType) -> None:
 
 
 def test_solve_reaches_the_exact_minimum() -> None:
-    A, D, B, _ = problem(60, 48, 64, seed=2, zero_concepts=3)
-    Z, residual = cpu.solve(A, D, B, kernels.inverse_diagonal(B), 1e-6, 5000)
+    A, D, _, _ = problem(60, 48, 64, seed=2, zero_concepts=3)
+    Z, residual = cpu.solve(A, kernels.prepare(D, hold_gram=True), 1e-6, 5000)
     assert bool((residual <= 1e-6).all())
     assert bool((Z[:, :3] == 0).all())
     assert excess(A.numpy(), Z, D.numpy()).max() < 1e-6
@@ -89,8 +89,8 @@ def test_solve_reaches_the_exact_minimum() -> None:
 
 
 def test_solve_says_so_where_it_did_not_arrive() -> None:
-    A, D, B, _ = problem(20, 48, 64, seed=3)
-    Z, residual = cpu.solve(A, D, B, kernels.inverse_diagonal(B), 1e-6, 1)
+    A, D, _, _ = problem(20, 48, 64, seed=3)
+    Z, residual = cpu.solve(A, kernels.prepare(D, hold_gram=True), 1e-6, 1)
     assert bool((residual > 1e-6).any())
     direct = kkt_residual(A.numpy(), Z.numpy(), D.numpy())
     np.testing.assert_allclose(residual.numpy(), direct, rtol=1e-2, atol=1e-6)
@@ -100,9 +100,8 @@ def test_repeated_and_dependent_concepts() -> None:
     """A singular gram: each concept twice, and sums of pairs. The codes are not unique; the minimum is."""
     A, _, D = planted(30, 40, 10, seed=4)
     D = np.concatenate([D, D, D[:5] + D[5:]])
-    B = torch.from_numpy(D @ D.T)
-    a = torch.from_numpy(A)
-    Z, residual = cpu.solve(a, torch.from_numpy(D), B, kernels.inverse_diagonal(B), 1e-5, 3000)
+    prepared = kernels.prepare(torch.from_numpy(D), hold_gram=True)
+    Z, residual = cpu.solve(torch.from_numpy(A), prepared, 1e-5, 3000)
     assert bool((residual <= 1e-5).all())
     assert excess(A, Z, D).max() < 1e-5
 
@@ -114,12 +113,11 @@ def test_exact_steps_end_what_sweeps_alone_do_not() -> None:
 
     D = NMF(64, seed=0, max_iter=20).fit(fit)[1]
     A = torch.from_numpy(held_out[:100].copy())
-    B = kernels.gram(D)
-    inverse = kernels.inverse_diagonal(B)
-    exact = cpu.solve(A, D, B, inverse, 1e-6, 30)[1]
+    prepared = kernels.prepare(D, hold_gram=True)
+    exact = cpu.solve(A, prepared, 1e-6, 30)[1]
     assert exact.max() < 1e-6
     Z = torch.zeros(len(A), len(D))
-    blocked.descend(Z, -A @ D.T, B, inverse, 30, 0.0)
+    blocked.descend(Z, -A @ D.T, prepared.B, prepared.inverse, 30, 0.0)
     assert np.median(kkt_residual(A.numpy(), Z.numpy(), D.numpy())) > 1e-4
 
 
@@ -127,7 +125,7 @@ def test_exact_steps_end_what_sweeps_alone_do_not() -> None:
 def test_solve_without_the_gram(k: int, d: int) -> None:
     """As for devices that have no kernels of their own."""
     A, D, _, _ = problem(13, k, d, seed=7, zero_concepts=k // 10)
-    Z, residual = cpu.solve_for_others(A, D, kernels.inverse_squares(D), 1e-6, 300)
+    Z, residual = cpu.solve_for_others(A, kernels.prepare(D, hold_gram=False), 1e-6, 300)
     assert bool((residual <= 1e-6).all())
     assert excess(A.numpy(), Z, D.numpy()).max() < 1e-6
 
@@ -144,8 +142,7 @@ def test_a_gram_is_symmetric_to_the_last_bit(k: int, dtype: torch.dtype) -> None
 def test_float64_is_computed_in_float64() -> None:
     A, _, D = planted(10, 40, 20, seed=5)
     a, d = torch.from_numpy(A).double(), torch.from_numpy(D).double()
-    B = d @ d.T
-    _, residual = cpu.solve(a, d, B, kernels.inverse_diagonal(B), 1e-10, 300)
+    _, residual = cpu.solve(a, kernels.prepare(d, hold_gram=True), 1e-10, 300)
     assert bool((residual <= 1e-10).all())
 
 

@@ -1,0 +1,44 @@
+"""A dictionary, ready to solve on: what all of `core.kernels.solve` computes once and not for each call."""
+
+from typing import Any, NamedTuple
+
+import torch
+
+from core.kernels.grams import gram
+from core.kernels.panels import panels_of
+
+
+class Prepared(NamedTuple):
+    """Tensors of one device and dtype; within compiled code, and for it, the arrays of them.
+
+    Attributes:
+        D: (k, d).
+        B: (k, k), its gram; empty where it is not held: what is needed of it is computed from D.
+        inverse: (k,), 1/‖d_j‖², and 0 for a concept of norm zero, which is never used.
+        panels: D once more, as `core.kernels.panels` wants it; empty on other devices than the CPU.
+    """
+
+    D: Any
+    B: Any
+    inverse: Any
+    panels: Any
+
+    @property
+    def nbytes(self) -> int:
+        return sum(tensor.nbytes for tensor in self)
+
+
+def prepare(D: torch.Tensor, *, hold_gram: bool) -> Prepared:
+    """D (k, d), contiguous."""
+    B = gram(D) if hold_gram else D.new_empty(0, 0)
+    return prepare_with(D, B, inverse_of(torch.linalg.vector_norm(D, dim=1).square()))
+
+
+def prepare_with(D: torch.Tensor, B: torch.Tensor, inverse: torch.Tensor) -> Prepared:
+    """Of a D whose gram and inverse are there."""
+    return Prepared(D, B, inverse, panels_of(D) if D.device.type == "cpu" else D.new_empty(0, 0, 0))
+
+
+def inverse_of(diagonal: torch.Tensor) -> torch.Tensor:
+    """1/B_jj, and 0 where B_jj is 0."""
+    return torch.where(diagonal > 0, 1 / diagonal, 0)
