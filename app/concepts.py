@@ -32,7 +32,9 @@ class Concepts:
 
     def all(self, reference: Reference) -> Told:
         """What is known of every concept, each kind in a column; None where it is not known."""
-        record = self._store.record(reference)
+        return self._store.reading(reference, self._all)
+
+    def _all(self, record: DictionaryRecord) -> Told:
         figures = self._figures_of(record)
         known = figures if "nearest" in figures else self._nearest(record)
         labels = self._store.labels(record.name, record.version).concept_labels
@@ -55,7 +57,9 @@ class Concepts:
         Raises:
             UnknownConcept: the dictionary has fewer.
         """
-        record = self._store.record(reference)
+        return self._store.reading(reference, lambda record: self._one(record, index))
+
+    def _one(self, record: DictionaryRecord, index: int) -> Told:
         if index >= record.nb_concepts:
             raise UnknownConcept(
                 f"there is no concept {index}: {record.name}@{record.version} has {record.nb_concepts}, from 0"

@@ -11,7 +11,7 @@ from fastapi import Depends, Request
 from app.batcher import Batcher
 from app.comparison import Comparisons
 from app.concepts import Concepts
-from app.errors import InvalidFields, JobsUnavailable
+from app.errors import InvalidFields, JobsUnavailable, UnknownDictionary
 from app.jobs.database import Database
 from app.jobs.fits import Fits
 from app.jobs.jobs import Jobs
@@ -108,7 +108,21 @@ class Services:
     ) -> tuple[DictionaryRecord, list[np.ndarray]]:
         """Encode or decode rows (float32 or float64, in which all is then computed) on the dictionary that
         a reference means: its record, and the worker's arrays."""
-        record = await self._at_hand(Reference.parse(dictionary))
+        meant = reference = Reference.parse(dictionary)
+        while True:
+            record = await self._at_hand(meant)
+            try:
+                return record, await self._solve(task, record, rows, reconstruct=reconstruct)
+            except UnknownDictionary:  # removed on the way: if it was the latest, there may be one before it
+                if reference.version is not None:
+                    raise
+                meant = Reference(*await asyncio.to_thread(self.store.resolve, reference))
+                if meant == record.reference:
+                    raise
+
+    async def _solve(
+        self, task: Task, record: DictionaryRecord, rows: np.ndarray, *, reconstruct: bool
+    ) -> list[np.ndarray]:
         takes, gives = record.n_features, record.nb_concepts
         unit = "features"
         if task == "decode":
@@ -119,9 +133,9 @@ class Services:
         dtype: Dtype = "float64" if rows.dtype == np.float64 else "float32"
         key = Key(task, record.name, record.version, reconstruct, dtype)
         if self.tracing is None:
-            return record, await self.batcher.solve(key, rows, gives)
+            return await self.batcher.solve(key, rows, gives)
         with self.tracing.solving(str(record.reference), len(rows)) as trail:
-            return record, await self.batcher.solve(key, rows, gives, on_sent=trail.sent)
+            return await self.batcher.solve(key, rows, gives, on_sent=trail.sent)
 
 
 async def _of(request: Request) -> Services:  # async: FastAPI sends what is not through a thread

@@ -76,13 +76,15 @@ def get_weights(
 ) -> Response:
     """In any format, npy by default."""
     format = answer_format(accept, NPY)
-    record = services.store.record(parsed(reference))
 
-    def weights() -> Response:
-        D = services.store.load(record.name, record.version)
-        return array_answer(format, {"dictionary": record.name, "version": record.version}, {"weights": D})
+    def answer(record: DictionaryRecord) -> Response:
+        def weights() -> Response:
+            D = services.store.load(record.name, record.version)
+            return array_answer(format, {"dictionary": record.name, "version": record.version}, {"weights": D})
 
-    return tagged(f"{record.sha256}-{format.name}", if_none_match, weights)
+        return tagged(f"{record.sha256}-{format.name}", if_none_match, weights)
+
+    return services.store.reading(parsed(reference), answer)
 
 
 @router.put(

@@ -8,7 +8,7 @@ lies in ``.dictserve/`` of the local directory (``app.store.workplace``), a name
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 from pydantic import BaseModel, Field, ValidationError
@@ -50,6 +50,8 @@ __all__ = [
 ]
 
 FORMAT = 1
+
+Read = TypeVar("Read")
 
 
 class DictionaryRecord(BaseModel):
@@ -302,12 +304,24 @@ class Store:
 
     def record(self, reference: Reference) -> DictionaryRecord:
         """The record of a version, kept in memory once read: versions are immutable."""
-        name, version = self.resolve(reference)
-        return self._records.get((name, version)) or self._read_record(name, version, cached=False)
+        return self.reading(reference, lambda record: record)
+
+    def reading(self, reference: Reference, read: Callable[[DictionaryRecord], Read]) -> Read:
+        """What is read of the version that a reference means; where that is the latest, and is removed on the way, of
+        the latest by then."""
+        while True:
+            name, version = self.resolve(reference)
+            try:
+                return read(self._record_near(name, version, cached=False))
+            except UnknownDictionary:
+                if reference.version is not None or self.resolve(reference) == (name, version):
+                    raise
 
     def described(self, reference: Reference) -> DictionaryRecord:
         """The record with what changes with time: the name's versions, and the labels."""
-        record = self.record(reference)
+        return self.reading(reference, self._described)
+
+    def _described(self, record: DictionaryRecord) -> DictionaryRecord:
         labels = self.labels(record.name, record.version)
         versions = self.versions(record.name)  # then: of one that is still there, the labels were its own
         if record.version not in versions:

@@ -21,10 +21,25 @@ import numpy as np
 
 from core.kernels.cholesky import room_for
 from core.kernels.held import held_none, way_to_minimiser
+from core.kernels.lanes import (
+    LANES,
+    add,
+    larger,
+    load,
+    load_first,
+    multiply,
+    root,
+    splat,
+    store,
+    subtract,
+    total,
+    where_positive,
+    zeros_of,
+)
 from core.kernels.panels import gradients, padded
 from core.kernels.prepared import Prepared
 from core.kernels.products import four_chosen, norm_of, relative, residual_of, row_of_tile
-from core.kernels.small import LARGEST_SUPPORT, PATIENCE, gram_of, kkt_residual, solve_small
+from core.kernels.small import LARGEST_SUPPORT, PATIENCE, gram_of, kkt_residual, solve_small, stride_for
 from core.threads import compiled
 
 Array = np.ndarray[Any, np.dtype[Any]]
@@ -44,6 +59,35 @@ ROWS_IN_HAND = 16
 
 
 @compiled()
+def _score(z: Array, g: Array, inverse: Array, scores: Array) -> tuple[int, int, int, float, float]:
+    """Scores become −g_j/‖d_j‖ of concepts that are free to join and −∞ elsewhere, which there is room for.
+
+    Returns:
+        How many are in use, free, and violating; the least score of one that is free, and the largest; 0 where
+        those would be above or below.
+    """
+    zero, one, nothing = zeros_of(z), splat(z.dtype.type(1)), splat(z.dtype.type(-np.inf))
+    used = free = violating = lowest = most = zero
+    whole, left = z.size // LANES, z.size % LANES
+    for i in range(scores.size // LANES):
+        if i < whole:
+            codes, slopes, squares = load(z, i), load(g, i), load(inverse, i)
+        else:
+            codes, slopes, squares = load_first(z, i, left), load_first(g, i, left), load_first(inverse, i, left)
+        score = multiply(subtract(zero, slopes), root(squares))
+        used = add(used, where_positive(codes, one, zero))
+        counts = where_positive(codes, zero, where_positive(squares, one, zero))
+        free = add(free, counts)
+        violating = add(violating, where_positive(counts, where_positive(score, one, zero), zero))
+        told = where_positive(counts, score, zero)
+        most, lowest = larger(most, told), larger(lowest, subtract(zero, told))
+        store(scores, i, where_positive(counts, score, nothing))
+    lanes = np.empty((2, LANES), z.dtype)
+    store(lanes, 0, most), store(lanes, 1, lowest)
+    return int(total(used)), int(total(free)), int(total(violating)), -lanes[1].max(), lanes[0].max()
+
+
+@compiled()
 def _count(scores: Array, least: float) -> int:
     count = 0
     for j in range(scores.size):
@@ -58,19 +102,8 @@ def choose(z: Array, g: Array, inverse: Array) -> tuple[Array, bool]:
     Those with the least g_j/‖d_j‖ join, whether they violate or come close to it (which after the round they may).
     A few less join than may: the score that lets in no more is found by halving, which costs less than sorting.
     """
-    scores = np.empty(z.size, z.dtype)
-    used = violating = open_to = 0
-    zero = z[0] - z[0]
-    least, most = zero, zero
-    for j in range(z.size):
-        free = (z[j] == 0) & (inverse[j] > 0)
-        score = -g[j] * np.sqrt(inverse[j]) if free else -np.inf
-        scores[j] = score
-        used += z[j] > 0
-        open_to += free
-        violating += score > 0
-        least = min(least, score if free else zero)
-        most = max(most, score)
+    scores = np.empty((z.size + LANES - 1) // LANES * LANES, z.dtype)
+    used, open_to, violating, least, most = _score(z, g, inverse, scores)
     joining = min(open_to, ADDED if violating < ADDED else max(ADDED, used))
     if joining < open_to:
         too_low, least = least, most
@@ -84,7 +117,7 @@ def choose(z: Array, g: Array, inverse: Array) -> tuple[Array, bool]:
                 if count >= ENOUGH * joining:
                     break
     chosen = np.empty(used + joining, np.int64)
-    first, then, left_out = 0, used, 0
+    first, then = 0, used
     for j in range(z.size):
         if z[j] > 0:
             chosen[first] = j
@@ -92,9 +125,8 @@ def choose(z: Array, g: Array, inverse: Array) -> tuple[Array, bool]:
         elif scores[j] >= least and then < chosen.size and inverse[j] > 0:
             chosen[then] = j
             then += 1
-        else:
-            left_out += scores[j] > 0
-    return chosen[:then], left_out == 0
+            violating -= scores[j] > 0
+    return chosen[:then], violating == 0
 
 
 @compiled()
@@ -162,10 +194,11 @@ def solve_some(
             if relative(reached, norms[s]) > tol and sweeps[s] < max_sweeps:
                 aim = LAST_SHARE * tol * norms[s]
                 new, all_in = choose(z, g, inverse)
-                if new.size * new.size > room.size:
-                    room = np.empty(new.size * new.size, D.dtype)
+                columns = stride_for(new.size)
+                if new.size * columns > room.size:
+                    room = np.empty(new.size * columns, D.dtype)
                     U = room_for(min(new.size, LARGEST_SUPPORT), D)
-                gram = room[: new.size * new.size].reshape(new.size, new.size)
+                gram = room[: new.size * columns].reshape(new.size, columns)
                 gram_of(new, D, B, gram)
                 z_new, g_new, h = z[new], g[new], inverse[new]
                 round_aim = max(aim, ROUND_SHARE * reached)

@@ -18,7 +18,7 @@ from core.kernels.held import held_none
 from core.kernels.panels import gradients, padded
 from core.kernels.prepared import Prepared
 from core.kernels.products import four, norm_of, relative, residual_of, row_of_tile
-from core.kernels.small import LARGEST_SUPPORT, STEPS_IN_A_ROW, exact_step, gram_of, kkt_residual
+from core.kernels.small import LARGEST_SUPPORT, STEPS_IN_A_ROW, exact_step, gram_of, kkt_residual, stride_for
 from core.threads import compiled
 
 Array = np.ndarray[Any, np.dtype[Any]]
@@ -63,7 +63,7 @@ def _build_up(
 def _in_float64(chosen: Array, D: Array) -> tuple[Array, Array]:
     """The chosen concepts and their gram."""
     n = chosen.size
-    exact, gram = np.empty((n, D.shape[1])), np.empty((n, n))
+    exact, gram = np.empty((n, D.shape[1])), np.empty((n, stride_for(n)))
     for i in range(n):
         exact[i] = D[chosen[i]]
     gram_of(np.arange(n), exact, np.empty((0, 0)), gram)

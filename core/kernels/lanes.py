@@ -211,6 +211,16 @@ def larger(typing, v, w):
 
 
 @_operation
+def root(typing, v):
+    """√v."""
+
+    def generate(context, builder, signature, args):
+        return builder.call(_square_root(builder, args[0].type), args)
+
+    return v(v), generate
+
+
+@_operation
 def any_lane(typing, v):
     """Whether any lane is other than zero."""
 
@@ -240,12 +250,10 @@ def reciprocal_root(typing, v, least):
 
     def generate(context, builder, signature, args):
         vector = args[0].type
-        name = f"llvm.sqrt.v{LANES}f{v.dtype.bitwidth}"
-        root = cgutils.get_or_insert_function(builder.module, ir.FunctionType(vector, [vector]), name)
         above = builder.fcmp_ordered(">", args[0], args[1])
         one = _splat(builder, vector.element(1.0))
-        reciprocal = builder.fdiv(one, builder.call(root, [builder.select(above, args[0], one)]))
-        return builder.select(above, reciprocal, ir.Constant(vector, None))
+        roots = builder.call(_square_root(builder, vector), [builder.select(above, args[0], one)])
+        return builder.select(above, builder.fdiv(one, roots), ir.Constant(vector, None))
 
     return v(v, least), generate
 
@@ -261,6 +269,11 @@ def _splat(builder, x):
     nothing = ir.Constant(ir.VectorType(x.type, LANES), ir.Undefined)
     first = builder.insert_element(nothing, x, ir.IntType(32)(0))
     return builder.shuffle_vector(first, nothing, ir.Constant(ir.VectorType(ir.IntType(32), LANES), [0] * LANES))
+
+
+def _square_root(builder, vector):
+    name = f"llvm.sqrt.v{LANES}f{32 if vector.element == ir.FloatType() else 64}"
+    return cgutils.get_or_insert_function(builder.module, ir.FunctionType(vector, [vector]), name)
 
 
 def _add_product(builder, v, u, w):

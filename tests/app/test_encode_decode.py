@@ -8,6 +8,8 @@ import safetensors.numpy
 from fastapi.testclient import TestClient
 
 from app.store.store import Store
+from app.worker.frames import Rows
+from app.worker.messages import Key
 from demo.service import npy
 from tests.app.conftest import D, WorkerDouble, publish
 
@@ -104,6 +106,26 @@ def test_a_name_means_its_latest_version_and_at_means_one(client: TestClient, st
     first = client.post("/encode", json={"dictionary": "digits@1", "data": A.tolist()}).json()
     assert (latest["version"], latest["codes"]) == (2, (2 * Z).tolist())
     assert (first["version"], first["codes"]) == (1, Z.tolist())
+
+
+def test_the_latest_that_is_removed_on_the_way_leaves_the_one_before(
+    client: TestClient, store: Store, digits: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Removed once the request was looked at, before the worker reads it."""
+    solve = WorkerDouble.solve
+
+    async def late(self: WorkerDouble, key: Key, rows: Rows) -> list[np.ndarray]:
+        if key.version > 1:
+            store.remove(key.name, [key.version])
+        return await solve(self, key, rows)
+
+    monkeypatch.setattr(WorkerDouble, "solve", late)
+    publish(store, digits, 2 * D)
+    answer = client.post("/encode", json={"dictionary": "digits", "data": A.tolist()})
+    assert (answer.status_code, answer.json()["version"]) == (200, 1)
+    publish(store, digits, 2 * D)
+    gone = client.post("/encode", json={"dictionary": "digits@3", "data": A.tolist()})
+    assert (gone.status_code, gone.json()["type"]) == (404, "unknown-dictionary")
 
 
 def test_clip_makes_negatives_zero_on_request(client: TestClient, digits: str) -> None:

@@ -208,25 +208,31 @@ def test_what_has_been_removed_meanwhile(place: Place) -> None:
     assert publish(other, "gone", D) == 2
 
 
-@pytest.mark.parametrize("version", [None, 2])
+@pytest.mark.parametrize("others", [0, 1])
+@pytest.mark.parametrize("named", [False, True])
 def test_one_that_is_removed_while_it_is_described(
-    place: Place, version: int | None, monkeypatch: pytest.MonkeyPatch
+    place: Place, named: bool, others: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It is told as gone, rather than as one without versions and labels."""
+    """It is told as gone, rather than as one without versions and labels; who asked for the latest gets that."""
     opened, other = place.store(), place.store()
-    for _ in range(2):
+    for _ in range(others + 1):
         publish(opened, "gone", D)
-    opened.relabel("gone", 2, lambda _: Labels(labels={"a": "b"}))
+    latest = others + 1
+    opened.relabel("gone", latest, lambda _: Labels(labels={"a": "b"}))
     labels = opened.labels
 
     def removed(name: str, version: int) -> Labels:
-        other.remove("gone", [2])
+        if version == latest:
+            other.remove("gone", [latest])
         return labels(name, version)
 
     monkeypatch.setattr(opened, "labels", removed)
     monkeypatch.setattr(opened, "versions", place.store().versions)  # as they are on the shelf now
-    with pytest.raises(UnknownDictionary, match="gone@2 has been removed"):
-        opened.described(Reference("gone", version))
+    if others and not named:
+        assert opened.described(Reference("gone")).version == 1
+        return
+    with pytest.raises(UnknownDictionary, match=f"gone@{latest} has been removed" if named else "no dictionary"):
+        opened.described(Reference("gone", latest if named else None))
 
 
 def test_two_services_that_label_one_version_lose_nothing(place: Place) -> None:
