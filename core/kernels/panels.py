@@ -1,7 +1,7 @@
 """R·Dᵀ for the rows that a thread has in hand, at the rate of the machine's multipliers.
 
 D comes in panels: the concepts whose sums are in registers at once lie together, feature by feature, so that what is
-read is read in order. A library's product is half as fast for sixteen rows; and here a row's sums are added in one
+read is read in order. A library's product is made for many rows; and here a row's sums are added in one
 fixed order, whatever the rows beside it.
 
 Compiled by numba. As for `core.kernels.lanes`, numba's disk cache of what calls this does not see a change here.
