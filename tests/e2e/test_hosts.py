@@ -153,7 +153,7 @@ def s3_on(host: Host) -> Iterator[int]:
         try:
             yield port
         finally:
-            server.terminate()
+            server.kill()  # in order it would wait for connections that were cut off
 
 
 def answers(url: str) -> bool:
