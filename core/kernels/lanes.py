@@ -60,7 +60,7 @@ def load_first(typing, X, i, count):
         place = _place(context, builder, signature, args)
         vector, mask = place.type.pointee, ir.VectorType(ir.IntType(1), LANES)
         numbers = ir.Constant(ir.VectorType(ir.IntType(64), LANES), list(range(LANES)))
-        count = _splat(builder, context.cast(builder, args[2], signature.args[2], types.int64))
+        count = in_all_lanes(builder, context.cast(builder, args[2], signature.args[2], types.int64))
         name = f"llvm.masked.load.v{LANES}f{X.dtype.bitwidth}.p0"
         kind = ir.FunctionType(vector, [place.type, ir.IntType(32), mask, vector])
         read = cgutils.get_or_insert_function(builder.module, kind, name)
@@ -103,7 +103,7 @@ def splat(typing, x):
     """The number x in every lane."""
 
     def generate(context, builder, signature, args):
-        return _splat(builder, args[0])
+        return in_all_lanes(builder, args[0])
 
     return Vector(x)(x), generate
 
@@ -153,7 +153,7 @@ def add_scaled(typing, v, x, w):
     """v + x·w, for a number x."""
 
     def generate(context, builder, signature, args):
-        return _add_product(builder, args[0], _splat(builder, args[1]), args[2])
+        return plus_product(builder, args[0], in_all_lanes(builder, args[1]), args[2])
 
     return v(v, x, w), generate
 
@@ -163,7 +163,7 @@ def add_product(typing, v, u, w):
     """v + u·w."""
 
     def generate(context, builder, signature, args):
-        return _add_product(builder, *args)
+        return plus_product(builder, *args)
 
     return v(v, u, w), generate
 
@@ -251,7 +251,7 @@ def reciprocal_root(typing, v, least):
     def generate(context, builder, signature, args):
         vector = args[0].type
         above = builder.fcmp_ordered(">", args[0], args[1])
-        one = _splat(builder, vector.element(1.0))
+        one = in_all_lanes(builder, vector.element(1.0))
         roots = builder.call(_square_root(builder, vector), [builder.select(above, args[0], one)])
         return builder.select(above, builder.fdiv(one, roots), ir.Constant(vector, None))
 
@@ -265,7 +265,7 @@ def _place(context, builder, signature, args):
     return builder.bitcast(first, ir.VectorType(first.type.pointee, LANES).as_pointer())
 
 
-def _splat(builder, x):
+def in_all_lanes(builder, x):
     nothing = ir.Constant(ir.VectorType(x.type, LANES), ir.Undefined)
     first = builder.insert_element(nothing, x, ir.IntType(32)(0))
     return builder.shuffle_vector(first, nothing, ir.Constant(ir.VectorType(ir.IntType(32), LANES), [0] * LANES))
@@ -276,5 +276,5 @@ def _square_root(builder, vector):
     return cgutils.get_or_insert_function(builder.module, ir.FunctionType(vector, [vector]), name)
 
 
-def _add_product(builder, v, u, w):
+def plus_product(builder, v, u, w):
     return builder.fadd(v, builder.fmul(u, w, flags=_FUSED), flags=_FUSED)

@@ -19,7 +19,7 @@ from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
-from core.kernels.lanes import LANES
+from core.kernels.lanes import LANES, in_all_lanes, plus_product
 from core.threads import compiled
 
 Array = np.ndarray[Any, np.dtype[Any]]
@@ -93,13 +93,9 @@ def _products(most_rows: int | None) -> Any:
                 here = builder.gep(start, [builder.mul(m, width)])
                 concepts = [loaded(builder.gep(here, [number(v * LANES)])) for v in range(vectors)]
                 for r in range(rows):
-                    x = builder.load(builder.gep(lines[r], [m]))
-                    one = builder.insert_element(ir.Constant(vector, ir.Undefined), x, ir.IntType(32)(0))
-                    zeros = ir.Constant(ir.VectorType(ir.IntType(32), LANES), [0] * LANES)
-                    x = builder.shuffle_vector(one, one, zeros)
+                    x = in_all_lanes(builder, builder.load(builder.gep(lines[r], [m])))
                     for at, w in zip(sums[r], concepts, strict=True):
-                        product = builder.fmul(x, w, flags=("contract",))
-                        builder.store(builder.fadd(builder.load(at), product, flags=("contract",)), at)
+                        builder.store(plus_product(builder, builder.load(at), x, w), at)
             begins = builder.icmp_signed("==", first, number(0))
             for r in range(rows):
                 line = place(arrays[2], (builder.add(row, number(r)), columns), (panel, width))
