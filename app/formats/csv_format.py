@@ -13,7 +13,8 @@ from app.errors import MalformedBody
 from app.formats.answer import Answer
 from app.formats.buffer import Buffer
 
-_FIELD = re.compile(r"""\s*"?\s*[-+]?(\d+\.?\d*([eE][-+]?\d+)?|\.\d+([eE][-+]?\d+)?|nan|inf(inity)?)\s*"?\s*""", re.I)
+# No part can take what the next one could: of a long field that is no number every way to share it out would be tried.
+_NUMBER = re.compile(r"[-+]?((\d+(\.\d*)?|\.\d+)(e[-+]?\d+)?|nan|inf(inity)?)", re.IGNORECASE)
 
 
 def read(body: Buffer, array_field: str) -> dict[str, np.ndarray]:
@@ -47,7 +48,7 @@ def write(answer: Answer) -> bytes:
 
 
 def _is_number(part: str) -> bool:
-    return _FIELD.fullmatch(part) is not None
+    return _NUMBER.fullmatch(part.strip().removeprefix('"').removesuffix('"').strip()) is not None
 
 
 def _told(rows: list[str], numbers: list[int], *, has_header: bool) -> MalformedBody:

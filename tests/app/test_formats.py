@@ -3,6 +3,7 @@
 import base64
 import io
 import json
+import time
 from collections.abc import Callable
 
 import numpy as np
@@ -14,6 +15,7 @@ from httpx import Response
 from app.formats import safetensors_format
 from demo.service import npy
 from tests.app.conftest import D
+from tests.app.test_bad_input import SOON_SECONDS
 
 A = np.array([[1, 2.5, 3, 4], [0, 0, 0, 0], [0, 0.25, 0, 1], [7, 0, 0, 0]], np.float32)
 Z = A @ D.T
@@ -252,6 +254,20 @@ def test_malformed_csv(client: TestClient, digits: str, case: tuple[bytes, int, 
     assert answer.status_code == status, answer.text
     assert detail in answer.json()["detail"]
     assert IN["csv"](client, "/encode", A, {}).status_code == 200
+
+
+@pytest.mark.parametrize("filling", ["1", " ", "1 ", '"'], ids=["digits", "spaces", "both", "quotes"])
+@pytest.mark.parametrize("before", ["", "1,2,3,4\n"], ids=["in the first line", "in the second"])
+def test_a_long_field_that_is_no_number_is_told_soon(
+    client: TestClient, digits: str, before: str, filling: str
+) -> None:
+    """It is parsed where it may hold up all else."""
+    content = before + filling * (200_000 // len(filling)) + "x,2,3,4\n1,2,3\n"
+    begun = time.process_time()
+    answer = client.post("/encode?dictionary=digits", content=content, headers={"content-type": "text/csv"})
+    assert time.process_time() - begun < SOON_SECONDS
+    assert answer.status_code == 400, answer.text
+    assert len(answer.content) <= 8192
 
 
 @pytest.mark.parametrize("send", [IN["safetensors"], IN["csv"]])
