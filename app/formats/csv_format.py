@@ -13,7 +13,7 @@ from app.errors import MalformedBody
 from app.formats.answer import Answer
 from app.formats.buffer import Buffer
 
-# No part can take what the next one could: of a long field that is no number every way to share it out would be tried.
+# No part can take what the next one could, so that a long field that is no number is not tried in every way.
 _NUMBER = re.compile(r"[-+]?((\d+(\.\d*)?|\.\d+)(e[-+]?\d+)?|nan|inf(inity)?)", re.IGNORECASE)
 
 

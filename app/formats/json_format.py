@@ -14,6 +14,7 @@ import math
 import re
 import struct
 import time
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from typing import Literal
 
@@ -273,8 +274,8 @@ def refuse_repeated_keys(body: bytes | Buffer, array: msgspec.Raw | None) -> Non
 def _unique(pairs: list[tuple[str, object]]) -> dict[str, object]:
     unique = dict(pairs)
     if len(unique) != len(pairs):
-        names = [name for name, _ in pairs]
-        twice = next(name for name in names if names.count(name) > 1)
+        counts = Counter(name for name, _ in pairs)  # of all at once: there may be a million
+        twice = next(name for name, count in counts.items() if count > 1)
         raise MalformedBody(f"the key {twice[:60]!r} stands in the body twice")
     return unique
 

@@ -6,6 +6,7 @@ never sees its numbers.
 
 import asyncio
 import mmap
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -277,8 +278,8 @@ def _told_fields(
         return fields
     told = dict(query)
     if len(told) != len(query):
-        names = [name for name, _ in query]
-        twice = next(name for name in names if names.count(name) > 1)
+        counts = Counter(name for name, _ in query)
+        twice = next(name for name, count in counts.items() if count > 1)
         raise InvalidFields.at("query", twice, msg="given more than once")
     if ARRAY_FIELD in told:
         raise InvalidFields.at("query", ARRAY_FIELD, msg="the body is the data")

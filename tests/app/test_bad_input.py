@@ -126,6 +126,7 @@ def test_declared_json_that_is_none(client: TestClient, digits: str, content: by
     assert said in answer.json()["detail"]
 
 
+MANY_AND_ONE_TWICE = b",".join(b'"k%d":"x"' % min(i, 99_999) for i in range(100_001))
 LARGE_AND_BAD: dict[str, bytes] = {
     "a million empty rows": raw("[" + "[]," * 999_999 + "[]]"),
     "a million rows, the last one ragged": raw("[" + "[1,2,3]," * 999_999 + "[1]]"),
@@ -135,6 +136,7 @@ LARGE_AND_BAD: dict[str, bytes] = {
     "ten thousand brackets": raw("[" * 10_000 + "]" * 10_000),
     "a million brackets": raw("[" * 1_000_000),
     "a million keys": b'{"dictionary": "digits", ' + b",".join(b'"k%d":1' % i for i in range(1_000_000)) + b"}",
+    "a hundred thousand keys in a field, one twice": b'{"dictionary": {%s}, "data": [[1]]}' % MANY_AND_ONE_TWICE,
     "a key of 10 MB": b'{"' + b"k" * 10_000_000 + b'": 1}',
 }
 
@@ -146,6 +148,22 @@ def test_large_and_malformed_is_refused_soon(client: TestClient, digits: str, co
     assert time.process_time() - begun < SOON_SECONDS
     assert answer.status_code in (400, 422), answer.text
     assert len(answer.content) <= 8192
+
+
+def test_one_of_many_labels_given_twice_is_told_soon(client: TestClient, digits: str) -> None:
+    begun = time.process_time()
+    answer = client.patch("/dictionaries/digits", content=b'{"labels": {%s}}' % MANY_AND_ONE_TWICE)
+    assert time.process_time() - begun < SOON_SECONDS
+    assert (answer.status_code, answer.json()["type"]) == (400, "malformed-body"), answer.text
+    assert "'k99999' stands in the body twice" in answer.json()["detail"]
+
+
+def test_one_of_many_query_parameters_given_twice_is_told_soon(client: TestClient, digits: str) -> None:
+    query = "&".join(f"{min(i, 9_999):x}" for i in range(10_001))
+    begun = time.process_time()
+    answer = client.post(f"/encode?{query}", content=npy(np.ones((1, 4), np.float32)))
+    assert time.process_time() - begun < SOON_SECONDS
+    assert answer.json()["errors"] == [{"loc": ["query", "270f"], "msg": "given more than once"}]
 
 
 def header(descr: str = "'<f4'", shape: str = "(1, 4)", order: str = "False", more: str = "") -> bytes:
