@@ -16,7 +16,7 @@ import numpy as np
 
 from app.errors import MalformedBody
 from app.formats.answer import Answer, Content
-from app.formats.buffer import Buffer
+from app.formats.buffer import Buffer, shaped
 
 MAGIC = b"\x93NUMPY"
 MAX_HEADER_BYTES = 4096
@@ -89,7 +89,7 @@ def _view(header: Header, body: memoryview) -> np.ndarray:
             f"{header.data_bytes} bytes, but {got} follow it"
         )
     flat = np.frombuffer(body, header.dtype, offset=header.data_offset)
-    return flat.reshape(header.shape, order="F" if header.fortran_order else "C")
+    return shaped(flat, header.shape, "F" if header.fortran_order else "C")
 
 
 def write(answer: Answer) -> Content:

@@ -5,7 +5,6 @@ Format: https://github.com/huggingface/safetensors
 """
 
 import math
-from typing import Annotated
 
 import msgspec
 import numpy as np
@@ -14,7 +13,7 @@ import safetensors.numpy
 from app.errors import MalformedBody
 from app.formats.answer import Answer
 from app.formats.bfloat16 import widened
-from app.formats.buffer import Buffer
+from app.formats.buffer import Buffer, Size, shaped
 from app.formats.json_format import refuse_repeated_keys
 
 MAX_HEADER_BYTES = 100_000_000  # the library's own limit
@@ -34,9 +33,6 @@ _DTYPES = {
     "U16": "<u2",
     "U8": "|u1",
 }
-
-
-Size = Annotated[int, msgspec.Meta(ge=0)]
 
 
 class _Tensor(msgspec.Struct, forbid_unknown_fields=True):
@@ -77,14 +73,14 @@ def read(body: Buffer, array_field: str) -> dict[str, np.ndarray]:
         raise MalformedBody(f"the safetensors body needs a tensor named {array_field!r}; it has {names}")
     if tensor.dtype not in _DTYPES:
         raise MalformedBody(f"tensors of dtype {tensor.dtype[:20]} are not read; floats and integers are")
+    if len(tensor.shape) > MAX_DIMENSIONS:
+        raise MalformedBody(f"the tensor has {len(tensor.shape)} dimensions; two are wanted (rows, columns)")
     dtype, count = np.dtype(_DTYPES[tensor.dtype]), math.prod(tensor.shape)
     start, stop = tensor.data_offsets
     if count * dtype.itemsize != stop - start:
-        told = f"shape {tensor.shape[:8]} of {tensor.dtype} takes {count * dtype.itemsize} bytes, not {stop - start}"
+        told = f"shape {tensor.shape} of {tensor.dtype} takes {count * dtype.itemsize} bytes, not {stop - start}"
         raise MalformedBody(f"this is not a safetensors body: {told}")
-    if len(tensor.shape) > MAX_DIMENSIONS:
-        raise MalformedBody(f"the tensor has {len(tensor.shape)} dimensions; two are wanted (rows, columns)")
-    array = np.frombuffer(memoryview(body)[8 + length + start :][: stop - start], dtype).reshape(tensor.shape)
+    array = shaped(np.frombuffer(memoryview(body)[8 + length + start :][: stop - start], dtype), tensor.shape)
     return {array_field: widened(array) if tensor.dtype == "BF16" else array}
 
 

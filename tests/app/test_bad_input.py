@@ -76,6 +76,34 @@ BAD_ENCODES: dict[str, tuple[bytes, int, str, str, list[object] | None]] = {
     ),
     "base64 of another size": (raw('{"base64": "AAAA", "shape": [1, 4]}'), 422, "invalid-fields", "16 bytes", None),
     "base64 of 1e18 numbers": (raw('{"base64": "", "shape": [1e9, 1e9]}'), 422, "invalid-fields", "shape", None),
+    "base64 of no row of 1e25 numbers": (
+        raw('{"base64": "", "shape": [0, 10000000000000000000000000]}'),
+        422,
+        "invalid-fields",
+        "shape",
+        ["data", "shape"],
+    ),
+    "base64 of no row of 2**60 numbers": (
+        raw(f'{{"base64": "", "shape": [0, {2**60}], "dtype": "float64"}}'),
+        400,
+        "malformed-body",
+        "no arrays of shape (0, 1152921504606846976)",
+        None,
+    ),
+    "base64 of a number of thousands of digits": (
+        raw('{"base64": "", "shape": [1%s]}' % ("0" * 4000)),
+        422,
+        "invalid-fields",
+        "shape",
+        ["data", "shape"],
+    ),
+    "base64 of 100 dimensions": (
+        raw(f'{{"base64": "AAAAAA==", "shape": {[1] * 100}}}'),
+        422,
+        "invalid-fields",
+        "shape",
+        ["data", "shape"],
+    ),
     "base64 of another dtype": (
         raw('{"base64": "", "shape": [], "dtype": "O"}'),
         422,
@@ -173,6 +201,8 @@ def header(descr: str = "'<f4'", shape: str = "(1, 4)", order: str = "False", mo
 
 BAD_NPY: dict[str, tuple[bytes, str]] = {
     "a claim of 1e12 elements": (header(shape="(1000000, 1000000)") + bytes(16), "but 16 follow"),
+    "no row of 1e25 numbers": (header(shape="(0, 10000000000000000000000000)"), "no arrays of shape (0, 1000"),
+    "no row of 2**62 numbers": (header(shape=f"(0, {2**62})"), "no arrays of shape (0, 4611"),
     "too short": (npy(np.ones((2, 4), np.float32))[:-1], "but 31 follow"),
     "too long": (npy(np.ones((2, 4), np.float32)) + b"x", "but 33 follow"),
     "header cut off": (npy(np.ones((2, 4)))[:40], "ends inside its header"),

@@ -207,6 +207,15 @@ BAD_SAFETENSORS: dict[str, tuple[bytes, str]] = {
     "negative size": (header({"data": F32 | {"shape": [-1, -4]}}) + bytes(16), "header"),
     "a name twice": (framed(b'{"data": %s, "data": %s}' % (2 * (json.dumps(F32).encode(),))) + bytes(16), "twice"),
     "metadata no strings": (header({"__metadata__": {"a": 1}, "data": F32}) + bytes(16), "header"),
+    "of no row of 1e25 numbers": (
+        header({"data": F32 | {"shape": [0, 10**25], "data_offsets": [0, 0]}}),
+        "`$.shape[1]`",
+    ),
+    "of no row of 2**62 numbers": (
+        header({"data": F32 | {"shape": [0, 2**62], "data_offsets": [0, 0]}}),
+        "no arrays of shape (0, 4611",
+    ),
+    "of 1000 numbers of 4000 digits": (header({"data": F32 | {"shape": [10**4000] * 1000}}), "`$.shape[0]`"),
     "of 100 dimensions": (header({"data": F32 | {"shape": [1] * 99 + [4]}}) + bytes(16), "100 dimensions"),
     "header beyond the library's limit": ((2**40).to_bytes(8, "little") + b"{" + bytes(64), "header"),
     "boolean": (header({"data": {"dtype": "BOOL", "shape": [1, 4], "data_offsets": [0, 4]}}) + bytes(4), "BOOL"),
