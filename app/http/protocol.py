@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from http import HTTPStatus
 from typing import Any
 
+import httptools
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 
 from app.errors import AppError, HeadersTooLarge, MalformedRequest, RequestTimeout, TooManyConnections
@@ -73,9 +74,31 @@ class BoundedProtocol(HttpToolsProtocol):
             self._enter("headers")
         if self._phase == "headers":
             self._received += len(data)
-        super().data_received(data)
+        try:
+            self._parse(data)
+        except httptools.HttpParserError:
+            self.send_400_response("")
         if self._phase == "headers" and self._received > self.settings.max_header_bytes and not self._refused:
             self._refuse_headers()
+
+    def _parse(self, data: bytes) -> None:
+        try:
+            self.parser.feed_data(data)
+        except httptools.HttpParserUpgrade as error:
+            # Who asks for another protocol (HTTP/2, as Java's client does by itself) is served in this one. The
+            # parser takes a body for the other's, and is at its end: a new one reads the request without that.
+            (end,) = error.args
+            request = [self.parser.get_method(), b" ", self.url, b" HTTP/1.1\r\n"]
+            for name, value in self.headers:
+                request += () if name == b"upgrade" else (name, b": ", value, b"\r\n")
+            self.parser = httptools.HttpRequestParser(self)
+            self.parser.set_dangerous_leniencies(lenient_data_after_close=True)  # as uvicorn has it
+            self._parse(b"".join((*request, b"\r\n", data[end:])))
+
+    @property
+    def _is_read_again(self) -> bool:
+        """Whether this is a request that asks for another protocol, read for the first time."""
+        return self.parser.should_upgrade() and self.parser.get_method() != b"CONNECT"
 
     def on_url(self, url: bytes) -> None:
         super().on_url(url)
@@ -88,6 +111,8 @@ class BoundedProtocol(HttpToolsProtocol):
     def on_headers_complete(self) -> None:
         if self._header_bytes > self.settings.max_header_bytes:
             self._refuse_headers()
+            return
+        if self._is_read_again:
             return
         self._enter("body")
         self.scope["extensions"] = EXTENSIONS
@@ -104,7 +129,7 @@ class BoundedProtocol(HttpToolsProtocol):
         super().on_body(body)
 
     def on_message_complete(self) -> None:
-        if self._refused:
+        if self._refused or self._is_read_again:
             return
         self._enter("idle" if self.cycle.response_complete else "answer")
         super().on_message_complete()

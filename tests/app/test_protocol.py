@@ -124,6 +124,22 @@ def test_a_client_that_asks_before_it_sends_its_body(settings: Settings) -> None
     assert read(socket.written[1])[2] == npy(CODES)
 
 
+@pytest.mark.parametrize("protocol", ["h2c", "websocket"])
+@pytest.mark.parametrize("piece", [1, 40, 10_000])
+def test_a_request_that_asks_for_another_protocol_is_served_in_this_one(
+    settings: Settings, protocol: str, piece: int
+) -> None:
+    """Java's client asks so by itself; its body is not to be lost, nor taken for a request."""
+    asks = (
+        f"Connection: Upgrade, HTTP2-Settings\r\nUpgrade: {protocol}\r\nHTTP2-Settings: AAMAAABkAAQBAAAAAAIAAAAA\r\n"
+    )
+    sent = request(more=asks) + request() + request(more="Connection: close\r\n")
+    pieces = [sent[start : start + piece] for start in range(0, len(sent), piece)]
+    socket = served(settings, pieces, 3)
+    assert [read(answer)[2] for answer in socket.written] == 3 * [npy(CODES)]
+    assert socket.closed
+
+
 @pytest.mark.parametrize("apart", [True, False])
 def test_what_follows_a_request_is_refused_after_its_answer(settings: Settings, apart: bool) -> None:
     sent = [request() + request(), b"garbage\r\n\r\n", request()]
