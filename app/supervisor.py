@@ -358,6 +358,12 @@ class Supervisor:
         except frames.Closed:  # the process's end is awaited elsewhere
             self._lose_solves()
             raise WorkerUnavailable(DIED) from None
+        except OSError:  # whatever it is, what waits behind this would wait for good
+            logger.exception("the worker cannot be sent what it is to do; it is ended")
+            self._lose_solves()
+            if self._process is not None:
+                self._process.kill()
+            raise WorkerUnavailable(DIED) from None
         return True
 
 

@@ -6,6 +6,8 @@ passed along: nothing is copied through the socket, and the kernel frees the mem
 it, whatever killed them. Nothing is pickled.
 
     | header length (4 bytes) | header (msgpack) | the inline arrays, end to end |
+
+A header too long for a packet (an online fit names its files) goes by the first descriptor; its length is 0 then.
 """
 
 import math
@@ -21,6 +23,7 @@ import numpy as np
 from app.worker.messages import FromWorker, Message, ToWorker
 
 INLINE_BYTES = 64 * 1024  # of all arrays of a frame together; what is larger goes by descriptor
+MAX_HEADER_BYTES = 32 * 1024  # of a header in the frame
 MAX_FRAME_BYTES = 2 * INLINE_BYTES  # well under the kernel's limit on a packet (about 200 KiB)
 MAX_ARRAYS = 4
 
@@ -68,6 +71,9 @@ class Packed:
         self.parts: list[bytes] = [len(header).to_bytes(4, "little"), header]
         self.descriptors: list[int] = []
         try:
+            if len(header) > MAX_HEADER_BYTES:
+                self.parts = [bytes(4)]
+                self.descriptors.append(_memory_file([np.frombuffer(header, np.uint8)]))
             for parts in stacks:
                 if inline:
                     self.parts.append(b"".join([np.ascontiguousarray(part).data for part in parts]))
@@ -106,7 +112,7 @@ def receive(source: socket.socket) -> Frame:
         BlockingIOError: nothing is there (non-blocking sockets only).
     """
     try:
-        packet, descriptors, _, _ = socket.recv_fds(source, MAX_FRAME_BYTES, MAX_ARRAYS)
+        packet, descriptors, _, _ = socket.recv_fds(source, MAX_FRAME_BYTES, 1 + MAX_ARRAYS)
     except ConnectionResetError:
         raise Closed from None
     try:
@@ -119,10 +125,14 @@ def receive(source: socket.socket) -> Frame:
 
 
 def _unpack(packet: bytes, descriptors: list[int]) -> Frame:
-    length = int.from_bytes(packet[:4], "little")
-    header = _decoder.decode(packet[4 : 4 + length])
-    offset = 4 + length
     remaining = iter(descriptors)
+    length = int.from_bytes(packet[:4], "little")
+    if length:
+        header = _decoder.decode(packet[4 : 4 + length])
+    else:
+        with mmap.mmap(next(remaining), 0, access=mmap.ACCESS_READ) as memory:
+            header = _decoder.decode(memory)
+    offset = 4 + length
     arrays = []
     for told in header.arrays:
         dtype = np.dtype(told.dtype)

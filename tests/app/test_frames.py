@@ -9,10 +9,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
+from app.formats.npy_file import DataFile
 from app.worker import frames
 from app.worker.messages import (
     CheckpointPlace,
     Failed,
+    Files,
     Fit,
     FitBegun,
     FitProgress,
@@ -51,6 +53,18 @@ def test_messages(message: Message) -> None:
     frame = round_trip(message)
     assert frame.message == message
     assert frame.arrays == []
+
+
+@pytest.mark.parametrize("count", [100, 300, 500, 1000, 10_000])
+@pytest.mark.parametrize("rows", [0, 1, 16, 17])
+def test_a_fit_of_many_files(count: int, rows: int) -> None:
+    """Their names take more than a packet has room for."""
+    files = [DataFile(f"{number}-{100 * 'n'}.npy", 10**9, 10**12, 10**18) for number in range(count)]
+    fit = Fit("job", "", 0, 1, 2, 3, "hals", 4, 0, "auto", 5, online=Files("/data", files, False, 3))
+    array = np.random.default_rng(0).random((rows, 1024), np.float32)
+    frame = round_trip(fit, array)
+    assert frame.message == fit
+    np.testing.assert_array_equal(frame.arrays[0], array)
 
 
 @given(
@@ -100,6 +114,7 @@ def test_no_descriptor_outlives_its_frame() -> None:
     before = len(os.listdir("/proc/self/fd"))
     for _ in range(200):
         round_trip(Solved(1), np.ones((64, 1024), np.float32))
+        round_trip(Failed("job", "NegativeValues", "x" * 10**6))
     packed = frames.Packed(Solved(1), [np.ones((64, 1024), np.float32)])
     assert packed.descriptors
     packed.close()

@@ -1,0 +1,41 @@
+"""The service's side of the channel, without a worker at the other end."""
+
+import asyncio
+import errno
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from app.errors import WorkerUnavailable
+from app.settings import Settings
+from app.supervisor import Supervisor
+from app.worker import frames
+from app.worker.messages import Key
+
+ROW = np.ones((1, 4), np.float32)
+
+
+def test_a_worker_that_cannot_be_sent_to_is_ended(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else whatever came after what could not be sent would wait behind it for good."""
+
+    def fail(packed: frames.Packed, to: object) -> None:
+        raise OSError(errno.ENOBUFS, "No buffer space available")
+
+    async def run() -> None:
+        ours, theirs = frames.channel()
+        ours.setblocking(False)
+        with ours, theirs:
+            supervisor, killed = Supervisor(settings), []
+            supervisor._channel, supervisor._state = ours, "ready"
+            supervisor._process = SimpleNamespace(pid=1, kill=lambda: killed.append(True))  # type: ignore[assignment]
+            before = asyncio.ensure_future(supervisor.solve(Key("encode", "digits", 1), ROW))
+            monkeypatch.setattr(frames.Packed, "send", fail)
+            failed = supervisor.solve(Key("encode", "digits", 1), ROW)
+            for waits in (before, failed):
+                with pytest.raises(WorkerUnavailable):
+                    await asyncio.wait_for(waits, 5)
+            assert killed
+            assert not supervisor._unsent
+
+    asyncio.run(run())
