@@ -1,5 +1,6 @@
 """``/jobs``: fits under way and ended."""
 
+import re
 from collections.abc import AsyncIterable
 from typing import Annotated
 
@@ -11,6 +12,8 @@ from app.routes.openapi import problems
 from app.routes.query import KNOWN_ALONE
 from app.schemas import Job, JobList, State
 from app.services import ServicesDep
+
+_EVENT = re.compile(r"(\d{1,9})-(\d{1,9})", re.ASCII)
 
 router = APIRouter(prefix="/jobs", tags=["fit"], dependencies=KNOWN_ALONE)
 
@@ -64,8 +67,8 @@ async def follow_job(
 
 def _position(event_id: str) -> tuple[int, int]:
     """(attempt, iteration) of an event; before all where it is no id of ours."""
-    attempt, _, iteration = event_id.partition("-")
-    return (int(attempt), int(iteration)) if attempt.isdecimal() and iteration.isdecimal() else (-1, -1)
+    found = _EVENT.fullmatch(event_id)
+    return (-1, -1) if found is None else (int(found[1]), int(found[2]))
 
 
 @router.delete(

@@ -40,6 +40,14 @@ def ended(client: TestClient, id: str, seconds: float = 5.0) -> dict[str, object
     raise AssertionError(f"job still {job['state']} after {seconds} s")
 
 
+@pytest.mark.parametrize("last", ["1-" + "9" * 5000, "9" * 5000 + "-1", "end", "1-1-1"])
+def test_events_after_one_that_there_never_was_are_all_told(client: TestClient, last: str) -> None:
+    id = client.post("/fit", json=FIT).json()["id"]
+    ended(client, id)
+    answer = client.get(f"/jobs/{id}/events", headers={"last-event-id": last})
+    assert "event: end" in answer.text
+
+
 def test_a_fit_is_accepted_runs_and_publishes(client: TestClient, store: Store) -> None:
     answer = client.post("/fit", json=FIT)
     job = answer.json()
