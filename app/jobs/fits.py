@@ -27,7 +27,7 @@ from app.schemas import AnyJob, FitParameters, Job, ListedJob, State
 from app.settings import Settings
 from app.store.checkpoints import Checkpoints
 from app.store.shared_files import SharedFiles
-from app.store.store import Reference, Store, owner_of, timestamp
+from app.store.store import Reference, Store, owner_of
 from app.store.uploads import Staged, Uploads
 from app.supervisor import Supervisor
 from app.worker.messages import INIT_METHODS
@@ -321,8 +321,7 @@ class Fits:
             taken = self._jobs.take_over(self._store.owner, ours)
             self.uploads.sweep(self._leases.alive, self._jobs.data_files)
             self.checkpoints.sweep(self._leases.alive, self._jobs.unended)
-            oldest = datetime.now(UTC) - timedelta(days=self._settings.job_retention_days)
-            self._jobs.forget_ended(timestamp(oldest))
+            self._jobs.forget_ended(datetime.now(UTC) - timedelta(days=self._settings.job_retention_days))
             return taken
 
         def settle(taken: list[Record]) -> None:

@@ -10,6 +10,7 @@ import secrets
 import time
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Any
 
 import sqlalchemy as sql
@@ -18,7 +19,7 @@ from app.errors import InvalidFields, JobsUnavailable, Overloaded, UnknownJob
 from app.jobs.database import Database, metadata
 from app.jobs.leases import held_by, lease_of
 from app.schemas import Job, ListedJob, Progress, State
-from app.store.store import now
+from app.store.store import now, timestamp
 
 _ID = re.compile(r"[0-9a-f]{1,40}")  # others PostgreSQL may not even look for
 
@@ -280,11 +281,12 @@ class Jobs:
             ended = sql.and_(_jobs.c.id == id, _jobs.c.state.in_(ENDED))
             return connection.execute(_jobs.delete().where(ended)).rowcount > 0
 
-    def forget_ended(self, before: str) -> int:
-        """Remove the records of jobs that ended before this time; says how many."""
-        old = sql.and_(_jobs.c.state.in_(ENDED), _jobs.c.ended_at < before)
+    def forget_ended(self, before: datetime) -> int:
+        """Remove the records of jobs that ended before this time; says how many. Of younger jobs nothing is read:
+        there may be very many, and this is asked often."""
+        made = _jobs.c.id < _id_at(before.timestamp())  # what ended before was made before
         with self._database.transaction() as connection:
-            return connection.execute(_jobs.delete().where(old)).rowcount
+            return connection.execute(_jobs.delete().where(made, _jobs.c.ended_at < timestamp(before))).rowcount
 
     # -- the database -------------------------------------------------------------------------------------
 
@@ -315,7 +317,12 @@ def _full(queue_jobs: int) -> Overloaded:
 
 def new_id() -> str:
     """Sorts by time; unique whatever the clock does."""
-    return f"{time.time_ns() // 1_000_000:012x}{secrets.token_hex(8)}"
+    return _id_at(time.time()) + secrets.token_hex(8)
+
+
+def _id_at(seconds: float) -> str:
+    """What ids begin with that are made at this time, in seconds since 1970."""
+    return f"{int(1000 * seconds):012x}"
 
 
 def _progress(

@@ -3,6 +3,7 @@
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime, timedelta
 from itertools import takewhile
 from pathlib import Path
 
@@ -162,8 +163,35 @@ def test_pages_states_and_names(replicas: tuple[Replica, Replica]) -> None:
     for id in ("\0", "x", "0", "ä"):
         with pytest.raises(UnknownJob):
             replicas[0].jobs.get(id)
-    assert replicas[0].jobs.forget_ended("9") == 1
+    assert replicas[0].jobs.forget_ended(datetime.now(UTC) + timedelta(days=1)) == 1
     assert not replicas[0].jobs.delete(ids[1])  # it waits
+
+
+def test_to_forget_what_is_old_reads_nothing_of_what_is_not(tmp_path: Path) -> None:
+    """Jobs of a month, with their histories, may be gigabytes; and this is asked every few seconds."""
+    replica = Replica(f"sqlite:///{tmp_path / 'jobs.sqlite3'}", tmp_path / "models")
+
+    def steps() -> int:
+        """Of SQLite's machine."""
+        counted = []
+        with replica.database.transaction() as connection:
+            raw = connection.connection.driver_connection
+            assert raw is not None
+            raw.set_progress_handler(lambda: counted.append(1), 1)
+        replica.jobs.forget_ended(datetime.now(UTC) - timedelta(days=30))
+        raw.set_progress_handler(None, 1)
+        return len(counted)
+
+    def end_some(count: int) -> None:
+        for _ in range(count):
+            replica.add()
+            replica.jobs.succeed(replica.claim(), 1)
+
+    end_some(1)
+    few = steps()
+    end_some(100)
+    assert steps() < few + 20
+    replica.close()
 
 
 def test_the_life_of_a_job_is_written_as_told(replicas: tuple[Replica, Replica]) -> None:
