@@ -36,7 +36,10 @@ def read_input(path: Path) -> "tuple[Body, str]":
     text = sys.stdin.buffer.read() if path == STDIO else path.read_bytes()
     format = format or _sniffed(text)
     if format == "json":  # as a body it would have to hold the other fields too
-        return npy_body(as_array(_rows(text))), format
+        try:
+            return npy_body(as_array(_rows(text))), format
+        except (TypeError, ValueError):  # numpy's words are of its own
+            raise typer.BadParameter("the rows of the JSON are to hold numbers, each as many as the others") from None
     return Held(MEDIA_TYPES[format], (text,)), format
 
 
@@ -81,7 +84,7 @@ def _rows(text: bytes) -> object:
     try:
         value = json.loads(text)
         rows = value if isinstance(value, list) else next(value[name] for name in ARRAY_NAMES if name in value)
-    except (ValueError, StopIteration):
+    except (TypeError, ValueError, StopIteration, RecursionError):
         raise typer.BadParameter(
             f"the JSON is neither rows of numbers nor an object with {' or '.join(ARRAY_NAMES)}"
         ) from None

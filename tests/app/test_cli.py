@@ -129,10 +129,22 @@ def test_json_holds_rows_alone_or_as_the_service_answers(text: str) -> None:
     assert files._rows(text.encode()) == [[1, 2]]
 
 
-@pytest.mark.parametrize("text", ["[", "{}", '{"a": [[1]]}', "nan nan"])
+@pytest.mark.parametrize("text", ["[", "{}", '{"a": [[1]]}', "nan nan", "3", '"data"', "null", "[" * 100_000])
 def test_other_json_is_a_usage_error(text: str) -> None:
     with pytest.raises(Exception, match="JSON"):
         files._rows(text.encode())
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["[[1, 2], [1]]", '[["a"]]', "[[null]]", '{"data": {"base64": "AAAAAA==", "shape": [1, 1]}}', f"[[{10**30}]]"],
+)
+def test_json_rows_of_something_else_are_a_usage_error(tmp_path: Path, text: str) -> None:
+    file = tmp_path / "A.json"
+    file.write_text(text)
+    code, told = run("encode", "digits", str(file), "--url", NOWHERE)
+    assert code == 2
+    assert "to hold numbers" in " ".join(told.split())
 
 
 def test_the_curve_falls_as_the_loss_does() -> None:
