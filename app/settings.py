@@ -130,7 +130,9 @@ class Settings(BaseSettings):
     lease_seconds: Annotated[float, Field(ge=1)] = Field(
         30, description="Time after which a service that does not answer loses the jobs that it runs to others."
     )
-    job_retention_days: PositiveFloat = Field(30, description="Age at which the record of an ended job is removed.")
+    job_retention_days: Annotated[float, Field(gt=0, le=36_525)] = Field(
+        30, description="Age at which the record of an ended job is removed; at most 36525, a century."
+    )
 
     worker_start_seconds: PositiveFloat = Field(120, description="Longest start of a worker before it is replaced.")
     worker_stale_seconds: PositiveFloat = Field(10, description="Heartbeat age from which a worker is not ready.")

@@ -1,5 +1,6 @@
 """``/fit`` and ``/jobs``: from the accepted request to the published dictionary, whatever happens in between."""
 
+import math
 import threading
 import time
 from collections.abc import Iterator
@@ -180,6 +181,12 @@ def test_a_key_is_of_one_request(client: TestClient) -> None:
         answer = client.post("/fit", json=other, headers=headers)
         assert (answer.status_code, answer.json()["type"]) == (422, "idempotency-key-reused")
     assert len(client.get("/jobs").json()["jobs"]) == 1
+
+
+@pytest.mark.parametrize("days", [0.0, 36_526.0, 1e9, math.inf])
+def test_records_are_kept_for_some_time_and_a_century_at_most(days: float) -> None:
+    with pytest.raises(ValueError, match="job_retention_days"):
+        Settings(job_retention_days=days)
 
 
 def test_records_of_long_ended_jobs_are_removed(settings: Settings, worker: WorkerDouble) -> None:
