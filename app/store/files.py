@@ -48,6 +48,7 @@ class Files:
         self._root = root
         self._workplace = workplace
         self._listings: dict[str, _Listing] = {}
+        self._highest: dict[str, int] = {}  # the versions that were seen here, whatever has become of them since
 
     def sweep(self) -> None:
         """Empty what somebody removed who died before it was gone."""
@@ -88,9 +89,17 @@ class Files:
             return []
         except OSError as error:
             raise told(error) from error
+        self._note(name, versions)
         if now_ns - found.st_ctime_ns > SETTLED_NS:
             keep(self._listings, name, _Listing(found.st_ino, found.st_ctime_ns, versions.copy()))
         return versions
+
+    def _note(self, name: str, versions: Iterable[int]) -> None:
+        """What may be kept in memory of these is not to be told of another dictionary, should somebody have removed
+        their directories by hand, and with them what tells that their numbers were given."""
+        highest = max(versions, default=0)
+        if highest > self._highest.get(name, 0):
+            self._highest[name] = highest
 
     def remembered(self, name: str) -> list[int]:
         return []  # a disk that cannot be read has none of them at hand
@@ -181,22 +190,24 @@ class Files:
                 staged.mkdir()
                 for file, hashed in files.items():
                     write_durably(staged / file, hashed.content)
-                return self._claim_version(staged, self._root / name, meta, earlier)
+                return self._claim_version(staged, name, meta, earlier)
         finally:
             shutil.rmtree(staged, ignore_errors=True)
 
     def _claim_version(
-        self, staged: Path, directory: Path, meta: Callable[[int], bytes], earlier: Callable[[], int | None]
+        self, staged: Path, name: str, meta: Callable[[int], bytes], earlier: Callable[[], int | None]
     ) -> int:
         """Rename into the version after the highest that there is or was, whatever has that number."""
+        directory = self._root / name
         with self._workplace.alone():
             if (published := earlier()) is not None:
                 return published
             directory.mkdir(exist_ok=True)
-            version = max(_numbers(directory), default=0) + 1
+            version = max((self._highest.get(name, 0), *_numbers(directory))) + 1
             write_durably(staged / META_FILE, meta(version))
             fsync_directory(staged)
             staged.rename(directory / str(version))
+            self._note(name, [version])
             fsync_directory(directory)
         fsync_directory(self._root)
         return version

@@ -193,6 +193,17 @@ def test_numbers_of_what_is_removed_at_once_are_not_given_again(place: Place) ->
     assert publish(stores[0], "busy", D) > max(given)
 
 
+@pytest.mark.parametrize("removed", ["a", "a/3"])
+def test_numbers_of_what_was_removed_by_hand_are_not_given_again(opened: Store, removed: str) -> None:
+    """What the service and its worker keep in memory of one would be told of the other."""
+    for _ in range(3):
+        publish(opened, "a", D)
+    assert opened.versions("a") == [1, 2, 3]
+    shutil.rmtree(opened.root / removed)
+    assert publish(opened, "a", 2 * D) == 4
+    np.testing.assert_array_equal(opened.load("a", 4), 2 * D)
+
+
 def test_what_has_been_removed_meanwhile(place: Place) -> None:
     opened, other = place.store(), place.store()
     publish(opened, "gone", D)
