@@ -20,6 +20,8 @@ from core.conventions import EPOCHS
 from core.errors import WrongShape
 
 SLICE_BYTES = 16 * 1024 * 1024  # read, checked and handed on at a time
+MAX_PARTS = 100  # of a pattern
+MAX_DEEP = 2  # times that one says `**`: a directory is looked into as often as they share out the way to it
 
 
 @dataclass(frozen=True)
@@ -131,6 +133,9 @@ class DataFiles:
             told, parts = repr(pattern[:60]), PurePosixPath(pattern).parts
             if not parts or ".." in parts or pattern.startswith("/") or not pattern.isprintable():
                 msg = f"{told} is not taken: patterns are relative to the data directory, without `..`"
+                raise InvalidFields.at("files", index, msg=msg)
+            if len(parts) > MAX_PARTS or parts.count("**") > MAX_DEEP:
+                msg = f"{told} is not taken: a pattern has at most {MAX_PARTS} parts, and `**` {MAX_DEEP} times"
                 raise InvalidFields.at("files", index, msg=msg)
             found: set[str] = set()
             try:

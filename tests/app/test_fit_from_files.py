@@ -104,6 +104,7 @@ def test_dtypes_and_orders(
     [
         (["layer4/b.npy", "layer4/*.npy"], ["layer4/b.npy", "layer4/a.npy"]),
         (["**/*.npy"], ["layer4/a.npy", "layer4/b.npy", "layer4/deep/c.npy"]),
+        (["**/deep/**/*.npy"], ["layer4/deep/c.npy"]),
         (["layer4/?.npy"], ["layer4/a.npy", "layer4/b.npy"]),
         (["layer4/[bc].npy"], ["layer4/b.npy"]),
         (["./layer4//a.npy"], ["layer4/a.npy"]),
@@ -132,6 +133,10 @@ def test_patterns(client: TestClient, data: Path, patterns: list[str], names: li
         ("x" * 1025, "at most 1024"),
         ("x" * 300, "File name too long"),
         ("a**", "'a**'"),
+        ("**/" * 3 + "a.npy", "`**` 2 times"),
+        ("**/" * 300 + "a.npy", "`**` 2 times"),
+        ("layer4/" * 140 + "a.npy", "at most 100 parts"),
+        ("*/" * 500 + "a.npy", "at most 100 parts"),
         ("nothing/*.npy", "'nothing/*.npy' matches no file"),
         ("layer4/deep", "matches no file"),
         ("layer4/pipe.npy", "matches no file"),
