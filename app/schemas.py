@@ -2,7 +2,7 @@
 
 from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints, WithJsonSchema
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints, WithJsonSchema
 
 from app.arrays import Activations, Codes, Concepts, MaybeActivations
 from app.store.store import DictionaryRecord, Reference, check_name
@@ -40,7 +40,7 @@ EncodingFormat = Annotated[
     Literal["float", "base64"],
     Field(description="How a JSON answer holds arrays: as numbers, or as base64 text with shape and dtype."),
 ]
-MAX_CONCEPT_LABELS = 10_000  # set by one request
+MAX_LABELS, MAX_CONCEPT_LABELS = 100, 10_000  # set by one request
 ComputeDtype = Annotated[
     Dtype, Field(description="What is computed in and answered in; `float64` where digits matter more than time.")
 ]
@@ -115,13 +115,28 @@ class ImportRequest(Fields):
 Label = Annotated[str, StringConstraints(min_length=1, max_length=500)]
 
 
+LabelKey = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9._-]{1,64}$")]
+ConceptIndex = Annotated[str, StringConstraints(pattern=r"^(0|[1-9][0-9]{0,8})$")]
+
+
+def _at_most(count: int) -> BeforeValidator:
+    """Told before each of them is looked at, of which there may be a million."""
+
+    def few(value: object) -> object:
+        if isinstance(value, dict) and len(value) > count:
+            raise ValueError(f"at most {count} at a time, not {len(value)}")
+        return value
+
+    return BeforeValidator(few)
+
+
 class LabelRequest(Fields):
     """Labels to set; null removes one (RFC 7396)."""
 
-    labels: dict[Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9._-]{1,64}$")], Label | None] = Field(
-        default_factory=dict, max_length=100, description="What is noted of the dictionary, by key."
+    labels: Annotated[dict[LabelKey, Label | None], _at_most(MAX_LABELS)] = Field(
+        default_factory=dict, max_length=MAX_LABELS, description="What is noted of the dictionary, by key."
     )
-    concept_labels: dict[Annotated[str, StringConstraints(pattern=r"^(0|[1-9][0-9]{0,8})$")], Label | None] = Field(
+    concept_labels: Annotated[dict[ConceptIndex, Label | None], _at_most(MAX_CONCEPT_LABELS)] = Field(
         default_factory=dict, max_length=MAX_CONCEPT_LABELS, description="What concepts are called, by their index."
     )
 

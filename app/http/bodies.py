@@ -120,8 +120,13 @@ async def read_fields(request: Request, model: type[Model], max_bytes: int) -> M
     _refuse_encodings(request)
     if request_format(header(request.scope, b"content-type"), b"{") is not JSON:
         raise UnsupportedMediaType("fields are sent as application/json")
-    fields, _ = JSON.read(await _Incoming(request).whole(max_bytes), "")
-    return _validated(model, fields, strict=True)
+    body = await _Incoming(request).whole(max_bytes)
+
+    def parse() -> Model:
+        fields, _ = JSON.read(body, "")
+        return _validated(model, fields, strict=True)
+
+    return await aside(len(body), parse)
 
 
 async def read_body(request: Request, max_bytes: int, aligned_at: int = 0) -> memoryview:

@@ -186,6 +186,17 @@ def test_one_of_many_labels_given_twice_is_told_soon(client: TestClient, digits:
     assert "'k99999' stands in the body twice" in answer.json()["detail"]
 
 
+@pytest.mark.parametrize("field", ["labels", "concept_labels"])
+@pytest.mark.parametrize("key", ["k%d", "é%d"], ids=["keys that are right", "keys that are not"])
+def test_too_many_labels_are_told_soon(client: TestClient, digits: str, field: str, key: str) -> None:
+    labels = {key % i: "x" for i in range(300_000)}
+    begun = time.process_time()
+    answer = client.patch("/dictionaries/digits", content=json.dumps({field: labels}, ensure_ascii=False).encode())
+    assert time.process_time() - begun < SOON_SECONDS
+    assert (answer.status_code, answer.json()["errors"][0]["loc"]) == (422, [field]), answer.text
+    assert "not 300000" in answer.json()["detail"]
+
+
 def test_one_of_many_query_parameters_given_twice_is_told_soon(client: TestClient, digits: str) -> None:
     query = "&".join(f"{min(i, 9_999):x}" for i in range(10_001))
     begun = time.process_time()
