@@ -55,6 +55,7 @@ class BoundedProtocol(HttpToolsProtocol):
         self._looked = self._since
         self._received = 0  # bytes, in this phase
         self._header_bytes = 0  # of the line and headers that are being parsed
+        self._untold = 0  # bytes since the parser was last at an end, or at a part of a body: of headers, or trailers
         self._reading: _Reading | None = None
         self._refused = False
         self._refusal: AppError | None = None  # of what follows a request that is still being answered
@@ -68,17 +69,18 @@ class BoundedProtocol(HttpToolsProtocol):
         self.watch.begin(self)
 
     def data_received(self, data: bytes) -> None:
-        if self._refused or self._refusal is not None or self._phase == "lingering":
+        if self._is_refused or self._phase == "lingering":
             return
         if self._phase == "idle":
             self._enter("headers")
         if self._phase == "headers":
             self._received += len(data)
+        self._untold += len(data)
         try:
             self._parse(data)
         except httptools.HttpParserError:
             self.send_400_response("")
-        if self._phase == "headers" and self._received > self.settings.max_header_bytes and not self._refused:
+        if self._untold > self.settings.max_header_bytes and not self._is_refused:
             self._refuse_headers()
 
     def _parse(self, data: bytes) -> None:
@@ -87,6 +89,8 @@ class BoundedProtocol(HttpToolsProtocol):
         except httptools.HttpParserUpgrade as error:
             # Who asks for another protocol (HTTP/2, as Java's client does by itself) is served in this one. The
             # parser takes a body for the other's, and is at its end: a new one reads the request without that.
+            if self._is_refused:
+                return
             (end,) = error.args
             request = [self.parser.get_method(), b" ", self.url, b" HTTP/1.1\r\n"]
             for name, value in self.headers:
@@ -105,14 +109,15 @@ class BoundedProtocol(HttpToolsProtocol):
         self._header_bytes = len(self.url)
 
     def on_header(self, name: bytes, value: bytes) -> None:
+        if self._phase == "body":  # a trailer, after a body in chunks: nobody asks for any
+            return
         super().on_header(name, value)
         self._header_bytes += len(name) + len(value)
 
     def on_headers_complete(self) -> None:
-        if self._header_bytes > self.settings.max_header_bytes:
+        if self._header_bytes > self.settings.max_header_bytes and not self._is_refused:
             self._refuse_headers()
-            return
-        if self._is_read_again:
+        if self._is_refused or self._is_read_again:
             return
         self._enter("body")
         self.scope["extensions"] = EXTENSIONS
@@ -123,13 +128,14 @@ class BoundedProtocol(HttpToolsProtocol):
         super()._start_asgi_task(cycle, app)
 
     def on_body(self, body: bytes) -> None:
-        if self._refused:
+        if self._is_refused:
             return
         self._received += len(body)
+        self._untold = 0
         super().on_body(body)
 
     def on_message_complete(self) -> None:
-        if self._refused or self._is_read_again:
+        if self._is_refused or self._is_read_again:
             return
         self._enter("idle" if self.cycle.response_complete else "answer")
         super().on_message_complete()
@@ -150,12 +156,7 @@ class BoundedProtocol(HttpToolsProtocol):
             self._enter("idle")
 
     def send_400_response(self, msg: str) -> None:
-        error = MalformedRequest("this is not a request of HTTP/1.1")
-        if self._phase == "answer":  # the answer that is due is another's
-            self._refusal = error
-            self.flow.pause_reading()
-        else:
-            self._refuse(error)
+        self._refuse_next(MalformedRequest("this is not a request of HTTP/1.1"))
 
     # -- what is looked at now and then -------------------------------------------------------------------
 
@@ -202,7 +203,7 @@ class BoundedProtocol(HttpToolsProtocol):
     # -- ending it ----------------------------------------------------------------------------------------
 
     def _enter(self, phase: str) -> None:
-        self._phase, self._since, self._received = phase, self.loop.time(), 0
+        self._phase, self._since, self._received, self._untold = phase, self.loop.time(), 0, 0
 
     def _linger(self) -> None:
         """Have the client know that nothing follows, and close when it does."""
@@ -211,7 +212,20 @@ class BoundedProtocol(HttpToolsProtocol):
 
     def _refuse_headers(self) -> None:
         limit = self.settings.max_header_bytes
-        self._refuse(HeadersTooLarge(f"the request's line and headers are more than {limit} bytes"))
+        self._refuse_next(HeadersTooLarge(f"the request's line and headers are more than {limit} bytes"))
+
+    @property
+    def _is_refused(self) -> bool:
+        """Whether what comes is a request that is refused, or follows one."""
+        return self._refused or self._refusal is not None
+
+    def _refuse_next(self, error: AppError) -> None:
+        """Refuse the request that comes, after the answers that those before it are due."""
+        if self._phase == "answer":
+            self._refusal = error
+            self.flow.pause_reading()
+        else:
+            self._refuse(error)
 
     def _refuse(self, error: AppError) -> None:
         """Answer with the error's problem, unless an answer has begun, and close."""

@@ -56,11 +56,16 @@ class Socket(asyncio.Transport):
         pass
 
 
-def served(settings: Settings, sent: list[bytes], answers: int) -> Socket:
-    """What a connection to the app was written, once it has had so many answers to what it sent."""
+def served(
+    settings: Settings, sent: list[bytes], answers: int, kept: list[int] | None = None, *, fits_hang: bool = False
+) -> Socket:
+    """What a connection to the app was written, once it has had so many answers to what it sent; in ``kept`` comes
+    how many headers it held after each piece."""
 
     async def run() -> Socket:
-        app = create_app(settings, supervisor=WorkerDouble(settings))
+        worker = WorkerDouble(settings)
+        worker.fits_hang = fits_hang
+        app = create_app(settings, supervisor=worker)
         async with app.router.lifespan_context(app):
             publish(app.state.services.store, "digits", D)
             config = Config(app, http=bounded(settings), log_config=None, server_header=False)
@@ -71,6 +76,8 @@ def served(settings: Settings, sent: list[bytes], answers: int) -> Socket:
             connection.connection_made(socket)
             for data in sent:
                 connection.data_received(data)
+                if kept is not None:
+                    kept.append(len(connection.headers))
                 await asyncio.sleep(0.01)
             async with asyncio.timeout(10):
                 while state.total_requests < answers:  # noqa: ASYNC110 - uvicorn counts, and tells nobody
@@ -138,6 +145,41 @@ def test_a_request_that_asks_for_another_protocol_is_served_in_this_one(
     socket = served(settings, pieces, 3)
     assert [read(answer)[2] for answer in socket.written] == 3 * [npy(CODES)]
     assert socket.closed
+
+
+CHUNKED = b"POST /encode?dictionary=digits HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n"
+IN_CHUNKS = CHUNKED + b"".join(b"1\r\n%c\r\n" % byte for byte in BODY) + b"0\r\n"
+LINES = 100 * [1000 * b"A: 12345678901234567890\r\n"]
+ONE_LINE = [b"A: ", *(100 * [10_000 * b"x"])]
+
+
+def test_trailers_are_read_and_passed_over(settings: Settings) -> None:
+    socket = served(settings, [IN_CHUNKS + b"Content-Type: text/csv\r\n\r\n" + request()], 2)
+    assert [read(answer)[2] for answer in socket.written] == 2 * [npy(CODES)]
+
+
+@pytest.mark.parametrize("endless", [LINES, ONE_LINE], ids=["lines", "one line"])
+def test_trailers_without_an_end_are_refused(settings: Settings, endless: list[bytes]) -> None:
+    """All that came of them was kept."""
+    socket = served(settings, [IN_CHUNKS, *endless], 0)
+    assert socket.written[0].startswith(b"HTTP/1.1 431 ")
+    assert socket.closed
+
+
+@pytest.mark.parametrize("endless", [LINES, ONE_LINE], ids=["lines", "one line"])
+def test_headers_without_an_end_after_a_request_are_refused_after_its_answer(
+    settings: Settings, endless: list[bytes]
+) -> None:
+    """It may have to wait long for its answer, and what came meanwhile was kept."""
+    fit = request(path="/fit?name=a&nb_concepts=2", more="Prefer: wait=1\r\n")
+    sent = [fit + b"GET /livez HTTP/1.1\r\nHost: x\r\n", *endless]
+    kept: list[int] = []
+    socket = served(settings, sent, 1, kept, fits_hang=True)
+    answer = b"".join(socket.written)
+    assert answer.startswith(b"HTTP/1.1 202 ")
+    assert b"HTTP/1.1 431 " in answer
+    assert socket.closed
+    assert max(kept) < 10_000
 
 
 @pytest.mark.parametrize("apart", [True, False])
