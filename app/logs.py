@@ -62,5 +62,11 @@ def _as_text(_: object, __: str, event: structlog.typing.EventDict) -> str:
     exception = structlog.processors.format_exc_info(None, "", event).pop("exception", None)
     message = event.pop("event")
     event.pop("exc_info", None)
-    told = "".join(f" {key}={value}" for key, value in event.items())
+    told = "".join(f" {key}={_on_one_line(value)}" for key, value in event.items())
     return f"{level}: {message}{told}" + (f"\n{exception}" if exception else "")
+
+
+def _on_one_line(value: object) -> str:
+    """What a client sent (a path) begins no line of its own, and tells a terminal nothing."""
+    text = str(value)
+    return text if text.isprintable() else repr(text)

@@ -126,6 +126,17 @@ def test_json_lines_carry_the_request(settings: Settings, capsys: pytest.Capture
     assert told["timestamp"].endswith("Z")
 
 
+@pytest.mark.usefixtures("_logging")
+def test_a_path_begins_no_line_of_its_own(settings: Settings, capsys: pytest.CaptureFixture[str]) -> None:
+    logs.configure("text", "info")
+    settings = settings.model_copy(update={"access_log": True})
+    with TestClient(create_app(settings, supervisor=WorkerDouble(settings))) as client:
+        client.get("/x%0AERROR: forged%1b[31m")
+    (told,) = [line for line in capsys.readouterr().err.splitlines() if "path=" in line]
+    assert told.startswith("INFO: request ")
+    assert r"path='/x\nERROR: forged\x1b[31m'" in told
+
+
 def test_text_lines_and_tracebacks() -> None:
     code = """
 import logging
