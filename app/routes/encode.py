@@ -4,7 +4,7 @@ from fastapi import APIRouter, Request, Response
 
 from app.formats.answer import Scalar
 from app.http.access import take_rows
-from app.http.bodies import read_payload
+from app.http.bodies import INLINE_BINARY_BYTES, aside, read_payload
 from app.routes import examples
 from app.routes.openapi import array_answers, array_body, problems
 from app.schemas import EncodeAnswer, EncodeRequest
@@ -39,7 +39,9 @@ async def encode(request: Request, services: ServicesDep) -> Response:
         "version": record.version,
         "converged": bool(converged.all()),
     }
-    arrays = compressed_rows(codes, fields.top_k) if sparse else {"codes": codes}
+    arrays = {"codes": codes}
+    if sparse:
+        arrays = await aside(codes.nbytes, lambda: compressed_rows(codes, fields.top_k), INLINE_BINARY_BYTES)
     if fields.reconstruct:
         arrays["relative_error"] = errors[0]
     return await payload.answer(scalars, arrays, fields.encoding_format == "base64")

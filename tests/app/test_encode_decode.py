@@ -1,12 +1,14 @@
 """``/encode`` and ``/decode``: every format in and out, and the numbers that come back."""
 
 import io
+import threading
 
 import numpy as np
 import pytest
 import safetensors.numpy
 from fastapi.testclient import TestClient
 
+from app.sparse import compressed_rows
 from app.store.store import Store
 from app.worker.frames import Rows
 from app.worker.messages import Key
@@ -192,3 +194,20 @@ def test_float64_has_its_own_range(client: TestClient, digits: str) -> None:
     assert answer.json()["codes"] == [[1e39, 0]]
     refused = client.post("/encode", json={"dictionary": digits, "data": data, "dtype": "float16"})
     assert (refused.status_code, refused.json()["errors"][0]["loc"]) == (422, ["dtype"])
+
+
+@pytest.mark.parametrize(("rows", "aside"), [(1, False), (200_000, True)])
+def test_many_codes_are_compressed_in_a_thread(
+    client: TestClient, digits: str, monkeypatch: pytest.MonkeyPatch, rows: int, aside: bool
+) -> None:
+    """A hundred thousand rows of 512 concepts take the better part of a second."""
+    threads = []
+
+    def noted(codes: np.ndarray, top_k: int | None) -> dict[str, np.ndarray]:
+        threads.append(threading.current_thread().name)
+        return compressed_rows(codes, top_k)
+
+    monkeypatch.setattr("app.routes.encode.compressed_rows", noted)
+    answer = client.post("/encode?dictionary=digits&top_k=1", content=npy(np.ones((rows, 4), np.float32)))
+    assert answer.status_code == 200
+    assert [name.startswith("parse") for name in threads] == [aside]
