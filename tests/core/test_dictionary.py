@@ -153,6 +153,16 @@ def test_a_row_of_many_concepts_does_not_depend_on_its_batch(k: int) -> None:
     assert torch.equal(together[:13], dictionary.encode(A[:13]).codes)
 
 
+def test_a_row_does_not_depend_on_a_row_of_extraordinary_size_beside_it() -> None:
+    """Which is solved in units of its own: no other row is."""
+    random = np.random.default_rng(0)
+    D, Z = (random.random(shape) * (random.random(shape) < 0.2) for shape in ((700, 33), (60, 700)))
+    A = (np.logspace(-5, 5, 60)[:, None] * (Z @ D)).astype(np.float32)
+    dictionary = Dictionary(D)
+    beside = dictionary.encode(np.concatenate([A, A[:1] * np.float32(1e-20)])).codes
+    assert torch.equal(beside[:60], dictionary.encode(A).codes)
+
+
 def test_float64_on_request() -> None:
     A, _, D = planted(30, 60, 40)
     A, D = A.astype(np.float64) / 3, D.astype(np.float64) / 3
