@@ -28,6 +28,9 @@ from core.threads import threads_for
 
 REVIVE_EVERY = 5  # iterations after which dead concepts are revived
 WINDOW = 10  # iterations that the stopping rule looks back
+# A loss from statistics may be off by 5e-7·‖A‖²: next to nothing of one, or of a fall, that is this share of ‖A‖² or
+# more; and of no account where the loss is so large that less than that would end the fit.
+ROUGH_SHARE, LARGE_SHARE = 1e-5, 2e-3
 
 # Where a concept is unused, its half-vanished codes would call for entries of D beyond float32 (or the other way
 # round). One whose squared norm is below this share of ‖A‖² or below the least that has a reciprocal is taken as 0.
@@ -146,7 +149,10 @@ def alternate(
         dead = (statistics.gram.diagonal() == 0) | (gram.diagonal() == 0)
         with threads_for_elements(updated):
             loss = loss_from(statistics, updated, gram, chunks.energy)
-            loss, of_concepts, any_dead = ranks.first(loss, float(violation), bool(dead.any()))
+        loss, of_concepts, any_dead = ranks.first(loss, float(violation), bool(dead.any()))
+        if ending or _is_too_rough(loss, losses, chunks.energy):
+            (loss,) = ranks.first((yield from tell(direct_loss(chunks, Z, updated), told)))
+        with threads_for_elements(updated):
             ahead = start_from(reached, updated, not losses or loss <= losses[-1])
         reached = updated
         losses.append(loss)
@@ -156,8 +162,6 @@ def alternate(
         may_revive = bool(any_dead) and not ending and (converged or iteration % REVIVE_EVERY == 0)
         if may_revive and (yield from tell(revive(chunks, Z, reached, dead), told)):
             ahead, converged = reached, False
-        if ending:
-            loss = losses[-1] = yield from tell(direct_loss(chunks, Z, reached), told)
         past.kkt_residual, past.converged = residual, converged
         told = past.progress(max_iter, chunks.energy)
         if not ending:
@@ -238,8 +242,8 @@ def threads_for_elements(x: torch.Tensor) -> AbstractContextManager[None]:
 def loss_from(statistics: Statistics, concepts: torch.Tensor, gram: torch.Tensor, energy: float) -> float:
     """½‖A − ZD‖²_F = ½‖A‖² − ⟨AᵀZ, Dᵀ⟩ + ½⟨ZᵀZ, DDᵀ⟩, summed in float64; never below 0.
 
-    The products were rounded to float32 before, which leaves up to about 1e-7·‖A‖²: of no account for the next
-    step, but the loss that is told in the end is taken directly.
+    The products were rounded to float32 before, which leaves up to about 5e-7·‖A‖². Where that is of account, and in
+    the end, the loss is taken directly.
     """
     inner = float((statistics.cross * concepts).sum())
     return max(0.0, 0.5 * energy - inner + 0.5 * float((statistics.gram * gram).sum()))
@@ -253,6 +257,12 @@ def direct_loss(chunks: Chunks, Z: torch.Tensor, concepts: torch.Tensor) -> Gene
         loss += 0.5 * float(torch.linalg.vector_norm(error, dtype=torch.float64)) ** 2
         yield
     return chunks.ranks.total(loss)
+
+
+def _is_too_rough(loss: float, losses: list[float], energy: float) -> bool:
+    """Whether a loss from statistics is too small, or too near the last one, to tell how the fit goes on."""
+    fall = losses[-1] - loss if losses else loss
+    return loss < LARGE_SHARE * energy and min(loss, fall) < ROUGH_SHARE * energy
 
 
 def _has_settled(losses: list[float], tol: float) -> bool:

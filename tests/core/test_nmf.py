@@ -83,6 +83,25 @@ def test_the_loss_falls_to_the_last() -> None:
     assert losses[-1] <= min(losses) + rounding
 
 
+def test_a_loss_that_is_little_beside_the_activations_is_told_and_lowered_to_the_end() -> None:
+    """The rounding of the statistics, a hundredth of it or more, neither tells the loss nor ends the fit."""
+    random = np.random.default_rng(0)
+    for A, k in (
+        ((100 + random.random((600, 100))).astype(np.float32), 10),
+        ((random.random((600, 8)) @ random.random((8, 100))).astype(np.float32), 16),
+    ):
+        model = NMF(k, seed=0)
+        steps, reached = model.fit_steps(A), 0
+        for told in steps:
+            state = steps.state()
+            if state is not None and told.iteration > reached:
+                reached = told.iteration
+                direct = relative_error(A, state["Z"], state["D"])
+                assert told.relative_error == pytest.approx(direct, rel=0.03)
+        best = relative_error(A, *NMF(k, seed=0, tol=0).fit(A))
+        assert relative_error(A, model.Z_, model.D) <= max(1.01 * best, 1e-5)
+
+
 # --- every shape and scale --------------------------------------------------------------------------------------
 
 
