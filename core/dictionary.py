@@ -7,6 +7,7 @@ import numpy as np
 import torch
 
 from core import kernels
+from core.checks import check_size
 from core.chunks import slices
 from core.errors import InvalidParameter, OutOfRange
 from core.memory import free_bytes, rows_of_encode
@@ -64,6 +65,7 @@ class Dictionary:
 
     Raises:
         InvalidParameter: another dtype.
+        WrongShape: D has not two dimensions, or is empty.
     """
 
     def __init__(
@@ -78,6 +80,7 @@ class Dictionary:
         self.device = torch.device(device)
         self.dtype = dtype
         self.D = self._matrix(D).clone()
+        check_size(tuple(self.D.shape), width_name="features", name="concepts")
         self.nb_concepts, self.n_features = self.D.shape
         # concepts of extraordinary size are solved for in units of their own: z = solved / 2^exponent
         self._exponents = exponents_of(self.D.amax(dim=1))
@@ -112,6 +115,7 @@ class Dictionary:
 
         Raises:
             InvalidParameter: `tol` is not positive or `max_iter` below one.
+            WrongShape: A has no rows, or another width.
             OutOfRange: a code is too large for the dtype (large activations over tiny concepts).
         """
         if tol is None:
@@ -121,6 +125,7 @@ class Dictionary:
         if max_iter < 1:
             raise InvalidParameter(f"max_iter is {max_iter}; it must be at least 1")
         A = torch.as_tensor(A).detach()
+        check_size(tuple(A.shape), width=self.n_features, width_name="features", name="activations")
         codes, residual = self._solve_in_parts(A, tol, max_iter)
         return Encoded(codes, residual, residual <= tol)
 
@@ -128,9 +133,11 @@ class Dictionary:
         """Z·D (rows, n_features) for codes Z (rows, nb_concepts).
 
         Raises:
+            WrongShape: Z has no rows, or another width.
             OutOfRange: an activation is too large for the dtype.
         """
         Z = self._matrix(Z)
+        check_size(tuple(Z.shape), width=self.nb_concepts, width_name="concepts", name="codes")
         exponents = exponents_of(Z.amax(dim=1))
         with threads_for(float(Z.numel()) * self.n_features):
             if exponents is None:

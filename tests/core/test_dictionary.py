@@ -285,6 +285,17 @@ def test_parameters_are_checked() -> None:
         dictionary.encode(torch.ones(1, 3), max_iter=0)
 
 
+@pytest.mark.parametrize("shape", [(2000, 20), (2000, 4000), (0, 100), (100,)])
+def test_another_shape_is_refused(shape: tuple[int, ...]) -> None:
+    dictionary = Dictionary(np.ones((300, 100), np.float32))
+    with pytest.raises(errors.WrongShape, match="activations"):
+        dictionary.encode(np.ones(shape, np.float32))
+    with pytest.raises(errors.WrongShape, match="codes"):
+        dictionary.decode(np.ones(shape, np.float32))
+    with pytest.raises(errors.WrongShape, match="concepts"):
+        Dictionary(np.ones((0, 100)))
+
+
 def test_it_is_what_it_says_and_keeps_its_own_copy() -> None:
     D = torch.rand(30, 50)
     dictionary = Dictionary(D)
