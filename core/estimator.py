@@ -68,6 +68,11 @@ class Estimator:
     def n_features_in_(self) -> int:
         return self.get_dictionary().shape[1]
 
+    def get_feature_names_out(self, input_features: object = None) -> Array:
+        """Of the codes' columns, as scikit-learn has them: "nmf0", "nmf1", …; `input_features` is ignored."""
+        name = type(self).__name__.lower()
+        return np.array([f"{name}{j}" for j in range(len(self.get_dictionary()))], dtype=object)
+
     def get_params(self, deep: bool = True) -> dict[str, Any]:
         """What the constructor would take to make a model like this one, unfitted."""
         return {name: getattr(self, name) for name in inspect.signature(type(self)).parameters}

@@ -116,6 +116,13 @@ def test_in_the_middle_of_a_pipeline() -> None:
     assert pipeline["nmf"].components_.shape == (4, 20)
 
 
+def test_a_pipeline_names_the_columns_of_the_codes() -> None:
+    pipeline = make_pipeline(MaxAbsScaler(), NMF(3, seed=0, max_iter=3)).fit(A)
+    assert list(pipeline.get_feature_names_out()) == ["nmf0", "nmf1", "nmf2"]
+    with pytest.raises(errors.NotFitted):
+        NMF(3).get_feature_names_out()
+
+
 def test_a_grid_search_over_concepts() -> None:
     pipeline = make_pipeline(NMF(2, seed=0, max_iter=5), LogisticRegression())
     search = GridSearchCV(pipeline, {"nmf__nb_concepts": [1, 6], "nmf__init": ["random", None]}, cv=2)
