@@ -13,9 +13,10 @@ from core.sparse import SparseRows
 # measured time, so that the same data and seed give the same dictionary.
 SLICE_WORK = 600_000_000
 SMALLEST_CHUNK = 64
-# On a GPU, where rows of too small a chunk leave multiprocessors idle: some tens of milliseconds.
-GPU_SLICE_WORK = 2_000_000_000_000
-GPU_SMALLEST_CHUNK = 1 << 14
+# On a GPU, where rows of too small a chunk leave multiprocessors idle: some tens of milliseconds, and a multiple of
+# the rows that products do at once, 128 on each of the 132 multiprocessors of an H100.
+GPU_SLICE_WORK = 4_000_000_000_000
+GPU_SMALLEST_CHUNK = 128 * 132
 # Of a sparse chunk: sums over its rows are float32 throughout, so that the rounding of more rows would begin to show;
 # and now and then one is made dense, with this many values.
 MOST_SPARSE_ROWS, MOST_DENSE_VALUES = 8192, 1 << 22
@@ -102,7 +103,8 @@ def chunk_size(width: int, nb_concepts: int, device: torch.device) -> int:
 def rows_of_slice(work_of_row: int, device: torch.device, least: int | None = None) -> int:
     """Rows of one slice, where a row costs so many multiply-adds; so many at least."""
     if device.type == "cuda":
-        return max(GPU_SMALLEST_CHUNK if least is None else least, GPU_SLICE_WORK // work_of_row)
+        rows = max(GPU_SMALLEST_CHUNK if least is None else least, GPU_SLICE_WORK // work_of_row)
+        return rows - rows % GPU_SMALLEST_CHUNK if rows > GPU_SMALLEST_CHUNK else rows
     return max(SMALLEST_CHUNK if least is None else least, SLICE_WORK // work_of_row)
 
 

@@ -6,14 +6,16 @@ Not yet run on a GPU: what is here is held to `core.kernels.reference` by Triton
 import torch
 
 from core.kernels import cpu, tiles
+from core.kernels.precision import Precision, product
 from core.kernels.prepared import Prepared
 from core.kernels.records import FEW_ROWS, Record, Records, record_of
 from core.kernels.rounds import ROUGH, ROUGH_ROUNDS, Encode, Solved, size_for
 
-# --- descent: columns of a block, those among them that go one by one in registers, and the depth of a product's step
-BLOCK, PART, DEPTH = 128, 16, 32
-# Rows of a program: as many as still leave one for each multiprocessor, since a block of B is read once for all.
-MOST_ROWS, LEAST_ROWS = 128, 16
+# --- descent: columns of a block, whose gradients are one product of all rows, so wide that moves can be read as fast
+# as they are multiplied; those among them that go one by one in registers; and the depth of a product there
+BLOCK, PART, DEPTH = 512, 16, 32
+ROWS = 32  # of a program, which is a warp: a row each thread
+LOOK_AFTER = 16  # sweeps after which the host asks whether any row still goes; a fit's iterations take fewer
 
 # Sweeps that go on to this share of the first's progress or beyond are meant to arrive, which three products allow.
 ITERATING_SHARE = 1e-4
@@ -22,19 +24,37 @@ ITERATING_SHARE = 1e-4
 def descend(
     Z: torch.Tensor, G: torch.Tensor, B: torch.Tensor, inverse: torch.Tensor, max_sweeps: int, share: float
 ) -> torch.Tensor:
-    """See `core.kernels.descend`. Holds as much as Z beside it, and BLOCK numbers a row."""
+    """See `core.kernels.descend`. Holds as much as Z beside it, and 2·BLOCK numbers a row; halves of it for the while
+    of a product where it is meant to arrive.
+
+    More than BLOCK concepts go block by block: a product for all rows, then a sweep of the block by tiles of rows.
+    """
     violation = (torch.where(Z > 0, G, G.clamp(max=0)).square_() * inverse).sum(dim=1)
+    precision = Precision.TF32 if share >= ITERATING_SHARE else Precision.SPLIT
     rows, k = Z.shape
-    of_program = rows_of_program(rows, Z.device)
-    programs = -(-rows // of_program)
-    precision = "tf32" if share >= ITERATING_SHARE else "tf32x3"
-    moves, g_block = torch.zeros_like(Z), Z.new_empty(programs * of_program, BLOCK)
-    with torch.cuda.device_of(Z):  # type: ignore[no-untyped-call]
-        tiles.descend[(programs,)](
-            Z, G, moves, g_block, B, inverse, rows, k, max_sweeps, share,
-            ROWS=of_program, BLOCK=BLOCK, PART=PART, DEPTH=DEPTH, PRECISION=precision,
-            num_warps=8 if of_program == MOST_ROWS else 4, num_stages=3,
+    moves, progress, first = torch.zeros_like(Z), Z.new_zeros(rows), Z.new_zeros(rows)
+    going = torch.ones(rows, dtype=torch.int32, device=Z.device)
+
+    def launch(block: int, sweep: int, sweeps: int, product_of_moves: torch.Tensor, steps: torch.Tensor) -> None:
+        tiles.descend[(-(-rows // ROWS),)](
+            Z, G, product_of_moves, steps, moves, B, inverse, going, progress, first,
+            rows, k, product_of_moves.shape[1], block, sweep, sweeps, share,
+            ROWS=ROWS, BLOCK=BLOCK, PART=PART, DEPTH=DEPTH, ALONE=k <= BLOCK, EVEN=k % PART == 0,
+            PRECISION="tf32" if precision is Precision.TF32 else "tf32x3", num_warps=1, num_stages=3,
         )  # fmt: skip
+
+    with torch.cuda.device_of(Z):  # type: ignore[no-untyped-call]
+        if k <= BLOCK:
+            launch(0, 0, max_sweeps, G, moves)
+            return violation
+        steps = Z.new_empty(rows, BLOCK)
+        for sweep in range(max_sweeps):
+            if sweep and sweep % LOOK_AFTER == 0 and not bool(going.any()):
+                break
+            for block, start in enumerate(range(0, k, BLOCK)):
+                before = start if sweep == 0 else k  # nothing to the right has moved in the first sweep
+                of_block = B[start : start + BLOCK, :before]  # by rows, as B is symmetric and tensor cores want it
+                launch(block, sweep, 1, product(moves[:, :before], of_block.T, precision), steps)
     return violation
 
 
@@ -92,16 +112,3 @@ def _by_rounds(encode: Encode) -> Solved:
         encode.lower(min(encode.room, size_for(told.widest)))
         rounds += 1
         precise = precise or rounds >= ROUGH_ROUNDS or float(told.relative.max()) <= ROUGH
-
-
-def rows_of_program(rows: int, device: torch.device) -> int:
-    """Of a descent, a power of two."""
-    most = MOST_ROWS
-    while most > LEAST_ROWS and rows <= most * (multiprocessors(device) - 1):
-        most //= 2
-    return most
-
-
-def multiprocessors(device: torch.device) -> int:
-    """1 on the CPU, for Triton's interpreter."""
-    return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 1

@@ -4,6 +4,7 @@ The instructions of tensor cores that the tiles use are printed. Not under TRITO
 """
 
 import re
+from itertools import product
 from typing import Any
 
 import core.threads  # noqa: F401 (before torch)
@@ -15,9 +16,11 @@ from triton.compiler import ASTSource
 from core.kernels import bounded, cuda, rounds, tiles, working_sets
 
 H100 = GPUTarget("cuda", 90, 32)
-WHOLE_NUMBERS = {"k", "d", "max_sweeps", "room", "size", "stride", "most", "charge", "added", "usual"}
+WHOLE_NUMBERS = {
+    "k", "d", "block", "sweep", "sweeps", "room", "size", "stride", "most", "charge", "added", "usual",
+}  # fmt: skip
 NUMBERS = {"share", "least"}
-OF_WHOLE_NUMBERS = {"rows", "chosen", "wanted", "widths", "spent"}
+OF_WHOLE_NUMBERS = {"rows", "chosen", "wanted", "widths", "spent", "going"}
 ALIGNED = {"k", "d", "room", "size", "stride"}
 
 
@@ -39,16 +42,16 @@ def compiled(kernel: Any, constants: dict[str, Any], *, numbers: frozenset[str] 
 
 
 def main() -> None:
-    shape = {"BLOCK": cuda.BLOCK, "PART": cuda.PART, "DEPTH": cuda.DEPTH, "PRECISION": "tf32"}
-    for rows in (cuda.LEAST_ROWS, cuda.MOST_ROWS):
+    shape = {"ROWS": cuda.ROWS, "BLOCK": cuda.BLOCK, "PART": cuda.PART, "DEPTH": cuda.DEPTH}
+    for alone, even, precision in product((True, False), (True, False), ("tf32", "tf32x3")):
         ptx = compiled(
             tiles.descend,
-            {"ROWS": rows, **shape},
+            shape | {"ALONE": alone, "EVEN": even, "PRECISION": precision},
             numbers=frozenset({"rows"}),
-            num_warps=8 if rows == cuda.MOST_ROWS else 4,
+            num_warps=1,
             num_stages=3,
         )
-        print(rows, *sorted(set(re.findall(r"wgmma.mma_async\S*tf32|mma.sync\S*tf32\S*", ptx))))
+        print(precision, *sorted(set(re.findall(r"mma.sync\S*tf32\S*", ptx))))
     for width, resident in ((16, True), (rounds.RESIDENT, True), (rounds.ROOM, False)):
         compiled(bounded.minimise, {"SIZE": width, "DEPTH": 16, "RESIDENT": resident}, num_warps=rounds.warps(width))
     for width in (1024, 16384):

@@ -38,10 +38,14 @@ def problem(
     return A, D, kernels.gram(D), Z
 
 
-# one column and one row; ends of parts and of blocks; more than a program's rows, and than a block's columns
-@pytest.mark.parametrize(("rows", "k", "d"), [(1, 1, 2), (3, 5, 4), (17, 32, 30), (20, 65, 90), (3, 161, 40)])
+# one column and one row; ends of parts and of a product's depth; more than a program's rows
+@pytest.mark.parametrize(("rows", "k", "d"), [(1, 1, 2), (3, 5, 4), (33, 32, 30), (20, 65, 90), (3, 80, 40)])
 @pytest.mark.parametrize("share", [0.0, 0.01])
-def test_descend_gives_the_iterates_of_the_definition(rows: int, k: int, d: int, share: float) -> None:
+@pytest.mark.parametrize("block", [512, 32])  # one for all columns, and several where there are more
+def test_descend_gives_the_iterates_of_the_definition(
+    rows: int, k: int, d: int, share: float, block: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cuda, "BLOCK", block)
     A, D, B, Z = problem(rows, k, d, seed=k, zero_concepts=k // 10)
     G = Z @ B - A @ D.T
     expected, gradient = Z.double().numpy(), G.double().numpy()
@@ -56,8 +60,11 @@ def test_descend_gives_the_iterates_of_the_definition(rows: int, k: int, d: int,
     np.testing.assert_allclose(violation.numpy(), before, rtol=1e-3, atol=1e-4)
 
 
-def test_descend_stops_each_row_by_itself() -> None:
+@pytest.mark.parametrize("block", [512, 16])
+def test_descend_stops_each_row_by_itself(block: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Rows of one tile of which one has arrived, one needs many sweeps, and one is empty; alone and together."""
+    monkeypatch.setattr(cuda, "BLOCK", block)
+    monkeypatch.setattr(cuda, "LOOK_AFTER", 2)
     A, D, B, Z = problem(3, 20, 30, seed=1)
     inverse = kernels.inverse_diagonal(B)
     A[2], Z[2] = 0, 0
@@ -322,7 +329,7 @@ def test_the_compiler_takes_the_kernels(tmp_path: Path) -> None:
         timeout=110,
     )
     assert run.returncode == 0, run.stderr
-    assert "wgmma.mma_async" in run.stdout
+    assert run.stdout.count("mma.sync") == 8  # each way that a descent may be compiled
 
 
 def test_nan_is_not_hidden() -> None:

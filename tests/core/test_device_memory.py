@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from core import NMF, Dictionary, errors, memory
+from core.chunks import chunk_size, rows_of_slice
 from core.dictionary import LARGEST_GRAM, LARGEST_GRAM_ON_GPU, largest_gram
 from tests.core.problems import planted
 
@@ -52,6 +53,12 @@ def test_a_fit_that_cannot_fit_is_refused_before_any_work(monkeypatch: pytest.Mo
         next(NMF(5).fit_steps(A))
     monkeypatch.setattr("core.memory.free_bytes", lambda device: needed)
     NMF(5, max_iter=1).fit(A)
+
+
+@pytest.mark.parametrize("k", [8, 512, 4096, 10_000])
+def test_slices_of_a_gpu_leave_no_multiprocessor_of_an_h100_idle(k: int) -> None:
+    assert chunk_size(768, k, GPU) % (128 * 132) == 0
+    assert rows_of_slice(10**11, GPU, least=5) == 40
 
 
 def test_the_cpus_memory_is_not_asked_for() -> None:

@@ -44,9 +44,10 @@ def test_each_product_has_the_precision_asked_for(precision: str, most: float) -
 # --- descent ----------------------------------------------------------------------------------------------------
 
 
-# tiles of 16 to 128 rows; ends of parts and blocks
+# ends of tiles, parts and blocks; of the last two, one block is not enough
 @pytest.mark.parametrize(
-    ("rows", "k", "d"), [(1, 1, 2), (20, 65, 90), (300, 300, 200), (5000, 130, 60), (40000, 96, 50)]
+    ("rows", "k", "d"),
+    [(1, 1, 2), (20, 65, 90), (300, 300, 200), (40000, 96, 50), (300, 1100, 200), (20000, 1024, 100)],
 )
 @pytest.mark.parametrize(("share", "close"), [(0.01, 2e-2), (1e-10, 1e-4)])
 def test_descend_is_the_definitions(rows: int, k: int, d: int, share: float, close: float) -> None:
@@ -66,9 +67,10 @@ def test_descend_is_the_definitions(rows: int, k: int, d: int, share: float, clo
     torch.testing.assert_close(violation, told, rtol=1e-3, atol=1e-4)
 
 
-def test_the_host_waits_for_nothing_within_an_iteration() -> None:
-    A, Z, D = on_gpu(*planted(20000, 64, 96, seed=1))
-    chunks = Chunks(A, 96)
+@pytest.mark.parametrize("k", [96, 1024])
+def test_the_host_waits_for_nothing_within_an_iteration(k: int) -> None:
+    A, Z, D = on_gpu(*planted(20000, 64, k, seed=1))
+    chunks = Chunks(A, k)
     run(chunks.survey())
     concepts = D.T.contiguous()
 
