@@ -1,6 +1,7 @@
 """Encodes of few rows on a CUDA device, recorded: see `core.kernels.cuda.solve`."""
 
 from collections.abc import Callable
+from functools import cache
 from threading import Lock
 from typing import Any
 
@@ -14,6 +15,9 @@ FEW_ROWS = 16
 MOST_RECORDS = 16  # for one D; who asks for a new tolerance each time has none recorded
 
 Records = dict[Any, "Record | None"]
+
+# One at a time is made or played: torch records one graph at a time, and they share cuBLAS's workspace.
+_in_use = Lock()
 
 
 def record_of(records: Records, key: Any, make: Callable[[], "Record"]) -> "Record | None":
@@ -36,16 +40,22 @@ def recorded(work: Callable[[], None], device: torch.device) -> Callable[[], obj
     """
     if device.type != "cuda":
         return work
-    aside = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+    aside = _aside(device)
     aside.wait_stream(torch.cuda.current_stream(device))
     with torch.cuda.stream(aside):
-        work()  # compiles, which must not happen within a graph
+        work()  # compiles, and gives cuBLAS its workspace, neither of which must happen within a graph
     torch.cuda.current_stream(device).wait_stream(aside)
     graph = torch.cuda.CUDAGraph()
-    # what other threads ask of the device is theirs
-    with torch.cuda.graph(graph, capture_error_mode="thread_local"):
+    # on that stream, since torch's own for graphs is one for all devices; what other threads ask of it is theirs
+    with torch.cuda.graph(graph, stream=aside, capture_error_mode="thread_local"):
         work()
     return graph.replay
+
+
+@cache
+def _aside(device: torch.device) -> torch.cuda.Stream:
+    """One for all that is recorded on a device: cuBLAS keeps a workspace of 32 MiB for each stream it has seen."""
+    return torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
 
 
 class Record:
@@ -59,25 +69,26 @@ class Record:
         rows, device = len(encode.A), encode.A.device
         self._encode = encode
         self._widest = torch.zeros(rows, dtype=torch.int32, device=device)
-        self._in_use = Lock()
-        self._begin = recorded(self._first_rounds, device)
-        self._begin()
-        self._go_on = recorded(self._round, device)
+        with _in_use:
+            self._begin = recorded(self._first_rounds, device)
+            self._begin()
+            self._go_on = recorded(self._round, device)
 
     def solve(self, A: torch.Tensor) -> Solved | None:
         """None where a row wants a larger working set than there is room for."""
         n, encode = len(A), self._encode
-        with self._in_use:
+        with _in_use:
             encode.A[:n] = A
             encode.A[n:] = 0
             self._begin()
             while True:
-                told = encode.told()
-                if int(self._widest.max()) > encode.room:
+                # copied before the host waits: who comes next, by whatever stream, finds all done
+                Z, residual = encode.Z[:n].clone(), encode.residual[:n].clone()
+                told = encode.told(self._widest)
+                if told.widest > encode.room:
                     return None
                 if not bool(encode.going(told).any()):
-                    given_up = bool((told.relative > encode.tol).any())
-                    return Solved(encode.Z[:n].clone(), encode.residual[:n].clone(), given_up)
+                    return Solved(Z, residual, bool((told.relative > encode.tol).any()))
                 self._go_on()
 
     def _first_rounds(self) -> None:

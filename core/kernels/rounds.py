@@ -115,8 +115,10 @@ class Encode:
         """Concepts of the largest working set after so many rounds, if there is room: one at most doubles it."""
         return min(self.room, ADDED << rounds)
 
-    def told(self) -> Told:
-        relative, spent, wanted = torch.stack((self.rows.relative, self.rows.spent, self.rows.wanted)).cpu().unbind()
+    def told(self, wanted: torch.Tensor | None = None) -> Told:
+        """`wanted`: by each row, where it is not what it wants now; all in one copy."""
+        wanted = self.rows.wanted if wanted is None else wanted
+        relative, spent, wanted = torch.stack((self.rows.relative, self.rows.spent, wanted)).cpu().unbind()
         return Told(relative, spent, int(wanted.max()))
 
     def going(self, told: Told) -> torch.Tensor:
