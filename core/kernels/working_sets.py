@@ -68,13 +68,14 @@ def choose(
         joining = tl.minimum(joining, tl.sum(others.to(tl.int32), axis=0))
         # The score that just lets so many join, bit by bit: scores in the order of whole numbers.
         score = (-g * s).to(tl.int32, bitcast=True)
-        score = tl.where(score < 0, score ^ 0x7FFFFFFF, score).to(tl.int64)
+        score = tl.where(score < 0, score ^ 0x7FFFFFFF, score)
         low, high = tl.full([], -(1 << 31), tl.int64), tl.full([], 1 << 31, tl.int64)
         for _ in range(32):
             middle = (low + high) >> 1
-            enough = tl.sum((others & (score >= middle)).to(tl.int32), axis=0) >= joining
+            enough = tl.sum((others & (score >= middle.to(tl.int32))).to(tl.int32), axis=0) >= joining
             low, high = tl.where(enough, middle, low), tl.where(enough, high, middle)
-        above, level = others & (score > low), others & (score == low)
+        least = low.to(tl.int32)
+        above, level = others & (score > least), others & (score == least)
         still = joining - tl.sum(above.to(tl.int32), axis=0)
         taken = used | above | (level & (tl.cumsum(level.to(tl.int32), axis=0) <= still))
         count = support + joining
