@@ -10,7 +10,7 @@ from core import kernels
 from core.checks import check_size
 from core.chunks import slices
 from core.errors import InvalidParameter, OutOfRange
-from core.memory import free_bytes, rows_of_encode
+from core.memory import free_bytes, is_small_encode, rows_of_encode
 from core.scaling import exponents_of, times_power_of_two
 from core.threads import threads_for
 
@@ -151,7 +151,8 @@ class Dictionary:
 
     def _solve_in_parts(self, A: torch.Tensor, tol: float, max_iter: int) -> tuple[torch.Tensor, torch.Tensor]:
         """As many rows at a time as the device has memory for; those of another dtype are converted part by part."""
-        budget = free_bytes(self.device)
+        small = is_small_encode(len(A), self.nb_concepts, self.n_features)
+        budget = None if small else free_bytes(self.device)
         if budget is None:
             return self._solve(self._matrix(A), tol, max_iter)
         codes = torch.empty(len(A), self.nb_concepts, dtype=self.dtype, device=self.device)

@@ -17,11 +17,17 @@ ENCODE_CODES, ENCODE_FEATURES = 6, 5
 # Of a row of a fit's chunk: cross products, gradients, moves and each factor's halves; the chunk and its halves.
 FIT_CODES, FIT_FEATURES = 8, 4
 WORKING_SETS = 3 << 30  # bytes for the grams of working sets, their concepts and what gathers them
+# An encode whose rows take no more than this is not planned: to ask what is free takes as long as to encode a row.
+SMALL_ENCODE = 1 << 24
 
 
 def encode_bytes(rows: int, nb_concepts: int, n_features: int) -> int:
     """What an encode of so many rows takes at its peak beside the prepared dictionary."""
     return WORKING_SETS + rows * _encode_row(nb_concepts, n_features)
+
+
+def is_small_encode(rows: int, nb_concepts: int, n_features: int) -> bool:
+    return rows * _encode_row(nb_concepts, n_features) <= SMALL_ENCODE
 
 
 def rows_of_encode(nb_concepts: int, n_features: int, budget: int) -> int:

@@ -38,6 +38,10 @@ def test_an_encode_is_split_by_what_is_free(monkeypatch: pytest.MonkeyPatch) -> 
 
     monkeypatch.setattr(Dictionary, "_solve", counted)
     monkeypatch.setattr("core.dictionary.free_bytes", lambda device: memory.encode_bytes(20, 12, 30) + 4 * 50 * 12)
+    Dictionary(D).encode(A)
+    assert solved == [50]  # so few that nobody asks
+    solved.clear()
+    monkeypatch.setattr(memory, "SMALL_ENCODE", 0)
     parts = Dictionary(D).encode(torch.from_numpy(A).to(torch.float64))
     assert solved == [20, 20, 10]
     assert torch.equal(parts.codes, whole.codes)

@@ -212,6 +212,7 @@ def test_an_encode_larger_than_memory_is_split(monkeypatch: pytest.MonkeyPatch) 
     whole = dictionary.encode(A).codes
     budget = memory.encode_bytes(100, 300, 60) + whole.nbytes
     monkeypatch.setattr("core.dictionary.free_bytes", lambda device: budget)
+    monkeypatch.setattr(memory, "SMALL_ENCODE", 0)
     torch.testing.assert_close(dictionary.encode(A).codes, whole, rtol=1e-3, atol=1e-4 * float(whole.max()))
 
 
