@@ -11,7 +11,9 @@ case is written as soon as it is done, so that a run that is cut off keeps what 
 import argparse
 import json
 import math
+import sys
 import time
+import traceback
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -300,6 +302,7 @@ def main() -> None:
     bench = Bench(given.device, given.quick, time.monotonic() + given.seconds, output)
     bench.record("made", circumstances(given.device) | {"command": "python -m benchmarks.gpu"})
     bench.record("rates", rates(bench))
+    failed = False
     for name, case in cases(bench):
         if bench.left() < 0:
             bench.record(name, {"left_out": f"{given.seconds:.0f} s were over"})
@@ -308,8 +311,15 @@ def main() -> None:
             bench.record(name, case())
         except torch.OutOfMemoryError as error:
             bench.record(name, {"left_out": str(error)})
+        except Exception as error:  # the others are to be had all the same
+            traceback.print_exc()
+            bench.record(name, {"failed": f"{type(error).__name__}: {error}"})
+            failed = True
         if given.device.type == "cuda":
-            torch.cuda.empty_cache()
+            with suppress(torch.AcceleratorError):  # of a device that has failed, which the next case tells
+                torch.cuda.empty_cache()
+    if failed:
+        sys.exit(1)
 
 
 if __name__ == "__main__":

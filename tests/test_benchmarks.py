@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from benchmarks import report
+from benchmarks import gpu, report
 from benchmarks.cases import NAMES, OF_THE_CORE, OF_THE_SERVICE
 from benchmarks.figures import Figure, Result, Table, number
 from benchmarks.measure import dead_concepts, excess, loss_of, relative_error, row_losses
@@ -102,6 +102,20 @@ def test_a_quick_run_of_what_a_gpu_is_asked(tmp_path: Path) -> None:
         if name not in ("made", "rates"):
             assert figures["ratio"] > 0, name
             assert f"{name}: {json.dumps(figures)}" in run.stdout
+
+
+def test_a_case_that_fails_on_a_gpu_leaves_the_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails() -> dict[str, object]:
+        raise RuntimeError("CUDA error")
+
+    output = tmp_path / "gpu.json"
+    monkeypatch.setattr(gpu, "rates", lambda bench: {})
+    monkeypatch.setattr(gpu, "cases", lambda bench: [("first", fails), ("second", lambda: {"ratio": 1})])
+    monkeypatch.setattr(sys, "argv", ["gpu", "--device", "cpu", "--output", str(output)])
+    with pytest.raises(SystemExit, match="1"):
+        gpu.main()
+    told = json.loads(output.read_text())
+    assert (told["first"], told["second"]) == ({"failed": "RuntimeError: CUDA error"}, {"ratio": 1})
 
 
 def test_an_unknown_case_is_refused_with_those_there_are() -> None:
