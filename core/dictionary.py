@@ -10,6 +10,7 @@ from core import kernels
 from core.checks import check_size
 from core.chunks import slices
 from core.errors import InvalidParameter, OutOfRange
+from core.kernels.precision import Precision, product
 from core.memory import free_bytes, is_small_encode, rows_of_encode
 from core.scaling import exponents_of, times_power_of_two
 from core.threads import threads_for
@@ -141,9 +142,10 @@ class Dictionary:
         exponents = exponents_of(Z.amax(dim=1))
         with threads_for(float(Z.numel()) * self.n_features):
             if exponents is None:
-                A = Z @ self.D
+                A = product(Z, self.D, Precision.FLOAT32)
             else:
-                A = times_power_of_two(times_power_of_two(Z, -exponents[:, None]) @ self.D, exponents[:, None])
+                ordinary = times_power_of_two(Z, -exponents[:, None])
+                A = times_power_of_two(product(ordinary, self.D, Precision.FLOAT32), exponents[:, None])
         return _in_range(A, "activations")
 
     def _matrix(self, x: torch.Tensor | np.ndarray[Any, Any]) -> torch.Tensor:
