@@ -1,63 +1,86 @@
-"""``python -m tests.core.compiled``: machine code of the Triton kernels for an H100, made without one.
+"""``python -m tests.core.compiled``: the Triton kernels for an H100, compiled without one, as they are launched.
 
-The instructions of tensor cores that the tiles use are printed. Not under TRITON_INTERPRET.
+The host's code runs on the CPU, on numbers that mean nothing; what it launches is compiled for what it was launched
+with, and not run. Printed is of each kernel how often it was compiled, and how often for tensor cores. Not under
+TRITON_INTERPRET.
 """
 
 import re
-from itertools import product
+from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from typing import Any
 
 import core.threads  # noqa: F401 (before torch)
 
-import triton  # isort: skip
+import torch  # isort: skip
 from triton.backends.compiler import GPUTarget
-from triton.compiler import ASTSource
+from triton.runtime import driver
+from triton.runtime.jit import JITFunction
 
+from core import kernels
 from core.kernels import bounded, cuda, rounds, tiles, working_sets
 
-H100 = GPUTarget("cuda", 90, 32)
-WHOLE_NUMBERS = {
-    "k", "d", "block", "sweep", "sweeps", "room", "size", "stride", "most", "charge", "added", "usual",
-}  # fmt: skip
-NUMBERS = {"share", "least"}
-OF_WHOLE_NUMBERS = {"rows", "chosen", "wanted", "widths", "spent", "going"}
-ALIGNED = {"k", "d", "room", "size", "stride"}
+
+class H100:
+    """As much of a driver as compiling asks for."""
+
+    def get_current_target(self) -> GPUTarget:
+        return GPUTarget("cuda", 90, 32)
+
+    def get_current_device(self) -> int:
+        return 0
+
+    def get_current_stream(self, device: int) -> int:
+        return 0
 
 
-def compiled(kernel: Any, constants: dict[str, Any], *, numbers: frozenset[str] = frozenset(), **options: int) -> str:
-    """As it would be launched there: arrays aligned, sizes multiples of sixteen."""
-    kinds = dict.fromkeys(OF_WHOLE_NUMBERS, "*i32") | dict.fromkeys(WHOLE_NUMBERS | numbers, "i32")
-    kinds |= dict.fromkeys(NUMBERS, "fp32") | dict.fromkeys(constants, "constexpr")
-    signature = {name: kinds.get(name, "*fp32") for name in kernel.arg_names}
-    place = {name: (i,) for i, name in enumerate(kernel.arg_names)}
-    aligned = [name for name, kind in signature.items() if kind.startswith("*") or name in ALIGNED]
-    source = ASTSource(
-        kernel,
-        signature,
-        constexprs={place[name]: value for name, value in constants.items()},
-        attrs={place[name]: [["tt.divisibility", 16]] for name in aligned},
-    )
-    text: str = triton.compile(source, target=H100, options=options).asm["ptx"]
-    return text
+def compile_only(kernel: Any, grid: object) -> Callable[..., None]:
+    def launch(*given: Any, **constants: Any) -> None:
+        kernel.run(*given, grid=grid, warmup=True, **constants)
+
+    return launch
+
+
+def descend(rows: int, k: int, share: float) -> None:
+    Z, G, B = torch.rand(rows, k), torch.rand(rows, k), torch.rand(k, k)
+    cuda.descend(Z, G, B, torch.rand(k), 2, share)
+
+
+def encode(rows: int, k: int, d: int, *, hold_gram: bool = True) -> None:
+    """The first sizes of working sets, and one beyond the usual."""
+    encode = rounds.Encode(torch.rand(rows, d), kernels.prepare(torch.rand(k, d), hold_gram=hold_gram), 1e-6, 300)
+    encode.begin()
+    for size in (rounds.size_for(encode.room),) if encode.all_chosen else (64, 128, rounds.ROOM, 2 * rounds.ROOM):
+        if size > encode.room and not encode.all_chosen:
+            encode.make_room(size)
+        encode.look(precise=True)
+        encode.rows.chosen.zero_()
+        encode.rows.wanted.fill_(1)
+        encode.lower(size)
+
+
+def compiled(kernel: Any) -> Iterator[str]:
+    """The PTX of each way in which it was compiled."""
+    for caches in kernel.device_caches.values():
+        for made in caches[0].values():
+            yield made.asm["ptx"]
 
 
 def main() -> None:
-    shape = {"ROWS": cuda.ROWS, "BLOCK": cuda.BLOCK, "PART": cuda.PART, "DEPTH": cuda.DEPTH}
-    for alone, even, precision in product((True, False), (True, False), ("tf32", "tf32x3")):
-        ptx = compiled(
-            tiles.descend,
-            shape | {"ALONE": alone, "EVEN": even, "PRECISION": precision},
-            numbers=frozenset({"rows"}),
-            num_warps=1,
-            num_stages=3,
-        )
-        print(precision, *sorted(set(re.findall(r"mma.sync\S*tf32\S*", ptx))))
-    for width, resident in ((16, True), (rounds.RESIDENT, True), (rounds.ROOM, False)):
-        compiled(bounded.minimise, {"SIZE": width, "DEPTH": 16, "RESIDENT": resident}, num_warps=rounds.warps(width))
-    for width in (1024, 16384):
-        compiled(working_sets.choose, {"WIDTH": width, "ALL": False}, num_warps=8)
-    compiled(working_sets.gather, {"SIZE": rounds.ROOM, "DEPTH": rounds.GATHERED}, num_warps=4)
-    compiled(working_sets.residuals, {"BLOCK": rounds.FEATURES, "DEPTH": 32}, num_warps=4)
+    driver.set_active(H100())
+    JITFunction.__getitem__ = compile_only
+    torch.cuda.device_of = lambda tensor: nullcontext()  # type: ignore[assignment,misc]
+    for share in (1e-2, 1e-10):
+        for rows, k in ((1, 1), (40, 65), (40, 96), (300, 1100), (300, 1024)):
+            descend(rows, k, share)
+    for rows, k, d in ((3, 1, 3), (40, 20, 60), (12, 256, 100), (40, 600, 100), (16, 1024, 768)):
+        encode(rows, k, d)
+    encode(4, 600, 100, hold_gram=False)
+    of_encodes = bounded.minimise, working_sets.choose, working_sets.gather, working_sets.residuals
+    for kernel in (tiles.descend, *of_encodes):
+        texts = list(compiled(kernel))
+        on_tensor_cores = [text for text in texts if re.search(r"mma.sync\S*tf32", text)]
+        print(f"{kernel.fn.__name__}: compiled {len(texts)} times, {len(on_tensor_cores)} for tensor cores")
 
 
 if __name__ == "__main__":
