@@ -89,9 +89,11 @@ def minimise(
     made_before = tl.load(spent + i)
     left = most - made_before
     of_gram, vector = grams + i * stride, vectors + i * SIZE
+    # of a row of the gram all columns are read, four at once, also what is not used or not defined of them
+    columns = (j < size)[None, :]
     if RESIDENT:
-        both = used[:, None] & used[None, :]
-        gram = tl.load(of_gram + j[:, None] * size + j[None, :], mask=both, other=0.0) * s[:, None] * s[None, :]
+        gram = tl.load(of_gram + j[:, None] * size + j[None, :], mask=used[:, None] & columns, other=0.0)
+        gram = tl.where(used[None, :], gram, 0.0) * s[:, None] * s[None, :]
 
     free = _free(z, g)
     p, product_of_p, step = _direction(z, g, free, free), tl.zeros([SIZE], tl.float32), tl.zeros([SIZE], tl.float32)
@@ -109,9 +111,9 @@ def minimise(
             for first in range(0, size, DEPTH):
                 m = first + tl.arange(0, DEPTH)
                 x_m = tl.load(vector + m, mask=m < size, other=0.0)
-                read = (x_m != 0)[:, None] & used[None, :]  # nothing, where nothing moves
+                read = (x_m != 0)[:, None] & columns  # nothing, where nothing moves
                 sums += x_m[:, None] * tl.load(of_gram + m[:, None] * size + j[None, :], mask=read, other=0.0)
-            y = s * tl.sum(sums, axis=0)
+            y = tl.where(used, s * tl.sum(sums, axis=0), 0.0)
         made += 1
         if trying:
             falls = tl.sum(step * (2 * g + y), axis=0) < 0

@@ -145,7 +145,7 @@ class Encode:
             self.Z, rows.g, rows.chosen, self.scale, grams, rows.index, rows.norms, rows.relative, rows.wanted,
             rows.spent, rows.norms.new_empty(n, width), self.k, self.room, size, stride,
             share, LAST_SHARE * self.tol, self.most, LEAST_PRODUCTS,
-            SIZE=width, DEPTH=max(1, min(width, 32, (1 << 14) // width)), RESIDENT=width <= RESIDENT,
+            SIZE=width, DEPTH=max(1, min(width, 64, (1 << 14) // width)), RESIDENT=width <= RESIDENT,
             num_warps=warps(width),
         )  # fmt: skip
 

@@ -88,7 +88,9 @@ def choose(
 
 @triton.jit
 def gather(B, chosen, widths, grams, k, room, size, SIZE: tl.constexpr, DEPTH: tl.constexpr):
-    """Grams (rows, size, size) of working sets, DEPTH rows of one by a program; from B (k, k)."""
+    """Grams (rows, size, size) of working sets, DEPTH rows of one by a program; from B (k, k). What follows a row's
+    own columns becomes 0; rows that follow its own are left.
+    """
     i = tl.program_id(0).to(tl.int64)
     width = tl.minimum(tl.load(widths + i), size)
     j, m = tl.arange(0, SIZE), tl.program_id(1) * DEPTH + tl.arange(0, DEPTH)
@@ -96,7 +98,8 @@ def gather(B, chosen, widths, grams, k, room, size, SIZE: tl.constexpr, DEPTH: t
     row = tl.load(chosen + i * room + m, mask=m < width, other=0).to(tl.int64)
     both = (m < width)[:, None] & (j < width)[None, :]
     b = tl.load(B + row[:, None] * k + column[None, :], mask=both, other=0.0)
-    tl.store(grams + i * size * size + m[:, None] * size + j[None, :], b, mask=both)
+    here = (m < width)[:, None] & (j < size)[None, :]
+    tl.store(grams + i * size * size + m[:, None] * size + j[None, :], b, mask=here)
 
 
 @triton.jit
