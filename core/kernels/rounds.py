@@ -31,6 +31,7 @@ RESIDENT = 128  # concepts of a small problem whose gram a program's registers h
 GATHERED = 16  # rows of a gram, by one program
 FEATURES = 128  # of a residual, by one program
 GRAM_BYTES = 1 << 30  # of working sets gathered at once
+ALIGNED = 4  # numbers, of which Triton knows that they can be read at once
 
 
 @dataclass(frozen=True)
@@ -169,6 +170,8 @@ class Encode:
 
 def _pieces(rows: int, bytes_of_row: int) -> Iterator[slice]:
     step = max(1, GRAM_BYTES // max(1, bytes_of_row))
+    if step > ALIGNED:  # or Triton would compile for the pieces that come after the first once more
+        step -= step % ALIGNED
     for start in range(0, rows, step):
         yield slice(start, min(rows, start + step))
 

@@ -236,6 +236,13 @@ def test_minimise_is_exact_on_what_was_chosen(rows: int, k: int, d: int, residen
     assert 3 <= int(spent.min()) <= int(spent.max()) < 100
 
 
+def test_pieces_begin_where_numbers_are_aligned() -> None:
+    starts = [piece.start for piece in rounds._pieces(20_000, 4 * 192 * 192)]
+    assert len(starts) == 3
+    assert all(start % 4 == 0 for start in starts)
+    assert [piece.stop for piece in rounds._pieces(5, rounds.GRAM_BYTES // 3)] == [3, 5]
+
+
 def test_minimise_makes_no_more_products_than_it_may() -> None:
     A, D, B, _ = problem(3, 16, 24, seed=4)
     Z, spent = torch.zeros(3, 16), torch.tensor([0, 5, 7], dtype=torch.int32)
