@@ -37,6 +37,7 @@ from core.kernels.lanes import (
 from core.kernels.panels import gradients, padded
 from core.kernels.prepared import Prepared
 from core.kernels.products import norm_of, relative, residual_of
+from core.kernels.small import MOST_SPANNED, SHORTER
 from core.kernels.sweeps import sweep_lanes, sweep_row
 from core.threads import compiled
 
@@ -253,13 +254,13 @@ def _change(z: Array, g: Array, trial: Array, trial_g: Array, change: Array) -> 
 
 
 @compiled()
-def _exact_step(z: Array, g: Array, B: Array, stepping: Array, trial: Array, trial_g: Array, room: Array) -> None:
-    """Every stepping row towards the minimiser on the support of its z, in place, never uphill.
+def _exact_step(
+    z: Array, g: Array, B: Array, stepping: Array, trial: Array, trial_g: Array, room: Array, spanned: Array
+) -> None:
+    """Every stepping row towards the minimiser on the support of its z, in place, as `core.kernels.small.exact_step`.
 
-    A concept that others of the support span goes to zero, so that supports do not outgrow the rank. The step is
-    taken whole, negative coordinates set to zero, where that lowers the objective (it nearly always does); else it
-    is cut short where the first coordinate reaches zero (Lawson & Hanson 1974), and sweeps soon put that right.
-    Few rows are factored one by one, at the rate of the vector units too.
+    `spanned` counts the steps of a row that were cut short on a support of which some concepts span others. Few rows
+    are factored one by one, at the rate of the vector units too.
     """
     k = B.shape[0]
     support, used = np.zeros((k + 3, LANES), np.int64), np.zeros(LANES, np.int64)
@@ -280,30 +281,35 @@ def _exact_step(z: Array, g: Array, B: Array, stepping: Array, trial: Array, tri
         for s in range(LANES):
             n = used[s]
             if n > 0:
-                way, spanned = step[:n, s].copy(), dropped[:n, s].copy()
-                _step_alone(B, support[:n, s].copy(), z[:, s].copy(), room, way, spanned)
-                step[:n, s], dropped[:n, s] = way, spanned
+                way, gone = step[:n, s].copy(), dropped[:n, s].copy()
+                _step_alone(B, support[:n, s].copy(), z[:, s].copy(), room, way, gone)
+                step[:n, s], dropped[:n, s] = way, gone
 
     _copy(z, trial)
-    reach, change = np.ones(LANES, z.dtype), np.empty(LANES, z.dtype)
+    reach, share, change = np.ones(LANES, z.dtype), np.ones(LANES, z.dtype), np.empty(LANES, z.dtype)
     for s in range(LANES):
         for i in range(used[s]):
             j = support[i, s]
             if dropped[i, s]:
                 step[i, s] = -z[j, s]
-            trial[j, s] = max(z[j, s] + step[i, s], 0)
-            if step[i, s] < 0 and trial[j, s] == 0:
+            if step[i, s] < 0 and not z[j, s] + step[i, s] > 0:
                 reach[s] = min(reach[s], -z[j, s] / step[i, s])
-    _gradient_at(trial, z, g, B, trial_g, used)
-    _change(z, g, trial, trial_g, change)
-    again = False
-    for s in range(LANES):
-        if change[s] > 0 and reach[s] < 1:
-            again = True
+    again = True
+    while again:
+        again = False
+        for s in range(LANES):
             for i in range(used[s]):
-                trial[support[i, s], s] = max(z[support[i, s], s] + reach[s] * step[i, s], 0)
-    if again:
+                j = support[i, s]
+                stops = step[i, s] < 0 and -z[j, s] / step[i, s] <= share[s]
+                trial[j, s] = 0 if stops else max(z[j, s] + share[s] * step[i, s], 0)
         _gradient_at(trial, z, g, B, trial_g, used)
+        _change(z, g, trial, trial_g, change)
+        for s in range(LANES):
+            if change[s] > 0 and share[s] > reach[s]:
+                share[s] = max(SHORTER * share[s], reach[s])
+                again = True
+    for s in range(LANES):
+        spanned[s] += share[s] < 1 and np.any(dropped[:, s])
     _copy(trial, z)
     _copy(trial_g, g)
 
@@ -337,15 +343,17 @@ def _solve_small(
 ) -> None:
     """Lower the residual of the rows that are alive to their aims, in place, in at most `max_sweeps` of each."""
     trial, trial_g = np.empty_like(z), np.empty_like(z)
-    active, stepping, residuals = alive.copy(), alive.copy(), alive.copy()
+    active, stepping, residuals, spanned = alive.copy(), alive.copy(), alive.copy(), np.zeros(LANES, np.int64)
     allowed = SWEEPS_AT_FIRST
     while np.any(active > 0):
         for s in range(LANES):
             stepping[s] = active[s]
         _sweep(z, g, B, inverse, active, sweeps, allowed, max_sweeps)
-        _exact_step(z, g, B, stepping, trial, trial_g, room)
+        _exact_step(z, g, B, stepping, trial, trial_g, room, spanned)
         _kkt_residuals(z, g, inverse, residuals)
         for s in range(LANES):
+            if spanned[s] == MOST_SPANNED:
+                sweeps[s] = max_sweeps  # left to `core.kernels.dependent`
             if not (residuals[s] > aims[s] and sweeps[s] < max_sweeps):
                 active[s] = 0
         allowed = SWEEPS_BETWEEN

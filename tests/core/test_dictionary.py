@@ -104,6 +104,14 @@ def test_concepts_that_nearly_depend_on_each_other(kind: str, k: int, d: int) ->
     for a, z in zip(A[:10].astype(float), encoded.codes.numpy().astype(float), strict=False):
         least = scipy.optimize.nnls(D.T.astype(float), a, maxiter=50 * k)[1] ** 2
         assert ((a - z @ D) ** 2).sum() - least <= 1e-6 * (a @ a)
+    if kind == "smooth":  # which float64 settles throughout
+        assert excess(A[:10], encoded.codes[:10], D).max() <= 2e-6
+
+
+def test_a_tolerance_that_float32_does_not_reach_ends() -> None:
+    """After rounds that gain nothing, and not after all that are allowed."""
+    A, D = nearly_dependent("smooth", 300, 120, rows=4)
+    assert not bool(Dictionary(D).encode(A, tol=1e-10, max_iter=10**9).converged.any())
 
 
 def test_encode_is_exact_on_digits(digits_dictionary: Dictionary) -> None:
