@@ -412,12 +412,16 @@ class Store:
             numbered = record.model_copy(update={"version": version})
             return numbered.model_dump_json(indent=1, exclude={"versions", "labels", "concept_labels"}).encode()
 
+        made: DictionaryRecord | None = None  # by an attempt that was thought dead
+
         def earlier() -> int | None:
+            nonlocal made
             made = self.made_by(name, record.job) if record.job is not None else None
-            return None if made is None else made.version  # of an attempt that was thought dead
+            return None if made is None else made.version
 
         version = self._shelf.publish(name, files, meta, earlier)
-        return self.record(Reference(name, version)) if record.job else record.model_copy(update={"version": version})
+        # and not what is read of it now: it was published, though somebody may have removed it since
+        return made or record.model_copy(update={"version": version})
 
     def relabel(self, name: str, version: int, change: Callable[[Labels], Labels]) -> None:
         """Change a version's labels, which nobody else does meanwhile; durable when this returns."""

@@ -438,6 +438,24 @@ def test_a_job_is_published_once(place: Place) -> None:
     np.testing.assert_array_equal(opened.load("a", 1), D)
 
 
+def test_what_a_job_published_was_published_though_it_is_removed_at_once(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By whoever saw it first: the job has succeeded."""
+    opened, other = place.store(), place.store()
+    shelf = opened._shelf
+    publish_on_shelf = shelf.publish
+
+    def removed(name: str, *args: object) -> int:
+        version = publish_on_shelf(name, *args)  # type: ignore[arg-type]
+        other.remove(name, [version])
+        return version
+
+    monkeypatch.setattr(shelf, "publish", removed)
+    assert publish(opened, "a", D, job="1") == 1
+    assert place.store().versions("a") == []
+
+
 def test_a_free_lock_tells_of_death_on_this_machine_alone(opened: Store) -> None:
     other = Store(opened.root)
     other.open()
