@@ -14,6 +14,7 @@ from app.http.access import Access
 from app.http.direct import Direct
 from app.http.head_method import HeadAsGet
 from app.http.observed import Observed
+from app.http.shares import Shares
 from app.http.tokens import TokenFile
 from app.metrics import Metrics
 from app.problems import install_handlers
@@ -80,6 +81,7 @@ def create_app(
         endpoints = {"/encode": encode.encode, "/decode": decode.decode}
         endpoints |= dict.fromkeys(inference.INFER_ROUTES, inference.infer)
         inner: ASGIApp = HeadAsGet(Direct(frameworks_stack(), endpoints, services))
+        inner = Shares(inner, services.room)
         if tokens is not None:
             inner = Access(inner, tokens, settings.metrics_open)
         inner = Observed(inner, app.state.metrics, settings.access_log)

@@ -16,6 +16,7 @@ from app.jobs.database import Database
 from app.jobs.fits import Fits
 from app.jobs.jobs import Jobs
 from app.jobs.leases import Leases
+from app.room import Room
 from app.settings import Settings
 from app.store.store import DictionaryRecord, Reference, Store
 from app.worker.messages import Dtype, Key, Task
@@ -41,6 +42,7 @@ class Services:
     concepts: Concepts = field(init=False)
     comparisons: Comparisons = field(init=False)
     batcher: Batcher = field(init=False)
+    room: Room = field(init=False)
     _opened: bool = field(init=False, default=False)
 
     def __post_init__(self) -> None:
@@ -52,6 +54,7 @@ class Services:
         self.fits = Fits(settings, self.jobs, self.leases, self.store, self.workers)
         self.concepts = Concepts(self.store)
         self.comparisons = Comparisons(settings, self.store)
+        self.room = Room(settings.bodies_bytes)
         self.batcher = Batcher(
             (), settings.batch_rows, queue_bytes=settings.queue_bytes, queue_rows=settings.queue_rows
         )

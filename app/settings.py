@@ -79,6 +79,11 @@ class Settings(BaseSettings):
     max_json_bytes: PositiveInt = Field(
         64 * MIB, description="Largest JSON body (it is parsed in memory; send npy for more)."
     )
+    bodies_bytes: PositiveInt = Field(
+        2048 * MIB,
+        description="Most bytes of request bodies in memory, together; past it, 503, and 413 for one by itself."
+        " Activations of a fit go to the disk as they come, unless they are JSON.",
+    )
     max_rows: PositiveInt = Field(10_000_000, description="Most rows of activations or codes in a request.")
     max_files: PositiveInt = Field(1000, description="Most files of a fit.")
     max_file_rows: PositiveInt = Field(100_000_000, description="Most rows of the files of a fit, together.")

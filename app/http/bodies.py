@@ -26,6 +26,7 @@ from app.formats.buffer import Buffer
 from app.http.head import header
 from app.http.inflate import CODINGS, inflated
 from app.http.ready import ReadyResponse
+from app.http.shares import share_of
 from app.schemas import Fields
 from app.settings import Settings
 from app.store.store import store_errors
@@ -34,7 +35,6 @@ HEAD_BYTES = 16  # enough to tell a format by
 INLINE_BYTES = 256 * 1024  # of text that is parsed at once, or of an array that is written as text; more in a thread
 INLINE_BINARY_BYTES = 1024 * 1024  # as quick to check as that is to parse
 WRITE_BYTES = 4 * 1024 * 1024  # of an upload at a time
-RESERVED_BYTES = 64 * 1024 * 1024  # of a body that says its length, at most: a longer one grows as it comes
 MAX_ITEM_BYTES = 8  # of the widest dtype that is read
 
 ARRAY_FIELD = "data"
@@ -84,6 +84,7 @@ async def read_payload(
 
     Raises:
         BodyTooLarge, UnsupportedMediaType, NotAcceptable, MalformedBody, InvalidFields: as their names say.
+        Overloaded: there is no room for it beside other bodies.
     """
     _refuse_encodings(request)
     _declared(request, max(settings.max_json_bytes, settings.max_body_bytes))
@@ -98,7 +99,7 @@ async def read_payload(
     answer_format(accept, format)  # refuse what cannot be answered before the body has come
     limit = settings.max_json_bytes if format is JSON else settings.max_body_bytes
     if upload is None or format is JSON:
-        body: Buffer = await incoming.whole(limit, head)
+        body: Buffer = await incoming.whole(min(limit, settings.bodies_bytes), head)
     else:
         body = await incoming.to_file(upload, limit, head)
     query = _query(request.scope["query_string"])
@@ -139,15 +140,18 @@ async def read_body(request: Request, max_bytes: int, aligned_at: int = 0) -> me
 
     Raises:
         BodyTooLarge, UnsupportedMediaType, MalformedBody: as their names say.
+        Overloaded: there is no room for it beside other bodies.
     """
-    coding = _coding(request)
+    coding, share = _coding(request), share_of(request.scope)
     if coding == "identity":
         lead = -aligned_at % MAX_ITEM_BYTES
         return memoryview(await _Incoming(request).whole(max_bytes, lead=lead))[lead:]
     if coding not in CODINGS:
         raise UnsupportedMediaType(f"Content-Encoding {coding[:40]!r} is not read here; gzip and deflate are")
     body = await _Incoming(request).whole(max_bytes)
-    return memoryview(await asyncio.to_thread(inflated, body, coding, max_bytes))
+    return memoryview(
+        await asyncio.to_thread(inflated, body, coding, max_bytes, lambda more: share.hold(len(body) + more))
+    )
 
 
 async def aside(size: int, parse: Callable[[], T], at_once: int = INLINE_BYTES) -> T:
@@ -174,10 +178,11 @@ def array_answer(
 
 
 class _Incoming:
-    """A request's body as it comes."""
+    """A request's body as it comes. What is in memory of it is the request's share until that ends."""
 
     def __init__(self, request: Request) -> None:
         self._request = request
+        self._share = share_of(request.scope)
         self.ended = False
 
     async def chunk(self) -> bytes:
@@ -189,20 +194,22 @@ class _Incoming:
         return chunk
 
     async def whole(self, limit: int, head: bytes = b"", lead: int = 0) -> bytearray:
-        """The body that begins with ``head``, which has come, after ``lead`` blank bytes."""
-        declared = _declared(self._request, limit)
-        body = bytearray(lead + min(declared, RESERVED_BYTES))  # growing would take an eighth more than is needed
-        received = lead
+        """The body that begins with ``head``, which has come, after ``lead`` blank bytes.
+
+        Raises:
+            BodyTooLarge, MalformedBody: as their names say.
+            Overloaded: there is no room for it beside other bodies.
+        """
+        self._share.expect(_declared(self._request, limit))
+        body = bytearray(lead)  # grows as it comes: a length that is told costs nothing to tell
         while True:
-            body[received : received + len(head)] = head
-            received += len(head)
-            if received - lead > limit:
+            body += head
+            self._share.hold(len(body))
+            if len(body) - lead > limit:
                 raise _too_large(limit, None)
             if self.ended:
-                break
+                return body
             head = await self.chunk()
-        del body[received:]
-        return body
 
     async def to_file(self, path: Path, limit: int, head: bytes) -> mmap.mmap:
         """The body in a file, mapped. Bytes are gathered so that each write is worth a thread's while."""
@@ -213,12 +220,14 @@ class _Incoming:
                 chunk = await self.chunk()
                 gathered += chunk
                 received += len(chunk)
+                self._share.hold(len(gathered))
                 if len(gathered) >= WRITE_BYTES:
                     await asyncio.to_thread(file.write, gathered)
                     gathered = bytearray()
             if received > limit:
                 raise _too_large(limit, None)
             await asyncio.to_thread(file.write, gathered)
+        self._share.hold(0)
         with path.open("rb") as file:
             return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
 

@@ -11,6 +11,7 @@ from fastapi import APIRouter, Header, Request, Response
 from app.errors import InvalidFields
 from app.http.access import take_rows
 from app.http.bodies import read_payload
+from app.http.shares import share_of
 from app.jobs.data_files import Named
 from app.jobs.fits import Fits
 from app.jobs.jobs import ENDED
@@ -64,6 +65,8 @@ async def fit(
         if services.tracing is not None:
             services.tracing.note(fields.name, data.rows)
         job = await services.fits.submit(fields, data, idempotency_key)
+        del fields, data
+        share_of(request.scope).hold(0)  # before a wait that may be long
     except BaseException:
         await asyncio.to_thread(uploads.discard, upload.name)
         raise

@@ -188,7 +188,7 @@ async def _read(
     if length is not None and length > settings.max_json_bytes:
         raise BodyTooLarge(f"the JSON may have {settings.max_json_bytes} bytes; this has {length}")
     limit = settings.max_json_bytes if length is None else settings.max_body_bytes
-    body = await read_body(request, limit, aligned_at=length or 0)
+    body = await read_body(request, min(limit, settings.bodies_bytes), aligned_at=length or 0)
 
     def parse() -> tuple[InferenceRequest, EncodeRequest | DecodeRequest]:
         told, array = inference_format.read(body, length)

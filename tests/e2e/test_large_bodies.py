@@ -1,7 +1,14 @@
-"""What a large body costs the HTTP process."""
+"""What large bodies cost the HTTP process, one by itself and many together."""
 
+import gzip
+import json
+import socket
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
+import httpx
 import numpy as np
 import pytest
 from safetensors.numpy import save
@@ -30,3 +37,118 @@ def test_ten_thousand_rows_take_little_more_memory_than_their_body(service: Serv
     rest = memory(service, "VmRSS")
     service.client.post("/encode?dictionary=a", content=content).raise_for_status()
     assert memory(service, "VmHWM") - rest <= MOST_BODIES * len(content)
+
+
+MIB = 1024 * 1024
+BOUND = 8 * MIB
+ROWS = npy(np.ones((3 * MIB // 16, 4), np.float32))  # 3 MiB
+
+
+@pytest.fixture(scope="module")
+def bounded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
+    environment = {"DICTSERVE_BODIES_BYTES": str(BOUND), "DICTSERVE_LOG_LEVEL": "warning"}
+    service = Service(tmp_path_factory.mktemp("bounded") / "models", **environment).start()
+    D = np.eye(2, 4, dtype=np.float32)
+    assert service.client.put("/dictionaries/a", content=npy(D)).status_code == 201
+    yield service
+    assert service.stop() == 0
+
+
+def begun(service: Service, declared: int, sent: bytes = b"", more: str = "") -> socket.socket:
+    """A connection on which an encode's body has begun to come."""
+    connection = socket.create_connection(("127.0.0.1", service.port))
+    connection.settimeout(10)
+    told = f"Content-Length: {declared}" if declared else "Transfer-Encoding: chunked"
+    head = f"POST /encode?dictionary=a HTTP/1.1\r\nHost: x\r\n{more}{told}\r\n\r\n"
+    connection.sendall(head.encode() + sent)
+    return connection
+
+
+def held(service: Service) -> int:
+    """What the service counts of bodies in memory."""
+    lines = service.client.get("/metrics").text.splitlines()
+    return int(float(next(line.split()[1] for line in lines if line.startswith("dictserve_bodies_bytes "))))
+
+
+def until_held(service: Service, least: int, most: int) -> None:
+    deadline = time.monotonic() + 10
+    while not least <= held(service) <= most:
+        assert time.monotonic() < deadline, held(service)
+        time.sleep(0.02)
+
+
+def refusal(connection: socket.socket) -> tuple[int, dict[str, str], str]:
+    """Status, headers and the problem's type of all that comes until the end."""
+    text = b""
+    while data := connection.recv(65536):
+        text += data
+    head, _, body = text.decode().partition("\r\n\r\n")
+    headers = dict(line.lower().split(": ", 1) for line in head.split("\r\n")[1:])
+    return int(head.split()[1]), headers, json.loads(body)["type"]
+
+
+def encoded(service: Service, rows: bytes) -> int:
+    return service.client.post("/encode?dictionary=a", content=rows).status_code
+
+
+def test_bodies_are_bounded_together_and_small_ones_go_on(bounded: Service) -> None:
+    """Each was bounded by itself: fifty clients could fill the memory."""
+    small = npy(np.ones((10, 4), np.float32))
+    with ExitStack() as stack:
+        slow = [stack.enter_context(begun(bounded, len(ROWS), ROWS[:-100])) for _ in range(2)]
+        until_held(bounded, 5 * MIB, 6 * MIB)
+        assert refusal(stack.enter_context(begun(bounded, len(ROWS), ROWS[:100])))[0] == 503  # by its length
+        unknown = stack.enter_context(begun(bounded, 0))
+        unknown.sendall(b"%x\r\n" % len(ROWS) + ROWS[:-100])
+        status, headers, type = refusal(unknown)
+        assert (status, int(headers["retry-after"]) > 0, type) == (503, True, "overloaded")
+        assert headers["connection"] == "close"
+        assert encoded(bounded, ROWS) == 503
+        assert [encoded(bounded, small) for _ in range(20)] == 20 * [200]
+        for connection in slow:  # those that were there come through
+            connection.sendall(ROWS[-100:])
+            assert connection.recv(12) == b"HTTP/1.1 200"
+    until_held(bounded, 0, 0)
+    assert encoded(bounded, ROWS) == 200
+
+
+def test_room_is_given_back_whatever_becomes_of_a_body(bounded: Service) -> None:
+    for _ in range(3):
+        with ExitStack() as stack:
+            for _ in range(2):
+                stack.enter_context(begun(bounded, len(ROWS), ROWS[:-100]))
+            until_held(bounded, 5 * MIB, 6 * MIB)
+        until_held(bounded, 0, 0)  # the clients have left
+        wrong = ROWS[:-100] + 25 * np.float32(-1).tobytes()
+        assert encoded(bounded, wrong) == 422
+        assert bounded.client.post("/encode?dictionary=none", content=ROWS).status_code == 404
+        assert encoded(bounded, ROWS + bytes(BOUND)) == 413
+        assert held(bounded) == 0
+    assert encoded(bounded, ROWS) == 200
+
+
+def test_a_compressed_body_takes_what_it_holds(bounded: Service) -> None:
+    body = gzip.compress(bytes(3 * MIB))
+    told = {"Content-Encoding": "gzip", "Inference-Header-Content-Length": "20"}
+
+    def infer() -> httpx.Response:
+        return bounded.client.post("/v2/models/a/infer", content=body, headers=told)
+
+    assert infer().status_code == 400
+    with ExitStack() as stack:
+        for _ in range(2):
+            stack.enter_context(begun(bounded, len(ROWS), ROWS[:-100]))
+        until_held(bounded, 5 * MIB, 6 * MIB)
+        assert infer().status_code == 503
+    until_held(bounded, 0, 0)
+
+
+def test_a_length_that_is_told_takes_no_memory(bounded: Service) -> None:
+    """So much was set aside, and written to, before anything had come: of headers alone, 64 MiB a connection."""
+    rest = memory(bounded, "VmRSS")
+    with ExitStack() as stack:
+        for _ in range(50):
+            stack.enter_context(begun(bounded, BOUND, ROWS[:100]))
+        assert encoded(bounded, ROWS) == 200
+        assert memory(bounded, "VmRSS") - rest < 10 * BOUND  # of the 50 that are told
+        assert held(bounded) == 0
