@@ -85,6 +85,13 @@ class Database:
         if not self.is_sqlite:
             connection.execute(sql.select(sql.func.pg_advisory_xact_lock(sql.func.hashtext(table.name))))
 
+    def is_alone(self, connection: sql.Connection, table: sql.Table) -> bool:
+        """Whether no other transaction is past `one_at_a_time` for the table, nor will be before this one has ended.
+        On SQLite none goes on that nobody waits for, as one whose connection was lost may on a server."""
+        if self.is_sqlite:
+            return True
+        return bool(connection.scalar(sql.select(sql.func.pg_try_advisory_xact_lock(sql.func.hashtext(table.name)))))
+
     @contextmanager
     def _asked(self) -> Iterator[None]:
         self._line.require_up()

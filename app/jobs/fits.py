@@ -66,6 +66,7 @@ class Fits:
         self._leave = asyncio.Event()  # set: who waits is to go; replaced where later comers may wait
         self._taken_over_at = 0.0
         self._renewing: asyncio.Task[None] | None = None
+        self._doubtful: set[str] = set()  # files of requests that failed, of which there may be jobs
 
     @staticmethod
     def _shared(settings: Settings, store: Store, kind: str) -> SharedFiles | None:
@@ -119,12 +120,24 @@ class Fits:
     ) -> Job:
         """A new job for activations; durable when this returns. A key that was used gives the job it made.
 
+        From now on the data is the job's: where there is none, whatever becomes of this, it is removed.
+
         Raises:
             InvalidFields: ``init`` names no dictionary, or one that does not suit ``nb_concepts`` or the data.
             NameTaken: the store has something else by the name.
             KeyReused: the key was used with other parameters or data.
             Overloaded: too many fits wait.
+            JobsUnavailable: the database cannot be used; the job may be on record all the same.
         """
+        try:
+            return await self._submit(parameters, data, idempotency_key)
+        except BaseException as error:
+            self._doubtful.add(data.file)
+            if isinstance(error, Exception):  # else the record may be being written still: see `_keep_lease`
+                await self._settle_doubts()
+            raise
+
+    async def _submit(self, parameters: FitParameters, data: Staged | Named, idempotency_key: str | None) -> Job:
         told = {name: getattr(parameters, name) for name in FitParameters.model_fields if name != "name"}
         if parameters.epochs is None:  # not of a fit that is not online, nor of requests of versions before it
             del told["epochs"]
@@ -150,9 +163,26 @@ class Fits:
             request_hash=request_hash,
         )
         if job is None:  # another request with this key was a moment earlier
-            return await self.submit(parameters, data, idempotency_key)
+            return await self._submit(parameters, data, idempotency_key)
         self._wake.set()
         return job
+
+    async def _settle_doubts(self) -> None:
+        """Remove the data of requests that failed, unless a job is on record: a transaction may have ended well, and
+        only the answer to its COMMIT been lost. Where the database does not say, that is tried again later.
+
+        To be called when what was to be written of them has been, or never will."""
+        doubtful = set(self._doubtful)
+        if not doubtful:
+            return
+        try:
+            needed = await self._records.read(self._jobs.surely_data_files)
+        except JobsUnavailable as error:
+            logger.warning("activations stay until it is known whether a job needs them: %s", error)
+            return
+        for file in doubtful - needed:
+            await asyncio.to_thread(self.uploads.discard, file)
+        self._doubtful -= doubtful
 
     def _pinned_init(self, parameters: FitParameters, n_features: int) -> str:
         """``init``, a dictionary with the version that it means now."""
@@ -296,6 +326,7 @@ class Fits:
             try:
                 if not await self._records.write(self._leases.renew):
                     await self._records.write(self._leases.take_another)
+                await self._settle_doubts()  # after a write, thus after all that were asked for before
                 for runner in self._runners:
                     await runner.cancel_unwanted()
             except (JobsUnavailable, StoreUnavailable) as error:

@@ -113,6 +113,18 @@ class Jobs:
         """Names of the files that unended jobs need."""
         return {data["file"] for data in self._of_unended(_jobs.c.data)}
 
+    def surely_data_files(self) -> set[str]:
+        """The same, where no job is being added just now: not even by a connection that was lost.
+
+        Raises:
+            JobsUnavailable: one is.
+        """
+        with self._database.transaction() as connection:
+            if not self._database.is_alone(connection, _jobs):
+                raise JobsUnavailable("a job is being added just now")
+            statement = sql.select(_jobs.c.data).where(_jobs.c.state.in_(["queued", "running"]))
+            return {data["file"] for data in connection.scalars(statement)}
+
     def unended(self) -> set[str]:
         """Ids of the jobs that have not ended."""
         return set(self._of_unended(_jobs.c.id))

@@ -64,12 +64,12 @@ async def fit(
         take_rows(request, data.rows)
         if services.tracing is not None:
             services.tracing.note(fields.name, data.rows)
-        job = await services.fits.submit(fields, data, idempotency_key)
-        del fields, data
-        share_of(request.scope).hold(0)  # before a wait that may be long
     except BaseException:
         await asyncio.to_thread(uploads.discard, upload.name)
         raise
+    job = await services.fits.submit(fields, data, idempotency_key)
+    del fields, data
+    share_of(request.scope).hold(0)  # before a wait that may be long
     wait = _WAIT.search(prefer)
     if wait is not None:
         job = await services.fits.wait(job.id, min(float(wait[1]), MAX_WAIT_SECONDS))

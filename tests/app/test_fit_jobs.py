@@ -1,5 +1,7 @@
 """``/fit`` and ``/jobs``: from the accepted request to the published dictionary, whatever happens in between."""
 
+import asyncio
+import contextlib
 import math
 import threading
 import time
@@ -7,13 +9,16 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from fastapi.testclient import TestClient
 
+from app.errors import JobsUnavailable
 from app.jobs.jobs import ENDED, Jobs
 from app.main import create_app
+from app.schemas import FitParameters
 from app.settings import Settings
 from app.store.store import Reference, Store
 from app.worker.messages import FitBegun
@@ -468,3 +473,75 @@ def test_fits_can_be_left_to_another_process(settings: Settings, worker: WorkerD
         assert (answer.status_code, answer.json()["state"]) == (200, "succeeded")
         assert client.get("/dictionaries/digits").status_code == 200
     assert (len(idle.fits), len(worker.fits)) == (0, 1)
+
+
+def test_a_job_that_is_on_record_keeps_its_data_whatever_its_client_was_told(
+    client: TestClient, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As when the answer to COMMIT is lost: the data was removed, and the job failed."""
+    add = Jobs.add
+
+    def lost(*args: Any, **kwargs: Any) -> None:
+        add(*args, **kwargs)
+        raise JobsUnavailable("the connection was lost")
+
+    monkeypatch.setattr(Jobs, "add", lost)
+    assert client.post("/fit", json=FIT).status_code == 503
+    (job,) = client.get("/jobs").json()["jobs"]
+    assert ended(client, job["id"])["state"] == "succeeded"
+    assert list(store.activations.iterdir()) == []
+
+
+def test_a_job_whose_request_is_given_up_while_it_is_recorded_keeps_its_data(
+    client: TestClient, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    add, begun = Jobs.add, threading.Event()
+
+    def slow(*args: Any, **kwargs: Any) -> Any:
+        begun.set()
+        time.sleep(0.3)
+        return add(*args, **kwargs)
+
+    monkeypatch.setattr(Jobs, "add", slow)
+    fits = client.app.state.services.fits  # type: ignore[attr-defined]
+
+    async def given_up() -> None:
+        upload = fits.uploads.new_path()
+        data = fits.uploads.stage(A, upload)
+        task = asyncio.create_task(fits.submit(FitParameters(name="digits", nb_concepts=2), data))
+        await asyncio.to_thread(begun.wait)
+        task.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await task
+
+    assert client.portal is not None
+    client.portal.call(given_up)
+    deadline = time.monotonic() + 5
+    while not (jobs := client.get("/jobs").json()["jobs"]):
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    (job,) = jobs
+    assert ended(client, job["id"])["state"] == "succeeded"
+    assert list(store.activations.iterdir()) == []
+
+
+def test_data_without_a_job_is_removed_once_the_database_says_that_there_is_none(
+    settings: Settings, worker: WorkerDouble, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    is_there = False
+    asked = Jobs.surely_data_files
+
+    def refused(*_: Any, **__: Any) -> None:
+        raise JobsUnavailable("the connection was lost")
+
+    monkeypatch.setattr(Jobs, "add", refused)
+    monkeypatch.setattr(Jobs, "surely_data_files", lambda jobs: asked(jobs) if is_there else refused())
+    with TestClient(create_app(settings.model_copy(update={"lease_seconds": 1}), supervisor=worker)) as client:
+        assert client.post("/fit", json=FIT).status_code == 503
+        activations = Store(settings.store).activations
+        assert len(list(activations.iterdir())) == 1
+        is_there = True
+        deadline = time.monotonic() + 10
+        while list(activations.iterdir()):
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
