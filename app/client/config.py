@@ -11,6 +11,11 @@ DEFAULT_URL = "http://127.0.0.1:8000"
 DEFAULT_RETRIES = 5
 DEFAULT_TIMEOUT_SECONDS = 600.0
 
+# A connection that is idle for longer is not used again. The service closes it after 5 s; one that it closes while a
+# request is on its way fails a call that is not repeatable.
+KEEP_ALIVE_SECONDS = 2.0
+MAX_CONNECTIONS, MAX_IDLE_CONNECTIONS = 100, 20
+
 
 def http_options(url: str | None, token: str | None) -> dict[str, Any]:
     """For both of httpx's clients. What is not told comes from DICTSERVE_URL and DICTSERVE_TOKEN.
@@ -29,4 +34,9 @@ def http_options(url: str | None, token: str | None) -> dict[str, Any]:
     headers = {"User-Agent": f"dictserve/{__version__}"}
     if token:
         headers["Authorization"] = f"Bearer {token}"
-    return {"base_url": base_url, "headers": headers}
+    limits = httpx.Limits(
+        max_connections=MAX_CONNECTIONS,
+        max_keepalive_connections=MAX_IDLE_CONNECTIONS,
+        keepalive_expiry=KEEP_ALIVE_SECONDS,
+    )
+    return {"base_url": base_url, "headers": headers, "limits": limits}

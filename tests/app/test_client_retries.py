@@ -1,15 +1,18 @@
 """When calls are sent again, against a transport that plays what is told to it."""
 
 import asyncio
+import threading
 import time
 from collections.abc import Callable
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import httpx
 import numpy as np
 import pytest
 
-from app.client import AsyncClient, Client, DictserveError, Overloaded, TimedOut, Unavailable, Unreachable
+from app.client import AsyncClient, Client, DictserveError, Overloaded, TimedOut, Unavailable, Unreachable, config
 from app.client import retries as policy
+from app.settings import Settings
 
 A = np.ones((2, 3), np.float32)
 JOB = {"id": "1", "name": "x", "state": "queued", "progress": {}, "loss_history": []}
@@ -155,3 +158,36 @@ def test_no_service_is_a_connection_error_that_names_the_url() -> None:
 )
 def test_retry_after_is_seconds_or_a_date(value: str, low: float, high: float) -> None:
     assert low <= policy._retry_after_seconds(value) <= high
+
+
+@pytest.mark.parametrize(("idle_seconds", "connections"), [(0.0, 1), (1.2, 2)])
+def test_a_connection_that_was_idle_is_not_used_again(
+    monkeypatch: pytest.MonkeyPatch, idle_seconds: float, connections: int
+) -> None:
+    """The service may be closing it just then, and an import or a removal is not sent again."""
+    assert Settings().keep_alive_seconds / 2 >= config.KEEP_ALIVE_SECONDS
+    monkeypatch.setattr(config, "KEEP_ALIVE_SECONDS", 1.0)
+    made = []
+
+    class Answering(BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+
+        def setup(self) -> None:
+            super().setup()
+            made.append(self)
+
+        def do_DELETE(self) -> None:
+            self.send_response(204)
+            self.end_headers()
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Answering) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        with Client(f"http://127.0.0.1:{server.server_port}") as client:
+            client.remove("a")
+            time.sleep(idle_seconds)
+            client.remove("b")
+        server.shutdown()
+    assert len(made) == connections
