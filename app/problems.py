@@ -15,6 +15,7 @@ from app.errors import EXPECTED, INTERNAL, AppError, FieldError, InvalidFields, 
 logger = logging.getLogger("dictserve")
 
 METHODS = ("DELETE", "GET", "HEAD", "PATCH", "POST", "PUT")  # HEAD wherever GET is: app.http.head_method
+TOLD = "dictserve.told"  # of an ASGI scope: the problem that is raised has been answered, and logged
 PROTOCOL = "/v2"  # where the Open Inference Protocol is spoken
 
 HTTP_KINDS: Mapping[int, Kind] = {
@@ -88,11 +89,15 @@ def install_handlers(app: FastAPI) -> None:
         answer.headers.update(headers)
         return answer.response_to(request)
 
+    async def told_before_it_is_raised(request: Request, error: Exception) -> Response:
+        request.scope[TOLD] = True
+        return problem_of(error).response_to(request)
+
     for cls in EXPECTED:
         app.add_exception_handler(cls, told_by_table)
     app.add_exception_handler(RequestValidationError, framework_validation)
     app.add_exception_handler(HTTPException, framework_http)
-    app.add_exception_handler(Exception, told_by_table)
+    app.add_exception_handler(Exception, told_before_it_is_raised)
 
 
 def _methods_of(request: Request) -> list[str]:

@@ -11,7 +11,7 @@ from fastapi import Request, Response
 from starlette.routing import compile_path
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from app.problems import problem_of
+from app.problems import TOLD, problem_of
 from app.services import Services
 
 ROUTE = "dictserve.route"  # of an ASGI scope: the route that was answered here
@@ -31,7 +31,7 @@ class Direct:
         is_post = scope["type"] == "http" and scope["method"] == "POST"
         route = self._route(scope) if is_post else None
         if route is None:
-            await self._app(scope, receive, send)
+            await self._of_app(scope, receive, send)
             return
         scope[ROUTE] = route
         request = Request(scope, receive, send)
@@ -40,6 +40,13 @@ class Direct:
         except Exception as error:  # whatever it is, there is a problem that tells of it
             response = problem_of(error).response_to(request)
         await response(scope, receive, send)
+
+    async def _of_app(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            await self._app(scope, receive, send)
+        except Exception:
+            if TOLD not in scope:  # an answer had begun, and is to be cut off
+                raise
 
     def _route(self, scope: Scope) -> str | None:
         """The route that the path is of, its parameters then in the scope; None where it is none of these."""

@@ -11,6 +11,7 @@ from uvicorn.server import ServerState
 from app.http.protocol import bounded
 from app.main import create_app
 from app.settings import Settings
+from app.store.store import Store
 from demo.service import npy
 from tests.app.conftest import D, WorkerDouble, publish
 
@@ -207,6 +208,22 @@ def test_large_answers_and_problems_are_written_as_they_were(settings: Settings)
 def full(settings: Settings) -> Settings:
     """With room for one fit, which nobody runs."""
     return settings.model_copy(update={"fits": False, "queue_jobs": 1})
+
+
+def test_a_connection_goes_on_after_a_fault_of_the_service(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The framework told of it and raised it all the same, which closed the connection without a word."""
+
+    def broken(*_: object) -> None:
+        raise RuntimeError("broken")
+
+    monkeypatch.setattr(Store, "names", broken)
+    socket = served(settings, [b"GET /dictionaries HTTP/1.1\r\nHost: x\r\n\r\n", request()], 2)
+    first, second = b"".join(socket.written).split(b"HTTP/1.1 ")[1:]
+    assert (first[:3], second[:3]) == (b"500", b"200")
+    assert not socket.closed
+    assert [record.message for record in caplog.records if record.exc_info] == ["unexpected error"]
 
 
 FIT = "/fit?name=a&nb_concepts=1"
