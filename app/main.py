@@ -81,7 +81,7 @@ def create_app(
         endpoints = {"/encode": encode.encode, "/decode": decode.decode}
         endpoints |= dict.fromkeys(inference.INFER_ROUTES, inference.infer)
         inner: ASGIApp = HeadAsGet(Direct(frameworks_stack(), endpoints, services))
-        inner = Shares(inner, services.room)
+        inner = Shares(inner, services.bodies, services.answers)
         if tokens is not None:
             inner = Access(inner, tokens, settings.metrics_open)
         inner = Observed(inner, app.state.metrics, settings.access_log)

@@ -1,5 +1,5 @@
-"""The bodies of all requests that are in memory, bounded together: each by itself may be large, and many are sent at
-once.
+"""What is in memory of all requests' bodies is bounded together, and so is what is there of their answers: each by
+itself may be large, and many are sent, or read slowly, at once.
 
 A request's share is what has come of its body, not what its client says will come: who sends slowly, or nothing,
 takes no room from others. Where there is none left for what comes, the request is refused, which makes room for those
@@ -11,11 +11,11 @@ import threading
 
 from app.errors import Overloaded
 
-FREE_BYTES = 256 * 1024  # of each request
+FREE_BYTES = 256 * 1024  # of each body
 
 
 class Room:
-    """What bodies may take.
+    """What bodies of requests may take, or those of answers.
 
     Attributes:
         limit_bytes: together, beside the beginning of each.
@@ -27,14 +27,23 @@ class Room:
         self.held_bytes = 0
         self._lock = threading.Lock()  # a thread inflates
 
-    def change(self, by: int) -> None:
-        """Raises Overloaded where there is no room for so many bytes more."""
+    def expect(self, nbytes: int) -> None:
+        """Raises Overloaded where a body of this length would find no room. One that exceeds it all by itself does
+        where there are no others."""
+        if nbytes > FREE_BYTES and self.held_bytes and self.held_bytes + nbytes > self.limit_bytes:
+            raise self._full()
+
+    def change(self, by: int, *, anyhow: bool = False) -> None:
+        """Raises Overloaded where there is no room for so many bytes more, unless they are there already."""
         with self._lock:
-            if by > 0 and self.held_bytes + by > self.limit_bytes:
-                raise Overloaded(
-                    f"bodies of {self.held_bytes} bytes are in memory already; send this request again in a moment"
-                )
+            if by > 0 and self.held_bytes + by > self.limit_bytes and not anyhow:
+                raise self._full()
             self.held_bytes += by
+
+    def _full(self) -> Overloaded:
+        return Overloaded(
+            f"bodies of {self.held_bytes} bytes are in memory already; send this request again in a moment"
+        )
 
 
 class Share:
@@ -45,18 +54,15 @@ class Share:
         self._counted = 0
 
     def expect(self, nbytes: int) -> None:
-        """Raises Overloaded where a body of this length would find no room, were it there now."""
-        if nbytes > FREE_BYTES:
-            self._room.change(nbytes)
-            self._room.change(-nbytes)
+        self._room.expect(nbytes)
 
-    def hold(self, nbytes: int) -> None:
+    def hold(self, nbytes: int, *, anyhow: bool = False) -> None:
         """Have so many bytes from now on, in place of those before.
 
         Raises:
-            Overloaded: there is no room for them.
+            Overloaded: there is no room for them, and they are not there ``anyhow``.
         """
         counted = max(0, nbytes - FREE_BYTES)
         if counted != self._counted:
-            self._room.change(counted - self._counted)
+            self._room.change(counted - self._counted, anyhow=anyhow)
             self._counted = counted

@@ -42,7 +42,8 @@ class Services:
     concepts: Concepts = field(init=False)
     comparisons: Comparisons = field(init=False)
     batcher: Batcher = field(init=False)
-    room: Room = field(init=False)
+    bodies: Room = field(init=False)
+    answers: Room = field(init=False)
     _opened: bool = field(init=False, default=False)
 
     def __post_init__(self) -> None:
@@ -54,7 +55,8 @@ class Services:
         self.fits = Fits(settings, self.jobs, self.leases, self.store, self.workers)
         self.concepts = Concepts(self.store)
         self.comparisons = Comparisons(settings, self.store)
-        self.room = Room(settings.bodies_bytes)
+        self.bodies = Room(settings.bodies_bytes)
+        self.answers = Room(settings.bodies_bytes)
         self.batcher = Batcher(
             (), settings.batch_rows, queue_bytes=settings.queue_bytes, queue_rows=settings.queue_rows
         )
@@ -134,6 +136,7 @@ class Services:
             told = f"{rows.shape[1]} columns, but dictionary {record.reference} has {takes} {unit}"
             raise InvalidFields.at("data", msg=told)
         dtype: Dtype = "float64" if rows.dtype == np.float64 else "float32"
+        self.answers.expect(len(rows) * gives * rows.itemsize)
         key = Key(task, record.name, record.version, reconstruct, dtype)
         if self.tracing is None:
             return await self.batcher.solve(key, rows, gives)

@@ -26,7 +26,7 @@ from app.formats.buffer import Buffer
 from app.http.head import header
 from app.http.inflate import CODINGS, inflated
 from app.http.ready import ReadyResponse
-from app.http.shares import share_of
+from app.http.shares import share_of_bodies
 from app.schemas import Fields
 from app.settings import Settings
 from app.store.store import store_errors
@@ -142,7 +142,7 @@ async def read_body(request: Request, max_bytes: int, aligned_at: int = 0) -> me
         BodyTooLarge, UnsupportedMediaType, MalformedBody: as their names say.
         Overloaded: there is no room for it beside other bodies.
     """
-    coding, share = _coding(request), share_of(request.scope)
+    coding, share = _coding(request), share_of_bodies(request.scope)
     if coding == "identity":
         lead = -aligned_at % MAX_ITEM_BYTES
         return memoryview(await _Incoming(request).whole(max_bytes, lead=lead))[lead:]
@@ -182,7 +182,7 @@ class _Incoming:
 
     def __init__(self, request: Request) -> None:
         self._request = request
-        self._share = share_of(request.scope)
+        self._share = share_of_bodies(request.scope)
         self.ended = False
 
     async def chunk(self) -> bytes:

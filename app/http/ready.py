@@ -7,6 +7,7 @@ from fastapi import Response
 from starlette.types import Receive, Scope, Send
 
 from app.formats.answer import Content
+from app.http.shares import share_of_answers, share_of_bodies
 
 PIECE_BYTES = 256 * 1024
 WHOLE = "dictserve.response"  # an extension of ASGI: a message that is a whole answer, which leaves in one write
@@ -21,7 +22,7 @@ class ReadyResponse(Response):
         self.media_type = media_type
         self.body = content if isinstance(content, bytes) else b""
         self._parts = () if isinstance(content, bytes) else content
-        length = len(self.body) + sum(len(part) for part in self._parts)
+        self._length = length = len(self.body) + sum(len(part) for part in self._parts)
         charset = "; charset=utf-8" if media_type.startswith("text/") else ""
         self.raw_headers = [
             *((name.encode(), value.encode("latin-1")) for name, value in headers.items()),
@@ -35,6 +36,8 @@ class ReadyResponse(Response):
         if is_small and WHOLE in scope.get("extensions", ()):
             await send({"type": WHOLE, **head, "body": self.body})
             return
+        share_of_answers(scope).hold(self._length, anyhow=True)
+        share_of_bodies(scope).hold(0)  # nothing is left of what was asked with
         await send({"type": "http.response.start", **head})
         for part in self._parts or (memoryview(self.body),):
             for start in range(0, len(part), PIECE_BYTES):

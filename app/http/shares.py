@@ -1,27 +1,34 @@
-"""Each request's share of the memory for bodies, taken back once it is answered, or gone."""
+"""Each request's shares of the memory for bodies, taken back once its answer has been read, or its client is gone."""
 
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from app.room import Room, Share
 
-SHARE = "dictserve.share"  # of an ASGI scope
+SHARES = "dictserve.shares"  # of an ASGI scope
 
 
 class Shares:
-    """Middleware that gives each request its share."""
+    """Middleware that gives each request its shares: of the bodies, and of the answers."""
 
-    def __init__(self, app: ASGIApp, room: Room) -> None:
+    def __init__(self, app: ASGIApp, bodies: Room, answers: Room) -> None:
         self._app = app
-        self._room = room
+        self._bodies = bodies
+        self._answers = answers
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        share = scope[SHARE] = Share(self._room)
+        shares = scope[SHARES] = Share(self._bodies), Share(self._answers)
         try:
             await self._app(scope, receive, send)
         finally:
-            share.hold(0)
+            for share in shares:
+                share.hold(0)
 
 
-def share_of(scope: Scope) -> Share:
-    share: Share = scope[SHARE]
+def share_of_bodies(scope: Scope) -> Share:
+    share: Share = scope[SHARES][0]
+    return share
+
+
+def share_of_answers(scope: Scope) -> Share:
+    share: Share = scope[SHARES][1]
     return share

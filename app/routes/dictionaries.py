@@ -79,6 +79,7 @@ def get_weights(
 
     def answer(record: DictionaryRecord) -> Response:
         def weights() -> Response:
+            services.answers.expect(record.nb_concepts * record.n_features * np.dtype(np.float32).itemsize)
             D = services.store.load(record.name, record.version)
             return array_answer(format, {"dictionary": record.name, "version": record.version}, {"weights": D})
 

@@ -11,7 +11,7 @@ from fastapi import APIRouter, Header, Request, Response
 from app.errors import InvalidFields
 from app.http.access import take_rows
 from app.http.bodies import read_payload
-from app.http.shares import share_of
+from app.http.shares import share_of_bodies
 from app.jobs.data_files import Named
 from app.jobs.fits import Fits
 from app.jobs.jobs import ENDED
@@ -69,7 +69,7 @@ async def fit(
         raise
     job = await services.fits.submit(fields, data, idempotency_key)
     del fields, data
-    share_of(request.scope).hold(0)  # before a wait that may be long
+    share_of_bodies(request.scope).hold(0)  # before a wait that may be long
     wait = _WAIT.search(prefer)
     if wait is not None:
         job = await services.fits.wait(job.id, min(float(wait[1]), MAX_WAIT_SECONDS))

@@ -54,26 +54,26 @@ def bounded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
     assert service.stop() == 0
 
 
-def begun(service: Service, declared: int, sent: bytes = b"", more: str = "") -> socket.socket:
+def begun(service: Service, declared: int, sent: bytes = b"", dictionary: str = "a") -> socket.socket:
     """A connection on which an encode's body has begun to come."""
     connection = socket.create_connection(("127.0.0.1", service.port))
     connection.settimeout(10)
     told = f"Content-Length: {declared}" if declared else "Transfer-Encoding: chunked"
-    head = f"POST /encode?dictionary=a HTTP/1.1\r\nHost: x\r\n{more}{told}\r\n\r\n"
+    head = f"POST /encode?dictionary={dictionary} HTTP/1.1\r\nHost: x\r\n{told}\r\n\r\n"
     connection.sendall(head.encode() + sent)
     return connection
 
 
-def held(service: Service) -> int:
-    """What the service counts of bodies in memory."""
+def held(service: Service, what: str = "bodies") -> int:
+    """What the service counts of them in memory."""
     lines = service.client.get("/metrics").text.splitlines()
-    return int(float(next(line.split()[1] for line in lines if line.startswith("dictserve_bodies_bytes "))))
+    return int(float(next(line.split()[1] for line in lines if line.startswith(f"dictserve_{what}_bytes "))))
 
 
-def until_held(service: Service, least: int, most: int) -> None:
+def until_held(service: Service, least: int, most: int, what: str = "bodies") -> None:
     deadline = time.monotonic() + 10
-    while not least <= held(service) <= most:
-        assert time.monotonic() < deadline, held(service)
+    while not least <= held(service, what) <= most:
+        assert time.monotonic() < deadline, held(service, what)
         time.sleep(0.02)
 
 
@@ -141,6 +141,27 @@ def test_a_compressed_body_takes_what_it_holds(bounded: Service) -> None:
         until_held(bounded, 5 * MIB, 6 * MIB)
         assert infer().status_code == 503
     until_held(bounded, 0, 0)
+
+
+def test_answers_that_are_being_read_are_bounded_together(bounded: Service) -> None:
+    """Who read slowly kept an answer of any size, a little body's, in memory; and so could many."""
+    wide = npy(np.eye(64, 4, dtype=np.float32))
+    assert bounded.client.put("/dictionaries/wide", content=wide).status_code == 201
+    rows = npy(np.ones((60_000, 4), np.float32))  # 15 MB of codes, more than the system's buffers take
+    small = npy(np.ones((10, 4), np.float32))
+    with begun(bounded, len(rows), rows, dictionary="wide") as slow:
+        until_held(bounded, 14_000_000, 16_000_000, "answers")
+        assert held(bounded) == 0
+        for _ in range(3):
+            answer = bounded.client.post("/encode?dictionary=wide", content=rows)
+            assert (answer.status_code, answer.headers["retry-after"]) == (503, "1")
+            assert encoded(bounded, small) == 200
+        received = 0
+        while received < 15_000_000:
+            received += len(slow.recv(1_000_000))
+    until_held(bounded, 0, 0, "answers")
+    assert bounded.client.post("/encode?dictionary=wide", content=rows).status_code == 200
+    assert bounded.client.delete("/dictionaries/wide").status_code == 204
 
 
 def test_a_length_that_is_told_takes_no_memory(bounded: Service) -> None:
