@@ -139,8 +139,9 @@ def add(path: Path, name: str, scopes: Iterable[str], token: str, limits: dict[s
     caller = _parsed(line, "the new line")
     if path.exists() and any(known.name == caller.name for known in _read(path)):
         raise TokensUnreadable(f"{path} has a token named {name} already")
+    begun = path.exists() and not path.read_bytes().endswith(b"\n")  # a last line that somebody's editor left open
     with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600), "a", encoding="utf-8") as file:
-        file.write(line + "\n")
+        file.write("\n" * begun + line + "\n")
         file.flush()
         os.fsync(file.fileno())
 

@@ -110,3 +110,11 @@ def test_an_allowance_fills_up_with_time() -> None:
     now = 1000.0
     assert allowance.take(100) == 0  # more than a minute's takes all of it, and the next pay for it
     assert allowance.take(1) == pytest.approx(41)
+
+
+def test_a_token_is_added_to_a_file_whose_last_line_has_no_end(path: Path) -> None:
+    """As editors leave it. Two lines became one, and no start went by it any more."""
+    path.write_text(f"a read {hash_of('x')}")
+    add(path, "b", ["read"], "y", {})
+    found = [TokenFile(path).find(token) for token in ("x", "y")]
+    assert [caller and caller.name for caller in found] == ["a", "b"]
