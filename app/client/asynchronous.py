@@ -23,7 +23,7 @@ class AsyncClient:
     """As `Client`, with every method to be awaited.
 
     Raises:
-        ValueError: the URL is none of HTTP.
+        ValueError: the URL is none of HTTP, or the token none that a header can hold.
         DictserveError: from every method, see `app.client.errors`.
     """
 

@@ -36,7 +36,7 @@ class Client:
         transport: of httpx, in place of the network.
 
     Raises:
-        ValueError: the URL is none of HTTP.
+        ValueError: the URL is none of HTTP, or the token none that a header can hold.
         DictserveError: from every method, see `app.client.errors`.
     """
 

@@ -21,10 +21,10 @@ def http_options(url: str | None, token: str | None) -> dict[str, Any]:
     """For both of httpx's clients. What is not told comes from DICTSERVE_URL and DICTSERVE_TOKEN.
 
     Raises:
-        ValueError: the URL is none of HTTP.
+        ValueError: the URL is none of HTTP, or the token none that a header can hold.
     """
     url = url or os.environ.get("DICTSERVE_URL") or DEFAULT_URL
-    token = token or os.environ.get("DICTSERVE_TOKEN")
+    token = (token or os.environ.get("DICTSERVE_TOKEN") or "").strip()  # one from a file ends with a line
     try:
         base_url = httpx.URL(url)
     except httpx.InvalidURL as error:
@@ -32,6 +32,8 @@ def http_options(url: str | None, token: str | None) -> dict[str, Any]:
     if base_url.scheme not in ("http", "https") or not base_url.host:
         raise ValueError(f"{url!r} is not a URL such as {DEFAULT_URL}")
     headers = {"User-Agent": f"dictserve/{__version__}"}
+    if not all("!" <= character <= "~" for character in token):
+        raise ValueError("the token has characters that tokens do not have")  # no more of it: it is a secret
     if token:
         headers["Authorization"] = f"Bearer {token}"
     limits = httpx.Limits(

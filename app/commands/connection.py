@@ -26,7 +26,7 @@ def connected(url: str | None) -> "Client":
     try:
         return Client(url, retries=RETRIES)
     except ValueError as error:
-        raise typer.BadParameter(str(error), param_hint="--url") from None
+        raise typer.BadParameter(str(error)) from None
 
 
 class Commands(TyperGroup):

@@ -191,3 +191,19 @@ def test_a_connection_that_was_idle_is_not_used_again(
             client.remove("b")
         server.shutdown()
     assert len(made) == connections
+
+
+def test_a_token_from_a_file_ends_with_a_line() -> None:
+    """That was told as a service that cannot be reached, with the token in the message."""
+    script = Script((200, {"dictionaries": []}))
+    with Client(transport=script, token="ds_secret\n") as client:  # noqa: S106 - none
+        assert client.dictionaries() == []
+    assert script.requests[0].headers["authorization"] == "Bearer ds_secret"
+
+
+@pytest.mark.parametrize("token", ["ds_secret\nds_other", "ds_secretü", "ds secret", "ds_secret\0"])
+@pytest.mark.parametrize("client", [Client, AsyncClient])
+def test_a_token_that_is_none_is_told_without_it(client: type[Client | AsyncClient], token: str) -> None:
+    with pytest.raises(ValueError, match="the token has") as caught:
+        client(token=token)
+    assert "secret" not in str(caught.value)
