@@ -178,6 +178,16 @@ def test_tables_show_what_people_wrote_as_it_is(capsys: pytest.CaptureFixture[st
     assert "[red]" in told
 
 
+def test_what_people_have_written_gives_the_terminal_no_orders(capsys: pytest.CaptureFixture[str]) -> None:
+    """A label set its title, or wiped it clean."""
+    written = "\x1b]0;title\x07a\x1b[2J\x9b31m\r\x7fé\tb"
+    print_pairs({"label": written})
+    print_rows(("label",), [(written,)])
+    told = capsys.readouterr().out
+    assert all(character.isprintable() or character == "\n" for character in told)
+    assert told.count(r"\x1b]0;title\x07a\x1b[2J\x9b31m\r\x7fé") == 2
+
+
 def test_commands_load_what_they_need_alone() -> None:
     """typer itself loads pydantic where there is one."""
     unwanted = {
