@@ -45,7 +45,7 @@ class Access:
         caller = self._tokens.find(token)
         if caller is None:
             raise Unauthorized("this token is not known here")
-        scope = _scope_of(request.method, request.url.path)
+        scope = _scope_of(request.method, request.scope["path"])  # by which it is routed, whatever the host is
         if scope not in caller.scopes:
             raise Forbidden(f"this needs a token of scope {scope}; the one of {caller.name} does not have it")
         caller.take("requests_per_minute", 1)

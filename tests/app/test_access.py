@@ -121,3 +121,12 @@ def test_rows_are_limited(client: TestClient, path: str) -> None:
     answer = client.post("/encode?dictionary=d", content=ROW, headers=bearer(SLOW))
     assert answer.status_code == 429
     assert "10 rows per minute" in answer.json()["detail"]
+
+
+@pytest.mark.parametrize("host", ["x/v2/", "x/v2/?", "x/encode?", "x/encode#", "u@x/v2/", "x\\v2/"])
+@pytest.mark.parametrize(("method", "path"), [("DELETE", "/dictionaries/d"), ("DELETE", "/jobs/0"), ("POST", "/fit")])
+def test_a_host_that_is_none_gives_no_scope(client: TestClient, host: str, method: str, path: str) -> None:
+    """The path that a scope was needed for was taken from it: who could read could remove."""
+    answer = client.request(method, path, headers=bearer(READER) | {"host": host})
+    assert (answer.status_code, answer.json()["type"]) == (403, "forbidden")
+    assert client.get("/dictionaries/d", headers=bearer(READER)).status_code == 200
