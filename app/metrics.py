@@ -23,6 +23,9 @@ CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
 
 
+FAULT = "500"
+
+
 class Metrics:
     """What is counted as it happens, and what is read when somebody asks."""
 
@@ -46,6 +49,7 @@ class Metrics:
         observers = self._observers.get((method, route, status))
         if observers is None:  # finding those of some labels takes longer than to count
             observers = self._requests.labels(method, route, status).inc, self._seconds.labels(route).observe
+            self._requests.labels(method, route, FAULT)  # from 0 on, else the first is no increase to an alert
             self._observers[method, route, status] = observers
         count, time = observers
         count()

@@ -18,6 +18,7 @@ from app import logs
 from app.http.tokens import add, new_token
 from app.main import create_app
 from app.settings import Settings
+from app.store.store import Store
 from demo.service import npy
 from tests.app.conftest import WorkerDouble
 
@@ -51,6 +52,20 @@ def test_requests_are_counted_by_route(client: TestClient, digits: str) -> None:
     assert told["dictserve_request_seconds_count", "/encode"] == 3
     assert (told["dictserve_batches_total", "double"], told["dictserve_rows_total", "double"]) == (2, 6)
     assert (told["dictserve_queue_rows",], told["dictserve_queue_bytes",]) == (0, 0)
+
+
+def test_faults_are_counted_from_none_on(client: TestClient, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An alert sees what a figure grows by: a first fault made its figure, with 1 in it, and was no growth."""
+
+    def broken(*_: object) -> None:
+        raise RuntimeError("broken")
+
+    fault = "dictserve_requests_total", "GET", "/dictionaries", "500"
+    assert client.get("/dictionaries").status_code == 200
+    assert figures(client)[fault] == 0
+    monkeypatch.setattr(Store, "names", broken)
+    assert client.get("/dictionaries").status_code == 500
+    assert figures(client)[fault] == 1
 
 
 def test_the_state_is_told(client: TestClient) -> None:
