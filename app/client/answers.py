@@ -1,7 +1,7 @@
 """What comes back: the bytes of an answer, and what is made of them."""
 
 import io
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -12,6 +12,8 @@ from app.client.bodies import Array
 from app.client.errors import UnreadableAnswer
 
 MAX_NPY_HEADER_BYTES = 4096
+OF_JOBS = ("id", "name", "state", "progress")
+OF_DICTIONARIES = ("name", "version", "nb_concepts", "n_features")
 
 
 @dataclass(frozen=True)
@@ -53,6 +55,31 @@ def fields(answer: Answer) -> dict[str, Any]:
         raise _unreadable(answer, error) from None
 
 
+def job(answer: Answer) -> dict[str, Any]:
+    return _with(answer, fields(answer), OF_JOBS)
+
+
+def dictionary(answer: Answer) -> dict[str, Any]:
+    return _with(answer, fields(answer), OF_DICTIONARIES)
+
+
+def jobs(answer: Answer) -> list[dict[str, Any]]:
+    return [_with(answer, each, OF_JOBS) for each in _with(answer, fields(answer), ("jobs",))["jobs"]]
+
+
+def dictionaries(answer: Answer) -> list[dict[str, Any]]:
+    found = _with(answer, fields(answer), ("dictionaries",))["dictionaries"]
+    return [_with(answer, each, OF_DICTIONARIES) for each in found]
+
+
+def _with(answer: Answer, told: dict[str, Any], names: Sequence[str]) -> dict[str, Any]:
+    """What is told, which has these names: another service's JSON does not."""
+    missing = [name for name in names if name not in told]
+    if missing:
+        raise _unreadable(answer, ValueError(f"it has no {missing[0]!r}"))
+    return told
+
+
 def npy(answer: Answer) -> Array:
     """The array of an npy answer: a view of its bytes, which can be written to."""
     try:
@@ -76,8 +103,11 @@ def encoded_sparse(answer: Answer) -> Encoded:
     from scipy.sparse import csr_array  # heavy, and only for who asks for sparse codes
 
     tensors = _tensors(answer)
-    parts = (tensors["values"], tensors["indices"], tensors["indptr"])
-    codes = csr_array(parts, shape=tuple(tensors["shape"].tolist()))
+    try:
+        parts = (tensors["values"], tensors["indices"], tensors["indptr"])
+        codes = csr_array(parts, shape=tuple(tensors["shape"].tolist()))
+    except (KeyError, ValueError) as error:
+        raise _unreadable(answer, error) from None
     return _encoded(answer, codes, tensors.get("relative_error"))
 
 
@@ -86,9 +116,12 @@ def encoded_dense(answer: Answer) -> Encoded:
     tensors = _tensors(answer)
     if "codes" in tensors:
         return _encoded(answer, tensors["codes"], tensors.get("relative_error"))
-    codes = np.zeros(tensors["shape"], tensors["values"].dtype)
-    rows = np.repeat(np.arange(len(codes)), np.diff(tensors["indptr"]))
-    codes[rows, tensors["indices"]] = tensors["values"]
+    try:
+        codes = np.zeros(tensors["shape"], tensors["values"].dtype)
+        rows = np.repeat(np.arange(len(codes)), np.diff(tensors["indptr"]))
+        codes[rows, tensors["indices"]] = tensors["values"]
+    except (KeyError, ValueError, IndexError) as error:
+        raise _unreadable(answer, error) from None
     return _encoded(answer, codes, tensors.get("relative_error"))
 
 
@@ -102,7 +135,7 @@ def _encoded(answer: Answer, codes: Any, relative_error: Array | None) -> Encode
             told["dictserve-dictionary"],
             int(told["dictserve-version"]),
         )
-    except KeyError as error:
+    except (KeyError, ValueError) as error:
         raise _unreadable(answer, error) from None
 
 

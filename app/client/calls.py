@@ -76,9 +76,9 @@ def fit(A: object, parameters: Mapping[str, Parameter], files: Sequence[str] | N
         raise TypeError("a fit is of A or of files: give one of the two")
     headers = {"Idempotency-Key": uuid.uuid4().hex, "Accept": MEDIA_TYPES["json"]}
     if files is None:
-        return Call("POST", "/fit", answers.fields, _query(parameters), headers, body_of(A))
+        return Call("POST", "/fit", answers.job, _query(parameters), headers, body_of(A))
     told = {name: value for name, value in parameters.items() if value is not None} | {"files": list(files)}
-    return Call("POST", "/fit", answers.fields, {}, headers, Held(MEDIA_TYPES["json"], (msgspec.json.encode(told),)))
+    return Call("POST", "/fit", answers.job, {}, headers, Held(MEDIA_TYPES["json"], (msgspec.json.encode(told),)))
 
 
 def encode(
@@ -110,11 +110,11 @@ def solve_as(format: str, task: str, body: Body, parameters: Mapping[str, Parame
 
 
 def dictionaries() -> Call[list[Record]]:
-    return Call("GET", "/dictionaries", lambda answer: list(answers.fields(answer)["dictionaries"]))
+    return Call("GET", "/dictionaries", answers.dictionaries)
 
 
 def dictionary(reference: str) -> Call[Record]:
-    return Call("GET", _dictionary_path(reference), answers.fields)
+    return Call("GET", _dictionary_path(reference), answers.dictionary)
 
 
 def concepts(reference: str) -> Call[Record]:
@@ -139,7 +139,8 @@ def weights_as(format: str, reference: str) -> Call[bytearray]:
 
 def import_dictionary(name: str, D: object) -> Call[Record]:
     headers = {"Accept": MEDIA_TYPES["json"]}
-    return Call("PUT", _dictionary_path(name), answers.fields, headers=headers, body=body_of(D), is_repeatable=False)
+    body = body_of(D)
+    return Call("PUT", _dictionary_path(name), answers.dictionary, headers=headers, body=body, is_repeatable=False)
 
 
 def label(
@@ -147,7 +148,7 @@ def label(
 ) -> Call[Record]:
     told = {"labels": dict(labels or {}), "concept_labels": {str(i): text for i, text in (concepts or {}).items()}}
     body = Held(MEDIA_TYPES["json"], (msgspec.json.encode(told),))
-    return Call("PATCH", _dictionary_path(reference), answers.fields, body=body)
+    return Call("PATCH", _dictionary_path(reference), answers.dictionary, body=body)
 
 
 def remove(reference: str) -> Call[None]:
@@ -157,18 +158,18 @@ def remove(reference: str) -> Call[None]:
 
 def jobs(state: str | None, name: str | None, limit: int) -> Call[list[Record]]:
     query = _query({"state": state, "name": name, "limit": limit})
-    return Call("GET", "/jobs", lambda answer: list(answers.fields(answer)["jobs"]), query)
+    return Call("GET", "/jobs", answers.jobs, query)
 
 
 def job(id: str) -> Call[Record]:
-    return Call("GET", job_path(id), answers.fields)
+    return Call("GET", job_path(id), answers.job)
 
 
 def cancel(id: str) -> Call[Record | None]:
     """Not repeatable: a second one removes the record. The answer is None where the job had ended before."""
 
     def read(answer: Answer) -> Record | None:
-        return answers.fields(answer) if answer.status == 200 else None
+        return answers.job(answer) if answer.status == 200 else None
 
     return Call("DELETE", job_path(id), read, is_repeatable=False)
 

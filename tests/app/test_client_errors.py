@@ -1,11 +1,16 @@
 """Answers that are errors, as exceptions."""
 
+from collections.abc import Callable
+
 import httpx
+import numpy as np
 import pytest
+from safetensors.numpy import save
 
 from app.client import Client, DictserveError, InvalidRequest, NotFound, Unavailable, UnknownDictionary, errors
 from app.errors import INTERNAL, KINDS
 from app.problems import HTTP_KINDS
+from demo.service import npy
 
 
 @pytest.mark.parametrize("kind", [*KINDS.values(), *HTTP_KINDS.values(), INTERNAL], ids=lambda kind: kind.slug)
@@ -64,6 +69,38 @@ def test_a_page_in_place_of_json_is_an_error_of_the_client() -> None:
         for call in (client.dictionaries, client.jobs, lambda: client.dictionary("x")):
             with pytest.raises(errors.UnreadableAnswer):
                 call()
+
+
+@pytest.mark.parametrize("body", [b"{}", b'{"status": "ok"}', b'{"jobs": [{}], "dictionaries": [{}]}'])
+def test_json_of_something_else_is_an_error_of_the_client(body: bytes) -> None:
+    """As another service's at that URL: it was a KeyError, of the call or of what was made of the answer later."""
+    transport = httpx.MockTransport(lambda _: httpx.Response(200, content=body))
+    with Client(transport=transport) as client:
+        calls: list[Callable[[], object]] = [
+            client.dictionaries,
+            client.jobs,
+            lambda: client.dictionary("x"),
+            lambda: client.job("1"),
+            lambda: client.fit([[1.0]], nb_concepts=1, name="x"),
+            lambda: client.import_dictionary("x", [[1.0]]),
+            lambda: client.label("x", {"a": "b"}),
+        ]
+        for call in calls:
+            with pytest.raises(errors.UnreadableAnswer):
+                call()
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [{}, {"dictserve-dictionary": "x", "dictserve-version": "one", "dictserve-converged": "true"}],
+    ids=["none", "no number"],
+)
+@pytest.mark.parametrize("sparse", [False, True])
+def test_codes_that_are_not_told_of_are_an_error_of_the_client(headers: dict[str, str], sparse: bool) -> None:
+    body = save({"codes": np.ones((1, 1), np.float32)}) if sparse else npy(np.ones((1, 1), np.float32))
+    transport = httpx.MockTransport(lambda _: httpx.Response(200, content=body, headers=headers))
+    with Client(transport=transport) as client, pytest.raises(errors.UnreadableAnswer):
+        client.encode([[1.0]], "x", sparse=sparse)
 
 
 @pytest.mark.parametrize("url", ["foo", "ftp://x", "http://", "http://x:y", "//x"])
