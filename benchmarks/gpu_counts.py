@@ -1,13 +1,14 @@
 """``python -m benchmarks.gpu_counts``: what an encode on a GPU takes, counted where there is none.
 
 Triton's interpreter runs the kernels of `core.kernels.cuda` on a few rows of the data that encodes are timed on; what
-is counted does not depend on the machine: rounds, those that begin with a gradient in float32, and products of a
-working set's gram with a vector. Factors of products in TF32 are rounded as tensor cores round them.
+is counted does not depend on the machine: rounds, gradients of all concepts by their precision, and products of a
+working set's gram with a vector. Factors of products on tensor cores are rounded as these round them.
 """
 
 import argparse
 import os
 import tempfile
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -16,17 +17,12 @@ os.environ["TRITON_INTERPRET"] = "1"  # read as kernels are defined
 import numpy as np
 import torch
 
-from benchmarks import data
+from benchmarks import data, tensor_cores
 from core import NMF, kernels
-from core.kernels import cuda, precision, rounds
+from core.kernels import cuda, rounds
 from core.kernels.precision import Precision
 
 ROWS = 8
-
-
-def tf32(x: torch.Tensor) -> torch.Tensor:
-    """Rounded to ten bits after the point, to nearest."""
-    return ((x.contiguous().view(torch.int32) + (1 << 12)) & ~((1 << 13) - 1)).view(torch.float32)
 
 
 class Counted(rounds.Encode):
@@ -36,14 +32,13 @@ class Counted(rounds.Encode):
 
     def begin(self) -> None:
         super().begin()
-        self.rounds = self.precise_looks = self.looks = 0
-        self.sizes: list[int] = []
+        self.rounds, self.sizes = 0, list[int]()
+        self.looks = Counter[Precision]()
         Counted.seen.append(self)
 
-    def look(self, precise: bool) -> None:
-        super().look(precise)
-        self.looks += len(self.rows.index)
-        self.precise_looks += precise * len(self.rows.index)
+    def look(self, precision: Precision, some: torch.Tensor | None = None) -> None:
+        super().look(precision, some)
+        self.looks[precision] += len(self.rows.index if some is None else some)
 
     def lower(self, size: int) -> None:
         self.rounds += len(self.rows.index)
@@ -60,10 +55,10 @@ def count(A: np.ndarray, D: np.ndarray) -> str:
         assert float(residual.max()) <= 1e-6
         products[i] = int(Counted.seen[-1].rows.spent.sum())
     n, seen = len(A), Counted.seen
+    looks = (sum(e.looks[kind] for e in seen) / n for kind in Precision)
     return (
-        f"| {sum(e.rounds for e in seen) / n:.1f} | {sum(e.precise_looks for e in seen) / n:.1f} of "
-        f"{sum(e.looks for e in seen) / n:.1f} | {products.double().mean():.0f} | "
-        f"{max(size for e in seen for size in e.sizes)} |"
+        f"| {sum(e.rounds for e in seen) / n:.1f} | {' | '.join(f'{each:.1f}' for each in looks)} | "
+        f"{products.double().mean():.0f} | {max(size for e in seen for size in e.sizes)} |"
     )
 
 
@@ -85,16 +80,9 @@ def main() -> None:
     )
     parser.add_argument("--rows", type=int, default=ROWS, help="rows of each data set")
     given = parser.parse_args()
-    exact = precision.product
-
-    def product(
-        X: torch.Tensor, Y: torch.Tensor, kind: Precision, *, less: torch.Tensor | None = None
-    ) -> torch.Tensor:
-        return exact(tf32(X), tf32(Y), kind, less=less) if kind is Precision.TF32 else exact(X, Y, kind, less=less)
-
-    rounds.product, rounds.LEAST_PRODUCTS, cuda.Encode = product, 0, Counted  # type: ignore[assignment,misc]
-    print("| a row of | rounds | gradients in float32 | products of its gram | largest working set |")
-    print("| --- | --- | --- | --- | --- |")
+    rounds.product, rounds.LEAST_PRODUCTS, cuda.Encode = tensor_cores.product, 0, Counted  # type: ignore[assignment,misc]
+    print("| a row of | rounds | gradients in TF32 | split | float32 | products of its gram | largest working set |")
+    print("| --- | --- | --- | --- | --- | --- | --- |")
     with tempfile.TemporaryDirectory() as folder:
         for name, A, D in problems(Path(folder)):
             print(f"| {name} {count(A[: given.rows], D)}", flush=True)

@@ -12,8 +12,9 @@ from core.errors import DeviceTooSmall
 NUMBER = 4  # bytes
 SHARE = 0.9  # of what is free: the rest is for what the allocator cannot use
 # Numbers that a row of an encode has at its peak, in units of k and of d: codes and gradient, and for few concepts as
-# many chosen ones and their gradients, before and after rows leave; activations, converted, and two residuals.
-ENCODE_CODES, ENCODE_FEATURES = 6, 5
+# many chosen ones and their gradients, before and after rows leave; activations, converted, residuals, those of some
+# rows, and what these are split into.
+ENCODE_CODES, ENCODE_FEATURES = 6, 7
 # Of a row of a fit's chunk: cross products, gradients, moves and each factor's halves; the chunk and its halves.
 FIT_CODES, FIT_FEATURES = 8, 4
 WORKING_SETS = 3 << 30  # bytes for the grams of working sets, their concepts and what gathers them

@@ -5,11 +5,11 @@ Not yet run on a GPU: what is here is held to `core.kernels.reference` by Triton
 
 import torch
 
-from core.kernels import cpu, tiles
+from core.kernels import cpu, rounds, tiles
 from core.kernels.precision import Precision, product
 from core.kernels.prepared import Prepared
 from core.kernels.records import FEW_ROWS, Record, Records, record_of
-from core.kernels.rounds import ROUGH, ROUGH_ROUNDS, Encode, Solved, size_for
+from core.kernels.rounds import Encode, Solved, size_for
 
 # --- descent: columns of a block, whose gradients are one product of all rows, so wide that moves can be read as fast
 # as they are multiplied; those among them that go one by one in registers; and the depth of a product there
@@ -64,9 +64,10 @@ def solve(
     """See `core.kernels.solve`; by rounds on a working set for each row, as on the CPU (`core.kernels.active_set`).
 
     A round: the gradient of all concepts through the residual, g = (zD − a)·Dᵀ, for all rows that are left; the
-    working set of each, its support and those that violate most; the minimum on it, nearly. The first gradients are
-    products in TF32, those that certify a row are float32 throughout. The host waits once a round, to learn which
-    rows are left; for few rows, once for all the rounds that most encodes take. Rows that have had all their products
+    working set of each, its support and those that violate most; the minimum on it, nearly. Gradients are products in
+    TF32 until that tells too little of a row; what certifies it is as precise as it takes, float32 at the most. The
+    host waits once a round, to learn which rows are left, and once more for each precision beyond TF32; for few rows,
+    once for all the rounds that most encodes take. Rows that have had all their products
     are ended by exact steps on the CPU: of concepts that nearly depend on each other, gradients settle little.
     """
     with torch.cuda.device_of(A):  # type: ignore[no-untyped-call]
@@ -88,7 +89,7 @@ def _by_record(
     rows = 1 << (len(A) - 1).bit_length()  # a few at most stand empty
 
     def record_it() -> Record:
-        return Record(Encode(A.new_zeros(rows, A.shape[1]), prepared, tol, max_sweeps))
+        return Record(Encode(A.new_zeros(rows, A.shape[1]), prepared, tol, max_sweeps, room=rounds.ROOM))
 
     record = record_of(records, (rows, tol, max_sweeps), record_it)
     return None if record is None else record.solve(A)
@@ -96,19 +97,16 @@ def _by_record(
 
 def _by_rounds(encode: Encode) -> Solved:
     encode.begin()
-    rounds, precise, given_up = 0, encode.all_chosen, False
+    given_up = False
     while True:
-        encode.look(precise)
-        told = encode.told()
+        told = encode.climb()
         if told.widest > encode.room:
             encode.make_room(told.widest)
-            encode.look(precise)
-        going = encode.going(told) if precise else torch.ones_like(told.spent, dtype=torch.bool)
+            told = encode.climb()
+        going = encode.going(told)
         given_up = given_up or bool((~going & (told.relative > encode.tol)).any())
         if not bool(going.any()):
             return Solved(encode.Z, encode.residual, given_up)
         if not bool(going.all()):
             encode.rows = encode.rows.only(going.nonzero().squeeze(1).to(encode.Z.device))
         encode.lower(min(encode.room, size_for(told.widest)))
-        rounds += 1
-        precise = precise or rounds >= ROUGH_ROUNDS or float(told.relative.max()) <= ROUGH

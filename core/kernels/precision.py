@@ -15,7 +15,7 @@ _turned = Lock()
 
 # TF32 keeps ten bits of float32's twenty-three after the point; the rest of a number, rounded likewise, keeps nearly
 # all that is left.
-_KEPT_BITS = -(1 << 13)
+_KEPT_BITS, _HALF = -(1 << 13), 1 << 12
 
 
 class Precision(Enum):
@@ -44,13 +44,13 @@ def product(
     x, y = _leading(X), _leading(Y)
     with _tensor_cores(True):
         # the small terms first, and what may cancel last
-        small = torch.addmm((X - x) @ y, x, Y - y)
-        return small.addmm_(x, y) if less is None else small.addmm_(x, y).sub_(less)
+        sums = ((X - x) @ y).addmm_(x, Y - y).addmm_(x, y)
+        return sums if less is None else sums.sub_(less)
 
 
 def _leading(x: torch.Tensor) -> torch.Tensor:
-    """x, its bits beyond TF32's set to zero."""
-    return x.contiguous().view(torch.int32).bitwise_and(_KEPT_BITS).view(torch.float32)
+    """x to the nearest of TF32: cut off, what is left would be twice as large, and so would be what is lost of it."""
+    return x.contiguous().view(torch.int32).add(_HALF).bitwise_and_(_KEPT_BITS).view(torch.float32)
 
 
 @contextmanager

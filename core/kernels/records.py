@@ -7,10 +7,15 @@ from typing import Any
 
 import torch
 
-from core.kernels.rounds import ROUGH_ROUNDS, Encode, Solved
+from core.kernels.precision import Precision
+from core.kernels.rounds import Encode, Solved
 
 # Up to so many rows, the host takes longer to launch the kernels of a round than the device to run them.
 FEW_ROWS = 16
+
+# So many rounds begin with a gradient in TF32: on planted data and on activations of digits residuals are then about
+# as small as TF32 can tell, and no round is lost. All are bound by reading D, which takes as long in float32.
+ROUGH_ROUNDS = 4
 
 MOST_RECORDS = 16  # for one D; who asks for a new tolerance each time has none recorded
 
@@ -97,15 +102,15 @@ class Record:
         encode.begin()
         self._widest.zero_()
         for i in range(0 if encode.all_chosen else ROUGH_ROUNDS):
-            self._look(precise=False)
+            self._look(Precision.TF32)
             encode.lower(encode.most_chosen(i))
-        self._look(precise=True)
+        self._look(Precision.FLOAT32)
         self._round()
 
     def _round(self) -> None:
         self._encode.lower(self._encode.room)
-        self._look(precise=True)
+        self._look(Precision.FLOAT32)
 
-    def _look(self, *, precise: bool) -> None:
-        self._encode.look(precise)
+    def _look(self, precision: Precision) -> None:
+        self._encode.look(precision)
         torch.maximum(self._widest, self._encode.rows.wanted, out=self._widest)

@@ -20,12 +20,15 @@ ADDED = 64
 ROUND_SHARE = 0.03
 # and the last one aims below what is asked for, since the gradient of all concepts is checked after it.
 LAST_SHARE = 0.5
-# So many rounds begin with a gradient in TF32, unless the residuals of all rows are as small as this before: on
-# planted data and on activations of digits they are then about as small as TF32 can tell, and no round is lost.
-ROUGH_ROUNDS, ROUGH = 4, 1e-5
+# Precisions of a gradient, and the most that each can be wrong of ‖d_j‖·‖zD − a‖ by the rounding of its factors, were
+# all errors to point the same way: TF32 of factors cut off; SPLIT of rests cut off and their product left out.
+LADDER = ((Precision.TF32, 2.0**-9), (Precision.SPLIT, 2.5 * 2.0**-21), (Precision.FLOAT32, 0.0))
+# A gradient is too rough to go on with where the residual that it tells is below so many times the usual error, which
+# is that of n_features terms whose errors are independent; and where it may be all error and has hardly fallen.
+USUAL_ERRORS, HARDLY_FALLEN = 3.0, 0.5
 # Products of a row's small gram that stand for a sweep; what a round counts for at least, so that rounds have an end.
 PRODUCTS, LEAST_PRODUCTS = 4, 64
-ROOM = 256  # concepts that there is room for in a working set, usually; more where a row's support wants more
+ROOM = 256  # concepts of the largest working set, usually; more where a row's support wants more
 SIZES = 64  # working sets are a multiple of this: few kernels to compile, and rows of grams that are aligned
 RESIDENT = 128  # concepts of a small problem whose gram a program's registers hold
 GATHERED = 16  # rows of a gram, by one program
@@ -74,7 +77,12 @@ class Encode:
     rows: Rows
     R: torch.Tensor  # ZD − A (rows, d) of the rows that are left
 
-    def __init__(self, A: torch.Tensor, prepared: Prepared, tol: float, max_sweeps: int) -> None:
+    def __init__(
+        self, A: torch.Tensor, prepared: Prepared, tol: float, max_sweeps: int, *, room: int | None = None
+    ) -> None:
+        """`room`: concepts that there is room for in a working set; by default for more than is usual, since what
+        wants still more is looked at a second time.
+        """
         self.A, self.tol, self.most = A, tol, PRODUCTS * max_sweeps
         self.D: torch.Tensor = prepared.D
         self.scale: torch.Tensor = prepared.inverse.sqrt()
@@ -84,7 +92,7 @@ class Encode:
         if self.all_chosen and self.B is None:
             self.B = gram(self.D)
         self.Z, self.residual = A.new_empty(len(A), self.k), A.new_empty(len(A))
-        self.room = min(self.k, ROOM)
+        self.room = min(self.k, room or 2 * ROOM)
 
     def begin(self) -> None:
         """From zero, with all rows."""
@@ -93,7 +101,7 @@ class Encode:
         norms = torch.linalg.vector_norm(self.A, dim=1)
         index = torch.arange(len(norms), dtype=torch.int32, device=norms.device)
         chosen, g = index.new_empty(len(index), self.room), norms.new_empty(len(index), self.room)
-        spent, wanted, relative = torch.zeros_like(index), torch.empty_like(index), torch.empty_like(norms)
+        spent, wanted, relative = torch.zeros_like(index), torch.empty_like(index), torch.ones_like(norms)
         self.rows = Rows(index, norms, spent, relative, wanted, chosen, g)
 
     def make_room(self, widest: int) -> None:
@@ -102,10 +110,36 @@ class Encode:
         chosen, g = self.rows.chosen.new_empty(n, self.room), self.rows.g.new_empty(n, self.room)
         self.rows = replace(self.rows, chosen=chosen, g=g)
 
-    def look(self, precise: bool) -> None:
-        """Residuals of the rows that are left, and their working sets."""
-        G = product(self.R, self.D.T, Precision.FLOAT32 if precise else Precision.TF32)
-        rows, width = self.rows, power_of_two(self.k)
+    def climb(self) -> Told:
+        """A look at each row that is left, as precise as it takes; the host waits for each precision.
+
+        All rows are looked at roughly, and more precisely those that are said to be done, which may be wrong, or of
+        which that tells too little to go on with. What is told of a row is at most `tol` only where that is certain.
+        """
+        ladder = LADDER[1:] if self.all_chosen else LADDER  # a round is the last one there, and not to begin roughly
+        rests = torch.linalg.vector_norm(self.R, dim=1) / torch.where(self.rows.norms > 0, self.rows.norms, 1)
+        (rest, before), some = torch.stack((rests, self.rows.relative)).cpu(), None
+        for precision, share in ladder:
+            self.look(precision, some)
+            told, error = self.told(), share * rest
+            lost = (told.relative <= 2 * error) & (told.relative > HARDLY_FALLEN * before)
+            rough = told.relative <= (USUAL_ERRORS * error / self.d**0.5).clamp(min=self.tol)
+            unsure = (lost | rough) & (told.relative + error > self.tol)
+            if not bool(unsure.any()):
+                break
+            some = unsure.nonzero().squeeze(1).to(self.Z.device)
+        return told
+
+    def look(self, precision: Precision, some: torch.Tensor | None = None) -> None:
+        """Residuals of the rows that are left, or of some of them, and their working sets."""
+        rows, R = (self.rows, self.R) if some is None else (self.rows.only(some), self.R[some])
+        self._choose(rows, product(R, self.D.T, precision))
+        if some is not None:
+            for name in ("relative", "wanted", "chosen", "g"):
+                getattr(self.rows, name)[some] = getattr(rows, name)
+
+    def _choose(self, rows: Rows, G: torch.Tensor) -> None:
+        width = power_of_two(self.k)
         working_sets.choose[(len(G),)](
             self.Z, G, rows.index, rows.norms, self.scale, rows.chosen, rows.g, rows.relative,
             self.residual, rows.wanted, self.k, self.room, ADDED, ROOM,
@@ -123,7 +157,7 @@ class Encode:
         return Told(relative, spent, int(wanted.max()))
 
     def going(self, told: Told) -> torch.Tensor:
-        """Which rows are not done, after a precise look at them."""
+        """Which rows are not done, after a look at them that is precise enough."""
         return (told.relative > self.tol) & (told.spent < self.most)
 
     def lower(self, size: int) -> None:

@@ -19,6 +19,7 @@ from triton.runtime.jit import JITFunction
 
 from core import kernels
 from core.kernels import bounded, cuda, rounds, tiles, working_sets
+from core.kernels.precision import Precision
 
 
 class H100:
@@ -53,7 +54,7 @@ def encode(rows: int, k: int, d: int, *, hold_gram: bool = True) -> None:
     for size in (rounds.size_for(encode.room),) if encode.all_chosen else (64, 128, rounds.ROOM, 2 * rounds.ROOM):
         if size > encode.room and not encode.all_chosen:
             encode.make_room(size)
-        encode.look(precise=True)
+        encode.look(Precision.FLOAT32)
         encode.rows.chosen.zero_()
         encode.rows.wanted.fill_(1)
         encode.lower(size)

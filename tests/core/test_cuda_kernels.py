@@ -14,8 +14,10 @@ import pytest
 import torch
 from scipy.optimize import nnls
 
+from benchmarks import tensor_cores
 from core import kernels
 from core.kernels import reference
+from core.kernels.precision import Precision
 from tests.core.problems import excess, kkt_residual, nearly_dependent, planted
 
 if torch.cuda.is_available():
@@ -89,9 +91,9 @@ def solved(
     tol: float = 1e-6,
     gram: bool = True,
     max_sweeps: int = 300,
-    records: dict[Any, Any] | None = None,
+    kept: dict[Any, Any] | None = None,
 ) -> Answer:
-    return cuda.solve(A, kernels.prepare(D, hold_gram=gram), tol, max_sweeps, records)
+    return cuda.solve(A, kernels.prepare(D, hold_gram=gram), tol, max_sweeps, kept)
 
 
 @pytest.fixture
@@ -126,38 +128,78 @@ def test_solve_is_exact_on_working_sets(gram: bool) -> None:
 
 
 @pytest.mark.usefixtures("small_working_sets")
+@pytest.mark.parametrize(("noise", "tol"), [(0.05, 1e-6), (3.0, 1e-7)])
+def test_gradients_are_as_precise_as_it_takes(noise: float, tol: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With the rounding of tensor cores. Where concepts explain a row well, split products certify it."""
+    used: set[Precision] = set()
+
+    def product(X: torch.Tensor, Y: torch.Tensor, kind: Precision) -> torch.Tensor:
+        used.add(kind)
+        return tensor_cores.product(X, Y, kind)
+
+    monkeypatch.setattr(rounds, "product", product)
+    A, _, D = planted(2, 20, 30, density=0.1, noise=noise, seed=3)
+    Z, residual = solved(torch.from_numpy(A), torch.from_numpy(D), tol=tol)
+    assert float(residual.max()) <= tol
+    assert kkt_residual(A, Z.numpy(), D).max() <= 1.1 * tol
+    assert used == (set(Precision) - {Precision.FLOAT32} if noise < 1 else set(Precision))
+
+
+def test_a_row_whose_gradient_is_lost_in_rounding_gets_a_better_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else it would go on with the same, until it was given up."""
+    encode = rounds.Encode(torch.ones(3, 20), kernels.prepare(torch.eye(300, 20), hold_gram=True), 1e-6, 300)
+    encode.begin()
+    looked: list[tuple[Precision, list[int]]] = []
+    told = {
+        Precision.TF32: [2e-3, 2e-3, 0.5],
+        Precision.SPLIT: [1e-6, 1e-4, 0.5],
+        Precision.FLOAT32: [5e-7, 1e-4, 0.5],
+    }
+
+    def look(precision: Precision, some: torch.Tensor | None = None) -> None:
+        looked.append((precision, [0, 1, 2] if some is None else some.tolist()))
+        encode.rows.relative.copy_(torch.tensor(told[precision]))
+        encode.rows.wanted.zero_()
+
+    monkeypatch.setattr(encode, "look", look)
+    encode.rows.relative.copy_(torch.tensor([2.1e-3, 1e-1, 1.0]))  # of which the second has fallen by much since
+    encode.climb()
+    assert looked == [(Precision.TF32, [0, 1, 2]), (Precision.SPLIT, [0]), (Precision.FLOAT32, [0])]
+
+
+@pytest.mark.usefixtures("small_working_sets")
 def test_few_rows_are_solved_by_what_is_kept_for_them(monkeypatch: pytest.MonkeyPatch) -> None:
     """Nothing stays behind of earlier rows; rows that want more than there is room for go by the common way."""
     monkeypatch.setattr(rounds, "ROOM", 30)
     A, _, D = planted(4, 20, 30, density=0.05, seed=3)
     a, D = torch.from_numpy(A), torch.from_numpy(D)
     a[3] = 0
-    records: dict[Any, Any] = {}
-    solved(a[:2], D, records=records)
-    solved(a[:1], D, records=records)
-    assert records == {(2, 1e-6, 300): None, (1, 1e-6, 300): None}  # which is worth it from the second time on
+    kept: dict[Any, Any] = {}
+    solved(a[:2], D, kept=kept)
+    solved(a[:1], D, kept=kept)
+    assert kept == {(2, 1e-6, 300): None, (1, 1e-6, 300): None}  # which is worth it from the second time on
     for rows in (a[:2], a[2:3], a[2:4]):
-        Z, residual = solved(rows, D, records=records)
+        Z, residual = solved(rows, D, kept=kept)
         assert Z.shape == (len(rows), 30)
         assert float(residual.max()) <= 1e-6
         used = rows.norm(dim=1) > 0
         assert bool((Z[~used] == 0).all())
         assert excess(rows[used].numpy(), Z[used], D.numpy()).max() <= 1e-6
-    again = records[1, 1e-6, 300].solve(a[2:3])
+    again = kept[1, 1e-6, 300].solve(a[2:3])
     torch.testing.assert_close(again.Z, Z[:1], rtol=1e-3, atol=1e-4 * float(Z.max()))
     monkeypatch.setattr(rounds, "ROOM", 4)
-    records[1, 1e-6, 300] = None
-    by_common_way = solved(a[2:3], D, records=records)[0]
-    assert records[1, 1e-6, 300].solve(a[2:3]) is None
+    kept[1, 1e-6, 300] = None
+    by_common_way = solved(a[2:3], D, kept=kept)[0]
+    assert kept[1, 1e-6, 300].solve(a[2:3]) is None
     torch.testing.assert_close(by_common_way, Z[:1], rtol=1e-3, atol=1e-4 * float(Z.max()))
 
 
 def test_records_of_one_dictionary_have_a_bound(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("core.kernels.records.MOST_RECORDS", 2)
-    records: dict[Any, Any] = {}
+    kept: dict[Any, Any] = {}
     for tol in (1e-3, 1e-4, 1e-5):
-        assert record_of(records, (4, tol, 9), pytest.fail) is None
-    assert list(records) == [(4, 1e-4, 9), (4, 1e-5, 9)]
+        assert record_of(kept, (4, tol, 9), pytest.fail) is None
+    assert list(kept) == [(4, 1e-4, 9), (4, 1e-5, 9)]
 
 
 @pytest.mark.usefixtures("small_working_sets")
@@ -196,9 +238,9 @@ def test_rows_given_up_are_ended_by_exact_steps(monkeypatch: pytest.MonkeyPatch)
         finish(a, *others)
 
     monkeypatch.setattr(cpu, "finish", seen)
-    records: dict[Any, Any] = {}
+    kept: dict[Any, Any] = {}
     for _ in range(2):  # launch by launch, and recorded
-        Z, residual = solved(A, D, max_sweeps=50, records=records)
+        Z, residual = solved(A, D, max_sweeps=50, kept=kept)
         assert torch.equal(given.pop(), A[1:])  # the other was done
         assert float(residual.max()) <= 1e-6
         assert excess(A.numpy(), Z, D.numpy()).max() <= 1e-6

@@ -1,0 +1,26 @@
+"""Products of `core.kernels.precision` as a GPU makes them, on the CPU: factors are rounded as tensor cores round."""
+
+import torch
+
+from core.kernels.precision import Precision
+
+
+def product(X: torch.Tensor, Y: torch.Tensor, kind: Precision, *, less: torch.Tensor | None = None) -> torch.Tensor:
+    """X·Y, or X·Y − less."""
+    if kind is Precision.FLOAT32:
+        made = X @ Y
+    else:
+        x, y = _nearest(X), _nearest(Y)
+        made = x @ y
+        if kind is Precision.SPLIT:
+            made = (_cut_off(X - x) @ y + x @ _cut_off(Y - y)) + made
+    return made if less is None else made - less
+
+
+def _nearest(x: torch.Tensor) -> torch.Tensor:
+    """To ten bits after the point."""
+    return ((x.contiguous().view(torch.int32) + (1 << 12)) & -(1 << 13)).view(torch.float32)
+
+
+def _cut_off(x: torch.Tensor) -> torch.Tensor:
+    return (x.contiguous().view(torch.int32) & -(1 << 13)).view(torch.float32)
