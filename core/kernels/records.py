@@ -45,22 +45,37 @@ def recorded(work: Callable[[], None], device: torch.device) -> Callable[[], obj
     """
     if device.type != "cuda":
         return work
-    aside = _aside(device)
-    aside.wait_stream(torch.cuda.current_stream(device))
-    with torch.cuda.stream(aside):
+    place = _place(device)
+    place.stream.wait_stream(torch.cuda.current_stream(device))
+    with torch.cuda.stream(place.stream):
         work()  # compiles, and gives cuBLAS its workspace, neither of which must happen within a graph
-    torch.cuda.current_stream(device).wait_stream(aside)
-    graph = torch.cuda.CUDAGraph()
-    # on that stream, since torch's own for graphs is one for all devices; what other threads ask of it is theirs
-    with torch.cuda.graph(graph, stream=aside, capture_error_mode="thread_local"):
-        work()
-    return graph.replay
+    torch.cuda.current_stream(device).wait_stream(place.stream)
+    return place.record(work).replay
 
 
-@cache
-def _aside(device: torch.device) -> torch.cuda.Stream:
-    """One for all that is recorded on a device: cuBLAS keeps a workspace of 32 MiB for each stream it has seen."""
-    return torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+class _Place:
+    """Where all is recorded on a device: one stream, as cuBLAS keeps a workspace of 32 MiB for each that it has seen,
+    and one pool of memory, in which each graph does its passing work where the others do theirs.
+
+    Torch allows that of graphs that are never played at once (`_in_use`) and leave nothing that another would miss:
+    what they leave in the pool is theirs for as long as it is referred to, and each solve begins anew.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self.stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+        self._pool: Any = torch.cuda.graph_pool_handle()
+        # for good, as a pool without a graph cannot be used again
+        self._first = self.record(lambda: torch.zeros(1, device=device))
+
+    def record(self, work: Callable[[], object]) -> torch.cuda.CUDAGraph:
+        graph = torch.cuda.CUDAGraph()
+        # on that stream, since torch's own for graphs is one for all devices; what other threads ask of it is theirs
+        with torch.cuda.graph(graph, pool=self._pool, stream=self.stream, capture_error_mode="thread_local"):
+            work()
+        return graph
+
+
+_place = cache(_Place)
 
 
 class Record:

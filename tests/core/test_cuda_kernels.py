@@ -6,7 +6,10 @@ What tensor cores round is not seen here (the interpreter multiplies in float32)
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -23,7 +26,7 @@ from tests.core.problems import excess, kkt_residual, nearly_dependent, planted
 if torch.cuda.is_available():
     pytest.skip("tests/gpu runs the kernels on the device itself", allow_module_level=True)
 os.environ["TRITON_INTERPRET"] = "1"  # read as kernels are defined, triton's own among them
-from core.kernels import bounded, cpu, cuda, rounds, working_sets
+from core.kernels import bounded, cpu, cuda, records, rounds, working_sets
 from core.kernels.records import record_of
 
 ROOT = Path(__file__).parent.parent.parent
@@ -192,6 +195,37 @@ def test_few_rows_are_solved_by_what_is_kept_for_them(monkeypatch: pytest.Monkey
     by_common_way = solved(a[2:3], D, kept=kept)[0]
     assert kept[1, 1e-6, 300].solve(a[2:3]) is None
     torch.testing.assert_close(by_common_way, Z[:1], rtol=1e-3, atol=1e-4 * float(Z.max()))
+
+
+def test_all_that_is_recorded_on_a_device_shares_a_stream_and_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With torch's graphs replaced. One graph stays, without which torch refuses the pool later."""
+    graphs: list[dict[str, Any]] = []
+
+    @contextmanager
+    def graph(graph: Any, **how: Any) -> Iterator[None]:
+        graphs.append(how)
+        yield
+
+    stream = SimpleNamespace(wait_stream=lambda other: None)
+    for name, value in {
+        "Stream": lambda device: SimpleNamespace(wait_stream=lambda other: None),
+        "current_stream": lambda device: stream,
+        "stream": lambda stream: nullcontext(),
+        "graph_pool_handle": object,
+        "CUDAGraph": lambda: SimpleNamespace(replay=lambda: None),
+        "graph": graph,
+    }.items():
+        monkeypatch.setattr(torch.cuda, name, value)
+    monkeypatch.setattr(torch, "zeros", lambda n, device: None)
+    records._place.cache_clear()
+    try:
+        for _ in range(2):
+            records.recorded(lambda: None, torch.device("cuda", 0))
+        assert len(graphs) == 3
+        assert len({how["pool"] for how in graphs}) == len({id(how["stream"]) for how in graphs}) == 1
+        assert records._place(torch.device("cuda", 0))._first is not None
+    finally:
+        records._place.cache_clear()
 
 
 def test_records_of_one_dictionary_have_a_bound(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -206,6 +206,18 @@ def test_few_rows_are_encoded_by_what_is_recorded(k: int, density: float, rows: 
     assert [record is not None for record in dictionary._records.values()] == [True]
 
 
+def test_recorded_encodes_share_their_memory() -> None:
+    A, _, D = planted(16, 100, 2000, density=0.02, noise=0.1, seed=9)
+    dictionary = Dictionary(D, device="cuda")
+    before = torch.cuda.memory_reserved()
+    taken = []
+    for tol in (1e-6, 2e-6, 3e-6, 4e-6, 5e-6, 6e-6, 7e-6, 8e-6):
+        for _ in range(3):
+            dictionary.encode(A, tol=tol)
+        taken.append(torch.cuda.memory_reserved() - before)
+    assert taken[-1] <= 3 * max(taken[0], 1 << 25)
+
+
 def test_an_encode_larger_than_memory_is_split(monkeypatch: pytest.MonkeyPatch) -> None:
     A, _, D = planted(500, 60, 300, density=0.05, noise=0.3, seed=7)
     dictionary = Dictionary(D, device="cuda")
