@@ -153,9 +153,9 @@ class Dictionary:
 
     def _solve_in_parts(self, A: torch.Tensor, tol: float, max_iter: int) -> tuple[torch.Tensor, torch.Tensor]:
         """As many rows at a time as the device has memory for; those of another dtype are converted part by part."""
-        small = is_small_encode(len(A), self.nb_concepts, self.n_features)
-        budget = None if small else free_bytes(self.device)
-        if budget is None:
+        if is_small_encode(len(A), self.nb_concepts, self.n_features):
+            return self._solve(A.to(self.dtype), tol, max_iter)
+        if (budget := free_bytes(self.device)) is None:
             return self._solve(self._matrix(A), tol, max_iter)
         codes = torch.empty(len(A), self.nb_concepts, dtype=self.dtype, device=self.device)
         residual = torch.empty(len(A), dtype=self.dtype, device=self.device)
@@ -165,8 +165,11 @@ class Dictionary:
         return codes, residual
 
     def _solve(self, A: torch.Tensor, tol: float, max_iter: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """A may lie elsewhere: there the largest values are found, since a device that tells them is waited for."""
         exponents = exponents_of(A.amax(dim=1))
+        A = self._matrix(A)
         if exponents is not None:
+            exponents = exponents.to(self.device)
             A = times_power_of_two(A, -exponents[:, None])
         Z, residual = kernels.solve(A, self._prepared, tol=tol, max_sweeps=max_iter, records=self._records)
         if exponents is None and self._exponents is None:

@@ -11,7 +11,7 @@ def exponents_of(peaks: torch.Tensor) -> torch.Tensor | None:
 
     What is ordinary is left as it is whatever lies beside it, so that it is computed with to the same last bit.
     """
-    smallest, largest = (float(peak) for peak in torch.aminmax(peaks))
+    smallest, largest = (float(peak) for peak in torch.aminmax(peaks.cpu()))  # a device is waited for once
     if smallest >= 2.0**-ORDINARY_EXPONENT and largest <= 2.0**ORDINARY_EXPONENT:
         return None  # the usual case, told with few operations: one row is not to wait for many
     ordinary = (peaks == 0) | ((peaks >= 2.0**-ORDINARY_EXPONENT) & (peaks <= 2.0**ORDINARY_EXPONENT))

@@ -5,7 +5,7 @@ import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from core import Dictionary, errors
+from core import Dictionary, errors, scaling
 from core.dictionary import ENCODE_TOL
 from core.kernels.panels import width_of
 from tests.core.problems import digits_split, excess, kkt_residual, nearly_dependent, planted
@@ -35,6 +35,18 @@ def test_encode_is_exact_where_the_data_is_met_exactly(seed: int) -> None:
     encoded = Dictionary(D).encode(A)
     assert bool(encoded.converged.all())
     assert excess(A, encoded.codes, D).max() <= 1e-6
+
+
+def test_few_rows_are_measured_before_they_are_copied(monkeypatch: pytest.MonkeyPatch) -> None:
+    """To a device, which would be waited for to tell their largest values."""
+    dictionary = Dictionary(np.eye(3, dtype=np.float32))
+    done: list[str] = []
+    exponents, copied = scaling.exponents_of, Dictionary._matrix
+    monkeypatch.setattr("core.dictionary.exponents_of", lambda x: (done.append("measured"), exponents(x))[1])
+    monkeypatch.setattr(Dictionary, "_matrix", lambda self, x: (done.append("copied"), copied(self, x))[1])
+    codes = dictionary.encode(np.array([[1, 2, 3], [1e20, 0, 0]])).codes
+    assert done == ["measured", "copied"]
+    torch.testing.assert_close(codes, torch.tensor([[1.0, 2, 3], [1e20, 0, 0]]))
 
 
 def in_panels(nb_concepts: int, itemsize: int) -> int:
