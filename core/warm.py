@@ -24,6 +24,24 @@ def warm_encodes(dtype: torch.dtype) -> None:
         Dictionary(D, dtype=dtype).encode(rows)
 
 
+def warm_on(device: torch.device) -> None:
+    """What a device other than the CPU launches for fits and encodes of usual widths, one row and many.
+
+    There, too, it is compiled once and then found on the disk. What is unusual (concepts that are no multiple of
+    sixteen, or are very many) is compiled when it is first asked for.
+    """
+    if device.type == "cpu":
+        return
+    A = _activations()
+    for nb_concepts in (64, 1024):  # a block that is swept at once, and several
+        NMF(nb_concepts, device=str(device), seed=0, init="random").fit(A, max_iter=2)
+    for nb_concepts in (64, 256, 1024, 4096):
+        D = torch.rand(nb_concepts, A.shape[1], generator=torch.Generator().manual_seed(1))
+        dictionary = Dictionary(D, device=device)
+        for rows in (A, A[:1], A[:1]):  # what is recorded, the second time, has working sets of all usual sizes
+            dictionary.encode(rows)
+
+
 def _activations() -> torch.Tensor:
     return torch.rand(512, 64, generator=torch.Generator().manual_seed(0))
 

@@ -41,7 +41,7 @@ from app.worker.solving import Solving
 from core import Dictionary
 from core.errors import DeviceTooSmall
 from core.threads import share
-from core.warm import warm, warm_encodes
+from core.warm import warm, warm_encodes, warm_on
 
 logger = logging.getLogger("dictserve.worker")
 
@@ -77,6 +77,7 @@ class Worker:
 
     def run(self) -> None:
         warm()
+        self._warm_device()
         gc.freeze()  # what is there now stays: a collection that looked through it would hold encodes up
         self._send(Ready(self._name, _software(), self._devices))
         while True:
@@ -84,6 +85,15 @@ class Worker:
             if self._fit is not None:
                 self._advance_fit()
             self._send_heartbeat()
+
+    def _warm_device(self) -> None:
+        """Before there are requests: it compiles for seconds, during which a worker that served would look dead."""
+        try:
+            warm_on(self._device)
+        except Exception as error:
+            if device.has_failed(error):
+                raise DeviceFailed(f"{self._name} cannot be used: {error}") from error
+            logger.warning("what %s is to do was not compiled in advance", self._name, exc_info=error)
 
     def _serve_what_waits(self) -> None:
         """Handle the frames that are there; with no fit to get on with, wait for one (or for a heartbeat's time)."""

@@ -36,7 +36,7 @@ def _direction(z, g, free, on_support):
     return tl.where(tl.sum(held * held, axis=0) > tl.sum(free * free, axis=0), held, on_support)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["most", "charge"])
 def minimise(
     Z,
     G,

@@ -27,6 +27,7 @@ from app.worker.messages import (
     Fitted,
     Heartbeat,
     Key,
+    Ready,
     Solve,
     Solved,
 )
@@ -52,6 +53,9 @@ class Turned:
             self.worker._serve_what_waits()
         while self.worker._fit is not None:
             self.worker._advance_fit()
+        return self.said()
+
+    def said(self) -> list[frames.Frame]:
         said = []
         while select.select([self.channel], [], [], 0)[0]:
             said.append(frames.receive(self.channel))
@@ -280,6 +284,33 @@ def test_a_dictionary_is_loaded_for_the_first_of_many_requests(turned: Turned, l
     assert len(said) == 100
     assert all(isinstance(frame.message, Solved) for frame in said)
     assert loads == [1]
+
+
+def test_a_device_is_warmed_before_the_worker_is_ready(turned: Turned, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With a stub in its place; what it lacks memory for is left, and a device that has failed ends the worker."""
+    asked: list[torch.device] = []
+    errors: list[Exception] = [
+        torch.OutOfMemoryError("CUDA out of memory"),
+        torch.AcceleratorError("CUDA error: 700"),
+    ]
+
+    def warm_on(device: torch.device) -> None:
+        asked.append(device)
+        if device.type == "cuda":
+            raise errors.pop(0)
+
+    monkeypatch.setattr("app.worker.loop.warm", lambda: None)
+    monkeypatch.setattr("app.worker.loop.warm_on", warm_on)
+    monkeypatch.setattr(turned.worker, "_serve_what_waits", lambda: (_ for _ in ()).throw(EOFError))
+    with pytest.raises(EOFError):
+        turned.worker.run()
+    turned.worker._device = torch.device("cuda:0")
+    with pytest.raises(EOFError):
+        turned.worker.run()
+    with pytest.raises(DeviceFailed):
+        turned.worker.run()
+    assert [device.type for device in asked] == ["cpu", "cuda", "cuda"]
+    assert [type(frame.message) for frame in turned.said()] == [Ready, Ready]
 
 
 def test_each_dtype_has_a_preparation_of_its_own(turned: Turned, loads: list[int]) -> None:
