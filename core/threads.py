@@ -11,6 +11,7 @@ import os
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -69,33 +70,46 @@ def compiled(*, parallel: bool = False) -> Callable[[Function], Function]:
 
 def share(processes: int) -> None:
     """Take this process's part of the cores, where so many processes on this machine compute at once."""
-    import numba
     import torch
 
     count = len(os.sched_getaffinity(0)) if cores is None else min(cores, len(os.sched_getaffinity(0)))
     part = max(1, count // processes)
-    # first: the first time it starts its threads, and sets OpenMP's count, torch's too
-    numba.set_num_threads(min(part, numba.config.NUMBA_NUM_THREADS))  # type: ignore[attr-defined]
+    _set_threads_of_numba(part)
     torch.set_num_threads(part)
 
 
 @contextmanager
 def threads_for(multiply_adds: float) -> Iterator[None]:
     """Within: torch and numba use one thread for small work, and all that torch was given otherwise."""
-    import numba
     import torch
 
     count = torch.get_num_threads()
     if multiply_adds >= SMALL_WORK:
-        numba.set_num_threads(min(count, numba.config.NUMBA_NUM_THREADS))  # type: ignore[attr-defined]
+        _set_threads_of_numba(count)
         yield
         return
-    numba.set_num_threads(1)  # first: the first time it starts its threads, and sets OpenMP's count, torch's too
+    _set_threads_of_numba(1)
     torch.set_num_threads(1)
     try:
         yield
     finally:
         torch.set_num_threads(count)
+
+
+def _set_threads_of_numba(count: int) -> None:
+    """Before torch's are: the first time it starts its threads, and sets OpenMP's count, torch's too."""
+    if (numba := _numba()) is not None:
+        numba.set_num_threads(min(count, numba.config.NUMBA_NUM_THREADS))
+
+
+@cache
+def _numba() -> Any:
+    """None where it is absent or refuses the numpy that is there: then nothing of ours is compiled by it."""
+    try:
+        import numba
+    except ImportError:
+        return None
+    return numba
 
 
 def _threading_layer() -> str:

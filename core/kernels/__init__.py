@@ -14,8 +14,9 @@ from typing import Any
 
 import torch
 
-from core.kernels import blocked, cpu, precision
+from core.kernels import blocked, precision
 from core.kernels.grams import gram as gram
+from core.kernels.of_cpu import of_cpu
 from core.kernels.prepared import Prepared as Prepared
 from core.kernels.prepared import inverse_of
 from core.kernels.prepared import prepare as prepare
@@ -39,7 +40,7 @@ def descend(
     Returns:
         Σ_j v_j²/B_jj of each row before the first sweep, with v_j = g_j where z_j > 0 and min(g_j, 0) elsewhere.
     """
-    implementation = cpu if Z.device.type == "cpu" else _of_cuda(Z) or blocked
+    implementation = of_cpu() if Z.device.type == "cpu" else _of_cuda(Z) or blocked
     return implementation.descend(Z, G, B, inverse, max_sweeps, share)  # type: ignore[no-any-return]
 
 
@@ -58,10 +59,10 @@ def solve(
     an implementation may keep, for later calls with the same D, what it has recorded for few rows.
     """
     if A.device.type == "cpu":
-        return cpu.solve(A, prepared, tol, max_sweeps)
+        return of_cpu().solve(A, prepared, tol, max_sweeps)  # type: ignore[no-any-return]
     if (of_cuda := _of_cuda(A)) is not None:
         return of_cuda.solve(A, prepared, tol, max_sweeps, records)  # type: ignore[no-any-return]
-    return cpu.solve_for_others(A, prepared, tol, max_sweeps)
+    return of_cpu().solve_for_others(A, prepared, tol, max_sweeps)  # type: ignore[no-any-return]
 
 
 def product(X: torch.Tensor, Y: torch.Tensor, *, less: torch.Tensor | None = None) -> torch.Tensor:

@@ -13,6 +13,7 @@ import torch
 from core.kernels import active_set, dense, dependent
 from core.kernels.grams import gram
 from core.kernels.lanes import LANES
+from core.kernels.panels import panels_of as panels_of
 from core.kernels.pieces import address, solve_pieces
 from core.kernels.prepared import Prepared, prepare_with
 from core.kernels.small import PATIENCE

@@ -5,7 +5,8 @@ Not yet run on a GPU: what is here is held to `core.kernels.reference` by Triton
 
 import torch
 
-from core.kernels import cpu, rounds, tiles
+from core.kernels import rounds, tiles
+from core.kernels.of_cpu import of_cpu
 from core.kernels.precision import Precision, product
 from core.kernels.prepared import Prepared
 from core.kernels.records import FEW_ROWS, Record, Records, record_of
@@ -75,7 +76,7 @@ def solve(
         if solved.given_up:
             late = (solved.residual > tol).nonzero().squeeze(1)
             a, z, left = (x[late].cpu() for x in (A, solved.Z, solved.residual))
-            cpu.finish(a, prepared, tol, max_sweeps, z, left)
+            of_cpu().finish(a, prepared, tol, max_sweeps, z, left)
             solved.Z[late], solved.residual[late] = z.to(A.device), left.to(A.device)
         return solved.Z, solved.residual
 

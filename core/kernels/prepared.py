@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 import torch
 
 from core.kernels.grams import gram
-from core.kernels.panels import panels_of
+from core.kernels.of_cpu import of_cpu
 
 
 class Prepared(NamedTuple):
@@ -36,7 +36,7 @@ def prepare(D: torch.Tensor, *, hold_gram: bool) -> Prepared:
 
 def prepare_with(D: torch.Tensor, B: torch.Tensor, inverse: torch.Tensor) -> Prepared:
     """Of a D whose gram and inverse are there."""
-    return Prepared(D, B, inverse, panels_of(D) if D.device.type == "cpu" else D.new_empty(0, 0, 0))
+    return Prepared(D, B, inverse, of_cpu().panels_of(D) if D.device.type == "cpu" else D.new_empty(0, 0, 0))
 
 
 def inverse_of(diagonal: torch.Tensor) -> torch.Tensor:

@@ -433,3 +433,31 @@ def test_the_package_runs_without_triton() -> None:
         "print('triton' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip() == "False"
+
+
+def test_a_gpu_does_without_numba() -> None:
+    """All but what is ended by the CPU, which says what is missing."""
+    code = """
+import sys
+sys.modules["numba"] = None
+import core, core.chunks, core.fit, core.warm, torch
+from core import kernels
+from core.kernels import cuda, prepared
+D = torch.rand(3, 5)
+A = torch.rand(2, 3) @ D
+B, inverse = kernels.gram(D), kernels.inverse_diagonal(kernels.gram(D))
+for _ in range(2):
+    Z, residual = cuda.solve(A, prepared.Prepared(D, B, inverse, torch.empty(0)), 1e-6, 300, records := {})
+print(bool(torch.allclose(Z @ D, A, atol=1e-3)), float(residual.max()) <= 1e-6)
+cuda.descend(Z, Z @ B - A @ D.T, B, inverse, 5, 0.0)
+try:
+    core.Dictionary(D)
+except ImportError as error:
+    print(error)
+"""
+    environment = os.environ | {"TRITON_INTERPRET": "1"}
+    run = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr
+    worked, told = run.stdout.splitlines()
+    assert worked == "True True"
+    assert told.startswith("what is computed on the CPU needs numba, which cannot be imported (")
