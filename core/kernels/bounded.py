@@ -78,7 +78,8 @@ def minimise(
     """
     i = tl.program_id(0).to(tl.int64)
     j = tl.arange(0, SIZE)
-    inside = j < tl.minimum(tl.load(widths + i), size)
+    width = tl.minimum(tl.load(widths + i), size)
+    inside = j < width
     at = tl.load(chosen + i * room + j, mask=inside, other=0)
     here = Z + tl.load(rows + i).to(tl.int64) * k + at
     s = tl.load(scale + at, mask=inside, other=0.0)
@@ -89,8 +90,8 @@ def minimise(
     made_before = tl.load(spent + i)
     left = most - made_before
     of_gram, vector = grams + i * stride, vectors + i * SIZE
-    # of a row of the gram all columns are read, four at once, also what is not used or not defined of them
-    columns = (j < size)[None, :]
+    # of a row of the gram columns are read four at once, also what is not used or not defined of these
+    columns = ((j // 4 * 4 < width) & (j < size))[None, :]
     if RESIDENT:
         gram = tl.load(of_gram + j[:, None] * size + j[None, :], mask=used[:, None] & columns, other=0.0)
         gram = tl.where(used[None, :], gram, 0.0) * s[:, None] * s[None, :]
@@ -108,9 +109,9 @@ def minimise(
             tl.store(vector + j, x * s)
             tl.debug_barrier()
             sums = tl.zeros([DEPTH, SIZE], tl.float32)
-            for first in range(0, size, DEPTH):
+            for first in range(0, width, DEPTH):
                 m = first + tl.arange(0, DEPTH)
-                x_m = tl.load(vector + m, mask=m < size, other=0.0)
+                x_m = tl.load(vector + m, mask=m < width, other=0.0)
                 read = (x_m != 0)[:, None] & columns  # nothing, where nothing moves
                 sums += x_m[:, None] * tl.load(of_gram + m[:, None] * size + j[None, :], mask=read, other=0.0)
             y = tl.where(used, s * tl.sum(sums, axis=0), 0.0)

@@ -31,6 +31,7 @@ PRODUCTS, LEAST_PRODUCTS = 4, 64
 ROOM = 256  # concepts of the largest working set, usually; more where a row's support wants more
 SIZES = 64  # working sets are a multiple of this: few kernels to compile, and rows of grams that are aligned
 RESIDENT = 128  # concepts of a small problem whose gram a program's registers hold
+MANY_ROWS = 256  # which leave no multiprocessor idle, whatever a program takes
 GATHERED = 16  # rows of a gram, by one program
 FEATURES = 128  # of a residual, by one program
 GRAM_BYTES = 1 << 30  # of working sets gathered at once
@@ -176,12 +177,13 @@ class Encode:
         grams = self.B if self.all_chosen else self._grams(rows, size, width)
         # where all concepts are chosen, more rounds would add nothing
         stride, share = (0, 0.0) if self.all_chosen else (size * size, ROUND_SHARE)
+        num_warps = warps(width, many=n > MANY_ROWS)
         bounded.minimise[(n,)](
             self.Z, rows.g, rows.chosen, self.scale, grams, rows.index, rows.norms, rows.relative, rows.wanted,
             rows.spent, rows.norms.new_empty(n, width), self.k, self.room, size, stride,
             share, LAST_SHARE * self.tol, self.most, LEAST_PRODUCTS,
-            SIZE=width, DEPTH=max(1, min(width, 64, (1 << 14) // width)), RESIDENT=width <= RESIDENT,
-            num_warps=warps(width),
+            SIZE=width, DEPTH=max(1, min(width, 64, num_warps * 1024 // width)), RESIDENT=width <= RESIDENT,
+            num_warps=num_warps,
         )  # fmt: skip
 
     def _grams(self, rows: Rows, size: int, width: int) -> torch.Tensor:
@@ -218,6 +220,10 @@ def power_of_two(size: int) -> int:
     return max(16, 1 << (size - 1).bit_length())
 
 
-def warps(width: int) -> int:
-    """Of a program that minimises over so many concepts: 64 numbers of a gram in registers are a thread's."""
+def warps(width: int, *, many: bool) -> int:
+    """Of a program that minimises over so many concepts. A gram in registers is 64 numbers of each thread; one that
+    is read is read sooner by many threads, but the steps between are made by fewer at less cost.
+    """
+    if many and width > RESIDENT:
+        return min(16, max(4, width // 64))
     return min(16, max(1, width // 16))

@@ -88,8 +88,8 @@ def choose(
 
 @triton.jit
 def gather(B, chosen, widths, grams, k, room, size, SIZE: tl.constexpr, DEPTH: tl.constexpr):
-    """Grams (rows, size, size) of working sets, DEPTH rows of one by a program; from B (k, k). What follows a row's
-    own columns becomes 0; rows that follow its own are left.
+    """Grams (rows, size, size) of working sets, DEPTH rows of one by a program; from B (k, k). Columns are written
+    four at once, of which those that follow a row's own become 0; all else is left.
     """
     i = tl.program_id(0).to(tl.int64)
     width = tl.minimum(tl.load(widths + i), size)
@@ -98,7 +98,7 @@ def gather(B, chosen, widths, grams, k, room, size, SIZE: tl.constexpr, DEPTH: t
     row = tl.load(chosen + i * room + m, mask=m < width, other=0).to(tl.int64)
     both = (m < width)[:, None] & (j < width)[None, :]
     b = tl.load(B + row[:, None] * k + column[None, :], mask=both, other=0.0)
-    here = (m < width)[:, None] & (j < size)[None, :]
+    here = (m < width)[:, None] & ((j // 4 * 4 < width) & (j < size))[None, :]
     tl.store(grams + i * size * size + m[:, None] * size + j[None, :], b, mask=here)
 
 

@@ -77,6 +77,8 @@ def main() -> None:
     for rows, k, d in ((3, 1, 3), (40, 20, 60), (12, 256, 100), (40, 600, 100), (16, 1024, 768)):
         encode(rows, k, d)
     encode(4, 600, 100, hold_gram=False)
+    rounds.MANY_ROWS = 0
+    encode(16, 1024, 768)
     of_encodes = bounded.minimise, working_sets.choose, working_sets.gather, working_sets.residuals
     for kernel in (tiles.descend, *of_encodes):
         texts = list(compiled(kernel))
