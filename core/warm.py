@@ -32,12 +32,14 @@ def warm_on(device: torch.device) -> None:
     """
     if device.type == "cpu":
         return
-    A = _activations()
+    generator = torch.Generator().manual_seed(0)
+    A = torch.rand(512, 256, generator=generator)
     for nb_concepts in (64, 1024):  # a block that is swept at once, and several
         NMF(nb_concepts, device=str(device), seed=0, init="random").fit(A, max_iter=2)
-    for nb_concepts in (64, 256, 1024, 4096):
-        D = torch.rand(nb_concepts, A.shape[1], generator=torch.Generator().manual_seed(1))
-        dictionary = Dictionary(D, device=device)
+    # concepts of a few features each, of which rows want so many that working sets outgrow registers
+    for nb_concepts, density in ((64, 1), (256, 1), (1024, 0.05), (4096, 1)):
+        D = torch.rand(nb_concepts, 256, generator=generator)
+        dictionary = Dictionary(D * (torch.rand(D.shape, generator=generator) < density), device=device)
         for rows in (A, A[:1], A[:1]):  # what is recorded, the second time, has working sets of all usual sizes
             dictionary.encode(rows)
 
