@@ -18,12 +18,15 @@ Start = Generator[None, None, tuple[torch.Tensor, torch.Tensor]]
 MOST_COMPONENTS = 256
 # Passes of subspace iteration: one more sharpens vectors that the first iterations of the fit change anyway.
 POWER_PASSES = 2
-# Zeros are filled with this share of √(mean(A)/k): enough to grow from, too little to blur the vectors.
+# Zeros are filled with this share of √(mean(A)/k), in rows and features that are like the mean: enough to grow from,
+# too little to blur the vectors.
 FILL_SHARE = 0.1
 # What is below this share of the fill is zero but for rounding, which no two ways of computing A·x have in common.
 ZERO_SHARE = 1e-3
-# Singular values below this share of the largest are lost in a float32 gram, whose rounding is that of their squares.
-RANK_SHARE = 1e-3
+# Singular values below this share of the largest are the rounding of A·x in float32, which comes to some 2e-8 of it.
+# Those of ordinary features lie little above, where one has values ten thousand times theirs; and each pass finds
+# what is far below what the one before has found, for Q is orthogonal to that.
+RANK_SHARE = 1e-6
 # A factor that is solved for on its own, from zero: at most so many sweeps, fewer where their squared progress has
 # fallen to this share of the first's.
 SWEEPS, SWEEP_SHARE = 200, 1e-10
@@ -63,15 +66,14 @@ def nndsvda(chunks: Chunks, nb_concepts: int, generator: torch.Generator) -> Sta
     """Non-negative double SVD, its zeros filled (Boutsidis & Gallopoulos 2008), by randomised subspace iteration.
 
     Of each singular pair the larger of the two non-negative halves is kept (Halko, Martinsson & Tropp 2011 for the
-    pairs). Two deviations: zeros are filled with 0.1·√(mean(A)/k) rather than mean(A), so that Z·D, not Z and D
-    each, is of the size of A; and concepts beyond the rank (or beyond 256) start as data rows, so that any shape
-    will do.
+    pairs). Two deviations: zeros are filled with 0.1·√(mean(A)/k) rather than mean(A), times the mean of the row or
+    feature over that of A, so that Z·D, not Z and D each, is of the size of A, and of each part of it; and concepts
+    beyond the rank (or beyond 256) start as data rows, so that any shape will do.
     """
     d, device, ranks = chunks.n_features, chunks.A.device, chunks.ranks
     components = min(nb_concepts, chunks.all_rows, d, MOST_COMPONENTS)
     Z = torch.empty(chunks.n_rows, nb_concepts, device=device)
-    fill = FILL_SHARE * (chunks.mean / nb_concepts) ** 0.5
-    yield
+    of_rows, of_features = yield from _fills(chunks)
 
     Q = torch.randn(d, components, generator=generator).to(device)
     for _ in range(POWER_PASSES):
@@ -118,14 +120,37 @@ def nndsvda(chunks: Chunks, nb_concepts: int, generator: torch.Generator) -> Sta
     D[:rank] = (V * sign[:, None]).clamp(min=0) * (size.sqrt() / v_norm)[:, None]
     D[rank:] = yield from _data_rows(chunks, nb_concepts - rank, generator)
     ranks.share(D, sign, size, u_norm)
-    D[ZERO_SHARE * fill > D] = fill
+    _fill(D, of_features)
     for rows in chunks.slices():
         z = Z[rows]
         z[:, :rank] *= sign * (size.sqrt() / u_norm)
         z[:, rank:] = 0
-        z[z < ZERO_SHARE * fill] = fill
+        _fill(z, of_rows[rows, None])
         yield
     return Z, D
+
+
+def _fills(chunks: Chunks) -> Generator[None, None, tuple[torch.Tensor, torch.Tensor]]:
+    """What zeros of Z are filled with in each row, (n,), and those of D in each feature, (d,).
+
+    In proportion to the row's or feature's mean: one with values a thousand times the others' raises the mean of A,
+    and what is little beside that would drown the others.
+    """
+    ones = [torch.ones(width, 1, device=chunks.A.device) for width in (chunks.n_features, chunks.size)]
+    of_rows = torch.empty(chunks.n_rows, device=chunks.A.device)
+    of_features = torch.zeros(chunks.n_features, dtype=torch.float64, device=chunks.A.device)
+    for rows, block in chunks:
+        of_rows[rows] = (block @ ones[0])[:, 0]
+        of_features += (block.T @ ones[1][: rows.stop - rows.start])[:, 0]
+        yield
+    chunks.ranks.total(0, of_features)
+    share = FILL_SHARE / (chunks.mean * chunks.nb_concepts) ** 0.5
+    return of_rows * (share / chunks.n_features), (of_features * (share / chunks.all_rows)).float()
+
+
+def _fill(x: torch.Tensor, fill: torch.Tensor) -> None:
+    """What is zero but for rounding, in place."""
+    x.copy_(torch.where(x <= ZERO_SHARE * fill, fill, x))
 
 
 # Each takes chunks that have been surveyed, of an A that is not all zero.
@@ -142,19 +167,19 @@ def given(chunks: Chunks, Z: torch.Tensor | None, D: torch.Tensor | None) -> Sta
     Raises:
         OutOfRange: Z in those units exceeds float32.
     """
-    fill = FILL_SHARE * (chunks.mean / chunks.nb_concepts) ** 0.5
+    of_rows, of_features = yield from _fills(chunks)
     if D is None:
         assert Z is not None  # noqa: S101 - one of the two is given
         Z = yield from _scaled(chunks, Z, 1 / _or_one(_column_norms(chunks, Z)))
         D = yield from concepts_for(chunks, Z)
-        D[D == 0] = fill
+        _fill(D, of_features)
         return Z, D
     norms = torch.linalg.vector_norm(D, dim=1, dtype=torch.float64)
     D = (D / _or_one(norms)[:, None]).float()
     chunks.ranks.share(D, norms)
     if Z is None:
         Z = yield from codes_for(chunks, D)
-        Z[Z == 0] = fill
+        _fill(Z, of_rows[:, None])
     else:
         Z = yield from _scaled(chunks, Z, norms * 2.0**-chunks.exponent)
     return Z, D

@@ -1,10 +1,13 @@
+import warnings
 from itertools import pairwise
 
 import numpy as np
 import pytest
 import torch
 from scipy import sparse
+from sklearn import decomposition
 
+from core import NMF
 from core.chunks import Chunks
 from core.initial import RANDOM_ROWS, STARTS, nndsvda
 from core.progress import run
@@ -48,6 +51,20 @@ def test_nndsvda_keeps_the_larger_halves_of_the_singular_pairs() -> None:
         ]
         assert max(cosines) > 0.99
     assert relative_error(A, Z, D) < 1
+
+
+@pytest.mark.parametrize("massive", [{7: 3e3}, {7: 3e3, 20: 1e3, 30: 3e2}, {7: 1e4}])
+@pytest.mark.parametrize("k", [8, 20])
+def test_what_lies_beside_massive_features_is_seen_from_the_start(massive: dict[int, float], k: int) -> None:
+    """As in residual streams: one feature holds nearly all of ‖A‖², and the others most of what there is to find."""
+    A = np.abs(np.random.default_rng(0).standard_normal((400, 80))).astype(np.float32)
+    for feature, scale in massive.items():
+        A[:, feature] *= scale
+    peer = decomposition.NMF(k, init="nndsvda", tol=1e-6, max_iter=400, random_state=0)
+    with warnings.catch_warnings(action="ignore"):  # that it would go on
+        Z = peer.fit_transform(A.astype(np.float64))
+    error = np.linalg.norm(A - Z @ peer.components_) / np.linalg.norm(A.astype(np.float64))
+    assert relative_error(A, *NMF(k, seed=0).fit(A)) <= 1.001 * error
 
 
 def test_chunks_make_no_difference() -> None:
