@@ -41,7 +41,8 @@ class NMF(Estimator, torch.nn.Module):
         nb_concepts: rows of D.
         device: any torch device.
         solver: "hals", "mu", "pgd" or "anls"; see `core.solvers`.
-        tol: a fit stops once ten iterations have lowered the loss by less than this share of it.
+        tol: a fit stops once ten iterations have lowered the loss by less than this share of it, or at once where it
+            can be told that they will not lower it by more, or where A is met to rounding.
         verbose: show a progress bar with the loss.
         init: "nndsvda" (the default, None) or "random".
         seed: makes a fit repeatable; None draws a new one each time.

@@ -28,6 +28,11 @@ from core.threads import threads_for
 
 REVIVE_EVERY = 5  # iterations after which dead concepts are revived
 WINDOW = 10  # iterations that the stopping rule looks back
+# Steps of single coordinates would lower the loss by half the squared violation in all. Where that is this share of
+# the fall that ends a fit, ten iterations will not come to it.
+STATIONARY_SHARE = 0.01
+# Beside ‖A‖² a loss of this share, a relative error of 1e-6, is the rounding of Z·D in float32.
+ROUNDING_SHARE = 5e-13
 # A loss from statistics may be off by 5e-7·‖A‖²: next to nothing of one, or of a fall, that is this share of ‖A‖² or
 # more; and of no account where the loss is so large that less than that would end the fit.
 ROUGH_SHARE, LARGE_SHARE = 1e-5, 2e-3
@@ -116,10 +121,11 @@ def alternate(
 ) -> Iterator[FitProgress]:
     """Minimise ½‖A − ZD‖²_F over Z, D ≥ 0, in place, from the given Z and D.
 
-    Stops once the best loss of the last ten iterations is less than `tol` (relative) below the best before them,
-    or once the residual is at most `tol`/100, or after `max_iter`. The reported `kkt_residual` is ‖V‖_F/‖A‖_F for
-    the projected gradients V of Z and D, each before its last update, every concept's part divided by the
-    norm of its counterpart: free of scale, and zero exactly at a stationary point.
+    Stops once the best loss of the last ten iterations is less than `tol` (relative) below the best before them, or
+    after `max_iter`; and at once where that is foreseen: A is met to rounding, or ½‖V‖² is at most `tol`/100 of the
+    loss, where V are the projected gradients of Z and D, each before its last update, every concept's part divided by
+    the norm of its counterpart. With `tol` 0 neither ends a fit that may still gain. The reported `kkt_residual` is
+    ‖V‖_F/‖A‖_F: free of scale, and zero exactly at a stationary point.
 
     A concept that no row uses, or that is zero, is revived from the rows that are reconstructed worst.
 
@@ -157,8 +163,14 @@ def alternate(
         reached = updated
         losses.append(loss)
 
-        residual = ((float(statistics.violation) + of_concepts) / chunks.energy) ** 0.5
-        converged = converged or residual <= 0.01 * tol or _has_settled(losses, tol)
+        squared_violation = float(statistics.violation) + of_concepts
+        residual = (squared_violation / chunks.energy) ** 0.5
+        converged = (
+            converged
+            or 0.5 * squared_violation <= STATIONARY_SHARE * tol * loss
+            or (tol > 0 and loss <= ROUNDING_SHARE * chunks.energy)
+            or _has_settled(losses, tol)
+        )
         may_revive = bool(any_dead) and not ending and (converged or iteration % REVIVE_EVERY == 0)
         if may_revive and (yield from tell(revive(chunks, Z, reached, dead), told)):
             ahead, converged = reached, False

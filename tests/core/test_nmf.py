@@ -102,6 +102,33 @@ def test_a_loss_that_is_little_beside_the_activations_is_told_and_lowered_to_the
         assert relative_error(A, model.Z_, model.D) <= max(1.01 * best, 1e-5)
 
 
+@pytest.mark.parametrize("signal", [1e-3, 1e-4])
+def test_what_varies_little_about_a_mean_is_fitted_to_the_end(signal: float) -> None:
+    """By its own loss the fit ends, not by that of the mean, of which the first iterations leave next to nothing."""
+    random = np.random.default_rng(5)
+    varying = random.random((300, 4)) @ random.random((4, 60)) + 0.1 * random.random((300, 60))
+    A = (1 + signal * varying).astype(np.float32)
+    reached, best = (relative_error(A, *NMF(4, seed=0, tol=tol, max_iter=300).fit(A)) for tol in (1e-4, 0))
+    assert reached <= 1.002 * best
+
+
+@pytest.mark.parametrize("offset", [0, 10])
+def test_a_fit_that_cannot_gain_ends_at_once(offset: float) -> None:
+    A = planted(300, 60, 4)[0] + np.float32(offset)
+    Z, D = NMF(4, seed=0, tol=1e-6).fit(A)
+    for scale in (1, 2.0**-40):
+        again = NMF(4, seed=0)
+        again.fit(A * np.float32(scale), Z=Z * scale, D=D)
+        assert len(again.loss_history_) <= 3
+
+
+def test_a_fit_that_has_come_to_rounding_ends() -> None:
+    A = planted(300, 60, 4, noise=0)[0]
+    model = NMF(4, seed=0)
+    assert relative_error(A, *model.fit(A)) <= 2e-6
+    assert len(model.loss_history_) <= 40
+
+
 # --- every shape and scale --------------------------------------------------------------------------------------
 
 
