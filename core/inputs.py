@@ -22,6 +22,12 @@ SLICE_VALUES = 1 << 22  # read in about 5 ms
 Matrix: TypeAlias = torch.Tensor | np.ndarray[Any, Any] | SparseMatrix
 Input: TypeAlias = Matrix | Iterable[Any]
 
+# Of tensors; any other dtype or layout is one that torch itself can do little with.
+DTYPES = {torch.bfloat16, torch.float16, torch.float32, torch.float64} | {
+    getattr(torch, f"{kind}{bits}") for kind in ("int", "uint") for bits in (8, 16, 32, 64)
+}
+LAYOUTS = {torch.strided, torch.sparse_coo, torch.sparse_csr, torch.sparse_csc, torch.sparse_bsr, torch.sparse_bsc}
+
 KINDS = "a torch.Tensor, a numpy array, a SciPy sparse matrix"
 
 
@@ -77,6 +83,7 @@ def opened(x: Input, form: Form) -> Source:
         WrongDtype: neither a matrix nor an iterable, or a matrix of anything but real numbers.
         WrongShape: a matrix whose shape does not fit.
     """
+    check_tensor(x, form.name)
     if isinstance(x, torch.Tensor) and resident.is_resident(x):
         return form.shaped(x)
     whole = matrix(x, form.name)
@@ -162,6 +169,7 @@ def matrix(x: Any, name: str) -> Array | SparseMatrix | None:
     if sparse.issparse(x):
         return x
     if isinstance(x, torch.Tensor):
+        check_tensor(x, name)
         if x.layout != torch.strided:
             return of_tensor(x, name)
         x = x.detach().cpu()
@@ -169,6 +177,21 @@ def matrix(x: Any, name: str) -> Array | SparseMatrix | None:
             x = x.float()
         return x.resolve_conj().resolve_neg().numpy()
     return np.asarray(x) if hasattr(x, "__array__") else None
+
+
+def check_tensor(x: object, name: str) -> None:
+    """Raises WrongDtype or WrongShape where `x` is a tensor of a kind that cannot be read as real numbers."""
+    if not isinstance(x, torch.Tensor):
+        return
+    if x.is_nested:
+        raise WrongShape(f"{name} are a nested tensor; pass a list of its parts, whose rows are all as wide")
+    if x.dtype not in DTYPES:
+        dtype = str(x.dtype).removeprefix("torch.")
+        raise WrongDtype(f"{name} have dtype {dtype}; use float16, bfloat16, float32, float64 or an integer dtype")
+    if x.layout not in LAYOUTS:
+        raise WrongDtype(f"{name} are a tensor of layout {x.layout}; pass x.to_dense()")
+    if x.is_meta:
+        raise WrongDtype(f"{name} are a tensor on the meta device, which holds no values")
 
 
 def _read_array(array: Array, name: str) -> Generator[None, None, Array]:

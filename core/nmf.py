@@ -262,6 +262,7 @@ class NMF(Estimator, torch.nn.Module):
         if given is not None and len(given) != self.nb_concepts:
             raise WrongShape(f"D has {len(given)} rows; nb_concepts is {self.nb_concepts}")
         form = inputs.activations(None if given is None else given.shape[1])
+        inputs.check_tensor(A, form.name)
         shape = getattr(A, "shape", None) or (0, 1)
         source = batches.opened(A, form, batch_rows or batch_rows_for(int(shape[-1]), self.nb_concepts))
         fit = self._online(_at_least_one("epochs", epochs), given, state)

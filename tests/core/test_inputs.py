@@ -145,6 +145,12 @@ def test_a_bad_batch_is_refused_by_its_index(kind: str, bad: str, fitted: NMF) -
         (sparse.csr_array(np.ones((2, 2), complex)), errors.WrongDtype, "complex128"),
         (sparse.csr_array(np.ones((2, 2), bool)), errors.WrongDtype, "bool"),
         (torch.ones(2, 2, dtype=torch.bool).to_sparse(), errors.WrongDtype, "bool"),
+        (torch.ones(2, 2).to(torch.float8_e4m3fn), errors.WrongDtype, "^activations have dtype float8_e4m3fn; use"),
+        ([A, torch.ones(2, 20).to(torch.float8_e5m2)], errors.WrongDtype, "batch 1 have dtype float8_e5m2"),
+        (torch.empty(2, 2, dtype=torch.bits8), errors.WrongDtype, "dtype bits8"),
+        (torch.ones(2, 2, device="meta"), errors.WrongDtype, "on the meta device, which holds no values"),
+        (torch.ones(2, 2).to_mkldnn(), errors.WrongDtype, r"pass x.to_dense\(\)"),
+        (torch.nested.nested_tensor([torch.ones(3)], layout=torch.jagged), errors.WrongShape, "are a nested tensor"),
         (sparse.csr_array(np.full((2, 2), 1e-50)), errors.OutOfRange, "1e-50"),
     ],
 )
