@@ -18,6 +18,7 @@ import torch
 
 from core import kernels
 from core.chunks import Chunks
+from core.errors import OutOfRange
 from core.progress import FitProgress
 from core.solvers.alternating import Half, Past, Step, alternate, violation
 
@@ -57,7 +58,11 @@ EXACT = Half(exact, products=128)
 
 
 def factor(B: torch.Tensor) -> torch.Tensor:
-    """The Cholesky factor of B to rounding: its diagonal is raised by the least that makes it definite."""
+    """The Cholesky factor of B to rounding: its diagonal is raised by the least that makes it definite.
+
+    Raises:
+        OutOfRange: B is not finite.
+    """
     diagonal, share = B.diagonal().double(), ROUNDING
     while True:
         raised = B.double() + torch.diag(torch.where(diagonal > 0, share * diagonal, 1))
@@ -65,4 +70,6 @@ def factor(B: torch.Tensor) -> torch.Tensor:
         L, failed = torch.linalg.cholesky_ex(raised)
         if not failed:
             return L.to(B.dtype).contiguous()
+        if not bool(torch.isfinite(B).all()):  # which no share would make definite
+            raise OutOfRange("the products of this fit exceed float32; divide the activations by 1000 or more")
         share *= 10

@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 import torch
 
+from core.errors import OutOfRange
 from core.solvers import anls
 from tests.core.problems import excess, planted
 
@@ -37,3 +38,12 @@ def test_the_factor_gives_the_gram_to_rounding(dictionary) -> None:
     relative = (L @ L.T - B)[used][:, used] / np.outer(norms, norms)[used][:, used]
     assert np.abs(relative).max() < 2e-6
     assert np.isfinite(L).all()
+
+
+@pytest.mark.timeout(10)
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_gram_that_is_not_finite_is_refused(value: float) -> None:
+    B = torch.eye(4)
+    B[1, 2] = B[2, 1] = value
+    with pytest.raises(OutOfRange, match="exceed float32"):
+        anls.factor(B)
