@@ -136,12 +136,13 @@ def _fills(chunks: Chunks) -> Generator[None, None, tuple[torch.Tensor, torch.Te
     In proportion to the row's or feature's mean: one with values a thousand times the others' raises the mean of A,
     and what is little beside that would drown the others.
     """
-    ones = [torch.ones(width, 1, device=chunks.A.device) for width in (chunks.n_features, chunks.size)]
+    longest = max(chunks.n_features, min(chunks.size, chunks.n_rows))
+    ones = torch.ones(longest, 1, device=chunks.A.device)
     of_rows = torch.empty(chunks.n_rows, device=chunks.A.device)
     of_features = torch.zeros(chunks.n_features, dtype=torch.float64, device=chunks.A.device)
     for rows, block in chunks:
-        of_rows[rows] = (block @ ones[0])[:, 0]
-        of_features += (block.T @ ones[1][: rows.stop - rows.start])[:, 0]
+        of_rows[rows] = (block @ ones[: chunks.n_features])[:, 0]
+        of_features += (block.T @ ones[: rows.stop - rows.start])[:, 0]
         yield
     chunks.ranks.total(0, of_features)
     share = FILL_SHARE / (chunks.mean * chunks.nb_concepts) ** 0.5
