@@ -187,7 +187,7 @@ def test_it_is_stopped_with_a_checkpoint_and_cancelled_with_none(store: Store, f
     assert going_on.checkpoint is not None
     with worker(store) as turned:
         begin(turned, going_on, lambda: True)
-        for _ in range(120):  # well into the batches
+        for _ in range(450):  # well into the batches
             turned.worker._advance_fit()
         frames.send(turned.channel, StopFit("job"))
         assert turned.turn()[-1].message == FitStopped("job")
