@@ -2,7 +2,7 @@
 
 import torch
 
-from core.kernels.precision import Precision
+from core.kernels.precision import Precision, nearest_tf32
 
 
 def product(X: torch.Tensor, Y: torch.Tensor, kind: Precision, *, less: torch.Tensor | None = None) -> torch.Tensor:
@@ -10,16 +10,11 @@ def product(X: torch.Tensor, Y: torch.Tensor, kind: Precision, *, less: torch.Te
     if kind is Precision.FLOAT32:
         made = X @ Y
     else:
-        x, y = _nearest(X), _nearest(Y)
+        x, y = nearest_tf32(X), nearest_tf32(Y)
         made = x @ y
         if kind is Precision.SPLIT:
             made = (_cut_off(X - x) @ y + x @ _cut_off(Y - y)) + made
     return made if less is None else made - less
-
-
-def _nearest(x: torch.Tensor) -> torch.Tensor:
-    """To ten bits after the point."""
-    return ((x.contiguous().view(torch.int32) + (1 << 12)) & -(1 << 13)).view(torch.float32)
 
 
 def _cut_off(x: torch.Tensor) -> torch.Tensor:

@@ -11,6 +11,7 @@ from app.errors import MalformedBody
 
 Buffer = bytearray | mmap.mmap
 Size = Annotated[int, Meta(ge=0, le=2**63 - 1)]
+MAX_DIMENSIONS = 8  # of a shape that is told; more are refused before they are multiplied
 
 
 def shaped(flat: np.ndarray, shape: Sequence[int], order: Literal["C", "F"] = "C") -> np.ndarray:

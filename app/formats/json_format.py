@@ -15,7 +15,7 @@ import re
 import struct
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Annotated, Literal
 
 import msgspec
@@ -24,7 +24,7 @@ import orjson
 
 from app.errors import InvalidFields, Location, MalformedBody
 from app.formats.answer import Answer, Content, Scalar
-from app.formats.buffer import Buffer, Size, shaped
+from app.formats.buffer import MAX_DIMENSIONS, Buffer, Size, shaped
 
 _object_decoder = msgspec.json.Decoder(dict[str, msgspec.Raw])
 _rows_decoder = msgspec.json.Decoder(list[list[float]])
@@ -40,7 +40,6 @@ _NOT_A_NUMBER = re.compile(rb"[-+]?(?:nan|inf(?:inity)?)\b", re.IGNORECASE)
 
 
 MAX_KEYS = 1000  # of a body's object
-MAX_DIMENSIONS = 8  # of an array as text
 # Of an array's text that is decoded at a time, or of an array that is written: about 1 ms; giving up the lock costs
 # 0.07 ms.
 PIECE_BYTES = 256 * 1024
@@ -275,10 +274,13 @@ def refuse_repeated_keys(body: bytes | Buffer, array: msgspec.Raw | None) -> Non
 def _unique(pairs: list[tuple[str, object]]) -> dict[str, object]:
     unique = dict(pairs)
     if len(unique) != len(pairs):
-        counts = Counter(name for name, _ in pairs)  # of all at once: there may be a million
-        twice = next(name for name, count in counts.items() if count > 1)
-        raise MalformedBody(f"the key {twice[:60]!r} stands in the body twice")
+        raise MalformedBody(f"the key {first_repeated(name for name, _ in pairs)[:60]!r} stands in the body twice")
     return unique
+
+
+def first_repeated(names: Iterable[str]) -> str:
+    """The first of those that there are several of; counted all at once, for there may be a million names."""
+    return next(name for name, count in Counter(names).items() if count > 1)
 
 
 _object_reader = json.JSONDecoder(object_pairs_hook=_unique)

@@ -13,11 +13,10 @@ import safetensors.numpy
 from app.errors import MalformedBody
 from app.formats.answer import Answer
 from app.formats.bfloat16 import widened
-from app.formats.buffer import Buffer, Size, shaped
+from app.formats.buffer import MAX_DIMENSIONS, Buffer, Size, shaped
 from app.formats.json_format import refuse_repeated_keys
 
 MAX_HEADER_BYTES = 100_000_000  # the library's own limit
-MAX_DIMENSIONS = 8
 
 _DTYPES = {
     "F64": "<f8",

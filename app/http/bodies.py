@@ -6,7 +6,6 @@ never sees its numbers.
 
 import asyncio
 import mmap
-from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -23,6 +22,7 @@ from app.errors import BodyTooLarge, InvalidFields, MalformedBody, UnsupportedMe
 from app.formats import JSON, NPY, SAFETENSORS, Format, answer_format, request_format
 from app.formats.answer import Answer, Scalar
 from app.formats.buffer import Buffer
+from app.formats.json_format import first_repeated
 from app.http.head import header
 from app.http.inflate import CODINGS, inflated
 from app.http.ready import ReadyResponse
@@ -292,9 +292,7 @@ def _told_fields(
         return fields
     told = dict(query)
     if len(told) != len(query):
-        counts = Counter(name for name, _ in query)
-        twice = next(name for name, count in counts.items() if count > 1)
-        raise InvalidFields.at("query", twice, msg="given more than once")
+        raise InvalidFields.at("query", first_repeated(name for name, _ in query), msg="given more than once")
     if ARRAY_FIELD in told:
         raise InvalidFields.at("query", ARRAY_FIELD, msg="the body is the data")
     return told

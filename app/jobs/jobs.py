@@ -122,17 +122,15 @@ class Jobs:
         with self._database.transaction() as connection:
             if not self._database.is_alone(connection, _jobs):
                 raise JobsUnavailable("a job is being added just now")
-            statement = sql.select(_jobs.c.data).where(_jobs.c.state.in_(["queued", "running"]))
-            return {data["file"] for data in connection.scalars(statement)}
+            return {data["file"] for data in connection.scalars(_unended(_jobs.c.data))}
 
     def unended(self) -> set[str]:
         """Ids of the jobs that have not ended."""
         return set(self._of_unended(_jobs.c.id))
 
     def _of_unended(self, column: sql.Column[Any]) -> Sequence[Any]:
-        """One column of the jobs that have not ended: their histories of losses may be long."""
         with self._database.transaction() as connection:
-            return connection.scalars(sql.select(column).where(_jobs.c.state.in_(["queued", "running"]))).all()
+            return connection.scalars(_unended(column)).all()
 
     def require_room(self, queue_jobs: int, idempotency_key: str | None) -> None:
         """What `add` would say now of the queue; what it says later is what counts.
@@ -335,6 +333,11 @@ def new_id() -> str:
 def _id_at(seconds: float) -> str:
     """What ids begin with that are made at this time, in seconds since 1970."""
     return f"{int(1000 * seconds):012x}"
+
+
+def _unended(column: sql.Column[Any]) -> sql.Select[Any]:
+    """One column of the jobs that have not ended: their histories of losses may be long."""
+    return sql.select(column).where(_jobs.c.state.in_(["queued", "running"]))
 
 
 def _progress(

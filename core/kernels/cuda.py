@@ -68,8 +68,8 @@ def solve(
     working set of each, its support and those that violate most; the minimum on it, nearly. Gradients are products in
     TF32 until that tells too little of a row; what certifies it is as precise as it takes, float32 at the most. The
     host waits once a round, to learn which rows are left, and once more for each precision beyond TF32; for few rows,
-    once for all the rounds that most encodes take. Rows that have had all their products
-    are ended by exact steps on the CPU: of concepts that nearly depend on each other, gradients settle little.
+    once for all the rounds that most encodes take. Rows that have had all their products are ended by exact steps on
+    the CPU: of concepts that nearly depend on each other, gradients settle little.
     """
     with torch.cuda.device_of(A):  # type: ignore[no-untyped-call]
         solved = _by_record(A, prepared, tol, max_sweeps, records) or _by_rounds(Encode(A, prepared, tol, max_sweeps))

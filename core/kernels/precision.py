@@ -41,14 +41,14 @@ def product(
     if precision is not Precision.SPLIT:
         with _tensor_cores(precision is Precision.TF32):
             return X @ Y if less is None else torch.addmm(less, X, Y, beta=-1)
-    x, y = _leading(X), _leading(Y)
+    x, y = nearest_tf32(X), nearest_tf32(Y)
     with _tensor_cores(True):
         # the small terms first, and what may cancel last
         sums = ((X - x) @ y).addmm_(x, Y - y).addmm_(x, y)
         return sums if less is None else sums.sub_(less)
 
 
-def _leading(x: torch.Tensor) -> torch.Tensor:
+def nearest_tf32(x: torch.Tensor) -> torch.Tensor:
     """x to the nearest of TF32: cut off, what is left would be twice as large, and so would be what is lost of it."""
     return x.contiguous().view(torch.int32).add(_HALF).bitwise_and_(_KEPT_BITS).view(torch.float32)
 
