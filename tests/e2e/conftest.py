@@ -40,14 +40,14 @@ class Service:
 
     @property
     def worker_pid(self) -> int:
-        """Of the only worker, once there is one: a death just now may not have been seen when this asks."""
+        """Of the only worker, once there is a living one: the service may not have seen a death just now."""
         deadline = time.monotonic() + 30
-        while (pids := self.worker_pids) == [None]:
+        while True:
+            (pid,) = self.worker_pids
+            if pid is not None and not ended(pid):
+                return pid
             assert time.monotonic() < deadline
             time.sleep(0.02)
-        (pid,) = pids
-        assert pid is not None
-        return pid
 
     @property
     def command(self) -> list[str]:
@@ -110,26 +110,30 @@ class Service:
         with safe_open(path, "np") as file:
             return int(json.loads(file.metadata()["checkpoint"])["numbers"]["iteration"])
 
-    def until(self, id: str, state: str, iteration: int = 0, seconds: float = 30.0) -> None:
-        """Wait for a job to be in a state and at an iteration."""
+    def until(self, id: str, state: str, iteration: int = 0, attempts: int = 0, seconds: float = 30.0) -> None:
+        """Wait for a job to be in a state and at an iteration, after so many attempts."""
         deadline = time.monotonic() + seconds
         while time.monotonic() < deadline:
             job = self.job(id)
-            if job["state"] == state and job["progress"]["iteration"] >= iteration:
+            if job["state"] == state and job["progress"]["iteration"] >= iteration and job["attempts"] >= attempts:
                 return
             time.sleep(0.02)
         raise AssertionError(f"job {job['state']} at iteration {job['progress']['iteration']}")
 
 
+def ended(pid: int) -> bool:
+    """Whether a process has ended (a zombie has)."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] in "ZX"
+    except (FileNotFoundError, ProcessLookupError):
+        return True
+
+
 def gone(pid: int, seconds: float = 5.0) -> bool:
-    """Whether a process has ended within the time (a zombie has)."""
+    """Whether a process ends within the time."""
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
-        try:
-            state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
-        except FileNotFoundError:
-            return True
-        if state == "Z":
+        if ended(pid):
             return True
         time.sleep(0.02)
     return False
