@@ -108,7 +108,10 @@ class Settings(BaseSettings):
     min_bytes_per_second: PositiveInt = Field(
         1024, description="Least rate of a body or an answer; the connection of a slower client is closed."
     )
-    keep_alive_seconds: PositiveInt = Field(5, description="Time after which an idle connection is closed.")
+    keep_alive_seconds: PositiveInt = Field(
+        75,
+        description="Time after which an idle connection is closed: longer than what is in between keeps one.",
+    )
 
     batch_rows: PositiveInt = Field(1024, description="Most rows that a worker solves in one go.")
     queue_bytes: PositiveInt = Field(

@@ -11,8 +11,8 @@ DEFAULT_URL = "http://127.0.0.1:8000"
 DEFAULT_RETRIES = 5
 DEFAULT_TIMEOUT_SECONDS = 600.0
 
-# A connection that is idle for longer is not used again. The service closes it after 5 s; one that it closes while a
-# request is on its way fails a call that is not repeatable.
+# A connection that is idle for longer is not used again. A proxy may close it after 5 s (Apache does), a service that
+# has too many after a second; one that is closed while a request is on its way fails a call that is not repeatable.
 KEEP_ALIVE_SECONDS = 2.0
 MAX_CONNECTIONS, MAX_IDLE_CONNECTIONS = 100, 20
 

@@ -3,9 +3,10 @@ leave in one write.
 
 A connection is in one of five phases: idle, headers, body, answer, lingering. Headers have a fixed time; a body has
 some seconds and then must keep up a least rate (as Apache's mod_reqtimeout), so that a large upload may take its time
-and a trickle may not; an answer must be read as fast; and an idle connection is closed after some time. While the
-service itself does not take what was sent, no time counts. One timer looks at all connections; a request costs a few
-assignments.
+and a trickle may not; an answer must be read as fast; and an idle connection is closed after some time, which is
+longer than proxies and load balancers keep one: closed by them, it is never closed while they send a request. Where
+too many are open, the one that has been idle for longest gives way to a new one. While the service itself does not
+take what was sent, no time counts. One timer looks at all connections; a request costs a few assignments.
 
 An answer that is given before much of its body has come is a refusal, and the last of its connection. That lingers:
 it is closed once the client has seen the answer and closes its side, or after some seconds in which what still comes
@@ -16,7 +17,7 @@ import asyncio
 import math
 from dataclasses import dataclass
 from http import HTTPStatus
-from typing import Any
+from typing import Any, cast
 
 import httptools
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
@@ -27,6 +28,7 @@ from app.problems import problem_of
 from app.settings import Settings
 
 LOOK_SECONDS = 0.5  # between two looks at all connections
+SPARE_SECONDS = 1.0  # idle for so long, a connection gives way where too many are open: its client is at rest
 DRAINED_BYTES = 256 * 1024  # of a refused body that are waited for: a new connection costs about as much
 
 
@@ -64,7 +66,7 @@ class BoundedProtocol(HttpToolsProtocol):
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
-        if len(self.connections) > self.settings.max_connections:
+        if len(self.connections) > self.settings.max_connections and not self.watch.make_room(self):
             self._refuse(TooManyConnections(f"{self.settings.max_connections} connections are open already"))
         self.watch.begin(self)
 
@@ -181,6 +183,10 @@ class BoundedProtocol(HttpToolsProtocol):
         elif taken > self._patience():
             self.transport.close()
 
+    def rested(self, now: float) -> float:
+        """Seconds since which nothing is asked or answered; 0 where something is, or where it is being closed."""
+        return 0.0 if self._phase != "idle" or self.transport.is_closing() else now - self._since
+
     def _patience(self) -> float:
         """Seconds in a phase in which nothing is owed to the client."""
         waits = {"idle": self.settings.keep_alive_seconds, "lingering": self.settings.transfer_seconds}
@@ -287,6 +293,15 @@ class _Watch:
             self._timer = connection.loop.call_later(
                 LOOK_SECONDS, self._look, connection.loop, connection.connections
             )
+
+    def make_room(self, connection: BoundedProtocol) -> bool:
+        """Close, for a new connection, the one that has rested for longest; False where none has for long."""
+        now, others = connection.loop.time(), cast(set[BoundedProtocol], connection.connections)
+        longest = max(others, key=lambda other: other.rested(now))
+        if longest.rested(now) < SPARE_SECONDS:
+            return False
+        longest.transport.close()
+        return True
 
     def _look(self, loop: asyncio.AbstractEventLoop, connections: "set[Any]") -> None:
         now = loop.time()

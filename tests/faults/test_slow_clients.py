@@ -13,11 +13,12 @@ import pytest
 from demo.service import npy
 from tests.e2e.conftest import Service
 
+MOST_CONNECTIONS = 40
 BOUNDS = {
     "DICTSERVE_HEADER_SECONDS": "1",
     "DICTSERVE_TRANSFER_SECONDS": "1",
     "DICTSERVE_MIN_BYTES_PER_SECOND": "1000000",
-    "DICTSERVE_MAX_CONNECTIONS": "40",
+    "DICTSERVE_MAX_CONNECTIONS": str(MOST_CONNECTIONS),
     "DICTSERVE_MAX_HEADER_BYTES": "8192",
     "DICTSERVE_KEEP_ALIVE_SECONDS": "2",
 }
@@ -106,6 +107,14 @@ def served_once(connection: socket.socket) -> None:
     while not text.endswith(b"}"):  # head and body may come apart
         text += connection.recv(65536)
     assert text.startswith(b"HTTP/1.1 200")
+
+
+def is_closed(connection: socket.socket) -> bool:
+    connection.settimeout(0.1)
+    try:
+        return connection.recv(1) == b""
+    except TimeoutError:
+        return False
 
 
 def test_headers_a_byte_at_a_time(service: Service) -> None:
@@ -241,6 +250,26 @@ def test_a_length_less_than_the_body(service: Service, path: bytes) -> None:
     assert b"connection: close" in second.lower()
     assert service.client.get("/jobs").json()["jobs"] == []
     assert list((service.store / ".dictserve").glob("**/*.npy")) == []
+
+
+def test_connections_at_rest_give_way_to_new_ones(service: Service) -> None:
+    """Those at rest for longest; with that of the fixtures there are at first as many as may be."""
+    with ExitStack() as stack:
+        resting, busy, new = (
+            [stack.enter_context(connected(service)) for _ in range(n)] for n in (12, MOST_CONNECTIONS - 13, 0)
+        )
+        for connection in resting:
+            served_once(connection)
+        for wait in (0.6, 0.6, 0):
+            for connection in busy:
+                served_once(connection)
+            time.sleep(wait)
+        for _ in range(10):
+            new.append(stack.enter_context(connected(service)))
+            served_once(new[-1])
+        for connection in busy + new:
+            served_once(connection)
+        assert sum(is_closed(connection) for connection in resting) >= 9
 
 
 def test_too_many_connections(service: Service) -> None:
