@@ -65,7 +65,7 @@ class OnRay:
         node = {"num_cpus": cpus, "object_store_memory": 100 * 2**20}
         self.cluster = Cluster()
         try:
-            self.cluster.add_node(**node, include_dashboard=False, temp_dir=str(folder / "ray"))
+            self.cluster.add_node(**node, include_dashboard=False)
             self.others = [self.cluster.add_node(**node) for _ in ports[1:]]
             config = folder / "serve.yaml"
             config.write_text(yaml.safe_dump(self._config(ports[0], told)))
@@ -154,6 +154,7 @@ def on_ray(nodes: int, cpus: int, told: dict[str, Any]) -> Iterator[OnRay]:
     with pytest.MonkeyPatch.context() as patch, tempfile.TemporaryDirectory(prefix="ds-") as folder:  # short: sockets
         # what nodes would be started with; and that the second one's proxy is on the machine of the first one's
         patch.setenv("PYTHONPATH", str(ROOT))
+        patch.setenv("RAY_TMPDIR", folder)
         patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
         patch.setenv("RAY_SERVE_WORKER_PROXY_HTTP_PORT", str(ports[-1]))
         ray = OnRay(Path(folder), ports, cpus, told)
