@@ -17,6 +17,7 @@ from demo.service import npy
 from tests.e2e.conftest import Service, gone
 
 FITTED, HELD_OUT = split_digits()
+SECONDS_OF_ITERATIONS = 5000  # more than it takes to see that one has begun and to kill it
 
 
 def codes(service: Service) -> np.ndarray:
@@ -73,7 +74,7 @@ def test_a_killed_worker_is_replaced_and_the_service_stays(shared: Service) -> N
 def test_a_fit_goes_on_whatever_is_killed_and_ends_as_if_nothing_had_been(tmp_path: Path) -> None:
     """The worker killed, the service stopped in order, both killed; its progress never falls behind a checkpoint."""
     service = Service(tmp_path / "models", DICTSERVE_CHECKPOINT_INTERVAL_SECONDS="0.05").start()
-    id = slow_fit(service, max_iter=600)
+    id = slow_fit(service, max_iter=SECONDS_OF_ITERATIONS)
     checkpoints = service.store / ".dictserve" / "checkpoints"
 
     def kept() -> None:
@@ -110,11 +111,11 @@ def test_a_fit_goes_on_whatever_is_killed_and_ends_as_if_nothing_had_been(tmp_pa
     resumed.append(goes_on(4))
     job = service.ended(id, seconds=90)
     assert (job["state"], job["attempts"], job["resumed_from"]) == ("succeeded", 4, resumed[-1])
-    assert 0 < resumed[0] < resumed[1] < resumed[2] < 600
+    assert 0 < resumed[0] < resumed[1] < resumed[2] < SECONDS_OF_ITERATIONS
     assert [iteration for iteration, _ in job["loss_history"]] == sorted({i for i, _ in job["loss_history"]})
     assert leftovers(service.store) == []
 
-    other = service.fit(FITTED, name="whole", nb_concepts=32, tol=0, max_iter=600)
+    other = service.fit(FITTED, name="whole", nb_concepts=32, tol=0, max_iter=SECONDS_OF_ITERATIONS)
     whole = service.ended(other, seconds=90)
     assert job["loss_history"] == whole["loss_history"]
     np.testing.assert_array_equal(weights(service, "slow"), weights(service, "whole"))
@@ -133,7 +134,10 @@ def test_a_fit_that_costs_two_workers_their_lives_is_given_up(shared: Service) -
 
 
 def test_an_accepted_fit_survives_the_death_of_the_service(service: Service) -> None:
-    running, queued = slow_fit(service, max_iter=300), service.fit(FITTED, name="digits", nb_concepts=64)
+    running, queued = (
+        slow_fit(service, max_iter=SECONDS_OF_ITERATIONS),
+        service.fit(FITTED, name="digits", nb_concepts=64),
+    )
     service.until(running, "running", iteration=1)
     service.kill()
     service.start()
