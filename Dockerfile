@@ -23,9 +23,9 @@ COPY core core
 RUN python3 -m pip install --constraint constraints.txt ".[${EXTRAS}]"
 
 # Compile the kernels now rather than at every start. Their cache is keyed by the sources' times, which image layers
-# keep to the second, and by the processor: on one of another kind they are compiled once at the first start.
+# keep to the second, and by the level of x86-64, of which the machine that runs this may have another.
 RUN find /opt/dictserve -path '*/site-packages/core/*.py' -exec touch --date=2026-01-01T00:00:00Z {} + \
-    && cd / && NUMBA_CACHE_DIR=/opt/dictserve/kernels python3 -m core.warm
+    && cd / && NUMBA_CACHE_DIR=/opt/dictserve/kernels python3 -m core.warm --every-level
 
 
 FROM ${BASE}
@@ -46,7 +46,7 @@ WORKDIR /tmp
 VOLUME /models
 EXPOSE 8000
 STOPSIGNAL SIGTERM
-HEALTHCHECK --interval=10s --timeout=5s --start-period=60s --retries=3 \
+HEALTHCHECK --interval=10s --timeout=5s --start-period=120s --retries=3 \
     CMD ["python3", "-c", "import os, urllib.request as u; u.urlopen(f\"http://127.0.0.1:{os.environ['DICTSERVE_PORT']}/readyz\", timeout=4)"]
 ENTRYPOINT ["dictserve-entrypoint"]
 CMD ["serve"]

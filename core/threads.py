@@ -15,6 +15,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any, TypeVar
 
+from core import levels
+
 Function = TypeVar("Function", bound=Callable[..., Any])
 
 # Threads that wait by spinning take the cores that other pools and processes need. On two cores with one busy
@@ -52,6 +54,7 @@ def compiled(*, parallel: bool = False) -> Callable[[Function], Function]:
     import numba
 
     numba.config.THREADING_LAYER = _threading_layer()  # type: ignore[attr-defined]
+    levels.settle(numba.config)
 
     def decorate(function: Function) -> Function:
         options: dict[str, Any] = {"fastmath": FASTMATH, "nogil": True, "parallel": parallel}

@@ -1,11 +1,19 @@
 """Compile the kernels, or load them from the disk cache, before anybody waits for them.
 
-`python -m core.warm` fills the cache, for instance while a container is built.
+`python -m core.warm` fills the cache; with ``--every-level`` also for the other levels of `core.levels`, for instance
+while a container is built that runs on machines unlike the one that builds it.
 """
+
+import argparse
+import gc
+import os
+import subprocess
+import sys
 
 import torch
 
 from core.dictionary import Dictionary
+from core.levels import LEVELS, target
 from core.nmf import NMF
 
 
@@ -48,6 +56,38 @@ def _activations() -> torch.Tensor:
     return torch.rand(512, 64, generator=torch.Generator().manual_seed(0))
 
 
-if __name__ == "__main__":
+def compile_for_other_levels() -> None:
+    """What the cache has for this level, by a process for each other. Nothing is run, so this machine may lack it."""
+    for level in LEVELS.keys() - {target()}:
+        environment = os.environ | {"NUMBA_CPU_NAME": level}
+        subprocess.run([sys.executable, "-m", "core.warm", "--as-cached"], env=environment, check=True)
+
+
+def _compile_as_cached() -> None:
+    """For this process's level, whatever the cache has for another."""
+    from numba.core.registry import CPUDispatcher
+
+    from core.kernels import cpu, pieces  # noqa: F401 - which import all others
+
+    for kernel in gc.get_objects():
+        if isinstance(kernel, CPUDispatcher) and kernel.__module__.startswith("core."):
+            for signature, *_ in kernel._cache._cache_file._load_index():  # type: ignore[attr-defined]
+                kernel.compile(signature)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m core.warm", description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--every-level", action="store_true", help="for processors of other levels, too")
+    parser.add_argument("--as-cached", action="store_true", help="only what is there for another, and run nothing")
+    given = parser.parse_args()
+    if given.as_cached:
+        _compile_as_cached()
+        return
     warm()
     warm_encodes(torch.float64)
+    if given.every_level:
+        compile_for_other_levels()
+
+
+if __name__ == "__main__":
+    main()

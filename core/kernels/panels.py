@@ -14,17 +14,17 @@ from typing import Any
 import numpy as np
 import torch
 from llvmlite import ir
-from llvmlite.binding import get_host_cpu_features
 from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
+from core import levels
 from core.kernels.lanes import LANES, in_all_lanes, plus_product
 from core.threads import compiled
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
-WIDE = bool(get_host_cpu_features().get("avx512f"))
+WIDE = levels.has("avx512f")
 ROWS = 8  # that R and G are padded to a multiple of
 # Features after which the sums so far are put down: a panel's stay in the core's cache for all rows, and a sum of
 # sums is more exact.
