@@ -25,9 +25,14 @@ def level_of(features: Mapping[str, bool]) -> str | None:
 
 
 def settle(config: Any) -> None:
-    """Have numba, before it compiles anything, compile for this machine's level, or for what NUMBA_CPU_NAME says."""
+    """Have numba, before it compiles anything, compile for this machine's level.
+
+    Where NUMBA_CPU_NAME or NUMBA_CPU_FEATURES say for what, it is for that.
+    """
     from llvmlite.binding import get_host_cpu_features
 
+    if config.CPU_FEATURES is not None:
+        return
     if config.CPU_NAME is None:
         config.CPU_NAME = level_of(get_host_cpu_features())
     if config.CPU_NAME in LEVELS:
