@@ -7,7 +7,7 @@ Numba's disk cache holds what was compiled for several levels, each under its ow
 from collections.abc import Mapping
 from typing import Any
 
-# The highest first, with what it takes beyond the ones below (System V psABI for AMD64, table 3.1).
+# The highest first, with all that each takes beyond the least of x86-64 (System V psABI for AMD64, table 3.1).
 _V3 = {"avx", "avx2", "bmi", "bmi2", "f16c", "fma", "lzcnt", "movbe", "xsave"}
 LEVELS = {
     "x86-64-v4": _V3 | {"avx512f", "avx512bw", "avx512cd", "avx512dq", "avx512vl"},

@@ -44,7 +44,7 @@ class Service:
         deadline = time.monotonic() + 30
         while True:
             (pid,) = self.worker_pids
-            if pid is not None and not ended(pid):
+            if pid is not None and not has_ended(pid):
                 return pid
             assert time.monotonic() < deadline
             time.sleep(0.02)
@@ -121,7 +121,7 @@ class Service:
         raise AssertionError(f"job {job['state']} at iteration {job['progress']['iteration']}")
 
 
-def ended(pid: int) -> bool:
+def has_ended(pid: int) -> bool:
     """Whether a process has ended (a zombie has)."""
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] in "ZX"
@@ -133,7 +133,7 @@ def gone(pid: int, seconds: float = 5.0) -> bool:
     """Whether a process ends within the time."""
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
-        if ended(pid):
+        if has_ended(pid):
             return True
         time.sleep(0.02)
     return False

@@ -255,8 +255,8 @@ def test_a_length_less_than_the_body(service: Service, path: bytes) -> None:
 def test_connections_at_rest_give_way_to_new_ones(service: Service) -> None:
     """Those at rest for longest; with that of the fixtures there are at first as many as may be."""
     with ExitStack() as stack:
-        resting, busy, new = (
-            [stack.enter_context(connected(service)) for _ in range(n)] for n in (12, MOST_CONNECTIONS - 13, 0)
+        resting, busy = (
+            [stack.enter_context(connected(service)) for _ in range(n)] for n in (12, MOST_CONNECTIONS - 13)
         )
         for connection in resting:
             served_once(connection)
@@ -264,6 +264,7 @@ def test_connections_at_rest_give_way_to_new_ones(service: Service) -> None:
             for connection in busy:
                 served_once(connection)
             time.sleep(wait)
+        new = []
         for _ in range(10):
             new.append(stack.enter_context(connected(service)))
             served_once(new[-1])
