@@ -257,7 +257,7 @@ class Writing:
             self._give_up(error)
 
     def abandon(self) -> None:
-        """From now on nothing comes into its place."""
+        """From now on nothing comes into its place, and what others could go on from does not stay."""
         with self._renaming:
             self._abandoned = True
 
@@ -288,6 +288,8 @@ class Writing:
             return
         try:
             self._bucket.upload(path, self._place.shared_as)
+            if self._abandoned:  # on the way: its job may have ended, and what it left may have been removed, before
+                self._bucket.delete(self._place.shared_as)
         except StoreUnavailable as error:
             logger.warning("a checkpoint of job %s is on this machine alone: %s", self._told.job, error)
 

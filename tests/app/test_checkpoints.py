@@ -20,8 +20,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from app.store import checkpoint_file
+from app.store.bucket import bucket_of
 from app.store.checkpoint_file import CheckpointUnusable, Rows, Told
 from app.store.checkpoints import Checkpoints, job_of
+from app.store.object_store import ObjectStore
+from app.store.shared_files import SharedFiles
 from app.store.store import Store
 from app.worker import fitting, frames
 from app.worker.loop import WAITING_SECONDS
@@ -283,6 +286,35 @@ def test_nothing_comes_after_a_cancel(store: Store, monkeypatch: pytest.MonkeyPa
         assert writing is not None
         assert writing.ended.wait(10)
     assert list(store.checkpoints.iterdir()) == list(store.staging.iterdir()) == []
+
+
+@pytest.mark.parametrize("ends_on_the_way", [False, True])
+def test_an_object_that_comes_after_its_fit_s_end_does_not_stay(
+    store: Store, monkeypatch: pytest.MonkeyPatch, ends_on_the_way: bool
+) -> None:
+    """The service has removed what there was of the job by then: nobody else would."""
+    bucket = bucket_of(ObjectStore(f"memory://{store.owner}"))
+    begun, may_go_on = threading.Event(), threading.Event()
+    upload = bucket.upload
+
+    def slow(path: Path, key: str) -> None:
+        begun.set()
+        assert may_go_on.wait(10)
+        upload(path, key)
+
+    monkeypatch.setattr(bucket, "upload", slow)
+    checkpoints = Checkpoints(store, SharedFiles(bucket, "checkpoints"))
+    places = (str(store.checkpoints / "1"), str(store.staging / "1"), 30.0, checkpoints.shared_as("1"))
+    rows = Rows("F32", (4, 4), lambda rows: np.ones((rows.stop - rows.start, 4), np.float32))
+    told = Told(checkpoint_file.FORMAT, "1", {}, {"iteration": 1.0}, 0.0)
+    writing = fitting.Writing(CheckpointPlace(*places), told, {"Z": rows}, bucket)
+    assert begun.wait(10)
+    if ends_on_the_way:
+        writing.abandon()
+        checkpoints.discard("1")
+    may_go_on.set()
+    assert writing.ended.wait(10)
+    assert checkpoints.exists("1") is not ends_on_the_way
 
 
 def test_the_loop_serves_on_while_a_checkpoint_is_written(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
