@@ -269,7 +269,7 @@ class AsyncJob(JobRecord):
                     async for chunk in response.aiter_bytes():
                         for progress in following.heard(chunk):
                             yield progress
-                        if following.ended:
+                        if not following.listens:
                             return
         except httpx.TransportError:
             return

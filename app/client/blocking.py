@@ -314,7 +314,7 @@ class Job(JobRecord):
                 if following.opened(response.status_code, response.headers):
                     for chunk in response.iter_bytes():
                         yield from following.heard(chunk)
-                        if following.ended:
+                        if not following.listens:
                             return
         except httpx.TransportError:
             return

@@ -11,6 +11,7 @@ import msgspec
 from app.client import answers
 from app.client.answers import Answer, Encoded
 from app.client.bodies import MEDIA_TYPES, Array, Body, Held, body_of
+from app.client.errors import InvalidRequest
 
 T = TypeVar("T")
 Record = dict[str, Any]  # a job or dictionary, as the service tells of it
@@ -126,7 +127,7 @@ def concept(reference: str, index: int) -> Call[Record]:
 
 
 def compare(a: str, b: str) -> Call[Record]:
-    return Call("GET", f"{_dictionary_path(a)}/compare/{quote(b, safe='@')}", answers.fields)
+    return Call("GET", f"{_dictionary_path(a)}/compare/{_segment(b)}", answers.fields)
 
 
 def weights(reference: str) -> Call[Array]:
@@ -180,11 +181,22 @@ def ready() -> Call[None]:
 
 
 def job_path(id: str) -> str:
-    return f"/jobs/{quote(id, safe='')}"
+    return f"/jobs/{_segment(id)}"
 
 
 def _dictionary_path(reference: str) -> str:
-    return f"/dictionaries/{quote(reference, safe='@')}"
+    return f"/dictionaries/{_segment(reference)}"
+
+
+def _segment(name: str) -> str:
+    """Of a path. What is none would make it the path of something else.
+
+    Raises:
+        InvalidRequest: it is empty, or dots that a path is shortened by.
+    """
+    if name in ("", ".", ".."):
+        raise InvalidRequest(f"{name!r} names neither a dictionary nor a job; give a name, or name@version, or an id")
+    return quote(name, safe="@")
 
 
 def _query(parameters: Mapping[str, Parameter]) -> dict[str, str]:

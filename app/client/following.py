@@ -27,7 +27,7 @@ class Following:
 
     Attributes:
         record: the job's record, kept up with what has been told.
-        has_stream: whether its events may come through.
+        has_stream: whether its events may come through, as the service sends them.
     """
 
     def __init__(self, record: Record, timeout_seconds: float | None) -> None:
@@ -41,6 +41,11 @@ class Following:
     @property
     def ended(self) -> bool:
         return self.record["state"] in ENDED
+
+    @property
+    def listens(self) -> bool:
+        """Whether more of the stream is of use."""
+        return self.has_stream and not self.ended
 
     @property
     def path(self) -> str:
@@ -90,10 +95,19 @@ class Following:
             yield msgspec.convert(record["progress"], Progress)
 
     def _event(self, event: bytes) -> Iterator[Progress]:
+        before = self.record
+        try:
+            told = list(self._told(event))
+        except (ValueError, LookupError, TypeError, msgspec.MsgspecError):  # something in between has changed it
+            self.record, self.has_stream = before, False
+            return
+        yield from told
+
+    def _told(self, event: bytes) -> Iterator[Progress]:
         fields = dict(line.partition(": ")[::2] for line in event.decode().split("\n"))
         self._last_event_id = fields.get("id", self._last_event_id)
         if fields.get("event") == "end":
-            yield from self.looked(json.loads(fields["data"]))
+            yield from self.looked(self.record | json.loads(fields["data"]))
         elif fields.get("event") == "progress":
             yield from self.looked(self.record | {"state": "running", "progress": json.loads(fields["data"])})
 

@@ -111,3 +111,21 @@ def test_a_url_that_is_none_is_refused_at_once(url: str) -> None:
 
 def test_unknown_dictionaries_can_be_caught_by_name() -> None:
     assert issubclass(UnknownDictionary, NotFound)
+
+
+@pytest.mark.parametrize("name", ["", ".", ".."])
+def test_what_names_nothing_is_refused_before_it_becomes_another_path(name: str) -> None:
+    def sent(request: httpx.Request) -> httpx.Response:
+        raise AssertionError(f"{request.method} {request.url} was sent")
+
+    with Client(transport=httpx.MockTransport(sent)) as client:
+        asks: list[Callable[[], object]] = [
+            lambda: client.dictionary(name),
+            lambda: client.remove(name),
+            lambda: client.import_dictionary(name, np.ones((1, 2))),
+            lambda: client.compare("a", name),
+            lambda: client.job(name),
+        ]
+        for ask in asks:
+            with pytest.raises(InvalidRequest, match=f"{name!r} names neither a dictionary nor a job"):
+                ask()

@@ -106,6 +106,31 @@ def test_where_no_stream_comes_through_the_job_is_looked_at() -> None:
     assert len(service.last_ids) == 1
 
 
+@pytest.mark.parametrize(
+    "garbled",
+    [
+        b"event: progress\ndata: {\n\n",
+        b"event: progress\n\n",
+        b"event: progress\ndata: [1]\n\n",
+        b'event: progress\ndata: {"iteration": "many"}\n\n',
+        b"event: progress\ndata: \xff\n\n",
+        b"event: end\ndata: [1]\n\n",
+        b'event: end\ndata: {"progress": 3}\n\n',
+    ],
+)
+def test_where_the_stream_is_garbled_the_job_is_looked_at(garbled: bytes) -> None:
+    async def followed() -> list[int]:
+        async with AsyncClient(transport=service()) as client:
+            return [progress.iteration async for progress in (await client.job("1")).events()]
+
+    def service() -> Service:
+        looks = [record("queued"), record("running", 2), record("succeeded", 3, version=3)]
+        return Service(stream(TWO + garbled + END), looks=looks)
+
+    assert iterations(service()) == [1, 2, 3]
+    assert asyncio.run(followed()) == [1, 2, 3]
+
+
 def test_both_clients_follow_alike() -> None:
     async def followed() -> tuple[list[int], str]:
         service = Service(stream(TWO, 5, cut=True), stream(END), looks=[record("queued"), record("running", 2)])
