@@ -2,6 +2,7 @@
 
 import contextlib
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -23,7 +24,7 @@ def serve(
         bool | None, typer.Option("--insecure", help="Listen beyond loopback without tokens.")
     ] = None,
 ) -> None:
-    """Serve over HTTP until SIGTERM or Ctrl-C. Options win over the environment (DICTSERVE_PORT, …)."""
+    """Serve over HTTP until SIGTERM, SIGHUP or Ctrl-C. Options win over the environment (DICTSERVE_PORT, …)."""
     import gc
     import signal
     import socket
@@ -52,13 +53,24 @@ def serve(
         sys.exit(f"dictserve: {error}")
     gc.enable()
     _allow_open_files(chosen.max_connections)
-    # uvicorn stops in order at SIGTERM, and then raises it again: that is not to end the process with an error.
-    signal.signal(signal.SIGTERM, lambda *_: None)
 
     class Server(uvicorn.Server):
+        @contextlib.contextmanager
+        def capture_signals(self) -> Iterator[None]:
+            """Uvicorn would raise each again in the end: a stop in order is no error."""
+            for number in (signal.SIGINT, signal.SIGTERM):
+                signal.signal(number, self.handle_exit)
+            if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:  # a terminal is closed, and nohup was not asked for
+                signal.signal(signal.SIGHUP, self.handle_exit)
+            yield
+
         async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
             app.state.services.end_waits()  # else they would hold up the stop for the whole grace time
             await super().shutdown(sockets)
+            if self.force_exit:  # a second Ctrl-C: no request is waited for any more, but fits keep what they have
+                for connection in list(self.server_state.connections):
+                    connection.transport.abort()
+                await self.lifespan.shutdown()
 
     config = uvicorn.Config(
         app,
@@ -71,8 +83,7 @@ def serve(
         server_header=False,
     )
     server = Server(config)
-    with contextlib.suppress(KeyboardInterrupt):  # raised again by uvicorn, once it has stopped in order
-        server.run()
+    server.run()
     if not server.started:
         sys.exit(1)  # it has told why
 

@@ -18,9 +18,10 @@ from app.worker.parent import die_with
 def main() -> None:
     channel = socket.socket(fileno=int(sys.argv[1]))
     die_with(int(sys.argv[2]))  # the closed channel tells of it only between two slices
-    # The terminal's Ctrl-C and a SIGTERM to the group are for the service, which lets the worker finish first.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    # What a terminal sends (Ctrl-C, and when it is closed) and a SIGTERM to the group are for the service, which lets
+    # the worker finish first.
+    for number in (signal.SIGINT, signal.SIGHUP, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
     logs.configure(
         "json" if os.environ.get("DICTSERVE_LOG_FORMAT") == "json" else "text",
         os.environ.get("DICTSERVE_LOG_LEVEL", "info"),

@@ -20,7 +20,8 @@ NICENESS = 10  # whoever waits for codes goes first
 
 def main() -> None:
     die_with(int(sys.argv[1]))
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the service ends this where that is wanted
+    for number in (signal.SIGINT, signal.SIGHUP):  # the service ends this where that is wanted
+        signal.signal(number, signal.SIG_IGN)
     os.nice(NICENESS)
     told = msgspec.json.decode(sys.stdin.buffer.read(), type=Compare)
     try:

@@ -4,9 +4,11 @@ import contextlib
 import io
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import httpx
@@ -148,19 +150,39 @@ def test_an_accepted_fit_survives_the_death_of_the_service(service: Service) -> 
     assert len(list((service.store / ".dictserve" / "owners").iterdir())) == 1
 
 
-def test_sigterm_ends_it_in_order(service: Service) -> None:
+def test_it_is_ended_in_order(service: Service) -> None:
+    """By SIGTERM; by what its whole group is sent where a terminal is closed; and, while it waits for a request, by a
+    second Ctrl-C."""
     id = slow_fit(service, max_iter=100_000)
-    service.until(id, "running", iteration=1)
-    worker = service.worker_pid
-    begun = time.monotonic()
-    assert service.stop() == 0
-    assert time.monotonic() - begun < 10
-    assert gone(worker)
-    before = service.checkpoint(id)
-    service.start()
+    before = 0
+    for attempt, sent in enumerate(([signal.SIGTERM], [signal.SIGHUP], [signal.SIGINT, signal.SIGINT]), start=1):
+        service.until(id, "running", iteration=before + 1)
+        assert service.job(id)["attempts"] == attempt
+        worker = service.worker_pid
+        with half_a_request(service) if len(sent) > 1 else contextlib.nullcontext():
+            begun = time.monotonic()
+            for number in sent:
+                for pid in (worker, service.pid):
+                    os.kill(pid, number)
+                time.sleep(0.5)
+            assert service.process is not None
+            assert service.process.wait(10) == 0
+        assert time.monotonic() - begun < 10
+        assert gone(worker)
+        assert "Traceback" not in service.log.read_text()
+        before = service.checkpoint(id)
+        service.start()
     service.until(id, "running", iteration=before + 1)
-    assert (service.job(id)["attempts"], service.job(id)["resumed_from"]) == (2, before)
+    assert (service.job(id)["attempts"], service.job(id)["resumed_from"]) == (4, before)
     assert service.client.delete(f"/jobs/{id}").json()["state"] == "cancelled"
+
+
+@contextlib.contextmanager
+def half_a_request(service: Service) -> Iterator[None]:
+    with socket.create_connection(("127.0.0.1", service.port)) as connection:
+        connection.sendall(b"POST /encode?dictionary=d HTTP/1.1\r\nHost: x\r\nContent-Length: 1000\r\n\r\n12345")
+        time.sleep(0.2)
+        yield
 
 
 def test_two_services_share_a_store(shared: Service) -> None:
