@@ -27,7 +27,7 @@ import torch
 
 gib, d, k = float(sys.argv[1]), 768, 64
 SOME = int(sys.argv[2])  # rows for a full-batch fit
-POOL = SOME  # rows of noise that all blocks draw from, each from its own place on
+POOL = 20_000  # rows of noise that all blocks draw from, each from its own place on
 rng = np.random.default_rng(0)
 D = rng.standard_exponential((k, d), np.float32) * (rng.random((k, d), np.float32) < 0.3)
 noise = torch.from_numpy(0.2 * np.abs(rng.standard_normal((2 * POOL, d), np.float32)))
