@@ -23,6 +23,7 @@ from app.jobs.leases import Leases
 from app.jobs.ranks import RankProcesses
 from app.jobs.records import RETRY_SECONDS, Records
 from app.jobs.runner import Runner
+from app.outage import Outage
 from app.schemas import AnyJob, FitParameters, Job, ListedJob, State
 from app.settings import Settings
 from app.store.checkpoints import Checkpoints
@@ -297,6 +298,7 @@ class Fits:
         self._loops.append(asyncio.create_task(self._run(runner), name="fits"))
 
     async def _run(self, runner: Runner) -> None:
+        outage = Outage("fits are held up")
         while not self._stopping:
             try:
                 await runner.wait_ready()
@@ -304,6 +306,7 @@ class Fits:
                     record = await self._records.write(self._jobs.claim, self._store.owner)
                     if record is not None:
                         runner.take(record)
+                outage.is_over()
                 if record is None:
                     await self._idle()
                 else:
@@ -311,15 +314,16 @@ class Fits:
                     self._end_turn()
                     self._wake.set()  # it may be back in the queue, and another worker idle
             except (JobsUnavailable, StoreUnavailable) as error:
-                logger.error("fits are held up: %s", error)
+                outage.goes_on(error)
                 await asyncio.sleep(RETRY_SECONDS)
-            except Exception:  # whatever it is, fits are to go on
-                logger.exception("fits are held up")
+            except Exception as error:  # whatever it is, fits are to go on
+                outage.goes_on(error, is_expected=False)
                 await asyncio.sleep(RETRY_SECONDS)
 
     async def _keep_lease(self) -> None:
         """Renew the lease, and see whether the jobs under way are still ours and wanted."""
         pause = self._settings.lease_seconds / RENEWALS
+        outage = Outage("the lease cannot be renewed", logging.WARNING)
         while True:
             await asyncio.sleep(pause)
             pause = self._settings.lease_seconds / RENEWALS
@@ -329,11 +333,12 @@ class Fits:
                 await self._settle_doubts()  # after a write, thus after all that were asked for before
                 for runner in self._runners:
                     await runner.cancel_unwanted()
+                outage.is_over()
             except (JobsUnavailable, StoreUnavailable) as error:
-                logger.warning("the lease cannot be renewed: %s", error)
+                outage.goes_on(error)
                 pause = min(pause, RETRY_SECONDS)
-            except Exception:  # whatever it is, the lease is to be kept
-                logger.exception("the lease cannot be renewed")
+            except Exception as error:  # whatever it is, the lease is to be kept
+                outage.goes_on(error, is_expected=False)
 
     async def _idle(self) -> None:
         self._wake.clear()

@@ -1,15 +1,13 @@
 """The jobs' database, asked by the event loop without waiting for it."""
 
 import asyncio
-import logging
 from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import ParamSpec, TypeVar
 
 from app.errors import JobsUnavailable
 from app.jobs.one_thread import OneThread
-
-logger = logging.getLogger("dictserve")
+from app.outage import Outage
 
 RETRY_SECONDS = 1.0
 
@@ -36,12 +34,16 @@ class Records:
         return await self._until_done("read", lambda: self.read(read, *args, **kwargs))
 
     async def _until_done(self, what: str, call: Callable[[], Awaitable[T]]) -> T:
+        outage = Outage(f"a job's record cannot be {what}")
         while True:
             try:
-                return await call()
+                done = await call()
             except JobsUnavailable as error:
-                logger.error("a job's record cannot be %s: %s", what, error)
+                outage.goes_on(error)
                 await asyncio.sleep(RETRY_SECONDS)
+            else:
+                outage.is_over()
+                return done
 
     def shutdown(self) -> None:
         self._reads.shutdown()

@@ -18,6 +18,7 @@ from app.jobs.ranks import RankProcesses
 from app.jobs.reach import reach
 from app.jobs.records import Records
 from app.jobs.running import Running, history_of
+from app.outage import Outage
 from app.problems import problem_of
 from app.schemas import AnyJob, Job
 from app.settings import Settings
@@ -71,6 +72,7 @@ class Runner:
         self._uploads = uploads
         self._data_files = data_files
         self._checkpoints = checkpoints
+        self._unwritten = Outage("the progress of a fit cannot be written", logging.WARNING)
         self._discard = discard
         self._ranks = ranks
 
@@ -279,10 +281,11 @@ class Runner:
         try:
             if not await self._records.write(self._jobs.record_progress, running.record, **running.told()):
                 await self._stop_attempt(running)
+            self._unwritten.is_over()
         except JobLost:
             await self._stop_attempt(running)
         except JobsUnavailable as error:
-            logger.warning("the progress of job %s cannot be written: %s", running.job.id, error)
+            self._unwritten.goes_on(error)
 
     def _place(self, job: Job) -> Supervisor | RankProcesses:
         """Where the job runs."""

@@ -1,0 +1,33 @@
+"""What fails again and again, in the log: that it has begun, what else is wrong since, and that it is over."""
+
+import logging
+import time
+
+logger = logging.getLogger("dictserve")
+
+
+class Outage:
+    """
+    Args:
+        what: cannot be done while it lasts, as the log says it.
+    """
+
+    def __init__(self, what: str, level: int = logging.ERROR) -> None:
+        self._what = what
+        self._level = level
+        self._told: str | None = None
+        self._begun = 0.0
+
+    def goes_on(self, error: Exception, *, is_expected: bool = True) -> None:
+        """It has failed (again). What nobody expects is told with where it was raised."""
+        if self._told is None:
+            self._begun = time.monotonic()
+        if self._told != (told := repr(error)):
+            self._told = told
+            logger.log(self._level, "%s: %s", self._what, error, exc_info=None if is_expected else error)
+
+    def is_over(self) -> None:
+        """It has not failed."""
+        if self._told is not None:
+            self._told = None
+            logger.warning("over after %.0f s: %s", time.monotonic() - self._begun, self._what)
