@@ -25,10 +25,14 @@ function plotly() {
   return loading;
 }
 
+/** Into the page's head. What could not be loaded does not stay there: Plotly would take it for its sheet ever after. */
 function loaded(element) {
   return new Promise((resolve, reject) => {
     element.addEventListener("load", resolve);
-    element.addEventListener("error", () => reject(new Error("the charts could not be loaded; the figures are in the tables")));
+    element.addEventListener("error", () => {
+      element.remove();
+      reject(new Error("the charts could not be loaded; the figures are in the tables"));
+    });
     document.head.append(element);
   });
 }

@@ -166,6 +166,20 @@ def test_a_fit_is_followed_over_a_restart_of_the_service(browser: Browser, tmp_p
         service.stop()
 
 
+@pytest.mark.parametrize("part", ["charts.css", "plotly.js"])
+def test_a_chart_that_could_not_be_loaded_comes_with_what_follows(small: Service, visit: Visit, part: str) -> None:
+    id = small.fit(endless(), name="long", nb_concepts=64, solver="mu", max_iter=100_000, tol=0)
+    held = []
+    visit.page.route(f"**/page/{part}", lambda route: route.continue_() if held else route.abort())
+    page = visit.open(f"jobs/{id}")
+    expect(page.get_by_text("the charts could not be loaded; the figures are in the tables")).to_be_visible()
+    held.append("no more")
+    expect(page.locator(".chart .plotly svg").first).to_be_visible()
+    expect(page.get_by_text("the charts could not be loaded")).to_have_count(0)
+    page.get_by_role("button", name="Cancel").click()
+    expect(page.get_by_text("cancelled")).to_be_visible()
+
+
 def test_a_token_is_asked_for_and_what_was_done_goes_on(browser: Browser, tmp_path: Path) -> None:
     reader, writer, another = new_token(), new_token(), new_token()
     tokens = tmp_path / "tokens"
