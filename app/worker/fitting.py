@@ -275,21 +275,22 @@ class Writing:
                 if not self._abandoned:
                     staged.replace(path)
                     fsync_directory(path.parent)
-            _remove(staged)
+            _remove(lambda: staged.unlink(missing_ok=True))  # there only where it did not come to its place
             self._share(path)
             self._leave()
         except Exception as error:  # whatever it is, the fit goes on without
-            _remove(staged)
+            _remove(lambda: staged.unlink(missing_ok=True))
             self._give_up(error)
 
     def _share(self, path: Path) -> None:
         """Make it an object, too, where others may go on from it; they go on from an older one without."""
-        if self._bucket is None or self._place.shared_as is None or self._abandoned:
+        bucket, key = self._bucket, self._place.shared_as
+        if bucket is None or key is None or self._abandoned:
             return
         try:
-            self._bucket.upload(path, self._place.shared_as)
+            bucket.upload(path, key)
             if self._abandoned:  # on the way: its job may have ended, and what it left may have been removed, before
-                self._bucket.delete(self._place.shared_as)
+                _remove(lambda: bucket.delete(key))
         except StoreUnavailable as error:
             logger.warning("a checkpoint of job %s is on this machine alone: %s", self._told.job, error)
 
@@ -308,10 +309,10 @@ class Writing:
             raise OSError(f"it takes {needed} bytes of the store's disk, which has {free} to spare")
 
 
-def _remove(staged: Path) -> None:
+def _remove(remove: Callable[[], None]) -> None:
     try:
-        staged.unlink(missing_ok=True)  # there only where it did not come to its place
-    except OSError as error:
+        remove()
+    except (OSError, StoreUnavailable) as error:
         logger.warning("a checkpoint that was given up stays until it can be removed: %s", error)
 
 
