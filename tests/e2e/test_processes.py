@@ -18,10 +18,10 @@ import pytest
 from demo.digits import split_digits
 from demo.service import npy
 from tests.e2e.conftest import Service, gone
-from tests.faults.asked import NOISE
+from tests.faults.asked import long_fit
 
 FITTED, HELD_OUT = split_digits()
-SECONDS_OF_ITERATIONS = 600  # of a slow fit: more than it takes to see that one has begun and to kill it
+SECONDS_OF_ITERATIONS = 600  # of a long fit: more than it takes to see that one has begun and to kill it
 
 
 def codes(service: Service) -> np.ndarray:
@@ -32,11 +32,6 @@ def codes(service: Service) -> np.ndarray:
 
 def fit_digits(service: Service) -> None:
     assert service.ended(service.fit(FITTED, name="digits", nb_concepts=64))["state"] == "succeeded"
-
-
-def slow_fit(service: Service, **parameters: object) -> str:
-    """A fit that goes on for as long as it is let, on small data: by `mu` on noise, of which others soon settle."""
-    return service.fit(NOISE, **{"name": "slow", "nb_concepts": 32, "solver": "mu", "tol": 0} | parameters)
 
 
 def leftovers(store: Path) -> list[str]:
@@ -78,7 +73,7 @@ def test_a_killed_worker_is_replaced_and_the_service_stays(shared: Service) -> N
 def test_a_fit_goes_on_whatever_is_killed_and_ends_as_if_nothing_had_been(tmp_path: Path) -> None:
     """The worker killed, the service stopped in order, both killed; its progress never falls behind a checkpoint."""
     service = Service(tmp_path / "models", DICTSERVE_CHECKPOINT_INTERVAL_SECONDS="0.05").start()
-    id = slow_fit(service, max_iter=SECONDS_OF_ITERATIONS)
+    id = long_fit(service, max_iter=SECONDS_OF_ITERATIONS)
     checkpoints = service.store / ".dictserve" / "checkpoints"
 
     def kept() -> None:
@@ -101,7 +96,6 @@ def test_a_fit_goes_on_whatever_is_killed_and_ends_as_if_nothing_had_been(tmp_pa
         return int(job["resumed_from"])
 
     resumed: list[int] = []
-    service.until(id, "running", iteration=1)
     kept()
     os.kill(service.worker_pid, signal.SIGKILL)
     resumed.append(goes_on(2))
@@ -119,14 +113,14 @@ def test_a_fit_goes_on_whatever_is_killed_and_ends_as_if_nothing_had_been(tmp_pa
     assert [iteration for iteration, _ in job["loss_history"]] == sorted({i for i, _ in job["loss_history"]})
     assert leftovers(service.store) == []
 
-    whole = service.ended(slow_fit(service, name="whole", max_iter=SECONDS_OF_ITERATIONS), seconds=90)
+    whole = service.ended(long_fit(service, name="whole", max_iter=SECONDS_OF_ITERATIONS), seconds=90)
     assert job["loss_history"] == whole["loss_history"]
-    np.testing.assert_array_equal(weights(service, "slow"), weights(service, "whole"))
+    np.testing.assert_array_equal(weights(service, "long"), weights(service, "whole"))
     assert service.stop() == 0
 
 
 def test_a_fit_that_costs_two_workers_their_lives_is_given_up(shared: Service) -> None:
-    id = slow_fit(shared, max_iter=100_000)
+    id = long_fit(shared)
     for attempt in (1, 2):
         shared.until(id, "running", iteration=1, attempts=attempt, seconds=60)
         os.kill(shared.worker_pid, signal.SIGKILL)
@@ -137,11 +131,8 @@ def test_a_fit_that_costs_two_workers_their_lives_is_given_up(shared: Service) -
 
 
 def test_an_accepted_fit_survives_the_death_of_the_service(service: Service) -> None:
-    running, queued = (
-        slow_fit(service, max_iter=SECONDS_OF_ITERATIONS),
-        service.fit(FITTED, name="digits", nb_concepts=64),
-    )
-    service.until(running, "running", iteration=1)
+    running = long_fit(service, max_iter=SECONDS_OF_ITERATIONS)
+    queued = service.fit(FITTED, name="digits", nb_concepts=64)
     service.kill()
     service.start()
     first, second = service.ended(running), service.ended(queued)
@@ -162,7 +153,7 @@ def no_nohup() -> Iterator[None]:
 def test_it_is_ended_in_order(no_nohup: None, service: Service) -> None:
     """By SIGTERM; by what its whole group is sent where a terminal is closed; and, while it waits for a request, by a
     second Ctrl-C."""
-    id = slow_fit(service, max_iter=100_000)
+    id = long_fit(service)
     before = 0
     for attempt, sent in enumerate(([signal.SIGTERM], [signal.SIGHUP], [signal.SIGINT, signal.SIGINT]), start=1):
         service.until(id, "running", iteration=before + 1)
@@ -175,8 +166,8 @@ def test_it_is_ended_in_order(no_nohup: None, service: Service) -> None:
                     os.kill(pid, number)
                 time.sleep(0.5)
             assert service.process is not None
-            assert service.process.wait(20) == 0
-        assert time.monotonic() - begun < 20
+            assert service.process.wait(10) == 0
+        assert time.monotonic() - begun < 10
         assert gone(worker)
         assert "Traceback" not in service.log.read_text()
         before = service.checkpoint(id)
