@@ -22,10 +22,9 @@ COPY app app
 COPY core core
 RUN python3 -m pip install --constraint constraints.txt ".[${EXTRAS}]"
 
-# Compile the kernels now rather than at every start. Their cache is keyed by the sources' times, which image layers
-# keep to the second, and by the level of x86-64, of which the machine that runs this may have another.
-RUN find /opt/dictserve -path '*/site-packages/core/*.py' -exec touch --date=2026-01-01T00:00:00Z {} + \
-    && cd / && NUMBA_CACHE_DIR=/opt/dictserve/kernels python3 -m core.warm --every-level
+# Compile the kernels now rather than at every start, for all levels of x86-64: the machine that runs this may have
+# another than the one that builds it.
+RUN cd / && NUMBA_CACHE_DIR=/opt/dictserve/kernels python3 -m core.warm --every-level
 
 
 FROM ${BASE}

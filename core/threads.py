@@ -1,4 +1,4 @@
-"""Who owns the cores: the only place that sets thread counts, the threading layer, and where compiled code lives.
+"""Who owns the cores: the only place that sets thread counts and the threading layer.
 
 Three pools could each claim every core: numpy's BLAS, torch's OpenMP and numba's. Hence one rule: matrix products
 go through torch, loops through numba's OpenMP layer, numpy multiplies nothing on a hot path, and work too small to
@@ -8,16 +8,11 @@ Torch and numba are imported only where they are needed: this module is loaded w
 """
 
 import os
-import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
-from typing import Any, TypeVar
-
-from core import levels
-
-Function = TypeVar("Function", bound=Callable[..., Any])
+from typing import Any
 
 # Threads that wait by spinning take the cores that other pools and processes need. On two cores with one busy
 # neighbour a fit took 8 s spinning and 1.5 s sleeping; with none, 0.8 and 1.0 s. OpenMP reads this once, when it
@@ -40,35 +35,6 @@ if (cores := quota()) is not None and cores < len(os.sched_getaffinity(0)):
 
 # Multiply-adds, about a tenth of a millisecond on one core: for less, waking a second costs more than it brings.
 SMALL_WORK = 2_000_000
-
-# Lets numba vectorise and fuse sums; nnan and ninf are left out, so that NaN still compares as NaN.
-FASTMATH = {"contract", "reassoc", "nsz"}
-
-
-def compiled(*, parallel: bool = False) -> Callable[[Function], Function]:
-    """Decorator: the function compiled by numba, its machine code cached on disk.
-
-    The cache lies in NUMBA_CACHE_DIR where that is set, else beside the source or in the user's cache directory.
-    Where none of these can be written (a read-only container) the code is compiled anew in each process.
-    """
-    import numba
-
-    numba.config.THREADING_LAYER = _threading_layer()  # type: ignore[attr-defined]
-    levels.settle(numba.config)
-
-    def decorate(function: Function) -> Function:
-        options: dict[str, Any] = {"fastmath": FASTMATH, "nogil": True, "parallel": parallel}
-        try:
-            return numba.njit(function, cache=True, **options)  # type: ignore[no-any-return]
-        except RuntimeError:  # numba finds no cache directory that it can write
-            warnings.warn(
-                "no cache directory for compiled kernels is writable, so each process compiles them again; "
-                "set NUMBA_CACHE_DIR to one that is",
-                stacklevel=2,
-            )
-            return numba.njit(function, **options)  # type: ignore[no-any-return]
-
-    return decorate
 
 
 def share(processes: int) -> None:
@@ -115,9 +81,11 @@ def _numba() -> Any:
     return numba
 
 
-def _threading_layer() -> str:
+def settle_layer(config: Any) -> None:
+    """Have numba, before it compiles anything that runs in parallel, share torch's OpenMP where that is there."""
     try:
         import numba.np.ufunc.omppool  # noqa: F401
     except ImportError:  # no OpenMP library on this machine
-        return "workqueue"
-    return "omp"
+        config.THREADING_LAYER = "workqueue"
+    else:
+        config.THREADING_LAYER = "omp"

@@ -1,7 +1,7 @@
-"""Compile the kernels, or load them from the disk cache, before anybody waits for them.
+"""Compile the kernels, or load what is kept of them, before anybody waits for them.
 
-`python -m core.warm` fills the cache; with ``--every-level`` also for the other levels of `core.levels`, for instance
-while a container is built that runs on machines unlike the one that builds it.
+`python -m core.warm` compiles them all; with ``--every-level`` also for the other levels of `core.levels`, for
+instance while a container is built that runs on machines unlike the one that builds it.
 """
 
 import argparse
@@ -57,34 +57,41 @@ def _activations() -> torch.Tensor:
 
 
 def compile_for_other_levels() -> None:
-    """What the cache has for this level, by a process for each other. Nothing is run, so this machine may lack it."""
+    """What is kept for this level, by a process for each other. Nothing is run, so this machine may lack it."""
     for level in LEVELS.keys() - {target()}:
         environment = os.environ | {"NUMBA_CPU_NAME": level}
-        subprocess.run([sys.executable, "-m", "core.warm", "--as-cached"], env=environment, check=True)
+        subprocess.run([sys.executable, "-m", "core.warm", "--as-kept"], env=environment, check=True)
 
 
-def _compile_as_cached() -> None:
-    """For this process's level, whatever the cache has for another."""
+def _compile_as_kept() -> None:
+    """For this process's level, whatever is kept for another."""
     from numba.core.registry import CPUDispatcher
 
+    from core.compiled import compile_as_kept
     from core.kernels import cpu, pieces  # noqa: F401 - which import all others
 
     for kernel in gc.get_objects():
         if isinstance(kernel, CPUDispatcher) and kernel.__module__.startswith("core."):
-            for signature, *_ in kernel._cache._cache_file._load_index():  # type: ignore[attr-defined]
-                kernel.compile(signature)
+            compile_as_kept(kernel)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m core.warm", description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--every-level", action="store_true", help="for processors of other levels, too")
-    parser.add_argument("--as-cached", action="store_true", help="only what is there for another, and run nothing")
+    only = parser.add_mutually_exclusive_group()
+    only.add_argument("--float64", action="store_true", help="only what encodes in float64")
+    only.add_argument("--as-kept", action="store_true", help="only what is kept for another level, and run nothing")
     given = parser.parse_args()
-    if given.as_cached:
-        _compile_as_cached()
-        return
-    warm()
-    warm_encodes(torch.float64)
+    if given.as_kept:
+        _compile_as_kept()
+    elif given.float64:
+        warm_encodes(torch.float64)
+    else:
+        # Numba compiles one kernel at a time in a process, for a minute: two processes take two thirds of it.
+        with subprocess.Popen([sys.executable, "-m", "core.warm", "--float64"]) as beside:
+            warm()
+        if beside.returncode != 0:
+            sys.exit("the kernels for float64 could not be compiled")
     if given.every_level:
         compile_for_other_levels()
 

@@ -19,6 +19,7 @@ from typing import Any
 
 import numpy as np
 
+from core.compiled import compiled
 from core.kernels.cholesky import room_for
 from core.kernels.held import held_none, way_to_minimiser
 from core.kernels.lanes import (
@@ -40,7 +41,6 @@ from core.kernels.panels import gradients, padded
 from core.kernels.prepared import Prepared
 from core.kernels.products import four_chosen, norm_of, relative, residual_of, row_of_tile
 from core.kernels.small import LARGEST_SUPPORT, PATIENCE, gram_of, kkt_residual, solve_small, stride_for
-from core.threads import compiled
 
 Array = np.ndarray[Any, np.dtype[Any]]
 

@@ -10,6 +10,7 @@ import numba
 import numpy as np
 import torch
 
+from core.compiled import compiled
 from core.kernels import active_set, dense, dependent
 from core.kernels.grams import gram
 from core.kernels.lanes import LANES
@@ -18,7 +19,7 @@ from core.kernels.pieces import address, solve_pieces
 from core.kernels.prepared import Prepared, prepare_with
 from core.kernels.small import PATIENCE
 from core.kernels.sweeps import sweep_lanes, sweep_row
-from core.threads import SMALL_WORK, compiled, threads_for
+from core.threads import SMALL_WORK, threads_for
 
 Array = np.ndarray[Any, np.dtype[Any]]
 

@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from core.compiled import compiled
 from core.kernels.cholesky import PIVOT_ROUNDINGS, factor_for_step, pivot, solve_in_order
 from core.kernels.lanes import (
     LANES,
@@ -39,7 +40,6 @@ from core.kernels.prepared import Prepared
 from core.kernels.products import norm_of, relative, residual_of
 from core.kernels.small import MOST_SPANNED, SHORTER
 from core.kernels.sweeps import sweep_lanes, sweep_row
-from core.threads import compiled
 
 Array = np.ndarray[Any, np.dtype[Any]]
 

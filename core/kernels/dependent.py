@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from core.compiled import compiled
 from core.kernels.active_set import LAST_SHARE, ROUND_SHARE, choose
 from core.kernels.cholesky import room_for
 from core.kernels.held import held_none
@@ -19,7 +20,6 @@ from core.kernels.panels import gradients, padded
 from core.kernels.prepared import Prepared
 from core.kernels.products import four, norm_of, relative, residual_of, row_of_tile
 from core.kernels.small import LARGEST_SUPPORT, STEPS_IN_A_ROW, exact_step, gram_of, kkt_residual, stride_for
-from core.threads import compiled
 
 Array = np.ndarray[Any, np.dtype[Any]]
 

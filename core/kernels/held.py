@@ -13,9 +13,9 @@ from typing import Any
 
 import numpy as np
 
+from core.compiled import compiled
 from core.kernels.cholesky import factor_for_step, pivot, solve, solve_in_lanes
 from core.kernels.lanes import LANES, add_scaled, load, store, zeros_of
-from core.threads import compiled
 
 Array = np.ndarray[Any, np.dtype[Any]]
 

@@ -20,7 +20,7 @@ from numba.extending import intrinsic, models, register_model
 
 LANES = 16
 
-_FUSED = ("contract",)  # as in core.threads.FASTMATH: a product and a sum may become one operation
+_FUSED = ("contract",)  # as in core.compiled.FASTMATH: a product and a sum may become one operation
 
 
 class Vector(types.Type):

@@ -19,8 +19,8 @@ from numba.core import cgutils
 from numba.extending import intrinsic
 
 from core import levels
+from core.compiled import compiled
 from core.kernels.lanes import LANES, in_all_lanes, plus_product
-from core.threads import compiled
 
 Array = np.ndarray[Any, np.dtype[Any]]
 

@@ -15,8 +15,8 @@ from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic
 
+from core.compiled import compiled
 from core.kernels.prepared import Prepared
-from core.threads import compiled
 
 Array = np.ndarray[Any, np.dtype[Any]]
 

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from core.compiled import compiled
 from core.kernels.held import way_to_minimiser
 from core.kernels.lanes import (
     LANES,
@@ -27,7 +28,6 @@ from core.kernels.lanes import (
 )
 from core.kernels.products import four_chosen, tile
 from core.kernels.sweeps import sweep_row
-from core.threads import compiled
 
 Array = np.ndarray[Any, np.dtype[Any]]
 

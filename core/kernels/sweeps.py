@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from core.compiled import compiled
 from core.kernels.lanes import (
     add_product,
     add_scaled,
@@ -26,7 +27,6 @@ from core.kernels.lanes import (
     where_positive,
     zeros_of,
 )
-from core.threads import compiled
 
 Array = np.ndarray[Any, np.dtype[Any]]
 

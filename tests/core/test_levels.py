@@ -60,6 +60,6 @@ def test_what_is_compiled_for_another_level_is_found_there(tmp_path: Path) -> No
         ).stdout.strip()
 
     assert run("-c", USE, level="x86-64-v4") == "True 0 1"
-    run("-m", "core.warm", "--as-cached", level="x86-64-v3")
+    run("-m", "core.warm", "--as-kept", level="x86-64-v3")
     assert run("-c", USE, level="x86-64-v3") == "False 1 0"
     assert run("-c", USE, level="x86-64-v4") == "True 1 0"

@@ -43,7 +43,7 @@ def test_the_cache_directory_that_is_set_is_used(tmp_path: Path) -> None:
     root = Path(core.__file__).parents[1]
     done = kernel_in_fresh_process(root, cache=tmp_path, strict=True)
     assert done.stdout.strip() == "6"
-    assert list(tmp_path.rglob("*.nbi"))
+    assert list(tmp_path.rglob("*.nbc"))
 
 
 def test_without_a_writable_cache_it_works_and_says_so(tmp_path: Path) -> None:

@@ -1,0 +1,118 @@
+"""How kernels for the CPU are compiled, and how their machine code is kept from one process to the next."""
+
+# mypy: disable-error-code="no-untyped-call"
+
+import hashlib
+import warnings
+from collections.abc import Callable, Iterator
+from functools import cache
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numba
+from numba.core.caching import IndexDataCacheFile
+
+from core import levels, threads
+
+Function = TypeVar("Function", bound=Callable[..., Any])
+
+# Lets numba vectorise and fuse sums; nnan and ninf are left out, so that NaN still compares as NaN.
+FASTMATH = {"contract", "reassoc", "nsz"}
+
+levels.settle(numba.config)
+threads.settle_layer(numba.config)
+
+
+def compiled(*, parallel: bool = False) -> Callable[[Function], Function]:
+    """Decorator: the function compiled by numba, its machine code kept on disk.
+
+    It is kept in NUMBA_CACHE_DIR where that is set, else beside the source or in the user's cache directory. Where
+    none of these can be written (a read-only container) the code is compiled anew in each process.
+    """
+
+    def decorate(function: Function) -> Function:
+        options: dict[str, Any] = {"fastmath": FASTMATH, "nogil": True, "parallel": parallel}
+        try:
+            kernel = numba.njit(function, cache=True, **options)
+        except RuntimeError:  # numba finds no cache directory that it can write
+            warnings.warn(
+                "no cache directory for compiled kernels is writable, so each process compiles them again; "
+                "set NUMBA_CACHE_DIR to one that is",
+                stacklevel=2,
+            )
+            return numba.njit(function, **options)  # type: ignore[no-any-return]
+        kernel._cache._cache_file = _Kept(kernel._cache.cache_path, f"{function.__module__}.{function.__name__}")
+        return kernel  # type: ignore[no-any-return]
+
+    return decorate
+
+
+def compile_as_kept(kernel: Any) -> None:
+    """For the level of this process, what is kept for another. Nothing is run."""
+    for signature in kernel._cache._cache_file.signatures():
+        kernel.compile(signature)
+
+
+class _Kept(IndexDataCacheFile):
+    """The machine code of one kernel, for all dtypes and levels; numba's own way with these files is not safe.
+
+    Numba numbers them, and an index has the numbers. Of two processes that compile at once, for two dtypes or for two
+    levels, both may take the same number, and one is given the other's machine code from then on. So is, after an
+    upgrade, who finds what a process that was killed had told the index and not yet written. And the index is renewed
+    with the kernel's own source, though what the kernel calls, from other files, is compiled into it.
+
+    Here a file's name says all that its content follows from, and it is there as a whole or not at all.
+    """
+
+    def __init__(self, directory: str, kernel: str) -> None:
+        super().__init__(directory, kernel, None)
+        self._directory = Path(directory)
+        self._kernel = kernel
+
+    def load(self, key: Any) -> Any:
+        try:
+            return self._load_data(self._name(key))
+        except FileNotFoundError:
+            return None
+
+    def save(self, key: Any, data: Any) -> None:
+        try:
+            self._save_data(self._name(key), data)
+            for path in self._directory.glob(f"{self._kernel}.*.nbc"):
+                if not path.match(self._of_sources("*")):
+                    path.unlink(missing_ok=True)
+        except OSError as error:  # a full disk: this process has what it compiled all the same
+            warnings.warn(
+                f"a compiled kernel cannot be kept ({error}), so each process compiles it again", stacklevel=2
+            )
+
+    def flush(self) -> None:
+        for path in self._directory.glob(f"{self._kernel}.*.nbc"):
+            path.unlink(missing_ok=True)
+
+    def signatures(self) -> Iterator[Any]:
+        """The types of arguments for which there is machine code of these sources."""
+        for path in sorted(self._directory.glob(self._of_sources("*"))):
+            _, _, _, signature, *_ = self._load_data(path.name)
+            yield signature.args
+
+    def _name(self, key: Any) -> str:
+        return self._of_sources(_digest(repr(key).encode()))
+
+    def _of_sources(self, rest: str) -> str:
+        return f"{self._kernel}.{_sources()}.{rest}.nbc"
+
+
+@cache
+def _sources() -> str:
+    """A digest of all that kernels are compiled from, and of the numba that compiles them."""
+    here = Path(__file__)
+    files = [here, *sorted((here.parent / "kernels").glob("*.py"))]
+    return _digest(numba.__version__.encode(), *(path.read_bytes() for path in files))
+
+
+def _digest(*parts: bytes) -> str:
+    digest = hashlib.sha256()
+    for part in parts:
+        digest.update(hashlib.sha256(part).digest())
+    return digest.hexdigest()[:16]
