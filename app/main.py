@@ -66,6 +66,7 @@ def create_app(
         lifespan=lifespan,
         docs_url=None,  # FastAPI's pages load scripts from elsewhere: ours is in app.routes.pages
         redoc_url=None,
+        redirect_slashes=False,  # to a place that is made of the Host header, where a POST would be sent again
         telemetry=UNTOLD,
     )
     app.state.services = services

@@ -85,6 +85,8 @@ def install_handlers(app: FastAPI) -> None:
         if error.status_code == 405:  # the router names the methods of the first of its routes alone
             headers["Allow"] = ", ".join(_methods_of(request))
             detail += f"; there are {headers['Allow']}"
+        elif error.status_code == 404 and _is_there(request, meant := request.url.path.rstrip("/")):
+            detail += f"; there is {meant}"
         answer = _answer(kind, shortened(detail), [])
         answer.headers.update(headers)
         return answer.response_to(request)
@@ -108,6 +110,12 @@ def _methods_of(request: Request) -> list[str]:
 def _takes(request: Request, method: str) -> bool:
     scope = {**request.scope, "method": method}
     return any(route.matches(scope)[0] is Match.FULL for route in request.app.routes)
+
+
+def _is_there(request: Request, path: str) -> bool:
+    """Whether a route has this path, for whatever method."""
+    scope = {**request.scope, "path": path}
+    return any(route.matches(scope)[0] is not Match.NONE for route in request.app.routes)
 
 
 def _answer(kind: Kind, detail: str, errors: list[dict[str, object]]) -> ProblemAnswer:

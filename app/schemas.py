@@ -7,7 +7,7 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 from app.arrays import Activations, Codes, Concepts, MaybeActivations
 from app.store.store import DictionaryRecord, Reference, check_name
 from app.worker.messages import INIT_METHODS, Dtype, Solver
-from core.conventions import EPOCHS, NEAR_DENSE_SHARE
+from core.conventions import EPOCHS, MAX_ITER, NEAR_DENSE_SHARE, TOL
 
 Name = Annotated[
     str,
@@ -60,8 +60,8 @@ class FitParameters(Fields):
     name: Name
     nb_concepts: int = Field(ge=1, description="Concepts of the dictionary (k).", examples=[2])
     solver: Solver = Field("hals", description="The algorithm; `hals` is the fastest and ends lowest.")
-    max_iter: int = Field(500, ge=1, description="Most iterations; most epochs of an online fit.")
-    tol: float = Field(1e-4, ge=0, le=1, allow_inf_nan=False, description="Relative change of loss at which to stop.")
+    max_iter: int = Field(MAX_ITER, ge=1, description="Most iterations; most epochs of an online fit.")
+    tol: float = Field(TOL, ge=0, le=1, allow_inf_nan=False, description="Relative change of loss at which to stop.")
     init: Init = "auto"
     epochs: int | None = Field(
         None,

@@ -10,7 +10,7 @@ from tqdm import tqdm
 from core import batches, inputs
 from core.batches import Rows
 from core.chunks import Chunks, slices
-from core.conventions import EPOCHS
+from core.conventions import EPOCHS, MAX_ITER, TOL
 from core.dictionary import ENCODE_MAX_ITER, ENCODE_TOL, Dictionary
 from core.errors import InvalidParameter, NotFitted, WrongShape
 from core.estimator import Array, Estimator
@@ -24,7 +24,6 @@ from core.scaling import times_power_of_two
 from core.solvers import solver_named
 from core.state import State
 
-MAX_ITER = 500
 # What is remembered of the rows that `partial_fit` or `fit_online` has seen; with D it is all that they go on from.
 REMEMBERED = ("online_gram", "online_cross", "online_sums")
 
@@ -66,7 +65,7 @@ class NMF(Estimator, torch.nn.Module):
         nb_concepts: int,
         device: str | torch.device = "cpu",
         solver: str = "hals",
-        tol: float = 1e-4,
+        tol: float = TOL,
         verbose: bool = False,
         *,
         init: Literal["nndsvda", "random"] | None = None,

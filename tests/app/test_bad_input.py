@@ -404,3 +404,12 @@ def test_every_error_is_a_problem(client: TestClient, method: str, path: str, st
     answer = client.request(method, path)
     assert (answer.status_code, answer.json()["type"]) == (status, type), answer.text
     assert answer.headers["content-type"] == "application/problem+json"
+
+
+@pytest.mark.parametrize(("method", "path"), [("GET", "/dictionaries"), ("POST", "/encode"), ("GET", "/jobs/none")])
+def test_a_slash_too_many_is_told_and_sends_nobody_elsewhere(client: TestClient, method: str, path: str) -> None:
+    """A redirect would be to what the Host header says, and have a POST's body sent again."""
+    answer = client.request(method, f"{path}/", follow_redirects=False)
+    assert (answer.status_code, answer.json()["type"]) == (404, "not-found")
+    assert answer.json()["detail"] == f"Not Found: {method} {path}/; there is {path}"
+    assert client.get("/nowhere/").json()["detail"] == "Not Found: GET /nowhere/"

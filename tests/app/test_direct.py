@@ -35,7 +35,7 @@ REQUESTS = {
     "a kind of body": ("POST", "/encode", {"content": b"x", "headers": {"content-type": "image/png"}}),
     "a kind of answer": ("POST", "/encode", {"json": {}, "headers": {"accept": "image/png"}}),
     "another method": ("GET", "/encode", {}),
-    "a slash": ("POST", "/encode/", {"follow_redirects": False}),
+    "a slash": ("POST", "/encode/", {}),
 }
 
 
@@ -45,11 +45,9 @@ def test_both_ways_answer_alike(  # type: ignore[no-untyped-def]
 ) -> None:
     direct = client.request(method, path, **sent)
     routed = mounted.request(method, UNDER + path, **sent)
-    told = routed.text.replace(UNDER, "") if method == "GET" else routed.content
-    assert (routed.status_code, told) == (direct.status_code, direct.text if method == "GET" else direct.content)
+    assert (routed.status_code, routed.content.replace(UNDER.encode(), b"")) == (direct.status_code, direct.content)
     for headers in (routed.headers, direct.headers):
         headers.pop("x-request-id")
-        headers.pop("location", None)  # holds the path
         headers.pop("content-length", None)  # of a problem that holds the path
     assert routed.headers == direct.headers
 
