@@ -24,6 +24,7 @@ from app.services import Services
 from app.settings import Settings
 from app.supervisor import Supervisor
 from app.tracing import tracing
+from app.worker.launch import Launched
 from app.workers import Workers
 
 DESCRIPTION = """
@@ -36,18 +37,22 @@ UNTOLD: TelemetryConfig = {"tracing": False, "metrics": False, "logs": False}
 
 
 def create_app(
-    settings: Settings | None = None, *, supervisor: Supervisor | Sequence[Supervisor] | None = None
+    settings: Settings | None = None,
+    *,
+    worker: Launched | None = None,
+    supervisor: Supervisor | Sequence[Supervisor] | None = None,
 ) -> FastAPI:
     """The app; nothing is opened or started before its lifespan begins.
 
     Args:
         settings: read from the environment where absent.
+        worker: the first worker's process, where it has been launched already.
         supervisor: takes the place of the real workers' (tests).
     """
     settings = settings or Settings()
     traces = tracing()
     supervisors = [supervisor] if isinstance(supervisor, Supervisor) else supervisor or ()
-    services = Services(settings, Workers(settings, supervisors), traces)
+    services = Services(settings, Workers(settings, supervisors, worker), traces)
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:

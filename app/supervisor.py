@@ -8,9 +8,7 @@ import asyncio
 import contextlib
 import itertools
 import logging
-import os
 import socket
-import sys
 import time
 from collections import deque
 from collections.abc import Awaitable, Callable, Iterator, Sequence
@@ -22,6 +20,7 @@ import numpy as np
 from app.errors import KINDS, AppError, WorkerFailed, WorkerUnavailable
 from app.settings import Settings
 from app.worker import frames
+from app.worker.launch import Launched
 from app.worker.messages import (
     DEVICE_ERROR_EXIT,
     ENDS_OF_FITS,
@@ -72,18 +71,22 @@ class Supervisor:
 
     Args:
         among: how many workers share the machine's cores.
+        first: the process to begin with, where it has been launched already.
 
     Attributes:
         devices: how many there are, of which this worker has the first, where ``device`` is "auto".
         software: the versions of what the worker computes with.
     """
 
-    def __init__(self, settings: Settings, device: str = "auto", among: int = 1) -> None:
+    def __init__(
+        self, settings: Settings, device: str = "auto", among: int = 1, first: Launched | None = None
+    ) -> None:
         self._settings = settings
         self._device = device
         self._among = among
         self.devices = 1
-        self._process: asyncio.subprocess.Process | None = None
+        self._first = first
+        self._process: Launched | None = None
         self._channel: socket.socket | None = None
         self._state: State = "down"
         self._ready = asyncio.Event()
@@ -171,26 +174,12 @@ class Supervisor:
     async def _live_once(self) -> str:
         """One worker from its start to its end; says how it ended."""
         loop = asyncio.get_running_loop()
-        ours, theirs = frames.channel()
+        process, self._first = self._first or Launched(self._settings), None
+        ours = process.channel
         ours.setblocking(False)
-        try:
-            with theirs:
-                process = await asyncio.create_subprocess_exec(
-                    *(sys.executable, "-m", "app.worker", str(theirs.fileno()), str(os.getpid())),
-                    pass_fds=(theirs.fileno(),),
-                    stdin=asyncio.subprocess.DEVNULL,
-                    env=os.environ
-                    | {
-                        "DICTSERVE_LOG_LEVEL": self._settings.log_level,
-                        "DICTSERVE_LOG_FORMAT": self._settings.log_format,
-                    },
-                )
-        except BaseException:
-            ours.close()
-            raise
         self._process, self._channel, self._state = process, ours, "starting"
         self._heard_at = time.monotonic()
-        ended = asyncio.create_task(process.wait(), name="worker-exit")
+        ended = process.ended()
         loop.add_reader(ours, self._receive)
         hung = None
         try:
@@ -207,9 +196,9 @@ class Supervisor:
             self._lose_worker()
             ours.close()
             await self._reap(process, ended)
-        if process.returncode == DEVICE_ERROR_EXIT:
+        if ended.result() == DEVICE_ERROR_EXIT:
             return "has left, for its device has failed"
-        return hung or f"ended with exit code {process.returncode}"
+        return hung or f"ended with exit code {ended.result()}"
 
     def _configuration(self) -> Configure:
         return Configure(
@@ -250,7 +239,7 @@ class Supervisor:
             if not future.done():
                 future.set_exception(WorkerUnavailable("the worker died on the way; send the request again"))
 
-    async def _reap(self, process: asyncio.subprocess.Process, ended: "asyncio.Task[int]") -> None:
+    async def _reap(self, process: Launched, ended: asyncio.Future[int]) -> None:
         """Wait for the process, which leaves once the channel is closed; a busy one is not waited for long."""
         if not ended.done():
             await asyncio.wait({ended}, timeout=1.0)

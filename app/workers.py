@@ -3,9 +3,11 @@
 import asyncio
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
+from itertools import chain, repeat
 
 from app.settings import Settings
 from app.supervisor import Supervisor
+from app.worker.launch import Launched
 
 Begin = Callable[[Supervisor], None]
 
@@ -19,12 +21,18 @@ class Workers:
 
     Args:
         supervisors: take the place of those of the settings (tests).
+        first: the first worker's process, where it has been launched already.
     """
 
-    def __init__(self, settings: Settings, supervisors: Sequence[Supervisor] = ()) -> None:
+    def __init__(
+        self, settings: Settings, supervisors: Sequence[Supervisor] = (), first: Launched | None = None
+    ) -> None:
         devices = settings.device_names
         self._settings = settings
-        self._all = list(supervisors) or [Supervisor(settings, device, len(devices)) for device in devices]
+        self._all = list(supervisors) or [
+            Supervisor(settings, device, len(devices), launched)
+            for device, launched in zip(devices, chain([first], repeat(None)), strict=False)
+        ]
         self._begins: list[Begin] = []
         self._finding: asyncio.Task[None] | None = None
 

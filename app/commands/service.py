@@ -30,12 +30,7 @@ def serve(
     import socket
 
     gc.disable()  # to look through what imports make, nearly all of which stays, takes a tenth of a start
-    import uvicorn
-
-    from app import logs
-    from app.errors import AppError
-    from app.http.protocol import bounded
-    from app.main import create_app
+    from app.worker.launch import Launched
 
     told = {"host": host, "port": port, "store": store, "objects": objects, "tokens_file": tokens_file}
     told |= {"insecure": insecure}
@@ -45,11 +40,21 @@ def serve(
             f"dictserve: {chosen.host} is more than this machine, and no tokens are set: make some with "
             "`dictserve token new` and set DICTSERVE_TOKENS_FILE, or say --insecure (DICTSERVE_INSECURE=true)"
         )
+    worker = Launched(chosen)  # it imports for longer than all that comes here before it is needed
+
+    import uvicorn
+
+    from app import logs
+    from app.errors import AppError
+    from app.http.protocol import bounded
+    from app.main import create_app
+
     logs.configure(chosen.log_format, chosen.log_level)
     try:
-        app = create_app(chosen)
+        app = create_app(chosen, worker=worker)
         app.state.services.open()
     except AppError as error:
+        worker.kill()  # before it can say that there is no service
         sys.exit(f"dictserve: {error}")
     gc.enable()
     _allow_open_files(chosen.max_connections)

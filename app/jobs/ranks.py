@@ -7,16 +7,16 @@ the processes that dies takes the others with it, and the job hears that its wor
 import asyncio
 import contextlib
 import logging
-import os
 import socket
-import sys
 import tempfile
 from pathlib import Path
+from typing import Any
 
 from app.errors import WorkerUnavailable
 from app.settings import Settings
 from app.supervisor import JobListener
 from app.worker import frames
+from app.worker.launch import Launched
 from app.worker.messages import (
     CancelFit,
     Configure,
@@ -102,34 +102,23 @@ class _Ranks:
             self._listener(None)
 
     async def run(self, ranks: int) -> None:
-        processes: list[asyncio.subprocess.Process] = []
+        processes: list[Launched] = []
+        exits: list[asyncio.Future[int]] = []
         with tempfile.TemporaryDirectory(prefix="dictserve-ranks-") as folder, contextlib.ExitStack() as channels:
             try:
                 for rank in range(ranks):
-                    place = (str(rank), str(ranks), str(Path(folder) / "rendezvous"))
-                    processes.append(await self._start(place, channels))
-                await self._wait(processes)
+                    process = Launched(self._settings, str(rank), str(ranks), str(Path(folder) / "rendezvous"))
+                    processes.append(process)
+                    exits.append(process.ended())
+                    self._begin(process.channel, channels)
+                await self._wait(exits)
             finally:
                 for process in processes:
-                    with contextlib.suppress(ProcessLookupError):
-                        process.kill()
-                await asyncio.gather(*(process.wait() for process in processes))
+                    process.kill()
+                await asyncio.gather(*exits)
 
-    async def _start(self, place: tuple[str, str, str], channels: contextlib.ExitStack) -> asyncio.subprocess.Process:
-        ours, theirs = frames.channel()
+    def _begin(self, ours: socket.socket, channels: contextlib.ExitStack) -> None:
         channels.callback(ours.close)
-        with theirs:
-            process = await asyncio.create_subprocess_exec(
-                *(sys.executable, "-m", "app.worker", str(theirs.fileno()), str(os.getpid()), *place),
-                pass_fds=(theirs.fileno(),),
-                stdin=asyncio.subprocess.DEVNULL,
-                env={"GLOO_SOCKET_IFNAME": "lo"}  # all are on this machine, whatever its name resolves to
-                | os.environ
-                | {
-                    "DICTSERVE_LOG_LEVEL": self._settings.log_level,
-                    "DICTSERVE_LOG_FORMAT": self._settings.log_format,
-                },
-            )
         settings = self._settings
         with contextlib.suppress(frames.Closed):  # its end is awaited elsewhere
             frames.send(
@@ -148,7 +137,6 @@ class _Ranks:
         loop = asyncio.get_running_loop()
         loop.add_reader(ours, self._receive, ours)
         channels.callback(loop.remove_reader, ours)
-        return process
 
     def _receive(self, channel: socket.socket) -> None:
         try:
@@ -158,22 +146,21 @@ class _Ranks:
         else:
             self.hear(frame)
 
-    async def _wait(self, processes: list[asyncio.subprocess.Process]) -> None:
+    async def _wait(self, exits: list[asyncio.Future[int]]) -> None:
         """Until the job's end has been told, or a process that others need is gone."""
         ended = asyncio.create_task(self._ended.wait())
-        exits = {asyncio.create_task(process.wait()): rank for rank, process in enumerate(processes)}
+        going = dict(enumerate(exits))
         try:
             while not ended.done():
-                done, _ = await asyncio.wait({ended, *exits}, return_when=asyncio.FIRST_COMPLETED)
-                for task in done - {ended}:
-                    rank = exits.pop(task)
-                    if rank == 0 or processes[rank].returncode != 0:
-                        code = processes[rank].returncode
+                either: set[asyncio.Future[Any]] = {ended, *going.values()}
+                await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
+                for rank, code in [(rank, code) for rank, code in going.items() if code.done()]:
+                    del going[rank]
+                    if rank == 0 or code.result() != 0:
                         await asyncio.wait({ended}, timeout=LAST_WORDS_SECONDS)
                         if not ended.done():
                             told = "rank %d of job %s ended with exit code %s; the others are ended too"
-                            logger.warning(told, rank, self._message.job, code)
+                            logger.warning(told, rank, self._message.job, code.result())
                         return
         finally:
-            for task in (ended, *exits):
-                task.cancel()
+            ended.cancel()

@@ -55,11 +55,6 @@ _encoder = msgspec.msgpack.Encoder()
 _decoder = msgspec.msgpack.Decoder(_Header)
 
 
-def channel() -> tuple[socket.socket, socket.socket]:
-    """Both ends of a new channel."""
-    return socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-
-
 class Packed:
     """A frame ready to be sent. The descriptors in it are closed by ``close``, sent or not."""
 

@@ -53,6 +53,7 @@ def serve(channel: socket.socket, rank: int, size: int, meeting: str) -> None:
         if rank == 0:
             frames.send(channel, message, *arrays)
 
+    os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")  # all are on this machine, whatever its name resolves to
     device = device_of(configuration.device, rank, size)
     store = FileStore(meeting, size)
     try:

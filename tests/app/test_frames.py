@@ -11,6 +11,7 @@ from hypothesis.extra import numpy as hnp
 
 from app.formats.npy_file import DataFile
 from app.worker import frames
+from app.worker.launch import channel
 from app.worker.messages import (
     CheckpointPlace,
     Failed,
@@ -42,7 +43,7 @@ MESSAGES: list[Message] = [
 
 
 def round_trip(message: Message, *arrays: np.ndarray) -> frames.Frame:
-    here, there = frames.channel()
+    here, there = channel()
     with here, there:
         frames.send(here, message, *arrays)
         return frames.receive(there)
@@ -101,7 +102,7 @@ def test_large_arrays_and_the_border_between(rows: int) -> None:
 @pytest.mark.parametrize("columns", [3, 512])
 def test_rows_in_several_arrays_travel_as_one(sizes: list[int], columns: int) -> None:
     whole = np.random.default_rng(0).random((sum(sizes), columns), np.float32)
-    here, there = frames.channel()
+    here, there = channel()
     with here, there:
         packed = frames.Packed(Solved(1), [np.split(whole, np.cumsum(sizes)[:-1])])
         packed.send(here)
@@ -122,7 +123,7 @@ def test_no_descriptor_outlives_its_frame() -> None:
 
 
 def test_order_is_kept_under_back_pressure() -> None:
-    here, there = frames.channel()
+    here, there = channel()
     count = 2000
 
     def send() -> None:
@@ -140,7 +141,7 @@ def test_order_is_kept_under_back_pressure() -> None:
 
 
 def test_the_end_of_the_other_side() -> None:
-    here, there = frames.channel()
+    here, there = channel()
     there.close()
     with here:
         with pytest.raises(frames.Closed):

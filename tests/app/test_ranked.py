@@ -10,7 +10,7 @@ import pytest
 from app.errors import WorkerFailed, kind_of
 from app.settings import Settings
 from app.supervisor import error_of
-from app.worker import frames, ranked
+from app.worker import frames, launch, ranked
 from app.worker.messages import Configure, Failed, Fit
 from app.worker.watch import EXIT_CODE
 from core.errors import RankLost
@@ -30,7 +30,7 @@ def channel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[s
     monkeypatch.setattr(ranked.os, "_exit", end)
     monkeypatch.setattr(ranked.core.threads, "share", lambda among: None)
     np.zeros((4, 2), np.float32).tofile(tmp_path / "a")
-    ours, theirs = frames.channel()
+    ours, theirs = launch.channel()
     with ours, theirs:
         settings = Settings(store=tmp_path / "models")
         told = {"cache_bytes": 0, "heartbeat_seconds": 0, "patience_seconds": 1.0}

@@ -2,6 +2,7 @@
 
 import asyncio
 import errno
+import signal
 from types import SimpleNamespace
 
 import numpy as np
@@ -11,6 +12,7 @@ from app.errors import WorkerUnavailable
 from app.settings import Settings
 from app.supervisor import Supervisor
 from app.worker import frames
+from app.worker.launch import Launched, channel
 from app.worker.messages import Key
 
 ROW = np.ones((1, 4), np.float32)
@@ -23,7 +25,7 @@ def test_a_worker_that_cannot_be_sent_to_is_ended(settings: Settings, monkeypatc
         raise OSError(errno.ENOBUFS, "No buffer space available")
 
     async def run() -> None:
-        ours, theirs = frames.channel()
+        ours, theirs = channel()
         ours.setblocking(False)
         with ours, theirs:
             supervisor, killed = Supervisor(settings), []
@@ -37,5 +39,25 @@ def test_a_worker_that_cannot_be_sent_to_is_ended(settings: Settings, monkeypatc
                     await asyncio.wait_for(waits, 5)
             assert killed
             assert not supervisor._unsent
+
+    asyncio.run(run())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("dies", [False, True])
+def test_it_begins_with_the_process_that_was_launched_before(settings: Settings, dies: bool) -> None:
+    """Or, where that has died since, with another."""
+
+    async def run() -> None:
+        first = Launched(settings)
+        if dies:
+            first.kill()
+        supervisor = Supervisor(settings, "cpu", first=first)
+        await supervisor.start()
+        await asyncio.wait_for(supervisor.wait_ready(), 100)
+        health = supervisor.health
+        assert (health.pid == first.pid, health.restarts) == (not dies, int(dies))
+        await supervisor.stop()
+        assert await first.ended() == (-signal.SIGKILL if dies else 0)
 
     asyncio.run(run())

@@ -16,6 +16,7 @@ from app.store.store import Store, figures_file
 from app.worker import device, frames
 from app.worker.device import DeviceFailed
 from app.worker.fitting import Fitting
+from app.worker.launch import channel
 from app.worker.loop import Worker
 from app.worker.messages import (
     Configure,
@@ -73,7 +74,7 @@ def store(tmp_path: Path) -> Iterator[Store]:
 
 @pytest.fixture
 def turned(store: Store) -> Iterator[Turned]:
-    ours, theirs = frames.channel()
+    ours, theirs = channel()
     with ours, theirs:
         yield Turned(store.root, ours, theirs)
 
@@ -250,7 +251,7 @@ def test_a_device_that_is_not_there_is_told_at_once() -> None:
 
 def test_workers_on_the_cpu_have_a_number_and_their_part_of_the_cores(store: Store) -> None:
     count = torch.get_num_threads()
-    ours, theirs = frames.channel()
+    ours, theirs = channel()
     with ours, theirs:
         frames.send(ours, Configure(str(store.root), "cpu:1", 2**20, 60.0, among=64))
         try:

@@ -21,7 +21,7 @@ from app.jobs.database import Database
 from app.jobs.jobs import Jobs
 from app.jobs.leases import leases
 from app.store.store import Store
-from app.worker import frames
+from app.worker.launch import channel
 from demo.service import npy
 from tests.e2e.conftest import Service, gone
 from tests.faults.asked import FITTED, ROWS, encode, fit, long_fit, problem, put, require_next
@@ -156,7 +156,7 @@ def test_no_worker_outlives_its_service(service: Service) -> None:
 
 def test_a_worker_that_begins_after_its_service_has_died_ends_at_once() -> None:
     """Before anything is loaded: by then nobody is its parent any more whose death the kernel would tell."""
-    ours, theirs = frames.channel()
+    ours, theirs = channel()
     with ours, theirs:
         command = [sys.executable, "-m", "app.worker", str(theirs.fileno()), str(os.getppid())]  # no child of that
         ended = subprocess.run(command, pass_fds=[theirs.fileno()], capture_output=True, text=True, timeout=30)
