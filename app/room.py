@@ -33,10 +33,12 @@ class Room:
         if nbytes > FREE_BYTES and self.held_bytes and self.held_bytes + nbytes > self.limit_bytes:
             raise self._full()
 
-    def change(self, by: int, *, anyhow: bool = False) -> None:
-        """Raises Overloaded where there is no room for so many bytes more, unless they are there already."""
+    def change(self, by: int, *, anyhow: bool = False, alone: bool = False) -> None:
+        """Raises Overloaded where there is no room for so many bytes more, unless they are there already, or are all
+        that there would be and may come ``alone``."""
         with self._lock:
-            if by > 0 and self.held_bytes + by > self.limit_bytes and not anyhow:
+            has_room = self.held_bytes + by <= self.limit_bytes or (alone and not self.held_bytes)
+            if by > 0 and not has_room and not anyhow:
                 raise self._full()
             self.held_bytes += by
 
@@ -56,13 +58,14 @@ class Share:
     def expect(self, nbytes: int) -> None:
         self._room.expect(nbytes)
 
-    def hold(self, nbytes: int, *, anyhow: bool = False) -> None:
+    def hold(self, nbytes: int, *, anyhow: bool = False, alone: bool = False) -> None:
         """Have so many bytes from now on, in place of those before.
 
         Raises:
-            Overloaded: there is no room for them, and they are not there ``anyhow``.
+            Overloaded: there is no room for them, and they are neither there ``anyhow`` nor may come where they are
+                ``alone``, however many they are.
         """
         counted = max(0, nbytes - FREE_BYTES)
         if counted != self._counted:
-            self._room.change(counted - self._counted, anyhow=anyhow)
+            self._room.change(counted - self._counted, anyhow=anyhow, alone=alone)
             self._counted = counted

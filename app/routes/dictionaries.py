@@ -13,6 +13,7 @@ from app import __version__
 from app.errors import DictionaryDamaged, InvalidFields, UnknownDictionary
 from app.formats import NPY, answer_format
 from app.http.bodies import array_answer, read_fields, read_payload
+from app.http.shares import share_of_answers
 from app.routes import examples
 from app.routes.openapi import array_answers, array_body, json_body, problems
 from app.routes.query import KNOWN_ALONE
@@ -68,18 +69,23 @@ def get_dictionary(reference: str, services: ServicesDep, if_none_match: IfNoneM
     responses={
         **array_answers(WeightsAnswer),
         **UNCHANGED,
-        **problems(404, 406, 422, 500),
+        **problems(404, 406, 422, 500, 503),
     },
 )
 def get_weights(
-    reference: str, services: ServicesDep, accept: Annotated[str, Header()] = "", if_none_match: IfNoneMatch = ""
+    reference: str,
+    request: Request,
+    services: ServicesDep,
+    accept: Annotated[str, Header()] = "",
+    if_none_match: IfNoneMatch = "",
 ) -> Response:
     """In any format, npy by default."""
     format = answer_format(accept, NPY)
 
     def answer(record: DictionaryRecord) -> Response:
         def weights() -> Response:
-            services.answers.expect(record.nb_concepts * record.n_features * np.dtype(np.float32).itemsize)
+            nbytes = record.nb_concepts * record.n_features * np.dtype(np.float32).itemsize
+            share_of_answers(request.scope).hold(nbytes, alone=True)  # before it is loaded, for many may ask at once
             D = services.store.load(record.name, record.version)
             return array_answer(format, {"dictionary": record.name, "version": record.version}, {"weights": D})
 

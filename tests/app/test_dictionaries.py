@@ -2,12 +2,16 @@
 
 import io
 import threading
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import numpy as np
 import pytest
 import safetensors.numpy
 from fastapi.testclient import TestClient
 
+from app.main import create_app
+from app.settings import Settings
 from app.store.store import Store
 from demo.service import npy
 from tests.app.conftest import D, WorkerDouble, publish
@@ -70,6 +74,36 @@ def test_weights_in_every_format(client: TestClient, digits: str) -> None:
     assert client.put("/dictionaries/copy", content=content).status_code == 201
     assert client.get(f"{URL}/weights", headers={"accept": "image/png"}).status_code == 406
     assert client.get("/dictionaries/nope/weights").status_code == 404
+
+
+def test_weights_that_are_asked_for_at_once_are_bounded_together(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Before they are in memory; what exceeds the bound by itself is answered where there is nothing else."""
+    settings = Settings(store=tmp_path / "models", bodies_bytes=1_000_000)
+    large = np.ones((500, 1000), np.float32)
+    begun, go_on = threading.Event(), threading.Event()
+    load = Store.load
+
+    def slow(store: Store, name: str, version: int) -> np.ndarray:
+        begun.set()
+        assert go_on.wait(30)
+        return load(store, name, version)
+
+    with TestClient(create_app(settings, supervisor=WorkerDouble(settings))) as client, ThreadPoolExecutor() as pool:
+        publish(Store(settings.store), "digits", large)  # past the bound on a body
+        monkeypatch.setattr(Store, "load", slow)
+        first = pool.submit(client.get, f"{URL}/weights")
+        assert begun.wait(30)
+        refused = client.get(f"{URL}/weights")
+        assert (refused.status_code, refused.json()["type"], refused.headers["retry-after"]) == (
+            503,
+            "overloaded",
+            "1",
+        )
+        go_on.set()
+        assert first.result().content == npy(large)
+        assert client.get(f"{URL}/weights").status_code == 200
 
 
 @pytest.mark.parametrize("path", [URL, f"{URL}/weights"])
