@@ -2,17 +2,19 @@
 
 from collections.abc import Generator, Iterable, Iterator, Sized
 from itertools import islice
-from typing import Any, Protocol, TypeAlias, cast
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, cast
 
 import numpy as np
 import torch
-from scipy import sparse
 
 from core import inputs
 from core.checks import Array, check_size, check_values, converted
 from core.errors import WrongDtype, WrongShape
 from core.inputs import Form, Matrix
-from core.sparse import read
+from core.sparse import is_sparse, read
+
+if TYPE_CHECKING:
+    from scipy import sparse
 
 # A batch is so many blocks of rows that follow each other, so that files are read in large pieces, and files whose
 # rows are sorted still give batches that are like the whole; a block is no larger than this.
@@ -55,7 +57,7 @@ def opened(x: Matrix | Rows | Iterable[Any], form: Form, batch_rows: int) -> Bat
         WrongDtype: neither a matrix nor an iterable with a length.
         WrongShape: a matrix whose shape does not fit, or no batches.
     """
-    if sparse.issparse(x) or (isinstance(x, torch.Tensor) and x.layout != torch.strided):
+    if is_sparse(x) or (isinstance(x, torch.Tensor) and x.layout != torch.strided):
         csr = read(form.checked(inputs.matrix(x, form.name)), name=form.name)
         return Blocks(_Sparse(csr), form, batch_rows)
     if isinstance(x, np.ndarray):
@@ -132,7 +134,7 @@ class Given:
 class _Sparse:
     """CSR whose slices of rows are dense."""
 
-    def __init__(self, csr: sparse.csr_array) -> None:
+    def __init__(self, csr: "sparse.csr_array") -> None:
         self._csr, self.shape = csr, csr.shape
 
     def __getitem__(self, rows: slice) -> Array:

@@ -6,14 +6,13 @@ from typing import Any, TypeAlias
 
 import numpy as np
 import torch
-from scipy import sparse
 
 from core import resident
 from core.checks import Array, check_scale, check_shape, check_values, converted
 from core.chunks import slices
 from core.errors import InvalidArray, WrongDtype, WrongShape
 from core.progress import run
-from core.sparse import SparseMatrix, SparseRows, check_form, of_tensor, read
+from core.sparse import SparseMatrix, SparseRows, check_form, is_sparse, of_tensor, read
 
 SLICE_VALUES = 1 << 22  # read in about 5 ms
 
@@ -166,7 +165,7 @@ def tensor(x: Array) -> torch.Tensor:
 
 def matrix(x: Any, name: str) -> Array | SparseMatrix | None:
     """An array on the same memory where that can be had, or a SciPy sparse matrix; None for what is no matrix."""
-    if sparse.issparse(x):
+    if is_sparse(x):
         return x
     if isinstance(x, torch.Tensor):
         check_tensor(x, name)

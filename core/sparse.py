@@ -1,17 +1,28 @@
 """Rows of a sparse A: checked as dense ones are, and multiplied without being made dense."""
 
+import sys
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 import torch
-from scipy import sparse
 
 from core.checks import check_dtype, check_scale, check_size, check_values, converted
 from core.errors import WrongDtype
 from core.scaling import times_power_of_two
 
-SparseMatrix: TypeAlias = sparse.spmatrix | sparse.sparray
+if TYPE_CHECKING:
+    from scipy import sparse
+
+    SparseMatrix: TypeAlias = sparse.spmatrix | sparse.sparray
+else:
+    SparseMatrix = Any  # SciPy's takes an eighth of the time that a process needs to start: only who has one pays
+
+
+def is_sparse(x: object) -> bool:
+    """Whether it is SciPy's; whoever has made one has imported SciPy."""
+    scipys = sys.modules.get("scipy.sparse")
+    return scipys is not None and bool(scipys.issparse(x))
 
 
 def of_tensor(x: torch.Tensor, name: str) -> SparseMatrix:
@@ -27,6 +38,8 @@ def of_tensor(x: torch.Tensor, name: str) -> SparseMatrix:
     values = x.values()
     if values.dtype in (torch.bfloat16, torch.float16):  # which SciPy does not have
         values = values.float()
+    from scipy import sparse
+
     return sparse.coo_array((values.numpy(), tuple(x.indices().numpy())), shape=tuple(x.shape))
 
 
@@ -47,8 +60,10 @@ def check_form(
     return x
 
 
-def read(x: SparseMatrix, *, name: str) -> sparse.csr_array:
+def read(x: SparseMatrix, *, name: str) -> "sparse.csr_array":
     """`x`, of the right form, as float32 in CSR with its values checked; shares memory with `x` where it can."""
+    from scipy import sparse
+
     csr = sparse.csr_array(x)
     if not csr.has_canonical_format:
         csr = csr.copy()  # sum_duplicates works in place
@@ -73,7 +88,7 @@ class SparseRows:
 
     dtype = torch.float32
 
-    def __init__(self, matrix: sparse.csr_array | sparse.csc_array, device: torch.device) -> None:
+    def __init__(self, matrix: "sparse.csr_array | sparse.csc_array", device: torch.device) -> None:
         self.matrix = matrix
         self.device = device
         self.shape = torch.Size(matrix.shape)

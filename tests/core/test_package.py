@@ -44,6 +44,15 @@ def test_core_knows_nothing_of_http_nor_scikit_learn() -> None:
     assert loaded == ""
 
 
+def test_dense_rows_do_without_scipys_matrices() -> None:
+    """They take an eighth of the time that a process needs to start."""
+    code = (
+        "import sys, numpy as np; from core import NMF; NMF(2, max_iter=2).fit(np.ones((4, 3)));"
+        "import app.worker.loop; print('scipy.sparse' in sys.modules)"
+    )
+    assert run_fresh(code) == "False"
+
+
 def test_waiting_threads_sleep_unless_told_otherwise() -> None:
     show = "import os, core; print(os.environ['OMP_WAIT_POLICY'])"
     assert run_fresh(f"import os; os.environ.pop('OMP_WAIT_POLICY', None); {show}") == "PASSIVE"
