@@ -405,7 +405,7 @@ def test_the_compiler_takes_the_kernels(tmp_path: Path) -> None:
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
     environment |= {"TRITON_CACHE_DIR": str(tmp_path)}
     run = subprocess.run(
-        [sys.executable, "-m", "tests.core.compiled"],
+        [sys.executable, "-m", "tests.core.ptx"],
         cwd=ROOT,
         env=environment,
         capture_output=True,

@@ -1,4 +1,4 @@
-"""``python -m tests.core.compiled``: the Triton kernels for an H100, compiled without one, as they are launched.
+"""``python -m tests.core.ptx``: the Triton kernels for an H100, compiled without one, as they are launched.
 
 The host's code runs on the CPU, on numbers that mean nothing; what it launches is compiled for what it was launched
 with, and not run. Printed is of each kernel how often it was compiled, and how often for tensor cores. Not under
