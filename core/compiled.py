@@ -3,6 +3,7 @@
 # mypy: disable-error-code="no-untyped-call"
 
 import hashlib
+import sys
 import warnings
 from collections.abc import Callable, Iterator
 from functools import cache
@@ -67,7 +68,7 @@ class _Kept(IndexDataCacheFile):
     def __init__(self, directory: str, kernel: str) -> None:
         super().__init__(directory, kernel, None)
         self._directory = Path(directory)
-        self._kernel = kernel
+        self._kernel = f"{kernel}.{sys.implementation.cache_tag}"
 
     def load(self, key: Any) -> Any:
         try:
