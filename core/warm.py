@@ -87,7 +87,7 @@ def main() -> None:
     elif given.float64:
         warm_encodes(torch.float64)
     else:
-        # Numba compiles one kernel at a time in a process, for a minute: two processes take two thirds of it.
+        # Numba compiles one kernel at a time in a process, for nearly two minutes: two processes take half of that.
         with subprocess.Popen([sys.executable, "-m", "core.warm", "--float64"]) as beside:
             warm()
         if beside.returncode != 0:

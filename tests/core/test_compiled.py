@@ -2,6 +2,7 @@
 
 import errno
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -49,10 +50,7 @@ def test_another_process_compiles_nothing() -> None:
 
 def test_what_a_kernel_calls_is_in_another_file_and_has_it_compiled_anew(tmp_path: Path) -> None:
     package, kept = tmp_path / "core", tmp_path / "kept"
-    for source in Path(core.__file__).parent.rglob("*.py"):
-        target = package / source.relative_to(Path(core.__file__).parent)
-        target.parent.mkdir(exist_ok=True)
-        target.write_text(source.read_text())
+    shutil.copytree(Path(core.__file__).parent, package, ignore=shutil.ignore_patterns("__pycache__"))
     environment = {"PYTHONPATH": str(tmp_path), "NUMBA_CACHE_DIR": str(kept)}
     assert run(USE, **environment) == [6, 0]
     assert run(USE, **environment) == [6, 1]

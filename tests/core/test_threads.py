@@ -1,4 +1,5 @@
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -51,11 +52,7 @@ def test_without_a_writable_cache_it_works_and_says_so(tmp_path: Path) -> None:
     blocker = tmp_path / "file"
     blocker.touch()
     package = tmp_path / "core"
-    package.mkdir()
-    for source in Path(core.__file__).parent.rglob("*.py"):
-        target = package / source.relative_to(Path(core.__file__).parent)
-        target.parent.mkdir(exist_ok=True)
-        target.write_text(source.read_text())
+    shutil.copytree(Path(core.__file__).parent, package, ignore=shutil.ignore_patterns("__pycache__"))
     (package / "kernels" / "__pycache__").touch()
     done = kernel_in_fresh_process(tmp_path, cache=blocker, strict=False)
     assert done.stdout.strip() == "6"
