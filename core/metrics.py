@@ -35,8 +35,8 @@ def measure_steps(
     """Measure A ≈ Z·D in bounded slices: `measured = yield from measure_steps(A, Z, D)`.
 
     Args:
-        A, Z, D: (n, d), (n, k) and (k, d), float32, contiguous, finite and non-negative, on one device. A sparse A is
-            made dense a chunk at a time.
+        A, Z, D: (n, d), (n, k) and (k, d), float32, contiguous, finite and non-negative; Z and D on one device. A
+            may lie on another, and goes there a chunk at a time; a sparse A is made dense likewise.
         ranks: where they share out the rows of A and Z, the metrics are those of all rows.
 
     Returns:
@@ -65,7 +65,7 @@ def measure_steps(
     for rows, block in chunks:
         # in units where each concept has norm one and A is of ordinary size
         z = (Z[rows].double() * (Z_scale * scale)).to(D.dtype)
-        sums.add(block.to_dense(), z, D_unit, unit=2.0**chunks.exponent)
+        sums.add(block.to_dense().to(D.device), z, D_unit, unit=2.0**chunks.exponent)
         yield
     sums.total(ranks)
     return (yield from sums.measured(D_unit, Z_scale))
