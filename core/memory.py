@@ -15,8 +15,11 @@ SHARE = 0.9  # of what is free: the rest is for what the allocator cannot use
 # many chosen ones and their gradients, before and after rows leave; activations, converted, residuals, those of some
 # rows, and what these are split into.
 ENCODE_CODES, ENCODE_FEATURES = 6, 7
-# Of a row of a fit's chunk: cross products, gradients, moves and each factor's halves; the chunk and its halves.
-FIT_CODES, FIT_FEATURES = 8, 4
+# Of a row of a fit's chunk, in the same units: what the solver that takes most (PGD) has in hand, others about half of
+# it; the chunk and its halves.
+FIT_CODES, FIT_FEATURES = 10, 4
+# Of the statistics, in numbers: a gram in float64 and the one before, in float32 and their halves; cross products.
+GRAMS, CROSSES = 8, 6
 WORKING_SETS = 3 << 30  # bytes for the grams of working sets, their concepts and what gathers them
 # An encode whose rows take no more than this is not planned: to ask what is free takes as long as to encode a row.
 SMALL_ENCODE = 1 << 24
@@ -40,7 +43,7 @@ def fit_bytes(rows: int, n_features: int, nb_concepts: int, device: torch.device
     """What a fit takes at its peak, with Z and D, less the bytes of a float32 A that are `held` already."""
     n, d, k = rows, n_features, nb_concepts
     chunk = min(max(n, d), chunk_size(d, k, device))
-    statistics = 24 * k * (k + d)
+    statistics = NUMBER * k * (GRAMS * k + CROSSES * d)
     in_hand = NUMBER * chunk * (FIT_CODES * k + FIT_FEATURES * d)
     return NUMBER * (n * d + n * k + k * d) - held + statistics + in_hand
 
