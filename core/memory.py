@@ -15,8 +15,8 @@ SHARE = 0.9  # of what is free: the rest is for what the allocator cannot use
 # many chosen ones and their gradients, before and after rows leave; activations, converted, residuals, those of some
 # rows, and what these are split into.
 ENCODE_CODES, ENCODE_FEATURES = 6, 7
-# Of a row of a fit's chunk, in the same units: what the solver that takes most (PGD) has in hand, others about half of
-# it; the chunk and its halves.
+# Of a row of a fit's chunk, in the same units: what the solver that takes most (PGD) has in hand, others about half
+# of it; the chunk and its halves.
 FIT_CODES, FIT_FEATURES = 10, 4
 # Of the statistics, in numbers: a gram in float64 and the one before, in float32 and their halves; cross products.
 GRAMS, CROSSES = 8, 6

@@ -5,7 +5,6 @@ from typing import Any, Literal, Self
 
 import numpy as np
 import torch
-from tqdm import tqdm
 
 from core import batches, inputs
 from core.batches import Rows
@@ -194,7 +193,13 @@ class NMF(Estimator, torch.nn.Module):
 
     def _run(self, steps: FitSteps, *, tells: bool = True) -> None:
         """All slices at once, behind a progress bar where that is wanted."""
-        with tqdm(disable=not (self.verbose and tells)) as bar:
+        if not (self.verbose and tells):
+            for _ in steps:
+                pass
+            return
+        from tqdm import tqdm  # which a machine that only computes need not have
+
+        with tqdm() as bar:
             for progress in steps:
                 bar.total = progress.max_iter
                 if progress.iteration > bar.n:

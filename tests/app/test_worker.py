@@ -43,9 +43,9 @@ A = np.random.default_rng(0).random((50, 2), np.float32) @ D
 class Turned:
     """A worker, and the service's end of its channel."""
 
-    def __init__(self, store: Path, ours: socket.socket, theirs: socket.socket) -> None:
+    def __init__(self, store: Path, ours: socket.socket, theirs: socket.socket, device: str = "cpu") -> None:
         self.channel = ours
-        frames.send(ours, Configure(str(store), "cpu", cache_bytes=2**20, heartbeat_seconds=60.0))
+        frames.send(ours, Configure(str(store), device, cache_bytes=2**20, heartbeat_seconds=60.0))
         self.worker = Worker(theirs)
 
     def turn(self) -> list[frames.Frame]:

@@ -44,6 +44,15 @@ def test_core_knows_nothing_of_http_nor_scikit_learn() -> None:
     assert loaded == ""
 
 
+def test_a_fit_that_tells_nothing_does_without_tqdm() -> None:
+    """`make gpu` wants no more than torch, numpy, numba and scikit-learn of a machine."""
+    code = (
+        "import sys; sys.modules['tqdm'] = None; import numpy as np; from core import NMF;"
+        "print(NMF(2, max_iter=2).fit(np.ones((4, 3)))[0].shape)"
+    )
+    assert run_fresh(code) == "torch.Size([4, 2])"
+
+
 def test_dense_rows_do_without_scipys_matrices() -> None:
     """They take an eighth of the time that a process needs to start."""
     code = (

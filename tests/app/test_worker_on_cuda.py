@@ -1,0 +1,68 @@
+"""The worker's loop on a CUDA device that the CPU stands in for."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from app.store.store import Store, figures_file
+from app.worker import frames, transfers
+from app.worker.launch import channel
+from app.worker.messages import CheckpointPlace, Fit, Fitted, Heartbeat, Key, Solve, Solved
+from core import Dictionary
+from tests.app.conftest import D, publish
+from tests.app.test_worker import A, Turned
+
+if torch.cuda.is_available():
+    pytest.skip("tests/gpu asks the device itself", allow_module_level=True)
+from tests.core.shadow_cuda import cuda
+
+
+@pytest.fixture
+def turned(tmp_path: Path) -> Iterator[Turned]:
+    store = Store(tmp_path / "models")
+    store.open()
+    publish(store, "digits", D)
+    ours, theirs = channel()
+    with ours, theirs, cuda():
+        yield Turned(store.root, ours, theirs, "cuda:0")
+    store.close()
+
+
+@pytest.mark.parametrize("solver", ["hals", "mu", "pgd"])
+@pytest.mark.parametrize("start", [None, "digits@1"])
+def test_a_fit_is_measured_and_told(turned: Turned, tmp_path: Path, solver: str, start: str | None) -> None:
+    A.tofile(tmp_path / "A")
+    place = CheckpointPlace(str(tmp_path / "kept"), str(tmp_path / "staged"), 1e-9)
+    frames.send(
+        turned.channel,
+        Fit("job", str(tmp_path / "A"), 0, *A.shape, 2, solver, 20, 1e-4, "auto", 0, start, checkpoint=place),
+    )
+    *_, fitted = turned.turn()
+    assert isinstance(fitted.message, Fitted), fitted.message
+    assert json.loads(fitted.arrays[1].tobytes())["relative_error"] < 0.1
+    assert fitted.arrays[0].shape == D.shape
+    assert set(figures_file.read(fitted.arrays[3].tobytes(), 2, "it")) == set(figures_file.TENSORS)
+
+
+@pytest.mark.parametrize("rows", [1, 50])  # in one slice, and in three by two lanes in turn
+def test_rows_are_solved_by_streams_that_wait_for_each_other(
+    turned: Turned, rows: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(transfers, "SLICE_BYTES", 20 * A[:1].nbytes)
+    expected = Dictionary(D).encode(A[:rows]).codes
+    for _ in range(3):
+        frames.send(turned.channel, Solve(1, Key("encode", "digits", 1, reconstruct=True)), A[:rows])
+        (solved,) = turned.turn()
+        assert isinstance(solved.message, Solved), solved.message
+        np.testing.assert_allclose(solved.arrays[0], expected, rtol=1e-3, atol=1e-4)
+    frames.send(turned.channel, Solve(2, Key("decode", "digits", 1)), expected.numpy())
+    (decoded,) = turned.turn()
+    np.testing.assert_allclose(decoded.arrays[0], A[:rows], rtol=1e-3, atol=1e-4)
+    turned.worker._next_heartbeat = 0.0
+    turned.worker._send_heartbeat()
+    (told,) = turned.said()
+    assert isinstance(told.message, Heartbeat)

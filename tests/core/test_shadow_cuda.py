@@ -1,0 +1,173 @@
+"""Fits and encodes on a CUDA device that the CPU stands in for: where tensors lie, what waits, what they take."""
+
+from collections.abc import Iterator
+
+import numpy as np
+import pytest
+import torch
+from scipy import sparse
+
+from core import NMF, Dictionary, memory
+from core.chunks import Chunks
+from core.progress import run
+from core.solvers import alternating, hals
+from tests.core.problems import kkt_residual, planted
+
+if torch.cuda.is_available():
+    pytest.skip("tests/gpu asks the device itself", allow_module_level=True)
+from tests.core.shadow_cuda import DEVICE, Graph, Refused, Shadow, State, Stream, cuda, on_stream, recording
+
+
+@pytest.fixture
+def device() -> Iterator[State]:
+    with cuda() as state:
+        yield state
+
+
+# --- the shadow itself ------------------------------------------------------------------------------------------
+
+
+def test_tensors_of_two_devices_do_not_meet(device: State) -> None:
+    x = torch.ones(3, device="cuda")
+    with pytest.raises(Refused, match="same device"):
+        x + torch.ones(3)
+    with pytest.raises(Refused, match="same device"):
+        torch.ones(3)[torch.zeros(1, dtype=torch.int64, device="cuda")]
+    assert (x + torch.tensor(1.0)).tolist() == [2, 2, 2]
+    with pytest.raises(RuntimeError, match="numpy"):
+        x.numpy()
+
+
+def test_what_makes_the_host_wait_is_known(device: State) -> None:
+    x = torch.ones(3, device="cuda")
+    torch.cuda.set_sync_debug_mode("error")
+    for waiting in (x.sum().item, x.cpu, x.nonzero, lambda: x[x > 0], lambda: torch.ones(3).to("cuda")):
+        with pytest.raises(Refused, match="wait"):
+            waiting()
+    x[:2] = 3  # does not
+
+
+def test_a_stream_waits_for_what_it_reads(device: State) -> None:
+    x, stream = torch.ones(3, device="cuda"), Stream()
+    x += 1
+    with on_stream(stream):
+        with pytest.raises(Refused, match="another stream"):
+            x + 1
+        stream.wait_stream(Stream())  # one that has done nothing
+        with pytest.raises(Refused, match="another stream"):
+            x.zero_()
+    stream.wait_stream(torch.cuda.current_stream())
+    with on_stream(stream):
+        y = x + 1
+    with pytest.raises(Refused, match="another stream"):
+        x.zero_()  # which is still read
+    stream.record_event().synchronize()
+    assert x.zero_().tolist() == [0, 0, 0]
+    assert y.tolist() == [3, 3, 3]
+
+
+def test_a_graph_does_again_what_it_recorded(device: State) -> None:
+    x, graph = torch.ones(2, device="cuda"), Graph()
+    with recording(graph, stream=Stream()):
+        y = x * 2
+        x += y.sum()
+        with pytest.raises(Refused, match="within a graph"):
+            float(y.sum())
+    assert x.tolist() == [1, 1]
+    graph.replay()
+    assert (x.tolist(), y.tolist()) == ([5, 5], [2, 2])
+    graph.replay()
+    assert (x.tolist(), y.tolist()) == ([25, 25], [10, 10])
+
+
+def test_memory_is_counted(device: State) -> None:
+    x = torch.empty(1000, device="cuda")
+    assert torch.cuda.memory_allocated() == 4096
+    y = x[10:] + 1
+    del x, y
+    assert torch.cuda.memory_allocated() == 0
+    assert torch.cuda.max_memory_allocated() == 8192
+
+
+# --- fits -------------------------------------------------------------------------------------------------------
+
+A = planted(40, 12, 4, seed=2)[0]
+
+
+@pytest.mark.parametrize("solver", ["hals", "mu", "pgd"])
+@pytest.mark.parametrize("kind", ["array", "half on the device", "sparse", "batches"])
+def test_a_fit_is_that_of_the_cpu(device: State, solver: str, kind: str) -> None:
+    given = {
+        "array": lambda: A,
+        "half on the device": lambda: torch.from_numpy(A).to(DEVICE, torch.bfloat16),
+        "sparse": lambda: sparse.csr_array(A),
+        "batches": lambda: [A[:25], A[25:]],
+    }[kind]()
+    of_cpu, of_cuda = (NMF(4, device=device, solver=solver, seed=0, max_iter=4) for device in ("cpu", "cuda"))
+    of_cpu.fit(given.cpu() if isinstance(given, torch.Tensor) else given)
+    Z, D = of_cuda.fit(given)
+    assert isinstance(Z, Shadow)
+    assert isinstance(D, Shadow)
+    np.testing.assert_allclose(of_cuda.loss_history_, of_cpu.loss_history_, rtol=2e-2)
+    assert isinstance(of_cuda.decode(Z), Shadow)
+
+
+def test_a_fit_goes_on_from_its_state(device: State) -> None:
+    whole, first, then = (NMF(4, device="cuda", seed=0, max_iter=6, tol=0) for _ in range(3))
+    whole.fit(A)
+    steps = first.fit_steps(A)
+    while (state := steps.state()) is None or state["iteration"] < 3:
+        next(steps)
+    then.fit(A, state={name: x.cpu() if isinstance(x, torch.Tensor) else x for name, x in state.items()})
+    assert then.loss_history_[-1] == pytest.approx(whole.loss_history_[-1], rel=1e-5)
+
+
+def test_an_online_fit(device: State) -> None:
+    model = NMF(2, device="cuda", seed=0)
+    assert isinstance(model.fit_online(A[:12], 1), Shadow)
+    model.partial_fit(A[12:20])
+    assert model.loss_history_[-1] > 0
+
+
+@pytest.mark.parametrize("solver", ["hals", "mu", "pgd"])
+@pytest.mark.parametrize(("n", "d", "k"), [(2000, 128, 64), (1500, 20, 300), (300, 400, 40), (150, 30, 600)])
+def test_a_fit_takes_the_memory_that_was_planned(device: State, solver: str, n: int, d: int, k: int) -> None:
+    given = torch.rand(n, d).to(DEVICE)
+    device.reset_peak()
+    before = device.allocated
+    NMF(k, device="cuda", seed=0, max_iter=2, init="random", solver=solver).fit(given)
+    planned = memory.fit_bytes(n, d, k, DEVICE, held=given.nbytes)
+    assert 0.3 * planned < device.peak - before <= planned
+
+
+@pytest.mark.parametrize("k", [96, 600])  # a block that is swept at once, and two
+def test_the_host_waits_for_nothing_within_an_iteration(device: State, k: int) -> None:
+    rows, Z, D = (torch.from_numpy(x).to(DEVICE) for x in planted(200, 24, k, seed=1))
+    chunks = Chunks(rows, k)
+    run(chunks.survey())
+    torch.cuda.set_sync_debug_mode("error")
+    concepts = D.T.contiguous()
+    statistics = run(alternating.update_codes(hals.CODES, chunks, Z, concepts))
+    run(alternating.update_concepts(hals.CONCEPTS, concepts, statistics))
+
+
+# --- encodes ----------------------------------------------------------------------------------------------------
+
+
+def test_few_rows_are_encoded_by_what_is_recorded(device: State) -> None:
+    rows, _, D = planted(20, 12, 8, density=0.4, noise=0.1, seed=9)
+    dictionary = Dictionary(D, device="cuda")
+    for n in (20, 1, 1, 1, 3, 3, 4):
+        some = rows[-n:]
+        encoded = dictionary.encode(some)
+        assert isinstance(encoded.codes, Shadow)
+        assert bool(encoded.converged.all())
+        assert kkt_residual(some, encoded.codes.cpu().numpy(), D).max() <= 2e-6
+    assert [record is not None for record in dictionary._records.values()] == [True, True]
+
+
+def test_encodes_of_extraordinary_sizes_and_in_float64(device: State) -> None:
+    rows, _, D = planted(3, 12, 8, density=0.4, seed=9)
+    for dictionary in (Dictionary(D * 2.0**90, device="cuda"), Dictionary(D, device="cuda", dtype=torch.float64)):
+        assert bool(dictionary.encode(rows * 2.0**-60).converged.all())
+        assert bool(dictionary.encode(torch.from_numpy(rows * 2.0**60).to(DEVICE)).converged.all())
