@@ -35,16 +35,18 @@ class Precision(Enum):
 def product(
     X: torch.Tensor, Y: torch.Tensor, precision: Precision, *, less: torch.Tensor | None = None
 ) -> torch.Tensor:
-    """X·Y, or X·Y − less. Other dtypes than float32 are multiplied as they are."""
+    """X·Y, or X·Y − less, of two matrices, or of two stacks of them and nothing less. Other dtypes than float32 are
+    multiplied as they are."""
     if X.device.type != "cuda" or X.dtype != torch.float32:
         return X @ Y if less is None else torch.addmm(less, X, Y, beta=-1)
     if precision is not Precision.SPLIT:
         with _tensor_cores(precision is Precision.TF32):
             return X @ Y if less is None else torch.addmm(less, X, Y, beta=-1)
     x, y = nearest_tf32(X), nearest_tf32(Y)
+    add = torch.Tensor.addmm_ if X.dim() == 2 else torch.Tensor.baddbmm_
     with _tensor_cores(True):
         # the small terms first, and what may cancel last
-        sums = ((X - x) @ y).addmm_(x, Y - y).addmm_(x, y)
+        sums = add(add((X - x) @ y, x, Y - y), x, y)
         return sums if less is None else sums.sub_(less)
 
 

@@ -184,12 +184,25 @@ class Shadow(torch.Tensor):
     def tolist(self) -> Any:
         return self.cpu().tolist()
 
+    def __getitem__(self, index: Any) -> Any:
+        return super().__getitem__(on_device(index))
+
+    def __setitem__(self, index: Any, value: Any) -> None:
+        super().__setitem__(on_device(index), value)
+
     def __repr__(self) -> str:  # type: ignore[override]
         return f"Shadow({self.on_cpu!r})"
 
     @classmethod
     def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         return operate(func, args, kwargs or {})
+
+
+def on_device(index: Any) -> Any:
+    """Lists as torch makes indices of them, where no mode sees it."""
+    if isinstance(index, tuple):
+        return tuple(on_device(part) for part in index)
+    return torch.tensor(index, device=DEVICE) if isinstance(index, list) else index
 
 
 class Mode(TorchDispatchMode):

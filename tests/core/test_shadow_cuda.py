@@ -9,9 +9,11 @@ from scipy import sparse
 
 from core import NMF, Dictionary, memory
 from core.chunks import Chunks
+from core.errors import NegativeValues
 from core.progress import run
 from core.solvers import alternating, hals
-from tests.core.problems import kkt_residual, planted
+from core.solvers.revival import revive
+from tests.core.problems import excess, kkt_residual, nearly_dependent, planted
 
 if torch.cuda.is_available():
     pytest.skip("tests/gpu asks the device itself", allow_module_level=True)
@@ -151,13 +153,35 @@ def test_the_host_waits_for_nothing_within_an_iteration(device: State, k: int) -
     run(alternating.update_concepts(hals.CONCEPTS, concepts, statistics))
 
 
+def test_starts_that_are_given_and_concepts_beyond_the_rank(device: State) -> None:
+    rng = np.random.default_rng(0)
+    Z, D = rng.random((40, 4), np.float32), rng.random((4, 12), np.float32)
+    for given in ({"Z": Z}, {"D": D}, {"Z": torch.from_numpy(Z).to(DEVICE), "D": torch.from_numpy(D).to(DEVICE)}):
+        assert isinstance(NMF(4, device="cuda", max_iter=2).fit(A, **given)[1], Shadow)
+    NMF(20, device="cuda", seed=0, max_iter=2).fit(A)
+    below = torch.from_numpy(A).to(DEVICE, torch.float16)
+    below[2, 3] = -1
+    with pytest.raises(NegativeValues, match="row 2, column 3"):
+        NMF(4, device="cuda").fit(below)
+
+
+def test_dead_concepts_are_revived(device: State) -> None:
+    rows, Z, D = (torch.from_numpy(x).to(DEVICE) for x in planted(40, 12, 4, seed=2))
+    concepts, dead = D.T.contiguous(), torch.tensor([False, True, False, True]).to(DEVICE)
+    concepts[:, dead] = 0
+    chunks = Chunks(rows, 4)
+    run(chunks.survey())
+    assert run(revive(chunks, Z, concepts, dead))
+    assert bool((concepts.amax(dim=0) > 0).all())
+
+
 # --- encodes ----------------------------------------------------------------------------------------------------
 
 
 def test_few_rows_are_encoded_by_what_is_recorded(device: State) -> None:
-    rows, _, D = planted(20, 12, 8, density=0.4, noise=0.1, seed=9)
+    rows, _, D = planted(17, 12, 5, density=0.4, noise=0.1, seed=9)
     dictionary = Dictionary(D, device="cuda")
-    for n in (20, 1, 1, 1, 3, 3, 4):
+    for n in (17, 1, 1, 1, 3, 4):
         some = rows[-n:]
         encoded = dictionary.encode(some)
         assert isinstance(encoded.codes, Shadow)
@@ -167,7 +191,36 @@ def test_few_rows_are_encoded_by_what_is_recorded(device: State) -> None:
 
 
 def test_encodes_of_extraordinary_sizes_and_in_float64(device: State) -> None:
-    rows, _, D = planted(3, 12, 8, density=0.4, seed=9)
+    rows, _, D = planted(2, 12, 3, density=0.4, seed=9)
     for dictionary in (Dictionary(D * 2.0**90, device="cuda"), Dictionary(D, device="cuda", dtype=torch.float64)):
         assert bool(dictionary.encode(rows * 2.0**-60).converged.all())
         assert bool(dictionary.encode(torch.from_numpy(rows * 2.0**60).to(DEVICE)).converged.all())
+
+
+@pytest.mark.parametrize("held", [True, False])
+def test_working_sets_with_and_without_the_gram(device: State, held: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("core.dictionary.LARGEST_GRAM_ON_GPU", 16384 if held else 1)
+    rows, _, D = planted(1, 20, 260, density=0.05, seed=5)
+    dictionary = Dictionary(D, device="cuda")
+    encoded = dictionary.encode(rows)
+    assert bool(encoded.converged.all())
+    assert kkt_residual(rows, encoded.codes.cpu().numpy(), D).max() <= 2e-6
+
+
+def test_rows_that_are_given_up_are_ended_on_the_cpu(device: State) -> None:
+    rows, D = nearly_dependent("smooth", 8, 16, rows=2)
+    dictionary = Dictionary(D, device="cuda")
+    for _ in range(2):  # launch by launch, and recorded
+        encoded = dictionary.encode(rows, max_iter=2)
+        assert bool(encoded.converged.all())
+        assert excess(rows, encoded.codes.cpu(), D).max() <= 1e-6
+
+
+def test_an_encode_larger_than_memory_is_split(device: State, monkeypatch: pytest.MonkeyPatch) -> None:
+    rows, _, D = planted(6, 12, 4, density=0.4, noise=0.1, seed=9)
+    dictionary = Dictionary(D, device="cuda")
+    whole = dictionary.encode(rows).codes
+    monkeypatch.setattr("core.dictionary.free_bytes", lambda device: memory.encode_bytes(4, 4, 12) + whole.nbytes)
+    monkeypatch.setattr(memory, "SMALL_ENCODE", 0)
+    for given in (rows, torch.from_numpy(rows).to(DEVICE)):
+        torch.testing.assert_close(dictionary.encode(given).codes.cpu(), whole.cpu(), rtol=1e-3, atol=1e-4)
