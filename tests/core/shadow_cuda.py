@@ -229,6 +229,8 @@ def operate(func: Any, args: Any, kwargs: Any) -> Any:
     to_device = told is not None and torch.device(told).type in ("cuda", "meta")
     if to_device:
         kwargs["device"] = torch.device("cpu")
+    if func.namespace == "c10d" and len(shadows) < len(given):
+        raise Refused(f"{func}: NCCL takes no tensors of the host's")
     if not shadows and not to_device:
         return func(*args, **kwargs)
     _check_devices(func, args, kwargs, shadows, to_device=to_device)
@@ -431,7 +433,7 @@ def cuda() -> Iterator[State]:
         """`torch.tensor` copies to a device where no mode sees it."""
         return made(data, **how) if device is None else made(data, **how).to(device)
 
-    properties = SimpleNamespace(total_memory=TOTAL_BYTES, name="a shadow of CUDA")
+    properties = SimpleNamespace(total_memory=TOTAL_BYTES, name="a shadow of CUDA", major=9, minor=0)
     of_cuda: dict[str, Any] = {
         "_lazy_init": lambda: None,
         "is_available": lambda: True,
