@@ -1,5 +1,5 @@
-"""One of two ranks whose fits lie on a CUDA device that the CPU stands in for, and Gloo for NCCL, which takes tensors of
-the device alone: ``python -m tests.core.on_shadow_ranks RANK FOLDER``.
+"""One of two ranks whose fits lie on a CUDA device that the CPU stands in for, and Gloo for NCCL, which takes
+tensors of the device alone: ``python -m tests.core.on_shadow_ranks RANK FOLDER``.
 """
 
 import json
