@@ -114,7 +114,7 @@ class Fit:
         if not isinstance(source, Iterator):
             rows, n_features = source.shape
             held = 4 * rows * n_features if isinstance(source, torch.Tensor) else 0
-            check_fit(rows, n_features, self.nb_concepts, self.device, held=held)
+            check_fit(rows, n_features, self.nb_concepts, self.device, held=held, solver=self.solver)
         A = yield from read_steps(source, form, self.device)
         self.check_shape(A.shape)
         return A

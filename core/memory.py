@@ -39,13 +39,16 @@ def rows_of_encode(nb_concepts: int, n_features: int, budget: int) -> int:
     return max(1, (budget - WORKING_SETS) // _encode_row(nb_concepts, n_features))
 
 
-def fit_bytes(rows: int, n_features: int, nb_concepts: int, device: torch.device, *, held: int = 0) -> int:
+def fit_bytes(
+    rows: int, n_features: int, nb_concepts: int, device: torch.device, *, held: int = 0, solver: str = "hals"
+) -> int:
     """What a fit takes at its peak, with Z and D, less the bytes of a float32 A that are `held` already."""
     n, d, k = rows, n_features, nb_concepts
     chunk = min(max(n, d), chunk_size(d, k, device))
     statistics = NUMBER * k * (GRAMS * k + CROSSES * d)
     in_hand = NUMBER * chunk * (FIT_CODES * k + FIT_FEATURES * d)
-    return NUMBER * (n * d + n * k + k * d) - held + statistics + in_hand
+    of_encodes = WORKING_SETS if solver == "anls" else 0
+    return NUMBER * (n * d + n * k + k * d) - held + statistics + in_hand + of_encodes
 
 
 def free_bytes(device: torch.device) -> int | None:
@@ -57,9 +60,12 @@ def free_bytes(device: torch.device) -> int | None:
     return int(SHARE * (free + kept))
 
 
-def check_fit(rows: int, n_features: int, nb_concepts: int, device: torch.device, *, held: int = 0) -> None:
+def check_fit(
+    rows: int, n_features: int, nb_concepts: int, device: torch.device, *, held: int = 0, solver: str = "hals"
+) -> None:
     """Raises DeviceTooSmall where a fit of this shape does not fit in the device's free memory."""
-    needed, free = fit_bytes(rows, n_features, nb_concepts, device, held=held), free_bytes(device)
+    needed = fit_bytes(rows, n_features, nb_concepts, device, held=held, solver=solver)
+    free = free_bytes(device)
     if free is not None and needed > free:
         raise DeviceTooSmall(
             f"a fit of {rows}×{n_features} with {nb_concepts} concepts needs {needed} bytes on {device}, "

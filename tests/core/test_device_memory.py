@@ -57,6 +57,8 @@ def test_a_fit_that_cannot_fit_is_refused_before_any_work(monkeypatch: pytest.Mo
         next(NMF(5).fit_steps(A))
     monkeypatch.setattr("core.memory.free_bytes", lambda device: needed)
     NMF(5, max_iter=1).fit(A)
+    with pytest.raises(errors.DeviceTooSmall):  # whose rows are encodes, with working sets
+        next(NMF(5, solver="anls").fit_steps(A))
 
 
 @pytest.mark.parametrize("k", [8, 512, 4096, 10_000])
