@@ -151,7 +151,7 @@ class RankedFit:
                 self._tell(self._progress(latest))
             if place is not None and time.monotonic() >= next_checkpoint and self._keep(steps, place):
                 next_checkpoint = time.monotonic() + place.interval_seconds
-        measured = run(measure_steps(_tensor(A, self._device), nmf.Z_, nmf.get_dictionary(), self._ranks))
+        measured = run(measure_steps(_tensor(A), nmf.Z_, nmf.get_dictionary(), self._ranks))
         measured = replace(measured, figures=run(figure_steps(nmf.Z_, measured.figures, self._ranks)))
         self._tell(self._progress(latest))
         losses = np.concatenate([self._losses_before, nmf.loss_history_])
@@ -223,5 +223,5 @@ class RankedFit:
         )
 
 
-def _tensor(A: np.ndarray, device: torch.device) -> torch.Tensor:
-    return torch.from_numpy(np.ascontiguousarray(A, np.float32)).to(device)
+def _tensor(A: np.ndarray) -> torch.Tensor:
+    return torch.from_numpy(np.ascontiguousarray(A, np.float32))

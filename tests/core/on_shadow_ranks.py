@@ -1,5 +1,5 @@
-"""One of two ranks whose fits lie on a CUDA device that the CPU stands in for, and Gloo for NCCL, which takes
-tensors of the device alone: ``python -m tests.core.on_shadow_ranks RANK FOLDER``.
+"""One rank of the fits that test_shadow_cuda.py compares, on a CUDA device that the CPU stands in for, and with Gloo
+for NCCL, which takes tensors of the device alone: ``python -m tests.core.on_shadow_ranks RANK SIZE FOLDER``.
 """
 
 import json
@@ -26,8 +26,8 @@ def model(solver: str) -> NMF:
 
 
 def main() -> None:
-    rank, folder = int(sys.argv[1]), Path(sys.argv[2])
-    dist.init_process_group("gloo", f"file://{folder}/rendezvous", timedelta(seconds=60), world_size=2, rank=rank)
+    rank, size, folder = int(sys.argv[1]), int(sys.argv[2]), Path(sys.argv[3])
+    dist.init_process_group("gloo", f"file://{folder}/rendezvous", timedelta(seconds=60), world_size=size, rank=rank)
     mine = A[:40] if rank == 0 else A[40:]
     told = {}
     with cuda():
@@ -35,7 +35,7 @@ def main() -> None:
         for solver in SOLVERS:
             fitted = model(solver)
             Z, D = fitted.fit(mine, ranks=ranks)
-            measured = run(measure_steps(tensor(mine).to(DEVICE), Z, D, ranks))
+            measured = run(measure_steps(tensor(mine), Z, D, ranks))
             figures = run(figure_steps(Z, measured.figures, ranks)).known()
             told[solver] = {"losses": fitted.loss_history_, "metrics": measured.metrics, "figures": sorted(figures)}
     (folder / f"{rank}.json").write_text(json.dumps(told))

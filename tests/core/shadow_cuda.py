@@ -10,7 +10,7 @@ nothing.
 import ctypes
 import os
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from itertools import count
 from pathlib import Path
@@ -135,6 +135,8 @@ class State:
         key = x.on_cpu.untyped_storage()._cdata
         if key not in self.held:
             self.held[key] = Held(x.on_cpu.untyped_storage().nbytes())
+            if self.graph is None:
+                self.held[key].writing("what makes it")
             self.allocated += self.held[key].nbytes
             self.peak = max(self.peak, self.allocated)
         self.held[key].tensors += 1
@@ -225,7 +227,7 @@ def operate(func: Any, args: Any, kwargs: Any) -> Any:
     shadows = [x for x in given if isinstance(x, Shadow)]
     kwargs = {name: value for name, value in kwargs.items() if name != "pin_memory"}
     told = kwargs.get("device")
-    # of a CUDA device without a number torch makes that of `_lend_a_guard`
+    # of a CUDA device without a number torch makes that of `_lent_guard`
     to_device = told is not None and torch.device(told).type in ("cuda", "meta")
     if to_device:
         kwargs["device"] = torch.device("cpu")
@@ -233,10 +235,10 @@ def operate(func: Any, args: Any, kwargs: Any) -> Any:
         raise Refused(f"{func}: NCCL takes no tensors of the host's")
     if not shadows and not to_device:
         return func(*args, **kwargs)
-    _check_devices(func, args, kwargs, shadows, to_device=to_device)
+    answer_is_there = to_device or (bool(shadows) and told is None)
+    _check_devices(func, args, kwargs, answer_is_there=answer_is_there)
     if func in WAITS:
         _state.host_waits(str(func))
-    answer_is_there = to_device or (bool(shadows) and told is None)
     written = [x for x in tensors_of(_written(func, args, kwargs)) if isinstance(x, Shadow)]
     real = real_of((args, kwargs))
     begins(str(func), [] if func.is_view else shadows, written)
@@ -249,7 +251,7 @@ def operate(func: Any, args: Any, kwargs: Any) -> Any:
 
     answer = args[0] if func is aten.copy_.default else tree_map_only(torch.Tensor, wrapped, answer)
     made = [x for x in tensors_of(answer) if isinstance(x, Shadow)]
-    ends(func, *real, [] if func.is_view else made, made)
+    ends(func, *real, made)
     return answer
 
 
@@ -265,13 +267,11 @@ def begins(what: str, read: list[Any], written: list[Any]) -> None:
         _state.of(x.on_cpu).writing(what)
 
 
-def ends(func: Any, args: Any, kwargs: Any, written: list[Any], made: list[Any]) -> None:
+def ends(func: Any, args: Any, kwargs: Any, made: list[Any]) -> None:
     if _state.graph is not None:
         _state.graph.steps.append((func, args, kwargs, real_of(made)))
-        return
-    for x in written:
-        _state.of(x.on_cpu).writing(str(func))
-    _state.stream.tick()
+    else:
+        _state.stream.tick()
 
 
 def _written(func: Any, args: Any, kwargs: Any) -> list[object]:
@@ -282,12 +282,13 @@ def _written(func: Any, args: Any, kwargs: Any) -> list[object]:
     return found
 
 
-def _check_devices(func: Any, args: Any, kwargs: Any, shadows: list[Shadow], *, to_device: bool) -> None:
+def _check_devices(func: Any, args: Any, kwargs: Any, *, answer_is_there: bool) -> None:
     """What may lie on two devices: copies, indices, and numbers."""
     if func in (aten.copy_.default, aten._to_copy.default):
-        target, source = (args[0], args[1]) if func is aten.copy_.default else (None, args[0])
-        there = isinstance(target, Shadow) if target is not None else to_device or kwargs.get("device") is None
-        non_blocking = kwargs.get("non_blocking") or (target is not None and len(args) > 2 and args[2])
+        if func is aten.copy_.default:
+            there, source, non_blocking = isinstance(args[0], Shadow), args[1], any(args[2:])
+        else:
+            there, source, non_blocking = answer_is_there, args[0], kwargs.get("non_blocking")
         if there != isinstance(source, Shadow) and not (non_blocking and _state.graph is None):
             _state.host_waits(f"{func} between host and device")
         return
@@ -297,7 +298,9 @@ def _check_devices(func: Any, args: Any, kwargs: Any, shadows: list[Shadow], *, 
             if any(x.dtype == torch.bool or not isinstance(x, Shadow) for x in indices):
                 _state.host_waits(f"{func} by a mask, or by indices of the host")
             args = [args[0], *args[2:3]]  # the rest lie where they belong
-    if any(x.dim() > 0 and not isinstance(x, Shadow) for x in tensors_of((args, kwargs))) and shadows:
+    given = tensors_of((args, kwargs))
+    on_host = [x for x in given if x.dim() > 0 and not isinstance(x, Shadow)]
+    if on_host and any(isinstance(x, Shadow) for x in given):
         raise Refused(f"{func}: expected all tensors to be on the same device, but found {DEVICE} and cpu")
 
 
@@ -402,24 +405,24 @@ def launch(self: Any, *args: Any, **kwargs: Any) -> None:
 
     begins(self.fn.__name__, [], given)
     run(*real_args, **real_kwargs)
-    ends(run, real_args, real_kwargs, [], [])
+    ends(run, real_args, real_kwargs, [])
 
 
 # --- torch.cuda -------------------------------------------------------------------------------------------------
 
 
-def _lend_a_guard() -> Callable[[], None]:
-    """Torch without CUDA has nothing that makes a CUDA device the current one. Here the meta device's does, which
-    does nothing: it is in c10's table of them, by the numbers of c10::DeviceType. Returns what takes it back."""
+@contextmanager
+def _lent_guard() -> Iterator[None]:
+    """Torch without CUDA has nothing that makes a CUDA device the current one. Within, the meta device's does, which
+    does nothing: it is in c10's table of them, by the numbers of c10::DeviceType."""
     cuda, meta = 1, 14
     c10 = ctypes.CDLL(str(Path(torch.__file__).parent / "lib" / "libc10.so"))
     table = (ctypes.c_void_p * 20).in_dll(c10, "_ZN3c104impl26device_guard_impl_registryE")
     before, table[cuda] = table[cuda], table[meta]
-
-    def take_back() -> None:
+    try:
+        yield
+    finally:
         table[cuda] = before
-
-    return take_back
 
 
 @contextmanager
@@ -456,10 +459,10 @@ def cuda() -> Iterator[State]:
         "empty_cache": lambda: None,
         "get_device_properties": lambda device=None: properties,
     }
-    take_back = _lend_a_guard()
     records._place.cache_clear()
     try:
         with (
+            _lent_guard(),
             patch.multiple(torch.cuda, **of_cuda),
             patch.object(torch, "tensor", tensor),
             patch.object(interpreter.GridExecutor, "__call__", launch),
@@ -467,5 +470,4 @@ def cuda() -> Iterator[State]:
         ):
             yield state
     finally:
-        take_back()
         records._place.cache_clear()

@@ -1,9 +1,5 @@
 """Fits over several processes: each must equal that of one process on all the rows."""
 
-import json
-import os
-import subprocess
-import sys
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -17,6 +13,7 @@ from core.errors import InvalidParameter
 from core.metrics import measure_steps
 from core.progress import run
 from tests.core.on_ranks import CASES
+from tests.core.ranks import told_by_ranks
 
 ROOT = Path(__file__).parents[2]
 Told = list[dict[str, Any]]
@@ -25,19 +22,7 @@ Told = list[dict[str, Any]]
 @pytest.fixture(scope="module", params=[2, 3])
 def told(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Told:
     """What each rank tells of its fits."""
-    size, folder = request.param, tmp_path_factory.mktemp("ranks")
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "GLOO_SOCKET_IFNAME": "lo"}
-    processes = [
-        subprocess.Popen(
-            [sys.executable, "-m", "tests.core.on_ranks", str(rank), str(size), str(folder)],
-            env=environment,
-            stderr=subprocess.PIPE,
-        )
-        for rank in range(size)
-    ]
-    said = [process.communicate(timeout=110)[1].decode() for process in processes]
-    assert [process.returncode for process in processes] == [0] * size, "\n".join(said)
-    return [json.loads((folder / f"{rank}.json").read_text()) for rank in range(size)]
+    return told_by_ranks("tests.core.on_ranks", request.param, tmp_path_factory.mktemp("ranks"))
 
 
 @cache

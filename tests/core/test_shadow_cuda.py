@@ -1,9 +1,5 @@
 """Fits and encodes on a CUDA device that the CPU stands in for: where tensors lie, what waits, what they take."""
 
-import json
-import os
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -19,13 +15,12 @@ from core.progress import run
 from core.solvers import alternating, hals
 from core.solvers.revival import revive
 from tests.core.problems import excess, kkt_residual, nearly_dependent, planted
+from tests.core.ranks import told_by_ranks
 
 if torch.cuda.is_available():
     pytest.skip("tests/gpu asks the device itself", allow_module_level=True)
-from tests.core.on_shadow_ranks import SOLVERS, model
+from tests.core import on_shadow_ranks
 from tests.core.shadow_cuda import DEVICE, Graph, Refused, Shadow, State, Stream, cuda, on_stream, recording
-
-ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture
@@ -140,18 +135,10 @@ def test_an_online_fit(device: State) -> None:
 
 
 def test_ranks_exchange_what_lies_on_their_devices(device: State, tmp_path: Path) -> None:
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "GLOO_SOCKET_IFNAME": "lo"}
-    command = [sys.executable, "-m", "tests.core.on_shadow_ranks"]
-    ranks = [
-        subprocess.Popen([*command, str(rank), str(tmp_path)], env=environment, stderr=subprocess.PIPE)
-        for rank in range(2)
-    ]
-    said = [rank.communicate(timeout=110)[1].decode() for rank in ranks]
-    assert [rank.returncode for rank in ranks] == [0, 0], "\n".join(said)
-    first, second = (json.loads((tmp_path / f"{rank}.json").read_text()) for rank in range(2))
-    for solver in SOLVERS:
-        alone = model(solver)
-        alone.fit(planted(60, 12, 6, noise=0.5)[0])
+    first, second = told_by_ranks("tests.core.on_shadow_ranks", 2, tmp_path)
+    for solver in on_shadow_ranks.SOLVERS:
+        alone = on_shadow_ranks.model(solver)
+        alone.fit(on_shadow_ranks.A)
         assert first[solver]["losses"] == second[solver]["losses"] == pytest.approx(alone.loss_history_, rel=1e-4)
         assert first[solver]["metrics"] == second[solver]["metrics"]
 
