@@ -205,7 +205,8 @@ def failed(task: int | str, error: Exception) -> Failed:
         raise DeviceFailed(f"task {task}: {name}: {error}") from error
     if device.is_want_of_memory(error):
         logger.warning("task %s needs more memory than there is: %s: %s", task, name, error)
-        told = "the device has too little memory for this; send fewer rows at a time"
+        advice = "send fewer rows at a time" if isinstance(task, int) else "fit fewer rows or concepts"
+        told = f"the device has too little memory for this; {advice}"
         return Failed(task, "DeviceOutOfMemory", str(error) if isinstance(error, DeviceTooSmall) else told)
     kind = kind_of(error)
     if kind is INTERNAL:

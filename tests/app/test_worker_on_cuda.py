@@ -9,25 +9,31 @@ import pytest
 import torch
 
 from app.store.store import Store, figures_file
-from app.worker import frames, transfers
+from app.worker import frames, loop, transfers
 from app.worker.launch import channel
-from app.worker.messages import CheckpointPlace, Fit, Fitted, Heartbeat, Key, Solve, Solved
+from app.worker.messages import CheckpointPlace, Failed, Fit, Fitted, Heartbeat, Key, Message, Solve, Solved
 from core import Dictionary
 from tests.app.conftest import D, publish
 from tests.app.test_worker import A, Turned
 
 if torch.cuda.is_available():
     pytest.skip("tests/gpu asks the device itself", allow_module_level=True)
-from tests.core.shadow_cuda import cuda
+from tests.core.shadow_cuda import TOTAL_BYTES, State, cuda
 
 
 @pytest.fixture
-def turned(tmp_path: Path) -> Iterator[Turned]:
+def device() -> Iterator[State]:
+    with cuda() as state:
+        yield state
+
+
+@pytest.fixture
+def turned(tmp_path: Path, device: State) -> Iterator[Turned]:
     store = Store(tmp_path / "models")
     store.open()
     publish(store, "digits", D)
     ours, theirs = channel()
-    with ours, theirs, cuda():
+    with ours, theirs:
         yield Turned(store.root, ours, theirs, "cuda:0")
     store.close()
 
@@ -66,3 +72,63 @@ def test_rows_are_solved_by_streams_that_wait_for_each_other(
     turned.worker._send_heartbeat()
     (told,) = turned.said()
     assert isinstance(told.message, Heartbeat)
+
+
+@pytest.fixture
+def unlogged(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pytest keeps what is logged, and with an error what its frames refer to."""
+    monkeypatch.setattr(loop.logger, "disabled", True)
+
+
+def solved(turned: Turned, rows: int) -> list[np.ndarray] | None:
+    """None where memory does not suffice."""
+    frames.send(turned.channel, Solve(1, Key("encode", "digits", 1, reconstruct=True)), A[:rows])
+    (said,) = turned.turn()
+    if isinstance(said.message, Failed):
+        assert said.message.error == "DeviceOutOfMemory", said.message
+        return None
+    return said.arrays
+
+
+@pytest.mark.parametrize("rows", [1, 20])
+def test_an_encode_that_memory_ends_for_harms_none_that_follow(turned: Turned, device: State, rows: int, unlogged: None) -> None:
+    """Wherever it ends: another process may take what was free, at any time."""
+    expected = solved(turned, rows)
+    assert expected is not None
+    for before in range(3):  # as it is first asked, as it is recorded, and recorded
+        for share in (0.2, 0.5, 0.8):
+            turned.worker._cache.clear()
+            for _ in range(before):
+                solved(turned, rows)
+            least = device.allocated
+            device.reset_peak()
+            assert solved(turned, rows) is not None
+            device.left = least + int(share * (device.peak - least))
+            solved(turned, rows)  # in halves, or not at all
+            device.left = TOTAL_BYTES
+            for array, whole in zip(solved(turned, rows) or [], expected, strict=True):
+                np.testing.assert_allclose(array, whole, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("solver", ["hals", "pgd"])
+def test_a_fit_that_memory_ends_for_fails_and_leaves_nothing(
+    turned: Turned, device: State, tmp_path: Path, solver: str, unlogged: None
+) -> None:
+    A.tofile(tmp_path / "A")
+
+    def fitted() -> Message:
+        frames.send(turned.channel, Fit("job", str(tmp_path / "A"), 0, *A.shape, 2, solver, 20, 1e-4, "auto", 0, None))
+        return turned.turn()[-1].message
+
+    before = device.allocated
+    assert isinstance(fitted(), Fitted)
+    assert device.allocated == before
+    for share in (0.2, 0.5, 0.8):
+        device.left = before + int(share * (device.peak - before))
+        told = fitted()
+        assert isinstance(told, Failed)
+        assert told.error == "DeviceOutOfMemory"
+        assert "fewer rows or concepts" in told.detail
+        assert device.allocated == before
+    device.left = TOTAL_BYTES
+    assert isinstance(fitted(), Fitted)

@@ -125,6 +125,7 @@ class State:
         self.stream = Stream()
         self.held: dict[int, Held] = {}
         self.allocated = self.peak = 0
+        self.left = TOTAL_BYTES  # that other processes leave, whatever is told of it
         self.graph: Graph | None = None
         self.waiting = "default"
 
@@ -134,10 +135,13 @@ class State:
     def taken(self, x: "Shadow") -> None:
         key = x.on_cpu.untyped_storage()._cdata
         if key not in self.held:
-            self.held[key] = Held(x.on_cpu.untyped_storage().nbytes())
+            held = Held(x.on_cpu.untyped_storage().nbytes())
+            if self.allocated + held.nbytes > self.left:
+                raise torch.OutOfMemoryError("CUDA out of memory")
             if self.graph is None:
-                self.held[key].writing("what makes it")
-            self.allocated += self.held[key].nbytes
+                held.writing("what makes it")
+            self.held[key] = held
+            self.allocated += held.nbytes
             self.peak = max(self.peak, self.allocated)
         self.held[key].tensors += 1
         weakref.finalize(x, self._let_go, key)

@@ -92,6 +92,11 @@ def test_memory_is_counted(device: State) -> None:
     del x, y
     assert torch.cuda.memory_allocated() == 0
     assert torch.cuda.max_memory_allocated() == 8192
+    device.left = 4096
+    x = torch.empty(1000, device="cuda")
+    with pytest.raises(torch.OutOfMemoryError):
+        x + 1
+    assert torch.cuda.memory_allocated() == 4096
 
 
 # --- fits -------------------------------------------------------------------------------------------------------
