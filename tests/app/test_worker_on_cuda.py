@@ -91,7 +91,9 @@ def solved(turned: Turned, rows: int) -> list[np.ndarray] | None:
 
 
 @pytest.mark.parametrize("rows", [1, 20])
-def test_an_encode_that_memory_ends_for_harms_none_that_follow(turned: Turned, device: State, rows: int, unlogged: None) -> None:
+def test_an_encode_that_memory_ends_for_harms_none_that_follow(
+    turned: Turned, device: State, rows: int, unlogged: None
+) -> None:
     """Wherever it ends: another process may take what was free, at any time."""
     expected = solved(turned, rows)
     assert expected is not None
@@ -117,7 +119,9 @@ def test_a_fit_that_memory_ends_for_fails_and_leaves_nothing(
     A.tofile(tmp_path / "A")
 
     def fitted() -> Message:
-        frames.send(turned.channel, Fit("job", str(tmp_path / "A"), 0, *A.shape, 2, solver, 20, 1e-4, "auto", 0, None))
+        frames.send(
+            turned.channel, Fit("job", str(tmp_path / "A"), 0, *A.shape, 2, solver, 20, 1e-4, "auto", 0, None)
+        )
         return turned.turn()[-1].message
 
     before = device.allocated
