@@ -7,10 +7,12 @@ import sys
 import warnings
 from collections.abc import Callable, Iterator
 from functools import cache
+from importlib import import_module
 from pathlib import Path
 from typing import Any, TypeVar
 
 import numba
+import numba.np.linalg
 from numba.core.caching import IndexDataCacheFile
 
 from core import levels, threads
@@ -22,6 +24,20 @@ FASTMATH = {"contract", "reassoc", "nsz"}
 
 levels.settle(numba.config)
 threads.settle_layer(numba.config)
+
+
+def _load_arraymath() -> None:
+    """Numba's functions of arrays, which look for SciPy's BLAS as they are loaded. That takes as long as to load all
+    kernels here, of which none uses it; where somebody's own do, it is looked for again.
+    """
+    look, numba.np.linalg.ensure_blas = numba.np.linalg.ensure_blas, lambda: None
+    try:
+        import_module("numba.np.arraymath")
+    finally:
+        numba.np.linalg.ensure_blas = look
+
+
+_load_arraymath()
 
 
 def compiled(*, parallel: bool = False) -> Callable[[Function], Function]:
