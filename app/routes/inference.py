@@ -35,7 +35,7 @@ from app.inference import (
 )
 from app.problems import PROTOCOL
 from app.routes import examples
-from app.routes.openapi import BINARY, struct_schema
+from app.routes.openapi import BINARY, answers, struct_schema
 from app.schemas import DecodeRequest, EncodeRequest
 from app.services import Services, ServicesDep
 from app.settings import Settings
@@ -58,7 +58,7 @@ class IndexRequest(msgspec.Struct, forbid_unknown_fields=True):
 
 
 def _errors(*statuses: int) -> dict[int | str, dict[str, Any]]:
-    return {status: {"model": ErrorAnswer} for status in statuses}
+    return answers(ErrorAnswer, *statuses)
 
 
 def _of_model(

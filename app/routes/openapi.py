@@ -1,10 +1,12 @@
 """What the OpenAPI document says of bodies that the routes read and write themselves."""
 
+from http import HTTPStatus
 from typing import Any
 
 import msgspec
 from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
+from pydantic import BaseModel
 
 from app.formats import CSV, FORMATS, JSON, NPY, SAFETENSORS
 from app.http.bodies import ARRAY_FIELD
@@ -16,6 +18,7 @@ SECURITY = {
     "bearer": {"type": "http", "scheme": "bearer", "description": "A token, as `dictserve token new` makes them."},
     "key": {"type": "apiKey", "in": "header", "name": "X-API-Key", "description": "The same token."},
 }
+NAMES = {413: "Content Too Large", 422: "Unprocessable Content"}  # of statuses, where Python before 3.13 has old ones
 PROBLEM_TYPE = "application/problem+json"
 JSON_ALONE = {"files"}  # fields that stand in the data's place, in a JSON body
 BINARY = {"type": "string", "format": "binary"}
@@ -81,7 +84,13 @@ def array_answers(model: type[Any]) -> dict[int | str, dict[str, Any]]:
 
 
 def problems(*statuses: int) -> dict[int | str, dict[str, Any]]:
-    return {status: {"model": ProblemAnswer} for status in statuses}
+    return answers(ProblemAnswer, *statuses)
+
+
+def answers(model: type[BaseModel], *statuses: int) -> dict[int | str, dict[str, Any]]:
+    return {
+        status: {"model": model, "description": NAMES.get(status) or HTTPStatus(status).phrase} for status in statuses
+    }
 
 
 def document(app: FastAPI) -> dict[str, Any]:
