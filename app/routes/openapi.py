@@ -1,6 +1,7 @@
 """What the OpenAPI document says of bodies that the routes read and write themselves."""
 
 from http import HTTPStatus
+from inspect import cleandoc
 from typing import Any
 
 import msgspec
@@ -45,7 +46,8 @@ def struct_schema(struct: type[msgspec.Struct]) -> dict[str, Any]:
             return part
         if "$ref" in part:
             return resolved(definitions[part["$ref"].rpartition("/")[2]])
-        return {key: resolved(value) for key, value in part.items()}
+        # Python before 3.13 leaves a docstring's indent where it is
+        return {key: cleandoc(value) if key == "description" else resolved(value) for key, value in part.items()}
 
     whole: dict[str, Any] = resolved(schema)
     return whole
