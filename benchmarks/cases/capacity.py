@@ -2,8 +2,9 @@
 
 Costs are processor seconds of the HTTP process, its worker and the clients, read from /proc under closed loops. Rows
 are planted: each uses some concepts of a random dictionary. A request costs the HTTP process a + b·bytes (in and
-out), and the worker w for itself and c·k^x·d^y·L0^z·exp(u·L0/d) for each row: least squares of relative errors.
-Then two replicas on one store, beside their clients, get requests of which none went into the constants.
+out), and the worker w for itself and c(k)·d^y·L0^z·exp(u·L0/d) for each row: least squares of relative errors, c(k)
+a power of k from each measured number of concepts to the next. Then two replicas on one store, beside their clients,
+get requests of which none went into the constants.
 """
 
 import os
@@ -73,10 +74,11 @@ class Cost:
 
 @dataclass(frozen=True)
 class Model:
-    """The constants: `http` (a, b), `request` (w), `row` (log c, x, y, z, u)."""
+    """The constants: `http` (a, b), `request` (w), `row` (log c of each of the `concepts`, then y, z, u)."""
 
     http: np.ndarray
     request: float
+    concepts: tuple[int, ...]
     row: np.ndarray
 
     @classmethod
@@ -84,20 +86,23 @@ class Model:
         every = [single, *batches]
         http = _fitted([np.array([1.0, cost.bytes]) / cost.http for cost in every], np.ones(len(every)), every)
         logs = np.log([cost.worker / cost.kind.rows for cost in batches])
-        row = _fitted([cls._terms(cost.kind, cost.l0) for cost in batches], logs, batches)
-        alone = cls(http, 0.0, row)
-        return cls(http, max(0.0, single.worker - alone.worker_seconds(single.kind, single.l0)), row)
+        concepts = tuple(sorted({cost.kind.nb_concepts for cost in batches}))
+        row = _fitted([_terms(concepts, cost.kind, cost.l0) for cost in batches], logs, batches)
+        alone = cls(http, 0.0, concepts, row)
+        return replace(alone, request=max(0.0, single.worker - alone.worker_seconds(single.kind, single.l0)))
 
     def http_seconds(self, bytes: int) -> float:
         return float(self.http @ [1.0, bytes])
 
     def worker_seconds(self, kind: Kind, l0: float) -> float:
-        return self.request + kind.rows * float(np.exp(self._terms(kind, l0) @ self.row))
+        return self.request + kind.rows * float(np.exp(_terms(self.concepts, kind, l0) @ self.row))
 
-    @staticmethod
-    def _terms(kind: Kind, l0: float) -> np.ndarray:
-        d = kind.n_features
-        return np.array([1.0, np.log(kind.nb_concepts), np.log(d), np.log(l0), l0 / d])
+
+def _terms(concepts: tuple[int, ...], kind: Kind, l0: float) -> np.ndarray:
+    """How near it is to each of the numbers of concepts, then its features and its codes: what constants multiply."""
+    k, d = np.log(kind.nb_concepts), kind.n_features
+    near = [np.interp(k, np.log(concepts), one) for one in np.eye(len(concepts))]
+    return np.array([*near, np.log(d), np.log(l0), l0 / d])
 
 
 def _fitted(terms: list[np.ndarray], values: np.ndarray, costs: Sequence[Cost]) -> np.ndarray:
@@ -109,7 +114,7 @@ def _fitted(terms: list[np.ndarray], values: np.ndarray, costs: Sequence[Cost]) 
 
 def run(bench: Bench) -> Result:
     concepts, features, actives = (
-        ((32,), (24, 32), (3, 6)) if bench.quick else ((256, 1024, 4096), (256, 768), (8, 32))
+        ((32,), (24, 32), (3, 6)) if bench.quick else ((256, 1024, 2048, 4096), (256, 768), (8, 32))
     )
     batches = [Kind(k, d, active, BATCH) for k in concepts for d in features for active in actives]
     single = Kind(concepts[0], features[0], actives[0], 1)
@@ -129,7 +134,8 @@ def run(bench: Bench) -> Result:
     rows = [cost.worker / model.worker_seconds(cost.kind, cost.l0) for cost in measured]
     widest = [cost for cost in measured if cost.kind.n_features == features[-1]]
     a, b = model.http
-    c, x, y, z, u = np.exp(model.row[0]), *model.row[1:]
+    *logs, y, z, u = model.row
+    of_concepts = zip(model.concepts, np.exp(logs), strict=True)
     return Result(
         [
             Figure("two replicas: farthest from the requests/s that the model tells",
@@ -138,8 +144,8 @@ def run(bench: Bench) -> Result:
             Figure("a: HTTP process, a request", 1e6 * a, " µs"),
             Figure("b: HTTP process, a megabyte", 1e12 * b, " µs"),
             Figure("w: worker, a request of one row beside others", 1e6 * model.request, " µs"),
-            Figure("c: worker, a row", 1e9 * c, " ns",
-                   note=f"times k^{x:.2f} · d^{y:.2f} · L0^{z:.2f} · exp({u:.2f}·L0/d)"),
+            *(Figure(f"c({k}): worker, a row", 1e9 * c, " ns",
+                     note=f"times d^{y:.2f} · L0^{z:.2f} · exp({u:.2f}·L0/d)") for k, c in of_concepts),
             Figure(f"a dictionary of {batches[-1].nb_concepts}×{batches[-1].n_features} read into a worker",
                    1e3 * load_seconds, " ms"),
         ],
