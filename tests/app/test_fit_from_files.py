@@ -1,6 +1,7 @@
 """``files`` of ``/fit``: what may be named, what is checked when, and what comes of files that change."""
 
 import os
+import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -131,7 +132,7 @@ def test_patterns(client: TestClient, data: Path, patterns: list[str], names: li
         (".", "relative to the data directory"),
         ("", "at least 1 character"),
         ("x" * 1025, "at most 1024"),
-        ("x" * 300, ": File name too long| matches no file"),  # the one before Python 3.13, the other since
+        ("x" * 300, "File name too long" if sys.version_info < (3, 13) else "matches no file"),
         ("a**", "'a**'"),
         ("**/" * 3 + "a.npy", "`**` 2 times"),
         ("**/" * 300 + "a.npy", "`**` 2 times"),
@@ -169,7 +170,7 @@ def test_what_may_not_be_named(
     answer = client.post("/fit", json=FIT | {"files": [pattern.format(data=data)]})
     problem = answer.json()
     assert (answer.status_code, problem["errors"][0]["loc"][0]) == (422, "files"), problem
-    assert any(told in problem["detail"] for told in said.split("|")), problem
+    assert said in problem["detail"], problem
     assert client.get("/jobs").json()["jobs"] == []
     assert list(store.activations.iterdir()) == []
 
