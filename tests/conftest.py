@@ -2,9 +2,11 @@
 
 import logging
 import re
-from collections.abc import Iterator
+import threading
+from collections.abc import Callable, Iterable, Iterator
 from itertools import count
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlparse
 
 import pytest
@@ -25,6 +27,21 @@ settings.load_profile("repeated")
 LEAST = 150  # cases, where all files of tests/faults have run whole
 
 
+def one_write_at_a_time(application: Callable[..., Iterable[bytes]]) -> Callable[..., Iterable[bytes]]:
+    """The WSGI application, with writes one after the other: of two that create an object only if there is none, S3
+    has one fail, and this server, which looks and then writes, has both succeed if they look at once.
+    """
+    writing = threading.Lock()
+
+    def serve(environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
+        if environ["REQUEST_METHOD"] in ("GET", "HEAD"):
+            return application(environ, start_response)
+        with writing:
+            return list(application(environ, start_response))
+
+    return serve
+
+
 class S3:
     """A server that speaks S3, in a thread of this process, and what a client needs to know of it."""
 
@@ -36,9 +53,13 @@ class S3:
         logging.getLogger("werkzeug").setLevel(logging.ERROR)
         self.server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
         self.server.start()
+        assert self.server._server is not None
+        self.server._server.app = one_write_at_a_time(self.server._server.app)  # type: ignore[attr-defined]
         host, port = self.server.get_host_and_port()
         self.endpoint = f"http://{host}:{port}"
-        self.options = {"key": "key", "secret": "secret", "endpoint_url": self.endpoint}
+        # This process is client and server at once, on cores that are busy: it is given more time than an S3 is.
+        patience = {"connect_timeout": 30, "read_timeout": 60}
+        self.options = {"key": "key", "secret": "secret", "endpoint_url": self.endpoint, "config_kwargs": patience}
         self.environment = {
             "AWS_ACCESS_KEY_ID": "key",
             "AWS_SECRET_ACCESS_KEY": "secret",

@@ -247,7 +247,8 @@ def test_a_server_that_is_silent_is_not_waited_for(
 ) -> None:
     monkeypatch.setitem(bucket.S3_TIMEOUTS, "read_timeout", 0.2)
     monkeypatch.setattr(line, "ASK_SECONDS", 60.0)
-    store = Store(tmp_path, ObjectStore("s3://bucket/models", s3.options | {"endpoint_url": silent}))
+    options = s3.options | {"endpoint_url": silent, "config_kwargs": {}}
+    store = Store(tmp_path, ObjectStore("s3://bucket/models", options))
     for patience in (30.0, 0.5):  # and those who come next are told at once
         begun = time.monotonic()
         with pytest.raises(StoreUnavailable, match="cannot be used: ReadTimeoutError"):
