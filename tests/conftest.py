@@ -48,15 +48,10 @@ class S3:
     _buckets = count()  # all servers of a process have the same
 
     def __init__(self) -> None:
-        from moto.server import ThreadedMotoServer
-
         logging.getLogger("werkzeug").setLevel(logging.ERROR)
-        self.server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-        self.server.start()
-        assert self.server._server is not None
-        self.server._server.app = one_write_at_a_time(self.server._server.app)  # type: ignore[attr-defined]
-        host, port = self.server.get_host_and_port()
-        self.endpoint = f"http://{host}:{port}"
+        self._port = 0
+        self.start()
+        self.endpoint = f"http://127.0.0.1:{self._port}"
         # This process is client and server at once, on cores that are busy: it is given more time than an S3 is.
         patience = {"connect_timeout": 30, "read_timeout": 60}
         self.options = {"key": "key", "secret": "secret", "endpoint_url": self.endpoint, "config_kwargs": patience}
@@ -66,6 +61,16 @@ class S3:
             "AWS_DEFAULT_REGION": "us-east-1",
             "AWS_ENDPOINT_URL": self.endpoint,
         }
+
+    def start(self) -> None:
+        """Again where it was, if it has been stopped; what it holds is still there."""
+        from moto.server import ThreadedMotoServer
+
+        self.server = ThreadedMotoServer(ip_address="127.0.0.1", port=self._port, verbose=False)
+        self.server.start()
+        assert self.server._server is not None
+        self.server._server.app = one_write_at_a_time(self.server._server.app)  # type: ignore[attr-defined]
+        _, self._port = self.server.get_host_and_port()
 
     def new_url(self) -> str:
         """A prefix in a bucket of its own."""

@@ -137,8 +137,6 @@ def test_a_database_that_takes_connections_and_says_nothing(monkeypatch: pytest.
 
 def test_what_is_at_hand_stays_so_while_the_object_store_is_away(s3: S3, tmp_path: Path) -> None:
     """What is asked of it otherwise is refused, what is not known included."""
-    from moto.server import ThreadedMotoServer
-
     own = S3()
     store = Store(tmp_path, ObjectStore(own.new_url(), own.options, listing_seconds=0.0))
     store.open()
@@ -159,9 +157,7 @@ def test_what_is_at_hand_stays_so_while_the_object_store_is_away(s3: S3, tmp_pat
         with pytest.raises(StoreUnavailable):
             store.record(Reference("a"))
     finally:
-        port = int(own.endpoint.rpartition(":")[2])
-        own.server = ThreadedMotoServer(ip_address="127.0.0.1", port=port, verbose=False)
-        own.server.start()
+        own.start()
     assert store.bucket is not None
     bucket = store.bucket
     until(lambda: bucket.is_up)

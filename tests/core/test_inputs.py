@@ -11,7 +11,6 @@ from scipy import sparse
 from core import NMF, errors
 from tests.core.kinds import BATCH, BATCHES, DENSE, KINDS, SPARSE, batches
 from tests.core.problems import planted
-from tests.core.test_package import run_fresh
 
 Array = np.ndarray
 
@@ -207,25 +206,6 @@ def test_batches_are_read_one_by_one(fitted: NMF) -> None:
     model._prepared = Watched  # type: ignore[assignment]
     assert torch.equal(model.encode(stream()), fitted.encode(A))
     assert sizes == [BATCH] * 8 + [4]
-
-
-GATHER = """
-import numpy as np
-from core import NMF
-
-def mebibytes(field):
-    with open("/proc/self/status") as status:
-        return int(next(line for line in status if line.startswith(field)).split()[1]) / 1024
-
-NMF(2).sanitize_np_input(np.ones((500, 200), np.float32))
-before = mebibytes("VmRSS")
-NMF(2).sanitize_np_input(np.ones((500, 200), np.float32) for _ in range(400))
-print((mebibytes("VmHWM") - before) / (400 * 500 * 200 * 4 / 2**20))
-"""
-
-
-def test_gathered_batches_are_never_held_twice() -> None:
-    assert float(run_fresh(GATHER)) < 1.2
 
 
 def test_sparse_rows_are_encoded_a_few_at_a_time() -> None:

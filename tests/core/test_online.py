@@ -19,6 +19,7 @@ from core.solvers.alternating import Statistics, update_concepts
 from core.solvers.hals import CONCEPTS
 from core.state import State
 from tests.core.problems import digits_split, planted
+from tests.core.test_memory import MEBIBYTES
 from tests.core.test_package import run_fresh
 from tests.core.test_state import copied
 
@@ -336,12 +337,8 @@ class Made:
     def __getitem__(self, rows):
         return np.random.default_rng(rows.start).random((rows.stop - rows.start, 768), np.float32)
 
-def peak():
-    with open("/proc/self/status") as status:
-        return int(next(line for line in status if line.startswith("VmHWM")).split()[1]) / 1024
-
 NMF(16, seed=0).fit_online(Made(), 1)
-print(peak())
+print(mebibytes("VmHWM"))
 """
 
 
@@ -349,5 +346,5 @@ print(peak())
 def test_memory_is_flat_in_the_rows() -> None:
     """300 MB more of activations take nothing. Large pieces of memory go back at once, which leaves no noise."""
     at_once = {"MALLOC_MMAP_THRESHOLD_": str(1 << 20)}
-    few, many = (float(run_fresh(FLAT.format(rows=rows), at_once)) for rows in (12_000, 112_000))
+    few, many = (float(run_fresh(MEBIBYTES + FLAT.format(rows=rows), at_once)) for rows in (12_000, 112_000))
     assert many - few < 10

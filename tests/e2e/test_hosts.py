@@ -23,6 +23,7 @@ from app.jobs.jobs import Jobs
 from app.store.bucket import Bucket, bucket_of
 from app.store.object_store import ObjectStore
 from demo.service import free_port, npy
+from tests.conftest import ROOT
 from tests.e2e.conftest import Service
 from tests.faults.asked import long_fit, problem
 from tests.hosts import Host, Network, hosts
@@ -37,8 +38,9 @@ LEASE_SECONDS = 2
 S3 = """
 import sys, uvicorn
 from moto.server import DomainDispatcherApplication, create_backend_app
+from tests.conftest import one_write_at_a_time
 
-app = DomainDispatcherApplication(create_backend_app)
+app = one_write_at_a_time(DomainDispatcherApplication(create_backend_app))
 uvicorn.run(app, interface="wsgi", host="0.0.0.0", port=int(sys.argv[1]), timeout_keep_alive=600)
 """
 A = np.random.default_rng(0).random((400, 32), np.float32)
@@ -156,7 +158,7 @@ def s3_on(host: Host) -> Iterator[int]:
     """A server that speaks S3 on a host, from soon on: its port."""
     port = free_port()
     command = [*host.launcher, sys.executable, "-c", S3, str(port)]
-    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as server:
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as server:
         try:
             yield port
         finally:

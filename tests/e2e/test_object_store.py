@@ -124,8 +124,6 @@ def test_a_fit_goes_on_where_nothing_of_the_dead_service_is_left(s3: S3, start: 
 
 @pytest.mark.slow
 def test_a_store_that_is_away_is_told_and_comes_back(start: Start) -> None:
-    from moto.server import ThreadedMotoServer
-
     s3 = S3()
     service = start(s3, s3.new_url(), DICTSERVE_OBJECTS_LISTING_SECONDS="0")
     assert service.client.put("/dictionaries/digits", json={"data": [[1] * 512]}).status_code == 201
@@ -143,8 +141,7 @@ def test_a_store_that_is_away_is_told_and_comes_back(start: Start) -> None:
     assert service.client.put("/dictionaries/digits", json={"data": [[1] * 512]}).status_code == 503
     assert service.client.get("/readyz").status_code == 200
     assert "dictserve_store_available 0.0" in service.client.get("/metrics").text
-    s3.server = ThreadedMotoServer(ip_address="127.0.0.1", port=int(s3.endpoint.rpartition(":")[2]), verbose=False)
-    s3.server.start()
+    s3.start()
     until(service, "/dictionaries/digits", 200)
     np.testing.assert_array_equal(codes(service), before)
     assert service.stop() == 0
