@@ -8,7 +8,6 @@ nothing.
 """
 
 import ctypes
-import os
 import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
@@ -17,8 +16,6 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 from unittest.mock import patch
-
-os.environ["TRITON_INTERPRET"] = "1"  # read as kernels are defined, triton's own among them
 
 import torch
 import torch._dynamo  # which torch would load on the way

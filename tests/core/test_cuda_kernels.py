@@ -25,7 +25,6 @@ from tests.core.problems import excess, kkt_residual, nearly_dependent, planted
 
 if torch.cuda.is_available():
     pytest.skip("tests/gpu runs the kernels on the device itself", allow_module_level=True)
-os.environ["TRITON_INTERPRET"] = "1"  # read as kernels are defined, triton's own among them
 from core.kernels import bounded, cpu, cuda, records, rounds, working_sets
 from core.kernels.records import record_of
 
