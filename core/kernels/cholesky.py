@@ -3,8 +3,6 @@
 Each number of U takes the products of the rows above it one by one, in rising order, and sixteen numbers of a row
 do so at once. A factor is kept without its lower triangle, with the reciprocals of the pivots on its diagonal; its
 rows are padded to whole vectors, and the last ones to four with the identity.
-
-As for `core.kernels.lanes`, numba's disk cache of what calls this does not see that this file has changed.
 """
 
 from typing import Any

@@ -5,8 +5,7 @@ joined by its products with those held, one that left by a unit vector that keep
 eliminated, a system no larger than the change. That costs two triangular solves, for all of the border at once, each
 in a lane of its own; a factor of the new support, as many as a third of its size.
 
-Compiled by numba; all arrays are C-contiguous. As for `core.kernels.lanes`, numba's disk cache of what calls this
-does not see that this file has changed.
+Compiled by numba; all arrays are C-contiguous.
 """
 
 from typing import Any

@@ -3,9 +3,6 @@
 An array of vectors is an ordinary C-contiguous array whose last axis has length `LANES`; `load(X, i)` and
 `store(X, i, v)` take the i-th sixteen numbers of it. What is done to one lane never depends on another, and LLVM
 maps a vector on what registers the machine has.
-
-Numba's disk cache does not see that this file has changed: after a change here, remove the `__pycache__` of this
-directory (`make clean` does).
 """
 
 # mypy: disable-error-code="no-untyped-def, misc, no-untyped-call"

@@ -4,7 +4,7 @@ D comes in panels: the concepts whose sums are in registers at once lie together
 read is read in order. A library's product is made for many rows; and here a row's sums are added in one
 fixed order, whatever the rows beside it.
 
-Compiled by numba. As for `core.kernels.lanes`, numba's disk cache of what calls this does not see a change here.
+Compiled by numba.
 """
 
 # mypy: disable-error-code="no-untyped-def, no-untyped-call, call-arg"

@@ -1,7 +1,4 @@
-"""Products of rows of a few concepts, in one fixed order: a row's do not depend on its neighbours.
-
-As for `core.kernels.lanes`, numba's disk cache of what calls this does not see that this file has changed.
-"""
+"""Products of rows of a few concepts, in one fixed order: a row's do not depend on its neighbours."""
 
 from typing import Any
 

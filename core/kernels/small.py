@@ -3,8 +3,7 @@
 Sweeps of coordinate descent find most of the support; exact solves on it (Cholesky, as in block principal pivoting:
 Kim & Park 2011) alternate with a few sweeps that correct it.
 
-Compiled by numba; all arrays are C-contiguous. As for `core.kernels.lanes`, numba's disk cache of what calls this
-does not see that this file has changed.
+Compiled by numba; all arrays are C-contiguous.
 """
 
 from typing import Any

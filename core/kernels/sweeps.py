@@ -4,8 +4,6 @@ Given codes z and their gradient g = zB − c, each coordinate in turn goes to i
 z_j, and takes the gradient along, g += δ·B_j (Cichocki, Zdunek & Amari 2007). One row passes over the coordinates
 that stay, which is fast where most do; sixteen share the waiting of each coordinate for the one before, which is fast
 where most move. Both round alike.
-
-As for `core.kernels.lanes`, numba's disk cache of what calls this does not see that this file has changed.
 """
 
 from typing import Any
