@@ -148,14 +148,13 @@ def as_tensor(x: Input, form: Form, device: torch.device) -> torch.Tensor:
 
 
 def stacked(blocks: Iterator[Array]) -> Generator[None, None, Array]:
-    """The blocks, one below the other, in one array that grows in place; one block a slice."""
-    stack = next(blocks).copy()
+    """The blocks, one below the other, in one buffer that grows in place; one block a slice."""
+    block = next(blocks)
+    width, stack = block.shape[1], bytearray(np.ascontiguousarray(block).data)
     for block in blocks:
         yield
-        start = len(stack)
-        stack.resize((start + len(block), stack.shape[1]), refcheck=False)  # no one else has seen it
-        stack[start:] = block
-    return stack
+        stack += np.ascontiguousarray(block).data
+    return np.frombuffer(stack, np.float32).reshape(-1, width)
 
 
 def tensor(x: Array) -> torch.Tensor:
