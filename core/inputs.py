@@ -150,11 +150,11 @@ def as_tensor(x: Input, form: Form, device: torch.device) -> torch.Tensor:
 def stacked(blocks: Iterator[Array]) -> Generator[None, None, Array]:
     """The blocks, one below the other, in one buffer that grows in place; one block a slice."""
     block = next(blocks)
-    width, stack = block.shape[1], bytearray(np.ascontiguousarray(block).data)
+    stack = bytearray(np.ascontiguousarray(block).data)
     for block in blocks:
         yield
         stack += np.ascontiguousarray(block).data
-    return np.frombuffer(stack, np.float32).reshape(-1, width)
+    return np.frombuffer(stack, block.dtype).reshape(-1, block.shape[1])
 
 
 def tensor(x: Array) -> torch.Tensor:

@@ -17,8 +17,8 @@ from app.line import SILENT_SECONDS, Line, give_up_in_time
 from app.store.object_store import ObjectStore
 from app.store.store import Reference, Store
 from tests.app.conftest import D, publish
-from tests.conftest import S3
 from tests.postgres import Cluster
+from tests.s3 import S3
 
 
 @pytest.fixture(autouse=True)
@@ -135,7 +135,7 @@ def test_a_database_that_takes_connections_and_says_nothing(monkeypatch: pytest.
 # -- the object store -------------------------------------------------------------------------------------
 
 
-def test_what_is_at_hand_stays_so_while_the_object_store_is_away(s3: S3, tmp_path: Path) -> None:
+def test_what_is_at_hand_stays_so_while_the_object_store_is_away(tmp_path: Path) -> None:
     """What is asked of it otherwise is refused, what is not known included."""
     own = S3()
     store = Store(tmp_path, ObjectStore(own.new_url(), own.options, listing_seconds=0.0))

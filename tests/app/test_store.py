@@ -21,7 +21,7 @@ from app.store.files import Files
 from app.store.object_store import ObjectStore
 from app.store.store import MACHINE, Labels, Reference, Store, check_name, figures_file
 from tests.app.conftest import D, publish
-from tests.conftest import S3
+from tests.s3 import S3
 
 
 @pytest.fixture

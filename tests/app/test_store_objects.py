@@ -24,7 +24,7 @@ from app.store.shared_files import GRACE_SECONDS, SWEEP_SECONDS, SharedFiles
 from app.store.store import Reference, Store
 from app.store.uploads import Uploads
 from tests.app.conftest import D, publish
-from tests.conftest import S3
+from tests.s3 import S3
 
 LISTING_SECONDS = 600.0  # longer than any machine takes for a test
 

@@ -4,17 +4,20 @@ import os
 import subprocess
 import sys
 from collections.abc import Mapping
+from pathlib import Path
 from types import MappingProxyType
 
 import pytest
 
 import core
 
+ROOT = Path(__file__).parent.parent.parent
+
 
 def run_fresh(code: str, variables: Mapping[str, str] = MappingProxyType({})) -> str:
     """The output of `code` in a fresh interpreter, with these variables in its environment."""
     command, env = [sys.executable, "-c", code], {**os.environ, **variables}
-    return subprocess.run(command, check=True, capture_output=True, text=True, env=env).stdout.strip()
+    return subprocess.run(command, check=True, capture_output=True, text=True, env=env, cwd=ROOT).stdout.strip()
 
 
 def test_every_exported_name_is_there() -> None:

@@ -26,9 +26,9 @@ from app.main import create_app
 from app.settings import Settings
 from demo.service import free_port
 from tests.blocks import PAGES, ROOT, Block, blocks
-from tests.conftest import S3
 from tests.e2e.conftest import Service
 from tests.postgres import USER, Cluster
+from tests.s3 import S3
 
 pytestmark = pytest.mark.slow
 

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from tests.e2e.conftest import Service
+from tests.memory import held_bytes
 
 ROWS, FEATURES, SHARDS = 60_000, 256, 4  # 61 MB in float32, 123 MB on the disk
 
@@ -32,11 +33,11 @@ def service(tmp_path_factory: pytest.TempPathFactory, data: Path) -> Iterator[Se
 
 def test_files_and_an_upload_give_the_same_dictionary_and_little_is_held(service: Service, data: Path) -> None:
     parameters = {"nb_concepts": 8, "max_iter": 5}
-    peak = peak_bytes(service.pid)
+    peak = held_bytes("VmHWM", service.pid)
     answer = service.client.post("/fit", json={"name": "files", "files": ["*.npy"], **parameters})
     assert answer.status_code == 202, answer.text
     assert service.ended(answer.json()["id"])["state"] == "succeeded"
-    assert peak_bytes(service.pid) - peak < 100 * 1024 * 1024  # a few slices, not the data
+    assert held_bytes("VmHWM", service.pid) - peak < 100 * 1024 * 1024  # a few slices, not the data
 
     A = np.vstack([np.load(data / f"{shard}.npy") for shard in range(SHARDS)])
     service.ended(service.fit(A, name="upload", **parameters))
@@ -54,8 +55,3 @@ def test_a_warm_start_goes_on_from_its_dictionary(service: Service) -> None:
     assert (cold["state"], warm["state"]) == ("succeeded", "succeeded"), (cold, warm)
     assert warm["parameters"]["init"] == "cold@1"
     assert warm["progress"]["loss"] < cold["progress"]["loss"]
-
-
-def peak_bytes(pid: int) -> int:
-    status = Path(f"/proc/{pid}/status").read_text()
-    return 1024 * int(status.partition("VmHWM:")[2].split()[0])

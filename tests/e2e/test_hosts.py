@@ -38,7 +38,7 @@ LEASE_SECONDS = 2
 S3 = """
 import sys, uvicorn
 from moto.server import DomainDispatcherApplication, create_backend_app
-from tests.conftest import one_write_at_a_time
+from tests.s3 import one_write_at_a_time
 
 app = one_write_at_a_time(DomainDispatcherApplication(create_backend_app))
 uvicorn.run(app, interface="wsgi", host="0.0.0.0", port=int(sys.argv[1]), timeout_keep_alive=600)

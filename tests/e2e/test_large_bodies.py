@@ -6,7 +6,6 @@ import socket
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack
-from pathlib import Path
 
 import httpx
 import numpy as np
@@ -15,14 +14,9 @@ from safetensors.numpy import save
 
 from demo.service import npy
 from tests.e2e.conftest import Service
+from tests.memory import held_bytes
 
 MOST_BODIES = 2.5  # of memory that an encode of one body may take
-
-
-def memory(service: Service, field: str) -> int:
-    """A field of the HTTP process's status, in bytes."""
-    lines = Path(f"/proc/{service.pid}/status").read_text().splitlines()
-    return 1024 * next(int(line.split()[1]) for line in lines if line.startswith(field))
 
 
 @pytest.mark.slow
@@ -34,9 +28,9 @@ def test_ten_thousand_rows_take_little_more_memory_than_their_body(service: Serv
     assert service.client.put("/dictionaries/a", content=npy(D)).status_code == 201
     content = npy(A) if form == "npy" else save({"data": A})
     service.client.post("/encode?dictionary=a", content=npy(A[:10])).raise_for_status()
-    rest = memory(service, "VmRSS")
+    rest = held_bytes("VmRSS", service.pid)
     service.client.post("/encode?dictionary=a", content=content).raise_for_status()
-    assert memory(service, "VmHWM") - rest <= MOST_BODIES * len(content)
+    assert held_bytes("VmHWM", service.pid) - rest <= MOST_BODIES * len(content)
 
 
 MIB = 1024 * 1024
@@ -166,10 +160,10 @@ def test_answers_that_are_being_read_are_bounded_together(bounded: Service) -> N
 
 def test_a_length_that_is_told_takes_no_memory(bounded: Service) -> None:
     """So much was set aside, and written to, before anything had come: of headers alone, 64 MiB a connection."""
-    rest = memory(bounded, "VmRSS")
+    rest = held_bytes("VmRSS", bounded.pid)
     with ExitStack() as stack:
         for _ in range(50):
             stack.enter_context(begun(bounded, BOUND, ROWS[:100]))
         assert encoded(bounded, ROWS) == 200
-        assert memory(bounded, "VmRSS") - rest < 10 * BOUND  # of the 50 that are told
+        assert held_bytes("VmRSS", bounded.pid) - rest < 10 * BOUND  # of the 50 that are told
         assert held(bounded) == 0

@@ -14,8 +14,8 @@ from app.store.bucket import Bucket, bucket_of
 from app.store.object_store import ObjectStore
 from demo.digits import split_digits
 from demo.service import npy
-from tests.conftest import S3
 from tests.e2e.conftest import Service
+from tests.s3 import S3
 
 FITTED, HELD_OUT = split_digits()
 

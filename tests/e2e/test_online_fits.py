@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from tests.e2e.conftest import Service
+from tests.memory import held_bytes
 
 ROWS, FEATURES, SHARDS = 40_000, 512, 4  # 82 MB in float32 each, of float32
 FIT = {"nb_concepts": 8, "files": ["*.npy"], "tol": 0}
@@ -71,10 +72,10 @@ def test_the_memory_of_the_worker_is_flat(service: Service) -> None:
     """Of 246 MB more the worker holds a few batches; what any fit needs (torch's own, too) it has taken before, give
     or take what the allocator keeps (9 to 76 MB were seen)."""
     service.ended(begun(service, name="one", files=["0.npy"], epochs=1), 120)
-    peak = peak_bytes(service.worker_pid)
+    peak = held_bytes("VmHWM", service.worker_pid)
     job = service.ended(begun(service, name="all", epochs=1), 120)
     assert job["state"] == "succeeded", job
-    assert peak_bytes(service.worker_pid) - peak < 128 * 1024 * 1024
+    assert held_bytes("VmHWM", service.worker_pid) - peak < 128 * 1024 * 1024
 
 
 def until_kept(service: Service, seconds: float = 30.0) -> None:
@@ -83,8 +84,3 @@ def until_kept(service: Service, seconds: float = 30.0) -> None:
     while not list((service.store / ".dictserve" / "checkpoints").iterdir()):
         assert time.monotonic() < deadline
         time.sleep(0.01)
-
-
-def peak_bytes(pid: int) -> int:
-    status = Path(f"/proc/{pid}/status").read_text()
-    return 1024 * int(status.partition("VmHWM:")[2].split()[0])
