@@ -29,6 +29,7 @@ def serve(
     import signal
     import socket
 
+    _end_when_told()
     gc.disable()  # to look through what imports make, nearly all of which stays, takes a tenth of a start
     from app.worker.launch import Launched
 
@@ -42,20 +43,23 @@ def serve(
         )
     worker = Launched(chosen)  # it imports for longer than all that comes here before it is needed
 
-    import uvicorn
-
-    from app import logs
-    from app.errors import AppError
-    from app.http.protocol import bounded
-    from app.main import create_app
-
-    logs.configure(chosen.log_format, chosen.log_level)
     try:
-        app = create_app(chosen, worker=worker)
-        app.state.services.open()
-    except AppError as error:
+        import uvicorn
+
+        from app import logs
+        from app.errors import AppError
+        from app.http.protocol import bounded
+        from app.main import create_app
+
+        logs.configure(chosen.log_format, chosen.log_level)
+        try:
+            app = create_app(chosen, worker=worker)
+            app.state.services.open()
+        except AppError as error:
+            sys.exit(f"dictserve: {error}")
+    except BaseException:
         worker.kill()  # before it can say that there is no service
-        sys.exit(f"dictserve: {error}")
+        raise
     gc.enable()
     _allow_open_files(chosen.max_connections)
 
@@ -91,6 +95,19 @@ def serve(
     server.run()
     if not server.started:
         sys.exit(1)  # it has told why
+
+
+def _end_when_told() -> None:
+    """Until there is something to end in order. The first process of a container is not ended by a signal that it has
+    no handler for, so that a stop during the start would go unheard."""
+    import signal
+
+    def end(number: int, frame: object) -> None:
+        sys.exit(0)
+
+    signal.signal(signal.SIGTERM, end)
+    if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:
+        signal.signal(signal.SIGHUP, end)
 
 
 def _allow_open_files(connections: int) -> None:

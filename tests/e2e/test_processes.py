@@ -177,6 +177,25 @@ def test_it_is_ended_in_order(no_nohup: None, service: Service) -> None:
     assert service.client.delete(f"/jobs/{id}").json()["state"] == "cancelled"
 
 
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_it_is_ended_in_order_while_it_starts(no_nohup: None, tmp_path: Path, number: int) -> None:
+    """By a handler of its own: the first process of a container is not ended by a signal that it has none for."""
+    log = tmp_path / "log"
+    command = [sys.executable, "-m", "app", "serve", "--port", "0", "--store", str(tmp_path / "store")]
+    with log.open("w") as told:
+        process = subprocess.Popen(command, stdout=told, stderr=told)
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
+    while not (workers := children.read_text().split()):  # the worker is launched before what takes time is imported
+        assert process.poll() is None, log.read_text()
+        time.sleep(0.005)
+    process.send_signal(number)
+    begun = time.monotonic()
+    assert process.wait(10) == 0
+    assert time.monotonic() - begun < 3
+    assert gone(int(workers[0]))
+    assert "Traceback" not in log.read_text()
+
+
 @contextlib.contextmanager
 def half_a_request(service: Service) -> Iterator[None]:
     with socket.create_connection(("127.0.0.1", service.port)) as connection:
