@@ -10,13 +10,16 @@ from typing import Any, NoReturn
 
 import numpy as np
 
-from core.errors import NegativeValues, NotFinite, OutOfRange, WrongDtype, WrongShape
+from core.errors import InvalidParameter, NegativeValues, NotFinite, OutOfRange, WrongDtype, WrongShape
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
 BLOCK_VALUES = 1 << 16  # 256 KiB of float32: well inside an L2 cache
 
 FLOAT32_MAX = float(np.finfo(np.float32).max)
+
+NEVER_CLIPPED = ("codes", "concepts")
+CLIPPING = "; to have negative activations set to zero, pass A.clip(0) (Python) or clip=true (HTTP)"
 
 Place = Callable[[tuple[int, int]], tuple[int, int]]
 
@@ -159,8 +162,7 @@ def _refuse_negative(x: Array, name: str, place: Place) -> NoReturn:
     count, first = _count(x, lambda block: block < 0)
     raise NegativeValues(
         f"{name} hold {count} negative value{'s' * (count > 1)}, the first ({float(x[first]):.6g}) at "
-        f"{_told(place(first))}; every value must be at least 0; to have negative activations "
-        "set to zero, pass A.clip(0) (Python) or clip=true (HTTP)"
+        f"{_told(place(first))}; every value must be at least 0" + ("" if name in NEVER_CLIPPED else CLIPPING)
     )
 
 
@@ -206,3 +208,10 @@ def _blocks(x: Array) -> Iterator[slice]:
     rows = max(1, BLOCK_VALUES // x.shape[1])
     for start in range(0, x.shape[0], rows):
         yield slice(start, min(start + rows, x.shape[0]))
+
+
+def at_least_one(name: str, number: object) -> int:
+    """A parameter that counts something; raises InvalidParameter where it is no such number."""
+    if isinstance(number, bool) or not isinstance(number, (int, np.integer)) or number < 1:
+        raise InvalidParameter(f"{name} is {number!r}; it must be a whole number of at least 1")
+    return int(number)

@@ -1,13 +1,14 @@
 """A dictionary of concepts, prepared once and then used for any number of encodes and decodes."""
 
 from dataclasses import dataclass
+from numbers import Real
 from typing import Any
 
 import numpy as np
 import torch
 
 from core import kernels
-from core.checks import check_size
+from core.checks import at_least_one, check_size
 from core.chunks import slices
 from core.errors import InvalidParameter, OutOfRange
 from core.kernels.precision import Precision, product
@@ -117,14 +118,14 @@ class Dictionary:
         Raises:
             InvalidParameter: `tol` is not positive or `max_iter` below one.
             WrongShape: A has no rows, or another width.
-            OutOfRange: a code is too large for the dtype (large activations over tiny concepts).
+            OutOfRange: a code is too large for the dtype (large activations over tiny concepts). Codes too small for
+                it lose accuracy, or are zero; where that is more than `tol`, `converged` is false.
         """
         if tol is None:
             tol = ENCODE_TOL if self.dtype == torch.float32 else ENCODE_TOL_FLOAT64
-        if not tol > 0:
-            raise InvalidParameter(f"tol is {tol}; it must be positive")
-        if max_iter < 1:
-            raise InvalidParameter(f"max_iter is {max_iter}; it must be at least 1")
+        if not isinstance(tol, Real) or not tol > 0:
+            raise InvalidParameter(f"tol is {tol!r}; it must be a positive number")
+        max_iter = at_least_one("max_iter", max_iter)
         A = torch.as_tensor(A).detach()
         check_size(tuple(A.shape), width=self.n_features, width_name="features", name="activations")
         codes, residual = self._solve_in_parts(A, tol, max_iter)
@@ -146,7 +147,7 @@ class Dictionary:
             else:
                 ordinary = times_power_of_two(Z, -exponents[:, None])
                 A = times_power_of_two(product(ordinary, self.D, Precision.FLOAT32), exponents[:, None])
-        return _in_range(A, "activations")
+        return _in_range(A, "activations", of=Z, given="codes")
 
     def _matrix(self, x: torch.Tensor | np.ndarray[Any, Any]) -> torch.Tensor:
         return torch.as_tensor(x).detach().to(self.device, self.dtype).contiguous()
@@ -166,7 +167,7 @@ class Dictionary:
 
     def _solve(self, A: torch.Tensor, tol: float, max_iter: int) -> tuple[torch.Tensor, torch.Tensor]:
         """A may lie elsewhere: there the largest values are found, since a device that tells them is waited for."""
-        exponents = exponents_of(A.amax(dim=1))
+        given, exponents = A, exponents_of(A.amax(dim=1))
         A = self._matrix(A)
         if exponents is not None:
             exponents = exponents.to(self.device)
@@ -176,11 +177,19 @@ class Dictionary:
             return Z, residual
         of_rows = 0 if exponents is None else exponents[:, None]
         of_concepts = 0 if self._exponents is None else self._exponents
-        return _in_range(times_power_of_two(Z, torch.as_tensor(of_rows - of_concepts)), "codes"), residual
+        powers = torch.as_tensor(of_rows - of_concepts)
+        codes = _in_range(times_power_of_two(Z, powers), "codes", of=given, given="activations")
+        lost = (times_power_of_two(codes, -powers) - Z).abs().amax(dim=1)  # what is too small for the dtype
+        return codes, torch.maximum(residual, torch.where(lost > 0, lost / Z.amax(dim=1), 0))
 
 
-def _in_range(x: torch.Tensor, name: str) -> torch.Tensor:
+def _in_range(x: torch.Tensor, name: str, *, of: torch.Tensor, given: str) -> torch.Tensor:
     if not bool(torch.isfinite(x.amax())):
         kind = torch.finfo(x.dtype)
-        raise OutOfRange(f"the {name} would exceed {kind.max:.3g}, the largest {kind.dtype} number")
+        row = int((~torch.isfinite(x.amax(dim=1))).nonzero()[0])  # of those that are computed together
+        more = ", or compute in float64 (dtype=float64)" if x.dtype == torch.float32 else ""
+        raise OutOfRange(
+            f"the {name} of a row whose {given} reach {float(of[row].amax()):.3g} would exceed {kind.max:.3g}, the "
+            f"largest {kind.dtype} number; rescale its {given}{more}"
+        )
     return x

@@ -40,7 +40,7 @@ from core.kernels.lanes import (
 from core.kernels.panels import gradients, padded
 from core.kernels.prepared import Prepared
 from core.kernels.products import four_chosen, norm_of, relative, residual_of, row_of_tile
-from core.kernels.small import LARGEST_SUPPORT, PATIENCE, gram_of, kkt_residual, solve_small, stride_for
+from core.kernels.small import LARGEST_SUPPORT, PATIENCE, gram_of, is_beyond, kkt_residual, solve_small, stride_for
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
@@ -139,6 +139,7 @@ def _refine(
     held: Array,
     aim: float,
     a: Array,
+    norm: float,
     chosen: Array,
     D: Array,
     r: Array,
@@ -163,7 +164,8 @@ def _refine(
             step[i] = -g[support[i]]
         way_to_minimiser(B, support, z, U, held, step)
         for i in range(support.size):
-            if not z[support[i]] + step[i] > 0:
+            j = support[i]
+            if not z[j] + step[i] > 0 or is_beyond(z[j] + step[i], norm, inverse[j]):
                 return
         for i in range(support.size):
             z[support[i]] += step[i]
@@ -204,11 +206,11 @@ def solve_some(
                 round_aim = max(aim, ROUND_SHARE * reached)
                 until = min(sweeps[s] + PATIENCE, max_sweeps)
                 held = held_none(new.size)
-                sweeps[s] = solve_small(z_new, g_new, gram, h, U, held, round_aim, sweeps[s], until)
-                if kkt_residual(z_new, g_new, h) > round_aim:
+                sweeps[s] = solve_small(z_new, g_new, gram, h, norms[s], U, held, round_aim, sweeps[s], until)
+                if not kkt_residual(z_new, g_new, h) <= round_aim:
                     sweeps[s] = max_sweeps  # left to `core.kernels.dependent`
                 if all_in:
-                    _refine(z_new, g_new, gram, h, U, held, aim, A[i], new, D, R[s])
+                    _refine(z_new, g_new, gram, h, U, held, aim, A[i], norms[s], new, D, R[s])
                 else:
                     residual_of(A[i], z_new, new, D, R[s])
                 for m in range(new.size):

@@ -59,7 +59,7 @@ def solve(A: torch.Tensor, prepared: Prepared, tol: float, max_sweeps: int) -> t
         _solve(dense.solve_some, a, arrays, tol, Z, residual, min(PATIENCE, max_sweeps))
     else:
         _solve(active_set.solve_some, a, arrays, tol, Z, residual, max_sweeps)
-    if (late := np.flatnonzero(residual > tol)).size:
+    if (late := np.flatnonzero(~(residual <= tol))).size:
         z, left = (torch.from_numpy(x[late]) for x in (Z, residual))
         finish(A[late], prepared, tol, max_sweeps, z, left)
         Z[late], residual[late] = z, left

@@ -74,7 +74,7 @@ def solve(
     with torch.cuda.device_of(A):  # type: ignore[no-untyped-call]
         solved = _by_record(A, prepared, tol, max_sweeps, records) or _by_rounds(Encode(A, prepared, tol, max_sweeps))
         if solved.given_up:
-            late = (solved.residual > tol).nonzero().squeeze(1)
+            late = (~(solved.residual <= tol)).nonzero().squeeze(1)
             a, z, left = (x[late].cpu() for x in (A, solved.Z, solved.residual))
             of_cpu().finish(a, prepared, tol, max_sweeps, z, left)
             solved.Z[late], solved.residual[late] = z.to(A.device), left.to(A.device)

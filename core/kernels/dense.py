@@ -38,7 +38,7 @@ from core.kernels.lanes import (
 from core.kernels.panels import gradients, padded
 from core.kernels.prepared import Prepared
 from core.kernels.products import norm_of, relative, residual_of
-from core.kernels.small import MOST_SPANNED, SHORTER
+from core.kernels.small import MOST_SPANNED, SHORTER, is_beyond
 from core.kernels.sweeps import sweep_lanes, sweep_row
 
 Array = np.ndarray[Any, np.dtype[Any]]
@@ -255,12 +255,21 @@ def _change(z: Array, g: Array, trial: Array, trial_g: Array, change: Array) -> 
 
 @compiled()
 def _exact_step(
-    z: Array, g: Array, B: Array, stepping: Array, trial: Array, trial_g: Array, room: Array, spanned: Array
+    z: Array,
+    g: Array,
+    B: Array,
+    inverse: Array,
+    norms: Array,
+    stepping: Array,
+    trial: Array,
+    trial_g: Array,
+    room: Array,
+    spanned: Array,
 ) -> None:
     """Every stepping row towards the minimiser on the support of its z, in place, as `core.kernels.small.exact_step`.
 
-    `spanned` counts the steps of a row that were cut short on a support of which some concepts span others. Few rows
-    are factored one by one, at the rate of the vector units too.
+    `spanned` counts the steps of a row that were refused, or cut short on a support of which some concepts span
+    others. Few rows are factored one by one, at the rate of the vector units too.
     """
     k = B.shape[0]
     support, used = np.zeros((k + 3, LANES), np.int64), np.zeros(LANES, np.int64)
@@ -294,22 +303,25 @@ def _exact_step(
                 step[i, s] = -z[j, s]
             if step[i, s] < 0 and not z[j, s] + step[i, s] > 0:
                 reach[s] = min(reach[s], -z[j, s] / step[i, s])
-    again = True
+    again, refused = True, np.zeros(LANES, np.bool_)
     while again:
-        again = False
+        again, refused[:] = False, False
         for s in range(LANES):
             for i in range(used[s]):
                 j = support[i, s]
                 stops = step[i, s] < 0 and -z[j, s] / step[i, s] <= share[s]
                 trial[j, s] = 0 if stops else max(z[j, s] + share[s] * step[i, s], 0)
+                refused[s] |= is_beyond(trial[j, s], norms[s], inverse[j])
         _gradient_at(trial, z, g, B, trial_g, used)
         _change(z, g, trial, trial_g, change)
         for s in range(LANES):
-            if change[s] > 0 and share[s] > reach[s]:
+            if (refused[s] or change[s] > 0) and share[s] > reach[s]:
                 share[s] = max(SHORTER * share[s], reach[s])
                 again = True
     for s in range(LANES):
-        spanned[s] += share[s] < 1 and np.any(dropped[:, s])
+        spanned[s] += refused[s] or (share[s] < 1 and np.any(dropped[:, s]))
+        if refused[s]:
+            trial[:, s], trial_g[:, s] = z[:, s], g[:, s]
     _copy(trial, z)
     _copy(trial_g, g)
 
@@ -335,6 +347,7 @@ def _solve_small(
     g: Array,
     B: Array,
     inverse: Array,
+    norms: Array,
     aims: Array,
     alive: Array,
     sweeps: Array,
@@ -349,7 +362,7 @@ def _solve_small(
         for s in range(LANES):
             stepping[s] = active[s]
         _sweep(z, g, B, inverse, active, sweeps, allowed, max_sweeps)
-        _exact_step(z, g, B, stepping, trial, trial_g, room, spanned)
+        _exact_step(z, g, B, inverse, norms, stepping, trial, trial_g, room, spanned)
         _kkt_residuals(z, g, inverse, residuals)
         for s in range(LANES):
             if spanned[s] == MOST_SPANNED:
@@ -391,7 +404,7 @@ def _solve_tile(
             break
         if room.size == 0:
             room = np.empty(((k + 3) // 4 * 4 * ((k + 3) // 4 * 4), LANES), A.dtype)
-        _solve_small(z, g, prepared.B, prepared.inverse, aims, alive, sweeps, max_sweeps, room)
+        _solve_small(z, g, prepared.B, prepared.inverse, norms, aims, alive, sweeps, max_sweeps, room)
         for at in range(rows.size):
             s = rows[at]
             support = np.nonzero(z[:, s])[0]

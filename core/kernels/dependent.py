@@ -19,7 +19,17 @@ from core.kernels.held import held_none
 from core.kernels.panels import gradients, padded
 from core.kernels.prepared import Prepared
 from core.kernels.products import four, norm_of, relative, residual_of, row_of_tile
-from core.kernels.small import LARGEST_SUPPORT, STEPS_IN_A_ROW, exact_step, gram_of, kkt_residual, stride_for
+from core.kernels.small import (
+    CUT_SHORT,
+    LARGEST_SUPPORT,
+    STEPS_IN_A_ROW,
+    WHOLE,
+    exact_step,
+    gram_of,
+    is_beyond,
+    kkt_residual,
+    stride_for,
+)
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
@@ -54,16 +64,35 @@ def _join(z: Array, g: Array, B: Array, inverse: Array) -> None:
 
 @compiled()
 def _build_up(
-    z: Array, g: Array, B: Array, inverse: Array, U: Array, held: Array, aim: float, sweeps: int, max_sweeps: int
+    z: Array,
+    g: Array,
+    B: Array,
+    inverse: Array,
+    norm: float,
+    U: Array,
+    held: Array,
+    aim: float,
+    sweeps: int,
+    max_sweeps: int,
 ) -> int:
     """Lower the residual to `aim`, in place; what joins at once counts as a sweep."""
     trial, trial_g = np.empty_like(z), np.empty_like(z)
-    while sweeps < max_sweeps and kkt_residual(z, g, inverse) > aim:
+    least, best, stale = np.inf, z.copy(), 0
+    while True:
+        reached = kkt_residual(z, g, inverse)
+        stale = 0 if reached < least / 2 else stale + 1
+        if reached < least:
+            least, best[:] = reached, z
+        if not reached > aim or stale == STALE_BEFORE or sweeps >= max_sweeps:
+            break
         sweeps += 1
         _join(z, g, B, inverse)
         for _ in range(STEPS_IN_A_ROW):
-            if np.count_nonzero(z) > LARGEST_SUPPORT or not exact_step(z, g, B, U, held, trial, trial_g):
+            if np.count_nonzero(z) > LARGEST_SUPPORT:
                 break
+            if exact_step(z, g, B, inverse, norm, U, held, trial, trial_g) != CUT_SHORT:
+                break
+    z[:] = best  # concepts that float64, too, can hardly tell apart come and go
     return sweeps
 
 
@@ -89,9 +118,18 @@ def _gradient(r: Array, D: Array, g: Array) -> None:
 
 @compiled()
 def _minimise(
-    a: Array, z: Array, D: Array, B: Array, inverse: Array, aim: float, sweeps: int, max_sweeps: int, may_be_bad: bool
+    a: Array,
+    z: Array,
+    D: Array,
+    B: Array,
+    inverse: Array,
+    norm: float,
+    aim: float,
+    sweeps: int,
+    max_sweeps: int,
+    may_be_bad: bool,
 ) -> int:
-    """Codes z of a on these concepts, in place, to a residual of at most `aim`; all in float64.
+    """Codes z of a, of this norm, on these concepts, in place, to a residual of at most `aim`; all in float64.
 
     Where z may be bad it is what to begin from only if the minimiser on its support is better in one step, and
     neither concepts that depend on others nor codes that would be negative are in the way; else zero is.
@@ -103,10 +141,11 @@ def _minimise(
     _gradient(r, D, g)
     if may_be_bad:
         trial, trial_g = np.empty_like(z), np.empty_like(z)
-        if np.count_nonzero(z) > LARGEST_SUPPORT or exact_step(z, g, B, U, held, trial, trial_g):
+        bad = np.count_nonzero(z) > LARGEST_SUPPORT
+        if bad or exact_step(z, g, B, inverse, norm, U, held, trial, trial_g) != WHOLE:
             z[:] = 0
             _gradient(-a, D, g)
-    return _build_up(z, g, B, inverse, U, held, aim, sweeps, max_sweeps)
+    return _build_up(z, g, B, inverse, norm, U, held, aim, sweeps, max_sweeps)
 
 
 @compiled()
@@ -127,6 +166,10 @@ def solve_some(
     for i in range(first, last):
         z, g, norm = Z[i], G[0, :k], norm_of(A[i])
         a[:] = A[i]
+        for j in range(k):
+            if is_beyond(z[j], norm, inverse[j]):
+                z[:] = 0  # nothing is to be had from these
+                break
         residual_of(A[i], z, np.arange(k), D, R[0])
         sweeps, previous, best, stale, rounds, all_in = 0, np.inf, np.inf, 0, 0, True
         while True:
@@ -143,7 +186,9 @@ def solve_some(
                 concepts, gram = _in_float64(chosen, D)
             aim = LAST_SHARE * SHARE * tol if all_in else max(LAST_SHARE * SHARE * tol, ROUND_SHARE * reached)
             codes = z[chosen].astype(np.float64)
-            sweeps = _minimise(a, codes, concepts, gram, h[chosen], aim * norm, sweeps + 1, max_sweeps, rounds == 0)
+            sweeps = _minimise(
+                a, codes, concepts, gram, h[chosen], norm, aim * norm, sweeps + 1, max_sweeps, rounds == 0
+            )
             previous, best, rounds = reached, min(best, reached), rounds + 1
             z[chosen] = codes
             codes[:] = z[chosen]  # as they are told, rounded

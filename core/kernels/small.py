@@ -42,11 +42,16 @@ STEPS_IN_A_ROW = 64
 # depend on each other. (Of 40 to 80 more is faster on planted data of 4096 concepts; without an end, dependent ones
 # take ten times as long.)
 MOST_STEPS = 80
-# So is one where so many steps were cut short on supports of which some concepts span others: sweeps then add more of
-# them than steps take away. (Of 300 smooth concepts a row took 14 ms without this, and takes 2.2.)
+# So is one where so many steps were cut short on supports of which some concepts span others, or refused: sweeps then
+# add more of them than steps take away. (Of 300 smooth concepts a row took 14 ms without this, and takes 2.2.)
 MOST_SPANNED = 3
 # An exact step that does not lower the objective is tried again at this share of its length.
 SHORTER = 0.5
+# No codes that explain a row better than zero does have one that alone makes more than this many times its norm: by
+# ‖a − zD‖ ≤ ‖a‖, ‖zD‖ ≤ 2‖a‖, and nothing of it cancels. A step past that comes of a factor that rounding has made of
+# concepts that nearly depend on each other; whether it goes uphill, sums of such numbers cannot tell.
+MOST_OF_NORM = 2.0
+WHOLE, CUT_SHORT, REFUSED = 0, 1, 2  # what becomes of an exact step
 # Supports beyond this are left to the sweeps: their factor (here 4 MiB in float32) would not fit a core's cache.
 LARGEST_SUPPORT = 1024
 
@@ -99,16 +104,34 @@ def kkt_residual(z: Array, g: Array, inverse: Array) -> float:
 
 
 @compiled()
+def is_beyond(z: float, norm: float, inverse: float) -> bool:
+    """Whether a code is NaN or larger than any can be of a row with this norm."""
+    return not z <= MOST_OF_NORM * norm * np.sqrt(inverse)
+
+
+@compiled()
 def _try(
-    z: Array, g: Array, B: Array, support: Array, step: Array, share: float, trial: Array, trial_g: Array
+    z: Array,
+    g: Array,
+    B: Array,
+    inverse: Array,
+    norm: float,
+    support: Array,
+    step: Array,
+    share: float,
+    trial: Array,
+    trial_g: Array,
 ) -> float:
-    """Trial codes by this share of the step, at least zero, and their gradient; by how much the objective changes."""
+    """Trial codes by this share of the step, at least zero, and their gradient; by how much the objective changes,
+    infinity where a code is beyond what it can be."""
     trial[:], trial_g[:] = z, g
     change = 0.0
     for i in range(support.size):
         j = support[i]
         stops = step[i] < 0 and -z[j] / step[i] <= share  # at zero, and not where rounding leaves a little
         trial[j] = 0 if stops else max(z[j] + share * step[i], 0)
+        if is_beyond(trial[j], norm, inverse[j]):
+            return np.inf
         delta = trial[j] - z[j]
         if delta != 0:
             row = B[j]
@@ -121,13 +144,24 @@ def _try(
 
 
 @compiled()
-def exact_step(z: Array, g: Array, B: Array, U: Array, held: Array, trial: Array, trial_g: Array) -> bool:
-    """Towards the minimiser on the support of z, in place, never uphill.
+def exact_step(
+    z: Array,
+    g: Array,
+    B: Array,
+    inverse: Array,
+    norm: float,
+    U: Array,
+    held: Array,
+    trial: Array,
+    trial_g: Array,
+) -> int:
+    """Towards the minimiser on the support of z, the codes of a row of this norm; in place, never uphill.
 
     A concept that others of the support span goes to zero, so that supports do not outgrow the rank; such a factor is
     not `held`. Negative coordinates are set to zero. Where the whole step would not lower the objective (it nearly
     always does) it is halved until one does, at most to where the first coordinate reaches zero (projected Newton
-    steps: Bertsekas 1982); whether it was cut short is what is returned.
+    steps: Bertsekas 1982). Returned is whether it was taken WHOLE, CUT_SHORT, or REFUSED: then z stays, for even that
+    first coordinate would be reached with codes that no row of this norm has.
     """
     support = np.nonzero(z)[0]
     step = np.empty(support.size, z.dtype)
@@ -140,17 +174,31 @@ def exact_step(z: Array, g: Array, B: Array, U: Array, held: Array, trial: Array
         if step[i] < 0 and not z[support[i]] + step[i] > 0:
             reach = min(reach, -z[support[i]] / step[i])
     share = 1.0
-    while _try(z, g, B, support, step, share, trial, trial_g) > 0 and share > reach:
+    change = _try(z, g, B, inverse, norm, support, step, share, trial, trial_g)
+    while change > 0 and share > reach:
         share = max(SHORTER * share, reach)
+        change = _try(z, g, B, inverse, norm, support, step, share, trial, trial_g)
+    if change == np.inf:
+        return REFUSED
     z[:], g[:] = trial, trial_g
-    return share < 1
+    return CUT_SHORT if share < 1 else WHOLE
 
 
 @compiled()
 def solve_small(
-    z: Array, g: Array, B: Array, inverse: Array, U: Array, held: Array, aim: float, sweeps: int, max_sweeps: int
+    z: Array,
+    g: Array,
+    B: Array,
+    inverse: Array,
+    norm: float,
+    U: Array,
+    held: Array,
+    aim: float,
+    sweeps: int,
+    max_sweeps: int,
 ) -> int:
-    """Lower the residual to `aim`, in place; from `sweeps` made before to those made after, at most `max_sweeps`.
+    """Lower the residual to `aim`, in place, for a row of this norm; from `sweeps` made before to those made after,
+    at most `max_sweeps`.
 
     It may stop above that, for concepts that nearly depend on each other.
     """
@@ -164,10 +212,9 @@ def solve_small(
         if np.count_nonzero(z) <= LARGEST_SUPPORT:
             for _ in range(1 if sweeps < PATIENCE else STEPS_IN_A_ROW):
                 steps += 1
-                if not exact_step(z, g, B, U, held, trial, trial_g):
-                    break
-                spanned += held[0] == 0
-                if spanned == MOST_SPANNED:
+                how = exact_step(z, g, B, inverse, norm, U, held, trial, trial_g)
+                spanned += how == REFUSED or (how == CUT_SHORT and held[0] == 0)
+                if how != CUT_SHORT or spanned == MOST_SPANNED:
                     break
         if not kkt_residual(z, g, inverse) > aim:
             break

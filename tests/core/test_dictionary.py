@@ -1,3 +1,5 @@
+from typing import Any
+
 import numpy as np
 import pytest
 import scipy.optimize
@@ -118,6 +120,38 @@ def test_concepts_that_nearly_depend_on_each_other(kind: str, k: int, d: int) ->
         assert ((a - z @ D) ** 2).sum() - least <= 1e-6 * (a @ a)
     if kind == "smooth":  # which float64 settles throughout
         assert excess(A[:10], encoded.codes[:10], D).max() <= 2e-6
+
+
+@pytest.mark.parametrize("k", [128, 192, 256, 300])
+@pytest.mark.parametrize("width", [1.5, 1.8, 2.5])
+def test_concepts_whose_gram_float32_cannot_factor(k: int, width: float) -> None:
+    """Each of the factor's pivots is something, and yet a step by it leads as far as float32 goes, and to NaN."""
+    at = np.linspace(0, 1, k)[:, None] - np.linspace(0, 1, 2 * k)
+    D = np.exp(-(at**2) / (2 * (width / (k - 1)) ** 2)).astype(np.float32)
+    A = (np.random.default_rng(0).exponential(size=(20, k)) @ D).astype(np.float32)
+    encoded = Dictionary(D).encode(A)
+    assert bool(encoded.converged.all())
+    assert float(encoded.codes.max()) < 20
+    assert kkt_residual(A, encoded.codes.numpy(), D).max() < 1e-6
+    assert torch.equal(encoded.codes[7:8], Dictionary(D).encode(A[7:8]).codes)
+
+
+def test_float64_gives_up_on_a_row_where_it_was_best() -> None:
+    """Of more narrow concepts than features it seldom reaches what is asked for, and it is not to wander off."""
+    at = np.linspace(0, 1, 300)[:, None] - np.linspace(0, 1, 30)
+    D = np.exp(-(at**2) / (2 * 0.02**2))
+    A = np.random.default_rng(1).random((40, 30))
+    encoded = Dictionary(D, dtype=torch.float64).encode(A)
+    assert kkt_residual(A, encoded.codes.numpy(), D).max() < 1e-7
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"max_iter": 2.5}, {"max_iter": "3"}, {"max_iter": True}, {"max_iter": 0}, {"tol": "x"}, {"tol": -1.0}]
+)
+def test_parameters_of_an_encode_are_checked(wrong: dict[str, Any]) -> None:
+    A, _, D = planted(2, 8, 3)
+    with pytest.raises(errors.InvalidParameter, match=next(iter(wrong))):
+        Dictionary(D).encode(A, **wrong)
 
 
 def test_a_tolerance_that_float32_does_not_reach_ends() -> None:
@@ -248,10 +282,26 @@ def test_extremes(a: float, b: float) -> None:
 
 def test_codes_beyond_float32_are_an_error_not_infinity() -> None:
     A, _, D = planted(2, 8, 3)
-    with pytest.raises(errors.OutOfRange, match="codes would exceed"):
+    with pytest.raises(errors.OutOfRange, match=r"the codes of a row .* would exceed"):
         Dictionary(D * np.float32(1e-30)).encode(A * np.float32(1e30))
-    with pytest.raises(errors.OutOfRange, match="activations would exceed"):
+    with pytest.raises(errors.OutOfRange, match=r"the activations of a row .* would exceed"):
         Dictionary(D * np.float32(1e30)).decode(np.full((1, 3), 1e30, np.float32))
+
+
+def test_the_row_whose_codes_are_too_large_is_told_by_its_values() -> None:
+    A = np.float32([[1e-10, 1e-10], [1e-3, 1], [1e30, 1]])
+    with pytest.raises(errors.OutOfRange, match=r"a row whose activations reach 1e\+30 .*dtype=float64"):
+        Dictionary(np.eye(2, dtype=np.float32) * np.float32(1e-30)).encode(A)
+
+
+@pytest.mark.parametrize("values", [(1e-26, 1e-26), (1e-25, 2e-25)])
+def test_codes_that_float32_cannot_tell_have_not_converged(values: tuple[float, float]) -> None:
+    D = np.eye(2, dtype=np.float32) * np.float32(1e20)
+    encoded = Dictionary(D).encode(np.float32([values, (1e20, 0), (0, 0), (1e-10, 1e-15)]))
+    assert encoded.converged.tolist() == [False, True, True, True]
+    assert float(encoded.kkt_residual[0]) > 0.1
+    exact = Dictionary(D, dtype=torch.float64).encode(np.float64([values]))
+    assert bool(exact.converged.all())
 
 
 def test_zero_rows_and_zero_concepts() -> None:
