@@ -8,6 +8,7 @@ Torch and numba are imported only where they are needed: this module is loaded w
 """
 
 import os
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
@@ -43,32 +44,92 @@ def share(processes: int) -> None:
 
     count = len(os.sched_getaffinity(0)) if cores is None else min(cores, len(os.sched_getaffinity(0)))
     part = max(1, count // processes)
-    _set_threads_of_numba(part)
+    if (numba := _numba()) is not None:  # first: when it starts its threads it sets OpenMP's count, torch's too
+        numba.set_num_threads(min(part, numba.config.NUMBA_NUM_THREADS))
     torch.set_num_threads(part)
 
 
 @contextmanager
 def threads_for(multiply_adds: float) -> Iterator[None]:
     """Within: torch and numba use one thread for small work, and all that torch was given otherwise."""
+    count, is_small = _count_of_this_thread(), multiply_adds < SMALL_WORK
+    with _threads_of_numba(1 if is_small else count):
+        if not is_small:
+            yield
+            return
+        _small.begin(count)
+        try:
+            yield
+        finally:
+            _small.end(count)
+
+
+class _Small:
+    """The small work under way on all threads of the process.
+
+    A thread's count is its own, but torch gives the one that was set last, in any, to every thread that it meets for
+    the first time: one that is met while another does small work would have one thread for good.
+    """
+
+    def __init__(self) -> None:
+        self.lock = threading.Lock()
+        self.under_way = 0
+        self.count = 1  # torch's, before the first of it began
+
+    def begin(self, count: int) -> None:
+        import torch
+
+        with self.lock:
+            if self.under_way == 0:
+                self.count = count
+            self.under_way += 1
+            torch.set_num_threads(1)
+
+    def end(self, count: int) -> None:
+        import torch
+
+        with self.lock:
+            self.under_way -= 1
+            torch.set_num_threads(count)
+
+
+_small, _met = _Small(), threading.local()
+
+
+def _count_of_this_thread() -> int:
     import torch
 
-    count = torch.get_num_threads()
-    if multiply_adds >= SMALL_WORK:
-        _set_threads_of_numba(count)
+    if not hasattr(_met, "torch"):
+        with _small.lock:
+            if _small.under_way:
+                torch.set_num_threads(_small.count)
+            elif torch.get_num_threads() < _small.count:  # as it was told to, or torch met it at such a time
+                torch.set_num_threads(max(torch.get_num_threads(), _count_of_a_new_thread()))
+        _met.torch = True
+    return torch.get_num_threads()
+
+
+def _count_of_a_new_thread() -> int:
+    import torch
+
+    counts: list[int] = []
+    thread = threading.Thread(target=lambda: counts.append(torch.get_num_threads()))
+    thread.start()
+    thread.join()
+    return counts[0]
+
+
+@contextmanager
+def _threads_of_numba(count: int) -> Iterator[None]:
+    if (numba := _numba()) is None:
         yield
         return
-    _set_threads_of_numba(1)
-    torch.set_num_threads(1)
+    before = numba.get_num_threads()
+    numba.set_num_threads(min(count, numba.config.NUMBA_NUM_THREADS))
     try:
         yield
     finally:
-        torch.set_num_threads(count)
-
-
-def _set_threads_of_numba(count: int) -> None:
-    """Before torch's are: the first time it starts its threads, and sets OpenMP's count, torch's too."""
-    if (numba := _numba()) is not None:
-        numba.set_num_threads(min(count, numba.config.NUMBA_NUM_THREADS))
+        numba.set_num_threads(before)
 
 
 @cache

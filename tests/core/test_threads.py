@@ -2,8 +2,12 @@ import os
 import shutil
 import subprocess
 import sys
+import threading
+from collections.abc import Callable
 from pathlib import Path
 
+import numba
+import pytest
 import torch
 
 import core
@@ -38,6 +42,65 @@ def test_small_work_leaves_the_other_threads_asleep() -> None:
     assert torch.get_num_threads() == count
     with threads_for(SMALL_WORK):
         assert torch.get_num_threads() == count
+
+
+def test_threads_born_during_small_work_are_not_alone_for_good() -> None:
+    count, seen = torch.get_num_threads(), []
+
+    def other() -> None:
+        with threads_for(SMALL_WORK):
+            seen.append(torch.get_num_threads())
+
+    def in_a_thread(target: Callable[[], None]) -> None:
+        thread = threading.Thread(target=target)
+        thread.start()
+        thread.join()
+
+    may_go_on, met = threading.Event(), threading.Event()
+
+    def met_by_torch_before() -> None:
+        seen.append(torch.get_num_threads())
+        met.set()
+        may_go_on.wait()
+        other()
+
+    early = threading.Thread(target=met_by_torch_before)
+    with threads_for(SMALL_WORK - 1):
+        in_a_thread(other)
+        torch.set_num_threads(1)  # as when the small work began: the other has set it meanwhile
+        early.start()
+        met.wait()
+    may_go_on.set()
+    early.join()
+    in_a_thread(other)
+    assert seen == [count, 1, count, count]
+
+
+def test_a_thread_that_was_told_to_be_alone_stays_so() -> None:
+    count, seen = torch.get_num_threads(), []
+
+    def other() -> None:
+        torch.set_num_threads(1)
+        with threads_for(SMALL_WORK):
+            seen.append(torch.get_num_threads())
+
+    with threads_for(SMALL_WORK - 1):
+        pass
+    thread = threading.Thread(target=other)
+    thread.start()
+    thread.join()
+    torch.set_num_threads(count)
+    assert seen == [1]
+
+
+@pytest.mark.parametrize("work", [SMALL_WORK - 1, SMALL_WORK])
+def test_numbas_count_is_left_as_it_was(work: int) -> None:
+    before = numba.get_num_threads()
+    for count in {1, before}:
+        numba.set_num_threads(count)
+        with threads_for(work):
+            pass
+        assert numba.get_num_threads() == count
 
 
 def test_the_cache_directory_that_is_set_is_used(tmp_path: Path) -> None:
