@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from core import inputs
-from core.checks import Array, check_size, check_values, converted
+from core.checks import Array, check_scale, check_size, check_values, converted
 from core.errors import WrongDtype, WrongShape
 from core.inputs import Form, Matrix
 from core.sparse import is_sparse, read
@@ -84,6 +84,7 @@ class Blocks:
         of_bytes, of_batch = BLOCK_BYTES // (4 * self.n_features), -(-batch_rows // BLOCKS_PER_BATCH)
         self._block = max(1, min(of_bytes, of_batch))
         self._per_batch = max(1, batch_rows // self._block)
+        self._largest = 0.0  # value that was read
 
     def __len__(self) -> int:
         return -(-self._blocks // self._per_batch)
@@ -97,6 +98,8 @@ class Blocks:
         drawn = torch.randperm(self._blocks, generator=generator)
         for blocks in torch.split(drawn, self._per_batch)[start:]:
             yield self._read(blocks.tolist())
+        if start == 0:  # all have been read
+            check_scale(self._largest, name=self._form.name)
 
     def _read(self, blocks: list[int]) -> Reading:
         slices = [slice(b * self._block, min((b + 1) * self._block, self.n_rows)) for b in blocks]
@@ -111,7 +114,8 @@ class Blocks:
 
     def _checked(self, rows: slice) -> Array:
         part: Array = self._form.checked(inputs.matrix(self._rows[rows], self._form.name))
-        check_values(part, name=self._form.name, place=lambda at: (rows.start + at[0], at[1]))
+        largest = check_values(part, name=self._form.name, place=lambda at: (rows.start + at[0], at[1]))
+        self._largest = max(self._largest, largest)
         return converted(part)
 
 

@@ -13,6 +13,8 @@ from core.sparse import SparseRows
 # measured time, so that the same data and seed give the same dictionary.
 SLICE_WORK = 600_000_000
 SMALLEST_CHUNK = 64
+# Of very thin rows: to read them takes longer than to multiply them, and sums over a chunk are float32.
+LARGEST_CHUNK = 1 << 18
 # On a GPU, where rows of too small a chunk leave multiprocessors idle: some tens of milliseconds, and a multiple of
 # the rows that products do at once, 128 on each of the 132 multiprocessors of an H100.
 GPU_SLICE_WORK = 4_000_000_000_000
@@ -105,7 +107,7 @@ def rows_of_slice(work_of_row: int, device: torch.device, least: int | None = No
     if device.type == "cuda":
         rows = max(GPU_SMALLEST_CHUNK if least is None else least, GPU_SLICE_WORK // work_of_row)
         return rows - rows % GPU_SMALLEST_CHUNK if rows > GPU_SMALLEST_CHUNK else rows
-    return max(SMALLEST_CHUNK if least is None else least, SLICE_WORK // work_of_row)
+    return max(SMALLEST_CHUNK if least is None else least, min(SLICE_WORK // work_of_row, LARGEST_CHUNK))
 
 
 def slices(total: int, size: int) -> Iterator[slice]:

@@ -57,8 +57,11 @@ class Estimator:
 
     @property
     def components_(self) -> Array:
-        """D as a numpy array (nb_concepts, n_features); like the two below, an attribute only after a fit."""
-        return self.get_dictionary().detach().cpu().numpy()
+        """D as a numpy array (nb_concepts, n_features), to be read; like the two below, an attribute only after a
+        fit."""
+        components: Array = self.get_dictionary().detach().cpu().numpy()
+        components.flags.writeable = False  # what is prepared of D to encode with would not know of a change
+        return components
 
     @property
     def n_components_(self) -> int:

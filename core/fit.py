@@ -8,7 +8,7 @@ import torch
 from core import state as states
 from core.chunks import Chunks
 from core.errors import OutOfRange, WrongShape
-from core.initial import DEFAULT_START, STARTS, all_finite, concepts_for, given
+from core.initial import DEFAULT_START, STARTS, all_finite, given
 from core.inputs import Form, Source, read_steps
 from core.memory import check_fit
 from core.progress import FitProgress, tell
@@ -101,9 +101,9 @@ class Fit:
                 told = replace(told, loss=loss)
                 if told.iteration > len(losses):
                     losses.append(loss)
-                    if self.ranks.any(self.callback is not None and bool(self.callback(told))):
-                        # Z is that of the iteration, but a solver need not have written D yet
-                        D = yield from tell(concepts_for(chunks, Z), told)
+                    stops = self.ranks.any(self.callback is not None and bool(self.callback(told)))
+                    if stops and self._past.reached is not None:  # None: it was the last, after which D is written
+                        D = self._past.reached.T.contiguous()
                         break
             yield told
         self._codes = None  # what comes now changes Z, and is no iteration

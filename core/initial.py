@@ -11,6 +11,7 @@ import torch
 from core import kernels
 from core.chunks import Chunks, chunk_size, slices
 from core.errors import OutOfRange
+from core.sparse import SparseRows
 
 Start = Generator[None, None, tuple[torch.Tensor, torch.Tensor]]
 
@@ -79,7 +80,11 @@ def nndsvda(chunks: Chunks, nb_concepts: int, generator: torch.Generator) -> Sta
     for _ in range(POWER_PASSES):
         Y = torch.zeros(d, components, dtype=torch.float64, device=device)
         for _, block in chunks:
-            Y += block.T @ (block @ Q)
+            projected = block @ Q
+            if isinstance(block, SparseRows) and block.is_narrow:
+                block.add_cross_product(projected, Y)
+            else:
+                Y += block.T @ projected
             yield
         ranks.total(0, Y)
         Q = torch.linalg.qr(Y)[0].float()

@@ -2,11 +2,12 @@
 
 from collections.abc import Generator
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 import torch
 
 from core.batches import Batches
-from core.chunks import SMALLEST_CHUNK, Chunks
+from core.chunks import SMALLEST_CHUNK, Chunks, chunk_size, slices
 from core.conventions import NEAR_DENSE_SHARE
 from core.dictionary import Dictionary
 from core.figures import Figures, nearest_steps
@@ -14,6 +15,9 @@ from core.inputs import tensor
 from core.online import EXACT
 from core.ranks import ALONE, Ranks
 from core.sparse import SparseRows
+
+if TYPE_CHECKING:
+    from core.nmf import NMF
 
 # Of rows of which codes are to be found first; sums over so many random ones are within about a tenth of a per cent.
 MOST_MEASURED, MEASURED_ORDER = 1 << 18, 0
@@ -27,6 +31,19 @@ class Measured:
 
     metrics: dict[str, object]
     figures: Figures
+
+
+def measured_codes_steps(nmf: "NMF", A: torch.Tensor) -> Generator[None, None, torch.Tensor]:
+    """The codes (n, k) to measure a fit of A (n, d) by, in bounded slices: its own. Those of `mu` never reach zero,
+    so that nothing could be counted of them: exact ones take their place."""
+    Z = nmf.Z_
+    if nmf.solver == "mu":
+        D = nmf.get_dictionary()
+        dictionary = Dictionary(D, device=D.device)
+        for rows in slices(len(A), max(SMALLEST_CHUNK, chunk_size(A.shape[1], len(D), D.device) // EXACT)):
+            Z[rows] = dictionary.encode(A[rows]).codes
+            yield
+    return Z
 
 
 def measure_steps(

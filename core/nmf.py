@@ -8,6 +8,7 @@ import torch
 
 from core import batches, inputs
 from core.batches import Rows
+from core.checks import at_least_one
 from core.chunks import Chunks, slices
 from core.conventions import EPOCHS, MAX_ITER, TOL
 from core.dictionary import ENCODE_MAX_ITER, ENCODE_TOL, Dictionary
@@ -77,13 +78,13 @@ class NMF(Estimator, torch.nn.Module):
         if init is not None and init not in STARTS:
             raise InvalidParameter(f"init is {init!r}; use one of {', '.join(map(repr, STARTS))} or None")
         solver_named(solver)  # refuses a name that it does not know
-        self.nb_concepts = _at_least_one("nb_concepts", nb_concepts)
+        self.nb_concepts = at_least_one("nb_concepts", nb_concepts)
         self.solver = solver
         self.tol = tol
         self.verbose = verbose
         self.init = init
-        self.seed = seed
-        self.max_iter = _at_least_one("max_iter", max_iter)
+        self.seed = _seed(seed)
+        self.max_iter = at_least_one("max_iter", max_iter)
         for name in ("D", *REMEMBERED):
             self.register_buffer(name, None)
         # `.to(device)` moves it along, with or without a dictionary
@@ -119,7 +120,7 @@ class NMF(Estimator, torch.nn.Module):
             Z, D: codes (rows, nb_concepts) and a dictionary (nb_concepts, n_features) to start from; with one of
                 them, the other starts as the best for it. Neither is written to.
             callback: called with the progress of each completed iteration; once it returns True, the fit ends with
-                the codes of that iteration and the best dictionary for them.
+                the codes and the dictionary of that iteration.
             state: of an earlier fit of this A with these parameters, to go on from it (see `fit_steps`).
             ranks: `core.ProcessGroup()` in each process of a fit that shares out the rows of A: A, Z and the state
                 are then those of this process, who may also have none, and all else is the same in all of them.
@@ -177,7 +178,7 @@ class NMF(Estimator, torch.nn.Module):
             solver=self.solver,
             init=self.init,
             tol=self.tol,
-            max_iter=self.max_iter if max_iter is None else _at_least_one("max_iter", max_iter),
+            max_iter=self.max_iter if max_iter is None else at_least_one("max_iter", max_iter),
             generator=self._generator(),
             device=self.device,
             Z=None if Z is None else inputs.as_tensor(Z, inputs.codes(self.nb_concepts), self.device),
@@ -261,7 +262,7 @@ class NMF(Estimator, torch.nn.Module):
         if state is not None and D is not None:
             raise InvalidParameter("state is given along with D; it holds one: pass it alone")
         if batch_rows is not None:
-            batch_rows = _at_least_one("batch_rows", batch_rows)
+            batch_rows = at_least_one("batch_rows", batch_rows)
         given = None if D is None else inputs.as_tensor(D, inputs.concepts(), self.device)
         if given is not None and len(given) != self.nb_concepts:
             raise WrongShape(f"D has {len(given)} rows; nb_concepts is {self.nb_concepts}")
@@ -269,7 +270,7 @@ class NMF(Estimator, torch.nn.Module):
         inputs.check_tensor(A, form.name)
         shape = getattr(A, "shape", None) or (0, 1)
         source = batches.opened(A, form, batch_rows or batch_rows_for(int(shape[-1]), self.nb_concepts))
-        fit = self._online(_at_least_one("epochs", epochs), given, state)
+        fit = self._online(at_least_one("epochs", epochs), given, state)
         fit.check(source)
         return FitSteps(fit.state, self._after_online(fit, fit.steps(source, form)))
 
@@ -322,7 +323,9 @@ class NMF(Estimator, torch.nn.Module):
         gram, cross, sums = self.online_gram, self.online_cross, self.online_sums
         if self.D is None or gram is None or cross is None or sums is None or not self._has_suitable_d():
             return None
-        return Memory(self.D.T.contiguous(), gram.clone(), cross.clone(), *sums.tolist())
+        return Memory(
+            self.D.T.clone(memory_format=torch.contiguous_format), gram.clone(), cross.clone(), *sums.tolist()
+        )
 
     def _has_suitable_d(self) -> bool:
         return self.D is not None and len(self.D) == self.nb_concepts
@@ -441,7 +444,9 @@ class NMF(Estimator, torch.nn.Module):
         return self.__dict__ | {"_ready": None}  # can be made again from D
 
 
-def _at_least_one(name: str, number: int) -> int:
-    if isinstance(number, bool) or not isinstance(number, (int, np.integer)) or number < 1:
-        raise InvalidParameter(f"{name} is {number!r}; it must be a whole number of at least 1")
-    return int(number)
+def _seed(seed: int | None) -> int | None:
+    if seed is None:
+        return None
+    if isinstance(seed, bool) or not isinstance(seed, (int, np.integer)) or not 0 <= seed < 2**64:
+        raise InvalidParameter(f"seed is {seed!r}; it must be a whole number of at least 0 and below 2**64, or None")
+    return int(seed)

@@ -78,7 +78,7 @@ class Memory:
     @property
     def D(self) -> torch.Tensor:  # noqa: N802
         """(k, d), a copy."""
-        return self.concepts.T.contiguous()
+        return self.concepts.T.clone(memory_format=torch.contiguous_format)
 
     def loss_of(self, rows: float) -> float:
         """The loss of so many rows, were they like those remembered."""
@@ -228,7 +228,7 @@ class OnlineFit:
         memory = self.memory
         if memory is not None and array.shape[1] != (d := len(memory.concepts)):
             raise WrongShape(f"{form.name} have {array.shape[1]} columns; those before had {d}")
-        if memory is None and self.D is not None:
+        if memory is None and self.D is not None and bool(self.D.any()):
             memory = Memory.of(self.D)
         elif memory is None or not memory.concepts.any():
             D = yield from self._start(array, form)

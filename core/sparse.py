@@ -108,6 +108,28 @@ class SparseRows:
             return self.to_dense() @ X
         return torch.from_numpy(self.matrix @ X.numpy())
 
+    @property
+    def is_narrow(self) -> bool:
+        """Whether most columns are all zero, as they are in a chunk of very wide rows: `add_cross_product` is for
+        such, and for the CPU."""
+        return self.device.type == "cpu" and 2 * self.matrix.nnz < self.shape[1]
+
+    def add_cross_product(self, Z: torch.Tensor, to: torch.Tensor) -> None:
+        """to += selfᵀ·Z, for Z (rows, k) float32 and `to` (columns, k) float64; columns of zeros are not read."""
+        columns, places = np.unique(self.matrix.indices, return_inverse=True)
+        narrow = type(self.matrix)((self.matrix.data, places, self.matrix.indptr), (len(self), len(columns)))
+        to.numpy()[columns] += narrow.T @ Z.numpy()
+
+    def squared_error(self, Z: torch.Tensor, concepts: torch.Tensor, gram: torch.Tensor) -> float:
+        """‖self − Z·Dᵀ‖²_F for Z (rows, k) and concepts D (columns, k), float32, and DᵀD (k, k), float64.
+
+        In float64, from the values that are stored and what Z·Dᵀ is at their places, without any others.
+        """
+        z, of_values = Z.numpy().astype(np.float64), np.repeat(np.arange(len(self)), np.diff(self.matrix.indptr))
+        met = np.einsum("ij,ij->i", z[of_values], concepts.numpy()[self.matrix.indices].astype(np.float64))
+        beyond = np.square(self.matrix.data - met) - np.square(met)  # what the values change
+        return float(beyond.sum() + ((z.T @ z) * gram.numpy()).sum())
+
     def values(self) -> torch.Tensor:
         """Those that are stored; all others are zero."""
         return torch.from_numpy(self.matrix.data)

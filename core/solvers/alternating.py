@@ -24,6 +24,7 @@ from core import kernels
 from core.chunks import Chunks, rows_of_slice, slices
 from core.progress import FitProgress, tell
 from core.solvers.revival import revive
+from core.sparse import SparseRows
 from core.threads import threads_for
 
 REVIVE_EVERY = 5  # iterations after which dead concepts are revived
@@ -198,6 +199,9 @@ def update_codes(
         z = Z[rows]
         violation += yield from _improve(step, z, kernels.product(block, concepts), half.products)
         gram += kernels.product(z.T, z)
+        if isinstance(block, SparseRows) and block.is_narrow:
+            block.add_cross_product(z, cross)
+            continue
         of_chunk = kernels.product(block.T, z)
         with threads_for_elements(cross):
             cross += of_chunk
@@ -258,13 +262,19 @@ def loss_from(statistics: Statistics, concepts: torch.Tensor, gram: torch.Tensor
     the end, the loss is taken directly.
     """
     inner = float((statistics.cross * concepts).sum())
-    return max(0.0, 0.5 * energy - inner + 0.5 * float((statistics.gram * gram).sum()))
+    loss = 0.5 * energy - inner + 0.5 * float((statistics.gram * gram).sum())
+    return 0.0 if loss < 0 else loss  # NaN is to be seen
 
 
 def direct_loss(chunks: Chunks, Z: torch.Tensor, concepts: torch.Tensor) -> Generator[None, None, float]:
     """½‖A − ZD‖²_F from the errors themselves."""
-    loss = 0.0
+    loss, gram = 0.0, None
     for rows, block in chunks:
+        if isinstance(block, SparseRows) and block.is_narrow:
+            gram = concepts.double().T @ concepts.double() if gram is None else gram
+            loss += 0.5 * block.squared_error(Z[rows], concepts, gram)
+            yield
+            continue
         error = torch.addmm(block, Z[rows], concepts.T, alpha=-1)
         loss += 0.5 * float(torch.linalg.vector_norm(error, dtype=torch.float64)) ** 2
         yield

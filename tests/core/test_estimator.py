@@ -19,6 +19,29 @@ A = planted(80, 20, 5)[0]
 y = (A[:, 0] > np.median(A[:, 0])).astype(int)
 
 
+def test_components_are_to_be_read() -> None:
+    model = NMF(4, seed=0)
+    model.fit(A)
+    with pytest.raises(ValueError, match="read-only"):
+        model.components_[:] *= 2
+    model.D.mul_(2)  # as whoever knows torch does it
+    torch.testing.assert_close(model.decode(torch.eye(4)), model.get_dictionary())
+
+
+@pytest.mark.parametrize("seed", [np.int64(3), np.uint8(3), 3])
+def test_a_seed_is_any_whole_number(seed: int) -> None:
+    model = NMF(4, seed=seed)
+    assert torch.equal(model.fit(A)[1], NMF(4, seed=3).fit(A)[1])
+    search = GridSearchCV(make_pipeline(NMF(2, max_iter=3), LogisticRegression()), {"nmf__seed": np.arange(2)}, cv=2)
+    search.fit(A, y)
+
+
+@pytest.mark.parametrize("seed", [1.5, "a", True, 2**64, -1])
+def test_what_is_no_seed_is_refused_at_once(seed: object) -> None:
+    with pytest.raises(errors.InvalidParameter, match="seed is"):
+        NMF(4, seed=seed)  # type: ignore[arg-type]
+
+
 def test_fit_as_people_know_it() -> None:
     model = NMF(4, seed=0, tol=0)
     Z, D = model.fit(A, 3)

@@ -110,6 +110,21 @@ def test_a_callback_stops_the_fit_with_what_it_has(stop: int, scale: float, solv
     assert torch.equal(model.get_dictionary(), D)
 
 
+@pytest.mark.parametrize("solver", ["hals", "anls", "pgd"])
+@pytest.mark.parametrize("stop", [9, 30])
+def test_a_callback_stops_the_fit_with_the_dictionary_it_was_told_of(stop: int, solver: str) -> None:
+    """Of concepts that nearly depend on each other others are hard to find; at the last iteration, too."""
+    random = np.random.default_rng(0)
+    B = random.random((300, 6)) @ (random.random((6, 60)) * 10.0 ** random.uniform(-4, 2, 60))
+    B = B.astype(np.float32)
+    model = NMF(40, seed=0, solver=solver, tol=0, max_iter=30)
+    Z, D = model.fit(B, callback=lambda progress: progress.iteration == stop)
+    assert len(model.loss_history_) == stop
+    direct = 0.5 * (relative_error(B, Z, D) * np.linalg.norm(B.astype(float))) ** 2
+    rounding = 1e-6 * 0.5 * np.linalg.norm(B.astype(float)) ** 2
+    assert direct <= model.loss_history_[-1] * (1 + 1e-3) + rounding
+
+
 def test_a_callback_that_fails_leaves_the_model_as_it_was() -> None:
     def fail(progress: FitProgress) -> None:
         raise RuntimeError("no more")

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from sklearn.decomposition import NMF as ScikitNMF  # noqa: N811
 
 from core import NMF, FitProgress, errors
+from core.chunks import chunk_size
 from tests.core.problems import digits_split, planted, relative_error
 
 
@@ -100,6 +101,11 @@ def test_a_loss_that_is_little_beside_the_activations_is_told_and_lowered_to_the
                 assert told.relative_error == pytest.approx(direct, rel=0.03)
         best = relative_error(A, *NMF(k, seed=0, tol=0).fit(A))
         assert relative_error(A, model.Z_, model.D) <= max(1.01 * best, 1e-5)
+
+
+def test_rows_of_three_features_are_many_slices() -> None:
+    """Their sums are float32 within a chunk; so much of them that a fit would settle above its minimum."""
+    assert chunk_size(3, 1, torch.device("cpu")) == 1 << 18
 
 
 @pytest.mark.parametrize("signal", [1e-3, 1e-4])

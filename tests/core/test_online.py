@@ -321,6 +321,26 @@ def test_partial_fit_refuses_another_width_and_keeps_what_it_had() -> None:
     assert len(model.loss_history_) == 1
 
 
+@pytest.mark.parametrize("k", [1, 3])
+def test_partial_fit_leaves_alone_what_it_gave_out_and_learns_nothing_of_a_refused_call(k: int) -> None:
+    model = NMF(k, seed=0).partial_fit(A)
+    given_out = model.get_dictionary()
+    before = given_out.clone()
+    with pytest.raises(errors.InvalidArray):
+        model.partial_fit([A**3, np.full_like(A, np.nan)])
+    assert torch.equal(model.get_dictionary(), before)
+    model.partial_fit(A**2)
+    assert torch.equal(given_out, before)
+    assert not torch.equal(model.get_dictionary(), before)
+
+
+def test_partial_fit_starts_afresh_after_a_fit_of_zeros() -> None:
+    model = NMF(8, seed=0)
+    model.fit(np.zeros_like(A))
+    model.partial_fit(A)
+    assert torch.equal(model.get_dictionary(), NMF(8, seed=0).partial_fit(A).get_dictionary())
+
+
 def test_learning_comes_in_slices() -> None:
     data = np.random.default_rng(0).random((4096, 512), np.float32)
     fit = NMF(128, seed=0)._online(1, torch.from_numpy(data[:128]), None)

@@ -36,6 +36,33 @@ def test_products_are_those_of_the_dense_rows(columns: int) -> None:
     torch.testing.assert_close(torch.addmm(rows, Y, X.T, alpha=-1), torch.from_numpy(dense) - Y @ X.T)
 
 
+def test_cross_products_of_rows_that_are_mostly_columns_of_zeros() -> None:
+    matrix, dense = sparse_rows(20, 3000, density=0.002)
+    assert SparseRows(matrix, CPU).is_narrow
+    assert not SparseRows(sparse_rows(20, 30)[0], CPU).is_narrow
+    Z, cross = torch.rand(20, 4), torch.rand(3000, 4, dtype=torch.float64)
+    expected = cross + torch.from_numpy(dense.T).double() @ Z.double()
+    SparseRows(matrix, CPU).add_cross_product(Z, cross)
+    torch.testing.assert_close(cross, expected, rtol=1e-6, atol=1e-6)
+
+
+def test_the_error_of_rows_that_are_mostly_columns_of_zeros() -> None:
+    matrix, dense = sparse_rows(20, 3000, density=0.002)
+    Z, concepts = torch.rand(20, 4), torch.rand(3000, 4)
+    error = torch.from_numpy(dense).double() - Z.double() @ concepts.double().T
+    found = SparseRows(matrix, CPU).squared_error(Z, concepts, concepts.double().T @ concepts.double())
+    assert found == pytest.approx(float(error.square().sum()), rel=1e-12)
+
+
+def test_a_fit_of_wide_rows_is_that_of_the_dense_ones() -> None:
+    matrix, dense = sparse_rows(300, 20_000, density=0.001)
+    assert Chunks(SparseRows(matrix, CPU), 4)._rows(slice(0, 100)).is_narrow
+    models = [NMF(4, seed=0, max_iter=10, tol=0) for _ in range(2)]
+    for model, A in zip(models, (matrix, dense), strict=True):
+        model.fit(A)
+    assert models[0].loss_history_ == pytest.approx(models[1].loss_history_, rel=1e-5)
+
+
 def test_products_leave_the_rows_sparse(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(SparseRows, "to_dense", None)
     rows = SparseRows(sparse_rows(50, 30)[0], CPU)
