@@ -1,7 +1,7 @@
 """CSV bodies: numbers between commas, a row a line, with or without a header line.
 
-Blank lines, CRLF and quotes around numbers are read; what is no number is told with its line. A header is a first
-line without any number: one with some is a row that went wrong, and is not to be lost.
+Blank lines, CRLF and quotes around whole numbers are read; what is no number is told with its line. A header is a
+first line without any number: one with some is a row that went wrong, and is not to be lost.
 """
 
 import re
@@ -14,7 +14,8 @@ from app.formats.answer import Answer
 from app.formats.buffer import Buffer
 
 # No part can take what the next one could, so that a long field that is no number is not tried in every way.
-_NUMBER = re.compile(r"[-+]?((\d+(\.\d*)?|\.\d+)(e[-+]?\d+)?|nan|inf(inity)?)", re.IGNORECASE)
+_NUMBER = re.compile(r"[-+]?((\d+(\.\d*)?|\.\d+)(e[-+]?\d+)?|nan|inf(inity)?)", re.IGNORECASE | re.ASCII)
+_QUOTED = re.compile(r'(?<![^,])\s*"([^",]*)"\s*(?![^,])')  # a whole field
 
 
 def read(body: Buffer, array_field: str) -> dict[str, np.ndarray]:
@@ -28,6 +29,8 @@ def read(body: Buffer, array_field: str) -> dict[str, np.ndarray]:
     except UnicodeDecodeError as error:
         raise MalformedBody(f"the CSV is not UTF-8: {error.reason} at byte {error.start}") from None
     lines = text.splitlines()
+    if '"' in text:  # numpy's own quotes may stand within a number, and join what they part: 1"2"5 would be 125
+        lines = [_QUOTED.sub(r"\1", line) for line in lines]
     filled = [number for number, line in enumerate(lines, start=1) if line.strip()]
     header = 1 if filled and not any(map(_is_number, lines[filled[0] - 1].split(","))) else 0
     if len(filled) == header:
@@ -35,7 +38,7 @@ def read(body: Buffer, array_field: str) -> dict[str, np.ndarray]:
         raise MalformedBody(f"the CSV holds no row of numbers{told}; send at least one")
     rows = [lines[number - 1] for number in filled[header:]]
     try:
-        array = np.loadtxt(rows, np.float64, comments=None, delimiter=",", quotechar='"', ndmin=2)
+        array = np.loadtxt(rows, np.float64, comments=None, delimiter=",", ndmin=2)
     except ValueError:
         raise _told(rows, filled[header:], has_header=header > 0) from None
     return {array_field: array}
@@ -48,7 +51,7 @@ def write(answer: Answer) -> bytes:
 
 
 def _is_number(part: str) -> bool:
-    return _NUMBER.fullmatch(part.strip().removeprefix('"').removesuffix('"').strip()) is not None
+    return _NUMBER.fullmatch(part.strip()) is not None
 
 
 def _told(rows: list[str], numbers: list[int], *, has_header: bool) -> MalformedBody:
@@ -56,6 +59,9 @@ def _told(rows: list[str], numbers: list[int], *, has_header: bool) -> Malformed
     width = rows[0].count(",") + 1
     for row, number in zip(rows, numbers, strict=True):
         parts = row.split(",")
+        if '"' in row:
+            told = 'a quote belongs before and after a whole number that has no comma in it, as in "1.5"'
+            return MalformedBody(f"line {number}: {told}")
         if len(parts) != width:
             return MalformedBody(f"line {number} has {len(parts)} values, but line {numbers[0]} has {width}")
         for column, part in enumerate(parts):

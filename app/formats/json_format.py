@@ -255,7 +255,7 @@ def _refuse_ragged(row: list[float], width: int, name: str, index: int) -> None:
         raise InvalidFields.at(name, index, msg=f"row {index} has {len(row)} values, but row 0 has {width}")
 
 
-def refuse_repeated_keys(body: bytes | Buffer, array: msgspec.Raw | None) -> None:
+def refuse_repeated_keys(body: bytes | memoryview | Buffer, array: msgspec.Raw | None) -> None:
     """Raise MalformedBody where any object in the body has a key twice. The array is cut out first, so that what is
     left to look through is small."""
     if array is None:
@@ -263,6 +263,8 @@ def refuse_repeated_keys(body: bytes | Buffer, array: msgspec.Raw | None) -> Non
     else:
         start = _address(array) - _address(body)
         envelope = bytes(body[:start]) + b"0" + bytes(body[start + len(memoryview(array)) :])
+        if bytes(memoryview(array)[:1]) == b"{":
+            refuse_repeated_keys(memoryview(array), _object_decoder.decode(array).get("base64"))
     try:
         _object_reader.decode(envelope.decode())
     except RecursionError:
@@ -286,7 +288,7 @@ def first_repeated(names: Iterable[str]) -> str:
 _object_reader = json.JSONDecoder(object_pairs_hook=_unique)
 
 
-def _address(buffer: bytes | Buffer | msgspec.Raw) -> int:
+def _address(buffer: bytes | memoryview | Buffer | msgspec.Raw) -> int:
     """Where in memory it begins. A Raw is part of what it was decoded from."""
     address: int = np.frombuffer(buffer, np.uint8).__array_interface__["data"][0]
     return address

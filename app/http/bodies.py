@@ -38,6 +38,7 @@ WRITE_BYTES = 4 * 1024 * 1024  # of an upload at a time
 MAX_ITEM_BYTES = 8  # of the widest dtype that is read
 
 ARRAY_FIELD = "data"
+JSON_ALONE = {"files"}  # fields that stand in the data's place, in a JSON body
 CURLS_OWN = "application/x-www-form-urlencoded"  # what curl says of a body where nothing else is said
 
 # One thread: several would fight over the interpreter's lock, and end later than one after another.
@@ -74,11 +75,17 @@ class Payload(Generic[Model]):
 
 
 async def read_payload(
-    request: Request, model: type[Model], settings: Settings, upload: Path | None = None
+    request: Request,
+    model: type[Model],
+    settings: Settings,
+    upload: Path | None = None,
+    *,
+    answers_array: bool = True,
 ) -> Payload[Model]:
     """Read a request's body into its model.
 
     Args:
+        answers_array: in a format that `Accept` chooses; a record is JSON whatever that says.
         upload: where to put a body that is not JSON, instead of in memory. The array is then a view of that file,
             or a converted copy of it.
 
@@ -94,9 +101,10 @@ async def read_payload(
         head += await incoming.chunk()
     if not head:
         raise MalformedBody('the body is empty; send JSON such as {"data": [[0.5, 1.2]], …} or an npy array')
-    format = request_format(header(request.scope, b"content-type"), head[:HEAD_BYTES])
+    format = request_format(header(request.scope, b"content-type"), head)
     accept = header(request.scope, b"accept")
-    answer_format(accept, format)  # refuse what cannot be answered before the body has come
+    if answers_array:
+        answer_format(accept, format)  # refuse what cannot be answered before the body has come
     limit = settings.max_json_bytes if format is JSON else settings.max_body_bytes
     if upload is None or format is JSON:
         body: Buffer = await incoming.whole(min(limit, settings.bodies_bytes), head)
@@ -271,7 +279,7 @@ def _parse(
     fields, arrays = format.read(body, ARRAY_FIELD)
     for array in arrays.values():
         _refuse_large(array, settings)
-    told = _told_fields(fields, query, format)
+    told = _told_fields(fields, query, format, model)
     # JSON has types, so that "5" is no number there; a query has strings alone.
     return _validated(model, {**told, **arrays}, strict=format.carries_fields)
 
@@ -284,7 +292,7 @@ def _validated(model: type[Model], told: Mapping[str, object], *, strict: bool) 
 
 
 def _told_fields(
-    fields: Mapping[str, object], query: Sequence[tuple[str, str]], format: Format
+    fields: Mapping[str, object], query: Sequence[tuple[str, str]], format: Format, model: type[Fields]
 ) -> Mapping[str, object]:
     if format.carries_fields:
         if query:
@@ -295,6 +303,8 @@ def _told_fields(
         raise InvalidFields.at("query", first_repeated(name for name, _ in query), msg="given more than once")
     if ARRAY_FIELD in told:
         raise InvalidFields.at("query", ARRAY_FIELD, msg="the body is the data")
+    for name in JSON_ALONE & told.keys() & model.model_fields.keys():
+        raise InvalidFields.at("query", name, msg=f"stands in a JSON body, in the place of {ARRAY_FIELD}")
     return told
 
 

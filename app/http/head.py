@@ -6,13 +6,21 @@ from collections.abc import Mapping
 from starlette.types import Scope
 
 HEADERS = "dictserve.headers"  # of an ASGI scope
+LISTS = (b"accept", b"accept-encoding", b"if-none-match", b"prefer")  # may come in several lines, which are one
 
 
 def headers_of(scope: Scope) -> Mapping[bytes, bytes]:
-    """The headers by name, in lower case; of several of one name the first."""
+    """The headers by name, in lower case; of several of one name the first, unless they are lists. Whoever reads the
+    scope's own list later finds lists in one, too."""
     known: Mapping[bytes, bytes] | None = scope.get(HEADERS)
     if known is None:
-        known = scope[HEADERS] = dict(scope["headers"][::-1])
+        given = scope["headers"]
+        known = dict(given[::-1])
+        if len(known) < len(given):
+            joined = {name: b", ".join(value for of, value in given if of == name) for name in LISTS if name in known}
+            scope["headers"] = [(name, value) for name, value in given if name not in joined] + list(joined.items())
+            known |= joined
+        scope[HEADERS] = known
     return known
 
 

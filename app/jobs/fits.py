@@ -16,7 +16,7 @@ from pathlib import Path
 
 import orjson
 
-from app.errors import InvalidFields, JobsUnavailable, KeyReused, StoreUnavailable, UnknownDictionary
+from app.errors import InvalidFields, JobsUnavailable, KeyReused, StoreUnavailable, UnknownDictionary, UnknownJob
 from app.jobs.data_files import DataFiles, Named
 from app.jobs.jobs import ENDED, Jobs, Record
 from app.jobs.leases import Leases
@@ -24,7 +24,7 @@ from app.jobs.ranks import RankProcesses
 from app.jobs.records import RETRY_SECONDS, Records
 from app.jobs.runner import Runner
 from app.outage import Outage
-from app.schemas import AnyJob, FitParameters, Job, ListedJob, State
+from app.schemas import AnyJob, FitParameters, FitRequest, Job, ListedJob, State
 from app.settings import Settings
 from app.store.checkpoints import Checkpoints
 from app.store.shared_files import SharedFiles
@@ -116,9 +116,7 @@ class Fits:
         """Raises Overloaded where `submit` would do so now, before anything has come of the data."""
         await self._records.read(self._jobs.require_room, self._settings.queue_jobs, idempotency_key)
 
-    async def submit(
-        self, parameters: FitParameters, data: Staged | Named, idempotency_key: str | None = None
-    ) -> Job:
+    async def submit(self, parameters: FitRequest, data: Staged | Named, idempotency_key: str | None = None) -> Job:
         """A new job for activations; durable when this returns. A key that was used gives the job it made.
 
         From now on the data is the job's: where there is none, whatever becomes of this, it is removed.
@@ -138,7 +136,7 @@ class Fits:
                 await self._settle_doubts()
             raise
 
-    async def _submit(self, parameters: FitParameters, data: Staged | Named, idempotency_key: str | None) -> Job:
+    async def _submit(self, parameters: FitRequest, data: Staged | Named, idempotency_key: str | None) -> Job:
         told = {name: getattr(parameters, name) for name in FitParameters.model_fields if name != "name"}
         if parameters.epochs is None:  # not of a fit that is not online, nor of requests of versions before it
             del told["epochs"]
@@ -149,6 +147,7 @@ class Fits:
             return earlier
         self._store.require_free(parameters.name)
         pinned = told | {"init": await asyncio.to_thread(self._pinned_init, parameters, data.n_features)}
+        pinned["clip"] = parameters.clip
         if isinstance(data, Named):
             pinned["files"] = data.patterns
             if data.epochs is not None:
@@ -215,19 +214,26 @@ class Fits:
             return runner.freshened(runner.job)
         return self._freshened((await self._records.read(self._jobs.get, id)).job)
 
-    async def follow(self, id: str) -> AsyncIterator[Job]:
-        """The job each time that it has got on, at most every quarter of a second, until it has ended (or the
-        service stops)."""
-        told: Job | None = None
+    async def follow(self, job: Job) -> AsyncIterator[Job]:
+        """The job, and again each time that it has got on, at most every quarter of a second, until it has ended (or
+        the service stops, or somebody removes its record)."""
         leave = self._leave
-        while told is None or (told.state not in ENDED and not leave.is_set()):
-            job = await self.get(id) if told is None else await self.wait(id, FOLLOW_SECONDS)
-            if told is None or (job.state, job.progress) != (told.state, told.progress):
-                yield job
-            told = job
+        yield job
+        with contextlib.suppress(UnknownJob):
+            while job.state not in ENDED and not leave.is_set():
+                told, job = job, await self._waited(job.id, FOLLOW_SECONDS)
+                if (job.state, job.progress) != (told.state, told.progress):
+                    yield job
 
-    async def wait(self, id: str, seconds: float) -> Job:
-        """The job once it has ended, or as it is when the time is up or the service stops."""
+    async def wait(self, job: Job, seconds: float) -> Job:
+        """The job once it has ended, or as it is when the time is up or the service stops; as it was where somebody
+        has removed its record meanwhile."""
+        try:
+            return await self._waited(job.id, seconds)
+        except UnknownJob:
+            return job
+
+    async def _waited(self, id: str, seconds: float) -> Job:
         deadline, leave = time.monotonic() + seconds, self._leave
         while True:
             turn = self._turn

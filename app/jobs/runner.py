@@ -293,7 +293,7 @@ class Runner:
 
     def _fit_message(self, record: Record) -> Fit:
         data = record.data
-        elsewhere = ("files", "online", "epochs", "ranks")
+        elsewhere = ("clip", "files", "online", "epochs", "ranks")
         parameters = {name: value for name, value in record.job.parameters.items() if name not in elsewhere}
         if parameters["init"] not in INIT_METHODS:
             parameters |= {"init": "auto", "start": parameters["init"]}

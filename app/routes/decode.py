@@ -19,7 +19,7 @@ router = APIRouter(tags=["encode and decode"])
     response_class=Response,
     responses={
         **array_answers(DecodeAnswer),
-        **problems(400, 404, 406, 413, 415, 422, 503),
+        **problems(400, 404, 406, 413, 415, 422, 500, 503),
     },
     openapi_extra=array_body(DecodeRequest, examples.DECODE, examples.DECODE_CSV),
 )

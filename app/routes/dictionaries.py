@@ -89,7 +89,7 @@ def get_weights(
             D = services.store.load(record.name, record.version)
             return array_answer(format, {"dictionary": record.name, "version": record.version}, {"weights": D})
 
-        return tagged(f"{record.sha256}-{format.name}", if_none_match, weights)
+        return tagged(f"{record.sha256}-{record.version}-{format.name}", if_none_match, weights)
 
     return services.store.reading(parsed(reference), answer)
 
@@ -108,7 +108,7 @@ async def import_dictionary(
     wanted = parsed(reference)
     if wanted.version is not None:
         raise InvalidFields.at("reference", msg=f"an import makes the next version of {wanted.name!r}; leave out `@`")
-    payload = await read_payload(request, ImportRequest, services.settings)
+    payload = await read_payload(request, ImportRequest, services.settings, answers_array=False)
     D = payload.fields.data
     if len(D) > services.settings.max_concepts:
         raise InvalidFields.at("data", msg=f"{len(D)} concepts; at most {services.settings.max_concepts} are taken")

@@ -23,8 +23,8 @@ from app.store.uploads import Staged
 
 router = APIRouter(tags=["fit"])
 
-MAX_WAIT_SECONDS = 600.0
-_WAIT = re.compile(r"\bwait=(\d{1,9})\b")  # RFC 7240
+MAX_WAIT_SECONDS = 600
+_WAIT = re.compile(r"""(?:^|,)\s*wait\s*=\s*"?(\d{1,9})\b""", re.ASCII | re.IGNORECASE)  # RFC 7240
 
 
 @router.post(
@@ -33,7 +33,7 @@ _WAIT = re.compile(r"\bwait=(\d{1,9})\b")  # RFC 7240
     summary="Fit a dictionary in the background",
     responses={
         200: {"model": Job, "description": "The job has ended."},
-        **problems(400, 406, 409, 413, 415, 422, 503, 507),
+        **problems(400, 409, 413, 415, 422, 503, 507),
     },
     openapi_extra=array_body(FitRequest, examples.FIT, examples.FIT_CSV),
 )
@@ -53,7 +53,7 @@ async def fit(
     uploads = services.fits.uploads
     upload = uploads.new_path()
     try:
-        fields = (await read_payload(request, FitRequest, services.settings, upload)).fields
+        fields = (await read_payload(request, FitRequest, services.settings, upload, answers_array=False)).fields
         if fields.nb_concepts > services.settings.max_concepts:
             raise InvalidFields.at("nb_concepts", msg=f"at most {services.settings.max_concepts}")
         if fields.max_iter > services.settings.max_iterations:
@@ -72,8 +72,9 @@ async def fit(
     share_of_bodies(request.scope).hold(0)  # before a wait that may be long
     wait = _WAIT.search(prefer)
     if wait is not None:
-        job = await services.fits.wait(job.id, min(float(wait[1]), MAX_WAIT_SECONDS))
-        response.headers["Preference-Applied"] = wait[0]
+        seconds = min(int(wait[1]), MAX_WAIT_SECONDS)
+        job = await services.fits.wait(job, seconds)
+        response.headers["Preference-Applied"] = f"wait={seconds}"
     response.headers["Location"] = f"/jobs/{job.id}"
     if job.state in ENDED:
         response.status_code = 200

@@ -194,10 +194,14 @@ async def _read(
         told, array = inference_format.read(body, length)
         _require_input(told, reference)
         fields: dict[str, object] = {"dictionary": str(reference)}
+        if told.parameters.task == "decode":
+            if told.parameters.clip:
+                raise InvalidFields.at(
+                    "parameters", "clip", msg="activations alone are clipped, and decode takes codes"
+                )
+            return told, validated(DecodeRequest, fields, array, settings)
         if told.parameters.clip:
             fields["clip"] = True
-        if told.parameters.task == "decode":
-            return told, validated(DecodeRequest, fields, array, settings)
         fields["reconstruct"] = "relative_error" in _wanted(told)
         return told, validated(EncodeRequest, fields, array, settings)
 

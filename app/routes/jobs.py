@@ -39,9 +39,9 @@ async def get_job(id: str, response: Response, services: ServicesDep) -> Job:
     return job
 
 
-async def _existing(id: str, services: ServicesDep) -> str:
+async def _existing(id: str, services: ServicesDep) -> Job:
     """An unknown job is told before the stream begins, while it can still be a 404."""
-    return (await services.fits.get(id)).id
+    return await services.fits.get(id)
 
 
 @router.get(
@@ -51,12 +51,12 @@ async def _existing(id: str, services: ServicesDep) -> str:
     responses=problems(404, 422),
 )
 async def follow_job(
-    id: Annotated[str, Depends(_existing)], services: ServicesDep, last_event_id: Annotated[str, Header()] = ""
+    begun: Annotated[Job, Depends(_existing)], services: ServicesDep, last_event_id: Annotated[str, Header()] = ""
 ) -> AsyncIterable[ServerSentEvent]:
     """Events `progress`, then one `end` with the job's record. After a break the browser sends `Last-Event-ID`, and
     what it has had is not sent again."""
     had = _position(last_event_id)
-    async for job in services.fits.follow(id):
+    async for job in services.fits.follow(begun):
         at = (job.attempts, job.progress.iteration)
         if job.state in ENDED:
             yield ServerSentEvent(data=job, event="end", id="end")

@@ -10,7 +10,7 @@ from fastapi.openapi.utils import get_openapi
 from pydantic import BaseModel
 
 from app.formats import CSV, FORMATS, JSON, NPY, SAFETENSORS
-from app.http.bodies import ARRAY_FIELD
+from app.http.bodies import ARRAY_FIELD, JSON_ALONE
 from app.routes.examples import Examples
 from app.schemas import Fields, ProblemAnswer
 
@@ -21,7 +21,6 @@ SECURITY = {
 }
 NAMES = {413: "Content Too Large", 422: "Unprocessable Content"}  # of statuses, where Python before 3.13 has old ones
 PROBLEM_TYPE = "application/problem+json"
-JSON_ALONE = {"files"}  # fields that stand in the data's place, in a JSON body
 BINARY = {"type": "string", "format": "binary"}
 SCHEMAS = {
     NPY.name: BINARY | {"description": "An array as `numpy.save` writes it; little-endian float32 is fastest."},

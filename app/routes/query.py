@@ -1,4 +1,5 @@
-"""Query parameters that a route does not know: a misspelt filter would else be one that filters nothing."""
+"""Query parameters that a route does not know, or that come twice: a misspelt filter would else be one that filters
+nothing, and of two that say different things one would not be heeded."""
 
 from fastapi import Depends, Request
 from fastapi.routing import APIRoute
@@ -8,7 +9,7 @@ from app.errors import InvalidFields, shortened
 READS_ITS_OWN = {"POST", "PUT"}  # `app.http.bodies` takes those for fields
 
 
-def _refuse_unknown(request: Request) -> None:
+def _refuse_unheeded(request: Request) -> None:
     if not request.url.query or request.method in READS_ITS_OWN:
         return
     route = request.scope["route"]
@@ -18,7 +19,9 @@ def _refuse_unknown(request: Request) -> None:
         if name not in known:
             there_are = f"there are {', '.join(known)}" if known else "there are none here"
             raise InvalidFields.at("query", shortened(name), msg=f"unknown parameter; {there_are}")
+        if len(request.query_params.getlist(name)) > 1:
+            raise InvalidFields.at("query", name, msg="given more than once")
 
 
 # For a router.
-KNOWN_ALONE = [Depends(_refuse_unknown)]
+KNOWN_ALONE = [Depends(_refuse_unheeded)]

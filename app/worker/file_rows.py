@@ -9,6 +9,7 @@ import numpy as np
 from app.errors import DataChanged, MalformedBody
 from app.formats.npy_file import LeadsOut, opened, reason
 from app.worker.messages import Files
+from core.checks import check_scale
 from core.errors import WrongShape
 
 
@@ -22,6 +23,7 @@ class FileRows:
         self._root, self._files, self._clip = Path(files.root), files.files, files.clip
         self._ends = list(accumulate(file.rows for file in files.files))
         self.shape = self._ends[-1], n_features
+        self._largest = 0.0  # value that was read
 
     def __getitem__(self, rows: slice) -> np.ndarray:
         """
@@ -43,8 +45,13 @@ class FileRows:
         try:
             with opened(self._root, expected.name) as file:
                 file.require_unchanged(expected, self.shape[1])
-                block, _ = file.read_checked(range(start - before, stop - before), clip=self._clip)
+                block, largest = file.read_checked(range(start - before, stop - before), clip=self._clip)
                 file.require_unchanged(expected, self.shape[1])
         except (OSError, MalformedBody, WrongShape, LeadsOut) as error:
             raise DataChanged(f"{expected.name} can no longer be read: {reason(error)}") from None
+        self._largest = max(self._largest, largest)
         return block
+
+    def check_scale(self) -> None:
+        """Raises OutOfRange where all that was read is too small for float32."""
+        check_scale(self._largest, name="activations")

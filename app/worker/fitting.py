@@ -32,7 +32,7 @@ from core.batches import opened
 from core.errors import InvalidParameter
 from core.figures import figure_steps
 from core.inputs import activations
-from core.metrics import Measured, measure_online_steps, measure_steps
+from core.metrics import Measured, measure_online_steps, measure_steps, measured_codes_steps
 from core.online import batch_rows_for
 from core.state import State
 
@@ -212,8 +212,9 @@ class Mapped:
         return nmf.fit_steps(self._A, max_iter=self._max_iter, D=D, state=state)
 
     def measure(self, nmf: NMF) -> Generator[None, None, Measured]:
-        measured = yield from measure_steps(self._A, nmf.Z_, nmf.get_dictionary())
-        return replace(measured, figures=(yield from figure_steps(nmf.Z_, measured.figures)))
+        Z = yield from measured_codes_steps(nmf, self._A)
+        measured = yield from measure_steps(self._A, Z, nmf.get_dictionary())
+        return replace(measured, figures=(yield from figure_steps(Z, measured.figures)))
 
 
 class InPlace:
@@ -229,7 +230,9 @@ class InPlace:
     def measure(self, nmf: NMF) -> Generator[None, None, Measured]:
         D = nmf.get_dictionary()
         batches = opened(self._rows, activations(D.shape[1]), batch_rows_for(D.shape[1], len(D)))
-        return measure_online_steps(batches, D)
+        measured = yield from measure_online_steps(batches, D)
+        self._rows.check_scale()  # by now all rows have been read
+        return measured
 
 
 class Writing:

@@ -35,7 +35,7 @@ from app.worker.watch import EXIT_CODE, Watch
 from core import FitSteps, ProcessGroup
 from core.errors import RankLost
 from core.figures import figure_steps
-from core.metrics import measure_steps
+from core.metrics import measure_steps, measured_codes_steps
 from core.progress import run
 
 logger = logging.getLogger("dictserve.worker")
@@ -151,8 +151,9 @@ class RankedFit:
                 self._tell(self._progress(latest))
             if place is not None and time.monotonic() >= next_checkpoint and self._keep(steps, place):
                 next_checkpoint = time.monotonic() + place.interval_seconds
-        measured = run(measure_steps(_tensor(A), nmf.Z_, nmf.get_dictionary(), self._ranks))
-        measured = replace(measured, figures=run(figure_steps(nmf.Z_, measured.figures, self._ranks)))
+        Z = run(measured_codes_steps(nmf, _tensor(A)))
+        measured = run(measure_steps(_tensor(A), Z, nmf.get_dictionary(), self._ranks))
+        measured = replace(measured, figures=run(figure_steps(Z, measured.figures, self._ranks)))
         self._tell(self._progress(latest))
         losses = np.concatenate([self._losses_before, nmf.loss_history_])
         self._tell(*fitted_of(fit, nmf, measured, losses, self._seconds()))

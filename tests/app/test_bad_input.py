@@ -37,6 +37,13 @@ BAD_ENCODES: dict[str, tuple[bytes, int, str, str, list[object] | None]] = {
     "a list": (b"[[1, 2]]", 400, "malformed-body", "JSON object", None),
     "key twice": (b'{"dictionary": "a", "data": [[1]], "data": [[2]]}', 400, "malformed-body", "'data'", None),
     "nested too deep": (b'{"data": ' + b"[" * 10_000, 400, "malformed-body", "deep", None),
+    "key of an array as text twice": (
+        raw('{"base64": "AACAPw==", "shape": [1, 1], "base64": "AAAAQA=="}'),
+        400,
+        "malformed-body",
+        "'base64' stands in the body twice",
+        None,
+    ),
     "unknown field": (body(dictoinary=1), 422, "invalid-fields", "unknown field", ["dictoinary"]),
     "no dictionary": (b'{"data": [[1]]}', 422, "invalid-fields", "required", ["dictionary"]),
     "no data": (b'{"dictionary": "digits"}', 422, "invalid-fields", "required", ["data"]),
@@ -271,6 +278,7 @@ def test_wrong_values_in_npy(client: TestClient, digits: str, array: np.ndarray,
         ("dictionary=digits&dictonary=x", "dictonary"),
         ("dictionary=digits&dictionary=x", "query"),
         ("dictionary=digits&data=1", "query"),
+        ("dictionary=digits&files=a.npy", "files"),
         ("dictionary=digits&clip=perhaps", "clip"),
     ],
 )
@@ -278,6 +286,42 @@ def test_wrong_query_beside_npy(client: TestClient, digits: str, query: str, loc
     answer = client.post(f"/encode?{query}", content=npy(np.ones((1, 4), np.float32)))
     assert answer.status_code == 422, answer.text
     assert answer.json()["errors"][0]["loc"][0] == loc
+
+
+def test_files_are_named_in_json_alone(client: TestClient) -> None:
+    answer = client.post("/fit?name=a&nb_concepts=1&files=a.npy", content=npy(np.ones((1, 4), np.float32)))
+    assert answer.status_code == 422, answer.text
+    assert answer.json()["errors"] == [
+        {"loc": ["query", "files"], "msg": "stands in a JSON body, in the place of data"}
+    ]
+
+
+@pytest.mark.parametrize("query", ["state=queued&state=failed", "limit=abc&limit=1"])
+def test_a_filter_given_twice_is_told(client: TestClient, query: str) -> None:
+    answer = client.get(f"/jobs?{query}")
+    assert (answer.status_code, answer.json()["detail"].count("given more than once")) == (422, 1), answer.text
+
+
+@pytest.mark.parametrize("path", ["/decode", "/dictionaries/d"])
+def test_what_is_never_clipped_is_not_said_to_be(client: TestClient, digits: str, path: str) -> None:
+    fields = {"dictionary": "digits"} if path == "/decode" else {}
+    answer = client.request("POST" if fields else "PUT", path, json={"data": [[1, -2]]} | fields)
+    assert answer.status_code == 422, answer.text
+    assert answer.json()["errors"][0]["msg"].endswith("every value must be at least 0")
+
+
+def test_json_after_many_blanks_is_json(client: TestClient, digits: str) -> None:
+    headers = {"content-type": "application/x-www-form-urlencoded"}
+    assert client.post("/encode", content=b"\n" * 100 + body(), headers=headers).status_code == 200
+
+
+@pytest.mark.parametrize("accept", ["text/html", "text/csv"])
+def test_a_record_is_json_whatever_is_accepted(client: TestClient, accept: str) -> None:
+    headers = {"accept": accept}
+    imported = client.put("/dictionaries/d", json={"data": GOOD}, headers=headers)
+    assert (imported.status_code, imported.headers["content-type"]) == (201, "application/json")
+    fitted = client.post("/fit", json={"name": "e", "nb_concepts": 1, "data": GOOD}, headers=headers)
+    assert (fitted.status_code, fitted.headers["content-type"]) == (202, "application/json")
 
 
 def test_query_beside_json_is_refused_rather_than_ignored(client: TestClient, digits: str) -> None:

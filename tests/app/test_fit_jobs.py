@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import math
+import sqlite3
 import threading
 import time
 from collections.abc import Iterator
@@ -18,7 +19,7 @@ from fastapi.testclient import TestClient
 from app.errors import JobsUnavailable
 from app.jobs.jobs import ENDED, Jobs
 from app.main import create_app
-from app.schemas import FitParameters
+from app.schemas import FitRequest
 from app.settings import Settings
 from app.store.store import Reference, Store
 from app.worker.messages import FitBegun
@@ -227,6 +228,61 @@ def test_a_fit_that_is_waited_for_answers_with_its_end(client: TestClient, worke
     answer = client.post("/fit", json=FIT, headers={"prefer": "wait=1"})
     assert 0.9 < time.monotonic() - begun < 5
     assert (answer.status_code, answer.json()["state"]) == (202, "running")
+
+
+@pytest.mark.parametrize(
+    "prefer", ["Wait=30", 'wait="30"', "handling=lenient; a=b , wait = 30", "respond-async,wait=30"]
+)
+def test_a_wait_is_heeded_as_it_may_be_written(client: TestClient, prefer: str) -> None:
+    answer = client.post("/fit", json=FIT, headers={"prefer": prefer})
+    assert (answer.status_code, answer.headers["preference-applied"]) == (200, "wait=30")
+
+
+def test_preferences_in_several_lines_are_one_list(client: TestClient) -> None:
+    lines = [("prefer", "respond-async"), ("prefer", "wait=100000")]
+    answer = client.post("/fit", json=FIT, headers=lines)
+    assert (answer.status_code, answer.headers["preference-applied"]) == (200, "wait=600")
+
+
+def test_what_is_no_preference_to_wait_is_none(client: TestClient, worker: WorkerDouble) -> None:
+    worker.fits_hang = True
+    for prefer in ("nowait=30", "other; wait=30", "wait=-1", "wait"):
+        answer = client.post("/fit", json=FIT, headers={"prefer": prefer})
+        assert (answer.status_code, "preference-applied" in answer.headers) == (202, False)
+
+
+def test_a_job_whose_record_is_removed_under_who_waits_is_told_as_it_was(
+    client: TestClient, worker: WorkerDouble, store: Store, caplog: pytest.LogCaptureFixture
+) -> None:
+    """As another service does it on the same store, which turns no event here."""
+    worker.fits_hang = True
+    running = client.post("/fit", json=FIT).json()["id"]
+    while client.get(f"/jobs/{running}").json()["state"] != "running":
+        time.sleep(0.01)
+    headers = {"idempotency-key": "one", "prefer": "wait=30"}
+    id = client.post("/fit", json=FIT, headers={"idempotency-key": "one"}).json()["id"]
+    with ThreadPoolExecutor(2) as clients:
+        waiting = clients.submit(client.post, "/fit", json=FIT, headers=headers)
+        following = clients.submit(client.get, f"/jobs/{id}/events")
+        time.sleep(0.5)
+        with sqlite3.connect(store.database) as database:
+            database.execute("DELETE FROM jobs WHERE id = ?", (id,))
+        database.close()
+        answer = waiting.result()
+        assert (answer.status_code, answer.json()["state"]) == (202, "queued")
+        assert answer.headers["location"] == f"/jobs/{id}"
+        assert following.result().status_code == 200
+        assert "event: end" not in following.result().text
+    assert client.get(f"/jobs/{id}").status_code == 404
+    assert not [record for record in caplog.records if record.levelname == "ERROR"]
+
+
+def test_whether_activations_were_clipped_is_on_record(client: TestClient) -> None:
+    for clip in (True, False):
+        job = client.post("/fit", json=FIT | {"clip": clip}, headers={"prefer": "wait=30"}).json()
+        assert job["parameters"]["clip"] is clip
+        record = client.get(f"/dictionaries/{job['name']}@{job['version']}").json()
+        assert record["parameters"]["clip"] is clip
 
 
 def test_those_who_wait_can_be_let_go_while_later_ones_wait(client: TestClient, worker: WorkerDouble) -> None:
@@ -508,7 +564,7 @@ def test_a_job_whose_request_is_given_up_while_it_is_recorded_keeps_its_data(
     async def given_up() -> None:
         upload = fits.uploads.new_path()
         data = fits.uploads.stage(A, upload)
-        task = asyncio.create_task(fits.submit(FitParameters(name="digits", nb_concepts=2), data))
+        task = asyncio.create_task(fits.submit(FitRequest(name="digits", nb_concepts=2), data))
         await asyncio.to_thread(begun.wait)
         task.cancel()
         with contextlib.suppress(asyncio.CancelledError):

@@ -234,7 +234,12 @@ def test_malformed_safetensors(client: TestClient, digits: str, case: tuple[byte
 
 BAD_CSV: dict[str, tuple[bytes, int, str]] = {
     "a word": (b"1,2,3,4\n1,2,x,4\n", 400, "line 2, column 3: 'x' is not a number"),
-    "decimal commas": (b'"1,5";2;3;4\n"1,5";2;3;4\n', 400, "not a number"),
+    "decimal commas": (b'"1,5";2;3;4\n"1,5";2;3;4\n', 400, "line 2: a quote belongs before and after a whole number"),
+    "a decimal comma": (b'1,2,3,4\n1,"2,0",3,4\n', 400, "line 2: a quote belongs"),
+    "a quote within a number": (b'1,2,3,4\n1,2,"3"5,4\n', 400, "line 2: a quote belongs"),
+    "a quote before a number": (b'1,2,3,4"5"\n', 400, "line 1: a quote belongs"),
+    "a quote that nothing closes": (b'1,2,3,"4', 400, "line 1: a quote belongs"),
+    "digits of another script": ("1,2,3,٤\n".encode(), 400, "line 1, column 4: '٤' is not a number"),
     "ragged, after blank lines": (b"1,2,3,4\n\n\n1,2,3\n", 400, "line 4 has 3 values, but line 1 has 4"),
     "an empty field": (b"1,2,,4\n", 400, "line 1, column 3: '' is not a number"),
     "a word in the only line": (

@@ -67,3 +67,11 @@ def test_the_connection_goes_on_after_it(settings: Settings) -> None:
     *heads_told, body = written.split(b"\r\n\r\n")
     assert [told.partition(b"\r\n")[0][9:] for told in heads_told] == [b"200 OK", b"404 Not Found", b"200 OK"]
     assert body == b'{"status":"alive"}'
+
+
+def test_lists_in_several_lines_are_one(client: TestClient, digits: str) -> None:
+    weights = f"/dictionaries/{digits}/weights"
+    etag = client.get(weights).headers["etag"]
+    assert client.get(weights, headers=[("if-none-match", '"x"'), ("if-none-match", etag)]).status_code == 304
+    accepted = [("accept", "text/html"), ("accept", "application/json")]
+    assert client.get(weights, headers=accepted).headers["content-type"] == "application/json"

@@ -211,6 +211,23 @@ def test_files_of_zeros_give_a_dictionary_of_zeros(store: Store, folder: Path) -
     assert not fitted.arrays[0].any()
 
 
+def test_files_of_what_float32_cannot_hold_are_refused(store: Store, folder: Path) -> None:
+    for name in ("a", "b", "c"):
+        np.save(folder / f"{name}.npy", np.full((1000, 30), 1e-300))
+    failed = ended(store, message(store, folder))[-1].message
+    assert isinstance(failed, Failed)
+    assert failed.error == "OutOfRange"
+    assert "reach 1e-300" in failed.detail
+
+
+def test_core_refuses_what_float32_cannot_hold() -> None:
+    with pytest.raises(errors.OutOfRange, match="reach 1e-300"):
+        NMF(6).fit_online(np.full((3000, 30), 1e-300))
+    rows = np.full((3000, 30), 1e-300)
+    rows[1234, 5] = 1.0  # of one batch alone
+    NMF(6).fit_online(rows, 1)
+
+
 def test_core_refuses_what_files_would_not_hold() -> None:
     with pytest.raises(errors.WrongShape):
         NMF(6).fit_online(np.zeros((0, 4)))
