@@ -3,6 +3,9 @@
 A: activations (rows, n_features). Z: codes (rows, nb_concepts). D: dictionary (nb_concepts, n_features), whose
 rows are the concepts. All three are non-negative.
 
+Threads may share a dictionary. Processes are to be spawned: what is forked after the first fit or encode may hang, or
+be ended by OpenMP, at its own first one, as with torch alone (`multiprocessing_context="spawn"` of a DataLoader).
+
 The names below are loaded on first use, so that `core.errors` and `core.checks` can be had without torch.
 """
 

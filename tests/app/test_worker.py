@@ -36,6 +36,7 @@ from core import NMF, Dictionary
 from core.dictionary import Encoded
 from core.warm import warm_encodes
 from tests.app.conftest import D, publish
+from tests.core.problems import planted
 
 A = np.random.default_rng(0).random((50, 2), np.float32) @ D
 
@@ -113,6 +114,18 @@ def test_the_figures_of_a_fit_are_those_of_its_codes(turned: Turned, tmp_path: P
     used = Z > 0
     overlap = (used[:, 0] & used[:, 1]).sum() / (used[:, 0] | used[:, 1]).sum()
     np.testing.assert_allclose(figures["overlap"][:, 0], overlap, atol=1e-4)
+
+
+def test_the_figures_of_a_fit_by_mu_are_those_of_exact_codes(turned: Turned, tmp_path: Path) -> None:
+    """Its own never reach zero: each concept would be in every row."""
+    rows = planted(300, 20, 6, density=0.3)[0]
+    rows.tofile(tmp_path / "A")
+    frames.send(turned.channel, Fit("job", str(tmp_path / "A"), 0, 300, 20, 6, "mu", 500, 1e-4, "auto", 0))
+    *_, fitted = turned.turn()
+    figures = figures_file.read(fitted.arrays[3].tobytes(), 6, "it")
+    exact = Dictionary(fitted.arrays[0]).encode(rows).codes.numpy()
+    np.testing.assert_array_equal(figures["uses"], (exact > 0).sum(axis=0))
+    assert (figures["uses"] < 300).all()
 
 
 def test_a_start_that_was_removed_meanwhile_fails_the_job(turned: Turned, store: Store, tmp_path: Path) -> None:
