@@ -28,8 +28,9 @@ RUN cd / && NUMBA_CACHE_DIR=/opt/dictserve/kernels python3 -m core.warm --every-
 
 
 FROM ${BASE}
-# Numba's threads need the OpenMP runtime, which slim images lack.
-RUN apt-get update && apt-get install --yes --no-install-recommends libgomp1 && rm -rf /var/lib/apt/lists/*
+# Numba's threads need the OpenMP runtime, and Triton, which is there on a GPU, a C compiler; slim images lack both.
+RUN apt-get update && apt-get install --yes --no-install-recommends gcc libc6-dev libgomp1 \
+    && rm -rf /var/lib/apt/lists/*
 COPY --from=build /opt/dictserve /opt/dictserve
 COPY deploy/entrypoint.sh /usr/local/bin/dictserve-entrypoint
 RUN mkdir /models && chown 10001:10001 /models
@@ -37,6 +38,7 @@ ENV PATH=/opt/dictserve/bin:$PATH \
     PYTHONDONTWRITEBYTECODE=1 \
     PYTHONUNBUFFERED=1 \
     NUMBA_CACHE_DIR=/tmp/dictserve-kernels \
+    TRITON_CACHE_DIR=/tmp/dictserve-triton \
     DICTSERVE_HOST=0.0.0.0 \
     DICTSERVE_PORT=8000 \
     DICTSERVE_STORE=/models
@@ -46,6 +48,6 @@ VOLUME /models
 EXPOSE 8000
 STOPSIGNAL SIGTERM
 HEALTHCHECK --interval=10s --timeout=5s --start-period=120s --retries=3 \
-    CMD ["python3", "-c", "import os, urllib.request as u; u.urlopen(f\"http://127.0.0.1:{os.environ['DICTSERVE_PORT']}/readyz\", timeout=4)"]
+    CMD ["python3", "-c", "import os, urllib.request as u; u.build_opener(u.ProxyHandler({})).open(f\"http://127.0.0.1:{os.environ['DICTSERVE_PORT']}/readyz\", timeout=4)"]
 ENTRYPOINT ["dictserve-entrypoint"]
 CMD ["serve"]

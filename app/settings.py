@@ -175,6 +175,8 @@ class Settings(BaseSettings):
     @field_validator("store")
     @classmethod
     def _a_directory(cls, value: Path) -> Path:
+        if str(value) == ".":  # what an empty variable is read as, too: dictionaries would land wherever this starts
+            raise ValueError("it is empty, or the working directory: name a directory of its own")
         if re.match(r"\w+:/", str(value)):
             raise ValueError(
                 f"{str(value)!r} is no directory: the URL of an object store goes into DICTSERVE_OBJECTS"

@@ -258,6 +258,11 @@ class Supervisor:
             frame = frames.receive(channel)
         except frames.Closed:
             asyncio.get_running_loop().remove_reader(channel)  # the process's end is awaited elsewhere
+        except Exception:  # no descriptor left for it, or no memory: whoever waits for it would wait for good
+            logger.exception("what the worker has sent cannot be read; it is ended")
+            asyncio.get_running_loop().remove_reader(channel)
+            if self._process is not None:
+                self._process.kill()
         else:
             self._hear(frame)
 

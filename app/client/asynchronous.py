@@ -11,7 +11,8 @@ from app.client import calls
 from app.client.answers import Answer, Encoded
 from app.client.bodies import Array, Body
 from app.client.calls import Call, EncodeOptions, FitParameters, Parameter, Record, T
-from app.client.config import DEFAULT_RETRIES, DEFAULT_TIMEOUT_SECONDS, http_options
+from app.client.config import DEFAULT_RETRIES, DEFAULT_TIMEOUT_SECONDS, Pools, http_options
+from app.client.config import shown as shown_url
 from app.client.display import shown
 from app.client.errors import Unavailable
 from app.client.following import Following
@@ -36,7 +37,9 @@ class AsyncClient:
         timeout: float = DEFAULT_TIMEOUT_SECONDS,
         transport: httpx.AsyncBaseTransport | None = None,
     ) -> None:
-        self._http = httpx.AsyncClient(**http_options(url, token), transport=transport)
+        options = http_options(url, token)
+        self._pools = Pools(lambda limits: httpx.AsyncClient(**options, limits=limits, transport=transport))
+        self._url = shown_url(options["base_url"])
         self._policy = Policy(retries, timeout)
 
     # -- fit ----------------------------------------------------------------------------------------------
@@ -188,9 +191,9 @@ class AsyncClient:
             return False
         return True
 
-    async def send(self, call: Call[T]) -> T:
+    async def send(self, call: Call[T], policy: Policy | None = None) -> T:
         """As `Client.send`."""
-        attempts = Attempts(self._policy, call, str(self._http.base_url))
+        attempts = Attempts(policy or self._policy, call, self._url)
         while True:
             try:
                 answer = await self._exchange(call, attempts)
@@ -203,12 +206,12 @@ class AsyncClient:
             await asyncio.sleep(pause)
 
     async def _exchange(self, call: Call[T], attempts: Attempts) -> Answer:
-        async with self._http.stream(
+        async with self._pools.calls.stream(
             call.method,
             call.path,
             params=call.query,
             headers=call.all_headers(),
-            content=None if call.body is None else _chunks(call.body),
+            content=None if call.body is None else _chunks(call.body, attempts),
             timeout=attempts.timeout(),
         ) as response:
             body = bytearray()
@@ -218,7 +221,8 @@ class AsyncClient:
             return Answer(response.status_code, response.headers, body)
 
     async def aclose(self) -> None:
-        await self._http.aclose()
+        for pool in self._pools.all:
+            await pool.aclose()
 
     async def __aenter__(self) -> Self:
         return self
@@ -251,7 +255,7 @@ class AsyncJob(JobRecord):
                     yield progress
             if following.ended:
                 break
-            for progress in following.looked(await self._client.send(calls.job(self.id))):
+            for progress in following.looked(await self._look(following)):
                 self.record = following.record
                 yield progress
             self.record = following.record
@@ -259,10 +263,18 @@ class AsyncJob(JobRecord):
                 await asyncio.sleep(following.pause())
         self.record = following.record
 
+    async def _look(self, following: Following) -> Record:
+        """The record now. A service that is gone is waited for, as long as a call may take: it takes its jobs up
+        again."""
+        try:
+            return await self._client.send(calls.job(self.id), following.patience(self._client._policy))
+        except Unavailable as error:
+            raise following.unanswered(error) from None
+
     async def _stream(self, following: Following) -> AsyncIterator[Progress]:
         """Until the stream ends, or breaks: then the job is looked at, and what is wrong shows."""
         try:
-            async with self._client._http.stream(
+            async with self._client._pools.streams.stream(
                 "GET", following.path, headers=following.headers(), timeout=following.timeout()
             ) as response:
                 if following.opened(response.status_code, response.headers):
@@ -288,9 +300,7 @@ class AsyncJob(JobRecord):
 
     async def cancel(self) -> None:
         """As `Job.cancel`."""
-        if not (await self.refresh()).ended:
-            after = await self._client.send(calls.cancel(self.id))
-            self.record = self.record if after is None else after
+        self.record = await self._client.send(calls.cancel(self.id))
 
 
 class AsyncDictionary(DictionaryRecord):
@@ -331,8 +341,9 @@ class AsyncDictionary(DictionaryRecord):
         return await self._client.get_dictionary(self.reference)
 
 
-async def _chunks(body: Body) -> AsyncIterator[bytes]:
+async def _chunks(body: Body, attempts: Attempts) -> AsyncIterator[bytes]:
     """A body's chunks; the disk is waited for in a thread."""
     chunks = body.chunks()
     while (chunk := await asyncio.to_thread(next, chunks, None) if body.on_disk else next(chunks, None)) is not None:
+        attempts.left()
         yield cast(bytes, chunk)  # any buffer will do

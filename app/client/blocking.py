@@ -9,9 +9,10 @@ import httpx
 
 from app.client import calls
 from app.client.answers import Answer, Encoded
-from app.client.bodies import Array
+from app.client.bodies import Array, Body
 from app.client.calls import Call, EncodeOptions, FitParameters, Parameter, Record, T
-from app.client.config import DEFAULT_RETRIES, DEFAULT_TIMEOUT_SECONDS, http_options
+from app.client.config import DEFAULT_RETRIES, DEFAULT_TIMEOUT_SECONDS, Pools, http_options
+from app.client.config import shown as shown_url
 from app.client.display import shown
 from app.client.errors import Unavailable
 from app.client.following import Following
@@ -49,7 +50,9 @@ class Client:
         timeout: float = DEFAULT_TIMEOUT_SECONDS,
         transport: httpx.BaseTransport | None = None,
     ) -> None:
-        self._http = httpx.Client(**http_options(url, token), transport=transport)
+        options = http_options(url, token)
+        self._pools = Pools(lambda limits: httpx.Client(**options, limits=limits, transport=transport))
+        self._url = shown_url(options["base_url"])
         self._policy = Policy(retries, timeout)
 
     # -- fit ----------------------------------------------------------------------------------------------
@@ -230,9 +233,9 @@ class Client:
             return False
         return True
 
-    def send(self, call: Call[T]) -> T:
+    def send(self, call: Call[T], policy: Policy | None = None) -> T:
         """What every method comes to: a call of `app.client.calls`, sent until there is an answer."""
-        attempts = Attempts(self._policy, call, str(self._http.base_url))
+        attempts = Attempts(policy or self._policy, call, self._url)
         while True:
             try:
                 answer = self._exchange(call, attempts)
@@ -245,12 +248,12 @@ class Client:
             time.sleep(pause)
 
     def _exchange(self, call: Call[T], attempts: Attempts) -> Answer:
-        with self._http.stream(
+        with self._pools.calls.stream(
             call.method,
             call.path,
             params=call.query,
             headers=call.all_headers(),
-            content=None if call.body is None else cast(Iterator[bytes], call.body.chunks()),  # any buffer will do
+            content=None if call.body is None else _chunks(call.body, attempts),
             timeout=attempts.timeout(),
         ) as response:
             body = bytearray()
@@ -260,7 +263,8 @@ class Client:
             return Answer(response.status_code, response.headers, body)
 
     def close(self) -> None:
-        self._http.close()
+        for pool in self._pools.all:
+            pool.close()
 
     def __enter__(self) -> Self:
         return self
@@ -297,7 +301,7 @@ class Job(JobRecord):
                     yield progress
             if following.ended:
                 break
-            for progress in following.looked(self._client.send(calls.job(self.id))):
+            for progress in following.looked(self._look(following)):
                 self.record = following.record
                 yield progress
             self.record = following.record
@@ -305,10 +309,18 @@ class Job(JobRecord):
                 time.sleep(following.pause())
         self.record = following.record
 
+    def _look(self, following: Following) -> Record:
+        """The record now. A service that is gone is waited for, as long as a call may take: it takes its jobs up
+        again."""
+        try:
+            return self._client.send(calls.job(self.id), following.patience(self._client._policy))
+        except Unavailable as error:
+            raise following.unanswered(error) from None
+
     def _stream(self, following: Following) -> Iterator[Progress]:
         """Until the stream ends, or breaks: then the job is looked at, and what is wrong shows."""
         try:
-            with self._client._http.stream(
+            with self._client._pools.streams.stream(
                 "GET", following.path, headers=following.headers(), timeout=following.timeout()
             ) as response:
                 if following.opened(response.status_code, response.headers):
@@ -337,9 +349,7 @@ class Job(JobRecord):
 
     def cancel(self) -> None:
         """End it; one that has ended stays as it is. ``state`` tells how it ended."""
-        if not self.refresh().ended:
-            after = self._client.send(calls.cancel(self.id))
-            self.record = self.record if after is None else after
+        self.record = self._client.send(calls.cancel(self.id))
 
 
 class Dictionary(DictionaryRecord):
@@ -378,3 +388,9 @@ class Dictionary(DictionaryRecord):
     def get_dictionary(self) -> Array:
         """D, (nb_concepts, n_features)."""
         return self._client.get_dictionary(self.reference)
+
+
+def _chunks(body: Body, attempts: Attempts) -> Iterator[bytes]:
+    for chunk in body.chunks():
+        attempts.left()
+        yield cast(bytes, chunk)  # any buffer will do

@@ -128,6 +128,8 @@ def as_array(data: Any) -> Array:
         data = data.cpu().numpy()
     elif hasattr(data, "toarray"):
         data = data.toarray()
+    if isinstance(data, np.ma.MaskedArray):
+        raise TypeError("a masked array is not sent, for the mask would be lost: fill it first, as with A.filled(0)")
     array = np.asarray(data)
     if array.dtype.kind not in "fiu":
         raise TypeError(f"an array of {array.dtype} is not sent: rows of numbers are")

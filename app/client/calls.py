@@ -166,13 +166,8 @@ def job(id: str) -> Call[Record]:
     return Call("GET", job_path(id), answers.job)
 
 
-def cancel(id: str) -> Call[Record | None]:
-    """Not repeatable: a second one removes the record. The answer is None where the job had ended before."""
-
-    def read(answer: Answer) -> Record | None:
-        return answers.job(answer) if answer.status == 200 else None
-
-    return Call("DELETE", job_path(id), read, is_repeatable=False)
+def cancel(id: str) -> Call[Record]:
+    return Call("POST", f"{job_path(id)}/cancel", answers.job, is_repeatable=True)
 
 
 def ready() -> Call[None]:

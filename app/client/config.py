@@ -1,7 +1,8 @@
 """Where the service is and who asks."""
 
 import os
-from typing import Any
+from collections.abc import Callable
+from typing import Any, Generic, TypeVar
 
 import httpx
 
@@ -15,6 +16,64 @@ DEFAULT_TIMEOUT_SECONDS = 600.0
 # has too many after a second; one that is closed while a request is on its way fails a call that is not repeatable.
 KEEP_ALIVE_SECONDS = 2.0
 MAX_CONNECTIONS, MAX_IDLE_CONNECTIONS = 100, 20
+
+
+Pool = TypeVar("Pool")
+
+
+class Pools(Generic[Pool]):
+    """The connections of a client: some for calls, and one for each job that is followed, which holds up no call.
+
+    Each process makes its own. A forked one has its parent's sockets, too, on which it would take what the parent
+    is answered for its own.
+
+    Args:
+        make: from how many connections there may be (None: any number), and how many idle ones are kept.
+
+    Raises:
+        ValueError: a proxy that the environment names cannot be used.
+    """
+
+    def __init__(self, make: Callable[[httpx.Limits], Pool]) -> None:
+        self._make = make
+        self._of_parents: list[Pool] = []  # kept, for what closes them might say so to the service
+        self._calls = self._made(MAX_CONNECTIONS, MAX_IDLE_CONNECTIONS)
+        self._streams: Pool | None = None
+        self._pid = os.getpid()
+
+    @property
+    def calls(self) -> Pool:
+        self._renew_in_child()
+        return self._calls
+
+    @property
+    def streams(self) -> Pool:
+        self._renew_in_child()
+        if self._streams is None:
+            self._streams = self._made(None, 0)
+        return self._streams
+
+    @property
+    def all(self) -> list[Pool]:
+        """Of this process."""
+        self._renew_in_child()
+        return [self._calls] if self._streams is None else [self._calls, self._streams]
+
+    def _renew_in_child(self) -> None:
+        if self._pid != os.getpid():
+            self._of_parents += [self._calls] if self._streams is None else [self._calls, self._streams]
+            self._calls, self._streams = self._made(MAX_CONNECTIONS, MAX_IDLE_CONNECTIONS), None
+            self._pid = os.getpid()
+
+    def _made(self, most: int | None, most_idle: int) -> Pool:
+        try:
+            return self._make(
+                httpx.Limits(
+                    max_connections=most, max_keepalive_connections=most_idle, keepalive_expiry=KEEP_ALIVE_SECONDS
+                )
+            )
+        except ImportError as error:
+            raise ValueError(f"the proxy that the environment names cannot be used: {error}") from None
 
 
 def http_options(url: str | None, token: str | None) -> dict[str, Any]:
@@ -36,9 +95,9 @@ def http_options(url: str | None, token: str | None) -> dict[str, Any]:
         raise ValueError("the token has characters that tokens do not have")  # no more of it: it is a secret
     if token:
         headers["Authorization"] = f"Bearer {token}"
-    limits = httpx.Limits(
-        max_connections=MAX_CONNECTIONS,
-        max_keepalive_connections=MAX_IDLE_CONNECTIONS,
-        keepalive_expiry=KEEP_ALIVE_SECONDS,
-    )
-    return {"base_url": base_url, "headers": headers, "limits": limits}
+    return {"base_url": base_url, "headers": headers}
+
+
+def shown(url: httpx.URL) -> str:
+    """Without a password."""
+    return str(url.copy_with(username=None, password=None))

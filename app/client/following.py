@@ -12,13 +12,14 @@ import httpx
 import msgspec
 
 from app.client.calls import Record, job_path
-from app.client.errors import StillRunning
+from app.client.errors import DictserveError, StillRunning
 from app.client.records import ENDED, Progress
-from app.client.retries import CONNECT_SECONDS
+from app.client.retries import CONNECT_SECONDS, Policy
 
 LOOK_SECONDS = 1.0  # between two looks at a job whose events do not come through
 QUIET_SECONDS = 40.0  # without so much as a keep-alive: the stream is taken for broken
 MOMENT_SECONDS = 0.001
+MANY = 1_000_000  # times that a service that does not answer is asked: it is time that ends this
 EVENT_STREAM = "text/event-stream"
 
 
@@ -35,6 +36,7 @@ class Following:
         self.has_stream = True
         self._deadline = None if timeout_seconds is None else time.monotonic() + timeout_seconds
         self._timeout_seconds = timeout_seconds
+        self._is_last_look = False  # for want of time
         self._last_event_id = ""
         self._text = bytearray()
 
@@ -68,6 +70,23 @@ class Following:
         """
         self._refuse_late()
         return min(self._left(), LOOK_SECONDS)
+
+    def patience(self, policy: Policy) -> Policy:
+        """Of a look at the job, for as long as there is time, and a moment at least."""
+        left = max(self._left(), LOOK_SECONDS)
+        self._is_last_look = left < policy.timeout_seconds
+        return Policy(retries=MANY, timeout_seconds=min(policy.timeout_seconds, left))
+
+    def unanswered(self, error: DictserveError) -> DictserveError:
+        """What to raise where the service was not there to be asked.
+
+        Raises:
+            StillRunning: the time is up.
+        """
+        if self._is_last_look:
+            raise self._still_running()
+        told = f"{error.detail}; job {self.record['id']} goes on once the service is back"
+        return type(error)(told, status=error.status, type=error.type)
 
     def opened(self, status: int, headers: Mapping[str, str]) -> bool:
         """Whether the answer is the events. A proxy may not let them through; then they are not asked for again."""
@@ -116,5 +135,8 @@ class Following:
 
     def _refuse_late(self) -> None:
         if self._left() <= 0 and not self.ended:
-            told = f"has not ended within {self._timeout_seconds:g} s; it is {self.record['state']}"
-            raise StillRunning(f"job {self.record['id']} {told}")
+            raise self._still_running()
+
+    def _still_running(self) -> StillRunning:
+        told = f"has not ended within {self._timeout_seconds:g} s; it is {self.record['state']}"
+        return StillRunning(f"job {self.record['id']} {told}")

@@ -76,7 +76,7 @@ def show(
             **{name: figure(value) for name, value in record["parameters"].items() if value is not None},
             **{name: figure(found.metrics[name]) for name in METRICS if name in found.metrics},
             **({"worst features (r2)": ", ".join(worst)} if worst else {}),
-            **record["labels"],
+            **{f"label {key}": label for key, label in record["labels"].items()},
         }
     )
     print_strongest(columns)

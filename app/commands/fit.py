@@ -103,6 +103,7 @@ def cancel(
 def _waited(client: "Client", job: "Job") -> "Dictionary":
     """The job's dictionary, with its progress on stderr: a bar on a terminal, else a line now and then."""
     from app.client.display import figures
+    from app.client.errors import Unavailable
 
     try:
         if sys.stderr.isatty():
@@ -113,7 +114,7 @@ def _waited(client: "Client", job: "Job") -> "Dictionary":
                 next_line = time.monotonic() + LINE_SECONDS
                 at = f"iteration {progress.iteration}/{progress.max_iter}"
                 print(f"{job.name}: {at} {figures(progress)}", file=sys.stderr, flush=True)
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, Unavailable):
         print(f"dictserve: job {job.id} goes on; `dictserve cancel {job.id}` ends it", file=sys.stderr)
         raise
     return client.dictionary(job.fitted())

@@ -11,6 +11,8 @@ import typer
 if TYPE_CHECKING:
     from app.settings import Settings
 
+OWN_FILES = 256  # of the service, besides those of its connections
+
 
 def serve(
     host: Annotated[str | None, typer.Option(help="Address to listen on.", show_default="127.0.0.1")] = None,
@@ -61,7 +63,7 @@ def serve(
         worker.kill()  # before it can say that there is no service
         raise
     gc.enable()
-    _allow_open_files(chosen.max_connections)
+    chosen = _within_open_files(chosen)
 
     class Server(uvicorn.Server):
         @contextlib.contextmanager
@@ -110,15 +112,24 @@ def _end_when_told() -> None:
         signal.signal(signal.SIGHUP, end)
 
 
-def _allow_open_files(connections: int) -> None:
-    """Raise the limit on open files, where the system lets us, to what so many connections need."""
+def _within_open_files(chosen: "Settings") -> "Settings":
+    """Raise the limit on open files to what so many connections need; where the system does not let us, fewer are
+    taken."""
+    import logging
     import resource
 
-    wanted = 2 * connections + 256  # a connection may have a file beside it, and there are the service's own
+    connections = chosen.max_connections
+    wanted = 2 * connections + OWN_FILES  # a connection may have a file beside it
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if soft < wanted:
-        allowed = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
+    allowed = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
+    if soft < allowed:
         resource.setrlimit(resource.RLIMIT_NOFILE, (allowed, hard))
+    if max(soft, allowed) >= wanted:
+        return chosen
+    fewer = max(1, (allowed - OWN_FILES) // 2 if allowed > 2 * OWN_FILES else allowed // 4)
+    told = "%d open files are allowed, %d connections need %d: no more than %d connections are taken"
+    logging.getLogger("dictserve").warning(told, allowed, connections, wanted, fewer)
+    return chosen.model_copy(update={"max_connections": fewer})
 
 
 def _is_loopback(host: str) -> bool:

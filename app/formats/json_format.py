@@ -264,13 +264,22 @@ def refuse_repeated_keys(body: bytes | memoryview | Buffer, array: msgspec.Raw |
         start = _address(array) - _address(body)
         envelope = bytes(body[:start]) + b"0" + bytes(body[start + len(memoryview(array)) :])
         if bytes(memoryview(array)[:1]) == b"{":
-            refuse_repeated_keys(memoryview(array), _object_decoder.decode(array).get("base64"))
+            _refuse_repeated_keys_of_text(array)
     try:
         _object_reader.decode(envelope.decode())
     except RecursionError:
         raise MalformedBody("the body is nested too deep") from None
     except ValueError as error:  # text that is not UTF-8, which the first decoder did not look into
         raise MalformedBody(f"the body is not valid JSON: {error}") from None
+
+
+def _refuse_repeated_keys_of_text(array: msgspec.Raw) -> None:
+    """Of an array as text, whose bytes are cut out in their turn."""
+    try:
+        text = _object_decoder.decode(array).get("base64")
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return  # what is wrong shows when it is read
+    refuse_repeated_keys(memoryview(array), text)
 
 
 def _unique(pairs: list[tuple[str, object]]) -> dict[str, object]:

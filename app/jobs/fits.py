@@ -251,12 +251,17 @@ class Fits:
         jobs = await self._records.read(self._jobs.newest, limit, before=before, state=state, name=name)
         return [self._freshened(job) for job in jobs]
 
-    async def cancel(self, id: str) -> Job | None:
+    async def cancel_or_remove(self, id: str) -> Job | None:
         """End a job that has not ended, and tell its record; remove the record of one that has (None)."""
         record = await self._records.read(self._jobs.get, id)
         if record.job.state in ENDED:
             await self._records.write(self._jobs.delete, id)
             return None
+        return await self.cancel(id)
+
+    async def cancel(self, id: str) -> Job:
+        """End a job, and tell its record; one that has ended stays as it is."""
+        record = await self._records.read(self._jobs.get, id)
         deadline = time.monotonic() + CANCEL_SECONDS
         while record.job.state not in ENDED and time.monotonic() < deadline:
             await self._try_cancel(record)
@@ -312,10 +317,11 @@ class Fits:
                     record = await self._records.write(self._jobs.claim, self._store.owner)
                     if record is not None:
                         runner.take(record)
-                outage.is_over()
                 if record is None:
                     await self._idle()
+                    outage.is_over()
                 else:
+                    outage.is_over()
                     await runner.run()
                     self._end_turn()
                     self._wake.set()  # it may be back in the queue, and another worker idle

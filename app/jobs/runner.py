@@ -261,6 +261,8 @@ class Runner:
     async def _end(self, record: Record, write: Callable[..., object], *outcome: Any) -> None:
         """Write how a job ended; its data and its checkpoint are not needed any more."""
         await self._records.surely(write, record, *outcome)
+        if write == self._jobs.fail:
+            logger.warning("job %s of %s has failed: %s", record.job.id, record.job.name, outcome[0].get("detail"))
         await asyncio.to_thread(self._discard, record)
 
     async def _lose(self, record: Record, error: JobLost) -> None:

@@ -117,7 +117,12 @@ export function askToken(problem, signal) {
     } },
       h("form", { onsubmit: (event) => {
         event.preventDefault();
-        sessionStorage.setItem(KEY, input.value.trim());
+        const token = input.value.trim();
+        if (!/^[!-~]+$/.test(token)) {
+          tell(place, { title: "No token", message: "it has characters that tokens do not have" });
+          return;
+        }
+        sessionStorage.setItem(KEY, token);
         dialog.close("given");
       } },
         h("h2", { id: "token-title" }, "A token, please"),

@@ -50,7 +50,7 @@ export async function show(content, [id], signal) {
   async function end() {
     cancel.disabled = true;
     try {
-      const answer = await call("DELETE", `jobs/${id}`, { signal });
+      const answer = await call("POST", `jobs/${id}/cancel`, { signal });
       if (answer.status === 200) job = await answer.json();
       draw();
     } catch (error) {

@@ -3,13 +3,17 @@
 export const NPY = "application/x-npy";
 const KINDS = {
   f4: [4, "getFloat32"], f8: [8, "getFloat64"], u1: [1, "getUint8"], i1: [1, "getInt8"], u2: [2, "getUint16"],
-  i2: [2, "getInt16"], u4: [4, "getUint32"], i4: [4, "getInt32"],
+  i2: [2, "getInt16"], u4: [4, "getUint32"], i4: [4, "getInt32"], u8: [8, "getBigUint64"], i8: [8, "getBigInt64"],
 };
+
+export function isNpy(buffer) {
+  return String.fromCharCode(...new Uint8Array(buffer.slice(0, 6)).subarray(1)) === "NUMPY";
+}
 
 /** {rows, columns, row(i)} of an npy file of numbers; null where it is none that is read here. */
 export function readNpy(buffer) {
   const bytes = new Uint8Array(buffer);
-  if (bytes.length < 12 || String.fromCharCode(...bytes.subarray(1, 6)) !== "NUMPY") return null;
+  if (bytes.length < 12 || !isNpy(buffer)) return null;
   const view = new DataView(buffer);
   const [start, length] = bytes[6] === 1 ? [10, view.getUint16(8, true)] : [12, view.getUint32(8, true)];
   const header = new TextDecoder().decode(bytes.subarray(start, start + length));
@@ -23,7 +27,7 @@ export function readNpy(buffer) {
   const isLittle = order !== ">";
   const isFortran = /'fortran_order':\s*True/.test(header);
   const at = (i, j) => view[read](base + size * (isFortran ? j * rows + i : i * columns + j), isLittle);
-  return { rows, columns, row: (i) => Float32Array.from({ length: columns }, (_, j) => at(i, j)) };
+  return { rows, columns, row: (i) => Float32Array.from({ length: columns }, (_, j) => Number(at(i, j))) };
 }
 
 /** One row of numbers as an npy file of float32. */

@@ -83,7 +83,7 @@ export async function show(content, _, signal) {
 
   async function end(job) {
     try {
-      await call("DELETE", `jobs/${job.id}`, { signal });
+      await call("POST", `jobs/${job.id}/cancel`, { signal });
       await look();
     } catch (error) {
       tell(alert, error);

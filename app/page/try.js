@@ -4,7 +4,7 @@ import { call, getJson } from "./api.js";
 import { dropZone } from "./drop.js";
 import { alertPlace, debounced, h, heading, newId, panel, tell } from "./element.js";
 import { histogram, imageShape, largest, lines, picture } from "./drawing.js";
-import { NPY, readNpy, writeNpy } from "./npy.js";
+import { isNpy, NPY, readNpy, writeNpy } from "./npy.js";
 import { figure, percent, whole } from "./numbers.js";
 import { dictionaryFields } from "./pick.js";
 import { linkTo } from "./router.js";
@@ -12,7 +12,13 @@ import { linkTo } from "./router.js";
 const SLIDERS = 12; // the strongest codes,
 const LEAST_SHARE = 1e-4; // none below this share of the largest
 const PAUSE_MS = 60; // of a moving slider, before it is decoded
+const MOST_TEXT = 2_000_000; // that a text field is given: of a longer file it says so
 const draft = { text: "", rows: null, row: 0 };
+
+/** What cannot be taken from what was given, before the service is asked. */
+class NoRow extends Error {
+  title = "No such row";
+}
 
 export async function show(content, [reference], signal) {
   const alert = alertPlace();
@@ -27,9 +33,15 @@ export async function show(content, [reference], signal) {
   const zone = dropZone({ label: "or a file", accept: ".npy,.csv,.json", help: "A .npy, .csv or .json file; one of its rows is taken.", onfile: async (file) => {
     const buffer = await file.arrayBuffer();
     const rows = readNpy(buffer);
-    Object.assign(draft, rows ? { rows, text: "" } : { rows: null, text: new TextDecoder().decode(buffer.slice(0, 2_000_000)) });
-    text.value = draft.text;
-    text.placeholder = rows ? `${whole(rows.rows)} rows of ${whole(rows.columns)} features, of ${file.name}` : text.placeholder;
+    if (!rows && isNpy(buffer)) {
+      tell(alert, new NoRow(`${file.name} is an npy file of a kind that is not read here: save rows of float32, float64 or integers`));
+      return;
+    }
+    Object.assign(draft, { rows, text: rows ? "" : new TextDecoder().decode(buffer) });
+    const isLong = draft.text.length > MOST_TEXT;
+    text.value = isLong ? "" : draft.text;
+    if (rows) text.placeholder = `${whole(rows.rows)} rows of ${whole(rows.columns)} features, of ${file.name}`;
+    else if (isLong) text.placeholder = `What is in ${file.name}`;
     await encode();
   } });
   const example = h("button", { type: "button", onclick: () => guarded(useConcept) }, "Use a concept as the row");
@@ -50,6 +62,7 @@ export async function show(content, [reference], signal) {
     try {
       await work();
     } catch (error) {
+      result.replaceChildren(); // those of another row
       tell(alert, error);
     }
   }
@@ -83,8 +96,10 @@ export async function show(content, [reference], signal) {
 
   /** The row as it is sent, and its numbers where they can be read here. What cannot goes as it is: the service says why. */
   function rowOf() {
+    if (!Number.isInteger(draft.row) || draft.row < 0) throw new NoRow("its number is a whole one, from 0 on");
     if (draft.rows) {
-      const numbers = draft.rows.row(Math.min(draft.row, draft.rows.rows - 1));
+      requireRow(draft.row, draft.rows.rows);
+      const numbers = draft.rows.row(draft.row);
       return { numbers, body: writeNpy(numbers), type: NPY };
     }
     const isJson = /^\s*[[{]/.test(draft.text);
@@ -96,22 +111,34 @@ export async function show(content, [reference], signal) {
   }
 }
 
+function requireRow(row, count) {
+  if (row >= count) throw new NoRow(`there ${count === 1 ? "is one row" : `are ${whole(count)} rows`}, from 0; ${whole(row)} was asked for`);
+}
+
 /** A row of JSON: of rows, of a single one, or of a request's `data`. */
 function parsed(text, row) {
+  let rows;
   try {
     const told = JSON.parse(text);
-    const rows = Array.isArray(told) ? told : told.data;
-    return Array.isArray(rows[0]) ? rows[Math.min(row, rows.length - 1)] : rows;
+    rows = Array.isArray(told) ? told : told.data;
   } catch {
     return null;
   }
+  if (!Array.isArray(rows)) return null;
+  const isMany = Array.isArray(rows[0]);
+  requireRow(row, isMany ? rows.length : 1);
+  return isMany ? rows[row] : rows;
 }
 
-/** A row of lines of numbers; what is no number stays as it is. */
+/** A row of lines of numbers, as the service counts them: a first line without any number is a header. What is no number stays as it is. */
 function cellsOf(text, row) {
-  const rows = text.trim().split(/[\r\n]+/);
-  const cells = rows[Math.min(row, rows.length - 1)].split(/[,;\s]+/).filter(Boolean);
-  return cells.map((cell) => (Number.isNaN(Number(cell)) ? cell : Number(cell)));
+  const lines = text.split(/[\r\n]+/).filter((line) => line.trim());
+  const cells = (line) => line.split(/[,;\s]+/).filter(Boolean).map((cell) => cell.replace(/^"([^"]*)"$/, "$1"));
+  const isNumber = (cell) => cell !== "" && !Number.isNaN(Number(cell));
+  const rows = lines.length > 1 && !cells(lines[0]).some(isNumber) ? lines.slice(1) : lines;
+  if (!rows.length) return [];
+  requireRow(row, rows.length);
+  return cells(rows[row]).map((cell) => (isNumber(cell) ? Number(cell) : cell));
 }
 
 function numbersOf(row) {

@@ -79,5 +79,11 @@ def _position(event_id: str) -> tuple[int, int]:
 )
 async def delete_job(id: str, services: ServicesDep) -> Job | Response:
     """Cancelling takes effect within a slice of the fit: the answer is the job's record after it."""
-    job = await services.fits.cancel(id)
+    job = await services.fits.cancel_or_remove(id)
     return Response(status_code=204) if job is None else job
+
+
+@router.post("/{id}/cancel", summary="Cancel a job", responses=problems(404, 422))
+async def cancel_job(id: str, services: ServicesDep) -> Job:
+    """As `DELETE` of a job that has not ended. One that has stays as it is, so that this can be sent twice."""
+    return await services.fits.cancel(id)

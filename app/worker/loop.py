@@ -91,8 +91,10 @@ class Worker:
         try:
             warm_on(self._device)
         except Exception as error:
-            if device.has_failed(error):
-                raise DeviceFailed(f"{self._name} cannot be used: {error}") from error
+            lacks_memory = isinstance(error, torch.OutOfMemoryError)
+            if device.has_failed(error) or (self._device.type == "cuda" and not lacks_memory):
+                # What cannot be compiled now (there is no C compiler, or nowhere to keep what it makes) never can.
+                raise DeviceFailed(f"{self._name} cannot be used: {type(error).__name__}: {error}") from error
             logger.warning("what %s is to do was not compiled in advance", self._name, exc_info=error)
 
     def _serve_what_waits(self) -> None:

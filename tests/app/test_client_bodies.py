@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from scipy.sparse import csr_array
 
-from app.client.bodies import MEDIA_TYPES, Body, body_of
+from app.client.bodies import MEDIA_TYPES, Body, as_array, body_of
 from app.formats import FORMATS
 
 
@@ -115,3 +115,9 @@ def test_the_media_types_are_the_services() -> None:
 
 def test_no_tensor_library_is_needed_to_know_a_tensor() -> None:
     assert "torch" not in vars(sys.modules["app.client.bodies"])
+
+
+def test_a_masked_array_is_refused() -> None:
+    """Its mask would be lost, and what it hides be sent."""
+    with pytest.raises(TypeError, match="masked array"):
+        as_array(np.ma.masked_less(np.ones((2, 3)), 2.0))

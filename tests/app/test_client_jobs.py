@@ -16,7 +16,9 @@ from app.client import (
     Progress,
     StillRunning,
     UnknownJob,
+    Unreachable,
     following,
+    retries,
 )
 from app.client.display import shown
 from app.client.records import JobRecord
@@ -155,6 +157,52 @@ def test_a_job_knows_whether_it_was_interrupted() -> None:
     job = JobRecord(record("running", 9, attempts=2, resumed_from=7))
     assert (job.attempts, job.resumed_from) == (2, 7)
     assert JobRecord(record("queued", attempts=0)).resumed_from is None  # of a service that has no checkpoints
+
+
+class Away(Service):
+    """Not there for some requests, once the job is known."""
+
+    def __init__(self, *streams: httpx.Response, looks: list[dict[str, object]], away: int) -> None:
+        super().__init__(*streams, looks=looks)
+        self.away = away
+
+    def answer(self, request: httpx.Request) -> httpx.Response:
+        if len(self.looks) == 1 and self.away:
+            self.away -= 1
+            raise httpx.ConnectError("refused")
+        return super().answer(request)
+
+
+def test_a_service_that_is_gone_for_a_while_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    """For longer than a call has retries: it takes its jobs up again."""
+    monkeypatch.setattr(retries, "FIRST_PAUSE_SECONDS", 1e-4)
+    looks = [record("queued"), record("succeeded", 3, version=3)]
+    with Client(transport=Away(stream(TWO, cut=True), looks=looks, away=12), retries=0) as client:
+        assert client.job("1").wait().version == 3
+
+
+def test_one_that_stays_away_is_told_with_the_job(monkeypatch: pytest.MonkeyPatch) -> None:
+    looks = [record("queued"), record("running", 1)]
+    with Client(transport=Away(stream(TWO, cut=True), looks=looks, away=10**6), timeout=1.0) as client:
+        job = client.job("1")
+        with pytest.raises(Unreachable, match="job 1 goes on once the service is back"):
+            job.wait()
+        with pytest.raises(StillRunning):
+            job.wait(timeout=0.2)
+
+
+def test_a_cancel_can_be_sent_twice() -> None:
+    asked: list[str] = []
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        asked.append(f"{request.method} {request.url.path}")
+        return httpx.Response(503 if len(asked) == 2 else 200, json=record("succeeded", 3, version=3))
+
+    with Client(transport=httpx.MockTransport(answer)) as client:
+        job = client.job("1")
+        job.cancel()
+    assert job.state == "succeeded"
+    assert asked == ["GET /jobs/1", "POST /jobs/1/cancel", "POST /jobs/1/cancel"]
 
 
 def test_time_that_is_up_is_told_with_the_jobs_state() -> None:

@@ -3,7 +3,6 @@
 import asyncio
 import contextlib
 import math
-import sqlite3
 import threading
 import time
 from collections.abc import Iterator
@@ -17,6 +16,7 @@ import pytest
 from fastapi.testclient import TestClient
 
 from app.errors import JobsUnavailable
+from app.jobs import jobs as jobs_of_all
 from app.jobs.jobs import ENDED, Jobs
 from app.main import create_app
 from app.schemas import FitRequest
@@ -62,7 +62,8 @@ def test_a_fit_is_accepted_runs_and_publishes(client: TestClient, store: Store) 
     assert answer.headers["location"] == f"/jobs/{job['id']}"
     assert (job["state"], job["name"], job["attempts"]) == ("queued", "digits", 0)
     assert job["parameters"] == {
-        "nb_concepts": 2, "solver": "hals", "max_iter": 500, "tol": 1e-4, "init": "auto", "seed": 0, "ranks": 1
+        "nb_concepts": 2, "solver": "hals", "max_iter": 500, "tol": 1e-4, "init": "auto", "seed": 0, "ranks": 1,
+        "clip": False,
     }  # fmt: skip
 
     job = ended(client, job["id"])
@@ -252,7 +253,7 @@ def test_what_is_no_preference_to_wait_is_none(client: TestClient, worker: Worke
 
 
 def test_a_job_whose_record_is_removed_under_who_waits_is_told_as_it_was(
-    client: TestClient, worker: WorkerDouble, store: Store, caplog: pytest.LogCaptureFixture
+    client: TestClient, worker: WorkerDouble, caplog: pytest.LogCaptureFixture
 ) -> None:
     """As another service does it on the same store, which turns no event here."""
     worker.fits_hang = True
@@ -265,9 +266,9 @@ def test_a_job_whose_record_is_removed_under_who_waits_is_told_as_it_was(
         waiting = clients.submit(client.post, "/fit", json=FIT, headers=headers)
         following = clients.submit(client.get, f"/jobs/{id}/events")
         time.sleep(0.5)
-        with sqlite3.connect(store.database) as database:
-            database.execute("DELETE FROM jobs WHERE id = ?", (id,))
-        database.close()
+        table = jobs_of_all._jobs
+        with client.app.state.services.database.transaction() as connection:  # type: ignore[attr-defined]
+            connection.execute(table.delete().where(table.c.id == id))
         answer = waiting.result()
         assert (answer.status_code, answer.json()["state"]) == (202, "queued")
         assert answer.headers["location"] == f"/jobs/{id}"
@@ -315,6 +316,18 @@ def test_cancelling(client: TestClient, worker: WorkerDouble, store: Store) -> N
     assert list(store.activations.iterdir()) == []
     assert client.delete(f"/jobs/{running}").status_code == 204  # an ended job's record is removed
     assert client.get(f"/jobs/{running}").status_code == 404
+
+
+def test_a_cancel_leaves_what_has_ended(client: TestClient, worker: WorkerDouble) -> None:
+    done = client.post("/fit", json=FIT, headers={"prefer": "wait=30"}).json()
+    for _ in range(2):
+        answer = client.post(f"/jobs/{done['id']}/cancel")
+        assert (answer.status_code, answer.json()["state"]) == (200, "succeeded")
+    worker.fits_hang = True
+    running = client.post("/fit", json=FIT).json()["id"]
+    for _ in range(2):
+        assert client.post(f"/jobs/{running}/cancel").json()["state"] == "cancelled"
+    assert client.post("/jobs/none/cancel").status_code == 404
 
 
 def test_a_fit_whose_worker_dies_once_is_tried_again(client: TestClient, worker: WorkerDouble) -> None:

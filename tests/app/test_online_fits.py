@@ -214,7 +214,9 @@ def test_files_of_zeros_give_a_dictionary_of_zeros(store: Store, folder: Path) -
 def test_files_of_what_float32_cannot_hold_are_refused(store: Store, folder: Path) -> None:
     for name in ("a", "b", "c"):
         np.save(folder / f"{name}.npy", np.full((1000, 30), 1e-300))
-    failed = ended(store, message(store, folder))[-1].message
+    with worker(store) as turned:
+        frames.send(turned.channel, message(store, folder))
+        failed = turned.turn()[-1].message
     assert isinstance(failed, Failed)
     assert failed.error == "OutOfRange"
     assert "reach 1e-300" in failed.detail

@@ -43,6 +43,28 @@ def test_a_worker_that_cannot_be_sent_to_is_ended(settings: Settings, monkeypatc
     asyncio.run(run())
 
 
+@pytest.mark.parametrize("error", [OSError(errno.EMFILE, "Too many open files"), StopIteration(), MemoryError()])
+def test_a_worker_whose_frame_cannot_be_read_is_ended(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    """Else who waits for what was in it would wait for good, though the worker lives and says so."""
+
+    def fail(source: object) -> None:
+        raise error
+
+    async def run() -> None:
+        ours, theirs = channel()
+        with ours, theirs:
+            supervisor, killed = Supervisor(settings), []
+            supervisor._channel, supervisor._state = ours, "ready"
+            supervisor._process = SimpleNamespace(pid=1, kill=lambda: killed.append(True))  # type: ignore[assignment]
+            monkeypatch.setattr(frames, "receive", fail)
+            supervisor._receive()
+            assert killed
+
+    asyncio.run(run())
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("dies", [False, True])
 def test_it_begins_with_the_process_that_was_launched_before(settings: Settings, dies: bool) -> None:

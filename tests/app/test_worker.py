@@ -306,6 +306,7 @@ def test_a_device_is_warmed_before_the_worker_is_ready(turned: Turned, monkeypat
     errors: list[Exception] = [
         torch.OutOfMemoryError("CUDA out of memory"),
         torch.AcceleratorError("CUDA error: 700"),
+        RuntimeError("Failed to find C compiler"),
     ]
 
     def warm_on(device: torch.device) -> None:
@@ -321,9 +322,10 @@ def test_a_device_is_warmed_before_the_worker_is_ready(turned: Turned, monkeypat
     turned.worker._device = torch.device("cuda:0")
     with pytest.raises(EOFError):
         turned.worker.run()
-    with pytest.raises(DeviceFailed):
-        turned.worker.run()
-    assert [device.type for device in asked] == ["cpu", "cuda", "cuda"]
+    for told in ("700", "C compiler"):
+        with pytest.raises(DeviceFailed, match=told):
+            turned.worker.run()
+    assert [device.type for device in asked] == ["cpu", "cuda", "cuda", "cuda"]
     assert [type(frame.message) for frame in turned.said()] == [Ready, Ready]
 
 

@@ -1,12 +1,14 @@
 """The client against a real service."""
 
 import asyncio
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from app.client import AsyncClient, BodyTooLarge, Client, InvalidRequest, JobCancelled, StillRunning
+from app.client import AsyncClient, BodyTooLarge, Client, InvalidRequest, JobCancelled, StillRunning, config
 from demo.digits import split_digits
 from tests.e2e.conftest import Service
 
@@ -53,6 +55,55 @@ def test_many_at_once_from_asyncio(shared: Service) -> None:
     with Client(shared.url) as client:
         rows = asyncio.run(encoded())
         np.testing.assert_allclose(np.concatenate(rows), client.encode(HELD_OUT[:50], "many"), rtol=1e-4, atol=1e-5)
+
+
+FORKED = """
+import os, sys
+import numpy as np
+from app.client import Client
+
+client = Client(sys.argv[1])
+rows = np.load(sys.argv[2])
+expected = client.encode(rows, "forked")
+children = []
+for child in range(3):
+    if (pid := os.fork()) == 0:
+        own = rows[child : child + 1]
+        wrong = sum(not np.array_equal(client.encode(own, "forked"), expected[child : child + 1]) for _ in range(40))
+        os._exit(wrong)
+    children.append(pid)
+print([os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) for pid in children])
+"""
+
+
+def test_forked_processes_are_answered_each_for_itself(shared: Service, tmp_path: Path) -> None:
+    """On one connection, as a child has its parent's, each would take what the other is answered for its own."""
+    with Client(shared.url) as client:
+        client.fit(FITTED, nb_concepts=8, name="forked")
+    np.save(tmp_path / "rows.npy", HELD_OUT[:3])
+    command = [sys.executable, "-c", FORKED, shared.url, str(tmp_path / "rows.npy")]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=100, check=True)
+    assert done.stdout.strip() == "[0, 0, 0]", done.stderr
+
+
+def test_who_waits_for_many_fits_can_still_encode(shared: Service, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A job that is followed holds a connection: it is none of those of calls."""
+    monkeypatch.setattr(config, "MAX_CONNECTIONS", 2)
+
+    async def run() -> None:
+        async with AsyncClient(shared.url, timeout=20) as client:
+            known = await client.fit(FITTED, nb_concepts=8, name="known")
+            options = {"nb_concepts": 64, "solver": "mu", "tol": 0, "max_iter": 100_000, "wait": False}
+            jobs = [await client.fit(FITTED, name="slow", **options) for _ in range(4)]  # type: ignore[arg-type]
+            waits = [asyncio.create_task(job.wait()) for job in jobs]
+            await asyncio.sleep(0.5)
+            await known.encode(HELD_OUT[:1])
+            for job in jobs:
+                await job.cancel()
+            ends = await asyncio.gather(*waits, return_exceptions=True)
+            assert {type(end) for end in ends} == {JobCancelled}
+
+    asyncio.run(run())
 
 
 def test_a_restart_under_a_waiting_client(service: Service) -> None:

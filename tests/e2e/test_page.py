@@ -1,5 +1,6 @@
 """The page in a real browser: each of its jobs done as a person would, how fast it is, and who can use it."""
 
+import json
 import re
 import time
 from collections.abc import Iterator
@@ -285,6 +286,38 @@ def test_a_row_is_tried_and_its_codes_moved(visit: Visit, filled: Service) -> No
     page.get_by_label("Dictionary").fill("digits@1")
     page.get_by_role("button", name="Use a concept as the row").click()
     expect(page.get_by_role("link", name="#0", exact=True)).to_be_visible()
+
+
+def test_the_row_that_is_tried_is_the_one_asked_for(visit: Visit, filled: Service) -> None:
+    """As the service counts them, a header being none; and a row that is not there is not another."""
+    digits = load_digits().data
+    header = ",".join(f"pixel{j}" for j in range(64))
+    lines = "\n".join(",".join(f"{value:.6f}" for value in row) for row in np.tile(digits, (3, 1)))
+    files = {
+        "rows.csv": f"{header}\n{lines}\n".encode(),  # of more text than a field is given
+        "rows.npy": npy(digits.astype(np.int64)),
+        "rows.json": json.dumps(digits[:20].tolist()).encode(),
+    }
+    assert len(files["rows.csv"]) > 2_000_000
+    page = visit.open("try/pictures")
+    for name, content in files.items():
+        visit.drop(page.locator(".drop"), name, content)
+        for row in (13, 5):
+            page.get_by_label("Row, from 0").fill(str(row))
+            told = filled.client.post(
+                "/encode", json={"dictionary": "pictures", "reconstruct": True, "data": digits[row].tolist()}
+            ).json()
+            page.get_by_role("button", name="Encode", exact=True).click()
+            strongest = int(np.argmax(told["codes"][0]))
+            expect(page.locator(".codes a").first).to_have_text(f"#{strongest}")
+        for row in ("1000000", "-1", "1.5"):
+            page.get_by_label("Row, from 0").fill(row)
+            page.get_by_role("button", name="Encode", exact=True).click()
+            expect(page.get_by_role("alert").filter(has_text="No such row")).to_be_visible()
+            expect(page.locator(".codes a")).to_have_count(0)
+        page.get_by_label("Row, from 0").fill("0")
+    visit.drop(page.locator(".drop"), "half.npy", npy(digits.astype(np.float16)))
+    expect(page.get_by_role("alert").filter(has_text="half.npy is an npy file of a kind")).to_be_visible()
 
 
 def test_two_dictionaries_are_compared(visit: Visit, filled: Service) -> None:

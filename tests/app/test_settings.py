@@ -1,0 +1,34 @@
+"""Settings that would do other than what whoever set them thinks."""
+
+import resource
+from pathlib import Path
+
+import pytest
+from pydantic import ValidationError
+
+from app.commands.service import OWN_FILES, _within_open_files
+from app.settings import Settings
+
+
+@pytest.mark.parametrize("empty", ["", "."])
+def test_a_store_that_would_be_the_working_directory_is_refused(empty: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DICTSERVE_STORE", empty)
+    with pytest.raises(ValidationError, match="name a directory of its own"):
+        Settings()
+
+
+@pytest.mark.parametrize(
+    ("hard", "connections"), [(resource.RLIM_INFINITY, 1000), (4096, 1000), (1024, 384), (300, 75), (64, 16)]
+)
+def test_no_more_connections_are_taken_than_files_may_be_open(
+    hard: int, connections: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    set_to: list[tuple[int, int]] = []
+    monkeypatch.setattr(resource, "getrlimit", lambda kind: (min(hard, 64) if hard > 0 else 64, hard))
+    monkeypatch.setattr(resource, "setrlimit", lambda kind, limits: set_to.append(limits))
+    chosen = _within_open_files(Settings(store=tmp_path, max_connections=1000))
+    assert chosen.max_connections == connections
+    assert (f"no more than {connections} connections" in caplog.text) == (connections < 1000)
+    if hard != 64:
+        wanted = 2 * 1000 + OWN_FILES
+        assert set_to == [(wanted if hard in (resource.RLIM_INFINITY, 4096) else hard, hard)]
