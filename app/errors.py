@@ -26,6 +26,7 @@
     ├── JobsUnavailable        the jobs' database cannot be used
     ├── Overloaded             the queue is full; come back later
     ├── WorkerUnavailable      the worker is down or starting; come back later
+    ├── Stopping               the service stops, and does not wait any longer
     ├── FitAbandoned           a fit that took the worker down too often
     └── WorkerFailed           the worker met an error of its own
         └── DeviceOutOfMemory  ... for want of memory
@@ -182,6 +183,10 @@ class WorkerUnavailable(AppError):
     pass
 
 
+class Stopping(AppError):
+    pass
+
+
 class FitAbandoned(AppError):
     pass
 
@@ -230,6 +235,7 @@ KINDS: Mapping[type[Exception], Kind] = {
     JobsUnavailable: Kind(503, "jobs-unavailable", "The jobs' database cannot be used", retry_after_seconds=5),
     Overloaded: Kind(503, "overloaded", "Too much is waiting already", retry_after_seconds=1),
     WorkerUnavailable: Kind(503, "worker-unavailable", "The worker is not ready", retry_after_seconds=2),
+    Stopping: Kind(503, "stopping", "The service stops", retry_after_seconds=5),
     FitAbandoned: Kind(500, "fit-abandoned", "The fit took the worker down"),
     DeviceOutOfMemory: Kind(507, "device-out-of-memory", "The device has too little memory for this"),
     WorkerFailed: Kind(500, "worker-failed", "The worker failed"),

@@ -26,6 +26,7 @@
     │   ├── RateLimited
     │   ├── Overloaded
     │   ├── WorkerUnavailable
+    │   ├── Stopping
     │   ├── StoreUnavailable
     │   └── JobsUnavailable
     ├── NameTaken                the store has something else by that name
@@ -181,6 +182,10 @@ class TooManyConnections(Unavailable):
 
 
 class Overloaded(Unavailable):
+    pass
+
+
+class Stopping(Unavailable):
     pass
 
 

@@ -1,18 +1,22 @@
 """Every request counted and timed; its id, which is told in the answer and stands in what it logs."""
 
+import asyncio
 import itertools
 import logging
 import re
 import secrets
 import time
 
+from starlette.requests import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app import logs
+from app.errors import Stopping
 from app.http.direct import ROUTE
 from app.http.head import header, headers_of
 from app.http.ready import WHOLE
 from app.metrics import Metrics
+from app.problems import problem_of
 
 logger = logging.getLogger("dictserve.access")
 
@@ -55,6 +59,12 @@ class Observed:
 
         try:
             await self._app(scope, receive, send_observed)
+        except asyncio.CancelledError:
+            if status != "gone":
+                raise
+            # by uvicorn, when a stop's grace time is over; it would answer with a 500 and log where the request was
+            error = Stopping("the service stops, and this took longer than it waits; send the request again")
+            await problem_of(error).response_to(Request(scope))(scope, receive, send_observed)
         finally:
             seconds = time.perf_counter() - begun
             method = scope["method"] if scope["method"] in METHODS else "other"

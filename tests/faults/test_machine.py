@@ -106,6 +106,31 @@ def test_the_worker_killed_again_and_again(service: Service) -> None:
     require_next(service)
 
 
+def test_what_takes_longer_than_a_stop_waits_is_told_so(tmp_path: Path) -> None:
+    """As a problem, with `Retry-After`, and not as a fault of the service's own."""
+    service = Service(tmp_path / "models", DICTSERVE_SHUTDOWN_GRACE_SECONDS="1").start()
+    heads = (
+        "POST /fit?name=a&nb_concepts=1",
+        "POST /encode?dictionary=d",
+        "PUT /dictionaries/a",
+        "POST /v2/models/d/infer",
+    )
+    connections = []
+    for head in heads:
+        connection = socket.create_connection(("127.0.0.1", service.port), timeout=30)
+        connection.sendall(f"{head} HTTP/1.1\r\nHost: x\r\nContent-Length: 1000\r\n\r\n[[1,".encode())
+        connections.append(connection)
+    time.sleep(0.3)
+    assert service.stop() == 0
+    for connection in connections:
+        with connection, connection.makefile("rb") as answer:
+            told = answer.read()
+        assert told.startswith(b"HTTP/1.1 503 "), told
+        assert b"retry-after: 5\r\n" in told.lower()
+        assert b"the service stops" in told
+    assert "Traceback" not in service.log.read_text()
+
+
 @pytest.mark.slow
 def test_sigterm_under_load_cuts_nothing_off(service: Service) -> None:
     """Encodes that wait and uploads half way are answered whole; the fit goes back into the queue; exit code 0."""
