@@ -10,6 +10,7 @@ import ssl
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import sqlalchemy as sql
@@ -51,6 +52,9 @@ class Database:
             )
             sql.event.listen(self._engine, "do_connect", _connected)
             sql.event.listen(self._engine, "connect", _bound_waits)
+        path = self._engine.url.database if self.is_sqlite else None
+        self._path = None if path is None else Path(path)
+        self._file: tuple[int, int] | None = None  # that was opened
         self._line = Line("the jobs' database", self._answers)
         seconds = (
             "(julianday('now') - 2440587.5) * 86400" if self.is_sqlite else "extract(epoch FROM clock_timestamp())"
@@ -65,6 +69,8 @@ class Database:
         """
         with self._asked():
             settle(self._engine, metadata)
+            if self._path is not None:
+                self._file = _identity(self._path)
 
     def close(self) -> None:
         self._line.close()
@@ -72,6 +78,7 @@ class Database:
 
     @contextmanager
     def transaction(self) -> Iterator[sql.Connection]:
+        self._require_its_file()
         with self._asked(), self._engine.begin() as connection:
             yield connection
 
@@ -92,6 +99,22 @@ class Database:
             return True
         return bool(connection.scalar(sql.select(sql.func.pg_try_advisory_xact_lock(sql.func.hashtext(table.name)))))
 
+    def _require_its_file(self) -> None:
+        """What is written to a file that has lost its name, or has been replaced, is gone with the next start."""
+        if self._path is None or self._file is None:
+            return
+        try:
+            if _identity(self._path) == self._file:
+                return
+            told = "it is another file than the one that was opened"
+        except FileNotFoundError:
+            if not self._path.parent.exists():
+                return  # the store is away as a whole, and says so itself
+            told = "its file is gone"
+        except OSError:
+            return  # whatever it is, SQLite will tell
+        raise JobsUnavailable(f"the jobs' database cannot be used: {told}; start the service again")
+
     @contextmanager
     def _asked(self) -> Iterator[None]:
         self._line.require_up()
@@ -109,6 +132,11 @@ class Database:
     def _answers(self) -> None:
         with self._engine.connect():
             pass
+
+
+def _identity(path: Path) -> tuple[int, int]:
+    status = path.stat()
+    return status.st_dev, status.st_ino
 
 
 def _make_durable(connection: Any, _: object) -> None:

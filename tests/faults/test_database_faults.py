@@ -131,3 +131,22 @@ def test_a_record_that_cannot_be_read(service: Service) -> None:
     dictionaries_serve(service)
     assert service.ended(fit(service, name="new"))["state"] == "succeeded"
     require_next(service)
+
+
+@pytest.mark.parametrize("replaced", [False, True])
+def test_a_database_whose_file_is_gone_takes_no_more_jobs(service: Service, replaced: bool) -> None:
+    """They would be written to a file that nobody finds again. A start makes a new one, or takes what is there."""
+    path = database(service)
+    if replaced:
+        copy = path.with_name("copy")
+        copy.write_bytes(path.read_bytes())
+        copy.rename(path)
+    else:
+        path.unlink()
+    for _ in range(2):
+        told = problem(service.client.post("/fit?name=a&nb_concepts=2", content=npy(FITTED)), 503, "jobs-unavailable")
+        assert "start the service again" in told
+    assert encode(service).status_code == 200
+    assert service.stop() == 0
+    service.start()
+    assert service.ended(fit(service, name="a"))["state"] == "succeeded"
