@@ -284,7 +284,7 @@ def test_a_fit_that_ends_while_the_object_store_is_cut_off(site: Site, codes: np
         with ThreadPoolExecutor() as pool:
             encoded = [pool.submit(replica.codes, "shared") for replica in (one, other)]
             refused = [pool.submit(r.client.put, "/dictionaries/refused", content=npy(A[:2])) for r in (one, other)]
-            until(lambda: one.told("a fit waits for the object store"))
+            until(lambda: one.told("a fit waits for the store"))
             for call in encoded:
                 np.testing.assert_array_equal(call.result(), codes)
             for answer in refused:

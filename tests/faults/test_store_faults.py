@@ -185,6 +185,22 @@ def test_a_store_that_is_gone_and_comes_back(service: Service) -> None:
     assert "Traceback" not in service.log.read_text()
 
 
+def test_fits_outlast_a_store_that_is_gone_for_a_while(service: Service) -> None:
+    """The one under way, which ends meanwhile, and the one that would be begun."""
+    running, waiting = long_fit(service, name="new", max_iter=200), fit(service, name="waiting")
+    elsewhere = service.store.with_name("elsewhere")
+    service.store.rename(elsewhere)
+    deadline = time.monotonic() + 60
+    while "a fit waits for the store" not in service.log.read_text():
+        assert time.monotonic() < deadline, service.log.read_text()
+        time.sleep(0.1)
+    elsewhere.rename(service.store)
+    for id in (running, waiting):
+        assert service.ended(id)["state"] == "succeeded"
+    assert list((service.store / ".dictserve" / "activations").iterdir()) == []
+    require_next(service)
+
+
 @pytest.mark.slow
 def test_a_store_that_is_gone_for_longer_than_idle_fits_wait(service: Service) -> None:
     """What looks for jobs that others left finds no store, and is still there when the store is."""
