@@ -1,5 +1,6 @@
 """Answers that are errors, as exceptions."""
 
+import sys
 from collections.abc import Callable
 
 import httpx
@@ -7,7 +8,16 @@ import numpy as np
 import pytest
 from safetensors.numpy import save
 
-from app.client import Client, DictserveError, InvalidRequest, NotFound, Unavailable, UnknownDictionary, errors
+from app.client import (
+    Client,
+    DictserveError,
+    InvalidRequest,
+    NotFound,
+    Unavailable,
+    UnknownDictionary,
+    Unreachable,
+    errors,
+)
 from app.errors import INTERNAL, KINDS
 from app.problems import HTTP_KINDS
 from demo.service import npy
@@ -129,3 +139,21 @@ def test_what_names_nothing_is_refused_before_it_becomes_another_path(name: str)
         for ask in asks:
             with pytest.raises(InvalidRequest, match=f"{name!r} names neither a dictionary nor a job"):
                 ask()
+
+
+def test_a_proxy_that_cannot_be_used_is_told_when_the_client_is_made(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "socksio", None)  # what httpx needs for such a proxy
+    monkeypatch.setenv("ALL_PROXY", "socks5://127.0.0.1:1080")
+    with pytest.raises(ValueError, match="the proxy that the environment names cannot be used"):
+        Client("http://localhost:8000")
+
+
+def test_no_error_tells_a_password() -> None:
+    def refuse(request: httpx.Request) -> httpx.Response:
+        raise httpx.ConnectError("refused")
+
+    client = Client("http://user:secret@127.0.0.1:8189", retries=0, transport=httpx.MockTransport(refuse))
+    with client, pytest.raises(Unreachable) as told:
+        client.dictionaries()
+    assert "secret" not in str(told.value)
+    assert "http://127.0.0.1:8189" in str(told.value)
