@@ -11,8 +11,7 @@ from app.client import calls
 from app.client.answers import Answer, Encoded
 from app.client.bodies import Array, Body
 from app.client.calls import Call, EncodeOptions, FitParameters, Parameter, Record, T
-from app.client.config import DEFAULT_RETRIES, DEFAULT_TIMEOUT_SECONDS, Pools, http_options
-from app.client.config import shown as shown_url
+from app.client.config import DEFAULT_RETRIES, DEFAULT_TIMEOUT_SECONDS, Pools, http_options, without_password
 from app.client.display import shown
 from app.client.errors import Unavailable
 from app.client.following import Following
@@ -52,7 +51,7 @@ class Client:
     ) -> None:
         options = http_options(url, token)
         self._pools = Pools(lambda limits: httpx.Client(**options, limits=limits, transport=transport))
-        self._url = shown_url(options["base_url"])
+        self._url = without_password(options["base_url"])
         self._policy = Policy(retries, timeout)
 
     # -- fit ----------------------------------------------------------------------------------------------

@@ -57,11 +57,14 @@ class Pools(Generic[Pool]):
     def all(self) -> list[Pool]:
         """Of this process."""
         self._renew_in_child()
+        return self._made_so_far()
+
+    def _made_so_far(self) -> list[Pool]:
         return [self._calls] if self._streams is None else [self._calls, self._streams]
 
     def _renew_in_child(self) -> None:
         if self._pid != os.getpid():
-            self._of_parents += [self._calls] if self._streams is None else [self._calls, self._streams]
+            self._of_parents += self._made_so_far()
             self._calls, self._streams = self._made(MAX_CONNECTIONS, MAX_IDLE_CONNECTIONS), None
             self._pid = os.getpid()
 
@@ -98,6 +101,5 @@ def http_options(url: str | None, token: str | None) -> dict[str, Any]:
     return {"base_url": base_url, "headers": headers}
 
 
-def shown(url: httpx.URL) -> str:
-    """Without a password."""
+def without_password(url: httpx.URL) -> str:
     return str(url.copy_with(username=None, password=None))

@@ -257,15 +257,17 @@ class Fits:
         if record.job.state in ENDED:
             await self._records.write(self._jobs.delete, id)
             return None
-        return await self.cancel(id)
+        return await self._cancelled(record)
 
     async def cancel(self, id: str) -> Job:
         """End a job, and tell its record; one that has ended stays as it is."""
-        record = await self._records.read(self._jobs.get, id)
+        return await self._cancelled(await self._records.read(self._jobs.get, id))
+
+    async def _cancelled(self, record: Record) -> Job:
         deadline = time.monotonic() + CANCEL_SECONDS
         while record.job.state not in ENDED and time.monotonic() < deadline:
             await self._try_cancel(record)
-            record = await self._records.read(self._jobs.get, id)
+            record = await self._records.read(self._jobs.get, record.job.id)
         return record.job
 
     async def _try_cancel(self, record: Record) -> None:

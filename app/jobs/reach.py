@@ -8,7 +8,6 @@ from typing import ParamSpec, TypeVar
 from app.errors import StoreUnavailable
 from app.jobs.records import RETRY_SECONDS
 from app.outage import Outage
-from app.store.store import Store
 
 REACH_SECONDS = 600.0  # in which a fit waits for a store that cannot be used, before it fails
 
@@ -16,7 +15,7 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 
-async def reach(store: Store, call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+async def reach(call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
     """Call in a thread what needs the store; a fit is not lost for a store that is away. A stop waits for the call:
     who takes the job up next must find its dictionary."""
     deadline = time.monotonic() + REACH_SECONDS

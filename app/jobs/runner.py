@@ -105,7 +105,7 @@ class Runner:
             await self._lose(record, error)
         except Exception as error:  # whatever it is, the next job is to be run
             try:
-                await self._end(record, self._jobs.fail, _problem(error))
+                await self._fail(record, error)
             except JobLost as lost:
                 await self._lose(record, lost)
         finally:
@@ -149,7 +149,7 @@ class Runner:
 
     async def _attempt(self, record: Record, running: Running) -> None:
         job = record.job
-        published = await reach(self._store, self._store.made_by, job.name, job.id)
+        published = await reach(self._store.made_by, job.name, job.id)
         if published is not None:  # an earlier attempt came that far
             await self._end(record, self._jobs.succeed, published.version)
             return
@@ -164,10 +164,10 @@ class Runner:
             # another attempt finds them staged
             await self._records.surely(self._jobs.record_data, record, record.data)
         if "sha256" in record.data:
-            await reach(self._store, self._uploads.fetch, record.data)
+            await reach(self._uploads.fetch, record.data)
         await asyncio.to_thread(self._checkpoints.adopt, job.id)
         if job.parameters["init"] not in INIT_METHODS:  # the worker is not to wait for a network
-            await reach(self._store, self._store.bring, Reference.parse(job.parameters["init"]))
+            await reach(self._store.bring, Reference.parse(job.parameters["init"]))
         events: asyncio.Queue[Frame | None] = asyncio.Queue()
         try:
             if (ranks := _ranks_of(job)) > 1:
@@ -208,7 +208,7 @@ class Runner:
                     return
                 case Failed() as failed:
                     await self._tell_last(record, running)
-                    await self._end(record, self._jobs.fail, _problem(error_of(failed)))
+                    await self._fail(record, error_of(failed))
                     return
 
     async def _stage_files(self, named: Named, running: Running) -> Staged | None:
@@ -248,7 +248,7 @@ class Runner:
         if not await self._records.surely(self._jobs.begin_publishing, record):
             await self._end(record, self._jobs.end_cancelled)
             return
-        version = await reach(self._store, publish)
+        version = await reach(publish)
         await self._tell_last(record, running)
         await self._end(record, self._jobs.succeed, version)
         logger.info("job %s has fitted %s@%d in %.1f s", job.id, job.name, version, seconds)
@@ -261,9 +261,12 @@ class Runner:
     async def _end(self, record: Record, write: Callable[..., object], *outcome: Any) -> None:
         """Write how a job ended; its data and its checkpoint are not needed any more."""
         await self._records.surely(write, record, *outcome)
-        if write == self._jobs.fail:
-            logger.warning("job %s of %s has failed: %s", record.job.id, record.job.name, outcome[0].get("detail"))
         await asyncio.to_thread(self._discard, record)
+
+    async def _fail(self, record: Record, error: Exception) -> None:
+        problem = _problem(error)
+        await self._end(record, self._jobs.fail, problem)
+        logger.warning("job %s of %s has failed: %s", record.job.id, record.job.name, problem["detail"])
 
     async def _lose(self, record: Record, error: JobLost) -> None:
         """Leave a job to whoever has taken it up; what is left of one that has ended nobody else may know of."""

@@ -50,8 +50,7 @@ export async function show(content, [id], signal) {
   async function end() {
     cancel.disabled = true;
     try {
-      const answer = await call("POST", `jobs/${id}/cancel`, { signal });
-      if (answer.status === 200) job = await answer.json();
+      job = await (await call("POST", `jobs/${id}/cancel`, { signal })).json();
       draw();
     } catch (error) {
       tell(alert, error);

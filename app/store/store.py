@@ -234,11 +234,6 @@ class Store:
 
     # -- reading ------------------------------------------------------------------------------------------
 
-    @property
-    def is_near(self) -> bool:
-        """Whether the dictionaries are on this machine, so that calls wait for no network."""
-        return self._shelf.is_near
-
     def names(self) -> list[str]:
         return self._shelf.names()
 
