@@ -12,7 +12,7 @@ from app.commands.tables import print_json, print_rows
 
 if TYPE_CHECKING:
     from app.client import Client, Dictionary, Job
-    from app.client.records import JobRecord
+    from app.client.records import JobRecord, Progress
 
 LINE_SECONDS = 1.0  # between two lines of progress where there is no terminal
 
@@ -102,22 +102,29 @@ def cancel(
 
 def _waited(client: "Client", job: "Job") -> "Dictionary":
     """The job's dictionary, with its progress on stderr: a bar on a terminal, else a line now and then."""
-    from app.client.display import figures
     from app.client.errors import Unavailable
 
     try:
         if sys.stderr.isatty():
             return job.wait(progress=True)
-        next_line = 0.0
+        said, next_line = None, 0.0
         for progress in job.events():
-            if time.monotonic() >= next_line or job.ended:
-                next_line = time.monotonic() + LINE_SECONDS
-                at = f"iteration {progress.iteration}/{progress.max_iter}"
-                print(f"{job.name}: {at} {figures(progress)}", file=sys.stderr, flush=True)
+            if time.monotonic() >= next_line:
+                said, next_line = _say(job.name, progress), time.monotonic() + LINE_SECONDS
+        if job.progress != said:  # the last came within a second of a line
+            _say(job.name, job.progress)
     except (KeyboardInterrupt, Unavailable):
         print(f"dictserve: job {job.id} goes on; `dictserve cancel {job.id}` ends it", file=sys.stderr)
         raise
     return client.dictionary(job.fitted())
+
+
+def _say(name: str, progress: "Progress") -> "Progress":
+    from app.client.display import figures
+
+    line = f"{name}: iteration {progress.iteration}/{progress.max_iter} {figures(progress)}"
+    print(line.rstrip(), file=sys.stderr, flush=True)
+    return progress
 
 
 def _row(job: "JobRecord") -> tuple[str, ...]:
