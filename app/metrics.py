@@ -55,6 +55,10 @@ class Metrics:
         count()
         time(seconds)
 
+    def observe_unserved(self, status: str, seconds: float) -> None:
+        """An answer to what no route was asked for: it was no request, or none that could be taken."""
+        self.observe("other", "none", status, seconds)
+
     def text(self) -> bytes:
         """All figures; reads the jobs' database and the workers' processes, so call it from a thread."""
         return generate_latest(self._registry)

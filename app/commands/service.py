@@ -11,7 +11,7 @@ import typer
 if TYPE_CHECKING:
     from app.settings import Settings
 
-OWN_FILES = 256  # of the service, besides those of its connections
+OWN_FILES = 256  # of the service, besides those of its connections; a few of these are spare connections'
 
 
 def serve(
@@ -90,7 +90,7 @@ def serve(
         access_log=False,  # ours tells more
         log_config=None,
         timeout_graceful_shutdown=chosen.shutdown_grace_seconds,
-        http=bounded(chosen),
+        http=bounded(chosen, app.state.metrics.observe_unserved),
         server_header=False,
     )
     server = Server(config)

@@ -5,8 +5,10 @@ A connection is in one of five phases: idle, headers, body, answer, lingering. H
 some seconds and then must keep up a least rate (as Apache's mod_reqtimeout), so that a large upload may take its time
 and a trickle may not; an answer must be read as fast; and an idle connection is closed after some time, which is
 longer than proxies and load balancers keep one: closed by them, it is never closed while they send a request. Where
-too many are open, the one that has been idle for longest gives way to a new one. While the service itself does not
-take what was sent, no time counts. One timer looks at all connections; a request costs a few assignments.
+too many are open, the one that has been idle for longest gives way to a new one; where none is idle, a few more are
+taken on which only probes are served, for a service with much to do is not to be taken for dead. While the service
+itself does not take what was sent, no time counts. One timer looks at all connections; a request costs a few
+assignments.
 
 An answer that is given before much of its body has come is a refusal, and the last of its connection. That lingers:
 it is closed once the client has seen the answer and closes its side, or after some seconds in which what still comes
@@ -15,22 +17,29 @@ is thrown away. Closed at once, it would be reset by what comes, and the client 
 
 import asyncio
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from http import HTTPStatus
 from typing import Any, cast
 
 import httptools
+from starlette.requests import Request
+from starlette.types import Receive, Scope, Send
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 
 from app.errors import AppError, HeadersTooLarge, MalformedRequest, RequestTimeout, TooManyConnections
+from app.http.access import OPEN
 from app.http.ready import WHOLE
-from app.problems import problem_of
+from app.problems import ProblemAnswer, problem_of
 from app.settings import Settings
 
 LOOK_SECONDS = 0.5  # between two looks at all connections
 SPARE_SECONDS = 1.0  # idle for so long, a connection gives way where too many are open: its client is at rest
+SPARE_CONNECTIONS = 32  # past the most, for probes; and whoever else is there is refused once it has asked
+PROBES = OPEN | {"/metrics"}
 DRAINED_BYTES = 256 * 1024  # of a refused body that are waited for: a new connection costs about as much
 
+Count = Callable[[str, float], None]  # takes the status of an answer that the app knows nothing of, and its seconds
 
 EXTENSIONS: dict[str, dict[object, object]] = {WHOLE: {}}  # of ASGI
 
@@ -49,6 +58,7 @@ class BoundedProtocol(HttpToolsProtocol):
 
     settings: Settings
     watch: "_Watch"
+    count: Count
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -59,6 +69,7 @@ class BoundedProtocol(HttpToolsProtocol):
         self._header_bytes = 0  # of the line and headers that are being parsed
         self._untold = 0  # bytes since the parser was last at an end, or at a part of a body: of headers, or trailers
         self._reading: _Reading | None = None
+        self._is_spare = False
         self._refused = False
         self._refusal: AppError | None = None  # of what follows a request that is still being answered
 
@@ -66,8 +77,11 @@ class BoundedProtocol(HttpToolsProtocol):
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
-        if len(self.connections) > self.settings.max_connections and not self.watch.make_room(self):
-            self._refuse(TooManyConnections(f"{self.settings.max_connections} connections are open already"))
+        most = self.settings.max_connections
+        if len(self.connections) > most and not self.watch.make_room(self):
+            self._is_spare = True
+            if len(self.connections) > most + SPARE_CONNECTIONS:
+                self._refuse(self._too_many())
         self.watch.begin(self)
 
     def data_received(self, data: bytes) -> None:
@@ -127,6 +141,9 @@ class BoundedProtocol(HttpToolsProtocol):
 
     def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
         cycle.__class__ = _Cycle  # uvicorn makes it, and has no setting for another
+        if self._is_spare and cycle.scope["path"] not in PROBES:
+            self._is_spare = len(self.connections) > self.settings.max_connections
+            app = self._answer_too_many if self._is_spare else app
         super()._start_asgi_task(cycle, app)
 
     def on_body(self, body: bytes) -> None:
@@ -206,6 +223,18 @@ class BoundedProtocol(HttpToolsProtocol):
         self._reading.waiting = waiting
         return now - self._reading.since > self._allowed(self._reading.taken)
 
+    # -- where too many are open --------------------------------------------------------------------------
+
+    def _too_many(self) -> TooManyConnections:
+        return TooManyConnections(f"{self.settings.max_connections} connections are open already")
+
+    async def _answer_too_many(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """An app, in the place of the service's."""
+        answer = problem_of(self._too_many()).response_to(Request(scope))
+        answer.headers["connection"] = "close"
+        self.count(str(answer.status_code), 0.0)
+        await answer(scope, receive, send)
+
     # -- ending it ----------------------------------------------------------------------------------------
 
     def _enter(self, phase: str) -> None:
@@ -238,7 +267,9 @@ class BoundedProtocol(HttpToolsProtocol):
         self._refused = True
         begun = self.cycle is not None and self.cycle.response_started and not self.cycle.response_complete
         if not begun and not self.transport.is_closing():
-            self.transport.write(_raw_answer(error))
+            answer = problem_of(error)
+            self.count(str(answer.problem.status), self.loop.time() - self._since)
+            self.transport.write(_raw(answer))
         if self.cycle is not None and not self.cycle.response_complete:  # what serves the request is told now
             self.cycle.disconnected = True
             self.cycle.message_event.set()
@@ -310,14 +341,14 @@ class _Watch:
         self._timer = loop.call_later(LOOK_SECONDS, self._look, loop, connections) if connections else None
 
 
-def bounded(settings: Settings) -> type[BoundedProtocol]:
-    """The protocol with these settings' bounds."""
-    return type("Bounded", (BoundedProtocol,), {"settings": settings, "watch": _Watch()})
+def bounded(settings: Settings, count: Count) -> type[BoundedProtocol]:
+    """The protocol with these settings' bounds, which has answers counted that are its own."""
+    told = {"settings": settings, "watch": _Watch(), "count": staticmethod(count)}
+    return type("Bounded", (BoundedProtocol,), told)
 
 
-def _raw_answer(error: AppError) -> bytes:
+def _raw(answer: ProblemAnswer) -> bytes:
     """A whole HTTP answer, for where no request is being served."""
-    answer = problem_of(error)
     status = HTTPStatus(answer.problem.status)
     headers = answer.headers | {
         "Content-Type": "application/problem+json",

@@ -9,7 +9,7 @@ import re
 import secrets
 import time
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from datetime import datetime
 from typing import Any
 
@@ -39,6 +39,7 @@ _jobs = sql.Table(  # a change here needs one in app.jobs.migrations, for databa
     sql.Column("loss_history", sql.JSON, nullable=False),
     sql.Column("attempts", sql.Integer, nullable=False),
     sql.Column("worker_deaths", sql.Integer, nullable=False),
+    sql.Column("service_deaths", sql.Integer, nullable=False),  # since an attempt came further than one before it
     sql.Column("owner", sql.String(64)),
     sql.Column("created_at", sql.String(32), nullable=False),
     sql.Column("started_at", sql.String(32)),
@@ -64,6 +65,7 @@ class Record:
     data: dict[str, Any]
     owner: str | None
     worker_deaths: int
+    service_deaths: int
     request_hash: str | None
     cancel_requested: bool
 
@@ -186,6 +188,7 @@ class Jobs:
                 loss_history=[],
                 attempts=0,
                 worker_deaths=0,
+                service_deaths=0,
                 created_at=now(),
                 idempotency_key=idempotency_key,
                 request_hash=request_hash,
@@ -269,9 +272,15 @@ class Jobs:
         Args:
             owner: of whom only ``ours`` are known to run: the answer to the claim of any other was lost.
         """
+        deaths = _jobs.c.service_deaths + sql.case((_jobs.c.owner == owner, 0), else_=1)
         lost = sql.and_(_jobs.c.owner == owner, _jobs.c.id.not_in(ours))
         left = sql.or_(_jobs.c.owner.is_(None), ~held_by(_jobs.c.owner), lost)
-        taken = _jobs.update().where(_jobs.c.state == "running", left).values(**_left()).returning(_jobs)
+        taken = (
+            _jobs.update()
+            .where(_jobs.c.state == "running", left)
+            .values(**_left(), service_deaths=deaths)
+            .returning(_jobs)
+        )
         with self._database.transaction() as connection:
             return _records(connection.execute(taken))
 
@@ -343,7 +352,12 @@ def _unended(column: sql.Column[Any]) -> sql.Select[Any]:
 def _progress(
     progress: Progress, loss_history: Sequence[tuple[int, float]], resumed_from: int | None
 ) -> dict[str, Any]:
-    return {"progress": progress.model_dump(), "loss_history": list(loss_history), "resumed_from": resumed_from}
+    """An attempt that goes on from further than the one before it has not died of what that died of."""
+    told = {"progress": progress.model_dump(), "loss_history": list(loss_history), "resumed_from": resumed_from}
+    if resumed_from is None:
+        return told
+    came_further = sql.func.coalesce(_jobs.c.resumed_from, 0) < resumed_from
+    return told | {"service_deaths": sql.case((came_further, 0), else_=_jobs.c.service_deaths)}
 
 
 def _of(attempt: Record) -> sql.ColumnElement[bool]:
@@ -372,5 +386,5 @@ def _records(rows: sql.CursorResult[Any]) -> list[Record]:
 
 def _record(row: sql.RowMapping) -> Record:
     told = {name: row[name] for name in Job.model_fields}
-    rest = {name: row[name] for name in ("data", "owner", "worker_deaths", "request_hash", "cancel_requested")}
+    rest = {field.name: row[field.name] for field in fields(Record) if field.name != "job"}
     return Record(Job.model_validate(told), **rest)

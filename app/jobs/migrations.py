@@ -20,6 +20,7 @@ MIGRATIONS: Sequence[str] = (
     "ALTER TABLE jobs ADD COLUMN cancel_requested BOOLEAN DEFAULT FALSE NOT NULL",
     "CREATE TABLE leases (owner VARCHAR(64) NOT NULL PRIMARY KEY, until FLOAT NOT NULL)",
     "ALTER TABLE jobs ADD COLUMN publishing BOOLEAN DEFAULT FALSE NOT NULL",
+    "ALTER TABLE jobs ADD COLUMN service_deaths INTEGER DEFAULT 0 NOT NULL",
 )
 
 _metadata = sql.MetaData()

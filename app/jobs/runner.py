@@ -44,6 +44,7 @@ from app.worker.messages import (
 logger = logging.getLogger("dictserve")
 
 MAX_WORKER_DEATHS = 2
+MAX_SERVICE_DEATHS = 10  # with no checkpoint further: others kill services too, so that one death proves little
 
 
 class Runner:
@@ -155,6 +156,11 @@ class Runner:
             return
         if record.worker_deaths >= MAX_WORKER_DEATHS:
             raise FitAbandoned(f"the worker died {record.worker_deaths} times on this fit; it is not tried again")
+        if record.service_deaths >= MAX_SERVICE_DEATHS:
+            raise FitAbandoned(
+                f"the service died {record.service_deaths} times on this fit, which came no further in between; "
+                "it is not tried again: is there memory enough for it?"
+            )
         if "sha256" not in record.data and record.data.get("epochs") is None:
             staged = await self._stage_files(Named.of_record(record.data), running)
             if staged is None:

@@ -214,6 +214,27 @@ def test_the_life_of_a_job_is_written_as_told(replicas: tuple[Replica, Replica])
     assert one.jobs.unended() == set()
 
 
+def test_deaths_of_services_count_until_a_fit_comes_further(replicas: tuple[Replica, Replica]) -> None:
+    one, other = replicas
+    one.add()
+
+    def died(resumed_from: int | None) -> int:
+        """How many are counted once another service has died on the job, which went on from there."""
+        attempt = other.claim()
+        other.jobs.record_progress(attempt, Progress(max_iter=9), [], resumed_from)
+        other.let_lease_run_out()
+        one.judge_others_now()
+        (left,) = one.take_over()
+        other.leases.take_another()
+        return left.service_deaths
+
+    assert [died(from_) for from_ in (None, 5, 5, 5, 8, None, 8)] == [1, 1, 2, 3, 1, 2, 1]
+    one.claim()  # the answer is lost: nobody has died
+    assert one.take_over()[0].service_deaths == 1
+    attempt = other.claim()
+    assert other.jobs.requeue(attempt, worker_died=True).service_deaths == 1
+
+
 WRITES = {
     "progress": lambda jobs, attempt: jobs.record_progress(attempt, Progress(max_iter=1), [], None),
     "data": lambda jobs, attempt: jobs.record_data(attempt, {}),

@@ -69,7 +69,8 @@ def served(
         app = create_app(settings, supervisor=worker)
         async with app.router.lifespan_context(app):
             publish(app.state.services.store, "digits", D)
-            config = Config(app, http=bounded(settings), log_config=None, server_header=False)
+            protocol = bounded(settings, app.state.metrics.observe_unserved)
+            config = Config(app, http=protocol, log_config=None, server_header=False)
             config.load()
             state, socket = ServerState(), Socket()
             state.default_headers = [(b"date", b"today")]

@@ -5,6 +5,7 @@ import io
 import os
 import signal
 import socket
+import sqlite3
 import subprocess
 import sys
 import time
@@ -15,6 +16,7 @@ import httpx
 import numpy as np
 import pytest
 
+from app.jobs.runner import MAX_SERVICE_DEATHS
 from demo.digits import split_digits
 from demo.service import npy
 from tests.e2e.conftest import Service, gone
@@ -128,6 +130,21 @@ def test_a_fit_that_costs_two_workers_their_lives_is_given_up(shared: Service) -
     assert (job["state"], job["error"]["type"]) == ("failed", "fit-abandoned")
     shared.wait_ready()
     fit_digits(shared)
+
+
+def test_a_fit_that_services_die_of_again_and_again_is_given_up(service: Service) -> None:
+    """As one does that has its whole container ended for want of memory."""
+    id = long_fit(service)
+    service.until(id, "running", iteration=1)
+    service.kill()
+    with contextlib.closing(sqlite3.connect(service.store / ".dictserve" / "jobs.sqlite3")) as jobs, jobs:
+        jobs.execute("UPDATE jobs SET service_deaths = ?", [MAX_SERVICE_DEATHS - 1])
+    service.start()
+    job = service.ended(id)
+    assert (job["state"], job["error"]["type"]) == ("failed", "fit-abandoned")
+    assert f"the service died {MAX_SERVICE_DEATHS} times" in job["error"]["detail"]
+    fit_digits(service)
+    assert leftovers(service.store) == []
 
 
 def test_an_accepted_fit_survives_the_death_of_the_service(service: Service) -> None:

@@ -1,6 +1,7 @@
 """Clients that send a little at a time, or never read: closed after the configured time, others served meanwhile."""
 
 import json
+import re
 import socket
 import time
 from collections.abc import Iterator
@@ -10,6 +11,7 @@ import httpx
 import numpy as np
 import pytest
 
+from app.http.protocol import SPARE_CONNECTIONS
 from demo.service import npy
 from tests.e2e.conftest import Service
 
@@ -277,7 +279,7 @@ def test_connections_at_rest_give_way_to_new_ones(service: Service) -> None:
 
 def test_too_many_connections(service: Service) -> None:
     with ExitStack() as stack:
-        held = [stack.enter_context(connected(service)) for _ in range(60)]
+        held = [stack.enter_context(connected(service)) for _ in range(MOST_CONNECTIONS + SPARE_CONNECTIONS + 21)]
         refused = 0
         for connection in held:
             connection.settimeout(0.2)
@@ -289,3 +291,27 @@ def test_too_many_connections(service: Service) -> None:
         assert refused >= 20
     time.sleep(0.5)
     assert httpx.get(f"{service.url}/livez").status_code == 200
+
+
+def test_probes_are_answered_where_too_many_connections_are_open(service: Service) -> None:
+    service.client.close()  # its connection, too
+    time.sleep(0.5)
+    with ExitStack() as stack:
+        held = [stack.enter_context(connected(service)) for _ in range(MOST_CONNECTIONS)]
+        for connection in held:
+            served_once(connection)
+        prober = stack.enter_context(connected(service))
+        for _ in range(3):
+            served_once(prober)
+        with httpx.Client(base_url=service.url) as client:
+            refused = client.post("/encode?dictionary=d", content=BODY)
+            assert (refused.status_code, refused.json()["type"]) == (503, "too-many-connections")
+            assert (refused.headers["retry-after"], refused.headers["connection"]) == ("1", "close")
+            assert client.get("/readyz").json()["status"] == "ready"
+            figures = client.get("/metrics").text
+        assert re.search(r'dictserve_requests_total\{method="other",route="none",status="503"\} [1-9]', figures)
+        for connection in held:
+            connection.close()
+        time.sleep(0.5)
+        prober.sendall(HEAD + BODY)  # there is room, so that it is a connection as any other
+        assert prober.recv(65536).startswith(b"HTTP/1.1 200")
