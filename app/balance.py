@@ -20,7 +20,8 @@ class Solver(Protocol):
     @property
     def is_fitting(self) -> bool: ...
 
-    def solve(self, key: Key, rows: Sequence[np.ndarray]) -> Awaitable[list[np.ndarray]]: ...
+    def solve(self, key: Key, rows: Sequence[np.ndarray]) -> Awaitable[list[np.ndarray]]:
+        """Of the first of these rows, as many as it comes to in a turn: of one at least, where there is any."""
 
 
 @dataclass(eq=False, slots=True)

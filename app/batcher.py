@@ -2,13 +2,15 @@
 
 What comes in one turn of the loop goes together. While all workers are busy requests gather; when one frees up, the
 oldest one's dictionary is served, with whatever else waits for it. A request larger than the budget is sent in
-pieces, between which others get their turn; those of one request may be solved by several workers at once.
+pieces, between which others get their turn; those of one request may be solved by several workers at once. A worker
+answers as many of a batch's rows as it comes to in a second or so: the rest waits again, and the request that took
+that long behind all others.
 """
 
 import asyncio
 import contextlib
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 
@@ -26,13 +28,20 @@ class _Request:
     done: "asyncio.Future[list[np.ndarray]]"
     nbytes: int
     on_sent: Callable[[], None] | None = None
-    sent: int = 0  # rows that are with the worker or solved
     solved: int = 0
     answer: list[np.ndarray] = field(default_factory=list)
+    waiting: "deque[_Piece]" = field(default_factory=deque)  # of its rows those neither solved nor with a worker
 
-    @property
-    def waiting(self) -> int:
-        return len(self.rows) - self.sent
+    def __post_init__(self) -> None:
+        self.waiting.append(_Piece(self, 0, len(self.rows)))
+
+    def take(self, budget: int) -> "_Piece":
+        """Of the first piece that waits as many rows as that."""
+        first = self.waiting.popleft()
+        piece, rest = first.split(budget)
+        if len(rest):
+            self.waiting.appendleft(rest)
+        return piece
 
     def fail(self, error: BaseException) -> None:
         if not self.done.done():
@@ -60,6 +69,14 @@ class _Piece:
     request: _Request
     start: int
     stop: int
+
+    def __len__(self) -> int:
+        return self.stop - self.start
+
+    def split(self, count: int) -> "tuple[_Piece, _Piece]":
+        """The first so many rows, and those behind them."""
+        between = min(self.start + count, self.stop)
+        return _Piece(self.request, self.start, between), _Piece(self.request, between, self.stop)
 
 
 class Batcher:
@@ -140,12 +157,10 @@ class Batcher:
         budget = self._batch_rows
         pieces = []
         for request in [request for request in self._queue if request.key == key]:
-            start = request.sent
             if request.on_sent is not None:
                 request.on_sent()
-            request.sent = min(start + budget, len(request.rows))
-            pieces.append(_Piece(request, start, request.sent))
-            budget -= request.sent - start
+            pieces.append(request.take(budget))
+            budget -= len(pieces[-1])
             self._queue.remove(request)
             if request.waiting:
                 self._queue.append(request)
@@ -167,19 +182,39 @@ class Batcher:
         self._in_flight.add(sent)
         sent.add_done_callback(partial(self._landed, load, count, pieces))
 
+    def _put_back(self, rests: Sequence[_Piece]) -> None:
+        """Have rows wait again that the worker has not come to: those of whom it had begun with behind all others."""
+        for rest in reversed(rests):
+            request = rest.request
+            if request.done.done():  # its client has left, or another piece of it has failed
+                continue
+            if request.waiting:
+                self._queue.remove(request)
+            request.waiting.appendleft(rest)
+            if rest is rests[0]:
+                self._queue.append(request)
+            else:
+                self._queue.appendleft(request)
+
     def _landed(self, load: Load, rows: int, pieces: list[_Piece], sent: "asyncio.Future[list[np.ndarray]]") -> None:
         self._in_flight.discard(sent)
         load.batches -= 1
         load.rows -= rows
         error = sent.exception()
         if error is None:
+            solved, offset = len(sent.result()[0]), 0
             load.solved_batches += 1
-            load.solved_rows += rows
-            offset = 0
+            load.solved_rows += solved
+            rests = []
             for piece in pieces:
-                count = piece.stop - piece.start
-                piece.request.deliver(piece.start, [array[offset : offset + count] for array in sent.result()])
-                offset += count
+                done, rest = piece.split(solved - offset)
+                if len(done) or not len(piece):
+                    part = [array[offset : offset + len(done)] for array in sent.result()]
+                    piece.request.deliver(piece.start, part)
+                    offset += len(done)
+                if len(rest):
+                    rests.append(rest)
+            self._put_back(rests)
         elif len(pieces) == 1 or isinstance(error, WorkerUnavailable):
             for piece in pieces:
                 piece.request.fail(error)

@@ -185,7 +185,9 @@ class Supervisor:
         try:
             self._send(self._configuration())
             while not ended.done():
+                slept_at = time.monotonic()
                 await asyncio.wait({ended}, timeout=HEARTBEAT_SECONDS)
+                self._forgive(time.monotonic() - slept_at - HEARTBEAT_SECONDS)
                 hung = self._hung()
                 if hung is not None:
                     process.kill()
@@ -216,6 +218,11 @@ class Supervisor:
         )
         silence = self._silence()
         return f"was not heard of for {silence:.0f} s and was killed" if silence > limit else None
+
+    def _forgive(self, seconds: float) -> None:
+        """Count no silence in which this process itself did not run: of a container that is paused both stand still,
+        and the worker is not to die of it."""
+        self._heard_at = min(self._heard_at + max(0.0, seconds), time.monotonic())
 
     def _silence(self) -> float:
         return time.monotonic() - self._heard_at

@@ -131,8 +131,8 @@ class Heartbeat(Message, frozen=True):
 
 
 class Solved(Message, frozen=True):
-    """Arrays: the answer's rows; of an encode also whether each row converged (uint8), and with ``reconstruct`` each
-    row's relative error."""
+    """Arrays: the answer's rows, of as many as a turn sufficed for, from the first of those asked for on; of an
+    encode also whether each row converged (uint8), and with ``reconstruct`` each row's relative error."""
 
     id: int
 

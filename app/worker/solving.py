@@ -1,7 +1,15 @@
-"""Rows that are to be encoded or decoded: on which dictionary, and what to do where memory does not suffice."""
+"""Rows that are to be encoded or decoded: on which dictionary, for how long in one turn, and what to do where memory
+does not suffice.
+
+A row takes from microseconds to seconds, by the size of the dictionary and by how many concepts explain it, which
+nobody knows beforehand. On the CPU a turn therefore begins with as few rows as cannot take long, goes on with four
+times as many for as long as a second is not over, and leaves the rest for another: the worker that came to nothing
+else for a minute would look dead, and hold up everybody. Rows cost as much in small groups as in large ones.
+"""
 
 import logging
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
@@ -13,16 +21,23 @@ from app.worker.transfers import Transfers
 
 logger = logging.getLogger("dictserve.worker")
 
+TURN_SECONDS = 1.0
+GROWTH = 4
+# That a row may take which all of 1024 concepts explain, with two cores; with others as their number cubed.
+FULL_ROW_SECONDS = 0.2
+
+Arrays = list[np.ndarray]
+
 
 class Solving:
-    """Answers with the arrays of ``Solved``."""
+    """Answers with the arrays of ``Solved``, for as many of the rows as it comes to in a turn."""
 
     def __init__(self, cache: DictionaryCache, of: torch.device) -> None:
         self._cache = cache
         self._device = of
         self._transfers = Transfers(of)
 
-    def answer(self, key: Key, rows: np.ndarray) -> list[np.ndarray]:
+    def answer(self, key: Key, rows: np.ndarray) -> Arrays:
         """Where memory does not suffice: once more in halves, when all that was kept for later has been let go of."""
         try:
             return self._at_once(key, rows)
@@ -33,10 +48,13 @@ class Solving:
         # Only here, since the error holds on to the tensors that there were.
         self._cache.clear()
         device.release_memory(self._device)
-        halves = [half for half in np.array_split(rows, 2) if len(half)]
-        return [np.concatenate(parts) for parts in zip(*(self._at_once(key, half) for half in halves), strict=True)]
+        half = -(-len(rows) // 2)
+        first = self._at_once(key, rows[:half])
+        if half == len(rows) or len(first[0]) < half:  # the turn was over
+            return first
+        return _joined([first, self._at_once(key, rows[half:])])
 
-    def _at_once(self, key: Key, rows: np.ndarray) -> list[np.ndarray]:
+    def _at_once(self, key: Key, rows: np.ndarray) -> Arrays:
         dictionary = self._cache.get(key.name, key.version, key.dtype)
 
         def encode(A: torch.Tensor) -> Sequence[torch.Tensor]:
@@ -47,7 +65,34 @@ class Solving:
         def decode(Z: torch.Tensor) -> Sequence[torch.Tensor]:
             return (dictionary.decode(Z),)
 
-        return self._transfers.through(rows, encode if key.task == "encode" else decode)
+        if key.task == "decode":
+            return self._transfers.through(rows, decode)
+        if self._device.type != "cpu":
+            return self._transfers.through(rows, encode)
+        smallest = min(dictionary.nb_concepts, dictionary.n_features)  # no row needs more concepts
+        surely = TURN_SECONDS / (FULL_ROW_SECONDS * (smallest / 1024) ** 3)
+        return in_a_turn(rows, lambda piece: self._transfers.through(piece, encode), max(1, int(surely)))
+
+
+def in_a_turn(rows: np.ndarray, answer: Callable[[np.ndarray], Arrays], surely: int) -> Arrays:
+    """The answer to the first of these rows: to as many as it is come to in a turn, and ``surely`` to so many."""
+    begun = time.monotonic()
+    parts = [answer(rows[:surely])]
+    done = last = min(surely, len(rows))
+    while done < len(rows):
+        taken = time.monotonic() - begun
+        count = min(GROWTH * last, int(done * (TURN_SECONDS - taken) / max(taken, 1e-6)))
+        if count < 1:
+            break
+        piece = rows[done : done + count]
+        parts.append(answer(piece))
+        last = len(piece)
+        done += last
+    return _joined(parts)
+
+
+def _joined(parts: Sequence[Arrays]) -> Arrays:
+    return parts[0] if len(parts) == 1 else [np.concatenate(arrays) for arrays in zip(*parts, strict=True)]
 
 
 def _relative_errors(A: torch.Tensor, approximation: torch.Tensor) -> torch.Tensor:

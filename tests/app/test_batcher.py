@@ -14,15 +14,17 @@ from app.worker.messages import Key
 
 
 class Recorder:
-    """Answers each row with its double, and remembers the batches. ``poison`` is a value that it cannot take."""
+    """Answers each row with its double, and remembers the batches. ``poison`` is a value that it cannot take, and
+    ``turn`` how many rows it comes to in a turn."""
 
     is_ready = True
     is_fitting = False
 
-    def __init__(self, poison: float = -1, alive: bool = True) -> None:
+    def __init__(self, poison: float = -1, alive: bool = True, turn: int = 1000) -> None:
         self.batches: list[tuple[str, int]] = []
         self.poison = poison
         self.alive = alive
+        self.turn = turn
 
     async def solve(self, key: Key, parts: Sequence[np.ndarray]) -> list[np.ndarray]:
         rows = np.concatenate(parts)
@@ -32,6 +34,7 @@ class Recorder:
             raise WorkerUnavailable("gone")
         if (rows == self.poison).any():
             raise ValueError("poison")
+        rows = rows[: self.turn]
         return [2 * rows, rows[:, 0].astype(np.uint8)]
 
 
@@ -42,18 +45,20 @@ def key(name: str) -> Key:
 requests = st.lists(st.tuples(st.sampled_from("abc"), st.integers(1, 23)), min_size=1, max_size=30)
 
 
-@given(requests, st.integers(1, 16))
-def test_every_request_gets_its_own_rows_back(requests: list[tuple[str, int]], budget: int) -> None:
+@given(requests, st.integers(1, 16), st.integers(1, 20), st.integers(1, 2))
+def test_every_request_gets_its_own_rows_back(
+    requests: list[tuple[str, int]], budget: int, turn: int, workers: int
+) -> None:
     async def run() -> None:
-        solver = Recorder()
-        batcher = Batcher([solver], budget, queue_bytes=2**30, queue_rows=2**30)
+        solver = Recorder(turn=turn)
+        batcher = Batcher([solver] * workers, budget, queue_bytes=2**30, queue_rows=2**30)
         sent = [np.random.default_rng(i).random((rows, 3)) for i, (_, rows) in enumerate(requests)]
         calls = [batcher.solve(key(name), array, 3) for (name, _), array in zip(requests, sent, strict=True)]
         for array, (doubled, first) in zip(sent, await asyncio.gather(*calls), strict=True):
             np.testing.assert_array_equal(doubled, 2 * array)
             np.testing.assert_array_equal(first, array[:, 0].astype(np.uint8))
         assert all(rows <= budget for _, rows in solver.batches)
-        assert sum(rows for _, rows in solver.batches) == sum(rows for _, rows in requests)
+        assert sum(min(rows, turn) for _, rows in solver.batches) == sum(rows for _, rows in requests)
         assert batcher.waiting_bytes == 0
         await batcher.drain()
 
@@ -98,6 +103,46 @@ def test_a_large_request_does_not_hold_up_small_ones() -> None:
         return done
 
     assert asyncio.run(run()) == ["small", "large"]
+
+
+@pytest.mark.parametrize("small", ["slow", "other"])
+def test_rows_that_take_long_do_not_hold_up_others(small: str) -> None:
+    """Not even others of the same dictionary, with whom they are sent."""
+
+    async def run() -> list[str]:
+        solver = Recorder(turn=2)
+        batcher = Batcher([solver], 100, queue_bytes=2**30, queue_rows=2**30)
+        done: list[str] = []
+
+        async def send(id: str, name: str, rows: int) -> None:
+            sent = np.random.default_rng(rows).random((rows, 3))
+            np.testing.assert_array_equal((await batcher.solve(key(name), sent, 3))[0], 2 * sent)
+            done.append(id)
+
+        sends = [send("slow", "slow", 60), send("one", small, 1), send("two", small, 1), send("three", small, 2)]
+        await asyncio.gather(*sends)
+        assert len(solver.batches) < 40
+        return done
+
+    assert asyncio.run(run()) == ["one", "two", "three", "slow"]
+
+
+def test_who_leaves_in_the_midst_of_a_turn_has_nothing_solved_any_more() -> None:
+    async def run() -> None:
+        solver = Recorder(turn=2)
+        batcher = Batcher([solver], 100, queue_bytes=2**30, queue_rows=2**30)
+        leaving = asyncio.create_task(batcher.solve(key("a"), np.ones((60, 3)), 3))
+        for _ in range(20):
+            await asyncio.sleep(0)
+        assert len(begun := solver.batches[:]) < 29
+        leaving.cancel()
+        await asyncio.wait({leaving})
+        await batcher.drain()
+        assert 1 <= len(begun) <= len(solver.batches) <= len(begun) + 2
+        assert (batcher.waiting_rows, batcher.waiting_bytes) == (0, 0)
+        await batcher.solve(key("a"), np.ones((2, 3)), 3)
+
+    asyncio.run(run())
 
 
 def test_one_requests_fault_is_not_its_neighbours() -> None:

@@ -3,7 +3,9 @@
 import logging
 import select
 import socket
+import time
 from collections.abc import Callable, Iterator
+from itertools import pairwise
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -32,6 +34,7 @@ from app.worker.messages import (
     Solve,
     Solved,
 )
+from app.worker.solving import GROWTH, TURN_SECONDS, in_a_turn
 from core import NMF, Dictionary
 from core.dictionary import Encoded
 from core.warm import warm_encodes
@@ -345,3 +348,29 @@ def test_each_dtype_has_a_preparation_of_its_own(turned: Turned, loads: list[int
     exact = np.linalg.lstsq(D.T.astype(np.float64), A.T.astype(np.float64), rcond=None)[0].T  # all positive here
     assert np.abs(codes["float64"] - exact).max() < 1e-12
     assert np.abs(codes["float32"] - exact).max() > 1e-12
+
+
+@pytest.mark.parametrize("seconds", [0.0, 0.05, 0.4])
+def test_a_turn_ends_whatever_rows_cost(seconds: float) -> None:
+    """Of a hundred rows all are answered, or as many as fit, and in the order of what was asked."""
+
+    def answer(rows: np.ndarray) -> list[np.ndarray]:
+        asked.append(len(rows))
+        time.sleep(seconds * len(rows))
+        return [2 * rows, rows]
+
+    asked: list[int] = []
+    rows = np.arange(100.0)[:, None]
+    begun = time.monotonic()
+    doubled, same = in_a_turn(rows, answer, 2)
+    taken = time.monotonic() - begun
+    np.testing.assert_array_equal(same, rows[: len(same)])
+    np.testing.assert_array_equal(doubled, 2 * same)
+    assert asked[0] == 2
+    assert all(later <= GROWTH * earlier for earlier, later in pairwise(asked))
+    assert sum(asked) == len(same)
+    assert len(same) == 100 if seconds == 0 else taken < TURN_SECONDS + 1  # of which one for a busy machine
+
+
+def test_a_turn_for_no_rows() -> None:
+    assert len(in_a_turn(np.empty((0, 3)), lambda rows: [rows], 5)[0]) == 0

@@ -121,6 +121,28 @@ def test_a_fit_goes_on_whatever_is_killed_and_ends_as_if_nothing_had_been(tmp_pa
     assert service.stop() == 0
 
 
+def test_a_container_that_was_paused_goes_on(tmp_path: Path) -> None:
+    """For longer than a worker may be silent: it could not be heard."""
+    service = Service(tmp_path / "models", DICTSERVE_WORKER_HANG_SECONDS="2").start()
+    worker, process = service.worker_pid, service.process
+    assert process is not None
+    for pid in (process.pid, worker):
+        os.kill(pid, signal.SIGSTOP)
+    time.sleep(4)
+    process.send_signal(signal.SIGCONT)
+    time.sleep(0.5)  # in which the service runs alone
+    os.kill(worker, signal.SIGCONT)
+    service.wait_ready()
+    fit_digits(service)
+    assert service.worker_pid == worker
+    os.kill(worker, signal.SIGSTOP)
+    begun = time.monotonic()
+    while service.client.get("/readyz").json()["workers"][0]["pid"] in (worker, None):
+        assert time.monotonic() < begun + 10
+        time.sleep(0.1)
+    assert service.stop() == 0
+
+
 def test_a_fit_that_costs_two_workers_their_lives_is_given_up(shared: Service) -> None:
     id = long_fit(shared)
     for attempt in (1, 2):
