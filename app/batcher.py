@@ -38,9 +38,10 @@ class _Request:
     def take(self, budget: int) -> "_Piece":
         """Of the first piece that waits as many rows as that."""
         first = self.waiting.popleft()
+        if len(first) <= budget:
+            return first
         piece, rest = first.split(budget)
-        if len(rest):
-            self.waiting.appendleft(rest)
+        self.waiting.appendleft(rest)
         return piece
 
     def fail(self, error: BaseException) -> None:
@@ -64,7 +65,7 @@ class _Request:
             self.done.set_result(self.answer)
 
 
-@dataclass(frozen=True)
+@dataclass(eq=False, slots=True)
 class _Piece:
     request: _Request
     start: int
@@ -135,6 +136,7 @@ class Batcher:
             self.waiting_bytes -= nbytes
             self.waiting_rows -= len(rows)
             if request.waiting:  # it failed or its client left: nothing more of it is to be solved
+                request.waiting.clear()  # pieces hold on to it
                 with contextlib.suppress(ValueError):
                     self._queue.remove(request)
 
@@ -207,13 +209,13 @@ class Batcher:
             load.solved_rows += solved
             rests = []
             for piece in pieces:
-                done, rest = piece.split(solved - offset)
-                if len(done) or not len(piece):
-                    part = [array[offset : offset + len(done)] for array in sent.result()]
+                count = min(len(piece), solved - offset)
+                if count or not len(piece):  # a piece of no rows has its answer, too
+                    part = [array[offset : offset + count] for array in sent.result()]
                     piece.request.deliver(piece.start, part)
-                    offset += len(done)
-                if len(rest):
-                    rests.append(rest)
+                    offset += count
+                if count < len(piece):
+                    rests.append(piece.split(count)[1])
             self._put_back(rests)
         elif len(pieces) == 1 or isinstance(error, WorkerUnavailable):
             for piece in pieces:
