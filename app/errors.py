@@ -24,6 +24,7 @@
     ├── StoreUnavailable       the store cannot be read or written
     │   └── StoreFull          ... for want of space
     ├── JobsUnavailable        the jobs' database cannot be used
+    │   └── JobsAway           ... now: it is away, locked or full
     ├── Overloaded             the queue is full; come back later
     ├── WorkerUnavailable      the worker is down or starting; come back later
     ├── Stopping               the service stops, and does not wait any longer
@@ -172,6 +173,10 @@ class StoreFull(StoreUnavailable):
 
 
 class JobsUnavailable(AppError):
+    pass
+
+
+class JobsAway(JobsUnavailable):
     pass
 
 

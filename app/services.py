@@ -1,6 +1,7 @@
 """What the routes work with: the service's parts, put together once and started and stopped in order."""
 
 import asyncio
+import contextlib
 import logging
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Annotated
@@ -11,11 +12,12 @@ from fastapi import Depends, Request
 from app.batcher import Batcher
 from app.comparison import Comparisons
 from app.concepts import Concepts
-from app.errors import InvalidFields, JobsUnavailable, UnknownDictionary
+from app.errors import InvalidFields, JobsAway, JobsUnavailable, StoreUnavailable, UnknownDictionary
 from app.jobs.database import Database
 from app.jobs.fits import Fits
 from app.jobs.jobs import Jobs
 from app.jobs.leases import Leases
+from app.outage import Outage
 from app.room import Room
 from app.settings import Settings
 from app.store.store import DictionaryRecord, Reference, Store
@@ -27,6 +29,8 @@ if TYPE_CHECKING:
 
 
 logger = logging.getLogger("dictserve")
+
+AGAIN_SECONDS = 2.0  # between two times that the jobs' database is looked for at a start
 
 
 @dataclass
@@ -45,6 +49,8 @@ class Services:
     bodies: Room = field(init=False)
     answers: Room = field(init=False)
     _opened: bool = field(init=False, default=False)
+    _jobs_are_open: bool = field(init=False, default=False)
+    _starting: asyncio.Task[None] | None = field(init=False, default=None)  # of fits, where that waits
 
     def __post_init__(self) -> None:
         settings = self.settings
@@ -66,22 +72,51 @@ class Services:
         """Open the store and the jobs' database, declare this process alive, and sweep what dead ones left.
 
         Raises:
-            StoreUnavailable, JobsUnavailable: that cannot be.
+            StoreUnavailable, JobsUnavailable: that cannot be, nor will it by itself.
         """
         if not self._opened:
             self.store.open()
-            self.database.open()
-            self.leases.take()
-            self.leases.end_dead()
-            self.store.sweep(self.leases.alive)
+            with contextlib.suppress(JobsAway):  # `start` tries again: dictionaries do not need it
+                self._open_jobs()
             self._opened = True
+
+    def _open_jobs(self) -> None:
+        self.database.open()
+        self.leases.take()
+        self.leases.end_dead()
+        self.store.sweep(self.leases.alive)
+        self._jobs_are_open = True
 
     async def start(self) -> None:
         if self.tracing is not None:
             self.tracing.start()
         await asyncio.to_thread(self.open)
         await self.workers.start()
-        await self.fits.start()
+        await self._start_fits()
+
+    async def _start_fits(self) -> None:
+        """Now, or as soon as the jobs' database is there: meanwhile dictionaries are served, and nothing else."""
+        outage = Outage("jobs are not served")
+
+        async def started() -> bool:
+            try:
+                if not self._jobs_are_open:
+                    await asyncio.to_thread(self._open_jobs)
+                await self.fits.start()
+            except (JobsUnavailable, StoreUnavailable) as error:
+                outage.goes_on(error)
+                return False
+            outage.is_over()
+            return True
+
+        async def start_in_the_end() -> None:
+            while True:
+                await asyncio.sleep(AGAIN_SECONDS)
+                if await started():
+                    return
+
+        if not await started():
+            self._starting = asyncio.create_task(start_in_the_end(), name="jobs")
 
     def end_waits(self) -> None:
         """Let everybody go who waits for what may take longer than a stop."""
@@ -90,6 +125,9 @@ class Services:
 
     async def stop(self) -> None:
         await self.comparisons.end()
+        if self._starting is not None:
+            self._starting.cancel()
+            await asyncio.wait({self._starting})
         await self.fits.stop()
         await self.workers.stop()
         await self.batcher.drain()
@@ -99,7 +137,7 @@ class Services:
             logger.warning("the lease is not given back: %s", error)
         self.database.close()
         self.store.close()
-        self._opened = False
+        self._opened = self._jobs_are_open = False
         if self.tracing is not None:
             await self.tracing.stop()
 

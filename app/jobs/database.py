@@ -4,6 +4,7 @@ What a transaction has written is durable once it has ended: SQLite in WAL mode 
 as it is by default. Statements are the same on both, but for the few differences that are told here.
 """
 
+import shutil
 import socket
 import sqlite3
 import ssl
@@ -17,7 +18,7 @@ import sqlalchemy as sql
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.exc import InterfaceError, SQLAlchemyError
 
-from app.errors import JobsUnavailable
+from app.errors import JobsAway, JobsUnavailable
 from app.jobs.migrations import settle
 from app.jobs.postgres_url import driver_told
 from app.line import SILENT_SECONDS, Line, give_up_in_time
@@ -30,6 +31,18 @@ ABANDONED_SECONDS = 10
 KEEPALIVE = {"idle": 30, "interval": 10, "count": 3}
 
 PORT = 5432
+FULL_BYTES = 64 * 1024  # of room on a disk, with less than which SQLite cannot begin
+
+# What passes by itself, or once somebody has made room: https://www.sqlite.org/rescode.html, by the primary code,
+PASSING_OF_SQLITE = {
+    sqlite3.SQLITE_BUSY,
+    sqlite3.SQLITE_LOCKED,
+    sqlite3.SQLITE_NOMEM,
+    sqlite3.SQLITE_IOERR,
+    sqlite3.SQLITE_FULL,
+}
+# and https://www.postgresql.org/docs/current/errcodes-appendix.html, by the class: connection, resources, operator.
+PASSING_OF_POSTGRESQL = {"08", "53", "57"}
 
 metadata = sql.MetaData()
 
@@ -55,6 +68,7 @@ class Database:
         path = self._engine.url.database if self.is_sqlite else None
         self._path = None if path is None else Path(path)
         self._file: tuple[int, int] | None = None  # that was opened
+        self._unopened: JobsUnavailable | None = None  # why it could not be when that was last tried
         self._line = Line("the jobs' database", self._answers)
         seconds = (
             "(julianday('now') - 2440587.5) * 86400" if self.is_sqlite else "extract(epoch FROM clock_timestamp())"
@@ -65,12 +79,18 @@ class Database:
         """Have the tables as they are described.
 
         Raises:
-            JobsUnavailable: it cannot be used, or a later version of the service made it.
+            JobsAway: it cannot be used now; this may be called again.
+            JobsUnavailable: nor later, as it is, or a later version of the service made it.
         """
-        with self._asked():
-            settle(self._engine, metadata)
-            if self._path is not None:
-                self._file = _identity(self._path)
+        try:
+            with self._asked():
+                settle(self._engine, metadata)
+                if self._path is not None:
+                    self._file = _identity(self._path)
+        except JobsUnavailable as error:
+            self._unopened = error
+            raise
+        self._unopened = None
 
     def close(self) -> None:
         self._line.close()
@@ -78,6 +98,8 @@ class Database:
 
     @contextmanager
     def transaction(self) -> Iterator[sql.Connection]:
+        if self._unopened is not None:
+            raise JobsUnavailable(str(self._unopened))
         self._require_its_file()
         with self._asked(), self._engine.begin() as connection:
             yield connection
@@ -121,13 +143,25 @@ class Database:
         try:
             yield
         except (SQLAlchemyError, OSError) as error:
-            unavailable = JobsUnavailable(f"the jobs' database cannot be used: {_told(error)}")
+            kind = JobsAway if _passes(error) else JobsUnavailable
+            told = "its disk is full" if self._lacks_room(error) else _told(error)
+            unavailable = kind(f"the jobs' database cannot be used: {told}")
             if not self.is_sqlite and isinstance(error, OSError | InterfaceError):  # its connection, no statement
                 self._engine.dispose()  # the other connections may be as dead, and each would be waited for
                 self._line.lose(unavailable)
             raise unavailable from error
         except ValueError as error:  # JSON that is none, or no job's
             raise JobsUnavailable("the jobs' database holds a record that cannot be read") from error
+
+    def _lacks_room(self, error: Exception) -> bool:
+        """Whether the disk is full: SQLite says so, or that it could not be written, by which of its files it was."""
+        code = getattr(getattr(error, "orig", None), "sqlite_errorcode", 0) & 0xFF
+        if code != sqlite3.SQLITE_IOERR or self._path is None:
+            return code == sqlite3.SQLITE_FULL
+        try:
+            return shutil.disk_usage(self._path.parent).free < FULL_BYTES
+        except OSError:
+            return False
 
     def _answers(self) -> None:
         with self._engine.connect():
@@ -173,6 +207,17 @@ def _bound_waits(connection: Any, _: object) -> None:
         cursor.execute(f"SET tcp_keepalives_{name} = {value}")
     cursor.close()
     connection.commit()
+
+
+def _passes(error: Exception) -> bool:
+    cause = getattr(error, "orig", None) or error
+    if isinstance(cause, sqlite3.Error):
+        return getattr(cause, "sqlite_errorcode", 0) & 0xFF in PASSING_OF_SQLITE
+    told = cause.args[0] if cause.args else None
+    if isinstance(told, dict):  # PostgreSQL's fields, C the code
+        return str(told.get("C"))[:2] in PASSING_OF_POSTGRESQL
+    is_refused = isinstance(cause, ssl.SSLCertVerificationError) or told == "Server refuses SSL"
+    return isinstance(error, OSError | InterfaceError) and not is_refused
 
 
 def _told(error: Exception) -> object:

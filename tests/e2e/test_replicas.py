@@ -117,6 +117,26 @@ def test_one_that_is_held_up_loses_its_job_and_goes_on(pair: tuple[Service, Serv
     assert (again["state"], again["version"]) == ("succeeded", 2)
 
 
+def test_a_start_while_the_database_is_away(pair: tuple[Service, Service], postgres: Cluster) -> None:
+    """Dictionaries are served at once, jobs when it is back."""
+    one, other = pair
+    assert one.client.put("/dictionaries/before", content=npy(A[:2])).status_code == 201
+    assert other.stop() == 0
+    postgres.stop()
+    try:
+        other.start()
+        assert other.client.post("/encode?dictionary=before", content=npy(A)).status_code == 200
+        answer = other.client.get("/jobs")
+        assert (answer.status_code, answer.json()["type"]) == (503, "jobs-unavailable")
+        assert other.stop() == 0
+        other.start()
+    finally:
+        postgres.start()
+    until(lambda: other.client.get("/jobs").status_code == 200)
+    assert other.ended(other.fit(A, name="after-start", nb_concepts=2))["state"] == "succeeded"
+    assert "jobs are not served" in other.log.read_text()
+
+
 def test_any_replica_cancels_and_tells_of_any_job(pair: tuple[Service, Service]) -> None:
     id = long_fit(pair[0], name="cancelled")
     one, other = by_who_runs(pair, id)

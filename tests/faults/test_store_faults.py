@@ -95,6 +95,31 @@ def test_a_full_disk(stored: Service, disk: Path) -> None:
     require_next(stored)
 
 
+def test_a_start_on_a_full_disk(stored: Service, disk: Path) -> None:
+    """Dictionaries are served; jobs, and all that writes, once there is room."""
+    ended = stored.ended(fit(stored, name="fitted"))
+    assert stored.stop() == 0
+    fill(disk)
+    stored.start()
+    assert encode(stored).status_code == 200
+    assert stored.client.get("/dictionaries/d").json()["versions"] == [1, 2]
+    assert "full" in problem(stored.client.get("/jobs"), 503, "jobs-unavailable")
+    assert "full" in problem(put(stored, "new"), 507, "store-full")
+    assert stored.client.post("/fit?name=new&nb_concepts=2", content=npy(FITTED)).status_code in (503, 507)
+    assert "dictserve_jobs_available 0.0" in stored.client.get("/metrics").text
+    assert stored.stop() == 0
+    stored.start()
+    assert "jobs are not served: the jobs' database cannot be used: its disk is full" in stored.log.read_text()
+    (disk / "filler").unlink()
+    deadline = time.monotonic() + 20
+    while stored.client.get("/jobs").status_code != 200:
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    assert stored.job(ended["id"]) == ended
+    assert stored.ended(fit(stored, name="fitted"))["version"] == 2
+    require_next(stored)
+
+
 def test_a_disk_that_an_upload_fills(stored: Service) -> None:
     """The body itself is more than the disk takes."""
     large = npy(np.ones((DISK_BYTES // 16, 6), np.float32))
