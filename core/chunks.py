@@ -71,7 +71,7 @@ class Chunks:
             yield
         self.all_rows = int(self.ranks.total(self.n_rows))
         peak, total, energy = self.ranks.most(peak), self.ranks.total(total), self.ranks.total(energy)
-        exponents = exponents_of(torch.tensor([peak]))
+        exponents = exponents_of(torch.tensor([peak], dtype=torch.float64, device="cpu"))
         self.exponent = 0 if exponents is None else int(exponents)
         self.mean = total / (self.all_rows * self.n_features) * 2.0**-self.exponent
         self.energy = energy * 4.0**-self.exponent

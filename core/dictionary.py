@@ -11,7 +11,7 @@ from core import kernels
 from core.checks import at_least_one, check_size
 from core.chunks import slices
 from core.errors import InvalidParameter, OutOfRange
-from core.kernels.precision import Precision, product
+from core.kernels.precision import Precision, own_precision, product
 from core.memory import free_bytes, is_small_encode, rows_of_encode
 from core.scaling import exponents_of, times_power_of_two
 from core.threads import threads_for
@@ -87,7 +87,8 @@ class Dictionary:
         # concepts of extraordinary size are solved for in units of their own: z = solved / 2^exponent
         self._exponents = exponents_of(self.D.amax(dim=1))
         scaled = self.D if self._exponents is None else times_power_of_two(self.D, -self._exponents[:, None])
-        self._prepared = kernels.prepare(scaled, hold_gram=self.nb_concepts <= largest_gram(self.device))
+        with own_precision():
+            self._prepared = kernels.prepare(scaled, hold_gram=self.nb_concepts <= largest_gram(self.device))
         self._records: dict[Any, Any] = {}
 
     @property
@@ -123,12 +124,14 @@ class Dictionary:
         """
         if tol is None:
             tol = ENCODE_TOL if self.dtype == torch.float32 else ENCODE_TOL_FLOAT64
-        if not isinstance(tol, Real) or not tol > 0:
+        if not isinstance(tol, Real) or isinstance(tol, bool) or not tol > 0:
             raise InvalidParameter(f"tol is {tol!r}; it must be a positive number")
+        tol = float(tol)  # kernels are compiled for this type: for another they would be anew
         max_iter = at_least_one("max_iter", max_iter)
         A = torch.as_tensor(A).detach()
         check_size(tuple(A.shape), width=self.n_features, width_name="features", name="activations")
-        codes, residual = self._solve_in_parts(A, tol, max_iter)
+        with own_precision():
+            codes, residual = self._solve_in_parts(A, tol, max_iter)
         return Encoded(codes, residual, residual <= tol)
 
     def decode(self, Z: torch.Tensor | np.ndarray[Any, Any]) -> torch.Tensor:
@@ -141,7 +144,7 @@ class Dictionary:
         Z = self._matrix(Z)
         check_size(tuple(Z.shape), width=self.nb_concepts, width_name="concepts", name="codes")
         exponents = exponents_of(Z.amax(dim=1))
-        with threads_for(float(Z.numel()) * self.n_features):
+        with own_precision(), threads_for(float(Z.numel()) * self.n_features):
             if exponents is None:
                 A = product(Z, self.D, Precision.FLOAT32)
             else:

@@ -10,6 +10,7 @@ from core.chunks import Chunks
 from core.errors import OutOfRange, WrongShape
 from core.initial import DEFAULT_START, STARTS, all_finite, given
 from core.inputs import Form, Source, read_steps
+from core.kernels.precision import own_precision
 from core.memory import check_fit
 from core.progress import FitProgress, tell
 from core.ranks import ALONE, Ranks
@@ -149,7 +150,8 @@ class FitSteps(Iterator[FitProgress]):
         self._slices = slices
 
     def __next__(self) -> FitProgress:
-        return next(self._slices)
+        with own_precision():
+            return next(self._slices)
 
     def close(self) -> None:
         """Leave the fit where it is; the model stays as it was before."""
@@ -169,7 +171,8 @@ class FitSteps(Iterator[FitProgress]):
 def zeros(chunks: Chunks) -> tuple[torch.Tensor, torch.Tensor]:
     """The Z and D of data that is all zero."""
     k, device = chunks.nb_concepts, chunks.A.device
-    return torch.zeros(chunks.n_rows, k, device=device), torch.zeros(k, chunks.n_features, device=device)
+    Z = torch.zeros(chunks.n_rows, k, dtype=torch.float32, device=device)
+    return Z, torch.zeros(k, chunks.n_features, dtype=torch.float32, device=device)
 
 
 def _with_unit_concepts(Z: torch.Tensor, D: torch.Tensor, chunks: Chunks) -> Generator[None, None, None]:

@@ -40,21 +40,23 @@ def random(chunks: Chunks, nb_concepts: int, generator: torch.Generator) -> Star
     """|N(0, 1)|·√(mean(A)/k) everywhere, so that Z·D has about the mean of A."""
     scale = (chunks.mean / nb_concepts) ** 0.5
     device = chunks.A.device
-    D = torch.randn(nb_concepts, chunks.n_features, generator=generator).abs_().mul_(scale).to(device)
+    D = _normal(nb_concepts, chunks.n_features, generator).abs_().mul_(scale).to(device)
     chunks.ranks.share(D)
     seed = int(torch.randint(2**62, (), generator=generator))
     first, _ = chunks.ranks.place(chunks.n_rows)
     end = first + chunks.n_rows
-    Z = torch.empty(chunks.n_rows, nb_concepts, device=device)
+    Z = torch.empty(chunks.n_rows, nb_concepts, dtype=torch.float32, device=device)
     for block in range(first // RANDOM_ROWS, -(-end // RANDOM_ROWS)):
         begin = block * RANDOM_ROWS
         here = slice(max(first, begin), min(end, begin + RANDOM_ROWS))
-        drawn = torch.randn(RANDOM_ROWS, nb_concepts, generator=_seeded(seed, block))[
-            here.start - begin : here.stop - begin
-        ]
+        drawn = _normal(RANDOM_ROWS, nb_concepts, _seeded(seed, block))[here.start - begin : here.stop - begin]
         Z[here.start - first : here.stop - first] = drawn.abs_().mul_(scale)
         yield
     return Z, D
+
+
+def _normal(rows: int, columns: int, generator: torch.Generator) -> torch.Tensor:
+    return torch.randn(rows, columns, dtype=torch.float32, device="cpu", generator=generator)
 
 
 def _seeded(seed: int, block: int) -> torch.Generator:
@@ -73,10 +75,10 @@ def nndsvda(chunks: Chunks, nb_concepts: int, generator: torch.Generator) -> Sta
     """
     d, device, ranks = chunks.n_features, chunks.A.device, chunks.ranks
     components = min(nb_concepts, chunks.all_rows, d, MOST_COMPONENTS)
-    Z = torch.empty(chunks.n_rows, nb_concepts, device=device)
+    Z = torch.empty(chunks.n_rows, nb_concepts, dtype=torch.float32, device=device)
     of_rows, of_features = yield from _fills(chunks)
 
-    Q = torch.randn(d, components, generator=generator).to(device)
+    Q = _normal(d, components, generator).to(device)
     for _ in range(POWER_PASSES):
         Y = torch.zeros(d, components, dtype=torch.float64, device=device)
         for _, block in chunks:
@@ -121,7 +123,7 @@ def nndsvda(chunks: Chunks, nb_concepts: int, generator: torch.Generator) -> Sta
     sign = torch.where(size[0] >= size[1], 1.0, -1.0)
     chosen = (sign < 0).long()[None]
     u_norm, v_norm, size = (x.gather(0, chosen)[0] for x in (u_norms, v_norms, size))
-    D = torch.empty(nb_concepts, d, device=device)
+    D = torch.empty(nb_concepts, d, dtype=torch.float32, device=device)
     D[:rank] = (V * sign[:, None]).clamp(min=0) * (size.sqrt() / v_norm)[:, None]
     D[rank:] = yield from _data_rows(chunks, nb_concepts - rank, generator)
     ranks.share(D, sign, size, u_norm)
@@ -142,8 +144,8 @@ def _fills(chunks: Chunks) -> Generator[None, None, tuple[torch.Tensor, torch.Te
     and what is little beside that would drown the others.
     """
     longest = max(chunks.n_features, min(chunks.size, chunks.n_rows))
-    ones = torch.ones(longest, 1, device=chunks.A.device)
-    of_rows = torch.empty(chunks.n_rows, device=chunks.A.device)
+    ones = torch.ones(longest, 1, dtype=torch.float32, device=chunks.A.device)
+    of_rows = torch.empty(chunks.n_rows, dtype=torch.float32, device=chunks.A.device)
     of_features = torch.zeros(chunks.n_features, dtype=torch.float64, device=chunks.A.device)
     for rows, block in chunks:
         of_rows[rows] = (block @ ones[: chunks.n_features])[:, 0]
@@ -193,7 +195,7 @@ def given(chunks: Chunks, Z: torch.Tensor | None, D: torch.Tensor | None) -> Sta
 
 def codes_for(chunks: Chunks, D: torch.Tensor) -> Generator[None, None, torch.Tensor]:
     """The best Z (n, k) for a given D (k, d), nearly; where each row starts from is zero."""
-    Z = torch.zeros(chunks.n_rows, len(D), device=D.device)
+    Z = torch.zeros(chunks.n_rows, len(D), dtype=torch.float32, device=D.device)
     B = D @ D.T
     inverse = kernels.inverse_diagonal(B)
     for rows, block in chunks:
@@ -212,7 +214,7 @@ def concepts_for(chunks: Chunks, Z: torch.Tensor) -> Generator[None, None, torch
         cross += block.T @ Z[rows]
         yield
     chunks.ranks.total(0, gram, cross)
-    concepts, G, B = torch.zeros(d, k, device=Z.device), -cross.float(), gram.float()
+    concepts, G, B = torch.zeros(d, k, dtype=torch.float32, device=Z.device), -cross.float(), gram.float()
     inverse = kernels.inverse_diagonal(B)
     for features in slices(d, chunk_size(0, k, Z.device)):
         kernels.descend(concepts[features], G[features], B, inverse, max_sweeps=SWEEPS, share=SWEEP_SHARE)
@@ -257,8 +259,8 @@ def _or_one(norms: torch.Tensor) -> torch.Tensor:
 def _data_rows(chunks: Chunks, count: int, generator: torch.Generator) -> Generator[None, None, torch.Tensor]:
     """`count` rows that are not zero, evenly spread from a random one on; noise tells repeated ones apart."""
     if count == 0:
-        return torch.empty(0, chunks.n_features, device=chunks.A.device)
-    in_use, ones = [], torch.ones(chunks.n_features, 1, device=chunks.A.device)
+        return torch.empty(0, chunks.n_features, dtype=torch.float32, device=chunks.A.device)
+    in_use, ones = [], torch.ones(chunks.n_features, 1, dtype=torch.float32, device=chunks.A.device)
     for rows, block in chunks:
         in_use.append(rows.start + torch.nonzero((block @ ones)[:, 0] > 0)[:, 0])
         yield
@@ -266,11 +268,12 @@ def _data_rows(chunks: Chunks, count: int, generator: torch.Generator) -> Genera
     before, total = chunks.ranks.place(len(candidates))
     first = int(torch.randint(total, (), generator=generator))
     step = max(1, total // count)
-    wanted = (first + step * torch.arange(count)) % total - before
+    wanted = (first + step * torch.arange(count, device="cpu")) % total - before
     here = (wanted >= 0) & (wanted < len(candidates))
-    picked = torch.zeros(count, chunks.n_features, device=chunks.A.device)
+    picked = torch.zeros(count, chunks.n_features, dtype=torch.float32, device=chunks.A.device)
     picked[here.to(picked.device)] = chunks.read(candidates[wanted[here]]).to_dense()
     chunks.ranks.total(0, picked)  # each row is there on one rank alone
     if count <= total:
         return picked
-    return picked * (0.5 + torch.rand(picked.shape, generator=generator).to(picked.device))
+    drawn = torch.rand(picked.shape, dtype=torch.float32, device="cpu", generator=generator)
+    return picked * (0.5 + drawn.to(picked.device))

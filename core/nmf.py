@@ -88,7 +88,7 @@ class NMF(Estimator, torch.nn.Module):
         for name in ("D", *REMEMBERED):
             self.register_buffer(name, None)
         # `.to(device)` moves it along, with or without a dictionary
-        self.register_buffer("_anchor", torch.empty(0, device=device), persistent=False)
+        self.register_buffer("_anchor", torch.empty(0, dtype=torch.float32, device=device), persistent=False)
         self._ready: tuple[torch.Tensor, int, Dictionary] | None = None
 
     @property
@@ -413,7 +413,7 @@ class NMF(Estimator, torch.nn.Module):
         if chunks.energy == 0:
             return zeros(chunks)
         Z, D = run(STARTS[name](chunks, self.nb_concepts, self._generator()))
-        return times_power_of_two(Z, torch.tensor(chunks.exponent)), D
+        return times_power_of_two(Z, torch.tensor(chunks.exponent, device=Z.device)), D
 
     def _prepared(self) -> Dictionary:
         """The dictionary ready to solve, kept until D is another tensor or has been written to."""
@@ -426,7 +426,7 @@ class NMF(Estimator, torch.nn.Module):
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
         saved = state_dict.get(prefix + "D")
         if saved is not None and self.D is None:  # a fitted state into a model without a dictionary
-            self.D = torch.empty(self.nb_concepts, saved.shape[-1], device=self.device)
+            self.D = torch.empty(self.nb_concepts, saved.shape[-1], dtype=torch.float32, device=self.device)
         for name in REMEMBERED:  # which only some states have
             saved = state_dict.get(prefix + name)
             setattr(self, name, None if saved is None else torch.empty_like(saved, device=self.device))

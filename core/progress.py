@@ -7,6 +7,8 @@ from collections.abc import Generator
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
+from core.kernels.precision import own_precision
+
 Result = TypeVar("Result")
 
 
@@ -43,8 +45,9 @@ def tell(work: Generator[Any, None, Result], progress: FitProgress) -> Generator
 
 def run(work: Generator[Any, None, Result]) -> Result:
     """All slices of the work at once."""
-    while True:
-        try:
-            next(work)
-        except StopIteration as end:
-            return end.value  # type: ignore[no-any-return]
+    with own_precision():
+        while True:
+            try:
+                next(work)
+            except StopIteration as end:
+                return end.value  # type: ignore[no-any-return]

@@ -136,7 +136,7 @@ class SparseRows:
 
     def times_power_of_two(self, exponent: int) -> "SparseRows":
         scaled = self.matrix.copy()
-        scaled.data = times_power_of_two(self.values(), torch.tensor(exponent)).numpy()
+        scaled.data = times_power_of_two(self.values(), torch.tensor(exponent, device="cpu")).numpy()
         return SparseRows(scaled, self.device)
 
     def to_dense(self) -> torch.Tensor:

@@ -1,13 +1,14 @@
-"""Matrix products on CUDA, each with the precision that it is asked for.
+"""Matrix products, each with the precision that it is asked for, whatever the process has told torch of its own.
 
-Torch has one switch for all float32 products of a process; here it is turned for one product at a time and turned
-back, under a lock, so that no other product of ours meets it. On other devices all precisions are the device's own.
+Torch has one switch for all float32 products of a process; on CUDA it is here turned for one product at a time and
+turned back, under a lock, so that no other product of ours meets it. Elsewhere all products are float32's own.
 """
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from enum import Enum
 from threading import Lock
+from typing import Any, cast
 
 import torch
 
@@ -20,6 +21,62 @@ _KEPT_BITS, _HALF = -(1 << 13), 1 << 12
 # of eight loses up to half a rounding, always to the same side, about 2.6e-9 of the sum for each term. So longer sums
 # are taken in pieces, which are added up by other units, rounded to nearest.
 LONGEST_SUM = 1024
+
+
+CASTING = ("cpu", "cuda")  # devices that have `autocast`
+
+
+@contextmanager
+def own_precision() -> Iterator[None]:
+    """Within: float32 is float32, though the process lets torch lower it (`torch.set_float32_matmul_precision`, which
+    on CPUs means bfloat16), and though this is in an `autocast` block. All that computes is to be within."""
+    casting = [kind for kind in CASTING if torch.is_autocast_enabled(kind)]
+    if not casting and _is_highest():
+        yield
+        return
+    with ExitStack() as stack:
+        stack.enter_context(_lowered.undone())
+        for kind in casting:
+            stack.enter_context(torch.autocast(kind, enabled=False))
+        yield
+
+
+def _is_highest() -> bool:
+    """Whether nobody has asked for less, or for anything: it costs a tenth of a microsecond to ask."""
+    try:
+        return torch.get_float32_matmul_precision() == "highest"
+    except RuntimeError:  # so torch says that it was told by backend
+        return False
+
+
+class _Lowered:
+    """The process's own switches, turned back for as long as any thread of it is within `own_precision`."""
+
+    def __init__(self) -> None:
+        self._within = 0
+        self._before: list[tuple[Any, str]] = []
+
+    @contextmanager
+    def undone(self) -> Iterator[None]:
+        with _turned:
+            self._within += 1
+            if self._within == 1:
+                backends = cast(Any, torch.backends.mkldnn).matmul, torch.backends.cuda.matmul
+                told = [(backend, backend.fp32_precision) for backend in backends]
+                self._before = [(backend, value) for backend, value in told if value not in ("none", "ieee")]
+                for backend, _ in self._before:
+                    backend.fp32_precision = "ieee"
+        try:
+            yield
+        finally:
+            with _turned:
+                self._within -= 1
+                if self._within == 0:
+                    for backend, value in self._before:
+                        backend.fp32_precision = value
+
+
+_lowered = _Lowered()
 
 
 class Precision(Enum):

@@ -29,7 +29,7 @@ def revive(
     ranks.share(dead)
     revived = torch.nonzero(dead).squeeze(1)[:MOST_AT_ONCE]
     keep = CANDIDATES_PER_CONCEPT * len(revived)
-    errors = torch.empty(0, chunks.n_features, device=chunks.A.device)
+    errors = torch.empty(0, chunks.n_features, dtype=torch.float32, device=chunks.A.device)
     for rows, block in chunks:
         Z[rows, revived] = 0
         error = torch.addmm(block, Z[rows], concepts.T, alpha=-1).clamp_(min=0)
