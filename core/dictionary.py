@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 from numbers import Real
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -11,6 +11,7 @@ from core import kernels
 from core.checks import at_least_one, check_size
 from core.chunks import slices
 from core.errors import InvalidParameter, OutOfRange
+from core.inputs import tensor
 from core.kernels.precision import Precision, own_precision, product
 from core.memory import free_bytes, is_small_encode, rows_of_encode
 from core.scaling import exponents_of, times_power_of_two
@@ -128,7 +129,7 @@ class Dictionary:
             raise InvalidParameter(f"tol is {tol!r}; it must be a positive number")
         tol = float(tol)  # kernels are compiled for this type: for another they would be anew
         max_iter = at_least_one("max_iter", max_iter)
-        A = torch.as_tensor(A).detach()
+        A = _tensor(A)
         check_size(tuple(A.shape), width=self.n_features, width_name="features", name="activations")
         with own_precision():
             codes, residual = self._solve_in_parts(A, tol, max_iter)
@@ -153,7 +154,7 @@ class Dictionary:
         return _in_range(A, "activations", of=Z, given="codes")
 
     def _matrix(self, x: torch.Tensor | np.ndarray[Any, Any]) -> torch.Tensor:
-        return torch.as_tensor(x).detach().to(self.device, self.dtype).contiguous()
+        return _tensor(x).to(self.device, self.dtype).contiguous()
 
     def _solve_in_parts(self, A: torch.Tensor, tol: float, max_iter: int) -> tuple[torch.Tensor, torch.Tensor]:
         """As many rows at a time as the device has memory for; those of another dtype are converted part by part."""
@@ -180,10 +181,17 @@ class Dictionary:
             return Z, residual
         of_rows = 0 if exponents is None else exponents[:, None]
         of_concepts = 0 if self._exponents is None else self._exponents
-        powers = torch.as_tensor(of_rows - of_concepts)
+        powers = cast(torch.Tensor, of_rows - of_concepts)
         codes = _in_range(times_power_of_two(Z, powers), "codes", of=given, given="activations")
         lost = (times_power_of_two(codes, -powers) - Z).abs().amax(dim=1)  # what is too small for the dtype
         return codes, torch.maximum(residual, torch.where(lost > 0, lost / Z.amax(dim=1), 0))
+
+
+def _tensor(x: torch.Tensor | np.ndarray[Any, Any]) -> torch.Tensor:
+    if isinstance(x, torch.Tensor):
+        return x.detach()
+    array = np.asarray(x)
+    return tensor(np.ascontiguousarray(array, array.dtype.newbyteorder("=")))
 
 
 def _in_range(x: torch.Tensor, name: str, *, of: torch.Tensor, given: str) -> torch.Tensor:

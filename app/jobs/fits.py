@@ -36,7 +36,7 @@ from app.workers import Workers
 
 logger = logging.getLogger("dictserve")
 
-IDLE_SECONDS = 5.0  # between two looks for jobs that other processes have left
+TAKEOVER_SECONDS = 5.0  # between two looks for jobs that other processes have left
 LOOK_SECONDS = 1.0  # between two looks for what other processes have done to jobs: queued them, ended them
 RENEWALS = 6  # of a lease, in its time
 CANCEL_SECONDS = 5.0
@@ -65,8 +65,7 @@ class Fits:
         self._stopping = False
         self._turn = asyncio.Event()  # set, and replaced by the next, each time a job ends
         self._leave = asyncio.Event()  # set: who waits is to go; replaced where later comers may wait
-        self._taken_over_at = 0.0
-        self._renewing: asyncio.Task[None] | None = None
+        self._keeping: set[asyncio.Task[None]] = set()
         self._doubtful: set[str] = set()  # files of requests that failed, of which there may be jobs
 
     @staticmethod
@@ -78,7 +77,10 @@ class Fits:
 
     async def start(self) -> None:
         await self._take_over()
-        self._renewing = asyncio.create_task(self._keep_lease(), name="lease")
+        self._keeping = {
+            asyncio.create_task(self._keep_lease(), name="lease"),
+            asyncio.create_task(self._keep_taking_over(), name="takeover"),
+        }
         if self._settings.fits:
             self._workers.each(self._begin)
 
@@ -105,9 +107,9 @@ class Fits:
         await self._ranks.stop()
         for runner in self._runners:
             await runner.abandon()
-        if self._renewing is not None:
-            self._renewing.cancel()
-            await asyncio.wait({self._renewing})
+        for task in self._keeping:
+            task.cancel()
+        await asyncio.gather(*self._keeping, return_exceptions=True)
         self._records.shutdown()
 
     # -- what routes ask for ------------------------------------------------------------------------------
@@ -358,15 +360,24 @@ class Fits:
         self._wake.clear()
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(self._wake.wait(), LOOK_SECONDS)
-        async with self._claiming:
-            if time.monotonic() - self._taken_over_at > IDLE_SECONDS:
+
+    async def _keep_taking_over(self) -> None:
+        """Look after what other processes have left, however busy this one is, or if it runs no fits itself."""
+        outage = Outage("what dead processes have left cannot be taken up", logging.WARNING)
+        while True:
+            await asyncio.sleep(TAKEOVER_SECONDS)
+            try:
                 await self._take_over()
+                outage.is_over()
+            except (JobsUnavailable, StoreUnavailable) as error:
+                outage.goes_on(error)
+            except Exception as error:  # whatever it is, jobs are not to be left
+                outage.goes_on(error, is_expected=False)
 
     async def _take_over(self) -> None:
         """Put the jobs of dead processes back into the queue, and sweep what nobody needs any more."""
-        ours = {runner.job.id for runner in self._runners if runner.job is not None}
 
-        def take_over() -> list[Record]:
+        def take_over(ours: set[str]) -> list[Record]:
             self._leases.end_dead()
             taken = self._jobs.take_over(self._store.owner, ours)
             self.uploads.sweep(self._leases.alive, self._jobs.data_files)
@@ -385,9 +396,12 @@ class Fits:
             self.uploads.sweep_shared(self._jobs.data_files)
             self.checkpoints.sweep_shared(self._jobs.unended)
 
-        taken = await self._records.write(take_over)
+        async with self._claiming:
+            ours = {runner.job.id for runner in self._runners if runner.job is not None}
+            taken = await self._records.write(take_over, ours)
+        if taken:
+            self._wake.set()
         await asyncio.to_thread(settle, taken)  # apart: it may wait for a network, and the lease for those writes
-        self._taken_over_at = time.monotonic()
 
     def _end_turn(self) -> None:
         turn, self._turn = self._turn, asyncio.Event()

@@ -292,7 +292,7 @@ def test_a_job_of_one_worker_is_not_taken_for_lost_by_the_others(
     service: TestClient, pair: list[WorkerDouble], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The idle worker's loop looks for jobs that were left, all the time."""
-    for pause in ("IDLE_SECONDS", "LOOK_SECONDS"):
+    for pause in ("TAKEOVER_SECONDS", "LOOK_SECONDS"):
         monkeypatch.setattr(f"app.jobs.fits.{pause}", 0.001)
     for worker in pair:
         worker.fits_hang = True

@@ -1,3 +1,4 @@
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -375,3 +376,26 @@ def test_it_is_what_it_says_and_keeps_its_own_copy() -> None:
     D.zero_()
     assert torch.equal(dictionary.encode(torch.ones(1, 50)).codes, before)
     assert dictionary.encode(torch.ones(1, 50, dtype=torch.float64)).codes.dtype == torch.float32
+
+
+TURNS = (lambda x: x.astype(">f4"), lambda x: x[:, ::-1], lambda x: x[::-1], np.asfortranarray)
+
+
+@pytest.mark.parametrize("turned", TURNS)
+def test_arrays_lie_in_memory_as_they_may(turned: Callable[[np.ndarray], np.ndarray]) -> None:
+    random = np.random.default_rng(0)
+    D, A = random.random((5, 8), np.float32), random.random((7, 8), np.float32)
+    dictionary = Dictionary(turned(D))
+    codes = dictionary.encode(turned(A)).codes
+    ordinary = Dictionary(turned(D).astype("<f4", order="C"))
+    assert torch.equal(codes, ordinary.encode(turned(A).astype("<f4", order="C")).codes)
+    Z = turned(codes.numpy())
+    assert torch.equal(dictionary.decode(Z), ordinary.decode(Z.astype("<f4", order="C")))
+
+
+@pytest.mark.parametrize("tol", [np.float32(1e-4), np.float64(1e-4), np.float16(1e-4), 1])
+def test_a_tolerance_may_be_a_number_of_any_kind(tol: float) -> None:
+    A = np.random.default_rng(0).random((3, 8), np.float32)
+    assert Dictionary(A[:2]).encode(A, tol=tol).codes.shape == (3, 2)
+    with pytest.raises(errors.InvalidParameter, match="tol is True"):
+        Dictionary(A[:2]).encode(A, tol=True)

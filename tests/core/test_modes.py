@@ -74,7 +74,7 @@ def started() -> list[torch.Tensor]:
 def fitted(**parameters: Any) -> list[torch.Tensor]:
     nmf = NMF(8, seed=1, max_iter=12, **parameters)
     Z, D = nmf.fit(A)
-    return [Z, D, torch.tensor(nmf.loss_history_, dtype=torch.float64), nmf.encode(A), nmf.decode(Z)]
+    return [Z, D, torch.tensor(nmf.loss_history_, dtype=torch.float64, device="cpu"), nmf.encode(A), nmf.decode(Z)]
 
 
 def learned() -> list[torch.Tensor]:

@@ -100,6 +100,21 @@ def test_two_share_a_hundred_jobs_through_the_death_of_one(pair: tuple[Service, 
     assert one.job(jobs[0])["state"] == "succeeded"
 
 
+def test_one_that_is_busy_takes_up_what_a_dead_one_has_left(pair: tuple[Service, Service]) -> None:
+    """It is queued, and can be cancelled, though nobody comes to it soon."""
+    ids = [long_fit(pair[0], name="left")]
+    pair[0].until(ids[0], "running")
+    ids.append(long_fit(pair[0], name="busy"))
+    pair[0].until(ids[1], "running")
+    one, other = by_who_runs(pair, ids[0])
+    one.kill()
+    until(lambda: other.job(ids[0])["state"] == "queued", seconds=LEASE_SECONDS + 20)
+    assert other.job(ids[1])["state"] == "running"
+    assert other.client.delete(f"/jobs/{ids[0]}").json()["state"] == "cancelled"
+    assert other.client.delete(f"/jobs/{ids[1]}").json()["state"] == "cancelled"
+    one.start()
+
+
 def test_one_that_is_held_up_loses_its_job_and_goes_on(pair: tuple[Service, Service]) -> None:
     """It lives, but does not renew its lease: when it comes to, the job is another's, and is published once."""
     id = long_fit(pair[0], name="held-up", max_iter=HELD_UP_ITERATIONS)
