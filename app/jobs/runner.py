@@ -11,7 +11,7 @@ import msgspec
 import numpy as np
 import orjson
 
-from app.errors import FitAbandoned, JobsUnavailable, WorkerUnavailable
+from app.errors import FitAbandoned, JobsUnavailable, StoreUnavailable, WorkerUnavailable
 from app.jobs.data_files import DataFiles, Named
 from app.jobs.jobs import ENDED, JobLost, Jobs, Record
 from app.jobs.ranks import RankProcesses
@@ -171,7 +171,10 @@ class Runner:
             await self._records.surely(self._jobs.record_data, record, record.data)
         if "sha256" in record.data:
             await reach(self._uploads.fetch, record.data)
-        await asyncio.to_thread(self._checkpoints.adopt, job.id)
+        try:
+            await reach(self._checkpoints.adopt, job.id)
+        except StoreUnavailable as error:  # the fit may do without, and by its end the store may be there
+            logger.warning("job %s begins without what others may have of it: %s", job.id, error)
         if job.parameters["init"] not in INIT_METHODS:  # the worker is not to wait for a network
             await reach(self._store.bring, Reference.parse(job.parameters["init"]))
         events: asyncio.Queue[Frame | None] = asyncio.Queue()

@@ -6,7 +6,6 @@ both; on other systems they hold among the threads of one process, or, on a file
 """
 
 import errno
-import fcntl
 import os
 import secrets
 import shutil
@@ -22,7 +21,7 @@ from typing import Any
 
 from app.errors import StoreFull, StoreUnavailable
 from app.line import Line, give_up_in_time
-from app.store.disk import fsync_directory, write_durably
+from app.store.disk import fsync_directory, locked, write_durably
 from app.store.object_store import ObjectStore
 
 PRIVATE = ".dictserve"  # a prefix that no dictionary can have
@@ -240,8 +239,7 @@ class LocalBucket(Bucket):
 
     def replace(self, key: str, content: bytes, tag: str) -> bool:
         Path(self._root, STAGING).mkdir(parents=True, exist_ok=True)
-        with Path(self._root, PRIVATE, "lock").open("w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
+        with locked(Path(self._root, PRIVATE, "lock")):
             return super().replace(key, content, tag)
 
     def _place(self, key: str, write: Any, put: Any) -> None:

@@ -11,6 +11,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from app.errors import StoreUnavailable
+from app.store.checkpoint_file import iteration_of
 from app.store.shared_files import SharedFiles
 from app.store.store import Store, fsync_directory, owner_of, store_errors
 
@@ -48,16 +49,23 @@ class Checkpoints:
             return False
 
     def adopt(self, job: str) -> None:
-        """Make whatever checkpoint there is of a job this process's own, which runs the job from now on.
+        """Make the checkpoint of a job that is furthest on, here or among the objects, this process's own, which runs
+        the job from now on. One on this disk that cannot be had is left: the fit then starts again.
 
-        One that cannot be had is left: the fit then starts again.
+        Raises:
+            StoreUnavailable: the objects cannot be asked now; the one on this disk has been adopted.
         """
         try:
-            if self._shared is not None and self._shared.get(f"{job}{SUFFIX}", self.staged(job), self.path(job)):
-                return
             for path in sorted(self._of(job), key=lambda path: path.stat().st_mtime_ns):  # the newest comes last
                 os.replace(path, self.path(job))
-        except (OSError, StoreUnavailable) as error:
+            if self._shared is None:
+                return
+            theirs = self.staged(job)
+            if self._shared.get(f"{job}{SUFFIX}", theirs.with_suffix(".part"), theirs):
+                if iteration_of(theirs) >= iteration_of(self.path(job)):
+                    os.replace(theirs, self.path(job))
+                theirs.unlink(missing_ok=True)
+        except OSError as error:
             logger.warning("the checkpoint of job %s cannot be taken over: %s", job, error)
 
     def discard(self, job: str) -> None:

@@ -1,13 +1,19 @@
 """Files on the disk: written so that they last, read without trust, and the disk's errors told as the store's."""
 
 import errno
+import fcntl
 import os
 import stat
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from app.errors import StoreFull, StoreUnavailable
+
+
+LOCK_SECONDS = 5.0  # for which a lock is waited for: nobody who is at work has it for as long
+FIRST_PAUSE_SECONDS, LAST_PAUSE_SECONDS = 0.0005, 0.02  # between two looks whether it is free
 
 
 class Unreadable(Exception):
@@ -49,6 +55,31 @@ def fsync_directory(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+@contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Have a lock to oneself among all threads and processes; the kernel lets go of a dead one's.
+
+    Raises:
+        StoreUnavailable: somebody else has it for very long: a process that has been stopped, say, with whom all
+            others are not to stand still.
+        OSError: of the file.
+    """
+    deadline, pause = time.monotonic() + LOCK_SECONDS, FIRST_PAUSE_SECONDS
+    with path.open("w") as file:
+        while True:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if time.monotonic() > deadline:
+                    raise StoreUnavailable(
+                        f"another process has kept the store locked for {LOCK_SECONDS:g} s; it may have been stopped"
+                    ) from None
+            time.sleep(pause)
+            pause = min(2 * pause, LAST_PAUSE_SECONDS)
+        yield
 
 
 @contextmanager

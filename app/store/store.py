@@ -443,7 +443,7 @@ class Store:
         """The version of a name that a job has published, if it came that far; damaged ones made none."""
         for version in reversed(self.versions(name)):
             try:
-                record = self.record(Reference(name, version))
+                record = self._record_near(name, version, cached=True)
             except AppError:
                 continue
             if record.job == job:

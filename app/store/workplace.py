@@ -13,7 +13,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO
 
-from app.store.disk import fsync_directory, store_errors, write_durably
+from app.store.disk import fsync_directory, locked, store_errors, write_durably
 
 
 class Workplace:
@@ -55,9 +55,8 @@ class Workplace:
 
     @contextmanager
     def alone(self) -> Iterator[None]:
-        """Have it to oneself among all threads and processes; the kernel lets go of a dead one's lock."""
-        with (self.directory / "lock").open("w") as file:
-            fcntl.flock(file, fcntl.LOCK_EX)
+        """Have it to oneself among all threads and processes. Raises StoreUnavailable where that cannot be soon."""
+        with locked(self.directory / "lock"):
             yield
 
     def lock_is_free(self, owner: str) -> bool:

@@ -1,5 +1,6 @@
 """What is the object store's own: copies, what others see and when, those who die on the way, and no answer."""
 
+import io
 import socket
 import time
 from collections.abc import Iterator
@@ -14,10 +15,11 @@ from app import line
 from app.cli import main
 from app.errors import DataChanged, DictionaryDamaged, StoreFull, StoreUnavailable, UnknownDictionary
 from app.settings import Settings
-from app.store import bucket, object_cache, shared_files
+from app.store import bucket, checkpoint_file, object_cache, shared_files
 from app.store import objects as store_objects
 from app.store import uploads as app_uploads
 from app.store.bucket import Bucket, Entry
+from app.store.checkpoint_file import FORMAT, Told
 from app.store.checkpoints import Checkpoints
 from app.store.object_store import ObjectStore
 from app.store.shared_files import GRACE_SECONDS, SWEEP_SECONDS, SharedFiles
@@ -385,6 +387,46 @@ def test_uploads_that_no_job_needs_are_swept_once_they_are_old(
     assert [path.name for path in store.activations.iterdir()] == [needed]
     assert store.bucket is not None
     assert [key.rpartition("/")[2] for key in store.bucket.entries(".dictserve/uploads")] == [needed]
+
+
+def checkpoint(iteration: int) -> bytes:
+    told = Told(FORMAT, "job", {}, {"iteration": float(iteration)}, 0.0)
+    file = io.BytesIO()
+    checkpoint_file.write(file, told, {}, lambda: False)
+    return file.getvalue()
+
+
+@pytest.mark.parametrize(("here", "there"), [(7, 5), (5, 7), (7, None), (None, 7)])
+def test_the_checkpoint_that_is_further_on_is_gone_on_with(
+    store: Store, other: Store, here: int | None, there: int | None
+) -> None:
+    """Those of this disk may be newer than the objects, which could not be written for a while."""
+    mine = Checkpoints(other, shared(other, "checkpoints"))
+    if here is not None:
+        (other.checkpoints / "1-dead.job.safetensors").write_bytes(checkpoint(here))
+    if there is not None:
+        assert store.bucket is not None
+        key = mine.shared_as("job")
+        assert key is not None
+        store.bucket.put(key, checkpoint(there))
+    mine.adopt("job")
+    assert mine.path("job").read_bytes() == checkpoint(7)
+    assert list(other.staging.iterdir()) == []
+
+
+def test_a_checkpoint_of_this_disk_is_adopted_though_objects_cannot_be_asked(
+    other: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mine = Checkpoints(other, shared(other, "checkpoints"))
+    (other.checkpoints / "1-dead.job.safetensors").write_bytes(checkpoint(7))
+
+    def away(*_: object) -> None:
+        raise StoreUnavailable("away")
+
+    monkeypatch.setattr(other.bucket, "download", away)
+    with pytest.raises(StoreUnavailable):  # so that it is asked again
+        mine.adopt("job")
+    assert mine.path("job").read_bytes() == checkpoint(7)
 
 
 def test_a_checkpoint_is_had_by_who_takes_the_job_up(store: Store, other: Store) -> None:

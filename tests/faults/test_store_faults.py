@@ -1,11 +1,14 @@
 """The store's disk full, read-only or gone, and dictionaries that are damaged: told with the reason, reads go on, and
 nothing needs a restart once it is mended."""
 
+import fcntl
 import json
+import os
 import shutil
 import subprocess
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -158,6 +161,30 @@ def test_a_disk_that_a_checkpoint_fills(
     assert writing.ended.wait(10)
     assert "job 1 goes on without a checkpoint, for none can be written: [Errno 28] No space left" in caplog.text
     assert list(disk.iterdir()) == []
+
+
+def test_a_lock_that_nobody_lets_go_of(stored: Service) -> None:
+    """As of another service of the store that was stopped in the midst of a publication."""
+    with (stored.store / ".dictserve" / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        labels = {"labels": {"a": "b"}}
+        with ThreadPoolExecutor(12) as pool:
+            begun = time.monotonic()
+            asked = [pool.submit(stored.client.patch, "/dictionaries/d", json=labels, timeout=60) for _ in range(12)]
+            for answer in asked:
+                assert "locked" in problem(answer.result(), 503, "store-unavailable")
+            assert time.monotonic() - begun < 40
+        reads_work(stored)
+        id = fit(stored, name="fitted")
+        time.sleep(1)
+        assert stored.job(id)["state"] == "running"  # it waits
+        other = Service(stored.store)
+        run = subprocess.run(other.command, capture_output=True, text=True, timeout=60, env=os.environ)
+        assert run.returncode == 1
+        assert "locked" in run.stderr
+        assert len(run.stderr.strip().splitlines()) == 1, run.stderr
+    assert stored.ended(id)["state"] == "succeeded"
+    require_next(stored)
 
 
 def test_a_read_only_store(stored: Service) -> None:
