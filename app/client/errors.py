@@ -27,6 +27,7 @@
     │   ├── Overloaded
     │   ├── WorkerUnavailable
     │   ├── Stopping
+    │   ├── DataUnavailable
     │   ├── StoreUnavailable
     │   └── JobsUnavailable
     ├── NameTaken                the store has something else by that name
@@ -190,6 +191,10 @@ class Stopping(Unavailable):
 
 
 class WorkerUnavailable(Unavailable):
+    pass
+
+
+class DataUnavailable(Unavailable):
     pass
 
 

@@ -1,5 +1,6 @@
 """An npy file, read without trust: never mapped, for one that is cut short under a mapping kills its reader."""
 
+import errno
 import os
 import stat
 from collections.abc import Iterator
@@ -9,9 +10,21 @@ from pathlib import Path
 
 import numpy as np
 
-from app.errors import DataChanged, MalformedBody
+from app.errors import AppError, DataChanged, DataUnavailable, MalformedBody
 from app.formats import npy_format
 from core.checks import check_size, check_values, converted
+
+# Of a disk, or a network's, that does not answer.
+AWAY = {
+    errno.EIO,
+    errno.ESTALE,
+    errno.ENOTCONN,
+    errno.ETIMEDOUT,
+    errno.EHOSTDOWN,
+    errno.EHOSTUNREACH,
+    errno.ENODEV,
+    errno.EREMOTEIO,
+}
 
 
 class LeadsOut(Exception):
@@ -111,6 +124,33 @@ def opened(root: Path, name: str) -> Iterator[NpyFile]:
         yield _with_header(name, descriptor)
     finally:
         os.close(descriptor)
+
+
+def unreadable(root: Path, name: str, error: Exception) -> AppError:
+    """What is to be said of a file of a fit that was accepted."""
+    if _is_away(root, name, error):
+        return DataUnavailable(f"{name} cannot be read now: {reason(error)}")
+    return DataChanged(f"{name} can no longer be read: {reason(error)}")
+
+
+def _is_away(root: Path, name: str, error: Exception) -> bool:
+    """Whether it may be for the directory, or what is mounted there, that a file cannot be read: it is not there at
+    all, or there is nothing in it, or its disk does not answer. A file that is missed among others is gone."""
+    if not isinstance(error, OSError):
+        return False
+    if error.errno not in (errno.ENOENT, errno.ENOTDIR):
+        return error.errno in AWAY
+    return _is_empty(root, or_absent=True) or _is_empty((root / name).parent, or_absent=False)
+
+
+def _is_empty(directory: Path, *, or_absent: bool) -> bool:
+    try:
+        with os.scandir(directory) as entries:
+            return next(entries, None) is None
+    except FileNotFoundError:
+        return or_absent
+    except OSError:
+        return True
 
 
 def reason(error: Exception) -> str:

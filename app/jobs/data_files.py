@@ -11,8 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from app.errors import DataChanged, InvalidFields, MalformedBody
-from app.formats.npy_file import DataFile, LeadsOut, opened, reason
+from app.errors import InvalidFields, MalformedBody
+from app.formats.npy_file import DataFile, LeadsOut, opened, reason, unreadable
 from app.settings import Settings
 from app.worker.messages import Files
 from core.checks import check_scale
@@ -95,6 +95,7 @@ class DataFiles:
 
         Raises:
             DataChanged: a file is not what it was when the fit was accepted.
+            DataUnavailable: the directory is away.
             InvalidArray: a value is not finite, negative (unless clipped) or beyond float32; tells file and place.
         """
         largest = 0.0
@@ -112,7 +113,7 @@ class DataFiles:
             except LeadsOut as error:
                 raise InvalidFields.at("files", msg=str(error)) from None
             except (OSError, MalformedBody, WrongShape) as error:
-                raise DataChanged(f"{expected.name} can no longer be read: {reason(error)}") from None
+                raise unreadable(self._directory(), expected.name, error) from None
         check_scale(largest, name="activations")
 
     def in_place(self, named: Named) -> Files:
@@ -148,6 +149,9 @@ class DataFiles:
                 raise InvalidFields.at("files", index, msg=f"{told}: {reason(error)}") from None
             if not found:
                 raise InvalidFields.at("files", index, msg=f"{told} matches no file of the data directory")
+            if (unnamed := next((name for name in found if not _is_text(name)), None)) is not None:
+                msg = f"{told} matches {unnamed!a}, whose name is not UTF-8; rename it"
+                raise InvalidFields.at("files", index, msg=msg)
             names.update(dict.fromkeys(sorted(found)))
             if len(names) > limit:
                 raise InvalidFields.at("files", index, msg=f"more than {limit} files; at most so many are taken")
@@ -158,3 +162,12 @@ class DataFiles:
             msg = "fits from files are off here; whoever runs the service turns them on with DICTSERVE_DATA_DIR"
             raise InvalidFields.at("files", msg=msg)
         return self._root
+
+
+def _is_text(name: str) -> bool:
+    """Whether a file's name can be told: Linux takes any bytes."""
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return False
+    return True

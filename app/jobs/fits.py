@@ -52,6 +52,8 @@ class Fits:
         self.data_files = DataFiles(settings)
         self.checkpoints = Checkpoints(store, self._shared(settings, store, "checkpoints"))
         self._settings = settings
+        # Or where nobody else could: such a fit, of a time when there was a data directory, would wait for good.
+        self._reads_files = settings.data_dir is not None or settings.database_url is None
         self._jobs = jobs
         self._leases = leases
         self._store = store
@@ -318,7 +320,9 @@ class Fits:
             try:
                 await runner.wait_ready()
                 async with self._claiming:
-                    record = await self._records.write(self._jobs.claim, self._store.owner)
+                    record = await self._records.write(
+                        self._jobs.claim, self._store.owner, reads_files=self._reads_files
+                    )
                     if record is not None:
                         runner.take(record)
                 if record is None:

@@ -203,9 +203,14 @@ class Jobs:
                 raise JobsUnavailable("this service was taken for dead while the data came; send the fit again")
             return self._select_in(connection, _jobs.c.id == id)[0].job
 
-    def claim(self, owner: str) -> Record | None:
-        """The oldest queued job, now running for this owner; no two owners get the same one."""
-        oldest = sql.select(_jobs.c.id).where(_jobs.c.state == "queued").order_by(_jobs.c.id).limit(1)
+    def claim(self, owner: str, *, reads_files: bool = True) -> Record | None:
+        """The oldest queued job, now running for this owner; no two owners get the same one.
+
+        Args:
+            reads_files: whether fits of files of the data directory are to be had, too.
+        """
+        ours = sql.true() if reads_files else _jobs.c.data["files"].as_string().is_(None)
+        oldest = sql.select(_jobs.c.id).where(_jobs.c.state == "queued", ours).order_by(_jobs.c.id).limit(1)
         oldest = oldest.with_for_update(skip_locked=True)  # on PostgreSQL: nobody waits for who claims another
         claimed = (
             _jobs.update()

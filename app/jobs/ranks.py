@@ -73,7 +73,8 @@ class RankProcesses:
         except Exception:  # whatever it is, the job is to hear of it
             logger.exception("the ranks of job %s failed", job)
         finally:
-            self._jobs.pop(job, None)
+            if self._jobs.get(job) is running:  # and not, meanwhile, another attempt
+                del self._jobs[job]
             running.lose()
 
 

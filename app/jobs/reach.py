@@ -1,25 +1,47 @@
-"""The store, asked by the event loop without waiting for it, and again while it does not answer or has no room."""
+"""What a fit needs of disks and networks, asked by the event loop without waiting for it, and again while it does not
+answer or has no room."""
 
 import asyncio
 import time
 from collections.abc import Callable
 from typing import ParamSpec, TypeVar
 
-from app.errors import StoreUnavailable
+from app.errors import AppError, StoreUnavailable
 from app.jobs.records import RETRY_SECONDS
 from app.outage import Outage
 
-REACH_SECONDS = 600.0  # in which a fit waits for a store that cannot be used, before it fails
+REACH_SECONDS = 600.0  # in which a fit waits for a store or data that cannot be used, before it fails
 
 P = ParamSpec("P")
 T = TypeVar("T")
 
 
+class Patience:
+    """Of a fit, with what is away."""
+
+    def __init__(self, what: str) -> None:
+        self._deadline: float | None = None
+        self._outage = Outage(f"a fit waits for {what}")
+
+    async def wait(self, error: AppError) -> None:
+        """Some time, in which it may come back. Raises the error where it has been away for long."""
+        now = time.monotonic()
+        self._deadline = now + REACH_SECONDS if self._deadline is None else self._deadline
+        if now > self._deadline:
+            raise error
+        self._outage.goes_on(error)
+        await asyncio.sleep(RETRY_SECONDS)
+
+    def is_over(self) -> None:
+        """It is there."""
+        self._deadline = None
+        self._outage.is_over()
+
+
 async def reach(call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
     """Call in a thread what needs the store; a fit is not lost for a store that is away. A stop waits for the call:
     who takes the job up next must find its dictionary."""
-    deadline = time.monotonic() + REACH_SECONDS
-    outage = Outage("a fit waits for the store")
+    patience = Patience("the store")
     while True:
         calling = asyncio.create_task(asyncio.to_thread(call, *args, **kwargs))
         try:
@@ -28,10 +50,7 @@ async def reach(call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
             await asyncio.wait({calling})
             raise
         except StoreUnavailable as error:
-            if time.monotonic() > deadline:
-                raise
-            outage.goes_on(error)
-            await asyncio.sleep(RETRY_SECONDS)
+            await patience.wait(error)
         else:
-            outage.is_over()
+            patience.is_over()
             return reached

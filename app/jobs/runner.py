@@ -11,11 +11,11 @@ import msgspec
 import numpy as np
 import orjson
 
-from app.errors import FitAbandoned, JobsUnavailable, StoreUnavailable, WorkerUnavailable
+from app.errors import DataUnavailable, FitAbandoned, JobsUnavailable, StoreUnavailable, WorkerUnavailable
 from app.jobs.data_files import DataFiles, Named
 from app.jobs.jobs import ENDED, JobLost, Jobs, Record
 from app.jobs.ranks import RankProcesses
-from app.jobs.reach import reach
+from app.jobs.reach import Patience, reach
 from app.jobs.records import Records
 from app.jobs.running import Running, history_of
 from app.outage import Outage
@@ -161,8 +161,9 @@ class Runner:
                 f"the service died {record.service_deaths} times on this fit, which came no further in between; "
                 "it is not tried again: is there memory enough for it?"
             )
+        patience = Patience("its files")
         if "sha256" not in record.data and record.data.get("epochs") is None:
-            staged = await self._stage_files(Named.of_record(record.data), running)
+            staged = await self._stage_files(Named.of_record(record.data), running, patience)
             if staged is None:
                 await self._end(record, self._jobs.end_cancelled)
                 return
@@ -177,6 +178,17 @@ class Runner:
             logger.warning("job %s begins without what others may have of it: %s", job.id, error)
         if job.parameters["init"] not in INIT_METHODS:  # the worker is not to wait for a network
             await reach(self._store.bring, Reference.parse(job.parameters["init"]))
+        while (away := await self._fit(record, running, patience)) is not None:
+            running.on_worker, running.seconds_before = False, running.progress.seconds
+            await patience.wait(away)
+            if running.stopped.is_set():
+                await self._end(record, self._jobs.end_cancelled)
+                return
+
+    async def _fit(self, record: Record, running: Running, patience: Patience) -> DataUnavailable | None:
+        """Have the fit run until it has come to an end, or its files cannot be read for now: then it goes on, from
+        its last checkpoint, when this is called again."""
+        job = record.job
         events: asyncio.Queue[Frame | None] = asyncio.Queue()
         try:
             if (ranks := _ranks_of(job)) > 1:
@@ -186,19 +198,21 @@ class Runner:
             running.on_worker = True
         except WorkerUnavailable:
             await self._requeue(running, worker_died=False)
-            return
+            return None
         next_writing = asyncio.get_running_loop().time() + self._settings.progress_interval_seconds
         while True:
             frame = await events.get()
             if frame is None:
                 await self._requeue(running, worker_died=True)
-                return
+                return None
             match frame.message:
                 case FitBegun() as begun:
                     running.begin(begun, frame.arrays[0])
                     if job.attempts > 1:
                         await self._write_progress(running)
                 case FitProgress() as told:
+                    if told.iteration > (running.resumed_from or 0):
+                        patience.is_over()
                     running.note(told)
                     if asyncio.get_running_loop().time() >= next_writing:
                         await self._write_progress(running)
@@ -207,30 +221,38 @@ class Runner:
                 case Fitted(_, seconds):
                     running.loss_history = history_of(frame.arrays[2])
                     await self._publish(record, running, frame.arrays, seconds)
-                    return
+                    return None
                 case FitStopped():
                     await self._requeue(running, worker_died=False)
-                    return
+                    return None
                 case FitCancelled():
                     await self._tell_last(record, running)
                     await self._end(record, self._jobs.end_cancelled)
-                    return
+                    return None
                 case Failed() as failed:
+                    if isinstance(error := error_of(failed), DataUnavailable):
+                        return error
                     await self._tell_last(record, running)
-                    await self._fail(record, error_of(failed))
-                    return
+                    await self._fail(record, error)
+                    return None
 
-    async def _stage_files(self, named: Named, running: Running) -> Staged | None:
+    async def _stage_files(self, named: Named, running: Running, patience: Patience) -> Staged | None:
         """The rows of files in one file of the store, as an upload would be; None where the job was cancelled."""
         stopped = running.stopped
-        blocks = self._data_files.blocks(named)
-        try:
-            return await asyncio.to_thread(
-                self._uploads.stage_blocks, named.file, named.rows, named.n_features, blocks, stopped.is_set
-            )
-        except asyncio.CancelledError:  # the service stops, and does not wait for a thread's whole work
-            stopped.set()
-            raise
+
+        def stage() -> Staged | None:
+            blocks = self._data_files.blocks(named)
+            return self._uploads.stage_blocks(named.file, named.rows, named.n_features, blocks, stopped.is_set)
+
+        while not stopped.is_set():
+            try:
+                return await asyncio.to_thread(stage)
+            except asyncio.CancelledError:  # the service stops, and does not wait for a thread's whole work
+                stopped.set()
+                raise
+            except (DataUnavailable, StoreUnavailable) as error:
+                await patience.wait(error)
+        return None
 
     async def _publish(self, record: Record, running: Running, fitted: Sequence[np.ndarray], seconds: float) -> None:
         D, metrics, _, figures = fitted

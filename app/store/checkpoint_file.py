@@ -163,7 +163,7 @@ def verify_steps(path: Path) -> Generator[None, None, None]:
 
 
 def iteration_of(path: Path) -> int:
-    """How far the fit of a checkpoint is, by what that tells of itself; -1 of what is none. It may be damaged still."""
+    """How far the fit of a checkpoint is, by what that says of itself, whole or not; -1 of what is none."""
     try:
         with safe_open(path, "np") as file:
             return int(_told(file.metadata()).numbers["iteration"])

@@ -11,7 +11,6 @@ from pathlib import Path
 
 from app.errors import StoreFull, StoreUnavailable
 
-
 LOCK_SECONDS = 5.0  # for which a lock is waited for: nobody who is at work has it for as long
 FIRST_PAUSE_SECONDS, LAST_PAUSE_SECONDS = 0.0005, 0.02  # between two looks whether it is free
 

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import numpy as np
 
-from app.errors import DataChanged, MalformedBody
-from app.formats.npy_file import LeadsOut, opened, reason
+from app.errors import MalformedBody
+from app.formats.npy_file import LeadsOut, opened, unreadable
 from app.worker.messages import Files
 from core.checks import check_scale
 from core.errors import WrongShape
@@ -29,6 +29,7 @@ class FileRows:
         """
         Raises:
             DataChanged: a file is not what it was when the fit was accepted.
+            DataUnavailable: the directory is away.
             InvalidArray: a value is not finite, negative (unless clipped) or beyond float32; tells file and place.
         """
         parts, start = [], rows.start
@@ -48,7 +49,7 @@ class FileRows:
                 block, largest = file.read_checked(range(start - before, stop - before), clip=self._clip)
                 file.require_unchanged(expected, self.shape[1])
         except (OSError, MalformedBody, WrongShape, LeadsOut) as error:
-            raise DataChanged(f"{expected.name} can no longer be read: {reason(error)}") from None
+            raise unreadable(self._root, expected.name, error) from None
         self._largest = max(self._largest, largest)
         return block
 

@@ -62,7 +62,8 @@ IN: dict[str, Send] = {
     "csv": send_bytes("text/csv", csv),
     "csv, untold": send_bytes("application/x-www-form-urlencoded", csv),
     "csv, with a header": send_bytes(
-        "text/csv; header=present", lambda x: b"a,b,c,d\r\n" + csv(x, "\r\n") + b"\r\n\r\n"
+        "text/csv; header=present",
+        lambda x: ",".join("abcd"[: x.shape[1]]).encode() + b"\r\n" + csv(x, "\r\n") + b"\r\n\r\n",
     ),
     "csv, quoted": send_bytes(
         "text/csv", lambda x: b'"' + csv(x).replace(b",", b'","').replace(b"\n", b'"\n"') + b'"'
@@ -234,7 +235,19 @@ def test_malformed_safetensors(client: TestClient, digits: str, case: tuple[byte
 
 BAD_CSV: dict[str, tuple[bytes, int, str]] = {
     "a word": (b"1,2,3,4\n1,2,x,4\n", 400, "line 2, column 3: 'x' is not a number"),
-    "decimal commas": (b'"1,5";2;3;4\n"1,5";2;3;4\n', 400, "line 2: a quote belongs before and after a whole number"),
+    "decimal commas": (b'"1,5";2;3;4\n"1,5";2;3;4\n', 400, "line 1, column 1: '1,5;2;3;4' is no number, nor"),
+    "decimal commas later": (
+        b'1,2,3,4\n"1,5";2;3;4\n',
+        400,
+        "line 2: a quote belongs before and after a whole number",
+    ),
+    "a row of nothing": (b",,,\n1,2,3,4\n", 400, "line 1, column 1: '' is no number, nor a column's name"),
+    "a row of NA": (b"x,NA,x,x\n1,2,3,4\n", 400, "line 1, column 2: 'NA' is no number, nor a column's name"),
+    "a row of quoted decimal commas": (b'"0,5","1,5"\n1,2\n', 400, "line 1, column 1: '0,5' is no number"),
+    "units": (b"1.5x,2.5x,3x,-4x\n1,2,3,4\n", 400, "line 1, column 1: '1.5x' is no number"),
+    "semicolons": (b"1;2;3;4\n1;2;3;4\n", 400, "line 1, column 1: '1;2;3;4' is no number"),
+    "a header that is too narrow": (b"a,b\n1,2,3,4\n", 400, "line 1, a header, has 2 names, but line 2 4 values"),
+    "a header of another line's": (b'\n"a,b","c"\n1,2,3,4\n', 400, "line 2, a header, has 2 names, but line 3 4"),
     "a decimal comma": (b'1,2,3,4\n1,"2,0",3,4\n', 400, "line 2: a quote belongs"),
     "a quote within a number": (b'1,2,3,4\n1,2,"3"5,4\n', 400, "line 2: a quote belongs"),
     "a quote before a number": (b'1,2,3,4"5"\n', 400, "line 1: a quote belongs"),

@@ -235,6 +235,21 @@ def test_deaths_of_services_count_until_a_fit_comes_further(replicas: tuple[Repl
     assert other.jobs.requeue(attempt, worker_died=True).service_deaths == 1
 
 
+def test_fits_of_files_are_had_by_who_can_read_them(replicas: tuple[Replica, Replica]) -> None:
+    one, other = replicas
+    of_files = one.jobs.add(
+        "a", {"max_iter": 1}, {"file": "x", "files": [{"name": "a.npy"}]}, owner=one.store.owner, queue_jobs=9
+    )
+    sent = one.add()
+    assert of_files is not None
+    assert sent is not None
+    record = other.jobs.claim(other.store.owner, reads_files=False)
+    assert record is not None
+    assert record.job.id == sent.id
+    assert other.jobs.claim(other.store.owner, reads_files=False) is None
+    assert one.claim().job.id == of_files.id
+
+
 WRITES = {
     "progress": lambda jobs, attempt: jobs.record_progress(attempt, Progress(max_iter=1), [], None),
     "data": lambda jobs, attempt: jobs.record_data(attempt, {}),

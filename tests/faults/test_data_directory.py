@@ -1,0 +1,119 @@
+"""A data directory that is away for a while, as one on a network may be: fits of its files wait, and lose nothing."""
+
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tests.e2e.conftest import Service
+from tests.faults.asked import problem
+
+ROWS = np.random.default_rng(0).random((4000, 32), np.float32)
+ONLINE = {"name": "online", "nb_concepts": 8, "files": ["*.npy"], "epochs": 4000, "tol": 0}
+STAGED = {"name": "staged", "nb_concepts": 8, "files": ["*.npy"], "max_iter": 20}
+LONG = {"name": "long", "nb_concepts": 8, "files": ["*.npy"], "max_iter": 100_000, "tol": 0}
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("shared") / "data"
+    folder.mkdir()
+    for name in ("a", "b"):
+        np.save(folder / f"{name}.npy", ROWS)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def fits(tmp_path_factory: pytest.TempPathFactory, data: Path) -> Iterator[Service]:
+    told = {"DICTSERVE_DATA_DIR": str(data), "DICTSERVE_CHECKPOINT_INTERVAL_SECONDS": "0.2"}
+    service = Service(tmp_path_factory.mktemp("fits") / "models", **told).start()
+    yield service
+    assert service.stop() == 0
+    assert "Traceback" not in service.log.read_text()
+
+
+def begun(service: Service, request: dict[str, object]) -> str:
+    answer = service.client.post("/fit", json=request)
+    assert answer.status_code == 202, answer.text
+    return str(answer.json()["id"])
+
+
+def waits(service: Service, times: int) -> None:
+    """Until a fit has been seen to wait so often."""
+    deadline = time.monotonic() + 30
+    while service.log.read_text().count("a fit waits for its files") < times:
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+@pytest.mark.parametrize("away", ["gone", "empty"])
+def test_an_online_fit_goes_on_when_it_is_back(fits: Service, data: Path, away: str) -> None:
+    id = begun(fits, ONLINE)
+    fits.until(id, "running", iteration=20)
+    time.sleep(1)  # in which there is a checkpoint
+    seen = fits.log.read_text().count("a fit waits for its files:")
+    elsewhere = data.rename(data.with_name("elsewhere"))
+    if away == "empty":  # as a place is where nothing is mounted
+        data.mkdir()
+    waits(fits, seen + 1)
+    at = fits.job(id)["progress"]["iteration"]
+    time.sleep(1.5)
+    assert fits.job(id)["state"] == "running"
+    if away == "empty":
+        data.rmdir()
+    elsewhere.rename(data)
+    deadline = time.monotonic() + 30
+    while (job := fits.job(id))["progress"]["iteration"] <= at:
+        assert job["state"] == "running", job
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    assert job["attempts"] == 1
+    assert job["resumed_from"] > 0
+    assert fits.client.delete(f"/jobs/{id}").json()["state"] == "cancelled"
+
+
+def test_one_that_has_not_begun_waits_too_and_is_cancelled_meanwhile(fits: Service, data: Path) -> None:
+    first = begun(fits, LONG)
+    fits.until(first, "running", iteration=1)
+    waiting, unwanted = begun(fits, STAGED), begun(fits, STAGED)
+    elsewhere = data.rename(data.with_name("elsewhere"))
+    seen = fits.log.read_text().count("a fit waits for its files:")
+    assert fits.client.delete(f"/jobs/{first}").json()["state"] == "cancelled"
+    waits(fits, seen + 1)
+    assert fits.job(waiting)["state"] == "running"
+    assert fits.client.delete(f"/jobs/{waiting}").json()["state"] == "cancelled"
+    fits.until(unwanted, "running")
+    waits(fits, seen + 2)
+    elsewhere.rename(data)
+    assert fits.ended(unwanted)["state"] == "succeeded"
+
+
+def test_a_stop_does_not_wait_for_it(tmp_path: Path, data: Path) -> None:
+    service = Service(tmp_path / "models", DICTSERVE_DATA_DIR=str(data)).start()
+    id = begun(service, ONLINE)
+    service.until(id, "running", iteration=20)
+    elsewhere = data.rename(data.with_name("elsewhere"))
+    data.mkdir()  # a service does not start without any
+    try:
+        waits(service, 1)
+        stopped = time.monotonic()
+        assert service.stop() == 0
+        assert time.monotonic() - stopped < 8
+        service.start()
+        waits(service, 2)
+    finally:
+        elsewhere.rename(data)  # over the empty one
+    service.until(id, "running", iteration=21, attempts=2)
+    assert service.stop() == 0
+
+
+def test_a_file_whose_name_is_not_text_is_refused(fits: Service, data: Path) -> None:
+    odd = data / b"caf\xe9.npy".decode(errors="surrogateescape")
+    np.save(odd, ROWS)
+    try:
+        answer = fits.client.post("/fit", json=STAGED)
+        assert "'caf\\udce9.npy', whose name is not UTF-8" in problem(answer, 422, "invalid-fields")
+    finally:
+        odd.unlink()
