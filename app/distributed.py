@@ -6,12 +6,16 @@ WORLD_SIZE, MASTER_ADDR and MASTER_PORT say who the ranks are, as torchrun sets 
 """
 
 import argparse
+import errno
 import os
 import sys
+import time
 import traceback
+from collections.abc import Callable
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TypeVar
 
 import numpy as np
 import orjson
@@ -19,8 +23,9 @@ import pydantic
 import safetensors.numpy
 
 from app import __version__
-from app.errors import AppError, InvalidFields
+from app.errors import AppError, InvalidFields, StoreUnavailable
 from app.formats import npy_format
+from app.jobs.reach import REACH_SECONDS
 from app.jobs.running import history_of
 from app.schemas import FitParameters
 from app.store.store import TENSOR, Store
@@ -28,6 +33,9 @@ from app.worker.messages import INIT_METHODS, Fit, FitProgress, Fitted, Message
 from core.errors import CoreError, RankLost
 
 PATIENCE_SECONDS = 600.0
+AGAIN_SECONDS = 5.0  # between two times that a dictionary is written
+
+T = TypeVar("T")
 OF_ALL = ("nb_concepts", "solver", "max_iter", "tol", "init", "seed")
 
 
@@ -87,8 +95,12 @@ def _fit(arguments: argparse.Namespace, parameters: FitParameters, rank: int, si
 
     A, offset = _mapped(arguments.data)
     store = Store(arguments.store or Path("models"))
-    if arguments.store is not None and rank == 0:
-        store.open()  # before all else: what is fitted is to find its place
+    if rank == 0:  # before all else: what is fitted is to find its place
+        if arguments.store is None:
+            _write_durably(arguments.output, b"", place=False)
+        else:
+            store.open()
+            store.require_free(parameters.name)
     local_rank, local_size = int(os.environ.get("LOCAL_RANK", "0")), int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
     device = ranked.device_of(arguments.device, local_rank, local_size)
     is_method = parameters.init in INIT_METHODS
@@ -111,10 +123,11 @@ def _fit(arguments: argparse.Namespace, parameters: FitParameters, rank: int, si
         record: dict[str, Any] = {"loss": float(losses[-1]) if len(losses) else 0.0, "iterations": len(losses)}
         record |= {"seconds": fitted.seconds, "ranks": size, "metrics": orjson.loads(metrics.tobytes())}
         if arguments.store is None:
-            _write(arguments.output, D)
+            _reached(partial(_write_durably, arguments.output, safetensors.numpy.save({TENSOR: D})))
             told_of = {"output": str(arguments.output)}
         else:
-            told_of = {"dictionary": _publish(store, parameters, A, D, record, losses, figures)}
+            publish = partial(_publish, store, parameters, A, D, record, losses, figures)
+            told_of = {"dictionary": _reached(publish)}
         del record["metrics"]["energy"]  # a number for each concept: the dictionary's record has them
         print(orjson.dumps(told_of | record, option=orjson.OPT_INDENT_2).decode())
 
@@ -141,13 +154,30 @@ def _print_progress(told: FitProgress) -> None:
     print(line, file=sys.stderr, flush=True)
 
 
-def _write(path: Path, D: np.ndarray) -> None:
+def _reached(write: Callable[[], T]) -> T:
+    """A result is not lost for a disk that is full or away: it is tried again for as long as the service would."""
+    deadline = time.monotonic() + REACH_SECONDS
+    while True:
+        try:
+            return write()
+        except (StoreUnavailable, OSError) as error:
+            if time.monotonic() > deadline:
+                raise
+            print(f"app.distributed: the dictionary waits for its place: {error}", file=sys.stderr, flush=True)
+            time.sleep(AGAIN_SECONDS)
+
+
+def _write_durably(path: Path, content: bytes, *, place: bool = True) -> None:
+    """The whole of a file, or nothing; without ``place`` it is only seen whether that can be."""
+    if path.is_dir():
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
     staged = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         with staged.open("xb") as file:
-            file.write(safetensors.numpy.save({TENSOR: D}))
+            file.write(content)
             os.fsync(file.fileno())
-        staged.replace(path)
+        if place:
+            staged.replace(path)
     finally:
         staged.unlink(missing_ok=True)
 

@@ -52,6 +52,7 @@ class Uploads:
     def __init__(self, store: Store, shared: SharedFiles | None = None) -> None:
         self._store = store
         self._shared = shared
+        self._of_jobs: set[str] = set()  # files here whose job was seen on record: with that they are needed no more
 
     def new_path(self) -> Path:
         return self._store.activations / f"{self._store.owned_name()}.npy"
@@ -132,6 +133,7 @@ class Uploads:
         """
         path = self.path(data["file"])
         nbytes = data["data_offset"] + data["rows"] * data["n_features"] * np.dtype(np.float32).itemsize
+        self.is_of_a_job(data["file"])
         if self._shared is None or (path.exists() and path.stat().st_size >= nbytes):
             return
         self.require_room(data["rows"], data["n_features"])
@@ -139,6 +141,10 @@ class Uploads:
             found = self._shared.get(path.name, self._store.staging / self._store.owned_name(), path)
         if not found:
             raise DataChanged("the activations of this fit are in the object store no more; send them again")
+
+    def is_of_a_job(self, file: str) -> None:
+        """To be told of a file whose job is on record, which may end elsewhere."""
+        self._of_jobs.add(file)
 
     def discard(self, file: str) -> None:
         """Remove a file that is not needed any more. One that cannot be removed now is left to a sweep."""
@@ -156,8 +162,10 @@ class Uploads:
         """Remove what no living process is about to give a job and, asked after that, no unended job needs."""
         with store_errors():
             files = list(self._store.activations.iterdir())
+        of_jobs = self._of_jobs & {path.name for path in files}
+        self._of_jobs &= of_jobs
         owners = alive()
-        left = {path.name for path in files if owner_of(path) not in owners or self._is_old(path)}
+        left = {path.name for path in files if owner_of(path) not in owners or self._is_old(path)} | of_jobs
         for file in left - needed() if left else ():
             self._unlink(file)
 

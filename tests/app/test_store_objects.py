@@ -445,3 +445,20 @@ def test_a_checkpoint_is_had_by_who_takes_the_job_up(store: Store, other: Store)
     another.discard("job")
     assert not another.exists("job")
     assert list(store.bucket.entries(".dictserve")) == []
+
+
+def test_activations_of_jobs_that_ended_elsewhere_are_swept(store: Store, other: Store) -> None:
+    """At once: a replica that only takes requests would fill its disk with what others have fitted."""
+    one, another = (Uploads(s, shared(s, "uploads")) for s in (store, other))
+    files = []
+    for _ in range(3):
+        A = np.ones((2, 3), np.float32)
+        files.append(one.stage(A, one.new_path()))
+    on_record, ended, without_job = files
+    for staged in (on_record, ended):
+        one.is_of_a_job(staged.file)
+    another.fetch(ended.as_record())
+    for uploads in (one, another):
+        uploads.sweep(lambda: {store.owner, other.owner}, lambda: {on_record.file})
+    assert {path.name for path in store.activations.iterdir()} == {on_record.file, without_job.file}
+    assert list(other.activations.iterdir()) == []

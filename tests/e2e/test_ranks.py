@@ -1,5 +1,6 @@
 """Fits over several processes: from the service, and by torchrun without it. A rank that dies holds up nothing."""
 
+import errno
 import io
 import json
 import os
@@ -15,6 +16,8 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
+import app.distributed
+from app.errors import StoreUnavailable
 from demo.digits import split_digits
 from demo.service import npy
 from tests.e2e.conftest import Service, gone
@@ -195,3 +198,40 @@ def test_torchrun_ends_when_a_rank_is_killed(tmp_path: Path) -> None:
     assert run.returncode != 0
     assert gone(ranks[0])
     assert not output.exists()
+
+
+def test_a_place_that_cannot_be_written_is_told_before_the_fit(data: Path, tmp_path: Path) -> None:
+    (tmp_path / "models").mkdir()
+    (tmp_path / "models" / "taken").write_text("")
+    places = [
+        (["--output", str(tmp_path / "none" / "d.safetensors")], "No such file or directory"),
+        (["--output", str(tmp_path)], "Is a directory"),
+        (["--store", str(tmp_path / "models"), "--name", "taken"], "'taken' that is no dictionary"),
+    ]
+    for place, why in places:
+        command = [sys.executable, "-m", "app.distributed", "--data", str(data), "--nb-concepts", "4", *place]
+        run = subprocess.run(command, capture_output=True, text=True, timeout=100, env=os.environ | {"RANK": "0"})
+        assert run.returncode == 1
+        assert why in run.stderr
+        assert len(run.stderr.strip().splitlines()) == 1, run.stderr
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.npy", "models"]
+
+
+def test_a_dictionary_waits_for_its_place(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(app.distributed, "AGAIN_SECONDS", 0.0)
+    failures = [StoreUnavailable("away"), OSError(errno.ENOSPC, "No space left on device")]
+
+    def write() -> str:
+        if failures:
+            raise failures.pop()
+        return "written"
+
+    assert app.distributed._reached(write) == "written"
+    said = capsys.readouterr().err
+    assert said.count("the dictionary waits for its place: ") == 2
+    monkeypatch.setattr(app.distributed, "REACH_SECONDS", -1.0)
+    failures.append(StoreUnavailable("away"))
+    with pytest.raises(StoreUnavailable):
+        app.distributed._reached(write)
