@@ -1,5 +1,6 @@
 """A dictionary of concepts, prepared once and then used for any number of encodes and decodes."""
 
+import math
 from dataclasses import dataclass
 from numbers import Real
 from typing import Any, cast
@@ -8,7 +9,7 @@ import numpy as np
 import torch
 
 from core import kernels
-from core.checks import at_least_one, check_size
+from core.checks import at_least_one, check_size, check_values
 from core.chunks import slices
 from core.errors import InvalidParameter, OutOfRange
 from core.inputs import tensor
@@ -69,6 +70,7 @@ class Dictionary:
     Raises:
         InvalidParameter: another dtype.
         WrongShape: D has not two dimensions, or is empty.
+        NotFinite, NegativeValues: a value of D is.
     """
 
     def __init__(
@@ -84,6 +86,9 @@ class Dictionary:
         self.dtype = dtype
         self.D = self._matrix(D).clone()
         check_size(tuple(self.D.shape), width_name="features", name="concepts")
+        smallest, largest = (float(value) for value in torch.aminmax(self.D))  # NaN, where one is
+        if not 0 <= smallest <= largest < math.inf:
+            check_values(self.D.cpu().numpy(), name="concepts", dtype=np.float64)
         self.nb_concepts, self.n_features = self.D.shape
         # concepts of extraordinary size are solved for in units of their own: z = solved / 2^exponent
         self._exponents = exponents_of(self.D.amax(dim=1))
@@ -115,6 +120,7 @@ class Dictionary:
             tol: a row is done once its relative KKT residual is at most this; by default 1e-6 in float32 and 1e-12
                 in float64. Its loss then is within 1e-6 of the exact minimum (relative to the larger of that
                 and ‖a‖²/1000), unless concepts are dependent or nearly so; `converged` speaks of the residual alone.
+                Of concepts of low rank, float64 may come no further than to some 1e-8, whatever `max_iter`.
             max_iter: sweeps over a row's coordinates after which it is given up; `converged` tells.
 
         Raises:

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Generator, Iterable, Iterator
 from dataclasses import dataclass
+from numbers import Real
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -231,6 +232,8 @@ def batches(given: Iterable[Any], form: Form, *, first: int = 0) -> Iterator[Arr
         batch_form = Form(f"{form.name} in batch {index}", form.width_name, width, width_of)
         item = item[0] if isinstance(item, (tuple, list)) and item else item
         batch = matrix(item, batch_form.name)
+        if isinstance(item, Real):  # scikit-learn takes those; here what is iterated over are batches
+            raise WrongDtype(f"{form.name} are a list of rows; make it one matrix, as numpy.array does")
         if batch is None:
             raise WrongDtype(f"{batch_form.name} are {type_of(item)}; each batch must be {KINDS}")
         array = _checked(batch_form.checked(batch), batch_form)

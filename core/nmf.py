@@ -1,6 +1,7 @@
 """The class people know: non-negative matrix factorisation of activations, A ≈ Z·D."""
 
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from numbers import Real
 from typing import Any, Literal, Self
 
 import numpy as np
@@ -73,9 +74,9 @@ class NMF(Estimator, torch.nn.Module):
         max_iter: int = MAX_ITER,
     ) -> None:
         super().__init__()
-        if not 0 <= tol < 1:
-            raise InvalidParameter(f"tol is {tol!r}; it must be at least 0 and below 1")
-        if init is not None and init not in STARTS:
+        if not _is_share(tol):
+            raise InvalidParameter(f"tol is {tol!r}; it must be a number of at least 0 and below 1")
+        if init is not None and not (isinstance(init, str) and init in STARTS):
             raise InvalidParameter(f"init is {init!r}; use one of {', '.join(map(repr, STARTS))} or None")
         solver_named(solver)  # refuses a name that it does not know
         self.nb_concepts = at_least_one("nb_concepts", nb_concepts)
@@ -442,6 +443,10 @@ class NMF(Estimator, torch.nn.Module):
 
     def __getstate__(self) -> dict[str, Any]:
         return self.__dict__ | {"_ready": None}  # can be made again from D
+
+
+def _is_share(tol: object) -> bool:
+    return isinstance(tol, Real) and not isinstance(tol, bool) and bool(0 <= float(tol) < 1)
 
 
 def _seed(seed: int | None) -> int | None:

@@ -9,6 +9,7 @@ import ast
 import io
 import math
 import re
+import warnings
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -56,6 +57,10 @@ def parse_header(head: bytes) -> Header:
     if len(head) < end:
         raise MalformedBody(f"this npy body ends inside its header: {len(head)} of {end} bytes")
     return _header(head[start:end], "utf-8" if major == 3 else "latin-1", end)
+
+
+# Python's tokenizer, of `1or`, on the service's stderr; what comes of such a header is told to whoever sent it.
+warnings.filterwarnings("ignore", r"invalid \w+ literal")
 
 
 @lru_cache(maxsize=64)  # a client's bodies have much the same header, and a literal takes 20 µs

@@ -30,6 +30,6 @@ SOLVERS: dict[str, Solver] = {"hals": hals.solve, "mu": mu.solve, "pgd": pgd.sol
 
 
 def solver_named(name: str) -> Solver:
-    if name not in SOLVERS:
+    if not isinstance(name, str) or name not in SOLVERS:
         raise UnknownSolver(f"unknown solver {name!r}; available: {', '.join(map(repr, SOLVERS))}")
     return SOLVERS[name]

@@ -1,5 +1,6 @@
 import copy
 import io
+from collections.abc import Callable
 from dataclasses import FrozenInstanceError
 
 import numpy as np
@@ -9,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.decomposition import NMF as ScikitNMF  # noqa: N811
 
-from core import NMF, FitProgress, errors
+from core import NMF, Dictionary, FitProgress, errors
 from core.chunks import chunk_size
 from tests.core.problems import digits_split, planted, relative_error
 
@@ -438,3 +439,22 @@ def test_inference_mode() -> None:
         model.fit(A)
         inside = model.encode(A)
     assert torch.equal(model.encode(A), inside)
+
+
+@pytest.mark.parametrize(
+    ("make", "told"),
+    [
+        (lambda: NMF(4, tol=None), "tol is None; it must be a number"),  # type: ignore[arg-type]
+        (lambda: NMF(4, tol=True), "tol is True"),
+        (lambda: NMF(4, tol=float("nan")), "tol is nan"),
+        (lambda: NMF(4, solver=["hals"]), r"unknown solver \['hals'\]"),  # type: ignore[arg-type]
+        (lambda: NMF(4, init=["random"]), r"init is \['random'\]"),  # type: ignore[arg-type]
+        (lambda: NMF(2).fit([[1.0, 2.0], [3.0, 4.0]]), "a list of rows; make it one matrix"),
+        (lambda: Dictionary(-np.ones((2, 3))), "concepts hold 6 negative values"),
+        (lambda: Dictionary(np.array([[1, np.nan]])), "concepts hold 1 NaN"),
+        (lambda: Dictionary(np.array([[1, 1e39]])), "concepts hold 1 NaN or infinite value"),
+    ],
+)
+def test_what_is_no_value_is_told(make: Callable[[], object], told: str) -> None:
+    with pytest.raises(errors.CoreError, match=told):
+        make()
