@@ -1,6 +1,8 @@
 """What all commands that talk to a service share: its URL, the client, and what an error ends the process with."""
 
+import os
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -33,6 +35,10 @@ class Commands(TyperGroup):
     """The commands, whose errors end the process with a line on stderr and an exit code that says which kind."""
 
     def invoke(self, ctx: typer.Context) -> object:  # type: ignore[override]  # typer's own name for the class
+        if sys.stdin is None:  # closed by whoever started this: nothing comes from there
+            sys.stdin = Path(os.devnull).open()  # noqa: SIM115 - as long as the process
+        if sys.stdout is None:
+            sys.stdout = Path(os.devnull).open("w")  # noqa: SIM115
         try:
             return super().invoke(ctx)
         except BrokenPipeError:

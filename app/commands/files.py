@@ -8,6 +8,11 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from typing import Any
+
+    import numpy as np
+
     from app.client.bodies import Body
 
 FORMATS = ("npy", "csv", "json", "safetensors")
@@ -28,19 +33,34 @@ STDIO = Path("-")
 
 def read_input(path: Path) -> "tuple[Body, str]":
     """A file or stdin as a body, and its format. A file goes out from the disk, unless it is JSON."""
-    from app.client.bodies import MEDIA_TYPES, Held, as_array, file_body, npy_body
+    from app.client.bodies import file_body
 
     format = _suffix(path) if path != STDIO else None
     if format is not None and format != "json":
         return file_body(path), format
     text = sys.stdin.buffer.read() if path == STDIO else path.read_bytes()
     format = format or _sniffed(text)
-    if format == "json":  # as a body it would have to hold the other fields too
+    return _body(text, format), format
+
+
+def read_codes(path: Path) -> "tuple[Body, str]":
+    """As ``read_input``, of codes, which may also be the compressed rows that `dictserve encode --sparse` writes."""
+    import safetensors
+    import safetensors.numpy
+
+    from app.client.bodies import npy_body
+
+    format = _suffix(path) if path != STDIO else None
+    if format in ("npy", "csv"):
+        return read_input(path)
+    text = sys.stdin.buffer.read() if path == STDIO else path.read_bytes()
+    format = format or _sniffed(text)
+    if format == "safetensors" and b'"indptr"' in text[: 8 + int.from_bytes(text[:8], "little")]:
         try:
-            return npy_body(as_array(_rows(text))), format
-        except (TypeError, ValueError):  # numpy's words are of its own
-            raise typer.BadParameter("the rows of the JSON are to hold numbers, each as many as the others") from None
-    return Held(MEDIA_TYPES[format], (text,)), format
+            return npy_body(_dense(safetensors.numpy.load(text))), format
+        except safetensors.SafetensorError as error:
+            raise typer.BadParameter(f"{path}: {error}") from None
+    return _body(text, format), format
 
 
 def output_format(output: Path, told: str | None, otherwise: str) -> str:
@@ -60,6 +80,32 @@ def write_output(output: Path, content: bytes | bytearray) -> None:
         sys.stdout.buffer.flush()
     else:
         output.write_bytes(content)
+
+
+def _body(text: bytes, format: str) -> "Body":
+    from app.client.bodies import MEDIA_TYPES, Held, as_array, npy_body
+
+    if format != "json":
+        return Held(MEDIA_TYPES[format], (text,))
+    try:  # as a body it would have to hold the other fields too
+        return npy_body(as_array(_rows(text)))
+    except (TypeError, ValueError):  # numpy's words are of its own
+        raise typer.BadParameter("the rows of the JSON are to hold numbers, each as many as the others") from None
+
+
+def _dense(parts: "Mapping[str, Any]") -> "np.ndarray":
+    """Compressed rows as an array."""
+    import numpy as np
+    from scipy.sparse import csr_array
+
+    try:
+        values, indices, indptr = (np.asarray(parts[name]) for name in ("values", "indices", "indptr"))
+        rows = csr_array((values, indices, indptr), shape=tuple(map(int, parts["shape"])))
+        rows.check_format()
+        dense: np.ndarray = rows.toarray()
+    except (KeyError, TypeError, ValueError, MemoryError) as error:
+        raise typer.BadParameter(f"the compressed rows cannot be read: {error}") from None
+    return dense
 
 
 def _suffix(path: Path) -> str | None:
@@ -83,6 +129,8 @@ def _rows(text: bytes) -> object:
     """Rows of numbers: alone, or in an object such as the service answers with."""
     try:
         value = json.loads(text)
+        if isinstance(value, dict) and value.get("indptr") is not None:
+            return _dense(value)
         rows = value if isinstance(value, list) else next(value[name] for name in ARRAY_NAMES if name in value)
     except (TypeError, ValueError, StopIteration, RecursionError):
         raise typer.BadParameter(

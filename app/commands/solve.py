@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 import typer
 
 from app.commands.connection import Url, connected
-from app.commands.files import STDIO, Format, Input, Output, output_format, read_input, write_output
+from app.commands.files import STDIO, Format, Input, Output, output_format, read_codes, read_input, write_output
 
 DType = Annotated[Literal["float32", "float64"], typer.Option(help="What is computed in and answered in.")]
 Reference = Annotated[str, typer.Argument(metavar="DICTIONARY", help="A name (its latest version), or name@version.")]
@@ -50,10 +50,10 @@ def decode(
     dtype: DType = "float32",
     url: Url = None,
 ) -> None:
-    """Codes to activations."""
+    """Codes to activations. Compressed rows, as `encode --sparse` and `--top-k` write them, are codes too."""
     from app.client import calls
 
-    body, given = read_input(file)
+    body, given = read_codes(file)
     wanted = output_format(output, format, given)
     with connected(url) as client:
         write_output(

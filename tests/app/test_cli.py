@@ -1,6 +1,8 @@
 """The command line without a service: formats, exit codes, what it loads, what it draws."""
 
 import json
+import os
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -216,3 +218,12 @@ def test_json_is_printed_as_it_came(capsys: pytest.CaptureFixture[str]) -> None:
 
     print_json({"name": "ζ", "values": [1, None]})
     assert json.loads(capsys.readouterr().out) == {"name": "ζ", "values": [1, None]}
+
+
+@pytest.mark.parametrize("command", ["encode a - <&-", "decode a - <&-", "settings >&-", "settings <&- >&-"])
+def test_streams_that_are_closed_are_no_fault_of_ours(command: str) -> None:
+    line = f"{shlex.quote(sys.executable)} -m app {command}"
+    told = os.environ | {"DICTSERVE_URL": "http://127.0.0.1:1"}
+    run = subprocess.run(["bash", "-c", line], capture_output=True, text=True, timeout=60, env=told)
+    assert "Traceback" not in run.stderr
+    assert run.returncode == (0 if "settings" in command else 4), run.stderr

@@ -52,6 +52,14 @@ def test_a_dictionary_from_first_to_last(folder: Path) -> None:
     rows = json.loads((folder / "back.json").read_text())["activations"]
     np.testing.assert_allclose(rows, back, rtol=1e-3, atol=1e-4)
     run(folder, "dictserve encode digits@1 B.npy -o Z.safetensors --top-k 3 --reconstruct")
+    for form in ("safetensors", "json"):
+        run(
+            folder,
+            f"dictserve encode digits B.npy --sparse --format {form} | dictserve decode digits - -o sparse.npy",
+        )
+        np.testing.assert_allclose(np.load(folder / "sparse.npy"), back, rtol=1e-3, atol=1e-4)
+    run(folder, "dictserve decode digits Z.safetensors -o top.npy")
+    assert 0.1 < np.linalg.norm(np.load(folder / "top.npy")) / np.linalg.norm(back) < 1
     run(folder, "dictserve encode digits B.npy -o Z.json && dictserve decode digits Z.json -o again.npy")
     np.testing.assert_allclose(np.load(folder / "again.npy"), back, rtol=1e-3, atol=1e-4)
 
