@@ -65,7 +65,7 @@ class _Place:
         self.stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
         self._pool: Any = torch.cuda.graph_pool_handle()
         # for good, as a pool without a graph cannot be used again
-        self._first = self.record(lambda: torch.zeros(1, dtype=torch.float32, device=device))
+        self._first = self.record(lambda: torch.zeros(1, device=device))
 
     def record(self, work: Callable[[], object]) -> torch.cuda.CUDAGraph:
         graph = torch.cuda.CUDAGraph()

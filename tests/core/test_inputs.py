@@ -129,7 +129,7 @@ def test_a_bad_batch_is_refused_by_its_index(kind: str, bad: str, fitted: NMF) -
     ("given", "error", "words"),
     [
         (7, errors.WrongDtype, r"^activations are a builtins.int; pass a torch.Tensor.*iterable"),
-        ([[1.0, 2.0]], errors.WrongDtype, "^activations in batch 0 are a builtins.float"),
+        ([[1.0, 2.0]], errors.WrongDtype, "^activations are a list of rows; make it one matrix"),
         ("abc", errors.WrongDtype, "batch 0 are a builtins.str"),
         ([A, None], errors.WrongDtype, "batch 1 are a builtins.NoneType"),
         ([A, (A.astype(complex), 1)], errors.WrongDtype, "batch 1 have dtype complex128"),
