@@ -5,7 +5,7 @@ turned back, under a lock, so that no other product of ours meets it. Elsewhere 
 """
 
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from enum import Enum
 from threading import Lock
 from typing import Any, cast
@@ -24,21 +24,19 @@ LONGEST_SUM = 1024
 
 
 CASTING = ("cpu", "cuda")  # devices that have `autocast`
+_AS_IT_IS = nullcontext()
 
 
-@contextmanager
-def own_precision() -> Iterator[None]:
+def own_precision() -> AbstractContextManager[object]:
     """Within: float32 is float32, though the process lets torch lower it (`torch.set_float32_matmul_precision`, which
     on CPUs means bfloat16), and though this is in an `autocast` block. All that computes is to be within."""
-    casting = [kind for kind in CASTING if torch.is_autocast_enabled(kind)]
-    if not casting and _is_highest():
-        yield
-        return
-    with ExitStack() as stack:
-        stack.enter_context(_lowered.undone())
-        for kind in casting:
-            stack.enter_context(torch.autocast(kind, enabled=False))
-        yield
+    if _is_highest() and not any(map(torch.is_autocast_enabled, CASTING)):
+        return _AS_IT_IS  # nearly always: a row's encode is not to wait for this
+    stack = ExitStack()
+    stack.enter_context(_lowered.undone())
+    for kind in filter(torch.is_autocast_enabled, CASTING):
+        stack.enter_context(torch.autocast(kind, enabled=False))
+    return stack
 
 
 def _is_highest() -> bool:
