@@ -23,6 +23,7 @@ from app.store.object_store import ObjectStore
 LogFormat = Literal["text", "json"]
 
 MIB = 1024 * 1024
+LARGEST = 2**63 - 1
 
 
 class Settings(BaseSettings):
@@ -160,12 +161,21 @@ class Settings(BaseSettings):
             return None
         return ObjectStore(self.objects, self.objects_options, self.objects_cache_bytes, self.objects_listing_seconds)
 
+    @field_validator("*")
+    @classmethod
+    def _of_64_bits(cls, value: object) -> object:
+        if isinstance(value, int) and value > LARGEST:  # a worker could not be told of it
+            raise ValueError(f"{value} is more than {LARGEST}, the largest number of 64 bits")
+        return value
+
     @field_validator("database_url")
     @classmethod
     def _a_known_database(cls, value: str | None) -> str | None:
         if value is not None and re.match(r"(sqlite|postgresql(\+pg8000)?)://", value) is None:
             scheme = value.partition(":")[0][:20]  # no more: what follows may be a password
             raise ValueError(f"{scheme!r} is not served: the URL begins with postgresql:// or sqlite:///")
+        if value is not None and value.startswith("sqlite") and re.match(r"sqlite:///[^?:]", value) is None:
+            raise ValueError("it names no file, as sqlite:////var/lib/jobs.sqlite3 does: jobs outlast the process")
         if value is not None and value.startswith("postgresql"):
             from app.jobs.postgres_url import driver_told  # takes a fifth of a second
 

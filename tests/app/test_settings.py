@@ -17,6 +17,20 @@ def test_a_store_that_would_be_the_working_directory_is_refused(empty: str, monk
         Settings()
 
 
+@pytest.mark.parametrize("url", ["sqlite://", "sqlite:///", "sqlite:///:memory:", "sqlite:///?mode=memory"])
+def test_a_database_in_memory_is_refused(url: str) -> None:
+    with pytest.raises(ValidationError, match="names no file"):
+        Settings(database_url=url)
+    Settings(database_url="sqlite:////tmp/jobs.sqlite3")
+
+
+def test_numbers_that_no_worker_could_be_told_are_refused() -> None:
+    for name in ("cache_bytes", "queue_rows", "max_iterations"):
+        Settings(**{name: 2**63 - 1})
+        with pytest.raises(ValidationError, match="the largest number of 64 bits"):
+            Settings(**{name: 2**63})
+
+
 @pytest.mark.parametrize(
     ("hard", "connections"), [(resource.RLIM_INFINITY, 1000), (4096, 1000), (1024, 384), (300, 75), (64, 16)]
 )
