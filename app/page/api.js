@@ -56,11 +56,18 @@ async function once(method, path, { signal, body, headers }) {
     });
   } catch (error) {
     if (error.name === "AbortError") throw error;
+    if (body instanceof Blob && !(await isReadable(body))) {
+      const detail = "it has changed since it was chosen, or is gone: choose it again";
+      throw new Problem(400, { title: "The file cannot be read", detail });
+    }
     throw new Problem(0, { title: "No connection", detail: "the service does not answer" });
   }
   if (answer.ok) return answer;
   throw await problemOf(answer);
 }
+
+/** Whether a file is what it was when it was chosen: browsers send no other, and do not say why. */
+const isReadable = (file) => file.slice(0, 1).arrayBuffer().then(() => true, () => false);
 
 export async function problemOf(answer) {
   const told = await answer.json().catch(() => ({}));

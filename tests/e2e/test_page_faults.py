@@ -77,6 +77,22 @@ def test_a_bad_file_is_told_by_the_service(
     expect(page.get_by_text(file)).to_be_visible()
 
 
+def test_a_file_that_has_changed_since_it_was_chosen_is_told(visit: Visit, tmp_path: Path) -> None:
+    """A browser sends it no more, and says of the service that it does not answer."""
+    file = tmp_path / "rows.npy"
+    file.write_bytes(npy(A))
+    visit.page.on("filechooser", lambda chooser: chooser.set_files(file))
+    page = visit.open("fit")
+    page.get_by_label("Activations").click()
+    expect(page.get_by_label("Activations")).to_have_value(re.compile("rows.npy"))
+    page.get_by_label("Name").fill("changed")
+    page.get_by_label("Concepts").fill("2")
+    file.write_bytes(npy(np.repeat(A, 3, axis=0)))
+    start(page)
+    expect(page.get_by_role("alert").filter(has_text="it has changed since it was chosen")).to_be_visible()
+    assert page.get_by_label("Name").input_value() == "changed"
+
+
 def test_a_bad_parameter_is_told_beside_its_field(visit: Visit) -> None:
     visit.open("fit")
     page = fill(visit, npy(A), name="no name!", k="0")
