@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from app.balance import IN_FLIGHT
 from app.batcher import Batcher
 from app.errors import Overloaded, WorkerUnavailable
 from app.worker.messages import Key
@@ -165,6 +166,34 @@ def test_a_dead_worker_is_told_to_all_and_nothing_stays() -> None:
         assert batcher.waiting_bytes == 0
         solver.alive = True
         await batcher.solve(key("a"), np.ones((25, 3)), 3)
+
+    asyncio.run(run())
+
+
+def test_nobody_queues_behind_a_worker_that_is_stuck() -> None:
+    """Who was there before waits for what becomes of it."""
+
+    class Stuck(Recorder):
+        is_ready = False
+        goes_on = asyncio.Event()
+
+        async def solve(self, key: Key, parts: Sequence[np.ndarray]) -> list[np.ndarray]:
+            await self.goes_on.wait()
+            return await super().solve(key, parts)
+
+    async def run() -> None:
+        solver = Stuck()
+        batcher = Batcher([solver], 1, queue_bytes=2**30, queue_rows=2**30)
+        before = []
+        for _ in range(IN_FLIGHT + 1):
+            before.append(asyncio.create_task(batcher.solve(key("a"), np.ones((1, 3)), 3)))
+            await asyncio.sleep(0)
+            await asyncio.sleep(0)
+        with pytest.raises(WorkerUnavailable, match="heard of lately"):
+            await batcher.solve(key("a"), np.ones((1, 3)), 3)
+        solver.goes_on.set()
+        await asyncio.gather(*before)
+        await batcher.solve(key("a"), np.ones((1, 3)), 3)
 
     asyncio.run(run())
 

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import httpx
@@ -140,6 +141,32 @@ def test_a_container_that_was_paused_goes_on(tmp_path: Path) -> None:
     while service.client.get("/readyz").json()["workers"][0]["pid"] in (worker, None):
         assert time.monotonic() < begun + 10
         time.sleep(0.1)
+    assert service.stop() == 0
+
+
+def test_a_worker_that_is_stuck_has_no_queue(tmp_path: Path) -> None:
+    """Until it is replaced, others are told at once, as by the probe."""
+    told = {"DICTSERVE_WORKER_STALE_SECONDS": "2", "DICTSERVE_WORKER_HANG_SECONDS": "15"}
+    service = Service(tmp_path / "models", **told).start()
+    fit_digits(service)
+    worker = service.worker_pid
+    os.kill(worker, signal.SIGSTOP)
+    begun = time.monotonic()
+    with ThreadPoolExecutor(16) as pool:
+        encodes = [
+            pool.submit(service.client.post, "/encode?dictionary=digits", content=npy(HELD_OUT[:2])) for _ in range(4)
+        ]
+        while service.client.get("/readyz").status_code == 200:
+            time.sleep(0.1)
+        time.sleep(0.5)
+        while any(not encode.done() for encode in encodes) and time.monotonic() < begun + 10:
+            answer = service.client.post("/encode?dictionary=digits", content=npy(HELD_OUT[:2]), timeout=5)
+            assert (answer.status_code, answer.json()["type"]) == (503, "worker-unavailable")
+            time.sleep(0.2)
+        assert {encode.result().status_code for encode in encodes} <= {200, 503}
+    service.wait_ready(60)
+    codes(service)
+    assert service.worker_pid != worker
     assert service.stop() == 0
 
 
