@@ -1,15 +1,16 @@
 """Requests of one dictionary are solved together: as many rows as wait, up to a budget, and no waiting for more.
 
-What comes in one turn of the loop goes together. While all workers are busy requests gather; when one frees up, the
-oldest one's dictionary is served, with whatever else waits for it. A request larger than the budget is sent in
-pieces, between which others get their turn; those of one request may be solved by several workers at once. A worker
-answers as many of a batch's rows as it comes to in a second or so: the rest waits again, and the request that took
-that long behind all others.
+What comes in one turn of the loop goes together. While all workers are busy requests gather, and when one frees up,
+the dictionary that has waited longest is served: dictionaries take turns, so that none waits for more than one batch
+of each other. A request larger than the budget is sent in pieces, between which others get their turn; those of one
+request may be solved by several workers at once. A worker answers as many of a batch's rows as it comes to in a
+second or so: the rest waits for its dictionary's next turn, and the request that took that long behind all others of
+that.
 """
 
 import asyncio
 import contextlib
-from collections import deque
+from collections import OrderedDict, deque
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -93,7 +94,7 @@ class Batcher:
         self._batch_rows = batch_rows
         self._queue_bytes = queue_bytes
         self._queue_rows = queue_rows
-        self._queue: deque[_Request] = deque()
+        self._queues: OrderedDict[Key, deque[_Request]] = OrderedDict()  # the next to be served comes first
         self._alone: deque[_Piece] = deque()  # of a batch that failed: each is sent again, by itself
         self._in_flight: set[asyncio.Future[list[np.ndarray]]] = set()
         self._feeding = False  # before long: once all that has come is in the queue
@@ -123,11 +124,11 @@ class Batcher:
             raise Overloaded(f"{self.waiting_bytes} bytes of requests wait already; send this one again in a moment")
         if self.waiting_rows and self.waiting_rows + len(rows) > self._queue_rows:
             raise Overloaded(f"{self.waiting_rows} rows wait already; send this request again in a moment")
-        if self._queue and not any(load.solver.is_ready for load in self.loads):
+        if self._queues and not any(load.solver.is_ready for load in self.loads):
             raise WorkerUnavailable("no worker has been heard of lately, and others wait; send the request again")
         loop = asyncio.get_running_loop()
         request = _Request(key, rows, loop.create_future(), nbytes, on_sent)
-        self._queue.append(request)
+        self._queue_of(key).append(request)
         self.waiting_bytes += nbytes
         self.waiting_rows += len(rows)
         if not self._feeding:
@@ -140,8 +141,7 @@ class Batcher:
             self.waiting_rows -= len(rows)
             if request.waiting:  # it failed or its client left: nothing more of it is to be solved
                 request.waiting.clear()  # pieces hold on to it
-                with contextlib.suppress(ValueError):
-                    self._queue.remove(request)
+                self._leave(request)
 
     async def drain(self) -> None:
         """Wait until nothing is under way."""
@@ -150,28 +150,45 @@ class Batcher:
 
     def _feed(self) -> None:
         self._feeding = False
-        while self._alone or self._queue:
-            key = self._alone[0].request.key if self._alone else self._queue[0].key
+        while self._alone or self._queues:
+            key = self._alone[0].request.key if self._alone else next(iter(self._queues))
             load = least_loaded(self.loads, key)
             if load is None:
                 return
             self._send(load, [self._alone.popleft()] if self._alone else self._take(key))
 
     def _take(self, key: Key) -> list[_Piece]:
-        """Pieces of waiting requests for this key, up to the row budget; an unfinished request goes to the back."""
-        budget = self._batch_rows
-        pieces = []
-        for request in [request for request in self._queue if request.key == key]:
+        """Pieces of waiting requests for this key, up to the row budget; an unfinished request goes to the back of
+        its queue, and this to the back of all."""
+        budget, pieces, unfinished = self._batch_rows, [], []
+        queue = self._queues.pop(key)
+        while queue and budget > 0:
+            request = queue.popleft()
             if request.on_sent is not None:
                 request.on_sent()
             pieces.append(request.take(budget))
             budget -= len(pieces[-1])
-            self._queue.remove(request)
             if request.waiting:
-                self._queue.append(request)
-            if budget == 0:
-                break
+                unfinished.append(request)
+        queue.extend(unfinished)
+        if queue:
+            self._queues[key] = queue
         return pieces
+
+    def _queue_of(self, key: Key) -> deque[_Request]:
+        """That of a key, which is the last to be served where there was none."""
+        queue = self._queues.get(key)
+        if queue is None:
+            queue = self._queues[key] = deque()
+        return queue
+
+    def _leave(self, request: _Request) -> None:
+        """Take a request out of its queue, if it is there."""
+        queue = self._queue_of(request.key)
+        with contextlib.suppress(ValueError):
+            queue.remove(request)
+        if not queue:
+            del self._queues[request.key]
 
     def _send(self, load: Load, pieces: list[_Piece]) -> None:
         rows = [piece.request.rows[piece.start : piece.stop] for piece in pieces]
@@ -187,19 +204,18 @@ class Batcher:
         self._in_flight.add(sent)
         sent.add_done_callback(partial(self._landed, load, count, pieces))
 
-    def _put_back(self, rests: Sequence[_Piece]) -> None:
-        """Have rows wait again that the worker has not come to: those of whom it had begun with behind all others."""
-        for rest in reversed(rests):
+    def _put_back(self, rests: Sequence[tuple[_Piece, bool]]) -> None:
+        """Have rows wait again that the worker has not come to: first of their dictionary's, or last where it had
+        begun with a request."""
+        for rest, is_begun in reversed(rests):
             request = rest.request
             if request.done.done():  # its client has left, or another piece of it has failed
                 continue
             if request.waiting:
-                self._queue.remove(request)
+                self._leave(request)
             request.waiting.appendleft(rest)
-            if rest is rests[0]:
-                self._queue.append(request)
-            else:
-                self._queue.appendleft(request)
+            queue = self._queue_of(request.key)
+            (queue.append if is_begun else queue.appendleft)(request)
 
     def _landed(self, load: Load, rows: int, pieces: list[_Piece], sent: "asyncio.Future[list[np.ndarray]]") -> None:
         self._in_flight.discard(sent)
@@ -210,7 +226,7 @@ class Batcher:
             solved, offset = len(sent.result()[0]), 0
             load.solved_batches += 1
             load.solved_rows += solved
-            rests = []
+            rests: list[tuple[_Piece, bool]] = []
             for piece in pieces:
                 count = min(len(piece), solved - offset)
                 if count or not len(piece):  # a piece of no rows has its answer, too
@@ -218,7 +234,7 @@ class Batcher:
                     piece.request.deliver(piece.start, part)
                     offset += count
                 if count < len(piece):
-                    rests.append(piece.split(count)[1])
+                    rests.append((piece.split(count)[1], count > 0))
             self._put_back(rests)
         elif len(pieces) == 1 or isinstance(error, WorkerUnavailable):
             for piece in pieces:

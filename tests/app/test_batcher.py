@@ -128,6 +128,30 @@ def test_rows_that_take_long_do_not_hold_up_others(small: str) -> None:
     assert asyncio.run(run()) == ["one", "two", "three", "slow"]
 
 
+@pytest.mark.parametrize("clients", [4, 50, 200])
+def test_a_dictionary_waits_for_one_batch_of_each_other(clients: int) -> None:
+    """However many ask again and again for slow rows of another, of which a turn has room for few."""
+
+    async def run() -> tuple[list[int], list[int]]:
+        solver = Recorder(turn=5)
+        batcher = Batcher([solver], 100, queue_bytes=2**30, queue_rows=2**30)
+        waits: dict[str, list[int]] = {"slow": [], "quick": []}
+
+        async def ask(name: str, rows: int) -> None:
+            while len(solver.batches) < 600:
+                begun = len(solver.batches)
+                await batcher.solve(key(name), np.ones((rows, 3)), 3)
+                waits[name].append(len(solver.batches) - begun)
+
+        await asyncio.gather(ask("quick", 1), *(ask("slow", 2) for _ in range(clients)))
+        return waits["quick"], waits["slow"]
+
+    quick, slow = asyncio.run(run())
+    assert max(quick) <= IN_FLIGHT + 4
+    assert len(quick) > 100
+    assert max(slow) <= 4 * (2 * clients / 5 + IN_FLIGHT + 2)  # every other batch is of quick rows
+
+
 def test_who_leaves_in_the_midst_of_a_turn_has_nothing_solved_any_more() -> None:
     async def run() -> None:
         solver = Recorder(turn=2)
