@@ -2,8 +2,10 @@
 
 import asyncio
 from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import asynccontextmanager
 from types import TracebackType
 from typing import Any, Literal, Self, Unpack, cast, overload
+from weakref import WeakKeyDictionary
 
 import httpx
 
@@ -11,7 +13,14 @@ from app.client import calls
 from app.client.answers import Answer, Encoded
 from app.client.bodies import Array, Body
 from app.client.calls import Call, EncodeOptions, FitParameters, Parameter, Record, T
-from app.client.config import DEFAULT_RETRIES, DEFAULT_TIMEOUT_SECONDS, Pools, http_options, without_password
+from app.client.config import (
+    DEFAULT_RETRIES,
+    DEFAULT_TIMEOUT_SECONDS,
+    MAX_CONNECTIONS,
+    Pools,
+    http_options,
+    without_password,
+)
 from app.client.display import shown
 from app.client.errors import Unavailable
 from app.client.following import Following
@@ -40,6 +49,8 @@ class AsyncClient:
         self._pools = Pools(lambda limits: httpx.AsyncClient(**options, limits=limits, transport=transport))
         self._url = without_password(options["base_url"])
         self._policy = Policy(retries, timeout)
+        # A semaphore belongs to the loop that it was first waited for in.
+        self._turns: WeakKeyDictionary[asyncio.AbstractEventLoop, asyncio.Semaphore] = WeakKeyDictionary()
 
     # -- fit ----------------------------------------------------------------------------------------------
 
@@ -205,19 +216,43 @@ class AsyncClient:
             await asyncio.sleep(pause)
 
     async def _exchange(self, call: Call[T], attempts: Attempts) -> Answer:
-        async with self._pools.calls.stream(
-            call.method,
-            call.path,
-            params=call.query,
-            headers=call.all_headers(),
-            content=None if call.body is None else _chunks(call.body, attempts),
-            timeout=attempts.timeout(),
-        ) as response:
+        async with (
+            self._turn(attempts),
+            self._pools.calls.stream(
+                call.method,
+                call.path,
+                params=call.query,
+                headers=call.all_headers(),
+                content=None if call.body is None else _chunks(call.body, attempts),
+                timeout=attempts.timeout(),
+            ) as response,
+        ):
             body = bytearray()
             async for chunk in response.aiter_bytes():
                 body += chunk
                 attempts.left()
             return Answer(response.status_code, response.headers, body)
+
+    @asynccontextmanager
+    async def _turn(self, attempts: Attempts) -> AsyncIterator[None]:
+        """One of as many calls as there are connections. The pool would go through all that wait for one at every
+        change, which takes the loop's time by the square of their number."""
+        loop = asyncio.get_running_loop()
+        turns = self._turns.get(loop)
+        if turns is None:
+            turns = self._turns[loop] = asyncio.Semaphore(MAX_CONNECTIONS)
+        if turns.locked():
+            try:
+                async with asyncio.timeout(attempts.left()):
+                    await turns.acquire()
+            except TimeoutError:
+                raise httpx.PoolTimeout("all connections are in use") from None
+        else:
+            await turns.acquire()
+        try:
+            yield
+        finally:
+            turns.release()
 
     async def aclose(self) -> None:
         for pool in self._pools.all:

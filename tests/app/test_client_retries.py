@@ -10,7 +10,17 @@ import httpx
 import numpy as np
 import pytest
 
-from app.client import AsyncClient, Client, DictserveError, Overloaded, TimedOut, Unavailable, Unreachable, config
+from app.client import (
+    AsyncClient,
+    Client,
+    DictserveError,
+    Overloaded,
+    TimedOut,
+    Unavailable,
+    Unreachable,
+    calls,
+    config,
+)
 from app.client import retries as policy
 from app.settings import Settings
 
@@ -207,3 +217,30 @@ def test_a_token_that_is_none_is_told_without_it(client: type[Client | AsyncClie
     with pytest.raises(ValueError, match="the token has") as caught:
         client(token=token)
     assert "secret" not in str(caught.value)
+
+
+def test_a_call_that_waits_for_others_of_its_client_is_given_up_in_time() -> None:
+    """And leaves its place to those behind it, as one that is cancelled does."""
+
+    async def run() -> None:
+        goes_on = asyncio.Event()
+
+        async def answer(_: httpx.Request) -> httpx.Response:
+            await goes_on.wait()
+            return httpx.Response(200, json=JOB)
+
+        async with AsyncClient(transport=httpx.MockTransport(answer), timeout=20) as client:
+            before = [asyncio.create_task(client.job("1")) for _ in range(config.MAX_CONNECTIONS)]
+            await asyncio.sleep(0.05)
+            with pytest.raises(TimedOut):
+                await client.send(calls.job("1"), policy.Policy(retries=5, timeout_seconds=0.2))
+            cancelled = asyncio.create_task(client.job("1"))
+            after = asyncio.create_task(client.job("1"))
+            await asyncio.sleep(0.05)
+            cancelled.cancel()
+            goes_on.set()
+            for call in (*before, after):
+                assert (await call).id == "1"
+
+    asyncio.run(run())
+    asyncio.run(run())

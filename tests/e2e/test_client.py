@@ -3,6 +3,7 @@
 import asyncio
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -104,6 +105,32 @@ def test_who_waits_for_many_fits_can_still_encode(shared: Service, monkeypatch: 
             assert {type(end) for end in ends} == {JobCancelled}
 
     asyncio.run(run())
+
+
+def test_a_gather_of_many_calls_holds_up_nobody(shared: Service) -> None:
+    """Of a thousand the caller's loop stood still for seconds, in the pool of connections."""
+
+    async def run() -> float:
+        longest = 0.0
+
+        async def watch() -> None:
+            nonlocal longest
+            while True:
+                before = time.monotonic()
+                await asyncio.sleep(0.01)
+                longest = max(longest, time.monotonic() - before)
+
+        async with AsyncClient(shared.url) as client:
+            digits = await client.fit(FITTED, nb_concepts=8, name="gathered")
+            rows = np.tile(HELD_OUT, (5, 1))[:1500]
+            expected = await digits.encode(rows)
+            watching = asyncio.create_task(watch())
+            codes = await asyncio.gather(*(digits.encode(row) for row in rows))
+            watching.cancel()
+            np.testing.assert_array_equal(np.concatenate(codes), expected)
+        return longest
+
+    assert asyncio.run(run()) < 2
 
 
 def test_a_restart_under_a_waiting_client(service: Service) -> None:
