@@ -11,6 +11,7 @@ from fastapi import Request, Response
 from starlette.routing import compile_path
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from app.http.leaving import Gone, leaving_of
 from app.problems import TOLD, problem_of
 from app.services import Services
 
@@ -35,8 +36,12 @@ class Direct:
             return
         scope[ROUTE] = route
         request = Request(scope, receive, send)
+        answering = self._endpoints[route](request, self._services)
+        leaving = leaving_of(scope)
         try:
-            response = await self._endpoints[route](request, self._services)
+            response = await (answering if leaving is None else leaving.unless_gone(answering))
+        except Gone:
+            return
         except Exception as error:  # whatever it is, there is a problem that tells of it
             response = problem_of(error).response_to(request)
         await response(scope, receive, send)

@@ -29,6 +29,7 @@ from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
 from app.errors import AppError, HeadersTooLarge, MalformedRequest, RequestTimeout, TooManyConnections
 from app.http.access import OPEN
+from app.http.leaving import LEAVING, Leaving
 from app.http.ready import WHOLE
 from app.problems import ProblemAnswer, problem_of
 from app.settings import Settings
@@ -70,6 +71,7 @@ class BoundedProtocol(HttpToolsProtocol):
         self._untold = 0  # bytes since the parser was last at an end, or at a part of a body: of headers, or trailers
         self._reading: _Reading | None = None
         self._is_spare = False
+        self._leaving = Leaving()
         self._refused = False
         self._refusal: AppError | None = None  # of what follows a request that is still being answered
 
@@ -83,6 +85,10 @@ class BoundedProtocol(HttpToolsProtocol):
             if len(self.connections) > most + SPARE_CONNECTIONS:
                 self._refuse(self._too_many())
         self.watch.begin(self)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        super().connection_lost(exc)
+        self._leaving.leave()
 
     def data_received(self, data: bytes) -> None:
         if self._is_refused or self._phase == "lingering":
@@ -137,6 +143,7 @@ class BoundedProtocol(HttpToolsProtocol):
             return
         self._enter("body")
         self.scope["extensions"] = EXTENSIONS
+        self.scope[LEAVING] = self._leaving  # type: ignore[literal-required]  # scopes may have keys of one's own
         super().on_headers_complete()
 
     def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:

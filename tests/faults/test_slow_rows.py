@@ -1,6 +1,9 @@
 """Rows that take long: nobody else waits for all of them, and the worker is not taken for dead meanwhile."""
 
 import io
+import re
+import socket
+import time
 from concurrent.futures import ThreadPoolExecutor
 
 import httpx
@@ -33,3 +36,31 @@ def test_rows_that_take_long_hold_up_nobody(service: Service) -> None:
     codes = np.load(io.BytesIO(slow.result().content))
     assert (np.linalg.norm(codes @ D - SLOW, axis=1) <= 1e-4 * np.linalg.norm(SLOW, axis=1)).all()
     assert answered >= 3
+
+
+def test_nothing_is_computed_for_who_has_left(service: Service) -> None:
+    """As those whose timeout is shorter than the queue, and who ask again."""
+    assert service.client.put("/dictionaries/wide", content=npy(D)).status_code == 201
+    body = npy(SLOW[:500])
+    head = f"POST /encode?dictionary=wide HTTP/1.1\r\nHost: x\r\nContent-Length: {len(body)}\r\n\r\n".encode()
+    clients = [socket.create_connection(("127.0.0.1", service.port)) for _ in range(30)]
+    for client in clients:
+        client.sendall(head + body)
+
+    def queued() -> float:
+        (rows,) = re.findall(r"^dictserve_queue_rows (\S+)$", service.client.get("/metrics").text, re.MULTILINE)
+        return float(rows)
+
+    deadline = time.monotonic() + 20
+    while queued() < 20 * len(SLOW[:500]):
+        assert time.monotonic() < deadline
+    for client in clients:
+        client.close()
+    left = time.monotonic()
+    while queued() > 0:  # but for what the worker is at
+        assert time.monotonic() < left + 6
+        time.sleep(0.1)
+    figures = service.client.get("/metrics").text
+    (gone,) = re.findall(r'^dictserve_requests_total{.*"/encode",status="gone"} (\S+)$', figures, re.MULTILINE)
+    assert float(gone) >= 20
+    assert service.client.post("/encode?dictionary=wide", content=npy(D[:2])).status_code == 200
