@@ -70,7 +70,7 @@ class BoundedProtocol(HttpToolsProtocol):
         self._header_bytes = 0  # of the line and headers that are being parsed
         self._untold = 0  # bytes since the parser was last at an end, or at a part of a body: of headers, or trailers
         self._reading: _Reading | None = None
-        self._is_spare = False
+        self.is_spare = False
         self._leaving = Leaving()
         self._refused = False
         self._refusal: AppError | None = None  # of what follows a request that is still being answered
@@ -79,10 +79,9 @@ class BoundedProtocol(HttpToolsProtocol):
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
-        most = self.settings.max_connections
-        if len(self.connections) > most and not self.watch.make_room(self):
-            self._is_spare = True
-            if len(self.connections) > most + SPARE_CONNECTIONS:
+        if self._are_too_many() and not self.watch.make_room(self):
+            self.is_spare = True
+            if self._are_too_many() and not self.watch.make_room(self):
                 self._refuse(self._too_many())
         self.watch.begin(self)
 
@@ -148,9 +147,10 @@ class BoundedProtocol(HttpToolsProtocol):
 
     def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
         cycle.__class__ = _Cycle  # uvicorn makes it, and has no setting for another
-        if self._is_spare and cycle.scope["path"] not in PROBES:
-            self._is_spare = len(self.connections) > self.settings.max_connections
-            app = self._answer_too_many if self._is_spare else app
+        if self.is_spare and cycle.scope["path"] not in PROBES:
+            self.is_spare = False
+            if self._are_too_many():
+                self.is_spare, app = True, self._answer_too_many
         super()._start_asgi_task(cycle, app)
 
     def on_body(self, body: bytes) -> None:
@@ -231,6 +231,14 @@ class BoundedProtocol(HttpToolsProtocol):
         return now - self._reading.since > self._allowed(self._reading.taken)
 
     # -- where too many are open --------------------------------------------------------------------------
+
+    def _are_too_many(self) -> bool:
+        """Of this one's kind: those that anything is answered on, or those of probes alone."""
+        most = SPARE_CONNECTIONS if self.is_spare else self.settings.max_connections
+        if len(self.connections) <= most:  # of both kinds together
+            return False
+        others = cast(set[BoundedProtocol], self.connections)
+        return sum(other.is_spare == self.is_spare for other in others) > most
 
     def _too_many(self) -> TooManyConnections:
         return TooManyConnections(f"{self.settings.max_connections} connections are open already")
@@ -333,8 +341,10 @@ class _Watch:
             )
 
     def make_room(self, connection: BoundedProtocol) -> bool:
-        """Close, for a new connection, the one that has rested for longest; False where none has for long."""
-        now, others = connection.loop.time(), cast(set[BoundedProtocol], connection.connections)
+        """Close, for a new connection, the one of its kind that has rested for longest; False where none has for
+        long."""
+        now, every = connection.loop.time(), cast(set[BoundedProtocol], connection.connections)
+        others = [other for other in every if other.is_spare == connection.is_spare]
         longest = max(others, key=lambda other: other.rested(now))
         if longest.rested(now) < SPARE_SECONDS:
             return False

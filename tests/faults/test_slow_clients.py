@@ -315,3 +315,33 @@ def test_probes_are_answered_where_too_many_connections_are_open(service: Servic
         time.sleep(0.5)
         prober.sendall(HEAD + BODY)  # there is room, so that it is a connection as any other
         assert prober.recv(65536).startswith(b"HTTP/1.1 200")
+
+
+def test_connections_of_probes_make_no_room_for_others(service: Service) -> None:
+    """One that rests, as Prometheus' does between two looks, gives way to another of probes alone."""
+    service.client.close()
+    time.sleep(0.5)
+    with ExitStack() as stack:
+        held = [stack.enter_context(connected(service)) for _ in range(MOST_CONNECTIONS)]
+        probers: list[socket.socket] = []
+
+        def go_on() -> None:
+            """None of these rests."""
+            for connection in held:
+                served_once(connection)
+
+        go_on()
+        for _ in range(3):
+            for _ in range(SPARE_CONNECTIONS // 2 + 2):
+                probers.append(stack.enter_context(connected(service)))
+                served_once(probers[-1])
+            for _ in range(5):
+                go_on()
+                time.sleep(0.25)
+            go_on()
+            for _ in range(4):
+                other = stack.enter_context(connected(service))
+                other.sendall(b"GET /jobs HTTP/1.1\r\nHost: x\r\n\r\n")
+                assert answer_of(other)[0] == 503
+        served_once(stack.enter_context(connected(service)))
+        assert any(is_closed(prober) for prober in probers)
