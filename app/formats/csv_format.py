@@ -3,17 +3,24 @@
 Blank lines, CRLF and quotes around whole numbers are read; what is no number is told with its line. A header is a
 first line of names, as many as a row has numbers: one with a number in it, or something missing (as pandas writes a
 row of NaN), is a row that went wrong, and is not to be lost.
+
+A body is read, and an answer written, in pieces of whole lines, between which the interpreter's lock is given up: one
+of hundreds of megabytes holds up nobody for long.
 """
 
 import csv
 import re
+import time
+from collections.abc import Iterator
 
 import numpy as np
 import orjson
 
 from app.errors import MalformedBody
-from app.formats.answer import Answer
+from app.formats.answer import Answer, Content
 from app.formats.buffer import Buffer
+
+PIECE_BYTES = 256 * 1024
 
 # No part can take what the next one could, so that a long field that is no number is not tried in every way.
 _NUMBER = re.compile(r"[-+]?((\d+(\.\d*)?|\.\d+)(e[-+]?\d+)?|nan|inf(inity)?)", re.IGNORECASE | re.ASCII)
@@ -27,40 +34,116 @@ def read(body: Buffer, array_field: str) -> dict[str, np.ndarray]:
     Raises:
         MalformedBody: it is not text, or a line holds something other than numbers, or too many or few of them.
     """
-    try:
-        text = bytes(body).decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise MalformedBody(f"the CSV is not UTF-8: {error.reason} at byte {error.start}") from None
-    lines = told = text.splitlines()
-    if '"' in text:  # numpy's own quotes may stand within a number, and join what they part: 1"2"5 would be 125
-        lines = [_QUOTED.sub(r"\1", line) for line in lines]
-    filled = [number for number, line in enumerate(lines, start=1) if line.strip()]
-    header = 1 if filled and not any(map(_is_number, lines[filled[0] - 1].split(","))) else 0
-    if len(filled) == header:
-        of_header = f": line {filled[0]} was taken for a header, for it holds no number" if header else ""
-        raise MalformedBody(f"the CSV holds no row of numbers{of_header}; send at least one")
-    rows = [lines[number - 1] for number in filled[header:]]
-    if header:
-        _check_header(told[filled[0] - 1], filled[0], rows[0], filled[1])
-    try:
-        array = np.loadtxt(rows, np.float64, comments=None, delimiter=",", ndmin=2)
-    except ValueError:
-        raise _told(rows, filled[header:], has_header=header > 0) from None
-    return {array_field: array}
+    return {array_field: _Reading().whole(body)}
 
 
-def write(answer: Answer) -> bytes:
+class _Reading:
+    """What is known of a body while its lines are read."""
+
+    def __init__(self) -> None:
+        self._values = bytearray()  # float64
+        self._lines = 0  # before this piece
+        self._header: tuple[str, int] | None = None  # as it was sent, and its line
+        self._first = 0  # the line of the first row
+        self._width = 0  # of that
+
+    def whole(self, body: Buffer) -> np.ndarray:
+        for start, piece in _pieces(body):
+            if start:
+                time.sleep(0)  # gives up the interpreter's lock
+            try:
+                text = piece.decode("utf-8" if start else "utf-8-sig")
+            except UnicodeDecodeError as error:
+                told = f"{error.reason} at byte {start + error.start}"
+                raise MalformedBody(f"the CSV is not UTF-8: {told}") from None
+            self._read(text)
+        if not self._width:
+            header = self._header
+            told = "" if header is None else f": line {header[1]} was taken for a header, for it holds no number"
+            raise MalformedBody(f"the CSV holds no row of numbers{told}; send at least one")
+        return np.frombuffer(self._values, np.float64).reshape(-1, self._width)
+
+    def _read(self, text: str) -> None:
+        lines = sent = text.splitlines()
+        if '"' in text:  # numpy's own quotes may stand within a number, and join what they part: 1"2"5 would be 125
+            lines = [_QUOTED.sub(r"\1", line) for line in lines]
+        filled = [index for index, line in enumerate(lines) if line.strip()]
+        if filled and not self._width and self._header is None:
+            index = filled[0]
+            if not any(map(_is_number, lines[index].split(","))):
+                self._header = sent[index], self._lines + index + 1
+                del filled[0]
+        rows, numbers = [lines[index] for index in filled], [self._lines + index + 1 for index in filled]
+        self._lines += len(lines)
+        if not rows:
+            return
+        if not self._width:
+            self._first, self._width = numbers[0], rows[0].count(",") + 1
+            if self._header is not None:
+                _check_header(*self._header, self._width, self._first)
+        try:
+            array = np.loadtxt(rows, np.float64, comments=None, delimiter=",", ndmin=2)
+        except ValueError:
+            raise self._wrong(rows, numbers) from None
+        if array.shape[1] != self._width:
+            raise self._wrong(rows, numbers)
+        self._values += array.data
+
+    def _wrong(self, rows: list[str], numbers: list[int]) -> MalformedBody:
+        """The first line that is wrong, and how."""
+        for row, number in zip(rows, numbers, strict=True):
+            parts = row.split(",")
+            if '"' in row:
+                told = 'a quote belongs before and after a whole number that has no comma in it, as in "1.5"'
+                return MalformedBody(f"line {number}: {told}")
+            if len(parts) != self._width:
+                told = f"{len(parts)} values, but line {self._first} has {self._width}"
+                return MalformedBody(f"line {number} has {told}")
+            for column, part in enumerate(parts):
+                if not _is_number(part):
+                    may_be_header = self._header is None and number == self._first
+                    told = " (a header line would hold none)" if may_be_header else ""
+                    what = f"{part.strip()[:30]!r} is not a number{told}"
+                    return MalformedBody(f"line {number}, column {column + 1}: {what}")
+        return MalformedBody("the CSV cannot be read as rows of numbers")
+
+
+def _pieces(body: Buffer) -> Iterator[tuple[int, bytes]]:
+    """Where each begins, and what it holds: whole lines."""
+    start = 0
+    while start < len(body):
+        newline = body.find(b"\n", start + PIECE_BYTES)
+        stop = len(body) if newline < 0 else newline + 1
+        yield start, bytes(body[start:stop])
+        start = stop
+
+
+def write(answer: Answer) -> Content:
     """The rows of the one array; the scalars are in the headers."""
-    rows = orjson.dumps(np.ascontiguousarray(answer.main), option=orjson.OPT_SERIALIZE_NUMPY)
-    return rows[2:-2].replace(b"],[", b"\n") + b"\n"
+    array = np.ascontiguousarray(answer.main)
+    rows = max(1, PIECE_BYTES * len(array) // max(1, array.nbytes))
+    if len(array) <= rows:
+        return _written(array)
+    return tuple(memoryview(part) for part in _parts(array, rows))
+
+
+def _parts(array: np.ndarray, rows: int) -> Iterator[bytes]:
+    for start in range(0, len(array), rows):
+        time.sleep(0)  # gives up the interpreter's lock
+        yield _written(array[start : start + rows])
+
+
+def _written(array: np.ndarray) -> bytes:
+    text = orjson.dumps(array, option=orjson.OPT_SERIALIZE_NUMPY)
+    return text[2:-2].replace(b"],[", b"\n") + b"\n"
 
 
 def _is_number(part: str) -> bool:
     return _NUMBER.fullmatch(part.strip()) is not None
 
 
-def _check_header(line: str, number: int, row: str, row_number: int) -> None:
-    """Raises MalformedBody where a line without numbers is no header either."""
+def _check_header(line: str, number: int, width: int, first: int) -> None:
+    """Raises MalformedBody where a line without numbers is no header either: line ``first`` has ``width`` values."""
     try:
         (names,) = csv.reader([line])
     except csv.Error:  # a name of more than 128 KiB
@@ -69,24 +152,5 @@ def _check_header(line: str, number: int, row: str, row_number: int) -> None:
         if _NO_NAME.fullmatch(name.strip()):
             told = f"{name.strip()[:30]!r} is no number, nor a column's name in a header"
             raise MalformedBody(f"line {number}, column {column}: {told}")
-    if len(names) != (width := row.count(",") + 1):
-        raise MalformedBody(f"line {number}, a header, has {len(names)} names, but line {row_number} {width} values")
-
-
-def _told(rows: list[str], numbers: list[int], *, has_header: bool) -> MalformedBody:
-    """The first line that is wrong, and how."""
-    width = rows[0].count(",") + 1
-    for row, number in zip(rows, numbers, strict=True):
-        parts = row.split(",")
-        if '"' in row:
-            told = 'a quote belongs before and after a whole number that has no comma in it, as in "1.5"'
-            return MalformedBody(f"line {number}: {told}")
-        if len(parts) != width:
-            return MalformedBody(f"line {number} has {len(parts)} values, but line {numbers[0]} has {width}")
-        for column, part in enumerate(parts):
-            if not _is_number(part):
-                told = "" if has_header or row is not rows[0] else " (a header line would hold none)"
-                return MalformedBody(
-                    f"line {number}, column {column + 1}: {part.strip()[:30]!r} is not a number{told}"
-                )
-    return MalformedBody("the CSV cannot be read as rows of numbers")
+    if len(names) != width:
+        raise MalformedBody(f"line {number}, a header, has {len(names)} names, but line {first} {width} values")

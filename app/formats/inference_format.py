@@ -133,6 +133,7 @@ def read(body: memoryview, json_bytes: int | None) -> tuple[InferenceRequest, np
     if json_bytes is not None and json_bytes > len(body):
         raise MalformedBody(f"{LENGTH_HEADER} is {json_bytes}, but the body has {len(body)} bytes")
     text = bytes(body[:json_bytes])
+    json_format.refuse_many_keys(text)
     request = decoded(text, InferenceRequest)
     if len(request.inputs) != 1:
         raise InvalidFields.at("inputs", msg=f"there are {len(request.inputs)}; a dictionary takes one at a time")

@@ -40,6 +40,7 @@ _NOT_A_NUMBER = re.compile(rb"[-+]?(?:nan|inf(?:inity)?)\b", re.IGNORECASE)
 
 
 MAX_KEYS = 1000  # of a body's object
+MANY_BYTES, MANY_KEYS = 4 * 1024 * 1024, 100_000
 # Of an array's text that is decoded at a time, or of an array that is written: about 1 ms; giving up the lock costs
 # 0.07 ms.
 PIECE_BYTES = 256 * 1024
@@ -53,10 +54,18 @@ def read(body: Buffer, array_field: str) -> tuple[dict[str, object], dict[str, n
         MalformedBody: the body is no JSON object, or has a key twice.
         InvalidFields: the array has something other than finite numbers, or ragged rows.
     """
+    if array_field and isinstance(body, bytearray):  # a file of a fit holds no JSON
+        refuse_many_keys(body)
     return _read_apart(body, array_field) or _read_whole(body, array_field)
 
 
 Read = tuple[dict[str, object], dict[str, np.ndarray]]
+
+
+def refuse_many_keys(body: bytes | bytearray) -> None:
+    """A large body is large for its array, which has none: to take millions of them apart would hold up everybody."""
+    if len(body) > MANY_BYTES and (keys := body.count(b":")) > MANY_KEYS:
+        raise MalformedBody(f"the body has {len(body)} bytes and {keys} colons: at most {MAX_KEYS} keys are read")
 
 
 def _read_apart(body: Buffer, array_field: str) -> Read | None:
@@ -188,7 +197,11 @@ def _decoded_in_pieces(text: memoryview, name: str) -> np.ndarray | None:
             if packed:
                 time.sleep(0)  # gives up the interpreter's lock
             rows = _rows_decoder.decode(piece) if in_rows else [_row_decoder.decode(piece)]
-            if not rows or not rows[0]:
+            if not rows:
+                return None
+            if not rows[0] and not width:
+                if in_rows and len(text) > MANY_BYTES:  # to take millions of such rows for an array takes seconds
+                    raise InvalidFields.at(name, 0, msg="row 0 has no values")
                 return None
             width = width or len(rows[0])
             for row in rows:

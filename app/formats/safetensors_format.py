@@ -17,6 +17,7 @@ from app.formats.buffer import MAX_DIMENSIONS, Buffer, Size, shaped
 from app.formats.json_format import refuse_repeated_keys
 
 MAX_HEADER_BYTES = 100_000_000  # the library's own limit
+READ_HEADER_BYTES = 4 * 1024 * 1024  # of some thirty thousand tensors, where one is wanted
 
 _DTYPES = {
     "F64": "<f8",
@@ -61,6 +62,8 @@ def read(body: Buffer, array_field: str) -> dict[str, np.ndarray]:
         raise MalformedBody(
             f"this is not a safetensors body: its header claims {length} bytes, of {len(body)} in all"
         )
+    if length > READ_HEADER_BYTES:
+        raise MalformedBody(f"the safetensors header has {length} bytes; at most {READ_HEADER_BYTES} are read")
     tensors = _tensors(bytes(body[8 : 8 + length]))
     _refuse_gaps(tensors, len(body) - 8 - length)
     if array_field in tensors:

@@ -172,6 +172,8 @@ LARGE_AND_BAD: dict[str, bytes] = {
     "a million brackets": raw("[" * 1_000_000),
     "a million keys": b'{"dictionary": "digits", ' + b",".join(b'"k%d":1' % i for i in range(1_000_000)) + b"}",
     "a hundred thousand keys in a field, one twice": b'{"dictionary": {%s}, "data": [[1]]}' % MANY_AND_ONE_TWICE,
+    "four million keys": b"{" + b",".join(b'"k%d":1' % i for i in range(4_000_000)) + b"}",
+    "ten million rows of nothing": raw("[" + ",".join(["[]"] * 10_000_000) + "]"),
     "a key of 10 MB": b'{"' + b"k" * 10_000_000 + b'": 1}',
 }
 

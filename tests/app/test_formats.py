@@ -11,8 +11,12 @@ import pytest
 import safetensors.numpy
 from fastapi.testclient import TestClient
 from httpx import Response
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
-from app.formats import safetensors_format
+from app.errors import MalformedBody
+from app.formats import csv_format, safetensors_format
+from app.formats.answer import Answer
 from demo.service import npy
 from tests.app.conftest import D
 from tests.app.test_bad_input import SOON_SECONDS
@@ -309,3 +313,60 @@ def test_a_large_npy_answer_comes_in_pieces_and_whole(client: TestClient, digits
     answer = client.post(f"/encode?dictionary={digits}", content=npy(rows))
     assert int(answer.headers["content-length"]) == len(answer.content)
     np.testing.assert_array_equal(np.load(io.BytesIO(answer.content)), rows @ D.T)
+
+
+# -- CSV in pieces ----------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def short_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(csv_format, "PIECE_BYTES", 7)
+
+
+def rows_of(width: int) -> st.SearchStrategy[list[list[int]]]:
+    return st.lists(st.lists(st.integers(0, 999), min_size=width, max_size=width), min_size=1, max_size=30)
+
+
+@given(
+    st.integers(1, 4).flatmap(rows_of),
+    st.sampled_from(["\n", "\r\n", "\n\n"]),
+    st.booleans(),
+    st.booleans(),
+)
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_csv_is_the_same_in_pieces(
+    short_pieces: None, rows: list[list[int]], newline: str, has_header: bool, ends: bool
+) -> None:
+    lines = [",".join(map(str, row)) for row in rows]
+    if has_header:
+        lines.insert(0, ",".join("abcd"[: len(rows[0])]))
+    text = newline.join(lines) + newline * ends
+    (array,) = csv_format.read(bytearray(b"\xef\xbb\xbf" + text.encode()), "data").values()
+    np.testing.assert_array_equal(array, rows)
+    written = csv_format.write(Answer({}, {"data": array}))
+    whole = written if isinstance(written, bytes) else b"".join(written)
+    np.testing.assert_array_equal(np.loadtxt(io.BytesIO(whole), delimiter=",", ndmin=2), rows)
+
+
+MALFORMED_CSV = {name: case for name, case in BAD_CSV.items() if case[1] == 400}
+
+
+@pytest.mark.parametrize("case", MALFORMED_CSV.values(), ids=MALFORMED_CSV.keys())
+def test_what_is_wrong_in_a_piece_is_told_as_of_the_whole(short_pieces: None, case: tuple[bytes, int, str]) -> None:
+    content, _, detail = case
+    with pytest.raises(MalformedBody) as refused:
+        csv_format.read(bytearray(content), "data")
+    assert detail in str(refused.value)
+
+
+def test_what_is_wrong_in_a_later_piece_is_told_with_its_place(short_pieces: None) -> None:
+    rows = b"1,2,3\n" * 50
+    for wrong, told in (
+        (b"1,2\n", "line 51 has 2 values, but line 1 has 3"),
+        (b"1,2,x\n", "line 51, column 3: 'x' is not a number"),
+        (b"a,b,c\n", "line 51, column 1: 'a' is not a number"),
+        (b"1,2,\xff\n", "the CSV is not UTF-8: invalid start byte at byte 304"),
+    ):
+        with pytest.raises(MalformedBody) as refused:
+            csv_format.read(bytearray(rows + wrong + rows), "data")
+        assert told in str(refused.value)
