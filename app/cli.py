@@ -36,6 +36,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "compare": concepts.compare,
     "import": dictionaries.import_,
     "export": dictionaries.export,
+    "label": dictionaries.label,
     "rm": dictionaries.rm,
     "jobs": fit.jobs,
     "cancel": fit.cancel,

@@ -4,6 +4,8 @@ Read from the environment (``DICTSERVE_PORT=9000``), overridden by the command l
 """
 
 import re
+from collections.abc import Iterable
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -23,6 +25,8 @@ from app.store.object_store import ObjectStore
 LogFormat = Literal["text", "json"]
 
 MIB = 1024 * 1024
+PREFIX = "DICTSERVE_"
+OF_CLIENTS = {"DICTSERVE_URL", "DICTSERVE_TOKEN"}
 LARGEST = 2**63 - 1
 
 
@@ -30,7 +34,7 @@ class Settings(BaseSettings):
     """Settings of one service process; the description of each field is its documentation."""
 
     model_config = SettingsConfigDict(
-        env_prefix="DICTSERVE_",
+        env_prefix=PREFIX,
         extra="ignore",
         frozen=True,
         hide_input_in_errors=True,  # it may be a password
@@ -161,6 +165,19 @@ class Settings(BaseSettings):
             return None
         return ObjectStore(self.objects, self.objects_options, self.objects_cache_bytes, self.objects_listing_seconds)
 
+    @field_validator("data_dir", mode="before")
+    @classmethod
+    def _none_where_empty(cls, value: object) -> object:
+        """An empty path would be the directory that this was started in, with all that lies there."""
+        return None if value == "" else value
+
+    @field_validator("tokens_file")
+    @classmethod
+    def _a_file(cls, value: Path | None) -> Path | None:
+        if value is not None and str(value) == ".":  # as an empty variable is read; without it nobody would need any
+            raise ValueError("it is empty: name a file, or leave it out")
+        return value
+
     @field_validator("*")
     @classmethod
     def _of_64_bits(cls, value: object) -> object:
@@ -229,3 +246,14 @@ def settings_table() -> str:
         default = "" if field.default is None else f"`{field.default}`"
         rows.append(f"| `DICTSERVE_{name.upper()}` | {default} | {field.description} |")
     return "\n".join(rows)
+
+
+def misspelt(environment: Iterable[str]) -> list[str]:
+    """Of the variables that begin as settings do, what is to be said of those that are none."""
+    known = {f"{PREFIX}{name.upper()}" for name in Settings.model_fields} | OF_CLIENTS
+    told = []
+    for name in sorted(environment):
+        if name.upper().startswith(PREFIX) and name.upper() not in known:
+            meant = get_close_matches(name.upper(), known, 1, cutoff=0.8)
+            told.append(f"{name} is no setting" + (f"; is {meant[0]} meant?" if meant else ""))
+    return told

@@ -13,6 +13,7 @@ import yaml
 from app.jobs.fits import STOP_SECONDS
 from app.main import create_app
 from app.settings import Settings
+from tests.blocks import blocks
 
 ROOT = Path(__file__).parent.parent
 KUBERNETES = ROOT / "deploy" / "kubernetes"
@@ -59,6 +60,11 @@ def patched(old: Any, change: Any) -> Any:
 
 
 VARIANTS = {folder: built(KUBERNETES / folder) for folder in ("base", "replicas")}
+SECRETS = {  # by name; each variant needs the ones that its Deployment names
+    manifest["metadata"]["name"]: manifest
+    for path in ("base/secret.example.yaml", "replicas/stores.example.yaml")
+    for manifest in documents(KUBERNETES / path)
+}
 
 
 def the(variant: str, kind: str) -> Manifest:
@@ -74,7 +80,7 @@ def container(variant: str) -> dict[str, Any]:
 @pytest.mark.parametrize("version", VERSIONS)
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_kubernetes_takes_the_manifests(variant: str, version: str) -> None:
-    for manifest in VARIANTS[variant]:
+    for manifest in [*VARIANTS[variant], *SECRETS.values()]:
         kubernetes_validate.validate(manifest, version, strict=True)
 
 
@@ -85,10 +91,33 @@ def test_the_validator_sees_what_is_wrong() -> None:
 
 
 def test_every_manifest_is_used_or_said_to_be_an_example() -> None:
+    used = {KUBERNETES / variant / "kustomization.yaml" for variant in VARIANTS}
+    for told in list(used):
+        (kustomization,) = documents(told)
+        names = [*kustomization["resources"], *(patch["path"] for patch in kustomization.get("patches", []))]
+        used |= {told.parent / name for name in names}
     for path in KUBERNETES.rglob("*.yaml"):
-        told = path.parent / "kustomization.yaml"
-        used = told.exists() and (path == told or f" {path.name}\n" in told.read_text())
-        assert used or path.name.endswith(".example.yaml"), path
+        assert (path in used) != path.name.endswith(".example.yaml"), path
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_no_apply_replaces_a_secret(variant: str) -> None:
+    """Each that a pod needs has an example, of which the docs say that it is applied by itself."""
+    assert "Secret" not in {manifest["kind"] for manifest in VARIANTS[variant]}
+    spec = the(variant, "Deployment")["spec"]["template"]["spec"]
+    mounted = [volume["secret"]["secretName"] for volume in spec["volumes"] if "secret" in volume]
+    read = [source["secretRef"]["name"] for source in container(variant)["envFrom"] if "secretRef" in source]
+    assert {*mounted, *read} == ({*SECRETS} if variant == "replicas" else {"dictserve-tokens"})
+    scale = (ROOT / "docs" / "scale.md").read_text()
+    for path in ("base/secret.example.yaml", "replicas/stores.example.yaml"):
+        assert f"`kubectl apply -f deploy/kubernetes/{path}`" in scale
+
+
+def test_what_an_autoscaler_scales_has_no_number_of_its_own() -> None:
+    target = the("replicas", "HorizontalPodAutoscaler")["spec"]["scaleTargetRef"]
+    assert (target["kind"], target["name"]) == identity(the("replicas", "Deployment"))
+    assert "replicas" not in the("replicas", "Deployment")["spec"]
+    assert the("base", "Deployment")["spec"]["replicas"] == 1
 
 
 def test_kustomize_builds_the_same() -> None:
@@ -115,16 +144,21 @@ def test_every_setting_that_is_named_is_one() -> None:
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_the_settings_of_the_manifests_are_valid(variant: str, monkeypatch: pytest.MonkeyPatch) -> None:
     told = dict(re.findall(r"(DICTSERVE_\w+)=(\S+)", DOCKERFILE)) | the(variant, "ConfigMap")["data"]
-    for manifest in VARIANTS[variant]:
-        if identity(manifest) == ("Secret", "dictserve-stores"):
-            told |= manifest["stringData"]
+    if variant == "replicas":
+        told |= SECRETS["dictserve-stores"]["stringData"]
     assert all(isinstance(value, str) for value in told.values())
     for name, value in told.items():
         monkeypatch.setenv(name, value)
     settings = Settings()
     assert (settings.object_store is not None) == (settings.database_url is not None) == (variant == "replicas")
     spec = the(variant, "Deployment")["spec"]["template"]["spec"]
-    assert spec["terminationGracePeriodSeconds"] >= settings.shutdown_grace_seconds + STOP_SECONDS
+    sleep, seconds = container(variant)["lifecycle"]["preStop"]["exec"]["command"]
+    grace, told_to_stop = spec["terminationGracePeriodSeconds"], int(seconds) + settings.shutdown_grace_seconds
+    assert sleep == "sleep"
+    assert grace >= told_to_stop + STOP_SECONDS
+    words = f"It has {grace} s to stop: {seconds} until no more requests are sent to it, "
+    words += f"{settings.shutdown_grace_seconds:.0f} for those in flight, and {grace - told_to_stop:.0f} in which"
+    assert words in " ".join((ROOT / "docs" / "scale.md").read_text().split())
     mounts = {mount["mountPath"]: mount for mount in container(variant)["volumeMounts"]}
     assert str(settings.store) in mounts
     assert mounts[str(settings.tokens_file.parent)]["readOnly"]  # type: ignore[union-attr]
@@ -155,6 +189,18 @@ def test_the_pod_is_the_images(variant: str) -> None:
     labels = the(variant, "Deployment")["spec"]["template"]["metadata"]["labels"]
     assert the(variant, "Deployment")["spec"]["selector"]["matchLabels"] == labels
     assert the(variant, "Service")["spec"]["selector"] == labels
+
+
+def test_the_alerts_go_by_the_job_that_the_docs_scrape() -> None:
+    (told,) = (
+        yaml.safe_load(block.text)
+        for block in blocks(ROOT / "docs" / "operations.md")
+        if "scrape_configs:" in block.text
+    )
+    alerts = ROOT / "deploy" / "alerts.yml"
+    assert told["rule_files"] == [alerts.name]
+    (job,) = (scraped["job_name"] for scraped in told["scrape_configs"])
+    assert set(re.findall(r'\bjob="(\w+)"', alerts.read_text())) == {job}
 
 
 def test_the_extras_that_replicas_need_are_named() -> None:

@@ -78,7 +78,8 @@ def fit(A: object, parameters: Mapping[str, Parameter], files: Sequence[str] | N
     headers = {"Idempotency-Key": uuid.uuid4().hex, "Accept": MEDIA_TYPES["json"]}
     if files is None:
         return Call("POST", "/fit", answers.job, _query(parameters), headers, body_of(A))
-    told = {name: value for name, value in parameters.items() if value is not None} | {"files": list(files)}
+    patterns = [files] if isinstance(files, str) else list(files)
+    told = {name: _told(value) for name, value in parameters.items() if value is not None} | {"files": patterns}
     return Call("POST", "/fit", answers.job, {}, headers, Held(MEDIA_TYPES["json"], (msgspec.json.encode(told),)))
 
 
@@ -88,7 +89,7 @@ def encode(
     """One array comes as npy, several as safetensors. With ``top_k`` the service always answers compressed rows."""
     one_array = not (sparse or full or top_k is not None)
     parameters: dict[str, Parameter] = {
-        "dictionary": dictionary,
+        "dictionary": reference_of(dictionary),
         "sparse": sparse or None,
         "top_k": top_k,
         "clip": clip or None,
@@ -101,7 +102,7 @@ def encode(
 
 
 def decode(Z: object, dictionary: str, *, dtype: str) -> Call[Array]:
-    parameters = {"dictionary": dictionary, "dtype": dtype}
+    parameters = {"dictionary": reference_of(dictionary), "dtype": dtype}
     return Call("POST", "/decode", answers.npy, parameters, _accept("npy"), body_of(Z))
 
 
@@ -189,14 +190,31 @@ def _segment(name: str) -> str:
     Raises:
         InvalidRequest: it is empty, or dots that a path is shortened by.
     """
+    name = reference_of(name)
     if name in ("", ".", ".."):
         raise InvalidRequest(f"{name!r} names neither a dictionary nor a job; give a name, or name@version, or an id")
     return quote(name, safe="@")
 
 
+def reference_of(dictionary: object) -> str:
+    """What names a dictionary, told by its name, or by what the client knows of it: that version, then.
+
+    Raises:
+        TypeError: it is neither.
+    """
+    reference = getattr(dictionary, "reference", dictionary)
+    if not isinstance(reference, str):
+        raise TypeError(f"a dictionary is told by its name, as 'digits' or 'digits@2', and not by {dictionary!r:.60}")
+    return reference
+
+
+def _told(value: Parameter) -> Parameter:
+    return reference_of(value) if hasattr(value, "reference") else value
+
+
 def _query(parameters: Mapping[str, Parameter]) -> dict[str, str]:
     return {
-        name: str(value).lower() if isinstance(value, bool) else str(value)
+        name: str(value).lower() if isinstance(value, bool) else str(_told(value))
         for name, value in parameters.items()
         if value is not None
     }

@@ -33,6 +33,13 @@ class Policy:
     retries: int
     timeout_seconds: float
 
+    def __post_init__(self) -> None:
+        """Raises ValueError where either is no such number."""
+        if not isinstance(self.timeout_seconds, (int, float)) or not self.timeout_seconds > 0:
+            raise ValueError(f"timeout is {self.timeout_seconds!r}; it is a number of seconds above 0 (or inf)")
+        if not isinstance(self.retries, int) or self.retries < 0:
+            raise ValueError(f"retries is {self.retries!r}; it is a whole number of at least 0")
+
 
 class Attempts:
     """The attempts of one call: each is followed by `pause_after_answer` or `pause_after_error`, then by a pause."""

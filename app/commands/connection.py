@@ -1,5 +1,6 @@
 """What all commands that talk to a service share: its URL, the client, and what an error ends the process with."""
 
+import io
 import os
 import sys
 from pathlib import Path
@@ -39,6 +40,9 @@ class Commands(TyperGroup):
             sys.stdin = Path(os.devnull).open()  # noqa: SIM115 - as long as the process
         if sys.stdout is None:
             sys.stdout = Path(os.devnull).open("w")  # noqa: SIM115
+        for stream in (sys.stdout, sys.stderr):  # a terminal may lack characters that labels and curves have
+            if isinstance(stream, io.TextIOWrapper):
+                stream.reconfigure(errors="replace")
         try:
             return super().invoke(ctx)
         except BrokenPipeError:
@@ -47,8 +51,15 @@ class Commands(TyperGroup):
             code = exit_code(error)
             if code is None:
                 raise
-            print(f"dictserve: {error}", file=sys.stderr)
+            print(f"dictserve: {error}{_advice(error)}", file=sys.stderr)
             raise typer.Exit(code) from None
+
+
+def _advice(error: Exception) -> str:
+    """What the service's words do not say to who is at a terminal."""
+    from app.client.errors import Unauthorized
+
+    return " (here it is taken from DICTSERVE_TOKEN)" if isinstance(error, Unauthorized) else ""
 
 
 def exit_code(error: Exception) -> int | None:

@@ -99,6 +99,36 @@ def rm(
         client.remove(dictionary)
 
 
+def label(
+    dictionary: Reference,
+    labels: Annotated[list[str] | None, typer.Argument(metavar="[KEY=TEXT]...", help="Of the dictionary.")] = None,
+    concept: Annotated[
+        list[str] | None, typer.Option(metavar="N=TEXT", help="What a concept shows; as often as there are some.")
+    ] = None,
+    as_json: AsJson = False,
+    url: Url = None,
+) -> None:
+    """Label a version, or its concepts. No TEXT takes a label away."""
+    of_dictionary = dict(_parted(told, "KEY=TEXT") for told in labels or ())
+    of_concepts = dict(_parted(told, "N=TEXT") for told in concept or ())
+    if not (of_dictionary or of_concepts):
+        raise typer.BadParameter("give a label, as task=vision or --concept 3=edges", param_hint="KEY=TEXT")
+    if wrong := [number for number in of_concepts if not (number.isascii() and number.isdigit())]:
+        raise typer.BadParameter(f"{wrong[0]!r} is not the number of a concept", param_hint="--concept")
+    with connected(url) as client:
+        labelled = client.label(
+            dictionary, of_dictionary, concepts={int(number): text for number, text in of_concepts.items()}
+        )
+    print_json(labelled.record) if as_json else typer.echo(labelled.reference)
+
+
+def _parted(told: str, form: str) -> tuple[str, str | None]:
+    key, separator, text = told.partition("=")
+    if not (key and separator):
+        raise typer.BadParameter(f"{told!r} is not {form}", param_hint=form)
+    return key, text or None
+
+
 def import_(
     name: Annotated[str, typer.Argument(help="Of the dictionary; a name that exists gets its next version.")],
     file: Input,

@@ -29,6 +29,7 @@ Format = Annotated[
     typer.Option(help="Of the output.", show_default="by the output's suffix, else as the input"),
 ]
 STDIO = Path("-")
+SNIFFED_BYTES = 4096  # text has no zero among them
 
 
 def read_input(path: Path) -> "tuple[Body, str]":
@@ -96,14 +97,14 @@ def _body(text: bytes, format: str) -> "Body":
 def _dense(parts: "Mapping[str, Any]") -> "np.ndarray":
     """Compressed rows as an array."""
     import numpy as np
-    from scipy.sparse import csr_array
 
     try:
         values, indices, indptr = (np.asarray(parts[name]) for name in ("values", "indices", "indptr"))
-        rows = csr_array((values, indices, indptr), shape=tuple(map(int, parts["shape"])))
-        rows.check_format()
-        dense: np.ndarray = rows.toarray()
-    except (KeyError, TypeError, ValueError, MemoryError) as error:
+        dense = np.zeros(tuple(map(int, parts["shape"])), values.dtype)
+        if len(indices) and indices.min() < 0:
+            raise ValueError("an index is negative")
+        dense[np.repeat(np.arange(len(dense)), np.diff(indptr)), indices] = values
+    except (KeyError, IndexError, TypeError, ValueError, MemoryError) as error:
         raise typer.BadParameter(f"the compressed rows cannot be read: {error}") from None
     return dense
 
@@ -117,12 +118,16 @@ def _suffix(path: Path) -> str | None:
 
 
 def _sniffed(text: bytes) -> str:
-    """The format of a body, by its first bytes; what is nothing else is CSV, perhaps with a header line."""
+    """The format of a body, by its first bytes; text that is nothing else is CSV, perhaps with a header line."""
     if text.startswith(b"\x93NUMPY"):
         return "npy"
     if text[8:9] == b"{" and b"\0" in text[:8]:
         return "safetensors"
-    return "json" if text.lstrip()[:1] in (b"[", b"{") else "csv"
+    if text.lstrip()[:1] in (b"[", b"{"):
+        return "json"
+    if b"\0" in text[:SNIFFED_BYTES]:
+        raise typer.BadParameter("this is of no known format: npy, safetensors, JSON and CSV are read")
+    return "csv"
 
 
 def _rows(text: bytes) -> object:
@@ -132,6 +137,8 @@ def _rows(text: bytes) -> object:
         if isinstance(value, dict) and value.get("indptr") is not None:
             return _dense(value)
         rows = value if isinstance(value, list) else next(value[name] for name in ARRAY_NAMES if name in value)
+    except json.JSONDecodeError as error:
+        raise typer.BadParameter(f"this is no JSON: {error}") from None
     except (TypeError, ValueError, StopIteration, RecursionError):
         raise typer.BadParameter(
             f"the JSON is neither rows of numbers nor an object with {' or '.join(ARRAY_NAMES)}"

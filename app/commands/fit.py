@@ -8,7 +8,7 @@ import typer
 
 from app.commands.connection import AsJson, Url, connected
 from app.commands.files import OptionalInput, read_input
-from app.commands.tables import print_json, print_rows
+from app.commands.tables import figure, print_json, print_pairs, print_rows
 
 if TYPE_CHECKING:
     from app.client import Client, Dictionary, Job
@@ -73,6 +73,11 @@ def fit(
 
 
 def jobs(
+    id: Annotated[
+        str | None, typer.Argument(metavar="[JOB]", help="One alone, by its id, with all that is known.")
+    ] = None,
+    *,
+    wait: Annotated[bool, typer.Option("--wait", help="Wait for the JOB's dictionary, and print it.")] = False,
     state: Annotated[
         str | None, typer.Option(help="queued, running, succeeded, failed or cancelled jobs alone.")
     ] = None,
@@ -81,7 +86,12 @@ def jobs(
     as_json: AsJson = False,
     url: Url = None,
 ) -> None:
-    """List jobs, newest first."""
+    """List jobs, newest first; or show one."""
+    if id is not None:
+        _show(id, wait=wait, as_json=as_json, url=url)
+        return
+    if wait:
+        raise typer.BadParameter("tell the JOB that is to be waited for", param_hint="--wait")
     with connected(url) as client:
         found = client.jobs(state=state, name=name, limit=limit)
     if as_json:
@@ -98,6 +108,30 @@ def cancel(
         job = client.job(id)
         job.cancel()
     print_json(job.record) if as_json else typer.echo(job.state)
+
+
+def _show(id: str, *, wait: bool, as_json: bool, url: str | None) -> None:
+    with connected(url) as client:
+        job = client.job(id)
+        if wait:
+            dictionary = _waited(client, job)
+            print_json(dictionary.record) if as_json else typer.echo(dictionary.reference)
+            return
+    if as_json:
+        print_json(job.record)
+        return
+    error = job.record.get("error") or {}
+    heads = ("job", "dictionary", "state", "iteration", "loss", "created")
+    told = dict(zip(heads, _row(job), strict=True))
+    print_pairs(
+        {
+            **told,
+            "relative error": figure(job.progress.relative_error),
+            "seconds": figure(job.progress.seconds),
+            "attempts": str(job.attempts),
+            **({"error": f"{error['type']}: {error['detail']}"} if error else {}),
+        }
+    )
 
 
 def _waited(client: "Client", job: "Job") -> "Dictionary":

@@ -1,6 +1,8 @@
 """``dictserve serve`` and ``dictserve settings``."""
 
 import contextlib
+import os
+import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -28,6 +30,7 @@ def serve(
 ) -> None:
     """Serve over HTTP until SIGTERM, SIGHUP or Ctrl-C. Options win over the environment (DICTSERVE_PORT, …)."""
     import gc
+    import logging
     import signal
     import socket
 
@@ -38,6 +41,7 @@ def serve(
     told = {"host": host, "port": port, "store": store, "objects": objects, "tokens_file": tokens_file}
     told |= {"insecure": insecure}
     chosen = settings_of({name: value for name, value in told.items() if value is not None})
+    _require_address(chosen.host, chosen.port)
     if chosen.tokens_file is None and not chosen.insecure and not _is_loopback(chosen.host):
         sys.exit(
             f"dictserve: {chosen.host} is more than this machine, and no tokens are set: make some with "
@@ -52,8 +56,11 @@ def serve(
         from app.errors import AppError
         from app.http.protocol import bounded
         from app.main import create_app
+        from app.settings import misspelt
 
         logs.configure(chosen.log_format, chosen.log_level)
+        for told_of in misspelt(os.environ):
+            logging.getLogger("dictserve").warning(told_of)
         try:
             app = create_app(chosen, worker=worker)
             app.state.services.open()
@@ -112,6 +119,19 @@ def _end_when_told() -> None:
         signal.signal(signal.SIGHUP, end)
 
 
+def _require_address(host: str, port: int) -> None:
+    """End with a line where nothing can listen there, before anything else is begun."""
+    import socket
+
+    try:
+        (family, kind, protocol, _, address), *_ = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+        with socket.socket(family, kind, protocol) as tried:
+            tried.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            tried.bind(address)
+    except (OSError, UnicodeError) as error:
+        sys.exit(f"dictserve: nothing can listen on {host!r}, port {port}: {getattr(error, 'strerror', error)}")
+
+
 def _within_open_files(chosen: "Settings") -> "Settings":
     """Raise the limit on open files to what so many connections need; where the system does not let us, fewer are
     taken."""
@@ -151,11 +171,15 @@ def settings() -> None:
 def settings_of(told: dict[str, Any]) -> "Settings":
     """The settings, or an end with one line for each bad one."""
     from pydantic import ValidationError
+    from pydantic_settings import SettingsError
 
     from app.settings import Settings
 
     try:
         return Settings(**told)
+    except SettingsError as error:  # of JSON that is none
+        field = re.search(r'"(\w+)"', str(error))
+        sys.exit(f"dictserve: setting {field[1] if field else 'of the environment'}: it is not JSON")
     except ValidationError as error:
         lines = [f"dictserve: setting {'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors()]
         sys.exit("\n".join(lines))

@@ -30,6 +30,10 @@ def encode(
     several = sparse or top_k is not None or reconstruct
     otherwise = "safetensors" if several and given != "json" else given
     wanted = output_format(output, format, otherwise)
+    if several and wanted not in ("json", "safetensors"):
+        raise typer.BadParameter(
+            f"{wanted} holds one array: use json or safetensors", param_hint="--format or --output"
+        )
     parameters: dict[str, calls.Parameter] = {
         "dictionary": dictionary,
         "sparse": sparse or None,

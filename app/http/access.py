@@ -1,4 +1,4 @@
-"""Who may do what: with a tokens file set, everything but the probes, and the page's own files, which hold no data,
+"""Who may do what: with a tokens file set, everything but the probes, and the pages' own files, which hold no data,
 needs a token of the right scope."""
 
 from collections.abc import Mapping
@@ -11,7 +11,7 @@ from app.http.tokens import READ, WRITE, Caller, TokenFile
 from app.problems import PROTOCOL, problem_of
 
 OPEN = {"/livez", "/readyz", f"{PROTOCOL}/health/live", f"{PROTOCOL}/health/ready"}
-PAGE, PAGE_FILES = "/", "/page/"
+PAGES, PAGE_FILES = {"/", "/docs", "/openapi.json"}, ("/page/", "/docs/")
 READING = {"/encode", "/decode"}  # POST, but nothing is changed
 CALLER = "dictserve.caller"  # of an ASGI scope
 
@@ -35,7 +35,7 @@ class Access:
         await self._app(scope, receive, send)
 
     def _is_open(self, method: str, path: str) -> bool:
-        is_page = method in ("GET", "HEAD") and (path == PAGE or path.startswith(PAGE_FILES))
+        is_page = method in ("GET", "HEAD") and (path in PAGES or path.startswith(PAGE_FILES))
         return path in self._open or is_page
 
     def _admitted(self, request: Request) -> Caller:

@@ -266,7 +266,10 @@ def _query(query_string: bytes) -> tuple[tuple[str, str], ...]:
 
 def _too_large(limit: int, size: int | None) -> BodyTooLarge:
     told = "this body has more" if size is None else f"this body has {size}"
-    return BodyTooLarge(f"a body of this kind may have {limit} bytes; {told}. Send fewer rows at a time")
+    return BodyTooLarge(
+        f"a body of this kind may have {limit} bytes; {told}. Encode and decode fewer rows at a time; fit from files "
+        "of the service's data directory (`files`), or raise DICTSERVE_MAX_BODY_BYTES"
+    )
 
 
 def _parse(

@@ -12,7 +12,7 @@ const PARAMETERS = [
   { name: "nb_concepts", label: "Concepts", type: "number", required: true, min: 1, placeholder: "64",
     help: "How many concepts to look for (k). More explain more, and each says less: begin with a tenth of the features." },
   { name: "max_iter", label: "Most iterations", type: "number", min: 1, value: "500", help: "It stops earlier once it hardly improves." },
-  { name: "tol", label: "Tolerance", type: "number", min: 0, max: 1, step: "any", value: "0.0001",
+  { name: "tol", label: "Tolerance", type: "number", min: 0, max: 0.999999, step: "any", value: "0.0001",
     help: "It stops once ten iterations have lowered the loss by less than this share of it." },
   { name: "solver", label: "Solver", options: ["hals", "mu", "pgd", "anls"], value: "hals",
     help: "hals is the fastest and ends lowest. mu, pgd and anls are there to compare with." },

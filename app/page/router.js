@@ -28,6 +28,7 @@ export async function show() {
   const path = location.hash.slice(1);
   const found = ROUTES.map(([pattern, name]) => [pattern.exec(path), name]).find(([match]) => match);
   notice("");
+  document.title = "dictserve"; // until the view has one of its own
   mark(found?.[1]);
   if (!found) {
     view.replaceChildren(h("h1", { tabindex: -1 }, "No such view"), h("p", {}, h("a", { href: "#/" }, "To the dictionaries")));

@@ -56,13 +56,16 @@ def test_every_call_but_the_probes_needs_a_token(client: TestClient, method: str
     assert client.request(method, path, headers=bearer("ds_wrong")).status_code == 401
 
 
-@pytest.mark.parametrize("path", ["/", "/page/main.js", "/page/plotly.js"])
+PAGES = ["/", "/page/main.js", "/page/plotly.js", "/docs", "/docs/swagger-ui.css", "/openapi.json"]
+
+
+@pytest.mark.parametrize("path", PAGES)
 def test_the_page_itself_needs_none(client: TestClient, path: str) -> None:
     assert client.get(path).status_code == 200
     assert client.post(path).status_code == 401
 
 
-@pytest.mark.parametrize("path", ["/docs", "/openapi.json", "/nothing", "/page", "/pages/main.js"])
+@pytest.mark.parametrize("path", ["/openapi", "/nothing", "/page", "/pages/main.js"])
 def test_what_is_not_an_operation_needs_one_too(client: TestClient, path: str) -> None:
     assert client.get(path).status_code == 401
 

@@ -62,7 +62,8 @@ def test_a_token_is_printed_and_its_hash_is_kept(tmp_path: Path) -> None:
     ("options", "told"),
     [
         (["--host", "0.0.0.0"], "dictserve token new"),  # noqa: S104 - that is what is refused
-        (["--host", "some.host"], "dictserve token new"),
+        (["--host", "::"], "dictserve token new"),
+        (["--host", "no.such.host.invalid"], "nothing can listen on 'no.such.host.invalid'"),
         (["--tokens-file", "absent"], "cannot be read"),
     ],
 )

@@ -2,10 +2,12 @@
 
 import asyncio
 import inspect
+import json
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import httpx
 import numpy as np
@@ -24,7 +26,9 @@ from app.client import (
     UnknownConcept,
     UnknownDictionary,
 )
+from app.client import calls as api
 from app.client.errors import InvalidFields
+from app.client.records import DictionaryRecord
 from app.main import create_app
 from app.schemas import EncodeRequest, FitParameters
 from app.settings import Settings
@@ -203,3 +207,35 @@ def test_importing_the_client_loads_nothing_of_the_service() -> None:
     root = Path(app.client.__file__).parents[2]
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=root)
     assert run.stdout.strip() == "[]"
+
+
+def test_a_dictionary_is_told_by_what_the_client_knows_of_it() -> None:
+    """Its version with it; and what is no name is told before anything is sent."""
+    known = DictionaryRecord({"name": "digits", "version": 2, "nb_concepts": 2, "n_features": 3})
+    made: list[Callable[[Any], api.Call[Any]]] = [api.remove, api.concepts, api.weights, api.dictionary]
+    for make in made:
+        assert make(known).path.startswith("/dictionaries/digits@2")
+    assert api.compare(known, "b").path == "/dictionaries/digits@2/compare/b"  # type: ignore[arg-type]
+    A = np.ones((2, 3), np.float32)
+    options = {"sparse": False, "top_k": None, "clip": False, "full": False, "dtype": "float32"}
+    assert api.encode(A, known, **options).query["dictionary"] == "digits@2"  # type: ignore[arg-type]
+    assert api.decode(A, known, dtype="float32").query["dictionary"] == "digits@2"  # type: ignore[arg-type]
+    assert api.fit(A, {"init": known}).query["init"] == "digits@2"  # type: ignore[dict-item]
+    with pytest.raises(TypeError, match="a dictionary is told by its name"):
+        api.encode(A, 7, **options)  # type: ignore[arg-type]
+
+
+def test_one_pattern_of_files_is_one() -> None:
+    call = api.fit(None, {"name": "a", "nb_concepts": 2}, "**/*_relu.npy")
+    assert call.body is not None
+    assert json.loads(b"".join(call.body.pieces))["files"] == ["**/*_relu.npy"]  # type: ignore[attr-defined]
+
+
+IMPATIENT = [{"timeout": None}, {"timeout": 0}, {"timeout": -1}, {"retries": -1}, {"retries": None}]
+
+
+@pytest.mark.parametrize("options", IMPATIENT)
+@pytest.mark.parametrize("kind", [Client, AsyncClient])
+def test_what_is_no_patience_is_refused_at_once(kind: type[Client | AsyncClient], options: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match=r"^(timeout|retries) is "):
+        kind("http://127.0.0.1:1", **options)

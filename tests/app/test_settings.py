@@ -7,7 +7,7 @@ import pytest
 from pydantic import ValidationError
 
 from app.commands.service import OWN_FILES, _within_open_files
-from app.settings import Settings
+from app.settings import Settings, misspelt
 
 
 @pytest.mark.parametrize("empty", ["", "."])
@@ -22,6 +22,23 @@ def test_a_database_in_memory_is_refused(url: str) -> None:
     with pytest.raises(ValidationError, match="names no file"):
         Settings(database_url=url)
     Settings(database_url="sqlite:////tmp/jobs.sqlite3")
+
+
+def test_an_empty_variable_is_no_directory(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As compose hands on what is not set."""
+    monkeypatch.setenv("DICTSERVE_DATA_DIR", "")
+    assert Settings().data_dir is None
+    monkeypatch.setenv("DICTSERVE_TOKENS_FILE", "")
+    with pytest.raises(ValidationError, match="it is empty: name a file"):
+        Settings()
+
+
+def test_what_is_no_setting_is_told() -> None:
+    told = ["DICTSERVE_PROT", "DICTSERVE_URL", "DICTSERVE_PORT", "dictserve_store", "PATH", "DICTSERVE_XYZZY_QUUX"]
+    assert misspelt(told) == [
+        "DICTSERVE_PROT is no setting; is DICTSERVE_PORT meant?",
+        "DICTSERVE_XYZZY_QUUX is no setting",
+    ]
 
 
 def test_numbers_that_no_worker_could_be_told_are_refused() -> None:

@@ -88,6 +88,15 @@ def test_a_dictionary_from_first_to_last(folder: Path) -> None:
     assert compared.count("best: ") == compared.count("worst: ") == 1
     assert len(json.loads(run(folder, "dictserve compare digits@1 digits@2 --json").stdout)["matches"]) == 16
     assert "succeeded" in run(folder, "dictserve jobs --name digits").stdout
+    job = json.loads(run(folder, "dictserve jobs --name digits --json").stdout)[0]["id"]
+    assert re.search(r"^state +succeeded", run(folder, f"dictserve jobs {job}").stdout, re.MULTILINE)
+    assert run(folder, f"dictserve jobs {job} --wait").stdout == "digits@1\n"
+    assert json.loads(run(folder, f"dictserve jobs {job} --json").stdout)["id"] == job
+    assert run(folder, "dictserve label digits@2 task=vision --concept 3=edges").stdout == "digits@2\n"
+    labelled = json.loads(run(folder, "dictserve show digits@2 --json").stdout)
+    assert (labelled["labels"], labelled["concept_labels"]) == ({"task": "vision"}, {"3": "edges"})
+    run(folder, "dictserve label digits@2 task= --concept 3=")
+    assert json.loads(run(folder, "dictserve show digits@2 --json").stdout)["labels"] == {}
 
     assert "Remove digits@2?" in run(folder, "echo n | dictserve rm digits@2", code=1).stderr
     run(folder, "dictserve rm digits@2 --yes && echo y | dictserve rm digits")
@@ -96,6 +105,7 @@ def test_a_dictionary_from_first_to_last(folder: Path) -> None:
 
 def test_jobs_that_are_not_waited_for(folder: Path) -> None:
     id = run(folder, f"dictserve fit A.npy {LONG} --no-wait").stdout.strip()
+    assert re.search(r"^state +(queued|running)", run(folder, f"dictserve jobs {id}").stdout, re.MULTILINE)
     assert run(folder, f"dictserve cancel {id}").stdout == "cancelled\n"
     assert json.loads(run(folder, "dictserve jobs --state cancelled --json").stdout)[0]["id"] == id
 

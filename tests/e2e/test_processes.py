@@ -293,12 +293,16 @@ def test_the_http_process_never_loads_torch(shared: Service) -> None:
 
 def test_a_start_that_cannot_be_says_why_in_a_line(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
+    taken = socket.create_server(("127.0.0.1", 0))
     bad: list[tuple[list[str], dict[str, str], str]] = [
         (["--store", str(tmp_path / "file" / "models")], {}, "store cannot be used: Not a directory"),
         (["--port", "99999"], {}, "setting port"),
         ([], {"DICTSERVE_MAX_ROWS": "many"}, "setting max_rows"),
         ([], {"DICTSERVE_DEVICES": "tpu"}, "setting devices"),
         ([], {"DICTSERVE_DATA_DIR": str(tmp_path / "file")}, "setting data_dir"),
+        ([], {"DICTSERVE_OBJECTS_OPTIONS": "x"}, "setting objects_options: it is not JSON"),
+        (["--host", "localhost:8"], {}, "nothing can listen on 'localhost:8'"),
+        (["--port", str(taken.getsockname()[1])], {}, "Address already in use"),
     ]
     for options, environment, said in bad:
         command = [sys.executable, "-m", "app", "serve", "--port", "0", "--store", str(tmp_path / "m"), *options]
@@ -306,6 +310,7 @@ def test_a_start_that_cannot_be_says_why_in_a_line(tmp_path: Path) -> None:
         assert run.returncode != 0
         assert said in run.stderr
         assert len(run.stderr.strip().splitlines()) == 1, run.stderr
+    taken.close()
 
 
 def test_requests_leak_no_handles(shared: Service) -> None:
