@@ -85,6 +85,11 @@ class TokenFile:
         self._path = path
         self._state = self._now()
         self._callers = _read(path)
+        self._warn_of_none()
+
+    def _warn_of_none(self) -> None:
+        if not self._callers:
+            logger.warning("%s has no tokens: nobody is let in before `dictserve token new` has made one", self._path)
 
     def find(self, token: str) -> Caller | None:
         self._renew()
@@ -112,6 +117,7 @@ class TokenFile:
                 if before is not None and before.per_minute == allowance.per_minute:
                     caller.allowances[limit] = before
         self._callers = fresh
+        self._warn_of_none()
 
     def _now(self) -> tuple[int, ...] | None:
         try:

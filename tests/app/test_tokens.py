@@ -118,3 +118,10 @@ def test_a_token_is_added_to_a_file_whose_last_line_has_no_end(path: Path) -> No
     add(path, "b", ["read"], "y", {})
     found = [TokenFile(path).find(token) for token in ("x", "y")]
     assert [caller and caller.name for caller in found] == ["a", "b"]
+
+
+def test_a_file_without_tokens_is_warned_of(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    path = tmp_path / "tokens"
+    path.write_text("# none yet\n")
+    TokenFile(path)
+    assert "has no tokens: nobody is let in" in caplog.text
