@@ -7,7 +7,7 @@ from fastapi import APIRouter, Request, Response
 
 from app import __version__
 from app.comparison import require_comparable
-from app.routes.dictionaries import JSON_TYPE, UNCHANGED, IfNoneMatch, parsed, unchanged
+from app.routes.dictionaries import JSON_TYPE, TAGGED, IfNoneMatch, parsed, unchanged
 from app.routes.openapi import problems
 from app.routes.query import KNOWN_ALONE
 from app.schemas import Comparison
@@ -22,7 +22,7 @@ NOBODY_WAITS = 499
     "/{a}/compare/{b}",
     summary="Match the concepts of two dictionaries",
     response_model=Comparison,
-    responses={**UNCHANGED, **problems(404, 422, 500, 503)},
+    responses={**TAGGED, **problems(404, 422, 500, 503)},
 )
 async def compare(
     a: str, b: str, request: Request, services: ServicesDep, if_none_match: IfNoneMatch = ""

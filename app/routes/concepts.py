@@ -4,7 +4,7 @@ from typing import Annotated
 
 from fastapi import APIRouter, Path, Response
 
-from app.routes.dictionaries import UNCHANGED, IfNoneMatch, parsed, tagged_json
+from app.routes.dictionaries import TAGGED, IfNoneMatch, parsed, tagged_json
 from app.routes.openapi import problems
 from app.routes.query import KNOWN_ALONE
 from app.schemas import Concept, ConceptColumns
@@ -17,7 +17,7 @@ router = APIRouter(prefix="/dictionaries", tags=["dictionaries"], dependencies=K
     "/{reference}/concepts",
     summary="All concepts, in columns",
     response_model=ConceptColumns,
-    responses={**UNCHANGED, **problems(404, 422, 500)},
+    responses={**TAGGED, **problems(404, 422, 500, 503)},
 )
 def list_concepts(reference: str, services: ServicesDep, if_none_match: IfNoneMatch = "") -> Response:
     """A number of each concept in each column. A column is null where it is not known."""
@@ -28,7 +28,7 @@ def list_concepts(reference: str, services: ServicesDep, if_none_match: IfNoneMa
     "/{reference}/concepts/{concept}",
     summary="One concept",
     response_model=Concept,
-    responses={**UNCHANGED, **problems(404, 422, 500)},
+    responses={**TAGGED, **problems(404, 422, 500, 503)},
 )
 def get_concept(
     reference: str, concept: Annotated[int, Path(ge=0)], services: ServicesDep, if_none_match: IfNoneMatch = ""

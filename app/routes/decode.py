@@ -6,8 +6,8 @@ from app.formats.answer import Scalar
 from app.http.access import take_rows
 from app.http.bodies import read_payload
 from app.routes import examples
-from app.routes.openapi import array_answers, array_body, problems
-from app.schemas import DecodeAnswer, DecodeRequest
+from app.routes.openapi import array_answers, array_body, device_full, problems
+from app.schemas import DecodeAnswer, DecodeRequest, ProblemAnswer
 from app.services import ServicesDep
 
 router = APIRouter(tags=["encode and decode"])
@@ -20,6 +20,7 @@ router = APIRouter(tags=["encode and decode"])
     responses={
         **array_answers(DecodeAnswer),
         **problems(400, 404, 406, 413, 415, 422, 500, 503),
+        **device_full(ProblemAnswer),
     },
     openapi_extra=array_body(DecodeRequest, examples.DECODE, examples.DECODE_CSV),
 )

@@ -15,7 +15,7 @@ from app.formats import NPY, answer_format
 from app.http.bodies import array_answer, read_fields, read_payload
 from app.http.shares import share_of_answers
 from app.routes import examples
-from app.routes.openapi import array_answers, array_body, json_body, problems
+from app.routes.openapi import Responses, array_answers, array_body, header, json_body, problems
 from app.routes.query import KNOWN_ALONE
 from app.schemas import DictionaryList, ImportRequest, LabelRequest, WeightsAnswer
 from app.services import ServicesDep
@@ -27,7 +27,9 @@ logger = logging.getLogger("dictserve")
 JSON_TYPE = "application/json"
 MAX_LABELS_BYTES = 8 * 1024 * 1024
 IfNoneMatch = Annotated[str, Header()]
-UNCHANGED: dict[int | str, Any] = {304: {"description": "It is as it was (If-None-Match)."}}
+ETAG = {"ETag": header("Of what is answered, for If-None-Match.")}
+UNCHANGED: Responses = {304: {"description": "It is as it was (If-None-Match).", "headers": ETAG}}
+TAGGED: Responses = {200: {"headers": ETAG}, **UNCHANGED}
 K = TypeVar("K")
 
 router = APIRouter(prefix="/dictionaries", tags=["dictionaries"], dependencies=KNOWN_ALONE)
@@ -36,7 +38,7 @@ router = APIRouter(prefix="/dictionaries", tags=["dictionaries"], dependencies=K
 @router.get(
     "",
     summary="The latest version of every dictionary",
-    responses=problems(422),
+    responses=problems(422, 503),
     response_model_exclude={
         "dictionaries": {
             "__all__": {"loss_history": True, "concept_labels": True, "metrics": {"energy"}, "data": {"files"}}
@@ -54,7 +56,7 @@ def list_dictionaries(services: ServicesDep) -> DictionaryList:
     "/{reference}",
     summary="A dictionary with its metrics",
     response_model=DictionaryRecord,
-    responses={**UNCHANGED, **problems(404, 422, 500)},
+    responses={**TAGGED, **problems(404, 422, 500, 503)},
 )
 def get_dictionary(reference: str, services: ServicesDep, if_none_match: IfNoneMatch = "") -> Response:
     """By name (the latest version) or as `name@version`."""
@@ -67,7 +69,7 @@ def get_dictionary(reference: str, services: ServicesDep, if_none_match: IfNoneM
     summary="D itself",
     response_class=Response,
     responses={
-        **array_answers(WeightsAnswer),
+        **array_answers(WeightsAnswer, ETAG),
         **UNCHANGED,
         **problems(404, 406, 422, 500, 503),
     },
@@ -98,7 +100,10 @@ def get_weights(
     "/{reference}",
     status_code=201,
     summary="Import a dictionary made elsewhere",
-    responses=problems(400, 409, 413, 415, 422, 503, 507),
+    responses={
+        201: {"headers": {"Location": header("The new version.")}},
+        **problems(400, 409, 413, 415, 422, 503, 507),
+    },
     openapi_extra=array_body(ImportRequest, examples.IMPORT, examples.IMPORT_CSV),
 )
 async def import_dictionary(

@@ -6,8 +6,8 @@ from app.formats.answer import Scalar
 from app.http.access import take_rows
 from app.http.bodies import INLINE_BINARY_BYTES, aside, read_payload
 from app.routes import examples
-from app.routes.openapi import array_answers, array_body, problems
-from app.schemas import EncodeAnswer, EncodeRequest
+from app.routes.openapi import array_answers, array_body, device_full, problems
+from app.schemas import EncodeAnswer, EncodeRequest, ProblemAnswer
 from app.services import ServicesDep
 from app.sparse import compressed_rows
 
@@ -21,6 +21,7 @@ router = APIRouter(tags=["encode and decode"])
     responses={
         **array_answers(EncodeAnswer),
         **problems(400, 404, 406, 413, 415, 422, 500, 503),
+        **device_full(ProblemAnswer),
     },
     openapi_extra=array_body(EncodeRequest, examples.ENCODE, examples.ENCODE_CSV),
 )

@@ -16,7 +16,7 @@ from app.jobs.data_files import Named
 from app.jobs.fits import Fits
 from app.jobs.jobs import ENDED
 from app.routes import examples
-from app.routes.openapi import array_body, problems
+from app.routes.openapi import RETRY_AFTER, array_body, header, problems
 from app.schemas import FitRequest, Job
 from app.services import ServicesDep
 from app.store.uploads import Staged
@@ -25,6 +25,10 @@ router = APIRouter(tags=["fit"])
 
 MAX_WAIT_SECONDS = 600
 _WAIT = re.compile(r"""(?:^|,)\s*wait\s*=\s*"?(\d{1,9})\b""", re.ASCII | re.IGNORECASE)  # RFC 7240
+HEADERS = {
+    "Location": header("The job."),
+    "Preference-Applied": header("With `Prefer: wait=…`: the wait that was granted."),
+}
 
 
 @router.post(
@@ -32,7 +36,8 @@ _WAIT = re.compile(r"""(?:^|,)\s*wait\s*=\s*"?(\d{1,9})\b""", re.ASCII | re.IGNO
     status_code=202,
     summary="Fit a dictionary in the background",
     responses={
-        200: {"model": Job, "description": "The job has ended."},
+        200: {"model": Job, "description": "The job has ended.", "headers": HEADERS},
+        202: {"headers": HEADERS | RETRY_AFTER},
         **problems(400, 409, 413, 415, 422, 503, 507),
     },
     openapi_extra=array_body(FitRequest, examples.FIT, examples.FIT_CSV),

@@ -6,6 +6,7 @@ from typing import Any
 from fastapi import APIRouter, Request, Response
 
 from app.metrics import CONTENT_TYPE, Metrics
+from app.routes.openapi import RETRY_AFTER
 from app.services import ServicesDep
 
 router = APIRouter(tags=["probes"])
@@ -16,7 +17,11 @@ async def livez() -> dict[str, str]:
     return {"status": "alive"}
 
 
-@router.get("/readyz", summary="Whether a worker takes work", responses={503: {"description": "Not now."}})
+@router.get(
+    "/readyz",
+    summary="Whether a worker takes work",
+    responses={503: {"model": dict[str, Any], "description": "Not now.", "headers": RETRY_AFTER}},
+)
 async def readyz(response: Response, services: ServicesDep) -> dict[str, Any]:
     """The loop of one of its workers, at least, was heard to turn lately."""
     is_ready = services.workers.is_ready

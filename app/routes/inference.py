@@ -35,7 +35,7 @@ from app.inference import (
 )
 from app.problems import PROTOCOL
 from app.routes import examples
-from app.routes.openapi import BINARY, answers, struct_schema
+from app.routes.openapi import BINARY, Responses, answers, device_full, header, struct_schema
 from app.schemas import DecodeRequest, EncodeRequest
 from app.services import Services, ServicesDep
 from app.settings import Settings
@@ -57,12 +57,12 @@ class IndexRequest(msgspec.Struct, forbid_unknown_fields=True):
     ready: bool = False
 
 
-def _errors(*statuses: int) -> dict[int | str, dict[str, Any]]:
+def _errors(*statuses: int) -> Responses:
     return answers(ErrorAnswer, *statuses)
 
 
 def _of_model(
-    method: str, path: str, summary: str, responses: dict[int | str, dict[str, Any]], **more: Any
+    method: str, path: str, summary: str, responses: Responses, **more: Any
 ) -> Callable[[Endpoint], Endpoint]:
     """Registers a route of a dictionary, and the same of one version of it; ``more`` goes to its OpenAPI entry."""
 
@@ -128,13 +128,13 @@ async def repository_index(request: Request, services: ServicesDep) -> list[Mode
     return [state for state in states if state.state == READY or not told.ready]
 
 
-@_of_model("GET", "", "A dictionary's tensors", _errors(404, 422, 500))
+@_of_model("GET", "", "A dictionary's tensors", _errors(404, 422, 500, 503))
 def model_metadata(reference: ReferenceDep, services: ServicesDep) -> ModelMetadata:
     record = services.store.record(reference)
     return metadata(record, services.store.versions(record.name))
 
 
-@_of_model("GET", "/config", "The same as Triton's model configuration", _errors(404, 422, 500))
+@_of_model("GET", "/config", "The same as Triton's model configuration", _errors(404, 422, 500, 503))
 def model_configuration(reference: ReferenceDep, services: ServicesDep) -> dict[str, Any]:
     return configuration(model_metadata(reference, services))
 
@@ -151,8 +151,13 @@ def model_ready(reference: ReferenceDep, services: ServicesDep) -> ModelReady:
     INFER,
     "Encode activations, or decode codes",
     {
-        200: {"model": InferenceAnswer, "content": {"application/octet-stream": {"schema": BINARY}}},
+        200: {
+            "model": InferenceAnswer,
+            "content": {"application/octet-stream": {"schema": BINARY}},
+            "headers": {LENGTH_HEADER: header("Of the JSON in bytes, where those of tensors follow it.", "integer")},
+        },
         **_errors(400, 404, 413, 415, 422, 500, 503),
+        **device_full(ErrorAnswer),
     },
     requestBody={
         "required": True,

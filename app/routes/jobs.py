@@ -8,7 +8,7 @@ from fastapi import APIRouter, Depends, Header, Query, Response
 from fastapi.sse import EventSourceResponse, ServerSentEvent
 
 from app.jobs.jobs import ENDED
-from app.routes.openapi import problems
+from app.routes.openapi import RETRY_AFTER, problems
 from app.routes.query import KNOWN_ALONE
 from app.schemas import Job, JobList, State
 from app.services import ServicesDep
@@ -31,7 +31,11 @@ async def list_jobs(
     return JobList(jobs=jobs, next=jobs[-1].id if len(jobs) == limit else None)
 
 
-@router.get("/{id}", summary="A job, with its progress", responses=problems(404, 422))
+@router.get(
+    "/{id}",
+    summary="A job, with its progress",
+    responses={200: {"headers": RETRY_AFTER}, **problems(404, 422, 503)},  # while it is under way
+)
 async def get_job(id: str, response: Response, services: ServicesDep) -> Job:
     job = await services.fits.get(id)
     if job.state not in ENDED:
@@ -48,7 +52,7 @@ async def _existing(id: str, services: ServicesDep) -> Job:
     "/{id}/events",
     summary="A job's progress as it comes (server-sent events)",
     response_class=EventSourceResponse,
-    responses=problems(404, 422),
+    responses=problems(404, 422, 503),
 )
 async def follow_job(
     begun: Annotated[Job, Depends(_existing)], services: ServicesDep, last_event_id: Annotated[str, Header()] = ""
@@ -75,7 +79,7 @@ def _position(event_id: str) -> tuple[int, int]:
     "/{id}",
     summary="Cancel a job, or remove the record of one that has ended",
     response_model=Job,
-    responses={204: {"description": "The record is removed."}, **problems(404, 422)},
+    responses={204: {"description": "The record is removed."}, **problems(404, 422, 503)},
 )
 async def delete_job(id: str, services: ServicesDep) -> Job | Response:
     """Cancelling takes effect within a slice of the fit: the answer is the job's record after it."""
@@ -83,7 +87,7 @@ async def delete_job(id: str, services: ServicesDep) -> Job | Response:
     return Response(status_code=204) if job is None else job
 
 
-@router.post("/{id}/cancel", summary="Cancel a job", responses=problems(404, 422))
+@router.post("/{id}/cancel", summary="Cancel a job", responses=problems(404, 422, 503))
 async def cancel_job(id: str, services: ServicesDep) -> Job:
     """As `DELETE` of a job that has not ended. One that has stays as it is, so that this can be sent twice."""
     return await services.fits.cancel(id)

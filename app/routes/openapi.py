@@ -1,5 +1,6 @@
 """What the OpenAPI document says of bodies that the routes read and write themselves."""
 
+from collections.abc import Mapping
 from http import HTTPStatus
 from inspect import cleandoc
 from typing import Any
@@ -9,10 +10,16 @@ from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
 from pydantic import BaseModel
 
+from app.errors import KINDS, DeviceOutOfMemory, Forbidden, RateLimited, Unauthorized
 from app.formats import CSV, FORMATS, JSON, NPY, SAFETENSORS
+from app.http.access import OPEN
 from app.http.bodies import ARRAY_FIELD, JSON_ALONE
+from app.inference import ErrorAnswer
+from app.problems import PROTOCOL
 from app.routes.examples import Examples
 from app.schemas import Fields, ProblemAnswer
+
+Responses = dict[int | str, dict[str, Any]]
 
 # Where tokens are set, either is needed; where none are, neither is.
 SECURITY = {
@@ -20,12 +27,28 @@ SECURITY = {
     "key": {"type": "apiKey", "in": "header", "name": "X-API-Key", "description": "The same token."},
 }
 NAMES = {413: "Content Too Large", 422: "Unprocessable Content"}  # of statuses, where Python before 3.13 has old ones
-PROBLEM_TYPE = "application/problem+json"
+PROBLEM = {"schema": {"$ref": f"#/components/schemas/{ProblemAnswer.__name__}"}}
+PROBLEM_CONTENT = {"application/problem+json": PROBLEM}
+ERROR_CONTENT = {JSON.media_types[0]: {"schema": {"$ref": f"#/components/schemas/{ErrorAnswer.__name__}"}}}
+SCALARS = {"string", "integer", "boolean"}
 BINARY = {"type": "string", "format": "binary"}
 SCHEMAS = {
     NPY.name: BINARY | {"description": "An array as `numpy.save` writes it; little-endian float32 is fastest."},
     SAFETENSORS.name: BINARY | {"description": f"A tensor `{ARRAY_FIELD}`, or the only one; answers name theirs."},
     CSV.name: {"type": "string", "description": "A row a line; a body may begin with a header line."},
+}
+
+
+def header(description: str, type: str = "string") -> dict[str, Any]:
+    return {"description": description, "schema": {"type": type}}
+
+
+RETRY_AFTER = {"Retry-After": header("Seconds after which to ask again.", "integer")}
+RETRIED = {kind.status for kind in KINDS.values() if kind.retry_after_seconds is not None}
+REFUSED: Mapping[type[Exception], dict[str, Any]] = {
+    Unauthorized: {"WWW-Authenticate": header("`Bearer`")},
+    Forbidden: {},
+    RateLimited: RETRY_AFTER,
 }
 
 
@@ -79,32 +102,49 @@ def array_body(model: type[Fields], examples: Examples, csv: str) -> dict[str, A
     return {"requestBody": body, "parameters": parameters}
 
 
-def array_answers(model: type[Any]) -> dict[int | str, dict[str, Any]]:
-    """An answer with arrays in any format; as JSON the whole model."""
-    return {200: {"model": model, "content": _content()}}
+def array_answers(model: type[BaseModel], headers: Mapping[str, Any] | None = None) -> Responses:
+    """An answer with arrays in any format; as JSON the whole model. Its scalars are headers too, beside these."""
+    properties = model.model_json_schema()["properties"]
+    scalars = {
+        f"Dictserve-{name.title()}": header(told.get("description", "As in the JSON."), told["type"])
+        for name, told in properties.items()
+        if told.get("type") in SCALARS
+    }
+    return {200: {"model": model, "content": _content(), "headers": scalars | dict(headers or {})}}
 
 
-def problems(*statuses: int) -> dict[int | str, dict[str, Any]]:
+def problems(*statuses: int) -> Responses:
     return answers(ProblemAnswer, *statuses)
 
 
-def answers(model: type[BaseModel], *statuses: int) -> dict[int | str, dict[str, Any]]:
+def answers(model: type[BaseModel], *statuses: int) -> Responses:
     return {
-        status: {"model": model, "description": NAMES.get(status) or HTTPStatus(status).phrase} for status in statuses
+        status: {
+            "model": model,
+            "description": NAMES.get(status) or HTTPStatus(status).phrase,
+            **({"headers": RETRY_AFTER} if status in RETRIED else {}),
+        }
+        for status in statuses
     }
 
 
+def device_full(model: type[BaseModel]) -> Responses:
+    """507 of what is computed: unlike that of a full store, it does not tell when to ask again."""
+    kind = KINDS[DeviceOutOfMemory]
+    return {kind.status: {"model": model, "description": f"{kind.title}."}}
+
+
 def document(app: FastAPI) -> dict[str, Any]:
-    """The OpenAPI document, in which problems have the media type that they are sent with."""
+    """The OpenAPI document, in which errors have the media type that they are sent with, and what needs a token tells
+    how one may be refused."""
     if app.openapi_schema is None:
         told = get_openapi(title=app.title, version=app.version, description=app.description, routes=app.routes)
-        for operations in told["paths"].values():
+        for path, operations in told["paths"].items():
             for operation in operations.values():
-                for status, response in operation["responses"].items():
-                    if status >= "400":
-                        _as_problem(response)
-        for unused in ("HTTPValidationError", "ValidationError"):
-            told["components"]["schemas"].pop(unused, None)
+                for response in operation["responses"].values():
+                    _as_problem(response)
+                responses = operation["responses"] | _refusals(path)
+                operation["responses"] = dict(sorted(responses.items()))
         told["components"]["securitySchemes"] = SECURITY
         told["security"] = [{}, *({name: []} for name in SECURITY)]
         app.openapi_schema = told
@@ -112,10 +152,19 @@ def document(app: FastAPI) -> dict[str, Any]:
 
 
 def _as_problem(response: dict[str, Any]) -> None:
-    """FastAPI files every model under application/json, and its own kind of 422 where a route tells of none."""
-    if "content" in response:
-        schema = {"$ref": "#/components/schemas/ProblemAnswer"}
-        response["content"] = {PROBLEM_TYPE: {"schema": schema}}
+    """FastAPI files every model under the media type of the route's own answer."""
+    if PROBLEM in response.get("content", {}).values():
+        response["content"] = PROBLEM_CONTENT
+
+
+def _refusals(path: str) -> dict[str, Any]:
+    """Where tokens are set, how a path's operations refuse one; nothing of those that need none."""
+    if path in OPEN:
+        return {}
+    is_protocol = path == PROTOCOL or path.startswith(f"{PROTOCOL}/")
+    content = ERROR_CONTENT if is_protocol else PROBLEM_CONTENT
+    told = [(KINDS[error], {"headers": headers} if headers else {}) for error, headers in REFUSED.items()]
+    return {str(kind.status): {"description": f"{kind.title}.", "content": content} | more for kind, more in told}
 
 
 def _content() -> dict[str, Any]:

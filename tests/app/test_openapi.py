@@ -31,6 +31,13 @@ TAKING = [
     for method, operation in operations.items()
     if "requestBody" in operation
 ]
+RESPONSES = [
+    (f"{method} {path}", path, operation["responses"])
+    for path, operations in DOCUMENT["paths"].items()
+    for method, operation in operations.items()
+]
+UNTOLD = {"content-length", "content-type", "x-request-id"}  # headers that every answer has
+COMPARE = "/dictionaries/{a}/compare/{b}"
 ANSWERS = {"/fit": Job, "/encode": EncodeAnswer, "/decode": DecodeAnswer, "/v2/repository/index": list[ModelState]}
 DATA = {"/fit": np.ones((3, 4)), "/encode": np.ones((2, 4)), "/decode": np.ones((2, 2))}
 
@@ -51,12 +58,45 @@ def test_bodies_with_arrays_come_in_every_format() -> None:
             assert list(content) == wanted, path
 
 
-def test_problems_have_their_media_type() -> None:
-    for operations in DOCUMENT["paths"].values():
-        for operation in operations.values():
-            for status, response in operation["responses"].items():
-                if status >= "400" and "content" in response:
-                    assert list(response["content"]) == ["application/problem+json"]
+def test_errors_are_told_as_they_are_sent() -> None:
+    for call, path, responses in RESPONSES:
+        for status, response in responses.items():
+            if status >= "400" and path != "/readyz":
+                of_protocol = ("application/json", "ErrorAnswer")
+                wanted = of_protocol if path.startswith("/v2") else ("application/problem+json", "ProblemAnswer")
+                told = [(type, content["schema"]["$ref"]) for type, content in response["content"].items()]
+                assert told == [(wanted[0], f"#/components/schemas/{wanted[1]}")], f"{call}: {status}"
+    assert "ValidationError" not in written(), "FastAPI's own form of 422: a route with parameters tells of none"
+
+
+def test_what_needs_a_token_tells_how_it_may_be_refused() -> None:
+    for call, path, responses in RESPONSES:
+        needs_one = path not in ("/livez", "/readyz", "/v2/health/live", "/v2/health/ready")
+        assert {"401", "403", "429"} & set(responses) == ({"401", "403", "429"} if needs_one else set()), call
+
+
+def test_when_to_ask_again_is_told() -> None:
+    for call, path, responses in RESPONSES:
+        for status in {"429", "503", "507"} & set(responses):
+            has = "Retry-After" in responses[status].get("headers", {})
+            computes = path in ("/encode", "/decode") or path.endswith(
+                "/infer"
+            )  # its 507 is a device's, not a store's
+            assert has == (status != "507" or not computes), f"{call}: {status}"
+
+
+def test_what_needs_the_store_or_the_jobs_tells_that_they_may_be_away() -> None:
+    for call, path, responses in RESPONSES:
+        if path.startswith(("/fit", "/jobs", "/encode", "/decode", "/dictionaries", "/v2/models", "/v2/repository")):
+            assert "503" in responses, call
+
+
+def test_readyz_answers_the_same_either_way() -> None:
+    schemas = [
+        response["content"]["application/json"]["schema"] | {"title": ""}
+        for response in DOCUMENT["paths"]["/readyz"]["get"]["responses"].values()
+    ]
+    assert schemas[0] == schemas[1]
 
 
 @pytest.fixture
@@ -83,6 +123,12 @@ def of_digits(path: str) -> str:
     return path.format(reference="digits", name="digits", version=1)
 
 
+def headers_told(path: str, method: str, answer: Response) -> set[str]:
+    """The headers that the document tells of such an answer."""
+    response = DOCUMENT["paths"][path][method]["responses"][str(answer.status_code)]
+    return {name.lower() for name in response.get("headers", {})}
+
+
 def check(answer: Response, path: str) -> None:
     assert 200 <= answer.status_code < 300, answer.text
     if answer.headers["content-type"] == "application/json":
@@ -101,6 +147,7 @@ JSON_EXAMPLES = [
 def test_json_examples(client: TestClient, path: str, method: str, value: dict[str, Any]) -> None:
     told = client.request(method, of_digits(path), json=value, headers={"prefer": "wait=30"})
     check(told, path)
+    assert set(told.headers) - UNTOLD <= headers_told(path, method, told)
     if path == "/fit":
         assert told.json()["state"] == "succeeded", told.text
 
@@ -123,6 +170,39 @@ def test_bodies_that_are_not_json(client: TestClient, path: str, method: str, te
     }[format]
     url, headers = of_digits(path), {"content-type": format}
     check(client.request(method, url, params=query(path, method), content=body, headers=headers), path)
+
+
+@pytest.mark.parametrize("path", ["/encode", "/decode"])
+def test_headers_of_arrays(client: TestClient, path: str) -> None:
+    body = {"dictionary": "digits", "data": DATA[path].tolist()}
+    for accept in ("application/json", "application/x-npy"):
+        answer = client.post(path, json=body, headers={"accept": accept})
+        assert set(answer.headers) - UNTOLD == headers_told(path, "post", answer), answer.text
+
+
+def test_headers_of_bytes_after_json(client: TestClient) -> None:
+    path = "/v2/models/{name}/infer"
+    tensor = {"name": "activations", "datatype": "FP32", "shape": [1, 4], "data": [1, 1, 1, 1]}
+    body = {"inputs": [tensor], "parameters": {"binary_data_output": True}}
+    answer = client.post(of_digits(path), json=body)
+    assert set(answer.headers) - UNTOLD == headers_told(path, "post", answer), answer.text
+
+
+TAGGED = ["", "/weights", "/concepts", "/concepts/{concept}"]
+
+
+@pytest.mark.parametrize("path", [*(f"/dictionaries/{{reference}}{of_it}" for of_it in TAGGED), COMPARE])
+def test_headers_of_what_has_a_tag(client: TestClient, path: str) -> None:
+    url = path.format(reference="digits", concept=0, a="digits", b="digits")
+    answer = client.get(url)
+    for told in (answer, client.get(url, headers={"if-none-match": answer.headers["etag"]})):
+        assert set(told.headers) - UNTOLD == headers_told(path, "get", told), told.text
+
+
+def test_headers_of_jobs(client: TestClient) -> None:
+    answer = client.post("/fit", json={"name": "new", "nb_concepts": 1, "data": DATA["/fit"].tolist()})
+    assert answer.status_code == 202, answer.text
+    assert set(answer.headers) - UNTOLD == headers_told("/fit", "post", answer) - {"preference-applied"}
 
 
 def test_every_body_of_the_service_has_an_example() -> None:
