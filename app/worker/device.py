@@ -26,14 +26,14 @@ def named(told: str) -> tuple[torch.device, str, int]:
     name = {"auto": "cuda:0" if count else "cpu", "cuda": "cuda:0"}.get(told, told)
     # Of the CPU there is one, whatever number a worker on it goes by.
     device = torch.device("cpu" if name.startswith("cpu") else name)
-    if device.type == "cuda" and torch.version.cuda is None and torch.version.hip is None:
-        raise DeviceFailed(f"{name} cannot be used: this torch ({torch.__version__}) is one without CUDA")
     try:
         if device.type == "cuda":
             torch.cuda.set_device(device)  # of what does not say where: compiled kernels, pinned memory
         torch.zeros(1, device=device).add_(1).cpu()
     except Exception as error:  # of a kind that depends on what is missing
-        raise DeviceFailed(f"{name} cannot be used: {error}") from error
+        is_without = device.type == "cuda" and torch.version.cuda is None and torch.version.hip is None
+        why = f"this torch ({torch.__version__}) is one without CUDA" if is_without else error
+        raise DeviceFailed(f"{name} cannot be used: {why}") from error
     return device, name, max(count, 1)
 
 
