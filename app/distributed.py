@@ -175,6 +175,7 @@ def _write_durably(path: Path, content: bytes, *, place: bool = True) -> None:
     try:
         with staged.open("xb") as file:
             file.write(content)
+            file.flush()
             os.fsync(file.fileno())
         if place:
             staged.replace(path)

@@ -24,6 +24,10 @@ HTTP_KINDS: Mapping[int, Kind] = {
 }
 
 
+def is_of_protocol(path: str) -> bool:
+    return path == PROTOCOL or path.startswith(f"{PROTOCOL}/")
+
+
 class Problem(msgspec.Struct, omit_defaults=True):
     """A problem of RFC 9457. ``type`` is a slug that stays the same from version to version."""
 
@@ -46,7 +50,7 @@ class ProblemAnswer:
     def response_to(self, request: Request) -> Response:
         """The problem as it is, or in the Open Inference Protocol's own form to a request of that protocol."""
         path = request.url.path
-        if path == PROTOCOL or path.startswith(f"{PROTOCOL}/"):
+        if is_of_protocol(path):
             body, media_type = msgspec.json.encode({"error": self.problem.detail}), "application/json"
         else:
             body, media_type = self.body, "application/problem+json"

@@ -6,6 +6,7 @@ rows that fit a core's cache, so a check costs about one read of the array and i
 
 import math
 from collections.abc import Callable, Iterator
+from numbers import Real
 from typing import Any, NoReturn
 
 import numpy as np
@@ -208,6 +209,11 @@ def _blocks(x: Array) -> Iterator[slice]:
     rows = max(1, BLOCK_VALUES // x.shape[1])
     for start in range(0, x.shape[0], rows):
         yield slice(start, min(start + rows, x.shape[0]))
+
+
+def is_number(x: object) -> bool:
+    """Whether a parameter is a real number of some kind, numpy's among them; truth values are none."""
+    return isinstance(x, Real) and not isinstance(x, bool)
 
 
 def at_least_one(name: str, number: object) -> int:

@@ -2,14 +2,13 @@
 
 import math
 from dataclasses import dataclass
-from numbers import Real
 from typing import Any, cast
 
 import numpy as np
 import torch
 
 from core import kernels
-from core.checks import at_least_one, check_size, check_values
+from core.checks import at_least_one, check_size, check_values, is_number
 from core.chunks import slices
 from core.errors import InvalidParameter, OutOfRange
 from core.inputs import tensor
@@ -131,7 +130,7 @@ class Dictionary:
         """
         if tol is None:
             tol = ENCODE_TOL if self.dtype == torch.float32 else ENCODE_TOL_FLOAT64
-        if not isinstance(tol, Real) or isinstance(tol, bool) or not tol > 0:
+        if not is_number(tol) or not float(tol) > 0:
             raise InvalidParameter(f"tol is {tol!r}; it must be a positive number")
         tol = float(tol)  # kernels are compiled for this type: for another they would be anew
         max_iter = at_least_one("max_iter", max_iter)

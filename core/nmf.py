@@ -1,7 +1,6 @@
 """The class people know: non-negative matrix factorisation of activations, A ≈ Z·D."""
 
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
-from numbers import Real
 from typing import Any, Literal, Self
 
 import numpy as np
@@ -9,7 +8,7 @@ import torch
 
 from core import batches, inputs
 from core.batches import Rows
-from core.checks import at_least_one
+from core.checks import at_least_one, is_number
 from core.chunks import Chunks, slices
 from core.conventions import EPOCHS, MAX_ITER, TOL
 from core.dictionary import ENCODE_MAX_ITER, ENCODE_TOL, Dictionary
@@ -74,7 +73,7 @@ class NMF(Estimator, torch.nn.Module):
         max_iter: int = MAX_ITER,
     ) -> None:
         super().__init__()
-        if not _is_share(tol):
+        if not is_number(tol) or not 0 <= float(tol) < 1:
             raise InvalidParameter(f"tol is {tol!r}; it must be a number of at least 0 and below 1")
         if init is not None and not (isinstance(init, str) and init in STARTS):
             raise InvalidParameter(f"init is {init!r}; use one of {', '.join(map(repr, STARTS))} or None")
@@ -443,10 +442,6 @@ class NMF(Estimator, torch.nn.Module):
 
     def __getstate__(self) -> dict[str, Any]:
         return self.__dict__ | {"_ready": None}  # can be made again from D
-
-
-def _is_share(tol: object) -> bool:
-    return isinstance(tol, Real) and not isinstance(tol, bool) and bool(0 <= float(tol) < 1)
 
 
 def _seed(seed: int | None) -> int | None:

@@ -117,12 +117,24 @@ def encoded_dense(answer: Answer) -> Encoded:
     if "codes" in tensors:
         return _encoded(answer, tensors["codes"], tensors.get("relative_error"))
     try:
-        codes = np.zeros(tensors["shape"], tensors["values"].dtype)
-        rows = np.repeat(np.arange(len(codes)), np.diff(tensors["indptr"]))
-        codes[rows, tensors["indices"]] = tensors["values"]
+        codes = dense(tensors)
     except (KeyError, ValueError, IndexError) as error:
         raise _unreadable(answer, error) from None
     return _encoded(answer, codes, tensors.get("relative_error"))
+
+
+def dense(parts: Mapping[str, Any]) -> Array:
+    """Compressed rows (``shape``, ``indptr``, ``indices``, ``values``) as an array.
+
+    Raises:
+        KeyError, ValueError, IndexError, TypeError: they are none.
+    """
+    values, indices, indptr = (np.asarray(parts[name]) for name in ("values", "indices", "indptr"))
+    if len(indices) and indices.min() < 0:
+        raise ValueError("an index is negative")
+    rows = np.zeros(tuple(map(int, parts["shape"])), values.dtype)
+    rows[np.repeat(np.arange(len(rows)), np.diff(indptr)), indices] = values
+    return rows
 
 
 def _encoded(answer: Answer, codes: Any, relative_error: Array | None) -> Encoded:

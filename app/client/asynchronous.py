@@ -219,12 +219,7 @@ class AsyncClient:
         async with (
             self._turn(attempts),
             self._pools.calls.stream(
-                call.method,
-                call.path,
-                params=call.query,
-                headers=call.all_headers(),
-                content=None if call.body is None else _chunks(call.body, attempts),
-                timeout=attempts.timeout(),
+                **attempts.request(), content=None if call.body is None else _chunks(call.body, attempts)
             ) as response,
         ):
             body = bytearray()

@@ -248,12 +248,7 @@ class Client:
 
     def _exchange(self, call: Call[T], attempts: Attempts) -> Answer:
         with self._pools.calls.stream(
-            call.method,
-            call.path,
-            params=call.query,
-            headers=call.all_headers(),
-            content=None if call.body is None else _chunks(call.body, attempts),
-            timeout=attempts.timeout(),
+            **attempts.request(), content=None if call.body is None else _chunks(call.body, attempts)
         ) as response:
             body = bytearray()
             for chunk in response.iter_bytes():

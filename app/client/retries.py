@@ -5,6 +5,7 @@ import time
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
+from typing import Any
 
 import httpx
 
@@ -51,10 +52,17 @@ class Attempts:
         self._made = 0
         self._deadline = time.monotonic() + policy.timeout_seconds
 
-    def timeout(self) -> httpx.Timeout:
-        """For the next attempt: no wait for a single byte is longer than what is left for the call."""
-        left = self.left()
-        return httpx.Timeout(left, connect=min(left, CONNECT_SECONDS))
+    def request(self) -> dict[str, Any]:
+        """What httpx is told of the next attempt, but for its body: no wait for a single byte is longer than what is
+        left for the call."""
+        call, left = self._call, self.left()
+        return {
+            "method": call.method,
+            "url": call.path,
+            "params": call.query,
+            "headers": call.all_headers(),
+            "timeout": httpx.Timeout(left, connect=min(left, CONNECT_SECONDS)),
+        }
 
     def left(self) -> float:
         """Seconds left for the call.

@@ -11,9 +11,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
     from typing import Any
 
-    import numpy as np
-
-    from app.client.bodies import Body
+    from app.client.bodies import Array, Body
 
 FORMATS = ("npy", "csv", "json", "safetensors")
 TEXT = ("csv", "json")
@@ -36,12 +34,10 @@ def read_input(path: Path) -> "tuple[Body, str]":
     """A file or stdin as a body, and its format. A file goes out from the disk, unless it is JSON."""
     from app.client.bodies import file_body
 
-    format = _suffix(path) if path != STDIO else None
+    format = _suffix(path)
     if format is not None and format != "json":
         return file_body(path), format
-    text = sys.stdin.buffer.read() if path == STDIO else path.read_bytes()
-    format = format or _sniffed(text)
-    return _body(text, format), format
+    return _body(*_read(path))
 
 
 def read_codes(path: Path) -> "tuple[Body, str]":
@@ -51,17 +47,15 @@ def read_codes(path: Path) -> "tuple[Body, str]":
 
     from app.client.bodies import npy_body
 
-    format = _suffix(path) if path != STDIO else None
-    if format in ("npy", "csv"):
+    if _suffix(path) in ("npy", "csv"):
         return read_input(path)
-    text = sys.stdin.buffer.read() if path == STDIO else path.read_bytes()
-    format = format or _sniffed(text)
+    text, format = _read(path)
     if format == "safetensors" and b'"indptr"' in text[: 8 + int.from_bytes(text[:8], "little")]:
         try:
             return npy_body(_dense(safetensors.numpy.load(text))), format
         except safetensors.SafetensorError as error:
             raise typer.BadParameter(f"{path}: {error}") from None
-    return _body(text, format), format
+    return _body(text, format)
 
 
 def output_format(output: Path, told: str | None, otherwise: str) -> str:
@@ -83,30 +77,30 @@ def write_output(output: Path, content: bytes | bytearray) -> None:
         output.write_bytes(content)
 
 
-def _body(text: bytes, format: str) -> "Body":
+def _read(path: Path) -> tuple[bytes, str]:
+    """All of a file or of stdin, and its format."""
+    text = sys.stdin.buffer.read() if path == STDIO else path.read_bytes()
+    return text, _suffix(path) or _sniffed(text)
+
+
+def _body(text: bytes, format: str) -> "tuple[Body, str]":
     from app.client.bodies import MEDIA_TYPES, Held, as_array, npy_body
 
     if format != "json":
-        return Held(MEDIA_TYPES[format], (text,))
+        return Held(MEDIA_TYPES[format], (text,)), format
     try:  # as a body it would have to hold the other fields too
-        return npy_body(as_array(_rows(text)))
+        return npy_body(as_array(_rows(text))), format
     except (TypeError, ValueError):  # numpy's words are of its own
         raise typer.BadParameter("the rows of the JSON are to hold numbers, each as many as the others") from None
 
 
-def _dense(parts: "Mapping[str, Any]") -> "np.ndarray":
-    """Compressed rows as an array."""
-    import numpy as np
+def _dense(parts: "Mapping[str, Any]") -> "Array":
+    from app.client.answers import dense
 
     try:
-        values, indices, indptr = (np.asarray(parts[name]) for name in ("values", "indices", "indptr"))
-        dense = np.zeros(tuple(map(int, parts["shape"])), values.dtype)
-        if len(indices) and indices.min() < 0:
-            raise ValueError("an index is negative")
-        dense[np.repeat(np.arange(len(dense)), np.diff(indptr)), indices] = values
+        return dense(parts)
     except (KeyError, IndexError, TypeError, ValueError, MemoryError) as error:
         raise typer.BadParameter(f"the compressed rows cannot be read: {error}") from None
-    return dense
 
 
 def _suffix(path: Path) -> str | None:

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from app.client import Client, Dictionary, Job
     from app.client.records import JobRecord, Progress
 
+HEADS = ("job", "dictionary", "state", "iteration", "loss", "created")  # of what `_row` gives
 LINE_SECONDS = 1.0  # between two lines of progress where there is no terminal
 
 
@@ -97,7 +98,7 @@ def jobs(
     if as_json:
         print_json([job.record for job in found])
     else:
-        print_rows(("job", "dictionary", "state", "iteration", "loss", "created"), [_row(job) for job in found])
+        print_rows(HEADS, [_row(job) for job in found])
 
 
 def cancel(
@@ -121,11 +122,9 @@ def _show(id: str, *, wait: bool, as_json: bool, url: str | None) -> None:
         print_json(job.record)
         return
     error = job.record.get("error") or {}
-    heads = ("job", "dictionary", "state", "iteration", "loss", "created")
-    told = dict(zip(heads, _row(job), strict=True))
     print_pairs(
         {
-            **told,
+            **dict(zip(HEADS, _row(job), strict=True)),
             "relative error": figure(job.progress.relative_error),
             "seconds": figure(job.progress.seconds),
             "attempts": str(job.attempts),

@@ -155,7 +155,7 @@ class Database:
 
     def _lacks_room(self, error: Exception) -> bool:
         """Whether the disk is full: SQLite says so, or that it could not be written, by which of its files it was."""
-        code = getattr(getattr(error, "orig", None), "sqlite_errorcode", 0) & 0xFF
+        code = _code_of_sqlite(error)
         if code != sqlite3.SQLITE_IOERR or self._path is None:
             return code == sqlite3.SQLITE_FULL
         try:
@@ -209,10 +209,16 @@ def _bound_waits(connection: Any, _: object) -> None:
     connection.commit()
 
 
+def _code_of_sqlite(error: Exception) -> int:
+    """The primary one; 0 where there is none."""
+    code: int = getattr(getattr(error, "orig", None) or error, "sqlite_errorcode", 0)
+    return code & 0xFF
+
+
 def _passes(error: Exception) -> bool:
     cause = getattr(error, "orig", None) or error
     if isinstance(cause, sqlite3.Error):
-        return getattr(cause, "sqlite_errorcode", 0) & 0xFF in PASSING_OF_SQLITE
+        return _code_of_sqlite(error) in PASSING_OF_SQLITE
     told = cause.args[0] if cause.args else None
     if isinstance(told, dict):  # PostgreSQL's fields, C the code
         return str(told.get("C"))[:2] in PASSING_OF_POSTGRESQL

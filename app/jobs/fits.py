@@ -168,7 +168,7 @@ class Fits:
         )
         if job is None:  # another request with this key was a moment earlier
             return await self._submit(parameters, data, idempotency_key)
-        self.uploads.is_of_a_job(data.file)
+        self.uploads.note_on_record(data.file)
         self._wake.set()
         return job
 

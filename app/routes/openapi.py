@@ -15,7 +15,7 @@ from app.formats import CSV, FORMATS, JSON, NPY, SAFETENSORS
 from app.http.access import OPEN
 from app.http.bodies import ARRAY_FIELD, JSON_ALONE
 from app.inference import ErrorAnswer
-from app.problems import PROTOCOL
+from app.problems import is_of_protocol
 from app.routes.examples import Examples
 from app.schemas import Fields, ProblemAnswer
 
@@ -161,8 +161,7 @@ def _refusals(path: str) -> dict[str, Any]:
     """Where tokens are set, how a path's operations refuse one; nothing of those that need none."""
     if path in OPEN:
         return {}
-    is_protocol = path == PROTOCOL or path.startswith(f"{PROTOCOL}/")
-    content = ERROR_CONTENT if is_protocol else PROBLEM_CONTENT
+    content = ERROR_CONTENT if is_of_protocol(path) else PROBLEM_CONTENT
     told = [(KINDS[error], {"headers": headers} if headers else {}) for error, headers in REFUSED.items()]
     return {str(kind.status): {"description": f"{kind.title}.", "content": content} | more for kind, more in told}
 

@@ -133,7 +133,7 @@ class Uploads:
         """
         path = self.path(data["file"])
         nbytes = data["data_offset"] + data["rows"] * data["n_features"] * np.dtype(np.float32).itemsize
-        self.is_of_a_job(data["file"])
+        self.note_on_record(data["file"])
         if self._shared is None or (path.exists() and path.stat().st_size >= nbytes):
             return
         self.require_room(data["rows"], data["n_features"])
@@ -142,7 +142,7 @@ class Uploads:
         if not found:
             raise DataChanged("the activations of this fit are in the object store no more; send them again")
 
-    def is_of_a_job(self, file: str) -> None:
+    def note_on_record(self, file: str) -> None:
         """To be told of a file whose job is on record, which may end elsewhere."""
         self._of_jobs.add(file)
 

@@ -17,7 +17,7 @@ import torch
 from app.worker import device
 from app.worker.cache import DictionaryCache
 from app.worker.messages import Key
-from app.worker.transfers import Transfers
+from app.worker.transfers import Transfers, joined
 
 logger = logging.getLogger("dictserve.worker")
 
@@ -52,7 +52,7 @@ class Solving:
         first = self._at_once(key, rows[:half])
         if half == len(rows) or len(first[0]) < half:  # the turn was over
             return first
-        return _joined([first, self._at_once(key, rows[half:])])
+        return joined([first, self._at_once(key, rows[half:])])
 
     def _at_once(self, key: Key, rows: np.ndarray) -> Arrays:
         dictionary = self._cache.get(key.name, key.version, key.dtype)
@@ -88,11 +88,7 @@ def in_a_turn(rows: np.ndarray, answer: Callable[[np.ndarray], Arrays], surely: 
         parts.append(answer(piece))
         last = len(piece)
         done += last
-    return _joined(parts)
-
-
-def _joined(parts: Sequence[Arrays]) -> Arrays:
-    return parts[0] if len(parts) == 1 else [np.concatenate(arrays) for arrays in zip(*parts, strict=True)]
+    return joined(parts)
 
 
 def _relative_errors(A: torch.Tensor, approximation: torch.Tensor) -> torch.Tensor:

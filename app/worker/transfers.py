@@ -86,6 +86,11 @@ def in_lanes(lanes: Sequence[Lane], rows: np.ndarray, compute: Compute, slice_ro
             there = following
     assert on_its_way is not None  # noqa: S101 - there is one slice at least
     parts.append(on_its_way())
+    return joined(parts)
+
+
+def joined(parts: Sequence[list[np.ndarray]]) -> list[np.ndarray]:
+    """The arrays of all parts, one below the other."""
     return parts[0] if len(parts) == 1 else [np.concatenate(arrays) for arrays in zip(*parts, strict=True)]
 
 

@@ -456,7 +456,7 @@ def test_activations_of_jobs_that_ended_elsewhere_are_swept(store: Store, other:
         files.append(one.stage(A, one.new_path()))
     on_record, ended, without_job = files
     for staged in (on_record, ended):
-        one.is_of_a_job(staged.file)
+        one.note_on_record(staged.file)
     another.fetch(ended.as_record())
     for uploads in (one, another):
         uploads.sweep(lambda: {store.owner, other.owner}, lambda: {on_record.file})
