@@ -59,7 +59,8 @@ class Service:
         try:
             self.wait_ready()
         except AssertionError:
-            self.kill()  # no fixture has it yet that would
+            if self.process.poll() is None:
+                self.kill()  # no fixture has it yet that would
             raise
         return self
 

@@ -1,5 +1,6 @@
 """A data directory that is away for a while, as one on a network may be: fits of its files wait, and lose nothing."""
 
+import contextlib
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -40,30 +41,41 @@ def begun(service: Service, request: dict[str, object]) -> str:
     return str(answer.json()["id"])
 
 
-def waits(service: Service, times: int) -> None:
-    """Until a fit has been seen to wait so often."""
+def waits(service: Service) -> int:
+    """How often a fit has begun to wait; that one is over is told in the same words, without what was wrong."""
+    return service.log.read_text().count("a fit waits for its files: ")
+
+
+def until_waits(service: Service, times: int) -> None:
     deadline = time.monotonic() + 30
-    while service.log.read_text().count("a fit waits for its files") < times:
+    while waits(service) < times:
         assert time.monotonic() < deadline
         time.sleep(0.05)
 
 
-@pytest.mark.parametrize("away", ["gone", "empty"])
-def test_an_online_fit_goes_on_when_it_is_back(fits: Service, data: Path, away: str) -> None:
+@contextlib.contextmanager
+def away(data: Path, *, leaves_empty: bool = False) -> Iterator[None]:
+    """The data directory is not there, or empty as a place is where nothing is mounted."""
+    elsewhere = data.rename(data.with_name("elsewhere"))
+    if leaves_empty:
+        data.mkdir()
+    try:
+        yield
+    finally:
+        elsewhere.rename(data)  # over an empty one
+
+
+@pytest.mark.parametrize("leaves_empty", [False, True])
+def test_an_online_fit_goes_on_when_it_is_back(fits: Service, data: Path, leaves_empty: bool) -> None:
     id = begun(fits, ONLINE)
     fits.until(id, "running", iteration=20)
     time.sleep(1)  # in which there is a checkpoint
-    seen = fits.log.read_text().count("a fit waits for its files:")
-    elsewhere = data.rename(data.with_name("elsewhere"))
-    if away == "empty":  # as a place is where nothing is mounted
-        data.mkdir()
-    waits(fits, seen + 1)
-    at = fits.job(id)["progress"]["iteration"]
-    time.sleep(1.5)
-    assert fits.job(id)["state"] == "running"
-    if away == "empty":
-        data.rmdir()
-    elsewhere.rename(data)
+    seen = waits(fits)
+    with away(data, leaves_empty=leaves_empty):
+        until_waits(fits, seen + 1)
+        at = fits.job(id)["progress"]["iteration"]
+        time.sleep(1.5)
+        assert fits.job(id)["state"] == "running"
     deadline = time.monotonic() + 30
     while (job := fits.job(id))["progress"]["iteration"] <= at:
         assert job["state"] == "running", job
@@ -78,15 +90,14 @@ def test_one_that_has_not_begun_waits_too_and_is_cancelled_meanwhile(fits: Servi
     first = begun(fits, LONG)
     fits.until(first, "running", iteration=1)
     waiting, unwanted = begun(fits, STAGED), begun(fits, STAGED)
-    elsewhere = data.rename(data.with_name("elsewhere"))
-    seen = fits.log.read_text().count("a fit waits for its files:")
-    assert fits.client.delete(f"/jobs/{first}").json()["state"] == "cancelled"
-    waits(fits, seen + 1)
-    assert fits.job(waiting)["state"] == "running"
-    assert fits.client.delete(f"/jobs/{waiting}").json()["state"] == "cancelled"
-    fits.until(unwanted, "running")
-    waits(fits, seen + 2)
-    elsewhere.rename(data)
+    seen = waits(fits)
+    with away(data):
+        assert fits.client.delete(f"/jobs/{first}").json()["state"] == "cancelled"
+        until_waits(fits, seen + 1)
+        assert fits.job(waiting)["state"] == "running"
+        assert fits.client.delete(f"/jobs/{waiting}").json()["state"] == "cancelled"
+        fits.until(unwanted, "running")
+        until_waits(fits, seen + 2)
     assert fits.ended(unwanted)["state"] == "succeeded"
 
 
@@ -94,17 +105,13 @@ def test_a_stop_does_not_wait_for_it(tmp_path: Path, data: Path) -> None:
     service = Service(tmp_path / "models", DICTSERVE_DATA_DIR=str(data)).start()
     id = begun(service, ONLINE)
     service.until(id, "running", iteration=20)
-    elsewhere = data.rename(data.with_name("elsewhere"))
-    data.mkdir()  # a service does not start without any
-    try:
-        waits(service, 1)
+    with away(data, leaves_empty=True):  # a service does not start without any
+        until_waits(service, 1)
         stopped = time.monotonic()
         assert service.stop() == 0
         assert time.monotonic() - stopped < 8
         service.start()
-        waits(service, 2)
-    finally:
-        elsewhere.rename(data)  # over the empty one
+        until_waits(service, 2)
     service.until(id, "running", iteration=21, attempts=2)
     assert service.stop() == 0
 
