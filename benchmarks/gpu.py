@@ -15,7 +15,7 @@ import sys
 import time
 import traceback
 from collections.abc import Callable, Iterator
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import partial
@@ -30,6 +30,7 @@ from core import Dictionary, kernels
 from core.chunks import Chunks
 from core.dictionary import ENCODE_MAX_ITER, ENCODE_TOL
 from core.kernels.precision import Precision, product
+from core.kernels.records import URGENT
 from core.progress import run
 from core.solvers import hals
 
@@ -165,6 +166,47 @@ def encode_one(bench: Bench, nb_concepts: int, n_features: int) -> Figures:
     }  # fmt: skip
 
 
+def encode_one_beside(bench: Bench, nb_concepts: int, n_features: int) -> Figures:
+    """On a stream as the worker has them, while the device has a second of products to do on another, as of a fit."""
+    D = concepts(bench, nb_concepts, n_features)
+    rows = activations(bench, 20, D).split(1)
+    dictionary = Dictionary(D, device=bench.device)
+    n = 256 if bench.quick else 8192
+    X, Y = torch.rand(n, n, device=bench.device), torch.rand(n, n, device=bench.device)
+    products = 1 if bench.quick else round(bench.told["rates"]["tf32_operations_per_second"] / (2 * n**3))
+
+    def each(stays: Callable[[], bool]) -> list[float]:
+        taken = []
+        for row in rows:
+            begun = time.perf_counter()
+            dictionary.encode(row).codes.cpu()
+            if not stays():
+                break
+            taken.append(time.perf_counter() - begun)
+        return sorted(1e6 * seconds for seconds in taken)
+
+    on_gpu = bench.device.type == "cuda"
+    stream = torch.cuda.Stream(bench.device, priority=URGENT) if on_gpu else None  # type: ignore[no-untyped-call]
+    bench.wait()
+    with torch.cuda.stream(stream) if on_gpu else nullcontext():
+        each(lambda: True)
+        times = each(lambda: True)
+        alone = times[len(times) // 2]
+    begun = time.perf_counter()
+    for _ in range(products):
+        product(X, Y, Precision.TF32)
+    done = torch.cuda.current_stream(bench.device).record_event() if on_gpu else None
+    with torch.cuda.stream(stream) if on_gpu else nullcontext():
+        times = each(lambda: done is None or not done.query())
+        beside = times[len(times) // 2] if times else None  # none where even the first had to wait for all
+    bench.wait()
+    return {
+        "nb_concepts": nb_concepts, "n_features": n_features,
+        "microseconds": beside, "microseconds_alone": alone, "ratio": None if beside is None else beside / alone,
+        "of_rows": len(times), "seconds_of_products": time.perf_counter() - begun,
+    }  # fmt: skip
+
+
 def unrecorded_encode(dictionary: Dictionary, row: torch.Tensor) -> torch.Tensor:
     """Launch by launch, for comparison with what `core.kernels.records` plays."""
     return kernels.solve(row, dictionary._prepared, tol=ENCODE_TOL, max_sweeps=ENCODE_MAX_ITER)[0]
@@ -272,6 +314,7 @@ def cases(bench: Bench) -> Iterator[tuple[str, Callable[[], Figures]]]:
     quick = bench.quick
     k, d = (64, 32) if quick else (4096, 768)
     yield f"encode, one row, k={k}, d={d}", partial(encode_one, bench, k, d)
+    yield f"encode, one row beside a fit, k={k}, d={d}", partial(encode_one_beside, bench, k, d)
     for rows, k, d in ((200, 64, 32), (50, 96, 48)) if quick else ((100_000, 4096, 768), (100_000, 16384, 4096)):
         yield f"encode, {rows} rows, k={k}, d={d}", partial(encode, bench, rows, k, d)
     peer_seconds = 0.2 if quick else 40.0

@@ -38,6 +38,7 @@ from app.worker.messages import (
     StopFit,
 )
 from app.worker.solving import Solving
+from app.worker.transfers import Transfers
 from core import Dictionary
 from core.errors import DeviceTooSmall
 from core.threads import share
@@ -69,7 +70,8 @@ class Worker:
             share(among)
         self._store = Store(Path(first.store), first.objects)
         self._cache = DictionaryCache(first.cache_bytes, self._prepare)
-        self._solving = Solving(self._cache, self._device)
+        self._transfers = Transfers(self._device)
+        self._solving = Solving(self._cache, self._device, self._transfers)
         self._heartbeat_seconds = first.heartbeat_seconds
         self._next_heartbeat = 0.0
         self._float64 = _Kernels(torch.float64)
@@ -140,7 +142,7 @@ class Worker:
 
     def _prepare(self, name: str, version: int, dtype: Dtype) -> Dictionary:
         weights = torch.from_numpy(self._store.load(name, version))
-        return Dictionary(weights, device=self._device, dtype=DTYPES[dtype])
+        return self._transfers.prepare(lambda: Dictionary(weights, device=self._device, dtype=DTYPES[dtype]))
 
     # -- fit ----------------------------------------------------------------------------------------------
 

@@ -32,10 +32,10 @@ Arrays = list[np.ndarray]
 class Solving:
     """Answers with the arrays of ``Solved``, for as many of the rows as it comes to in a turn."""
 
-    def __init__(self, cache: DictionaryCache, of: torch.device) -> None:
+    def __init__(self, cache: DictionaryCache, of: torch.device, transfers: Transfers) -> None:
         self._cache = cache
         self._device = of
-        self._transfers = Transfers(of)
+        self._transfers = transfers
 
     def answer(self, key: Key, rows: np.ndarray) -> Arrays:
         """Where memory does not suffice: once more in halves, when all that was kept for later has been let go of."""

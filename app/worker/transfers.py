@@ -2,16 +2,21 @@
 
 On a GPU they go in slices by two lanes in turn: while a slice is computed in one, the next is on its way there in the
 other, and the one before on its way back. The host's ends of the copies are pinned, so that the GPU makes them by
-itself. Not yet run on a GPU.
+itself. A fit hands over far more than the GPU has done: lanes do not wait for that, and go before it. Not yet run on
+a GPU.
 """
 
 from collections.abc import Callable, Sequence
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 import numpy as np
 import torch
 
+from core.kernels.records import URGENT
+
 SLICE_BYTES = 8 << 20  # of rows: a fraction of a millisecond on its way, and enough to be computed well
+
+T = TypeVar("T")
 
 Compute = Callable[[torch.Tensor], Sequence[torch.Tensor]]
 Arrived = Callable[[], list[np.ndarray]]  # waits for what is on its way back
@@ -31,12 +36,18 @@ class CudaLane:
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
-        self._stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+        self._stream = torch.cuda.Stream(device, priority=URGENT)  # type: ignore[no-untyped-call]
+
+    def prepare(self, make: Callable[[], T]) -> T:
+        """What it makes on the device, once it is there: any stream may use it."""
+        with torch.cuda.stream(self._stream):
+            made = make()
+        self._stream.synchronize()
+        return made
 
     def upload(self, rows: np.ndarray) -> torch.Tensor:
         pinned = torch.empty(rows.shape, dtype=torch.from_numpy(rows).dtype, pin_memory=True)
         np.copyto(pinned.numpy(), rows)
-        self._stream.wait_stream(torch.cuda.current_stream(self._device))  # where the dictionary was prepared
         with torch.cuda.stream(self._stream):
             return pinned.to(self._device, non_blocking=True)
 
@@ -60,6 +71,10 @@ class Transfers:
 
     def __init__(self, device: torch.device) -> None:
         self._lanes = [CudaLane(device) for _ in range(2)] if device.type == "cuda" else None
+
+    def prepare(self, make: Callable[[], T]) -> T:
+        """What ``make`` makes on the device, for what is computed `through` here."""
+        return make() if self._lanes is None else self._lanes[0].prepare(make)
 
     def through(self, rows: np.ndarray, compute: Compute) -> list[np.ndarray]:
         """What ``compute`` makes of these rows, each of them by itself, on the device: arrays of as many rows."""

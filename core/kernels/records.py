@@ -17,6 +17,9 @@ FEW_ROWS = 16
 # as small as TF32 can tell, and no round is lost. All are bound by reading D, which takes as long in float32.
 ROUGH_ROUNDS = 4
 
+# The priority of streams for work that somebody waits for: what is there of others' is done after it.
+URGENT = -1
+
 MOST_RECORDS = 16  # for one D; who asks for a new tolerance each time has none recorded
 
 Records = dict[Any, "Record | None"]
@@ -62,7 +65,8 @@ class _Place:
     """
 
     def __init__(self, device: torch.device) -> None:
-        self.stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+        # A graph's work is as urgent as the stream was on which it was recorded.
+        self.stream = torch.cuda.Stream(device, priority=URGENT)  # type: ignore[no-untyped-call]
         self._pool: Any = torch.cuda.graph_pool_handle()
         # for good, as a pool without a graph cannot be used again
         self._first = self.record(lambda: torch.zeros(1, device=device))

@@ -74,6 +74,18 @@ def test_rows_are_solved_by_streams_that_wait_for_each_other(
     assert isinstance(told.message, Heartbeat)
 
 
+def test_rows_do_not_wait_for_what_a_fit_has_handed_over(turned: Turned, device: State) -> None:
+    handed_over = torch.zeros(3, device="cuda") + 1  # on the stream where fits are
+    for rows in (1, 1, 1, 20):  # the dictionary is prepared, the encode is recorded, and played
+        assert solved(turned, rows) is not None
+        assert not device.of(handed_over.on_cpu).is_awaited()  # type: ignore[attr-defined]
+    frames.send(turned.channel, Solve(2, Key("decode", "digits", 1)), np.ones((1, len(D)), np.float32))
+    turned.turn()
+    assert not device.of(handed_over.on_cpu).is_awaited()  # type: ignore[attr-defined]
+    torch.cuda.synchronize()
+    assert device.of(handed_over.on_cpu).is_awaited()  # type: ignore[attr-defined]
+
+
 @pytest.fixture
 def unlogged(monkeypatch: pytest.MonkeyPatch) -> None:
     """Pytest keeps what is logged, and with an error what its frames refer to."""

@@ -56,7 +56,7 @@ def _join(clock: Clock, other: Clock) -> None:
 
 
 class Stream:
-    def __init__(self, device: object = None) -> None:
+    def __init__(self, device: object = None, priority: int = 0) -> None:
         self.number = next(_numbers)
         self.clock: Clock = dict(_host)
 
@@ -69,6 +69,9 @@ class Stream:
 
     def wait_stream(self, other: "Stream") -> None:
         _join(self.clock, other.clock)
+
+    def synchronize(self) -> None:
+        _join(_host, self.clock)
 
     def record_event(self) -> "Event":
         return Event(dict(self.clock))
@@ -106,6 +109,10 @@ class Held:
         for done in (self.written, *self.read.items()):
             _in_order(done, what)
         self.written, self.read = (_state.stream.number, _state.stream.now()), {}
+
+    def is_awaited(self) -> bool:
+        """Whether the host knows that it has been written."""
+        return self.written is not None and _host.get(self.written[0], 0) >= self.written[1]
 
 
 def _in_order(done: tuple[int, int] | None, what: str) -> None:
