@@ -97,20 +97,18 @@ def opened(x: Input, form: Form) -> Source:
 def read_steps(source: Source, form: Form, device: torch.device) -> Generator[None, None, torch.Tensor | SparseRows]:
     """All rows, for a fit, in slices (bounded for an array; else one batch, or the whole of a sparse matrix).
 
-    A float32 C-contiguous array and a canonical float32 CSR matrix are shared; anything else is copied once, and
-    batches are gathered in one array that grows in place: they are never held twice. What lies on the GPU that
-    computes is shared in any float dtype; `core.chunks.Chunks` converts it as it is read.
+    On the CPU a float32 C-contiguous array and a canonical float32 CSR matrix are shared; anything else is copied
+    once, and batches are gathered in one array that grows in place: they are never held twice. What lies on the GPU
+    that computes is shared in any float dtype; `core.chunks.Chunks` converts it as it is read.
     """
     if isinstance(source, torch.Tensor):
         yield from resident.check_steps(source, form.name)
         return source if source.device == device else source.to(device, torch.float32)
     if isinstance(source, np.ndarray):
-        array = yield from _read_array(source, form.name)
-    elif isinstance(source, Iterator):
-        array = yield from stacked(source)
-    else:
-        return SparseRows(read(source, name=form.name), device)
-    return tensor(array).to(device)
+        return (yield from _read_array(source, form.name, device))
+    if isinstance(source, Iterator):
+        return (yield from _moved((yield from stacked(source)), device))
+    return SparseRows(read(source, name=form.name), device)
 
 
 def by_blocks(
@@ -193,21 +191,38 @@ def check_tensor(x: object, name: str) -> None:
         raise WrongDtype(f"{name} are a tensor on the meta device, which holds no values")
 
 
-def _read_array(array: Array, name: str) -> Generator[None, None, Array]:
-    in_place = array.dtype == np.float32 and array.flags.c_contiguous and array.flags.aligned
-    checked = array if in_place else np.empty(array.shape, np.float32)
+def _read_array(array: Array, name: str, device: torch.device) -> Generator[None, None, torch.Tensor]:
+    on_cpu = device.type == "cpu"
+    in_place = on_cpu and array.dtype == np.float32 and array.flags.c_contiguous and array.flags.aligned
+    there = tensor(array) if in_place else torch.empty(array.shape, dtype=torch.float32, device=device)
     largest = 0.0
-    for rows in slices(len(array), max(1, SLICE_VALUES // array.shape[1])):
+    for rows in _slices(array):
         try:
             largest = max(largest, check_values(array[rows], name=name))
         except InvalidArray:
             check_values(array, name=name)  # of the whole: says how many values are wrong and where the first is
             raise
-        if not in_place:
-            checked[rows] = array[rows]
+        if not on_cpu:
+            there[rows] = tensor(converted(array[rows]))
+        elif not in_place:
+            there.numpy()[rows] = array[rows]
         yield
     check_scale(largest, name=name)
-    return checked
+    return there
+
+
+def _moved(array: Array, device: torch.device) -> Generator[None, None, torch.Tensor]:
+    if device.type == "cpu":
+        return tensor(array)
+    there = torch.empty(array.shape, dtype=torch.float32, device=device)
+    for rows in _slices(array):
+        there[rows] = tensor(array[rows])
+        yield
+    return there
+
+
+def _slices(array: Array) -> Iterator[slice]:
+    return slices(len(array), max(1, SLICE_VALUES // array.shape[1]))
 
 
 def _blocks(source: Source, form: Form) -> Iterator[Array]:

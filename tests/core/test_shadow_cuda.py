@@ -8,7 +8,7 @@ import pytest
 import torch
 from scipy import sparse
 
-from core import NMF, Dictionary, memory
+from core import NMF, Dictionary, inputs, memory
 from core.chunks import Chunks
 from core.errors import NegativeValues
 from core.progress import run
@@ -97,6 +97,30 @@ def test_memory_is_counted(device: State) -> None:
     with pytest.raises(torch.OutOfMemoryError):
         x + 1
     assert torch.cuda.memory_allocated() == 4096
+
+
+# --- the way there ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["float32", "float16", ">f4", "by columns", "batches"])
+def test_rows_come_there_in_slices(device: State, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """So that a fit of many gigabytes, mapped from a disk, holds nobody up while they come."""
+    A = np.random.default_rng(0).random((10, 6)).astype("float32" if kind in ("by columns", "batches") else kind)
+    monkeypatch.setattr(inputs, "SLICE_VALUES", 3 * A.shape[1])
+    given = iter([A[:5], A[5:]]) if kind == "batches" else np.asfortranarray(A) if kind == "by columns" else A
+    form = inputs.activations()
+    slices = inputs.read_steps(inputs.opened(given, form), form, DEVICE)
+    count = 0
+    while True:
+        try:
+            next(slices)
+        except StopIteration as end:
+            there = end.value
+            break
+        count += 1
+    assert count == 4 + (kind == "batches")
+    assert there.device == DEVICE
+    np.testing.assert_array_equal(there.cpu().numpy(), A.astype(np.float32))
 
 
 # --- fits -------------------------------------------------------------------------------------------------------
