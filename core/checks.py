@@ -20,7 +20,7 @@ BLOCK_VALUES = 1 << 16  # 256 KiB of float32: well inside an L2 cache
 FLOAT32_MAX = float(np.finfo(np.float32).max)
 
 NEVER_CLIPPED = ("codes", "concepts")
-CLIPPING = "; to have negative activations set to zero, pass A.clip(0) (Python) or clip=true (HTTP)"
+CLIPPING = "; to have negative activations set to zero, pass A.clip(0) (Python), clip=true (HTTP) or --clip"
 
 Place = Callable[[tuple[int, int]], tuple[int, int]]
 
