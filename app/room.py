@@ -25,7 +25,7 @@ class Room:
     def __init__(self, limit_bytes: int) -> None:
         self.limit_bytes = limit_bytes
         self.held_bytes = 0
-        self._lock = threading.Lock()  # a thread inflates
+        self.lock = threading.Lock()  # a thread inflates
 
     def expect(self, nbytes: int) -> None:
         """Raises Overloaded where a body of this length would find no room. One that exceeds it all by itself does
@@ -34,18 +34,21 @@ class Room:
             raise self._full()
 
     def change(self, by: int, *, anyhow: bool = False, alone: bool = False) -> None:
-        """Raises Overloaded where there is no room for so many bytes more, unless they are there already, or are all
-        that there would be and may come ``alone``."""
-        with self._lock:
-            has_room = self.held_bytes + by <= self.limit_bytes or (alone and not self.held_bytes)
-            if by > 0 and not has_room and not anyhow:
-                raise self._full()
-            self.held_bytes += by
+        """With the lock: raises Overloaded where there is no room for so many bytes more, unless they are there
+        already, or are all that there would be and may come ``alone``."""
+        has_room = self.held_bytes + by <= self.limit_bytes or (alone and not self.held_bytes)
+        if by > 0 and not has_room and not anyhow:
+            raise self._full()
+        self.held_bytes += by
 
     def _full(self) -> Overloaded:
         return Overloaded(
             f"bodies of {self.held_bytes} bytes are in memory already; send this request again in a moment"
         )
+
+
+class RequestOver(Exception):
+    """Of what goes on in a thread for a request that has ended, as its client has left: it is to end, too."""
 
 
 class Share:
@@ -54,6 +57,7 @@ class Share:
     def __init__(self, room: Room) -> None:
         self._room = room
         self._counted = 0
+        self._is_over = False
 
     def expect(self, nbytes: int) -> None:
         self._room.expect(nbytes)
@@ -64,8 +68,20 @@ class Share:
         Raises:
             Overloaded: there is no room for them, and they are neither there ``anyhow`` nor may come where they are
                 ``alone``, however many they are.
+            RequestOver: it has `end`ed.
         """
         counted = max(0, nbytes - FREE_BYTES)
-        if counted != self._counted:
+        if counted == self._counted and not self._is_over:
+            return
+        with self._room.lock:
+            if self._is_over:
+                raise RequestOver
             self._room.change(counted - self._counted, anyhow=anyhow, alone=alone)
             self._counted = counted
+
+    def end(self) -> None:
+        """Give all back, for good."""
+        with self._room.lock:
+            self._is_over = True
+            self._room.change(-self._counted)
+            self._counted = 0

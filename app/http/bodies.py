@@ -19,12 +19,13 @@ import pydantic
 from fastapi import Request, Response
 
 from app.errors import BodyTooLarge, InvalidFields, MalformedBody, UnsupportedMediaType
-from app.formats import JSON, NPY, SAFETENSORS, Format, answer_format, request_format
+from app.formats import CSV, JSON, NPY, SAFETENSORS, Format, answer_format, request_format
 from app.formats.answer import Answer, Scalar
 from app.formats.buffer import Buffer
 from app.formats.json_format import first_repeated
 from app.http.head import header
 from app.http.inflate import CODINGS, inflated
+from app.http.leaving import Gone
 from app.http.ready import ReadyResponse
 from app.http.shares import share_of_bodies
 from app.schemas import Fields
@@ -65,7 +66,7 @@ class Payload(Generic[Model]):
             NotAcceptable: there are several arrays, and the format asked for holds one.
         """
         format = self.answer_format(many_arrays=len(arrays) > 1)
-        if format is JSON and not base64:  # other formats are quick to write, or would hold the lock in a thread too
+        if format in (CSV, JSON) and not base64:  # the others are quick to write
             size = sum(array.nbytes for array in arrays.values())
             return await aside(size, lambda: array_answer(format, scalars, arrays))
         return array_answer(format, scalars, arrays, base64)
@@ -196,7 +197,7 @@ class _Incoming:
     async def chunk(self) -> bytes:
         message = await self._request.receive()
         if message["type"] == "http.disconnect":
-            raise MalformedBody("the client left before its body had come whole")
+            raise Gone
         self.ended = not message.get("more_body", False)
         chunk: bytes = message.get("body", b"")
         return chunk

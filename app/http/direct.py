@@ -11,7 +11,7 @@ from fastapi import Request, Response
 from starlette.routing import compile_path
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from app.http.leaving import Gone, leaving_of
+from app.http.leaving import leaving_of
 from app.problems import TOLD, problem_of
 from app.services import Services
 
@@ -40,8 +40,6 @@ class Direct:
         leaving = leaving_of(scope)
         try:
             response = await (answering if leaving is None else leaving.unless_gone(answering))
-        except Gone:
-            return
         except Exception as error:  # whatever it is, there is a problem that tells of it
             response = problem_of(error).response_to(request)
         await response(scope, receive, send)

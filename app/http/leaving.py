@@ -8,7 +8,9 @@ from starlette.types import Scope
 
 T = TypeVar("T")
 
-LEAVING = "dictserve.leaving"  # of an ASGI scope: the `Leaving` of its connection, where the protocol is ours
+# Of an ASGI scope, where the protocol is ours: the `Leaving` of its connection, and the status with which that has
+# refused the request while it was under way.
+LEAVING, REFUSED = "dictserve.leaving", "dictserve.refused"
 
 
 class Gone(BaseException):

@@ -14,6 +14,7 @@ from app import logs
 from app.errors import Stopping
 from app.http.direct import ROUTE
 from app.http.head import header, headers_of
+from app.http.leaving import REFUSED, Gone
 from app.http.ready import WHOLE
 from app.metrics import Metrics
 from app.problems import problem_of
@@ -59,6 +60,8 @@ class Observed:
 
         try:
             await self._app(scope, receive, send_observed)
+        except Gone:
+            status = scope.get(REFUSED, status)
         except asyncio.CancelledError:
             if status != "gone":
                 raise

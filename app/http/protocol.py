@@ -29,7 +29,7 @@ from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
 from app.errors import AppError, HeadersTooLarge, MalformedRequest, RequestTimeout, TooManyConnections
 from app.http.access import OPEN
-from app.http.leaving import LEAVING, Leaving
+from app.http.leaving import LEAVING, REFUSED, Leaving
 from app.http.ready import WHOLE
 from app.problems import ProblemAnswer, problem_of
 from app.settings import Settings
@@ -72,6 +72,9 @@ class BoundedProtocol(HttpToolsProtocol):
         self._reading: _Reading | None = None
         self.is_spare = False
         self._leaving = Leaving()
+        self._served: RequestResponseCycle | None = (
+            None  # `cycle` is the last that came, and may wait in the pipeline
+        )
         self._refused = False
         self._refusal: AppError | None = None  # of what follows a request that is still being answered
 
@@ -87,6 +90,8 @@ class BoundedProtocol(HttpToolsProtocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         super().connection_lost(exc)
+        if self._served is not None:
+            self._tell_gone(self._served)
         self._leaving.leave()
 
     def data_received(self, data: bytes) -> None:
@@ -147,6 +152,7 @@ class BoundedProtocol(HttpToolsProtocol):
 
     def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
         cycle.__class__ = _Cycle  # uvicorn makes it, and has no setting for another
+        self._served = cycle
         if self.is_spare and cycle.scope["path"] not in PROBES:
             self.is_spare = False
             if self._are_too_many():
@@ -165,6 +171,8 @@ class BoundedProtocol(HttpToolsProtocol):
             return
         self._enter("idle" if self.cycle.response_complete else "answer")
         super().on_message_complete()
+        if not self.pipeline:  # uvicorn waits until more of the body is asked for, and would not see who leaves
+            self.flow.resume_reading()
 
     def on_response_complete(self) -> None:
         """As uvicorn's, but for its timer: setting and ending one for each answer costs more than `look` does."""
@@ -271,11 +279,13 @@ class BoundedProtocol(HttpToolsProtocol):
 
     def _refuse_next(self, error: AppError) -> None:
         """Refuse the request that comes, after the answers that those before it are due."""
-        if self._phase == "answer":
-            self._refusal = error
-            self.flow.pause_reading()
-        else:
+        if self._phase != "answer" and not (self.pipeline and self.pipeline[0][0] is self.cycle):
             self._refuse(error)
+            return
+        if self.cycle.more_body:  # what came of it is not to be served
+            self.pipeline.popleft()
+        self._refusal = error
+        self.flow.pause_reading()
 
     def _refuse(self, error: AppError) -> None:
         """Answer with the error's problem, unless an answer has begun, and close."""
@@ -283,12 +293,22 @@ class BoundedProtocol(HttpToolsProtocol):
         begun = self.cycle is not None and self.cycle.response_started and not self.cycle.response_complete
         if not begun and not self.transport.is_closing():
             answer = problem_of(error)
-            self.count(str(answer.problem.status), self.loop.time() - self._since)
+            status = str(answer.problem.status)
+            if self._served is not None and not self._served.response_complete:
+                self._served.scope[REFUSED] = status  # type: ignore[literal-required]
+            else:  # nobody else knows of it
+                self.count(status, self.loop.time() - self._since)
             self.transport.write(_raw(answer))
-        if self.cycle is not None and not self.cycle.response_complete:  # what serves the request is told now
-            self.cycle.disconnected = True
-            self.cycle.message_event.set()
+        if self._served is not None:
+            self._tell_gone(self._served)
         self.transport.close()
+
+    @staticmethod
+    def _tell_gone(cycle: RequestResponseCycle) -> None:
+        """Have what serves a request know that nobody is there any more to be answered."""
+        if not cycle.response_complete:
+            cycle.disconnected = True
+            cycle.message_event.set()
 
 
 class _Cycle(RequestResponseCycle):

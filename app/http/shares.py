@@ -21,7 +21,7 @@ class Shares:
             await self._app(scope, receive, send)
         finally:
             for share in shares:
-                share.hold(0)
+                share.end()
 
 
 def share_of_bodies(scope: Scope) -> Share:

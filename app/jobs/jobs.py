@@ -200,7 +200,8 @@ class Jobs:
             if connection.execute(_queued).scalar_one() > queue_jobs:
                 raise _full(queue_jobs)
             if connection.execute(lease_of(owner)).first() is None:
-                raise JobsUnavailable("this service was taken for dead while the data came; send the fit again")
+                told = "this service has no lease in the jobs' database: it was taken for dead, or only begins"
+                raise JobsUnavailable(f"{told}; send the fit again")
             return self._select_in(connection, _jobs.c.id == id)[0].job
 
     def claim(self, owner: str, *, reads_files: bool = True) -> Record | None:

@@ -106,7 +106,7 @@ class Runner:
             await self._lose(record, error)
         except Exception as error:  # whatever it is, the next job is to be run
             try:
-                await self._fail(record, error)
+                await self._fail(record, self._running, error)
             except JobLost as lost:
                 await self._lose(record, lost)
         finally:
@@ -211,7 +211,7 @@ class Runner:
                     if job.attempts > 1:
                         await self._write_progress(running)
                 case FitProgress() as told:
-                    if told.iteration > (running.resumed_from or 0):
+                    if told.iteration > running.held_up_at:
                         patience.is_over()
                     running.note(told)
                     if asyncio.get_running_loop().time() >= next_writing:
@@ -231,9 +231,9 @@ class Runner:
                     return None
                 case Failed() as failed:
                     if isinstance(error := error_of(failed), DataUnavailable):
+                        running.held_up_at = max(running.held_up_at, running.progress.iteration)
                         return error
-                    await self._tell_last(record, running)
-                    await self._fail(record, error)
+                    await self._fail(record, running, error)
                     return None
 
     async def _stage_files(self, named: Named, running: Running, patience: Patience) -> Staged | None:
@@ -294,8 +294,9 @@ class Runner:
         await self._records.surely(write, record, *outcome)
         await asyncio.to_thread(self._discard, record)
 
-    async def _fail(self, record: Record, error: Exception) -> None:
+    async def _fail(self, record: Record, running: Running, error: Exception) -> None:
         problem = _problem(error)
+        await self._tell_last(record, running)
         await self._end(record, self._jobs.fail, problem)
         logger.warning("job %s of %s has failed: %s", record.job.id, record.job.name, problem["detail"])
 

@@ -48,6 +48,8 @@ logger = logging.getLogger("dictserve.worker")
 
 # However fast encodes come, a fit gets its slice and the supervisor its heartbeat after so many.
 FRAMES_A_TURN = 8
+# However long these take, a fit has this share of their time: at least a slice.
+FIT_SHARE = 0.25
 DTYPES: dict[Dtype, torch.dtype] = {"float32": torch.float32, "float64": torch.float64}
 LOADING_SECONDS = 2.0  # that kernels take which were compiled before, and more
 WAITING_SECONDS = 0.005  # between two looks whether a fit that waits can go on
@@ -83,9 +85,7 @@ class Worker:
         gc.freeze()  # what is there now stays: a collection that looked through it would hold encodes up
         self._send(Ready(self._name, _software(), self._devices))
         while True:
-            self._serve_what_waits()
-            if self._fit is not None:
-                self._advance_fit()
+            self._advance_fit_for(FIT_SHARE * self._serve_what_waits())
             self._send_heartbeat()
 
     def _warm_device(self) -> None:
@@ -99,17 +99,22 @@ class Worker:
                 raise DeviceFailed(f"{self._name} cannot be used: {type(error).__name__}: {error}") from error
             logger.warning("what %s is to do was not compiled in advance", self._name, exc_info=error)
 
-    def _serve_what_waits(self) -> None:
-        """Handle the frames that are there; with no fit to get on with, wait for one (or for a heartbeat's time)."""
+    def _serve_what_waits(self) -> float:
+        """Handle the frames that are there; with no fit to get on with, wait for one (or for a heartbeat's time).
+        Returns the seconds that handling took."""
         if self._fit is None:
             patience = max(0.0, self._next_heartbeat - time.monotonic())
         else:
             patience = WAITING_SECONDS if self._fit.waits else 0.0
+        taken = 0.0
         for _ in range(FRAMES_A_TURN):
             if not select.select([self._channel], [], [], patience)[0]:
                 break
+            begun = time.monotonic()
             self._handle(frames.receive(self._channel))
+            taken += time.monotonic() - begun
             patience = 0.0
+        return taken
 
     def _handle(self, frame: frames.Frame) -> None:
         match frame.message:
@@ -145,6 +150,14 @@ class Worker:
         return self._transfers.prepare(lambda: Dictionary(weights, device=self._device, dtype=DTYPES[dtype]))
 
     # -- fit ----------------------------------------------------------------------------------------------
+
+    def _advance_fit_for(self, seconds: float) -> None:
+        """By a slice, and by more until so much time is over."""
+        until = time.monotonic() + seconds
+        while self._fit is not None:
+            self._advance_fit()
+            if time.monotonic() >= until or (self._fit is not None and self._fit.waits):
+                break
 
     def _advance_fit(self) -> None:
         assert self._fit is not None  # noqa: S101 - the caller looked

@@ -17,12 +17,15 @@ from fastapi.testclient import TestClient
 
 from app.errors import JobsUnavailable
 from app.jobs import jobs as jobs_of_all
+from app.jobs import reach
 from app.jobs.jobs import ENDED, Jobs
 from app.main import create_app
 from app.schemas import FitRequest
 from app.settings import Settings
 from app.store.store import Reference, Store
-from app.worker.messages import FitBegun
+from app.supervisor import JobListener
+from app.worker.frames import Frame
+from app.worker.messages import Failed, FitBegun, FitProgress, ToWorker
 from demo.service import npy
 from tests.app.conftest import WorkerDouble
 
@@ -346,6 +349,25 @@ def test_a_fit_that_kills_its_worker_twice_is_given_up(
     assert len(worker.fits) == 2
     assert list(store.activations.iterdir()) == []
     assert ended(client, client.post("/fit", json=FIT).json()["id"])["state"] == "succeeded"
+
+
+def test_a_fit_whose_files_stay_away_fails_in_time(
+    settings: Settings, worker: WorkerDouble, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It goes on from its checkpoint each time, as far as it was when they went away, and no further."""
+    monkeypatch.setattr(reach, "REACH_SECONDS", 0.5)
+    monkeypatch.setattr(reach, "RETRY_SECONDS", 0.05)
+
+    async def held_up(job: str, message: ToWorker, listener: JobListener) -> None:
+        listener(Frame(FitBegun(job, 5, 0.0), [np.ones(5)]))
+        listener(Frame(FitProgress(job, 8, 20, 2.0, 0.5, 0.1, 0.01)))
+        listener(Frame(Failed(job, "DataUnavailable", "the data directory is not there")))
+
+    monkeypatch.setattr(worker, "tell_job", held_up)
+    with TestClient(create_app(settings, supervisor=worker)) as client:
+        job = ended(client, client.post("/fit", json=FIT).json()["id"])
+    assert (job["state"], job["error"]["type"]) == ("failed", "data-unavailable")  # type: ignore[index]
+    assert job["progress"]["iteration"] == 8  # type: ignore[index]
 
 
 def test_a_stop_leaves_the_job_to_the_next_start(settings: Settings, worker: WorkerDouble) -> None:

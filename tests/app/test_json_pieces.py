@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from app.errors import AppError
+from app.errors import AppError, InvalidFields
 from app.formats import json_format
 from app.formats.answer import Answer
 
@@ -141,3 +141,22 @@ def test_where_a_row_is_of_another_length(data: list[list[object]], at: int, row
 )
 def test_bodies_that_are_easily_mistaken(text: bytes) -> None:
     assert outcome(text) == whole(text)
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b'{"data":[[1,2]],"junk":[%s1]}' % (b"[]," * 30_000),
+        b'{"junk":[%s1],"data":[[1,2]]}' % (b"[]," * 30_000),
+        b'{"junk":[%s1]}' % (b"[]," * 30_000),
+        b'{"data":[[1,2]],"junk":"%s"}' % (b"x" * 90_000),
+    ],
+    ids=["behind", "before", "alone", "text"],
+)
+def test_little_stands_beside_an_array(body: bytes) -> None:
+    """It is read by what holds everybody up: 60 MB of it for 25 s."""
+    with pytest.raises(InvalidFields, match=r"junk: 90\d\d\d bytes; all fields but data may have 65536 together"):
+        json_format.read(bytearray(body), "data")
+    within = b'{"data":{"base64":"AAAA","shape":[1,1],"junk":[%s1]}}' % (b"[]," * 30_000)
+    with pytest.raises(InvalidFields, match="junk"):
+        json_format.read(bytearray(within), "data")

@@ -195,6 +195,17 @@ def test_what_follows_a_request_is_refused_after_its_answer(settings: Settings, 
     assert socket.closed
 
 
+def test_a_body_that_breaks_off_behind_a_request_is_refused_after_its_answer(settings: Settings) -> None:
+    """Its refusal was the answer to that request."""
+    head = b"POST /encode?dictionary=digits HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n"
+    broken = head + b"2\r\nab\r\nzz\r\n"
+    socket = served(settings, [request() + broken], 1)
+    answer, refusal = socket.written
+    assert read(answer)[2] == npy(CODES)
+    assert refusal.startswith(b"HTTP/1.1 400 Bad Request")
+    assert socket.closed
+
+
 def test_large_answers_and_problems_are_written_as_they_were(settings: Settings) -> None:
     large = np.ones((50_000, 4), np.float32)
     socket = served(settings, [request(body=npy(large)), request(path="/encode?dictionary=none")], 2)

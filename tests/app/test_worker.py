@@ -19,7 +19,7 @@ from app.worker import device, frames
 from app.worker.device import DeviceFailed
 from app.worker.fitting import Fitting
 from app.worker.launch import channel
-from app.worker.loop import Worker
+from app.worker.loop import FIT_SHARE, Worker
 from app.worker.messages import (
     Configure,
     DeviceMemory,
@@ -81,6 +81,33 @@ def turned(store: Store) -> Iterator[Turned]:
     ours, theirs = channel()
     with ours, theirs:
         yield Turned(store.root, ours, theirs)
+
+
+class Slices:
+    """A fit of slices of a hundredth of a second each."""
+
+    job, waits, done = "job", False, 0
+
+    def advance(self) -> bool:
+        time.sleep(0.01)
+        self.done += 1
+        return True
+
+
+def test_a_fit_has_its_share_of_the_time_beside_rows_that_take_long(
+    turned: Turned, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One slice after eight batches of a second each was none in 20 s."""
+    monkeypatch.setattr(turned.worker, "_handle", lambda frame: time.sleep(0.1))
+    turned.worker._fit = slices = Slices()  # type: ignore[assignment]
+    for _ in range(4):
+        frames.send(turned.channel, Solve(1, Key("encode", "digits", 1)), A[:1])
+    taken = turned.worker._serve_what_waits()
+    assert taken >= 0.4
+    turned.worker._advance_fit_for(FIT_SHARE * taken)
+    assert 2 <= slices.done <= 1 + FIT_SHARE * taken / 0.01
+    turned.worker._advance_fit_for(FIT_SHARE * turned.worker._serve_what_waits())
+    assert slices.done <= 2 + FIT_SHARE * taken / 0.01  # of no time, a slice
 
 
 def fit(path: Path, start: str | None) -> Fit:

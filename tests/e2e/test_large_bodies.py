@@ -167,3 +167,20 @@ def test_a_length_that_is_told_takes_no_memory(bounded: Service) -> None:
         assert encoded(bounded, ROWS) == 200
         assert held_bytes("VmRSS", bounded.pid) - rest < 10 * BOUND  # of the 50 that are told
         assert held(bounded) == 0
+
+
+def test_a_body_that_is_inflated_for_who_has_left_takes_no_room(service: Service) -> None:
+    """A few such requests left room for nobody, until the next start."""
+    body = gzip.compress(b" " * (128 * MIB))
+    told = f"Content-Encoding: gzip\r\nContent-Length: {len(body)}"
+    head = f"POST /v2/models/a/infer HTTP/1.1\r\nHost: x\r\n{told}\r\n\r\n"
+    seen = 0
+    for pause in (0.02, 0.04, 0.06, 0.1):
+        with socket.create_connection(("127.0.0.1", service.port)) as connection:
+            connection.sendall(head.encode() + body)
+            time.sleep(pause)
+            seen = max(seen, held(service))
+    assert seen > 0
+    until_held(service, 0, 0)
+    time.sleep(0.5)
+    assert held(service) == 0

@@ -176,6 +176,32 @@ def test_a_body_that_stops_half_way(service: Service, path: str) -> None:
         time.sleep(0.05)
 
 
+def test_each_request_is_counted_once(service: Service) -> None:
+    """One that is refused on its way, and one whose client leaves then."""
+
+    def counted() -> dict[str, float]:
+        told = service.client.get("/metrics").text
+        lines = re.findall(
+            r'^dictserve_requests_total{method="(\w+)",route="([^"]+)",status="(\w+)"} (\S+)$', told, re.M
+        )
+        return {" ".join(words): float(count) for *words, count in lines if words[1] in ("/encode", "/fit", "none")}
+
+    before = counted()
+    for path in ("/encode?dictionary=d", "/fit?name=a&nb_concepts=2"):
+        head = HEAD.replace(b"/encode?dictionary=d", path.encode())
+        with connected(service) as refused:
+            refused.sendall(head + BODY[:500])
+            assert answer_of(refused)[0] == 408
+        with connected(service) as left:
+            left.sendall(head + BODY[:500])
+            time.sleep(0.1)
+    time.sleep(0.2)
+    more = {words: count - before.get(words, 0) for words, count in counted().items()}
+    assert {words: count for words, count in more.items() if count} == {
+        "POST /encode 408": 1, "POST /encode gone": 1, "POST /fit 408": 1, "POST /fit gone": 1,
+    }  # fmt: skip
+
+
 def test_a_body_a_byte_at_a_time(service: Service) -> None:
     with connected(service) as connection:
         connection.sendall(HEAD)

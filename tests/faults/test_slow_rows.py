@@ -8,6 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import httpx
 import numpy as np
+import pytest
 
 from demo.service import npy
 from tests.e2e.conftest import Service
@@ -38,10 +39,11 @@ def test_rows_that_take_long_hold_up_nobody(service: Service) -> None:
     assert answered >= 3
 
 
-def test_nothing_is_computed_for_who_has_left(service: Service) -> None:
+@pytest.mark.parametrize("rows", [200, 500])  # of which the last part that is read is large, and small
+def test_nothing_is_computed_for_who_has_left(service: Service, rows: int) -> None:
     """As those whose timeout is shorter than the queue, and who ask again."""
     assert service.client.put("/dictionaries/wide", content=npy(D)).status_code == 201
-    body = npy(SLOW[:500])
+    body = npy(SLOW[:rows])
     head = f"POST /encode?dictionary=wide HTTP/1.1\r\nHost: x\r\nContent-Length: {len(body)}\r\n\r\n".encode()
     clients = [socket.create_connection(("127.0.0.1", service.port)) for _ in range(30)]
     for client in clients:
@@ -52,7 +54,7 @@ def test_nothing_is_computed_for_who_has_left(service: Service) -> None:
         return float(rows)
 
     deadline = time.monotonic() + 20
-    while queued() < 20 * len(SLOW[:500]):
+    while queued() < 20 * rows:
         assert time.monotonic() < deadline
     for client in clients:
         client.close()
@@ -64,3 +66,16 @@ def test_nothing_is_computed_for_who_has_left(service: Service) -> None:
     (gone,) = re.findall(r'^dictserve_requests_total{.*"/encode",status="gone"} (\S+)$', figures, re.MULTILINE)
     assert float(gone) >= 20
     assert service.client.post("/encode?dictionary=wide", content=npy(D[:2])).status_code == 200
+
+
+def test_who_leaves_having_asked_for_more_is_no_error(service: Service) -> None:
+    assert service.client.put("/dictionaries/wide", content=npy(D)).status_code == 201
+    body = npy(SLOW[:40])
+    head = f"POST /encode?dictionary=wide HTTP/1.1\r\nHost: x\r\nContent-Length: {len(body)}\r\n\r\n".encode()
+    for _ in range(5):
+        with socket.create_connection(("127.0.0.1", service.port)) as client:
+            client.sendall(head + body + b"GET /livez HTTP/1.1\r\nHost: x\r\n\r\n")
+            time.sleep(0.1)
+    assert service.client.post("/encode?dictionary=wide", content=npy(D[:2])).status_code == 200
+    assert "without starting response" not in service.log.read_text()
+    assert "Traceback" not in service.log.read_text()
