@@ -150,6 +150,8 @@ class Batcher:
 
     def _feed(self) -> None:
         self._feeding = False
+        while self._alone and self._alone[0].request.done.done():  # its client has left
+            self._alone.popleft()
         while self._alone or self._queues:
             key = self._alone[0].request.key if self._alone else next(iter(self._queues))
             load = least_loaded(self.loads, key)

@@ -15,6 +15,7 @@ from app.http.direct import Direct
 from app.http.head_method import HeadAsGet
 from app.http.observed import Observed
 from app.http.shares import Shares
+from app.http.sites import OwnSite, hosts_of
 from app.http.tokens import TokenFile
 from app.metrics import Metrics
 from app.problems import install_handlers
@@ -90,6 +91,7 @@ def create_app(
         inner = Shares(inner, services.bodies, services.answers)
         if tokens is not None:
             inner = Access(inner, tokens, settings.metrics_open)
+        inner = OwnSite(inner, needs_tokens=tokens is not None, hosts=hosts_of(settings.allowed_hosts))
         inner = Observed(inner, app.state.metrics, settings.access_log)
         return inner if traces is None else traces.around(inner)
 

@@ -75,6 +75,11 @@ class Settings(BaseSettings):
     tokens_file: Path | None = Field(
         None, description="File of the tokens that callers need (`dictserve token new`); without it none is needed."
     )
+    allowed_hosts: str = Field(
+        "",
+        description="Names that the service answers to, with commas in between, beside addresses and local names;"
+        " by default any, but on loopback without tokens none.",
+    )
     insecure: bool = Field(
         False, description="Listen beyond loopback without tokens: whoever reaches the port may do everything."
     )

@@ -47,6 +47,8 @@ def serve(
             f"dictserve: {chosen.host} is more than this machine, and no tokens are set: make some with "
             "`dictserve token new` and set DICTSERVE_TOKENS_FILE, or say --insecure (DICTSERVE_INSECURE=true)"
         )
+    if chosen.tokens_file is None and not chosen.allowed_hosts and _is_loopback(chosen.host):
+        chosen = chosen.model_copy(update={"allowed_hosts": "localhost"})  # else any site's page would have a way in
     worker = Launched(chosen)  # it imports for longer than all that comes here before it is needed
 
     try:

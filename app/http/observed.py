@@ -50,12 +50,15 @@ class Observed:
             told["trace_id"] = trace
         logs.of_request.set(told)
         status = "gone"  # the client, before it had an answer
+        is_read = scope["method"] in ("GET", "HEAD")
 
         async def send_observed(message: Message) -> None:
             nonlocal status
             if message["type"] in BEGINNINGS:
                 status = str(message["status"])
                 message["headers"] = [*message.get("headers", ()), (ID_HEADER, id)]
+                if is_read:
+                    _keep_private(message["headers"])
             await send(message)
 
         try:
@@ -75,6 +78,14 @@ class Observed:
             if self._access_log:
                 line = {"method": method, "path": scope["path"], "status": status, "ms": round(1000 * seconds, 3)}
                 logger.info("request", extra=line)
+
+
+def _keep_private(headers: list[tuple[bytes, bytes]]) -> None:
+    """A cache that many share knows nothing of `X-API-Key`, and what is asked for again may have changed."""
+    if not any(name.lower() == b"cache-control" for name, _ in headers):
+        headers.append((b"cache-control", b"private, no-cache"))
+    if not any(name.lower() == b"x-content-type-options" for name, _ in headers):
+        headers.append((b"x-content-type-options", b"nosniff"))
 
 
 def _route(scope: Scope) -> str:

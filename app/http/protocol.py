@@ -137,7 +137,7 @@ class BoundedProtocol(HttpToolsProtocol):
     def on_header(self, name: bytes, value: bytes) -> None:
         if self._phase == "body":  # a trailer, after a body in chunks: nobody asks for any
             return
-        super().on_header(name, value)
+        super().on_header(name, value.rstrip(b" \t"))  # which is none of its value (RFC 9110, 5.5)
         self._header_bytes += len(name) + len(value)
 
     def on_headers_complete(self) -> None:
@@ -315,12 +315,15 @@ class _Cycle(RequestResponseCycle):
     """A request and its answer, which may also be one message."""
 
     is_refusal = False  # an answer before the body
+    _is_of_unknown_length = False
 
     async def send(self, message: Any) -> None:
         if message["type"] == "http.response.start" and self._precedes_body():
             self.is_refusal = True
             message = {**message, "headers": [*message["headers"], (b"connection", b"close")]}
         if message["type"] != WHOLE:
+            if self.scope["http_version"] == "1.0":
+                self._send_unchunked(message)
             await super().send(message)
             self.keep_alive = self.keep_alive or self.is_refusal  # the connection closes it, not this
             return
@@ -339,6 +342,15 @@ class _Cycle(RequestResponseCycle):
         if not self.keep_alive:
             self.transport.close()
         self.on_response()
+
+    def _send_unchunked(self, message: Any) -> None:
+        """HTTP/1.0 has no chunks: a body of unknown length ends with its connection."""
+        if message["type"] == "http.response.start":
+            self._is_of_unknown_length = not any(name.lower() == b"content-length" for name, _ in message["headers"])
+            if self._is_of_unknown_length:
+                self.chunked_encoding = False
+        elif self._is_of_unknown_length:
+            self.expected_content_length = len(message.get("body", b""))
 
     def _precedes_body(self) -> bool:
         """Whether so much of the body has not come, or so little is known of it, that it is not waited for."""

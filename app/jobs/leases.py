@@ -86,7 +86,10 @@ class Leases:
         gone = [owner for owner in self.alive() if self._store.lock_is_free(owner)]
         dead: sql.ColumnElement[bool] = leases.c.owner.in_(gone)
         if time.monotonic() >= self._judges_from:
-            dead |= leases.c.until < self._database.now
+            # Where ours has run out by now, it was this process that was held up, or the clock was set.
+            mine = leases.alias()
+            ours_holds = sql.exists().where(mine.c.owner == self._store.owner, mine.c.until >= self._database.now)
+            dead |= (leases.c.until < self._database.now) & ours_holds
         others = leases.c.owner != self._store.owner
         with self._database.transaction() as connection:
             ended = connection.execute(leases.delete().where(others, dead).returning(leases.c.owner)).scalars().all()

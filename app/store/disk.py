@@ -90,8 +90,10 @@ def store_errors() -> Iterator[None]:
         raise told(error) from error
 
 
-def told(error: OSError) -> StoreUnavailable:
+def told(error: OSError, name: str = "") -> StoreUnavailable:
+    """As the store's, or as that of the directory of a name."""
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return StoreFull("the store's disk is full; nothing was written")
     reason = os.strerror(error.errno) if error.errno else type(error).__name__
-    return StoreUnavailable(f"the store cannot be used: {reason}")
+    what = f"the directory of {name} cannot be read" if name else "the store cannot be used"
+    return StoreUnavailable(f"{what}: {reason}")

@@ -4,6 +4,7 @@ one that was fitted here ``figures.safetensors``.
 A version appears whole or not at all: it is staged, fsynced and renamed.
 """
 
+import logging
 import os
 import secrets
 import shutil
@@ -14,12 +15,14 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from app.errors import DictionaryDamaged, NameTaken, UnknownDictionary
+from app.errors import DictionaryDamaged, NameTaken, StoreUnavailable, UnknownDictionary
 from app.kept import keep
 from app.store.disk import Unreadable, fsync_directory, read_regular, store_errors, told, write_durably
 from app.store.hashed import Hashed, require_whole
 from app.store.references import NAME, VERSION, check_name
 from app.store.workplace import Workplace
+
+logger = logging.getLogger("dictserve")
 
 META_FILE = "meta.json"
 LABELS_FILE = "labels.json"
@@ -48,20 +51,38 @@ class Files:
         self._root = root
         self._workplace = workplace
         self._listings: dict[str, _Listing] = {}
+        self._unreadable: set[str] = set()  # names, as was told of them last
         self._highest: dict[str, int] = {}  # the versions that were seen here, whatever has become of them since
 
     def sweep(self) -> None:
         """Empty what somebody removed who died before it was gone."""
         with store_errors(), self._workplace.alone():
             for name in self._directories():
-                for _, removed in _removed(self._root / name):
-                    _empty(removed)
+                try:
+                    for _, removed in _removed(self._root / name):
+                        _empty(removed)
+                except OSError as error:  # of one, which the others are not to wait for
+                    logger.warning("what was removed of %s cannot be swept: %s", name, error.strerror)
 
     # -- reading ------------------------------------------------------------------------------------------
 
     def names(self) -> list[str]:
+        """But for those whose directories cannot be read, unless none can: of one, the others know nothing."""
         with store_errors():
-            return [name for name in self._directories() if self.versions(name)]
+            directories = self._directories()
+        found, faults = [], {}
+        for name in directories:
+            try:
+                if self.versions(name):
+                    found.append(name)
+            except StoreUnavailable as error:
+                faults[name] = error
+        if faults and not found:
+            raise next(iter(faults.values()))
+        for name in faults.keys() - self._unreadable:
+            logger.error("%s is left out of what is listed: %s", name, faults[name])
+        self._unreadable = set(faults)
+        return found
 
     def _directories(self) -> list[str]:
         with os.scandir(self._root) as entries:
@@ -88,7 +109,7 @@ class Files:
                 raise told(error) from error
             return []
         except OSError as error:
-            raise told(error) from error
+            raise told(error, name) from error
         self._note(name, versions)
         if now_ns - found.st_ctime_ns > SETTLED_NS:
             keep(self._listings, name, _Listing(found.st_ino, found.st_ctime_ns, versions.copy()))
@@ -169,8 +190,12 @@ class Files:
             elif not _is_name(where):
                 yield where, "not a dictionary's name"
             else:
-                known = {str(version) for version in self.versions(where)}
-                for inner in sorted(entry.iterdir()):
+                try:
+                    known, inside = {str(version) for version in self.versions(where)}, sorted(entry.iterdir())
+                except (StoreUnavailable, OSError) as error:
+                    yield where, f"a directory that cannot be read ({error})"
+                    continue
+                for inner in inside:
                     if inner.name not in known and not inner.name.startswith("."):
                         yield f"{where}/{inner.name}", "not a version's directory"
 

@@ -321,6 +321,24 @@ def test_a_lease_is_renewed_before_anybody_ends_it(replicas: tuple[Replica, Repl
     assert one.take_over() == []
 
 
+def test_a_clock_that_is_set_ends_nobodys_lease(
+    replicas: tuple[Replica, Replica], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It, or this process, may jump between any two statements: then its own lease has run out, too."""
+    one, other = replicas
+    one.judge_others_now()
+    alive = one.leases.alive
+
+    def after_a_jump() -> set[str]:
+        one.let_lease_run_out()
+        other.let_lease_run_out()
+        return alive()
+
+    monkeypatch.setattr(one.leases, "alive", after_a_jump)
+    one.leases.end_dead()
+    assert alive() == {one.store.owner, other.store.owner}
+
+
 def test_a_dead_process_on_this_machine_loses_its_jobs_at_once(database_url: str, tmp_path: Path) -> None:
     one, other = (Replica(database_url, tmp_path / "models") for _ in range(2))
     one.add()

@@ -36,7 +36,13 @@ RESPONSES = [
     for path, operations in DOCUMENT["paths"].items()
     for method, operation in operations.items()
 ]
-UNTOLD = {"content-length", "content-type", "x-request-id"}  # headers that every answer has
+UNTOLD = {
+    "content-length",
+    "content-type",
+    "x-request-id",
+    "cache-control",
+    "x-content-type-options",
+}  # headers that every answer has
 COMPARE = "/dictionaries/{a}/compare/{b}"
 ANSWERS = {"/fit": Job, "/encode": EncodeAnswer, "/decode": DecodeAnswer, "/v2/repository/index": list[ModelState]}
 DATA = {"/fit": np.ones((3, 4)), "/encode": np.ones((2, 4)), "/decode": np.ones((2, 2))}

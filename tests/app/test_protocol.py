@@ -195,6 +195,25 @@ def test_what_follows_a_request_is_refused_after_its_answer(settings: Settings, 
     assert socket.closed
 
 
+def test_an_old_client_is_sent_no_chunks(settings: Settings) -> None:
+    fit = request("1.0", "/fit?name=a&nb_concepts=2&max_iter=1", npy(np.ones((3, 4), np.float32)))
+    socket = served(settings, [fit], 1)
+    id = json.loads(read(b"".join(socket.written))[2])["id"]
+    for path in ("/dictionaries", f"/jobs/{id}/events"):  # the latter of no length that is known
+        socket = served(settings, [f"GET {path} HTTP/1.0\r\nHost: x\r\n\r\n".encode()], 1)
+        head, _, body = b"".join(socket.written).partition(b"\r\n\r\n")
+        assert head.startswith(b"HTTP/1.1 200")
+        assert b"chunked" not in head
+        assert body.startswith(b"{" if path == "/dictionaries" else b"event: ")
+        assert (b"content-length" in head) == (path == "/dictionaries")
+        assert socket.closed
+
+
+def test_blanks_around_a_value_are_none_of_it(settings: Settings) -> None:
+    answer = served(settings, [b"GET /livez HTTP/1.1\r\nHost: x\r\nX-Request-ID: \t r1 \t \r\n\r\n"], 1).written
+    assert b"\r\nx-request-id: r1\r\n" in b"".join(answer)
+
+
 def test_a_body_that_breaks_off_behind_a_request_is_refused_after_its_answer(settings: Settings) -> None:
     """Its refusal was the answer to that request."""
     head = b"POST /encode?dictionary=digits HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n"

@@ -376,6 +376,47 @@ def test_a_directory_that_has_just_changed_is_listed_again(opened: Store, listed
     assert len(listed) == 2
 
 
+@pytest.fixture
+def unreadable(opened: Store, monkeypatch: pytest.MonkeyPatch) -> set[str]:
+    """Names whose directories a disk does not give (to us, who may be root, permissions do not matter)."""
+    names: set[str] = set()
+    scandir = os.scandir
+
+    def failing(directory: Any) -> Any:
+        if Path(directory).name in names:
+            raise PermissionError(13, "Permission denied")
+        return scandir(directory)
+
+    monkeypatch.setattr("app.store.files.os.scandir", failing)
+    return names
+
+
+def test_a_directory_that_cannot_be_read_hides_no_other(
+    opened: Store, unreadable: set[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    """A service did not start, and nothing was listed."""
+    for name in "abc":
+        publish(opened, name, D)
+    opened.remove("c", [1])
+    unreadable |= {"b", "c"}
+    opened.sweep_versions()
+    assert opened.names() == opened.names() == ["a"]
+    told = [record.message for record in caplog.records if "left out" in record.message]
+    assert sorted(told) == [  # once
+        f"{name} is left out of what is listed: the directory of {name} cannot be read: Permission denied"
+        for name in "bc"
+    ]
+    with pytest.raises(StoreUnavailable, match="the directory of b cannot be read"):
+        opened.record(Reference("b"))
+    assert [where for where, what in opened.strays() if "cannot be read" in what] == ["b", "c"]
+    publish(opened, "a", D)
+    unreadable.add("a")  # all: what cannot be read is the store
+    with pytest.raises(StoreUnavailable):
+        opened.names()
+    unreadable.clear()
+    assert opened.names() == ["a", "b"]
+
+
 def test_what_others_put_into_the_store_is_not_followed(opened: Store, tmp_path: Path) -> None:
     publish(opened, "real", D)
     elsewhere = tmp_path / "elsewhere"

@@ -282,6 +282,11 @@ def test_two_services_share_a_store(shared: Service) -> None:
         assert other.stop() == 0
 
 
+def test_on_loopback_it_is_known_by_local_names_alone(shared: Service) -> None:
+    for host, status in (("localhost", 200), (f"127.0.0.1:{shared.port}", 200), ("evil.example", 403)):
+        assert shared.client.get("/dictionaries", headers={"Host": host}).status_code == status
+
+
 def test_the_http_process_never_loads_torch(shared: Service) -> None:
     fit_digits(shared)
     codes(shared)

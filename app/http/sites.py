@@ -1,0 +1,83 @@
+"""Pages of other sites, which a browser lets send requests anywhere: refused where no token keeps them out.
+
+A form or a script of such a page may POST to whatever address this machine reaches, and would begin fits; browsers
+tell of that by `Sec-Fetch-Site` or, older ones and on plain HTTP, by `Origin`. And whoever owns a name may have it
+lead to this machine once the page is there (DNS rebinding); it then reads and changes all as the service's own page
+would, and nothing but the name in `Host` tells. No other client sends the first two, and addresses and names that
+nobody can register are safe.
+"""
+
+import ipaddress
+from functools import lru_cache
+from urllib.parse import urlsplit
+
+from starlette.requests import Request
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from app.errors import Forbidden
+from app.http.head import header, headers_of
+from app.problems import problem_of
+
+LOCAL = (".localhost", ".local", ".internal")  # ends of names that are no domain's
+CHANGING_NOTHING = {"GET", "HEAD", "OPTIONS"}
+
+
+class OwnSite:
+    """Middleware that refuses requests of other sites' pages.
+
+    Args:
+        needs_tokens: which no other site's page has, so that it may send what it likes.
+        hosts: names that the service answers to, beside addresses and local names; any where there are none.
+    """
+
+    def __init__(self, app: ASGIApp, *, needs_tokens: bool, hosts: frozenset[str]) -> None:
+        self._app = app
+        self._needs_tokens = needs_tokens
+        self._hosts = hosts
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http" and (told := self._fault(scope)):
+            await problem_of(Forbidden(told)).response_to(Request(scope))(scope, receive, send)
+            return
+        await self._app(scope, receive, send)
+
+    def _fault(self, scope: Scope) -> str:
+        if self._hosts and not _is_known(header(scope, b"host"), self._hosts):
+            return (
+                f"this service is not known as {header(scope, b'host')[:100]!r}; ask it by its address, or have it "
+                "answer to that name (DICTSERVE_ALLOWED_HOSTS)"
+            )
+        if self._needs_tokens or scope["method"] in CHANGING_NOTHING or not _is_of_another(scope):
+            return ""
+        return "a page of another site asks for this; where that is meant, have the service ask for tokens"
+
+
+def _is_of_another(scope: Scope) -> bool:
+    headers = headers_of(scope)
+    site = headers.get(b"sec-fetch-site")
+    if site is not None:
+        return site not in (b"same-origin", b"none")
+    origin = headers.get(b"origin")
+    if origin is None:
+        return False
+    ours = headers.get(b"host"), headers.get(b"x-forwarded-host")  # the latter where a proxy asks
+    return origin.partition(b"://")[2] not in ours
+
+
+@lru_cache(maxsize=64)  # a client's requests have the same
+def _is_known(host: str, hosts: frozenset[str]) -> bool:
+    try:
+        name = (urlsplit(f"//{host}").hostname or "").rstrip(".")
+    except ValueError:  # brackets without an address
+        return False
+    if "." not in name or name.endswith(LOCAL) or name in hosts:
+        return True
+    try:
+        ipaddress.ip_address(name)
+    except ValueError:
+        return False
+    return True
+
+
+def hosts_of(setting: str) -> frozenset[str]:
+    return frozenset(name.strip().lower().rstrip(".") for name in setting.split(",") if name.strip())
