@@ -1,8 +1,9 @@
 """What comes back: the bytes of an answer, and what is made of them."""
 
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from tokenize import TokenError
 from typing import Any, NamedTuple
 
 import msgspec
@@ -12,8 +13,12 @@ from app.client.bodies import Array
 from app.client.errors import UnreadableAnswer
 
 MAX_NPY_HEADER_BYTES = 4096
-OF_JOBS = ("id", "name", "state", "progress")
-OF_DICTIONARIES = ("name", "version", "nb_concepts", "n_features")
+NO_CONTENT = 204
+OF_JOBS: dict[str, type] = {"id": str, "name": str, "state": str, "progress": dict}
+OF_DICTIONARIES: dict[str, type] = {"name": str, "version": int, "nb_concepts": int, "n_features": int}
+
+# What numpy, SciPy and safetensors raise, of bytes that are none of theirs.
+NO_ARRAY = (ValueError, TypeError, LookupError, SyntaxError, TokenError, OverflowError, RecursionError, MemoryError)
 
 
 @dataclass(frozen=True)
@@ -27,6 +32,18 @@ class Answer:
     @property
     def is_good(self) -> bool:
         return 200 <= self.status < 300
+
+    @classmethod
+    def undecoded(cls, status: int, headers: Mapping[str, str], error: Exception) -> "Answer":
+        """One whose bytes are not encoded as it says. Of an error the status still tells enough.
+
+        Raises:
+            UnreadableAnswer: it would have been a good one.
+        """
+        answer = cls(status, headers, bytearray())
+        if answer.is_good:
+            raise _unreadable(answer, error)
+        return answer
 
 
 class Encoded(NamedTuple):
@@ -51,33 +68,68 @@ def fields(answer: Answer) -> dict[str, Any]:
     """A JSON answer."""
     try:
         return msgspec.json.decode(answer.body, type=dict[str, Any])
-    except msgspec.DecodeError as error:
+    except (ValueError, RecursionError) as error:
         raise _unreadable(answer, error) from None
 
 
 def job(answer: Answer) -> dict[str, Any]:
-    return _with(answer, fields(answer), OF_JOBS)
+    return _read(answer, fields(answer), OF_JOBS)
 
 
 def dictionary(answer: Answer) -> dict[str, Any]:
-    return _with(answer, fields(answer), OF_DICTIONARIES)
+    return _read(answer, fields(answer), OF_DICTIONARIES)
 
 
 def jobs(answer: Answer) -> list[dict[str, Any]]:
-    return [_with(answer, each, OF_JOBS) for each in _with(answer, fields(answer), ("jobs",))["jobs"]]
+    return [_read(answer, each, OF_JOBS) for each in _read(answer, fields(answer), {"jobs": list})["jobs"]]
 
 
 def dictionaries(answer: Answer) -> list[dict[str, Any]]:
-    found = _with(answer, fields(answer), ("dictionaries",))["dictionaries"]
-    return [_with(answer, each, OF_DICTIONARIES) for each in found]
+    found = _read(answer, fields(answer), {"dictionaries": list})["dictionaries"]
+    return [_read(answer, each, OF_DICTIONARIES) for each in found]
 
 
-def _with(answer: Answer, told: dict[str, Any], names: Sequence[str]) -> dict[str, Any]:
-    """What is told, which has these names: another service's JSON does not."""
-    missing = [name for name in names if name not in told]
-    if missing:
-        raise _unreadable(answer, ValueError(f"it has no {missing[0]!r}"))
+def is_ready(answer: Answer) -> bool:
+    status: str = _read(answer, fields(answer), {"status": str})["status"]
+    return status == "ready"
+
+
+def nothing(answer: Answer) -> None:
+    """An answer without content: one that has some, such as a page to log in at, is not the service's."""
+    if answer.status != NO_CONTENT:
+        raise _unreadable(answer, ValueError(f"it is {answer.status} in place of {NO_CONTENT}"))
+
+
+def as_it_came(media_type: str) -> Callable[[Answer], bytearray]:
+    """The bytes of an answer of this type, which nobody looks into."""
+
+    def read(answer: Answer) -> bytearray:
+        if answer.headers.get("content-type", "").partition(";")[0].strip().lower() != media_type:
+            raise _unreadable(answer, ValueError(f"{media_type} was asked for"))
+        return answer.body
+
+    return read
+
+
+def known(told: Any, names: Mapping[str, type]) -> dict[str, Any]:
+    """What is told, if it has these names: another service's JSON does not.
+
+    Raises:
+        ValueError: it lacks one, or has something else by it.
+    """
+    if not isinstance(told, dict):
+        raise ValueError("it is no object")  # noqa: TRY004 - of bytes, not of an argument
+    wrong = next((name for name, kind in names.items() if not isinstance(told.get(name), kind)), None)
+    if wrong is not None:
+        raise ValueError(f"its {wrong!r} is {told[wrong]!r:.60}" if wrong in told else f"it has no {wrong!r}")
     return told
+
+
+def _read(answer: Answer, told: Any, names: Mapping[str, type]) -> dict[str, Any]:
+    try:
+        return known(told, names)
+    except ValueError as error:
+        raise _unreadable(answer, error) from None
 
 
 def npy(answer: Answer) -> Array:
@@ -89,7 +141,7 @@ def npy(answer: Answer) -> Array:
         shape, fortran_order, dtype = np.lib.format.read_array_header_1_0(head)
         flat = np.frombuffer(answer.body, dtype, offset=head.tell())
         return flat.reshape(shape, order="F" if fortran_order else "C")
-    except ValueError as error:
+    except NO_ARRAY as error:
         raise _unreadable(answer, error) from None
 
 
@@ -106,7 +158,8 @@ def encoded_sparse(answer: Answer) -> Encoded:
     try:
         parts = (tensors["values"], tensors["indices"], tensors["indptr"])
         codes = csr_array(parts, shape=tuple(tensors["shape"].tolist()))
-    except (KeyError, ValueError) as error:
+        codes.check_format(full_check=True)  # an index beyond the row would be written to
+    except NO_ARRAY as error:
         raise _unreadable(answer, error) from None
     return _encoded(answer, codes, tensors.get("relative_error"))
 
@@ -118,7 +171,7 @@ def encoded_dense(answer: Answer) -> Encoded:
         return _encoded(answer, tensors["codes"], tensors.get("relative_error"))
     try:
         codes = dense(tensors)
-    except (KeyError, ValueError, IndexError) as error:
+    except NO_ARRAY as error:
         raise _unreadable(answer, error) from None
     return _encoded(answer, codes, tensors.get("relative_error"))
 
@@ -157,7 +210,7 @@ def _tensors(answer: Answer) -> dict[str, Array]:
 
     try:
         return load(bytes(answer.body))
-    except SafetensorError as error:
+    except (SafetensorError, *NO_ARRAY) as error:
         raise _unreadable(answer, error) from None
 
 

@@ -1,8 +1,7 @@
 """The client for asyncio: `app.client.blocking` with `await`; all that is no I/O is shared."""
 
 import asyncio
-from collections.abc import AsyncIterator, Mapping, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Awaitable, Mapping, Sequence
 from types import TracebackType
 from typing import Any, Literal, Self, Unpack, cast, overload
 from weakref import WeakKeyDictionary
@@ -23,7 +22,7 @@ from app.client.config import (
 )
 from app.client.display import shown
 from app.client.errors import Unavailable
-from app.client.following import Following
+from app.client.following import QUIET, Following
 from app.client.records import DictionaryRecord, JobRecord, Progress
 from app.client.retries import Attempts, Policy
 
@@ -196,10 +195,9 @@ class AsyncClient:
     async def ready(self) -> bool:
         """As `Client.ready`."""
         try:
-            await self.send(calls.ready())
+            return await self.send(calls.ready())
         except Unavailable:
             return False
-        return True
 
     async def send(self, call: Call[T], policy: Policy | None = None) -> T:
         """As `Client.send`."""
@@ -216,38 +214,35 @@ class AsyncClient:
             await asyncio.sleep(pause)
 
     async def _exchange(self, call: Call[T], attempts: Attempts) -> Answer:
-        async with (
-            self._turn(attempts),
-            self._pools.calls.stream(
-                **attempts.request(), content=None if call.body is None else _chunks(call.body, attempts)
-            ) as response,
-        ):
+        bound = asyncio.timeout(attempts.left())
+        try:
+            async with bound, self._turn():
+                return await self._exchange_now(call, attempts)
+        except TimeoutError:
+            if bound.expired():
+                raise attempts.timed_out() from None
+            raise  # of a file on a disk that is away
+
+    async def _exchange_now(self, call: Call[T], attempts: Attempts) -> Answer:
+        content = None if call.body is None else _chunks(call.body, attempts)
+        async with self._pools.calls.stream(**attempts.request(), content=content) as response:
             body = bytearray()
-            async for chunk in response.aiter_bytes():
-                body += chunk
-                attempts.left()
+            try:
+                async for chunk in response.aiter_bytes():
+                    body += chunk
+                    attempts.left()
+            except httpx.DecodingError as error:
+                return Answer.undecoded(response.status_code, response.headers, error)
             return Answer(response.status_code, response.headers, body)
 
-    @asynccontextmanager
-    async def _turn(self, attempts: Attempts) -> AsyncIterator[None]:
+    def _turn(self) -> asyncio.Semaphore:
         """One of as many calls as there are connections. The pool would go through all that wait for one at every
         change, which takes the loop's time by the square of their number."""
         loop = asyncio.get_running_loop()
         turns = self._turns.get(loop)
         if turns is None:
             turns = self._turns[loop] = asyncio.Semaphore(MAX_CONNECTIONS)
-        if turns.locked():
-            try:
-                async with asyncio.timeout(attempts.left()):
-                    await turns.acquire()
-            except TimeoutError:
-                raise httpx.PoolTimeout("all connections are in use") from None
-        else:
-            await turns.acquire()
-        try:
-            yield
-        finally:
-            turns.release()
+        return turns
 
     async def aclose(self) -> None:
         for pool in self._pools.all:
@@ -302,18 +297,20 @@ class AsyncJob(JobRecord):
 
     async def _stream(self, following: Following) -> AsyncIterator[Progress]:
         """Until the stream ends, or breaks: then the job is looked at, and what is wrong shows."""
+        pool = self._client._pools.streams
         try:
-            async with self._client._pools.streams.stream(
-                "GET", following.path, headers=following.headers(), timeout=following.timeout()
-            ) as response:
+            request = pool.build_request(**following.request())
+            response = await _in_time(pool.send(request, stream=True), following)
+            try:
                 if following.opened(response.status_code, response.headers):
-                    async for chunk in response.aiter_bytes():
+                    chunks = response.aiter_bytes()
+                    while following.listens and (chunk := await _in_time(anext(chunks, None), following)) is not None:
                         for progress in following.heard(chunk):
                             yield progress
-                        if not following.listens:
-                            return
-        except httpx.TransportError:
-            return
+            finally:
+                await response.aclose()
+        except (httpx.TransportError, httpx.DecodingError) as error:
+            following.broke_off(error)
 
     async def wait(
         self,
@@ -368,6 +365,15 @@ class AsyncDictionary(DictionaryRecord):
     async def get_dictionary(self) -> Array:
         """As `Dictionary.get_dictionary`."""
         return await self._client.get_dictionary(self.reference)
+
+
+async def _in_time(waiting: Awaitable[T], following: Following) -> T:
+    """What comes of a stream next. Each wait has its own bound: between them it is the caller's turn."""
+    try:
+        async with asyncio.timeout(following.quiet()):
+            return await waiting
+    except TimeoutError:
+        raise httpx.ReadTimeout(QUIET) from None
 
 
 async def _chunks(body: Body, attempts: Attempts) -> AsyncIterator[bytes]:

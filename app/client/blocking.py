@@ -15,6 +15,7 @@ from app.client.config import DEFAULT_RETRIES, DEFAULT_TIMEOUT_SECONDS, Pools, h
 from app.client.display import shown
 from app.client.errors import Unavailable
 from app.client.following import Following
+from app.client.patience import in_time
 from app.client.records import DictionaryRecord, JobRecord, Progress
 from app.client.retries import Attempts, Policy
 
@@ -225,12 +226,15 @@ class Client:
     # -- the service --------------------------------------------------------------------------------------
 
     def ready(self) -> bool:
-        """Whether the service is there and takes work."""
+        """Whether the service is there and takes work.
+
+        Raises:
+            UnreadableAnswer: something else answers at its URL, such as a page to log in at.
+        """
         try:
-            self.send(calls.ready())
+            return self.send(calls.ready())
         except Unavailable:
             return False
-        return True
 
     def send(self, call: Call[T], policy: Policy | None = None) -> T:
         """What every method comes to: a call of `app.client.calls`, sent until there is an answer."""
@@ -247,13 +251,17 @@ class Client:
             time.sleep(pause)
 
     def _exchange(self, call: Call[T], attempts: Attempts) -> Answer:
+        content = None if call.body is None else _chunks(call.body, attempts)
         with self._pools.calls.stream(
-            **attempts.request(), content=None if call.body is None else _chunks(call.body, attempts)
+            **attempts.request(), content=content, extensions={"trace": in_time}
         ) as response:
             body = bytearray()
-            for chunk in response.iter_bytes():
-                body += chunk
-                attempts.left()
+            try:
+                for chunk in response.iter_bytes():
+                    body += chunk
+                    attempts.left()
+            except httpx.DecodingError as error:
+                return Answer.undecoded(response.status_code, response.headers, error)
             return Answer(response.status_code, response.headers, body)
 
     def close(self) -> None:
@@ -314,16 +322,14 @@ class Job(JobRecord):
     def _stream(self, following: Following) -> Iterator[Progress]:
         """Until the stream ends, or breaks: then the job is looked at, and what is wrong shows."""
         try:
-            with self._client._pools.streams.stream(
-                "GET", following.path, headers=following.headers(), timeout=following.timeout()
-            ) as response:
+            with self._client._pools.streams.stream(**following.request(), extensions={"trace": in_time}) as response:
                 if following.opened(response.status_code, response.headers):
                     for chunk in response.iter_bytes():
                         yield from following.heard(chunk)
                         if not following.listens:
                             return
-        except httpx.TransportError:
-            return
+        except (httpx.TransportError, httpx.DecodingError) as error:
+            following.broke_off(error)
 
     def wait(self, *, timeout: float | None = None, progress: bool | None = False) -> "Dictionary":
         """The dictionary, once it is there.

@@ -108,7 +108,8 @@ def decode(Z: object, dictionary: str, *, dtype: str) -> Call[Array]:
 
 def solve_as(format: str, task: str, body: Body, parameters: Mapping[str, Parameter]) -> Call[bytearray]:
     """An encode or decode whose answer is kept as it comes, in a format by its short name."""
-    return Call("POST", f"/{task}", _raw, _query(parameters), _accept(format), body)
+    read = answers.as_it_came(MEDIA_TYPES[format])
+    return Call("POST", f"/{task}", read, _query(parameters), _accept(format), body)
 
 
 def dictionaries() -> Call[list[Record]]:
@@ -136,7 +137,8 @@ def weights(reference: str) -> Call[Array]:
 
 
 def weights_as(format: str, reference: str) -> Call[bytearray]:
-    return Call("GET", f"{_dictionary_path(reference)}/weights", _raw, headers=_accept(format))
+    read = answers.as_it_came(MEDIA_TYPES[format])
+    return Call("GET", f"{_dictionary_path(reference)}/weights", read, headers=_accept(format))
 
 
 def import_dictionary(name: str, D: object) -> Call[Record]:
@@ -155,7 +157,7 @@ def label(
 
 def remove(reference: str) -> Call[None]:
     """Not repeatable: by the time of the second, the name's versions may be other ones."""
-    return Call("DELETE", _dictionary_path(reference), _nothing, is_repeatable=False)
+    return Call("DELETE", _dictionary_path(reference), answers.nothing, is_repeatable=False)
 
 
 def jobs(state: str | None, name: str | None, limit: int) -> Call[list[Record]]:
@@ -171,9 +173,9 @@ def cancel(id: str) -> Call[Record]:
     return Call("POST", f"{job_path(id)}/cancel", answers.job, is_repeatable=True)
 
 
-def ready() -> Call[None]:
+def ready() -> Call[bool]:
     """Told as it is now, so not repeated."""
-    return Call("GET", "/readyz", _nothing, is_repeatable=False)
+    return Call("GET", "/readyz", answers.is_ready, is_repeatable=False)
 
 
 def job_path(id: str) -> str:
@@ -222,11 +224,3 @@ def _query(parameters: Mapping[str, Parameter]) -> dict[str, str]:
 
 def _accept(format: str) -> dict[str, str]:
     return {"Accept": MEDIA_TYPES[format]}
-
-
-def _raw(answer: Answer) -> bytearray:
-    return answer.body
-
-
-def _nothing(_: Answer) -> None:
-    return None

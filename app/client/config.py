@@ -93,7 +93,8 @@ def http_options(url: str | None, token: str | None) -> dict[str, Any]:
         raise ValueError(f"{url!r} is not a URL: {error}") from None
     if base_url.scheme not in ("http", "https") or not base_url.host:
         raise ValueError(f"{url!r} is not a URL such as {DEFAULT_URL}")
-    headers = {"User-Agent": f"dictserve/{__version__}"}
+    # Arrays do not get smaller, and the service compresses none.
+    headers = {"User-Agent": f"dictserve/{__version__}", "Accept-Encoding": "identity"}
     if not all("!" <= character <= "~" for character in token):
         raise ValueError("the token has characters that tokens do not have")  # no more of it: it is a secret
     if token:

@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from app.client.records import Progress
+from app.client.text import printable
 
 Show = Callable[[Progress], None]
 
@@ -23,14 +24,14 @@ def shown(wanted: bool | None, name: str) -> Iterator[Show]:
         yield lambda _: None
         return
     columns = (
-        TextColumn("[bold]{task.description}"),
+        TextColumn("{task.description}", style="bold", markup=False),
         BarColumn(),
         MofNCompleteColumn(),
         TextColumn("{task.fields[told]}"),
         TimeElapsedColumn(),
     )
     with Bars(*columns, console=console) as bars:
-        task = bars.add_task(name, total=None, told="queued")
+        task = bars.add_task(printable(name), total=None, told="queued")
         yield lambda p: bars.update(task, total=p.max_iter, completed=p.iteration, told=figures(p))
 
 

@@ -52,16 +52,19 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from app.client.text import printable
+
 MAX_TOLD_CHARACTERS = 200  # of an answer that is no problem document
 
 
 class DictserveError(Exception):
-    """Base of the client's errors; ``str()`` is the service's sentence on what is wrong and what to do.
+    """Base of the client's errors; ``str()`` is the service's sentence on what is wrong and what to do, without
+    characters that a terminal would take for orders.
 
     Attributes:
         status: of the answer; None where there was none.
         type: the problem's type, a slug that stays the same from version to version.
-        detail: that sentence.
+        detail: that sentence, as it came.
         errors: of wrong fields, each ``{"loc": ["data", 3, 5], "msg": "…"}``; at most 20.
     """
 
@@ -75,7 +78,7 @@ class DictserveError(Exception):
         type: str | None = None,
         errors: Sequence[Mapping[str, Any]] = (),
     ) -> None:
-        super().__init__(detail)
+        super().__init__(printable(detail))
         self.detail = detail
         self.status = status
         self.type = type or self.slug
@@ -263,7 +266,7 @@ def error_of(status: int, body: bytes | bytearray) -> DictserveError:
         problem = json.loads(body)
         slug, detail = str(problem["type"]), str(problem["detail"])
         errors = list(problem.get("errors") or ())
-    except (ValueError, KeyError, TypeError, AttributeError):
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         text = " ".join(body[:MAX_TOLD_CHARACTERS].decode(errors="replace").split())
         return _BY_STATUS.get(status, DictserveError)(
             f"the answer was {status}: {text or 'an empty body'}", status=status

@@ -7,13 +7,15 @@ import json
 import math
 import time
 from collections.abc import Iterator, Mapping
+from typing import Any
 
 import httpx
-import msgspec
 
+from app.client.answers import OF_JOBS, known
 from app.client.calls import Record, job_path
-from app.client.errors import DictserveError, StillRunning
-from app.client.records import ENDED, Progress
+from app.client.errors import DictserveError, StillRunning, UnreadableAnswer
+from app.client.patience import Left
+from app.client.records import ENDED, Progress, progress_of
 from app.client.retries import CONNECT_SECONDS, Policy
 
 LOOK_SECONDS = 1.0  # between two looks at a job whose events do not come through
@@ -21,6 +23,7 @@ QUIET_SECONDS = 40.0  # without so much as a keep-alive: the stream is taken for
 MOMENT_SECONDS = 0.001
 MANY = 1_000_000  # times that a service that does not answer is asked: it is time that ends this
 EVENT_STREAM = "text/event-stream"
+QUIET = "the stream has gone quiet"
 
 
 class Following:
@@ -37,6 +40,7 @@ class Following:
         self._deadline = None if timeout_seconds is None else time.monotonic() + timeout_seconds
         self._timeout_seconds = timeout_seconds
         self._is_last_look = False  # for want of time
+        self._quiet_until = 0.0
         self._last_event_id = ""
         self._text = bytearray()
 
@@ -49,18 +53,21 @@ class Following:
         """Whether more of the stream is of use."""
         return self.has_stream and not self.ended
 
-    @property
-    def path(self) -> str:
-        return f"{job_path(self.record['id'])}/events"
+    def request(self) -> dict[str, Any]:
+        """What httpx is told, to ask for the events. Those that have been told are not told again."""
+        self._hears()
+        quiet = Left(self._refuse_quiet)
+        return {
+            "method": "GET",
+            "url": f"{job_path(self.record['id'])}/events",
+            "headers": {"Accept": EVENT_STREAM}
+            | ({"Last-Event-ID": self._last_event_id} if self._last_event_id else {}),
+            "timeout": httpx.Timeout(quiet, connect=min(quiet, CONNECT_SECONDS)),
+        }
 
-    def headers(self) -> dict[str, str]:
-        """Of the request for the events: those that have been told are not told again."""
-        return {"Accept": EVENT_STREAM} | ({"Last-Event-ID": self._last_event_id} if self._last_event_id else {})
-
-    def timeout(self) -> httpx.Timeout:
-        """Of the request for the events. At least a moment: a job is looked at once, however short the time."""
-        quiet = min(max(self._left(), MOMENT_SECONDS), QUIET_SECONDS)
-        return httpx.Timeout(quiet, connect=min(quiet, CONNECT_SECONDS))
+    def quiet(self) -> float:
+        """Seconds for which the stream may still tell nothing."""
+        return max(self._quiet_until - time.monotonic(), 0.0)
 
     def pause(self) -> float:
         """Seconds until the next look.
@@ -106,18 +113,24 @@ class Following:
             del self._text[: end + 2]
             yield from self._event(event)
         self._refuse_late()
+        self._hears()
+
+    def broke_off(self, error: httpx.RequestError) -> None:
+        """The stream did. It is asked for again, unless something in between has garbled it."""
+        if isinstance(error, httpx.DecodingError):
+            self.has_stream = False
 
     def looked(self, record: Record) -> Iterator[Progress]:
         """What the job's record tells, if that is anything new."""
         before, self.record = self.record["progress"], record
         if record["progress"] != before:
-            yield msgspec.convert(record["progress"], Progress)
+            yield progress_of(record)
 
     def _event(self, event: bytes) -> Iterator[Progress]:
         before = self.record
         try:
             told = list(self._told(event))
-        except (ValueError, LookupError, TypeError, msgspec.MsgspecError):  # something in between has changed it
+        except (ValueError, LookupError, RecursionError, UnreadableAnswer):  # something in between has changed it
             self.record, self.has_stream = before, False
             return
         yield from told
@@ -126,12 +139,23 @@ class Following:
         fields = dict(line.partition(": ")[::2] for line in event.decode().split("\n"))
         self._last_event_id = fields.get("id", self._last_event_id)
         if fields.get("event") == "end":
-            yield from self.looked(self.record | json.loads(fields["data"]))
+            yield from self.looked(known(self.record | _object(fields["data"]), OF_JOBS))
         elif fields.get("event") == "progress":
-            yield from self.looked(self.record | {"state": "running", "progress": json.loads(fields["data"])})
+            yield from self.looked(self.record | {"state": "running", "progress": _object(fields["data"])})
 
     def _left(self) -> float:
         return math.inf if self._deadline is None else self._deadline - time.monotonic()
+
+    def _hears(self) -> None:
+        """From now on the stream may be quiet for so long: a moment at least, for a job is looked at once, however
+        short the time."""
+        self._quiet_until = time.monotonic() + min(max(self._left(), MOMENT_SECONDS), QUIET_SECONDS)
+
+    def _refuse_quiet(self) -> float:
+        left = self.quiet()
+        if left <= 0:
+            raise httpx.ReadTimeout(QUIET)
+        return left
 
     def _refuse_late(self) -> None:
         if self._left() <= 0 and not self.ended:
@@ -140,3 +164,7 @@ class Following:
     def _still_running(self) -> StillRunning:
         told = f"has not ended within {self._timeout_seconds:g} s; it is {self.record['state']}"
         return StillRunning(f"job {self.record['id']} {told}")
+
+
+def _object(text: str) -> dict[str, Any]:
+    return known(json.loads(text), {})

@@ -5,7 +5,7 @@ from typing import Any
 import msgspec
 
 from app.client.calls import Record
-from app.client.errors import JobCancelled, JobFailed
+from app.client.errors import JobCancelled, JobFailed, UnreadableAnswer
 
 ENDED = frozenset({"succeeded", "failed", "cancelled"})
 
@@ -28,6 +28,18 @@ class Progress(msgspec.Struct, frozen=True):
     kkt_residual: float | None = None
     seconds: float = 0.0
     eta_seconds: float | None = None
+
+
+def progress_of(record: Record) -> Progress:
+    """What a job's record tells of its progress.
+
+    Raises:
+        UnreadableAnswer: nothing that the service would.
+    """
+    try:
+        return msgspec.convert(record["progress"], Progress)
+    except msgspec.ValidationError as error:
+        raise UnreadableAnswer(f"what is told of job {record['id']}'s progress cannot be read: {error}") from None
 
 
 class JobRecord:
@@ -73,7 +85,7 @@ class JobRecord:
 
     @property
     def progress(self) -> Progress:
-        return msgspec.convert(self.record["progress"], Progress)
+        return progress_of(self.record)
 
     @property
     def loss_history(self) -> list[tuple[int, float]]:
@@ -89,9 +101,11 @@ class JobRecord:
         if self.state == "cancelled":
             raise JobCancelled(f"job {self.id} was cancelled")
         if self.state == "failed":
-            problem = self.record["error"]
-            told = f"job {self.id} failed: {problem['detail']}"
-            raise JobFailed(told, status=problem["status"], type=problem["type"])
+            problem = self.record.get("error")
+            if not isinstance(problem, dict):
+                raise JobFailed(f"job {self.id} failed, and nothing is told of why")
+            told = f"job {self.id} failed: {problem.get('detail')}"
+            raise JobFailed(told, status=problem.get("status"), type=problem.get("type"))
         return f"{self.name}@{self.version}"
 
     def __repr__(self) -> str:

@@ -12,6 +12,7 @@ import httpx
 from app.client.answers import Answer
 from app.client.calls import Call, T
 from app.client.errors import DictserveError, TimedOut, Unreachable, error_of
+from app.client.patience import LONGEST_SECONDS, Left
 
 CONNECT_SECONDS = 10.0
 FIRST_PAUSE_SECONDS = 0.25
@@ -50,12 +51,11 @@ class Attempts:
         self._call = call
         self._url = url
         self._made = 0
-        self._deadline = time.monotonic() + policy.timeout_seconds
+        self._deadline = time.monotonic() + min(policy.timeout_seconds, LONGEST_SECONDS)
 
     def request(self) -> dict[str, Any]:
-        """What httpx is told of the next attempt, but for its body: no wait for a single byte is longer than what is
-        left for the call."""
-        call, left = self._call, self.left()
+        """What httpx is told of the next attempt, but for its body."""
+        call, left = self._call, Left(self.left)
         return {
             "method": call.method,
             "url": call.path,
@@ -72,7 +72,7 @@ class Attempts:
         """
         left = self._deadline - time.monotonic()
         if left <= 0:
-            raise self._timed_out()
+            raise self.timed_out()
         return left
 
     def pause_after_answer(self, answer: Answer) -> float:
@@ -96,7 +96,10 @@ class Attempts:
         if isinstance(error, NOTHING_SENT) or (self._call.is_repeatable and isinstance(error, ON_THE_WAY)):
             self.left()
             return self._pause(unreachable, 0.0)
-        raise self._timed_out() if isinstance(error, httpx.TimeoutException) else unreachable
+        raise self.timed_out() if isinstance(error, httpx.TimeoutException) else unreachable
+
+    def timed_out(self) -> TimedOut:
+        return TimedOut(f"no whole answer from {self._url} within {self._policy.timeout_seconds:g} s")
 
     def _pause(self, error: DictserveError, wanted_seconds: float) -> float:
         """Doubling, with chance in it so that clients do not come back all at once; never less than asked for."""
@@ -107,9 +110,6 @@ class Attempts:
             raise error
         return pause
 
-    def _timed_out(self) -> TimedOut:
-        return TimedOut(f"no whole answer from {self._url} within {self._policy.timeout_seconds:g} s")
-
 
 def _retry_after_seconds(value: str) -> float:
     """Of the header: seconds or a date (RFC 9110); 0 where it is neither."""
@@ -117,6 +117,6 @@ def _retry_after_seconds(value: str) -> float:
         return float(value)
     try:
         date = parsedate_to_datetime(value)
-    except ValueError:
+        return max(0.0, (date.replace(tzinfo=date.tzinfo or UTC) - datetime.now(UTC)).total_seconds())
+    except (ValueError, OverflowError):
         return 0.0
-    return max(0.0, (date.replace(tzinfo=date.tzinfo or UTC) - datetime.now(UTC)).total_seconds())

@@ -9,11 +9,14 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from typer.core import TyperGroup
 
+from app.commands.tables import print_line
+
 if TYPE_CHECKING:
     from app.client import Client
 
 RETRIES = 2  # a person waits less long than a program for a service that is not there
 REFUSED, USAGE, NOT_FOUND, UNAVAILABLE = 1, 2, 3, 4
+COMMANDS_OF = {"GET /dictionaries": "dictserve ls", "GET /jobs": "dictserve jobs"}  # of what the service names
 
 Url = Annotated[
     str | None,
@@ -51,15 +54,18 @@ class Commands(TyperGroup):
             code = exit_code(error)
             if code is None:
                 raise
-            print(f"dictserve: {error}{_advice(error)}", file=sys.stderr)
+            print_line(f"dictserve: {_told_here(error)}", err=True)
             raise typer.Exit(code) from None
 
 
-def _advice(error: Exception) -> str:
-    """What the service's words do not say to who is at a terminal."""
+def _told_here(error: Exception) -> str:
+    """The service's words, for who is at a terminal."""
     from app.client.errors import Unauthorized
 
-    return " (here it is taken from DICTSERVE_TOKEN)" if isinstance(error, Unauthorized) else ""
+    told = str(error)
+    for over_http, here in COMMANDS_OF.items():
+        told = told.replace(f"{over_http} lists", f"`{here}` lists")
+    return f"{told} (here it is taken from DICTSERVE_TOKEN)" if isinstance(error, Unauthorized) else told
 
 
 def exit_code(error: Exception) -> int | None:

@@ -8,7 +8,7 @@ from app.commands.concepts import print_concept, print_strongest
 from app.commands.connection import AsJson, Url, connected
 from app.commands.files import STDIO, Format, Input, Output, output_format, read_input, write_output
 from app.commands.solve import Reference
-from app.commands.tables import figure, print_json, print_pairs, print_rows
+from app.commands.tables import figure, print_json, print_line, print_pairs, print_rows
 
 METRICS = (
     "relative_error",
@@ -90,11 +90,13 @@ def rm(
     url: Url = None,
 ) -> None:
     """Remove a version (name@version), or all of a name. Asks first."""
+    from app.client.text import printable
+
     with connected(url) as client:
         found = client.dictionary(dictionary)
         versions = [found.version] if "@" in dictionary else found.record["versions"]
         told = ", ".join(f"{found.name}@{version}" for version in versions)
-        if not yes and not typer.confirm(f"Remove {told}?", err=True):
+        if not yes and not typer.confirm(f"Remove {printable(told)}?", err=True):
             raise typer.Exit(1)
         client.remove(dictionary)
 
@@ -119,7 +121,7 @@ def label(
         labelled = client.label(
             dictionary, of_dictionary, concepts={int(number): text for number, text in of_concepts.items()}
         )
-    print_json(labelled.record) if as_json else typer.echo(labelled.reference)
+    print_json(labelled.record) if as_json else print_line(labelled.reference)
 
 
 def _parted(told: str, form: str) -> tuple[str, str | None]:
@@ -141,7 +143,7 @@ def import_(
     body, _ = read_input(file)
     with connected(url) as client:
         made = Dictionary(client, client.send(calls.import_dictionary(name, body)))
-    print_json(made.record) if as_json else typer.echo(made.reference)
+    print_json(made.record) if as_json else print_line(made.reference)
 
 
 def export(dictionary: Reference, output: Output = STDIO, format: Format = None, url: Url = None) -> None:

@@ -8,7 +8,7 @@ import typer
 
 from app.commands.connection import AsJson, Url, connected
 from app.commands.files import OptionalInput, read_input
-from app.commands.tables import figure, print_json, print_pairs, print_rows
+from app.commands.tables import figure, print_json, print_line, print_pairs, print_rows
 
 if TYPE_CHECKING:
     from app.client import Client, Dictionary, Job
@@ -68,9 +68,9 @@ def fit(
         job = Job(client, client.send(calls.fit(body, parameters, files or None)))
         if wait:
             dictionary = _waited(client, job)
-            print_json(dictionary.record) if as_json else typer.echo(dictionary.reference)
+            print_json(dictionary.record) if as_json else print_line(dictionary.reference)
         else:
-            print_json(job.record) if as_json else typer.echo(job.id)
+            print_json(job.record) if as_json else print_line(job.id)
 
 
 def jobs(
@@ -108,7 +108,7 @@ def cancel(
     with connected(url) as client:
         job = client.job(id)
         job.cancel()
-    print_json(job.record) if as_json else typer.echo(job.state)
+    print_json(job.record) if as_json else print_line(job.state)
 
 
 def _show(id: str, *, wait: bool, as_json: bool, url: str | None) -> None:
@@ -116,7 +116,7 @@ def _show(id: str, *, wait: bool, as_json: bool, url: str | None) -> None:
         job = client.job(id)
         if wait:
             dictionary = _waited(client, job)
-            print_json(dictionary.record) if as_json else typer.echo(dictionary.reference)
+            print_json(dictionary.record) if as_json else print_line(dictionary.reference)
             return
     if as_json:
         print_json(job.record)
@@ -147,7 +147,7 @@ def _waited(client: "Client", job: "Job") -> "Dictionary":
         if job.progress != said:  # the last came within a second of a line
             _say(job.name, job.progress)
     except (KeyboardInterrupt, Unavailable):
-        print(f"dictserve: job {job.id} goes on; `dictserve cancel {job.id}` ends it", file=sys.stderr)
+        print_line(f"dictserve: job {job.id} goes on; `dictserve cancel {job.id}` ends it", err=True)
         raise
     return client.dictionary(job.fitted())
 
@@ -156,7 +156,7 @@ def _say(name: str, progress: "Progress") -> "Progress":
     from app.client.display import figures
 
     line = f"{name}: iteration {progress.iteration}/{progress.max_iter} {figures(progress)}"
-    print(line.rstrip(), file=sys.stderr, flush=True)
+    print_line(line.rstrip(), err=True)
     return progress
 
 

@@ -2,15 +2,23 @@
 
 import json
 import re
+import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-# What moves a terminal's cursor, or sets its title: whoever may label a dictionary is not to do that to who looks.
-_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
+_CONTROL = re.compile(r"[\x7f-\x9f]")  # those that JSON leaves as they are
 
 
 def print_json(value: Any) -> None:
-    print(json.dumps(value, indent=2, ensure_ascii=False))  # which escapes the characters below a space
+    text = json.dumps(value, indent=2, ensure_ascii=False)
+    print(_CONTROL.sub(lambda found: f"\\u{ord(found[0]):04x}", text))
+
+
+def print_line(text: str, *, err: bool = False) -> None:
+    """What a service has told, in a line."""
+    from app.client.text import printable
+
+    print(printable(text), file=sys.stderr if err else sys.stdout, flush=True)
 
 
 def print_rows(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
@@ -43,7 +51,9 @@ def _written(text: str) -> Any:
     """What people have written: it is no markup, and no order to the terminal."""
     from rich.text import Text
 
-    return Text(_CONTROL.sub(lambda found: repr(found[0])[1:-1], text))
+    from app.client.text import printable
+
+    return Text(printable(text))
 
 
 def _print(table: Any) -> None:

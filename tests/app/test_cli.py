@@ -13,8 +13,9 @@ from typer.testing import CliRunner
 from app import commands
 from app.cli import main
 from app.client import DictserveError, Overloaded, UnknownDictionary, UnknownJob, Unreachable
+from app.client.errors import Unauthorized
 from app.commands import files
-from app.commands.connection import exit_code
+from app.commands.connection import _told_here, exit_code
 from app.commands.curve import BLOCKS, COLUMNS, ROWS, bars, curve
 from app.commands.tables import print_pairs, print_rows
 from app.http.tokens import TokenFile
@@ -44,6 +45,20 @@ def run(*arguments: str, input: str | bytes = "") -> tuple[int, str]:
 )
 def test_each_kind_of_error_has_its_exit_code(error: Exception, code: int | None) -> None:
     assert exit_code(error) == code
+
+
+@pytest.mark.parametrize(
+    ("error", "told"),
+    [
+        (UnknownDictionary("there is no dictionary 'x'; GET /dictionaries lists them"), "`dictserve ls` lists them"),
+        (UnknownJob("there is no job 'x'; GET /jobs lists them"), "`dictserve jobs` lists them"),
+        (Unauthorized("this needs a token"), "this needs a token (here it is taken from DICTSERVE_TOKEN)"),
+        (OSError("disk"), "disk"),
+    ],
+)
+def test_hints_are_of_commands(error: Exception, told: str) -> None:
+    assert _told_here(error).endswith(told)
+    assert "GET" not in _told_here(error)
 
 
 def test_a_token_is_printed_and_its_hash_is_kept(tmp_path: Path) -> None:
@@ -219,6 +234,17 @@ def test_json_is_printed_as_it_came(capsys: pytest.CaptureFixture[str]) -> None:
 
     print_json({"name": "ζ", "values": [1, None]})
     assert json.loads(capsys.readouterr().out) == {"name": "ζ", "values": [1, None]}
+
+
+def test_json_gives_the_terminal_no_orders_either(capsys: pytest.CaptureFixture[str]) -> None:
+    from app.commands.tables import print_json
+
+    written = {"label": "\x1b[2J\x7f\u0085\u009b31m é"}
+    print_json(written)
+    told = capsys.readouterr().out
+    assert json.loads(told) == written
+    assert all(character.isprintable() or character == "\n" for character in told)
+    assert r"\u001b[2J\u007f\u0085\u009b31m é" in told
 
 
 @pytest.mark.parametrize("command", ["encode a - <&-", "decode a - <&-", "settings >&-", "settings <&- >&-"])

@@ -1,0 +1,45 @@
+"""Waits for bytes that all end by one deadline.
+
+httpx bounds each wait alone: a byte now and then, of a header or of nothing at all, would keep a call for ever.
+Asyncio can end a call from outside; a thread can only wait for less long each time.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Any, Self
+
+LONGEST_SECONDS = 1e9  # for "without end": sockets take no infinity
+CONNECTED = (".connect_tcp.complete", ".start_tls.complete")
+
+
+class Left(float):
+    """Seconds that were left when this was made, for httpx to pass on; ``now`` tells what is left now, or raises."""
+
+    now: Callable[[], float]
+
+    def __new__(cls, now: Callable[[], float]) -> Self:
+        left = super().__new__(cls, now())
+        left.now = now
+        return left
+
+
+def in_time(event: str, told: Mapping[str, Any]) -> None:
+    """httpcore's ``trace``: has each new connection look at what is left before each wait.
+
+    What is left comes with the call, so a connection may be used by one call after another.
+    """
+    if not event.endswith(CONNECTED):
+        return
+    stream = told["return_value"]
+    read, write = stream.read, stream.write
+
+    def read_in_time(max_bytes: int, timeout: float | None = None) -> Any:
+        return read(max_bytes, timeout=_left(timeout))
+
+    def write_in_time(buffer: bytes, timeout: float | None = None) -> None:
+        write(buffer, timeout=_left(timeout))
+
+    stream.read, stream.write = read_in_time, write_in_time
+
+
+def _left(timeout: float | None) -> float | None:
+    return timeout.now() if isinstance(timeout, Left) else timeout
