@@ -207,7 +207,7 @@ def test_all_that_is_recorded_on_a_device_shares_a_stream_and_memory(monkeypatch
 
     stream = SimpleNamespace(wait_stream=lambda other: None)
     for name, value in {
-        "Stream": lambda device: SimpleNamespace(wait_stream=lambda other: None),
+        "Stream": lambda device, priority: SimpleNamespace(wait_stream=lambda other: None),
         "current_stream": lambda device: stream,
         "stream": lambda stream: nullcontext(),
         "graph_pool_handle": object,
