@@ -5,12 +5,15 @@ import { h, alertPlace, tell } from "./element.js";
 const KEY = "dictserve.token";
 const LATER = new Set([429, 502, 503, 504]);
 const MOST_TRIES = 8; // of what a person waits for; what is only read is tried until they leave
+const MOST_SECONDS = 60; // between two tries, whatever a proxy asks for: the service itself never asks for more
+const NOW = "trynow"; // the event by which a person ends every wait
 
 /** What the service says is wrong (RFC 9457), or that it does not answer (status 0). */
 export class Problem extends Error {
   constructor(status, told, retrySeconds = 0) {
     super(told.detail);
-    Object.assign(this, { status, type: told.type, title: told.title, errors: told.errors ?? [], retrySeconds });
+    const { type, title = `Status ${status}`, errors = [] } = told;
+    Object.assign(this, { status, type, title, errors, retrySeconds });
   }
 }
 
@@ -19,16 +22,17 @@ export class Problem extends Error {
  *
  * path: relative, so that the page works under whatever path the service is mounted.
  * repeatable: whether sending it twice does no harm.
+ * read: from the answer to what is wanted of it, or a Problem.
  * waiting: told what is waited for after an interruption, and "" when that is over.
  */
 export async function call(method, path, options = {}) {
-  const { signal, body, headers = {}, repeatable = method === "GET", waiting = notice } = options;
+  const { signal, body, headers = {}, repeatable = method === "GET", read = asItIs, waiting = notice } = options;
   const most = method === "GET" ? Infinity : MOST_TRIES;
   for (let tries = 1; ; tries++) {
     try {
-      const answer = await once(method, path, { signal, body, headers });
+      const told = await once(method, path, { signal, body, headers, read });
       if (tries > 1) waiting("");
-      return answer;
+      return told;
     } catch (error) {
       if (!(error instanceof Problem)) throw error;
       if (error.status === 401 || error.status === 403) {
@@ -45,9 +49,31 @@ export async function call(method, path, options = {}) {
   }
 }
 
-export const getJson = async (path, options) => (await call("GET", path, options)).json();
+export const callJson = (method, path, options) => call(method, path, { ...options, read: json });
+export const getJson = (path, options) => callJson("GET", path, options);
 
-async function once(method, path, { signal, body, headers }) {
+async function asItIs(answer) {
+  if (answer.ok) return answer;
+  throw await problemOf(answer);
+}
+
+async function json(answer) {
+  const told = parsed(await (await asItIs(answer)).text());
+  if (told === null) throw await problemOf(answer);
+  return told;
+}
+
+/** An object or an array of JSON; null where it is anything else. */
+export function parsed(text) {
+  try {
+    const told = JSON.parse(text);
+    return typeof told === "object" ? told : null;
+  } catch {
+    return null;
+  }
+}
+
+async function once(method, path, { signal, body, headers, read }) {
   const token = sessionStorage.getItem(KEY);
   let answer;
   try {
@@ -62,17 +88,27 @@ async function once(method, path, { signal, body, headers }) {
     }
     throw new Problem(0, { title: "No connection", detail: "the service does not answer" });
   }
-  if (answer.ok) return answer;
-  throw await problemOf(answer);
+  try {
+    return await read(answer);
+  } catch (error) {
+    if (!(error instanceof TypeError)) throw error; // which is how browsers tell of it
+    throw new Problem(0, { title: "No connection", detail: "the answer broke off" });
+  }
 }
 
 /** Whether a file is what it was when it was chosen: browsers send no other, and do not say why. */
 const isReadable = (file) => file.slice(0, 1).arrayBuffer().then(() => true, () => false);
 
+/** What is wrong with an answer: in the service's words or, where it is none of the service's, in ours. */
 export async function problemOf(answer) {
-  const told = await answer.json().catch(() => ({}));
-  const plain = { title: `Status ${answer.status}`, detail: answer.statusText || "no words came with it" };
-  return new Problem(answer.status, told.detail ? told : plain, Number(answer.headers.get("retry-after")) || 0);
+  const told = parsed(await answer.text().catch(() => ""));
+  const plain = {
+    title: `Status ${answer.status} ${answer.statusText}`.trim(),
+    detail: "this is no answer of the service, but of a proxy or the like before it",
+  };
+  const seconds = Number(answer.headers.get("retry-after")) || 0;
+  const known = typeof told?.detail === "string" ? told : plain;
+  return new Problem(answer.status, known, Math.min(Math.max(seconds, 0), MOST_SECONDS));
 }
 
 /** Wait, saying why and how long, until it is time to try again; at once where the connection has come back. */
@@ -85,12 +121,13 @@ export async function pause(seconds, error, signal, waiting = notice) {
   waiting(`${error.title}: ${error.message}. Trying again now.`);
 }
 
-/** Resolves after the time, or to true as soon as the browser is online again; rejects when the view is left. */
+/** Resolves after the time, or to true once one is online again or would go on; rejects when the view is left. */
 function tick(seconds, signal) {
   return new Promise((resolve, reject) => {
     const done = (settle, value) => {
       clearTimeout(timer);
       removeEventListener("online", back);
+      removeEventListener(NOW, back);
       signal?.removeEventListener("abort", left);
       settle(value);
     };
@@ -98,16 +135,31 @@ function tick(seconds, signal) {
     const left = () => done(reject, new DOMException("left", "AbortError"));
     const timer = setTimeout(() => done(resolve, false), 1000 * seconds);
     addEventListener("online", back);
+    addEventListener(NOW, back);
     signal?.addEventListener("abort", left);
     if (signal?.aborted) left();
   });
 }
 
-/** The line under the page's head, for what concerns all of it. */
-export function notice(text) {
-  const place = document.getElementById("notice");
-  if (place.textContent !== text) place.textContent = text;
+/** Tell in a place what is waited for, with a button for who would not; "" when that is over. */
+export function tellWait(place, text) {
+  if (!text) {
+    const hasFocus = place.contains(document.activeElement);
+    place.replaceChildren();
+    if (hasFocus) document.getElementById("view").focus({ preventScroll: true });
+    return;
+  }
+  let words = place.querySelector(".words");
+  if (!words) { // else the button stays as it is, and has the focus that it had
+    words = h("span", { class: "words" });
+    const now = h("button", { type: "button", onclick: () => dispatchEvent(new Event(NOW)) }, "Try now");
+    place.replaceChildren(words, " ", now);
+  }
+  if (words.textContent !== text) words.textContent = text;
 }
+
+/** The line under the page's head, for what concerns all of it. */
+export const notice = (text) => tellWait(document.getElementById("notice"), text);
 
 let asked = null;
 

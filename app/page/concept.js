@@ -1,6 +1,6 @@
 // The view of one concept: what it looks like, where it is found, what people call it.
 
-import { call, getJson } from "./api.js";
+import { callJson, getJson } from "./api.js";
 import { Chart } from "./charts.js";
 import { alertPlace, h, heading, newId, panel, tell } from "./element.js";
 import { histogram, imageShape, picture } from "./drawing.js";
@@ -52,7 +52,7 @@ function labelForm(exact, concept, signal, ondone) {
     alert.replaceChildren();
     const label = input.value.trim() || null;
     try {
-      await call("PATCH", `dictionaries/${encodeURIComponent(exact)}`, { signal, repeatable: true, headers: { "Content-Type": "application/json" },
+      await callJson("PATCH", `dictionaries/${encodeURIComponent(exact)}`, { signal, repeatable: true, headers: { "Content-Type": "application/json" },
         body: JSON.stringify({ concept_labels: { [concept.concept]: label } }) });
       concept.label = label;
       status.textContent = label ? "Saved." : "Removed.";

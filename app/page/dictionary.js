@@ -1,6 +1,6 @@
 // The view of one dictionary: how good it is, what is in it.
 
-import { call, getJson } from "./api.js";
+import { call, callJson, getJson, problemOf } from "./api.js";
 import { Chart, lossChart } from "./charts.js";
 import { conceptGrid } from "./concepts.js";
 import { coherence } from "./coherence.js";
@@ -102,6 +102,7 @@ function worst(features) {
 
 async function download(path, name, ending, type, signal) {
   const answer = await call("GET", `${path}/weights`, { headers: { Accept: type }, signal });
+  if (!answer.headers.get("content-type")?.startsWith(type)) throw await problemOf(answer);
   const url = URL.createObjectURL(await answer.blob());
   h("a", { href: url, download: `${name}.${ending}` }).click();
   setTimeout(() => URL.revokeObjectURL(url), 60_000);
@@ -120,9 +121,9 @@ function notes(record, path, signal) {
   async function set(name, value) {
     alert.replaceChildren();
     try {
-      const answer = await call("PATCH", path, { signal, repeatable: true, headers: { "Content-Type": "application/json" },
-        body: JSON.stringify({ labels: { [name]: value } }) });
-      ({ labels } = await answer.json());
+      const body = JSON.stringify({ labels: { [name]: value } });
+      const headers = { "Content-Type": "application/json" };
+      ({ labels } = await callJson("PATCH", path, { signal, repeatable: true, headers, body }));
       if (value !== null) key.value = text.value = "";
       draw();
     } catch (error) {

@@ -14,7 +14,7 @@ export async function follow(id, { signal, onprogress, waiting = notice }) {
   for (let tries = 0; ; tries++) {
     try {
       const headers = { Accept: "text/event-stream", ...(last && { "Last-Event-ID": last }) };
-      const answer = await call("GET", `jobs/${id}/events`, { signal, headers, waiting });
+      const answer = await call("GET", `jobs/${encodeURIComponent(id)}/events`, { signal, headers, waiting });
       waiting("");
       for await (const event of eventsOf(answer.body)) {
         tries = 0;

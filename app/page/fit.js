@@ -1,6 +1,6 @@
 // The view of a new fit: a file, and what the fit is told.
 
-import { call } from "./api.js";
+import { callJson, tellWait } from "./api.js";
 import { alertPlace, h, heading, newId, panel, placeOf, tell } from "./element.js";
 import { dropZone } from "./drop.js";
 import { linkTo } from "./router.js";
@@ -81,12 +81,12 @@ export async function show(content, _, signal) {
     send.textContent = "Sending…";
     try {
       const { path, type, body } = files.length ? ofFiles(files) : ofFile(draft.file);
-      const answer = await call("POST", path, {
+      const { id } = await callJson("POST", path, {
         body, signal, headers: { "Content-Type": type, "Idempotency-Key": draft.key }, repeatable: true,
-        waiting: (text) => { waiting.textContent = text; },
+        waiting: (text) => tellWait(waiting, text),
       });
       draft.key = newKey();
-      location.hash = linkTo("jobs", (await answer.json()).id);
+      location.hash = linkTo("jobs", id);
     } catch (error) {
       tell(alert, error);
       for (const { loc, msg } of error.errors ?? []) {

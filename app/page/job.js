@@ -1,6 +1,6 @@
 // The view of a fit under way, or ended.
 
-import { call, getJson } from "./api.js";
+import { callJson, getJson } from "./api.js";
 import { lossChart } from "./charts.js";
 import { alertPlace, h, heading, panel, tell } from "./element.js";
 import { follow } from "./events.js";
@@ -10,7 +10,8 @@ import { linkTo } from "./router.js";
 const ENDED = ["succeeded", "failed", "cancelled"];
 
 export async function show(content, [id], signal) {
-  let job = await getJson(`jobs/${id}`, { signal });
+  const path = `jobs/${encodeURIComponent(id)}`;
+  let job = await getJson(path, { signal });
   const cancel = h("button", { type: "button", class: "danger", onclick: () => end() }, "Cancel");
   const actions = h("span", { class: "actions" });
   const alert = alertPlace();
@@ -50,7 +51,7 @@ export async function show(content, [id], signal) {
   async function end() {
     cancel.disabled = true;
     try {
-      job = await (await call("POST", `jobs/${id}/cancel`, { signal })).json();
+      job = await callJson("POST", `${path}/cancel`, { signal });
       draw();
     } catch (error) {
       tell(alert, error);

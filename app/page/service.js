@@ -1,6 +1,6 @@
 // The view of the service's state: workers, queue, rates, jobs. Looked at anew every few seconds.
 
-import { Problem, call, getJson } from "./api.js";
+import { Problem, call, callJson, getJson, parsed, problemOf } from "./api.js";
 import { alertPlace, h, heading, panel, tell } from "./element.js";
 import { bytes, figure, moment, percent, seconds, whole } from "./numbers.js";
 import { linkTo } from "./router.js";
@@ -8,10 +8,11 @@ import { Table } from "./table.js";
 
 const LOOK_MS = 2000;
 const JOBS = 100; // of the newest
+const NO_TOKEN = [401, 403]; // or one that does not do
 const ENDED = ["succeeded", "failed", "cancelled"];
 
 export async function show(content, _, signal) {
-  const alert = alertPlace();
+  const [alert, wrong] = [alertPlace(), alertPlace()]; // of a look, until the next one; of what was done in the table
   const state = h("p", { role: "status" });
   const figures = h("dl", { class: "figures" });
   const why = h("p", { class: "muted" });
@@ -32,17 +33,37 @@ export async function show(content, _, signal) {
     { title: "Time", isNumber: true, value: (j) => j.progress.seconds, cell: (j) => seconds(j.progress.seconds) },
     { title: "Made", value: (j) => j.created_at, cell: (j) => moment(j.created_at) },
     { title: "Action", cell: (j) => h("button", { type: "button", class: "quiet", "aria-label": `${ENDED.includes(j.state) ? "Remove the record of" : "Cancel"} the fit of ${j.name}`,
-      onclick: () => end(j) }, ENDED.includes(j.state) ? "remove" : "cancel") },
+      onclick: (event) => end(j, event.target) }, ENDED.includes(j.state) ? "remove" : "cancel") },
   ]);
   content.append(heading("Service"), alert, h("section", { class: "panel", "aria-label": "State" }, state, figures, why),
-    panel("Workers", workers.element), panel("Jobs", jobs.element));
+    panel("Workers", workers.element), panel("Jobs", wrong, jobs.element));
   let before = null;
-  let refused = "";
+  let isRefused = false;
   let looking = null;
   let told = "";
-  await look();
-  const timer = setInterval(() => document.hidden || look().catch((error) => tell(alert, error)), LOOK_MS);
+  let timer;
   signal.addEventListener("abort", () => clearInterval(timer));
+  await watch();
+
+  async function watch() {
+    timer = setInterval(() => document.hidden || looking || tryLook(), LOOK_MS);
+    await tryLook();
+  }
+
+  async function tryLook() {
+    try {
+      await look();
+    } catch (error) {
+      if (signal.aborted) return;
+      tell(alert, error);
+      if (!NO_TOKEN.includes(error.status)) return;
+      clearInterval(timer); // else the dialog for a token, which was closed, would come again and again
+      alert.append(h("p", {}, h("button", { type: "button", onclick: () => {
+        alert.replaceChildren();
+        watch();
+      } }, "Try again")));
+    }
+  }
 
   function look() {
     looking ??= all().finally(() => { looking = null; });
@@ -50,15 +71,16 @@ export async function show(content, _, signal) {
   }
 
   async function all() {
-    const [ready, list] = await Promise.all([readiness(signal), getJson(`jobs?limit=${JOBS}`, { signal })]);
+    // One after the other: of two at once, one that fails would leave the other trying, and so would each look anew.
+    const ready = await call("GET", "readyz", { signal, read: readiness });
+    const list = await getJson(`jobs?limit=${JOBS}`, { signal });
     alert.replaceChildren();
     state.replaceChildren(h("span", { class: `state ${ready.status === "ready" ? "succeeded" : "failed"}` }, ready.status),
       `: ${ready.workers.length === 1 ? "one worker" : `${ready.workers.length} workers`}`);
     workers.renew(ready.workers);
     if (changed(list.jobs)) jobs.renew(list.jobs);
-    const now = refused ? null : await counted();
+    const now = isRefused ? null : await counted();
     if (now) figures.replaceChildren(...drawn(now, before));
-    why.textContent = refused;
     before = now;
   }
 
@@ -69,35 +91,50 @@ export async function show(content, _, signal) {
     return is;
   }
 
-  /** The figures of /metrics; none where they may not be read, which is said and not asked for again. */
+  /** The figures of /metrics; none where they cannot be read, which is said. Where they may not, that is the end of it. */
   async function counted() {
     try {
-      const text = await (await call("GET", "metrics", { signal })).text();
-      return { at: performance.now(), figures: parsed(text) };
+      const told = await call("GET", "metrics", { signal, read: metrics });
+      why.textContent = "";
+      return { at: performance.now(), figures: told };
     } catch (error) {
       if (!(error instanceof Problem) || !error.status) throw error;
-      refused = `No rates: /metrics says “${error.message}”.`;
+      why.textContent = `No rates: /metrics says “${error.message}”.`;
+      isRefused = NO_TOKEN.includes(error.status);
       return null;
     }
   }
 
-  async function end(job) {
+  /** Cancel a fit or, where the table says that it has ended, remove its record. One that ends meanwhile keeps it. */
+  async function end(job, button) {
+    const path = `jobs/${encodeURIComponent(job.id)}`;
+    wrong.replaceChildren();
+    button.disabled = true;
     try {
-      await call("POST", `jobs/${job.id}/cancel`, { signal });
-      await look();
+      if (ENDED.includes(job.state)) await call("DELETE", path, { signal });
+      else await callJson("POST", `${path}/cancel`, { signal });
+      await tryLook();
+      const isLost = document.activeElement === document.body; // the focus, with the button that had it
+      if (isLost) jobs.element.querySelector("[role=region]").focus();
     } catch (error) {
-      tell(alert, error);
+      tell(wrong, error);
+    } finally {
+      button.disabled = false;
     }
   }
 }
 
 /** What /readyz tells, which it does with 503 as well where no worker takes work. */
-async function readiness(signal) {
-  const answer = await fetch("readyz", { signal }).catch((error) => {
-    if (error.name === "AbortError") throw error;
-    return null;
-  });
-  return answer ? answer.json() : getJson("readyz", { signal }); // which waits for it to come back
+async function readiness(answer) {
+  const told = parsed(await answer.clone().text());
+  if (!Array.isArray(told?.workers)) throw await problemOf(answer);
+  return told;
+}
+
+async function metrics(answer) {
+  const told = summed(answer.ok ? await answer.clone().text() : "");
+  if (!Object.keys(told).length) throw await problemOf(answer);
+  return told;
 }
 
 function table(caption, what, columns) {
@@ -105,7 +142,7 @@ function table(caption, what, columns) {
 }
 
 /** Sums over the labels of each figure in Prometheus' text. */
-function parsed(text) {
+function summed(text) {
   const sums = {};
   for (const line of text.split("\n")) {
     const match = /^(dictserve_\w+)(?:\{.*\})? (\S+)$/.exec(line);

@@ -1,6 +1,6 @@
 // The view to try a dictionary in: a row, its codes, and what becomes of it when they are moved.
 
-import { call, getJson } from "./api.js";
+import { call, callJson, getJson, problemOf, tellWait } from "./api.js";
 import { dropZone } from "./drop.js";
 import { alertPlace, debounced, h, heading, newId, panel, tell } from "./element.js";
 import { histogram, imageShape, largest, lines, picture } from "./drawing.js";
@@ -55,7 +55,7 @@ export async function show(content, [reference], signal) {
       zone.element, alert, waiting,
       h("div", { class: "actions" }, h("button", { type: "submit", class: "primary" }, "Encode"), example))), result);
 
-  const options = { signal, repeatable: true, waiting: (words) => { waiting.textContent = words; } };
+  const options = { signal, repeatable: true, waiting: (words) => tellWait(waiting, words) };
 
   async function guarded(work) {
     alert.replaceChildren();
@@ -84,10 +84,10 @@ export async function show(content, [reference], signal) {
   async function encoded() {
     const input = rowOf();
     const query = new URLSearchParams({ dictionary: named(), reconstruct: true });
-    const answer = await call("POST", input.numbers ? `encode?${query}` : "encode", {
+    const told = await callJson("POST", input.numbers ? `encode?${query}` : "encode", {
       ...options, body: input.body, headers: { "Content-Type": input.type, Accept: "application/json" },
     });
-    const { dictionary, version, codes, relative_error: errors } = await answer.json();
+    const { dictionary, version, codes, relative_error: errors } = told;
     const exact = `${dictionary}@${version}`;
     const { concept_labels: labels } = await getJson(`dictionaries/${encodeURIComponent(exact)}`, options);
     const at = input.numbers ? 0 : Math.min(draft.row, codes.length - 1);
@@ -166,11 +166,11 @@ function codesOf({ exact, labels, codes, error, row, signal }) {
     running.abort();
     running = new AbortController();
     try {
-      const answer = await call("POST", `decode?${new URLSearchParams({ dictionary: exact })}`, {
-        body: writeNpy(now), headers: { "Content-Type": NPY, Accept: NPY }, repeatable: true,
-        signal: AbortSignal.any([signal, running.signal]), waiting: (text) => { alert.textContent = text; },
+      const rows = await call("POST", `decode?${new URLSearchParams({ dictionary: exact })}`, {
+        body: writeNpy(now), headers: { "Content-Type": NPY, Accept: NPY }, repeatable: true, read: npyOf,
+        signal: AbortSignal.any([signal, running.signal]), waiting: (text) => tellWait(alert, text),
       });
-      const rebuilt = readNpy(await answer.arrayBuffer()).row(0);
+      const rebuilt = rows.row(0);
       alert.replaceChildren();
       told.textContent = `Relative error ‖a − zD‖ / ‖a‖: ${percent(row ? errorOf(row, rebuilt) : error)}`;
       beside.replaceChildren(...comparison(row, rebuilt));
@@ -190,6 +190,12 @@ function codesOf({ exact, labels, codes, error, row, signal }) {
       } }, "As encoded"))),
     panel("Reconstruction", beside),
   ];
+}
+
+async function npyOf(answer) {
+  const rows = answer.ok ? readNpy(await answer.clone().arrayBuffer()) : null;
+  if (!rows) throw await problemOf(answer);
+  return rows;
 }
 
 function slider(i, label, exact, code, most, onmove) {

@@ -342,6 +342,19 @@ def test_the_service_is_looked_at(visit: Visit, filled: Service) -> None:
     assert filled.job(id)["state"] == "cancelled"
 
 
+def test_the_record_of_a_job_that_has_ended_is_removed(visit: Visit, filled: Service) -> None:
+    id = filled.fit(np.ones((4, 3), np.float32), name="over", nb_concepts=1)
+    assert filled.ended(id)["state"] == "succeeded"
+    page = visit.open("service")
+    row = page.get_by_role("row").filter(has=page.locator(f"a[href='#/jobs/{id}']"))
+    row.get_by_role("button", name="Remove the record of the fit of over").click()
+    expect(row).to_have_count(0)
+    expect(page.get_by_role("region", name="Table: Jobs")).to_be_focused()  # where the button was
+    assert filled.client.get(f"/jobs/{id}").status_code == 404
+    assert filled.client.get("/dictionaries/over").status_code == 200
+    filled.client.delete("/dictionaries/over").raise_for_status()
+
+
 # -- for everybody ------------------------------------------------------------------------------------------
 
 
@@ -360,10 +373,41 @@ def test_everybody_can_use(visit: Visit, name: str) -> None:
     for width in (360, 1920):
         page.set_viewport_size({"width": width, "height": 800})
         page.wait_for_timeout(100)
-        wide = page.evaluate("document.documentElement.scrollWidth - document.documentElement.clientWidth")
-        assert wide <= 0, f"{name} at {width} px is {wide} px too wide"
+        assert _too_wide(page) <= 0, f"{name} at {width} px"
     print(*found, sep="\n")
     assert [finding for finding in found if re.match(r"\w+: (serious|critical)", finding)] == []
+
+
+def _too_wide(page: Page) -> int:
+    """Pixels by which it scrolls sideways."""
+    wide: int = page.evaluate("document.documentElement.scrollWidth - document.documentElement.clientWidth")
+    return wide
+
+
+def test_the_longest_names_fit_a_small_screen(visit: Visit, filled: Service) -> None:
+    """Of 64 letters, without a place to break them; what concepts are called may be longer still."""
+    name, key, text = "n" * 64, "k" * 64, "w" * 500
+    id = filled.fit(np.ones((4, 64), np.float32), name=name, nb_concepts=2)
+    assert filled.ended(id)["state"] == "succeeded"
+    labels = {"labels": {key: text}, "concept_labels": {"0": text}}
+    filled.client.patch(f"/dictionaries/{name}", json=labels).raise_for_status()
+    visit.page.set_viewport_size({"width": 360, "height": 800})
+    views = {
+        "dictionaries": "",
+        "dictionary": f"dictionaries/{name}",
+        "a concept": f"dictionaries/{name}/concepts/0",
+        "job": f"jobs/{id}",
+        "try": f"try/{name}",
+        "compare": f"compare/{name}/{name}",
+        "service": "service",
+    }
+    for kind, view in views.items():
+        _settled(visit.open(view), kind)
+        assert _too_wide(visit.page) <= 0, kind
+    visit.open(f"dictionaries/{name}").get_by_role("button", name="Delete…").click()
+    dialog = visit.page.get_by_role("dialog")
+    assert dialog.evaluate("(it) => it.scrollWidth - it.clientWidth") <= 0
+    filled.client.delete(f"/dictionaries/{name}").raise_for_status()
 
 
 def _settled(page: Page, name: str) -> None:
@@ -458,8 +502,12 @@ def test_a_thousand_dictionaries_are_as_quick_as_ten(visit: Visit, filled: Servi
     assert max(times) < BUSY_MS
 
 
-def test_an_unknown_view_says_so(visit: Visit) -> None:
-    page = visit.open("nowhere")
-    expect(page.get_by_role("heading", name="No such view")).to_be_visible()
+@pytest.mark.parametrize("view", ["nowhere", "dictionaries/%E0%A4%A", "jobs/..", "dictionaries/%2E%2E"])
+def test_an_unknown_view_says_so(visit: Visit, view: str) -> None:
+    """So does one whose address is malformed, or would lead out of what it names."""
+    page = visit.open()
+    page.evaluate("(view) => { location.hash = `#/${view}`; }", view)
+    expect(page.get_by_role("heading", name="No such view")).to_be_focused()
+    expect(page).to_have_title("No such view · dictserve")
     page.get_by_role("link", name="To the dictionaries").click()
     page.wait_for_selector(SHOWN)

@@ -3,12 +3,12 @@
 import os
 import re
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
-from playwright.sync_api import Browser, Page, expect
+from playwright.sync_api import Browser, Page, Route, expect
 
 from app.http.tokens import add, new_token
 from demo.service import npy
@@ -19,6 +19,7 @@ pytestmark = [pytest.mark.slow, needs_browser]
 
 NOT_OK = r"Failed to load resource"  # what Chromium itself tells of an answer that is not 2xx
 A = np.random.default_rng(0).random((20, 6), dtype=np.float32)
+CALLS = re.compile(r"/(readyz|metrics|jobs|dictionaries|fit|encode)\b(?!.*\.js)")  # none for the page's own files
 
 
 @pytest.fixture(scope="module")
@@ -129,15 +130,176 @@ def test_a_bad_row_is_told_by_the_service(visit: Visit, row: str, told: str) -> 
     ("view", "told"),
     [
         ("dictionaries/none", "none"),
+        ("dictionaries/small@0", "not a version"),
         ("dictionaries/small/concepts/9", "9"),
         ("jobs/abc", "abc"),
         ("compare/small/none", "none"),
     ],
 )
 def test_what_is_not_there_is_told_by_the_service(visit: Visit, view: str, told: str) -> None:
-    page = visit.page
-    page.goto(f"{visit.url}/#/{view}")
+    """With a heading, which has the focus, and a title, as where nothing is wrong."""
+    page = visit.open()
+    page.evaluate("(view) => { location.hash = `#/${view}`; }", view)
     expect(page.get_by_role("alert").filter(has_text=told)).to_be_visible()
+    heading = page.get_by_role("heading", level=1)
+    expect(heading).to_be_focused()
+    expect(page).to_have_title(f"{heading.inner_text()} · dictserve")
+
+
+def test_an_address_leads_to_what_it_names(visit: Visit) -> None:
+    """The id of a job is one, and no way to something else."""
+    asked: list[str] = []
+    visit.page.on("request", lambda request: asked.append(request.url))
+    page = visit.page
+    page.goto(f"{visit.url}/#/jobs/..%2Fdictionaries%2Fsmall")
+    expect(page.get_by_role("alert")).to_be_visible()
+    expect(page.get_by_role("button", name="Cancel")).to_have_count(0)
+    assert f"{visit.url}/dictionaries/small" not in asked
+    assert f"{visit.url}/jobs/..%2Fdictionaries%2Fsmall" in asked
+
+
+def a_proxys(status: int, **headers: str) -> Callable[[Route], None]:
+    """Answers that a proxy makes by itself."""
+    html = "<!doctype html><title>nginx</title>"
+    return lambda route: route.fulfill(status=status, content_type="text/html", headers=headers, body=html)
+
+
+@pytest.mark.parametrize("status", [200, 404, 502])
+def test_what_a_proxy_says_does_not_stay_in_the_view_of_the_service(
+    visit: Visit, small: Service, status: int
+) -> None:
+    """Neither when it comes first nor when it comes between."""
+    told = "Trying again in" if status == 502 else "no answer of the service"
+    small.ended(small.fit(A, name="seen", nb_concepts=2))
+    page = visit.page
+    page.route(CALLS, a_proxys(status))
+    page.goto(f"{visit.url}/#/service")
+    for _ in range(2):
+        expect(page.get_by_text(told).first).to_be_visible()
+        assert "Unexpected token" not in page.locator("body").inner_text()
+        page.unroute(CALLS)
+        expect(page.get_by_text("ready: one worker")).to_be_visible()
+        expect(page.get_by_role("link", name="seen@1").first).to_be_visible()
+        expect(page.get_by_text(told)).to_have_count(0)
+        page.route(CALLS, a_proxys(status))
+    page.unroute(CALLS)
+
+
+def test_a_service_that_is_not_ready_is_looked_at(visit: Visit) -> None:
+    told = {"status": "not ready", "workers": []}
+    visit.page.route("**/readyz", lambda route: route.fulfill(status=503, json=told, headers={"retry-after": "2"}))
+    page = visit.open("service")
+    expect(page.get_by_text("not ready: 0 workers")).to_be_visible()
+    visit.page.unroute("**/readyz")
+    expect(page.get_by_text("ready: one worker", exact=True)).to_be_visible()
+
+
+@pytest.mark.parametrize(
+    "view", ["", "dictionaries/small", "dictionaries/small/concepts/0", "jobs/abc", "try", "compare"]
+)
+def test_what_is_no_answer_of_the_service_is_told_in_words(visit: Visit, view: str) -> None:
+    page = visit.page
+    page.route(CALLS, a_proxys(200))
+    page.goto(f"{visit.url}/#/{view}")
+    expect(page.get_by_role("alert")).to_contain_text("no answer of the service")
+    assert "Unexpected token" not in page.locator("body").inner_text()
+    page.unroute(CALLS)
+    page.get_by_role("button", name="Try again").click()
+    expect(page.get_by_text("no answer of the service")).to_have_count(0)
+    expect(page.get_by_role("heading", level=1)).to_be_focused()
+
+
+def test_what_is_no_answer_to_a_fit_is_told_in_words(visit: Visit, small: Service) -> None:
+    visit.open("fit")
+    page = fill(visit, npy(A), name="unheard")
+    page.route(CALLS, a_proxys(200))
+    start(page)
+    expect(page.get_by_role("alert").filter(has_text="no answer of the service")).to_be_visible()
+    page.unroute(CALLS)
+    start(page)
+    expect(page.get_by_role("link", name="Look at unheard@1")).to_be_visible()
+
+
+def test_a_label_that_the_service_has_not_heard_of_is_not_called_saved(visit: Visit) -> None:
+    page = visit.open("dictionaries/small/concepts/0")
+    page.get_by_label("Label").fill("unheard")
+    page.route(CALLS, a_proxys(200))
+    page.get_by_role("button", name="Save").click()
+    expect(page.get_by_role("alert").filter(has_text="no answer of the service")).to_be_visible()
+    expect(page.get_by_text("Saved.")).to_have_count(0)
+
+
+def test_rates_come_back_after_a_moment_without(visit: Visit) -> None:
+    page = visit.page
+    for status in (200, 404):
+        page.route("**/metrics", a_proxys(status))
+        visit.open("service")
+        expect(page.get_by_text("No rates: /metrics says “this is no answer of the service")).to_be_visible()
+        page.unroute("**/metrics")
+        expect(page.get_by_text(re.compile(r"[\d.]+ /s")).first).to_be_visible()
+        expect(page.get_by_text("No rates")).to_have_count(0)
+
+
+def test_an_answer_that_breaks_off_is_asked_for_again(visit: Visit) -> None:
+    page = visit.page
+    page.add_init_script(
+        """
+        const whole = fetch;
+        let count = 0;
+        globalThis.fetch = async (...given) => {
+            const answer = await whole(...given);
+            if (count++) return answer;
+            return new Response(new ReadableStream({ pull: (body) => body.error(new TypeError("network error")) }));
+        };
+        """
+    )
+    visit.open()
+    expect(page.get_by_role("link", name="small")).to_be_visible()
+
+
+@pytest.mark.parametrize("asked", ["86400", "1e999", "-5"])
+def test_nobody_waits_as_long_as_a_proxy_likes(visit: Visit, asked: str) -> None:
+    """A minute at most, and nobody who would not."""
+    page = visit.page
+    page.route(CALLS, a_proxys(502, **{"retry-after": asked}))
+    page.goto(f"{visit.url}/#/")
+    expect(page.get_by_text(re.compile(r"Trying again in (60|[1-5]?\d) s"))).to_be_visible()
+    page.unroute(CALLS)
+    page.get_by_role("button", name="Try now").click()
+    expect(page.get_by_role("link", name="small")).to_be_visible(timeout=20_000)
+    expect(page.get_by_text("Trying again")).to_have_count(0)
+    expect(page.get_by_role("button", name="Try now")).to_have_count(0)
+
+
+def test_a_fit_need_not_wait_as_long_as_a_proxy_likes(visit: Visit) -> None:
+    visit.open("fit")
+    page = fill(visit, npy(A), name="prompt")
+    page.route(CALLS, a_proxys(503, **{"retry-after": "86400"}))
+    start(page)
+    expect(page.locator("form").get_by_text(re.compile("Trying again in (60|5\\d) s"))).to_be_visible()
+    page.unroute(CALLS)
+    button = page.locator("form").get_by_role("button", name="Try now")
+    button.focus()
+    page.keyboard.press("Enter")
+    expect(page.get_by_role("link", name="Look at prompt@1")).to_be_visible(timeout=20_000)
+
+
+def test_a_token_that_was_not_given_is_not_asked_for_again_and_again(visit: Visit) -> None:
+    problem = {"type": "unauthorized", "title": "A token is needed", "detail": "this needs a token", "status": 401}
+    page = visit.open("service")
+    expect(page.get_by_text("ready: one worker")).to_be_visible()
+    page.route("**/jobs?*", lambda route: route.fulfill(status=401, json=problem))
+    page.get_by_role("dialog").get_by_role("button", name="Cancel").click()
+    expect(page.get_by_role("alert")).to_contain_text("this needs a token")
+    page.wait_for_timeout(5000)  # of which it is looked at every two seconds
+    expect(page.get_by_role("dialog")).to_have_count(0)
+    page.get_by_role("button", name="Try again").click()
+    expect(page.get_by_role("dialog")).to_be_visible()
+    page.unroute("**/jobs?*")
+    give(page, "this needs a token", "ds_any")
+    expect(page.get_by_text("this needs a token")).to_have_count(0)
+    with page.expect_response("**/readyz"):
+        pass  # it is looked at again
 
 
 def test_a_fit_sent_while_there_is_no_connection_goes_out_when_it_is_back(visit: Visit, small: Service) -> None:
