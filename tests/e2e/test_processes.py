@@ -24,7 +24,7 @@ from tests.e2e.conftest import Service, gone
 from tests.faults.asked import long_fit
 
 FITTED, HELD_OUT = split_digits()
-SECONDS_OF_ITERATIONS = 600  # of a long fit: more than it takes to see that one has begun and to kill it
+SECONDS_OF_ITERATIONS = 1000  # of a long fit: more than it takes to see that one has begun and to kill it
 
 
 def codes(service: Service) -> np.ndarray:
