@@ -82,7 +82,7 @@ def test_a_newcomer_fits_looks_and_labels(browser: Browser, filled: Service) -> 
         expect(page.get_by_text("Relative error", exact=True)).to_be_visible()
         expect(page.locator(".chart .main-svg").first).to_be_visible()
         page.locator(".grid a").first.click()
-        page.get_by_label("Label").fill("the first one")
+        page.locator(".concept").get_by_label("Label").fill("the first one")
         page.get_by_role("button", name="Save").click()
         expect(page.get_by_role("status").get_by_text("Saved.")).to_be_visible()
         seconds = time.monotonic() - begun
@@ -256,6 +256,7 @@ def test_a_concept_is_looked_at_and_labelled(visit: Visit, filled: Service) -> N
     page.get_by_role("link", name="Next").click()
     expect(page.get_by_role("heading", name="#3")).to_be_visible()
     page.go_back()
+    expect(page.get_by_role("heading", name="#2 a stroke")).to_be_visible()
     page.get_by_label("Label").fill("")
     page.get_by_role("button", name="Save").click()
     expect(page.get_by_text("Removed.")).to_be_visible()

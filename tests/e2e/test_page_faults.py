@@ -377,7 +377,7 @@ def test_a_token_is_asked_for_and_what_was_done_goes_on(browser: Browser, tmp_pa
             expect(page.get_by_role("link", name="Look at guarded@1")).to_be_visible()
             page.get_by_role("link", name="Look at guarded@1").click()
             page.locator(".grid a").first.click()
-            page.get_by_label("Label").fill("kept over it")
+            page.locator(".concept").get_by_label("Label").fill("kept over it")
             tokens.unlink()
             add(tokens, "another", ["read", "write"], another, {})  # writer's is no more
             page.get_by_role("button", name="Save").click()
