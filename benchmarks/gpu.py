@@ -29,8 +29,8 @@ import core.threads  # noqa: F401 (before torch)
 from core import Dictionary, kernels
 from core.chunks import Chunks
 from core.dictionary import ENCODE_MAX_ITER, ENCODE_TOL
+from core.kernels import URGENT
 from core.kernels.precision import Precision, product
-from core.kernels.records import URGENT
 from core.progress import run
 from core.solvers import hals
 

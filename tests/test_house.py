@@ -135,6 +135,12 @@ def test_routes_are_known_to_main_alone(path: Path) -> None:
         assert not [name for name in imported(path) if name.startswith("app.routes")]
 
 
+def test_the_worker_needs_no_triton() -> None:
+    """Which torch's builds for a CPU do not bring."""
+    made = "import sys; sys.modules['triton'] = None; import app.worker.__main__, app.worker.loop"
+    subprocess.run([sys.executable, "-c", made], check=True, cwd=ROOT)
+
+
 def test_the_app_is_made_without_torch() -> None:
     code = (
         "import sys; from app.main import create_app; import app.cli; create_app(); "

@@ -12,7 +12,7 @@ from typing import Protocol, TypeVar
 import numpy as np
 import torch
 
-from core.kernels.records import URGENT
+from core.kernels import URGENT
 
 SLICE_BYTES = 8 << 20  # of rows: a fraction of a millisecond on its way, and enough to be computed well
 

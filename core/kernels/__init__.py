@@ -22,6 +22,9 @@ from core.kernels.prepared import inverse_of
 from core.kernels.prepared import prepare as prepare
 from core.kernels.prepared import prepare_with as prepare_with
 
+# The priority of CUDA streams for work that somebody waits for: what is there of others' is done after it.
+URGENT = -1
+
 
 def descend(
     Z: torch.Tensor,

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from core.kernels import URGENT
 from core.kernels.precision import Precision
 from core.kernels.rounds import Encode, Solved
 
@@ -16,9 +17,6 @@ FEW_ROWS = 16
 # So many rounds begin with a gradient in TF32: on planted data and on activations of digits residuals are then about
 # as small as TF32 can tell, and no round is lost. All are bound by reading D, which takes as long in float32.
 ROUGH_ROUNDS = 4
-
-# The priority of streams for work that somebody waits for: what is there of others' is done after it.
-URGENT = -1
 
 MOST_RECORDS = 16  # for one D; who asks for a new tolerance each time has none recorded
 
