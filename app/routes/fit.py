@@ -38,7 +38,7 @@ HEADERS = {
     responses={
         200: {"model": Job, "description": "The job has ended.", "headers": HEADERS},
         202: {"headers": HEADERS | RETRY_AFTER},
-        **problems(400, 409, 413, 415, 422, 503, 507),
+        **problems(400, 409, 413, 415, 422, 500, 503, 507),
     },
     openapi_extra=array_body(FitRequest, examples.FIT, examples.FIT_CSV),
 )

@@ -51,6 +51,23 @@ REFUSED: Mapping[type[Exception], dict[str, Any]] = {
     RateLimited: RETRY_AFTER,
 }
 
+# Of parameters that say nothing themselves, as they mean the same wherever they are.
+MEANINGS = {
+    "id": "A job, by its id.",
+    "reference": "A dictionary, `name` for its latest version, or `name@version`.",
+    "a": "A dictionary, `name` or `name@version`.",
+    "b": "Another, of as many features.",
+    "concept": "A row of D, counted from 0.",
+    "name": "A dictionary.",
+    "version": "One of its versions.",
+    "limit": "At most so many.",
+    "accept": "Media types that the answer may have.",
+    "prefer": "`wait=` and the most seconds to wait for the job's end.",
+    "idempotency-key": "Of the client's choice: the same one makes no second job.",
+    "if-none-match": "An `ETag` of before; the answer is 304 where it still holds.",
+    "last-event-id": "The last event that came: what follows it is sent.",
+}
+
 
 def json_body(model: type[Fields], examples: Examples) -> dict[str, Any]:
     content = {JSON.media_types[0]: {"schema": model.model_json_schema(), "examples": examples}}
@@ -135,14 +152,17 @@ def device_full(model: type[BaseModel]) -> Responses:
 
 
 def document(app: FastAPI) -> dict[str, Any]:
-    """The OpenAPI document, in which errors have the media type that they are sent with, and what needs a token tells
-    how one may be refused."""
+    """The OpenAPI document, in which errors have the media type that they are sent with, what needs a token tells
+    how one may be refused, and parameters that several paths have tell what they mean."""
     if app.openapi_schema is None:
         told = get_openapi(title=app.title, version=app.version, description=app.description, routes=app.routes)
         for path, operations in told["paths"].items():
             for operation in operations.values():
                 for response in operation["responses"].values():
                     _as_problem(response)
+                for parameter in operation.get("parameters", ()):
+                    if "description" not in parameter:
+                        parameter["description"] = MEANINGS[parameter["name"]]
                 responses = operation["responses"] | _refusals(path)
                 operation["responses"] = dict(sorted(responses.items()))
         told["components"]["securitySchemes"] = SECURITY

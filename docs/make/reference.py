@@ -59,10 +59,15 @@ def _operation(call: str, operation: Schema) -> Iterable[str]:
             problems.append(status)
         else:
             told = answer["description"].replace("Successful Response", "")
-            answers.append([status, ", ".join(_media(answer.get("content", {}))), told])
-    yield _table(["status", "answer", "meaning"], answers)
+            answers.append([status, ", ".join(_media(answer.get("content", {}))), _headers(answer), told])
+    yield _table(["status", "answer", "headers", "meaning"], answers)
     if problems:
         yield f"[Problems](http.md#errors) ([ProblemAnswer](#problemanswer)): {', '.join(problems)}.\n"
+
+
+def _headers(answer: Schema) -> str:
+    told = answer.get("headers", {}).items()
+    return "; ".join(f"`{name}`: {header['description'].rstrip('.')}" for name, header in told)
 
 
 def _described(told: Schema) -> Iterable[str]:
