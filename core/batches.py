@@ -62,6 +62,8 @@ def opened(x: Matrix | Rows | Iterable[Any], form: Form, batch_rows: int) -> Bat
         return Blocks(_Sparse(csr), form, batch_rows)
     if isinstance(x, np.ndarray):
         return Blocks(form.checked(x), form, batch_rows)
+    if isinstance(x, torch.Tensor) and x.ndim == 1:
+        x = x[None]  # one row, as of an array
     if hasattr(x, "shape") and hasattr(x, "__getitem__"):
         check_size(x.shape, width=form.width, width_name=form.width_name, name=form.name, width_of=form.width_of)
         return Blocks(cast(Rows, x), form, batch_rows)

@@ -14,7 +14,7 @@ from core.errors import InvalidParameter, OutOfRange
 from core.inputs import tensor
 from core.kernels.precision import Precision, own_precision, product
 from core.memory import free_bytes, is_small_encode, rows_of_encode
-from core.scaling import exponents_of, times_power_of_two
+from core.scaling import exponents_of, exponents_with, times_power_of_two
 from core.threads import threads_for
 
 # A gradient in float32 can be told from zero to about 1e-7, one in float64 to about 1e-15.
@@ -83,11 +83,13 @@ class Dictionary:
             raise InvalidParameter(f"dtype is {dtype}; it must be torch.float32 or torch.float64")
         self.device = torch.device(device)
         self.dtype = dtype
-        self.D = self._matrix(D).clone()
+        given = _tensor(D)
+        self.D = self._matrix(given).clone()
         check_size(tuple(self.D.shape), width_name="features", name="concepts")
         smallest, largest = (float(value) for value in torch.aminmax(self.D))  # NaN, where one is
         if not 0 <= smallest <= largest < math.inf:
-            check_values(self.D.cpu().numpy(), name="concepts", dtype=np.float64)
+            check_values(given.cpu().double().numpy(), name="concepts", dtype=np.float64)
+            _in_range(self.D, "concepts", of=given, given="values")
         self.nb_concepts, self.n_features = self.D.shape
         # concepts of extraordinary size are solved for in units of their own: z = solved / 2^exponent
         self._exponents = exponents_of(self.D.amax(dim=1))
@@ -147,40 +149,45 @@ class Dictionary:
             WrongShape: Z has no rows, or another width.
             OutOfRange: an activation is too large for the dtype.
         """
-        Z = self._matrix(Z)
+        Z = self._with_its_range(_tensor(Z)).to(self.device)
         check_size(tuple(Z.shape), width=self.nb_concepts, width_name="concepts", name="codes")
-        exponents = exponents_of(Z.amax(dim=1))
+        exponents = exponents_of(Z.amax(dim=1)) if self._exponents is None else exponents_with(Z, self._exponents)
         with own_precision(), threads_for(float(Z.numel()) * self.n_features):
             if exponents is None:
-                A = product(Z, self.D, Precision.FLOAT32)
-            else:
-                ordinary = times_power_of_two(Z, -exponents[:, None])
-                A = times_power_of_two(product(ordinary, self.D, Precision.FLOAT32), exponents[:, None])
+                A = product(self._matrix(Z), self.D, Precision.FLOAT32)
+            else:  # with concepts in units of their own, as they were prepared
+                of_concepts = 0 if self._exponents is None else self._exponents
+                ordinary = self._matrix(times_power_of_two(Z, of_concepts - exponents[:, None]))
+                A = product(ordinary, self._prepared.D, Precision.FLOAT32)
+                A = times_power_of_two(A, exponents[:, None])
         return _in_range(A, "activations", of=Z, given="codes")
 
-    def _matrix(self, x: torch.Tensor | np.ndarray[Any, Any]) -> torch.Tensor:
-        return _tensor(x).to(self.device, self.dtype).contiguous()
+    def _matrix(self, x: torch.Tensor) -> torch.Tensor:
+        return x.to(self.device, self.dtype).contiguous()
+
+    def _with_its_range(self, x: torch.Tensor) -> torch.Tensor:
+        """In this dictionary's dtype, or in float64, which is brought into its range first."""
+        return x if x.dtype == torch.float64 else x.to(self.dtype)
 
     def _solve_in_parts(self, A: torch.Tensor, tol: float, max_iter: int) -> tuple[torch.Tensor, torch.Tensor]:
         """As many rows at a time as the device has memory for; those of another dtype are converted part by part."""
         if is_small_encode(len(A), self.nb_concepts, self.n_features):
-            return self._solve(A.to(self.dtype), tol, max_iter)
+            return self._solve(A, tol, max_iter)
         if (budget := free_bytes(self.device)) is None:
-            return self._solve(self._matrix(A), tol, max_iter)
+            return self._solve(A, tol, max_iter)
         codes = torch.empty(len(A), self.nb_concepts, dtype=self.dtype, device=self.device)
         residual = torch.empty(len(A), dtype=self.dtype, device=self.device)
         step = rows_of_encode(self.nb_concepts, self.n_features, budget - codes.nbytes)
         for rows in slices(len(A), step):
-            codes[rows], residual[rows] = self._solve(self._matrix(A[rows]), tol, max_iter)
+            codes[rows], residual[rows] = self._solve(A[rows], tol, max_iter)
         return codes, residual
 
     def _solve(self, A: torch.Tensor, tol: float, max_iter: int) -> tuple[torch.Tensor, torch.Tensor]:
         """A may lie elsewhere: there the largest values are found, since a device that tells them is waited for."""
-        given, exponents = A, exponents_of(A.amax(dim=1))
-        A = self._matrix(A)
-        if exponents is not None:
-            exponents = exponents.to(self.device)
-            A = times_power_of_two(A, -exponents[:, None])
+        given = self._with_its_range(A)
+        exponents = exponents_of(given.amax(dim=1))
+        A = self._matrix(given if exponents is None else times_power_of_two(given, -exponents[:, None]))
+        exponents = None if exponents is None else exponents.to(self.device)
         Z, residual = kernels.solve(A, self._prepared, tol=tol, max_sweeps=max_iter, records=self._records)
         if exponents is None and self._exponents is None:
             return Z, residual
@@ -188,8 +195,17 @@ class Dictionary:
         of_concepts = 0 if self._exponents is None else self._exponents
         powers = cast(torch.Tensor, of_rows - of_concepts)
         codes = _in_range(times_power_of_two(Z, powers), "codes", of=given, given="activations")
-        lost = (times_power_of_two(codes, -powers) - Z).abs().amax(dim=1)  # what is too small for the dtype
-        return codes, torch.maximum(residual, torch.where(lost > 0, lost / Z.amax(dim=1), 0))
+        return codes, residual + self._lost(A, Z, times_power_of_two(codes, -powers))
+
+    def _lost(self, A: torch.Tensor, Z: torch.Tensor, kept: torch.Tensor) -> torch.Tensor:
+        """By how much the relative residual may have grown where codes Z were too small for the dtype.
+
+        Each code's change moves the gradient of any concept, in units of its norm, by at most its own concept's norm.
+        """
+        inverse = self._prepared.inverse  # 1/‖d_j‖², in the units of Z
+        norms = torch.where(inverse > 0, inverse, 1).rsqrt()
+        lost = ((kept - Z).abs() * norms).sum(dim=1)
+        return torch.where(lost > 0, lost / torch.linalg.vector_norm(A, dim=1), 0)
 
 
 def _tensor(x: torch.Tensor | np.ndarray[Any, Any]) -> torch.Tensor:

@@ -73,9 +73,9 @@ class Fit:
         if self.D is not None and self.D.shape[1] != shape[1]:
             raise WrongShape(f"D has {self.D.shape[1]} columns; A has {shape[1]} features")
 
-    def steps(self, source: Source, form: Form) -> Generator[FitProgress, None, Fitted]:
+    def steps(self, opened: Callable[[], Source], form: Form) -> Generator[FitProgress, None, Fitted]:
         told = FitProgress(0, self.max_iter) if self.saved is None else states.progress(self.saved, self.max_iter)
-        A = yield from tell(self.ranks.agreed(self._read(source, form)), told)
+        A = yield from tell(self.ranks.agreed(self._read(opened, form)), told)
         if self.ranks.size > 1:
             self._agree(*A.shape)
         chunks = Chunks(A, self.nb_concepts, self.ranks)
@@ -111,7 +111,8 @@ class Fit:
         yield from tell(_with_unit_concepts(Z, D, chunks), told)
         return Fitted(Z, D, losses)
 
-    def _read(self, source: Source, form: Form) -> Generator[None, None, torch.Tensor | SparseRows]:
+    def _read(self, opened: Callable[[], Source], form: Form) -> Generator[None, None, torch.Tensor | SparseRows]:
+        source = opened()
         if not isinstance(source, Iterator):
             rows, n_features = source.shape
             held = 4 * rows * n_features if isinstance(source, torch.Tensor) else 0

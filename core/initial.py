@@ -260,7 +260,8 @@ def _data_rows(chunks: Chunks, count: int, generator: torch.Generator) -> Genera
     """`count` rows that are not zero, evenly spread from a random one on; noise tells repeated ones apart."""
     if count == 0:
         return torch.empty(0, chunks.n_features, dtype=torch.float32, device=chunks.A.device)
-    in_use, ones = [], torch.ones(chunks.n_features, 1, dtype=torch.float32, device=chunks.A.device)
+    in_use = [torch.empty(0, dtype=torch.int64, device=chunks.A.device)]  # a rank may have no rows
+    ones = torch.ones(chunks.n_features, 1, dtype=torch.float32, device=chunks.A.device)
     for rows, block in chunks:
         in_use.append(rows.start + torch.nonzero((block @ ones)[:, 0] > 0)[:, 0])
         yield

@@ -64,8 +64,8 @@ def activations(n_features: int | None = None, *, least_rows: int = 1) -> Form:
     return Form("activations", "features", n_features, least_rows=least_rows)
 
 
-def codes(nb_concepts: int) -> Form:
-    return Form("codes", "concepts", nb_concepts)
+def codes(nb_concepts: int, *, least_rows: int = 1) -> Form:
+    return Form("codes", "concepts", nb_concepts, least_rows=least_rows)
 
 
 def concepts() -> Form:
@@ -173,6 +173,8 @@ def matrix(x: Any, name: str) -> Array | SparseMatrix | None:
         if x.dtype == torch.bfloat16:  # which numpy does not have
             x = x.float()
         return x.resolve_conj().resolve_neg().numpy()
+    if np.ma.is_masked(x):
+        raise WrongDtype(f"{name} are a masked array; pass x.filled(0), or whatever stands for what is masked")
     return np.asarray(x) if hasattr(x, "__array__") else None
 
 

@@ -25,7 +25,7 @@ from core.solvers import solver_named
 from core.state import State
 
 # What is remembered of the rows that `partial_fit` or `fit_online` has seen; with D it is all that they go on from.
-REMEMBERED = ("online_gram", "online_cross", "online_sums")
+REMEMBERED = ("online_gram", "online_cross", "online_sums", "online_first")
 
 
 class NMF(Estimator, torch.nn.Module):
@@ -58,6 +58,7 @@ class NMF(Estimator, torch.nn.Module):
     online_gram: torch.Tensor | None
     online_cross: torch.Tensor | None
     online_sums: torch.Tensor | None
+    online_first: torch.Tensor | None  # see `core.online.Memory`
     _anchor: torch.Tensor
 
     def __init__(
@@ -181,16 +182,26 @@ class NMF(Estimator, torch.nn.Module):
             max_iter=self.max_iter if max_iter is None else at_least_one("max_iter", max_iter),
             generator=self._generator(),
             device=self.device,
-            Z=None if Z is None else inputs.as_tensor(Z, inputs.codes(self.nb_concepts), self.device),
-            D=None if D is None else inputs.as_tensor(D, inputs.concepts(), self.device),
             callback=callback,
             saved=state,
             ranks=ranks,
         )
-        source = inputs.opened(A, form)
-        if not isinstance(source, Iterator):
-            fit.check_shape(source.shape)
-        return FitSteps(fit.state, self._after(fit.steps(source, form)))
+
+        def opened() -> inputs.Source:
+            if Z is not None:
+                of_codes = inputs.codes(self.nb_concepts, least_rows=form.least_rows)
+                fit.Z = inputs.as_tensor(Z, of_codes, self.device)
+            if D is not None:
+                fit.D = inputs.as_tensor(D, inputs.concepts(), self.device)
+            source = inputs.opened(A, form)
+            if not isinstance(source, Iterator):
+                fit.check_shape(source.shape)
+            return source
+
+        if ranks.size > 1:  # the others are to hear of what is wrong with one's
+            return FitSteps(fit.state, self._after(fit.steps(opened, form)))
+        source = opened()
+        return FitSteps(fit.state, self._after(fit.steps(lambda: source, form)))
 
     def _run(self, steps: FitSteps, *, tells: bool = True) -> None:
         """All slices at once, behind a progress bar where that is wanted."""
@@ -311,8 +322,9 @@ class NMF(Estimator, torch.nn.Module):
     def _remember(self, memory: Memory | None) -> None:
         """Keep what an online fit goes on from, D among it; None forgets that, but for D."""
         if memory is None:
-            self.online_gram = self.online_cross = self.online_sums = None
+            self.online_gram = self.online_cross = self.online_sums = self.online_first = None
             return
+        self.online_first = memory.first
         self.D, self.online_gram, self.online_cross = memory.D, memory.gram, memory.cross
         self.online_sums = torch.tensor(
             [memory.rows, memory.weight, memory.loss, memory.energy], dtype=torch.float64, device=self.device
@@ -323,9 +335,8 @@ class NMF(Estimator, torch.nn.Module):
         gram, cross, sums = self.online_gram, self.online_cross, self.online_sums
         if self.D is None or gram is None or cross is None or sums is None or not self._has_suitable_d():
             return None
-        return Memory(
-            self.D.T.clone(memory_format=torch.contiguous_format), gram.clone(), cross.clone(), *sums.tolist()
-        )
+        concepts = self.D.T.clone(memory_format=torch.contiguous_format)
+        return Memory(concepts, gram.clone(), cross.clone(), *sums.tolist(), self.online_first)
 
     def _has_suitable_d(self) -> bool:
         return self.D is not None and len(self.D) == self.nb_concepts
@@ -413,7 +424,8 @@ class NMF(Estimator, torch.nn.Module):
         if chunks.energy == 0:
             return zeros(chunks)
         Z, D = run(STARTS[name](chunks, self.nb_concepts, self._generator()))
-        return times_power_of_two(Z, torch.tensor(chunks.exponent, device=Z.device)), D
+        half = torch.tensor(chunks.exponent / 2, device=Z.device)  # of A's scale for either
+        return times_power_of_two(Z, half), times_power_of_two(D, half)
 
     def _prepared(self) -> Dictionary:
         """The dictionary ready to solve, kept until D is another tensor or has been written to."""
@@ -431,6 +443,7 @@ class NMF(Estimator, torch.nn.Module):
             saved = state_dict.get(prefix + name)
             setattr(self, name, None if saved is None else torch.empty_like(saved, device=self.device))
         super()._load_from_state_dict(state_dict, prefix, *args)
+        self.__dict__.pop("Z_", None)  # codes of another dictionary
 
     # half precision would lose a dictionary's digits, and the arithmetic is in float32 in any case
     def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> Self:

@@ -18,6 +18,19 @@ def exponents_of(peaks: torch.Tensor) -> torch.Tensor | None:
     return None if bool(ordinary.all()) else torch.where(ordinary, 0, torch.frexp(peaks).exponent.long())
 
 
+def exponents_with(Z: torch.Tensor, exponents: torch.Tensor) -> torch.Tensor:
+    """Of each row of Z·2^exponents, for non-negative Z (rows, k) and exponents (k,): that of its largest value, as
+    `exponents_of` tells it; int64 (rows,). The product itself may be no number."""
+    least = torch.iinfo(torch.int64).min
+    largest = torch.where(Z > 0, torch.frexp(Z).exponent + exponents, least).amax(dim=1)
+    return torch.where((largest == least) | (largest.abs() <= ORDINARY_EXPONENT), 0, largest)
+
+
 def times_power_of_two(x: torch.Tensor, exponents: torch.Tensor) -> torch.Tensor:
     """x·2^exponents in x's dtype; rounds only where the result is subnormal, and may overflow to infinity."""
-    return (x.double() * torch.exp2(exponents.double())).to(x.dtype)
+    if x.dtype != torch.float64:
+        return (x.double() * torch.exp2(exponents.double())).to(x.dtype)
+    # Exponents may be as large as two of float64's ranges, whose power of two is no number any more.
+    third = torch.div(exponents, 3, rounding_mode="trunc")
+    step = torch.exp2(third.double())
+    return x * step * step * torch.exp2((exponents - 2 * third).double())

@@ -35,6 +35,7 @@ from app.worker.watch import EXIT_CODE, Watch
 from core import FitSteps, ProcessGroup
 from core.errors import RankLost
 from core.figures import figure_steps
+from core.inputs import tensor
 from core.metrics import measure_steps, measured_codes_steps
 from core.progress import run
 
@@ -225,4 +226,4 @@ class RankedFit:
 
 
 def _tensor(A: np.ndarray) -> torch.Tensor:
-    return torch.from_numpy(np.ascontiguousarray(A, np.float32))
+    return tensor(np.ascontiguousarray(A, np.float32))

@@ -18,6 +18,7 @@ from app.worker import device
 from app.worker.cache import DictionaryCache
 from app.worker.messages import Key
 from app.worker.transfers import Transfers, joined
+from core.scaling import exponents_of, times_power_of_two
 
 logger = logging.getLogger("dictserve.worker")
 
@@ -92,7 +93,12 @@ def in_a_turn(rows: np.ndarray, answer: Callable[[np.ndarray], Arrays], surely: 
 
 
 def _relative_errors(A: torch.Tensor, approximation: torch.Tensor) -> torch.Tensor:
-    """‖a − zD‖ / ‖a‖ of each row, in A's dtype; 0 for an all-zero row. In float64, whose range squares stay in."""
+    """‖a − zD‖ / ‖a‖ of each row, in A's dtype; 0 for an all-zero row.
+
+    Float64's range holds the squares of float32, and its own where a row is in units of its own.
+    """
+    if A.dtype == torch.float64 and (exponents := exponents_of(A.amax(dim=1))) is not None:
+        A, approximation = (times_power_of_two(x, -exponents[:, None]) for x in (A, approximation))
     norms = torch.linalg.vector_norm(A, dim=1, dtype=torch.float64)
     errors = torch.linalg.vector_norm(A - approximation, dim=1, dtype=torch.float64)
     return torch.where(norms > 0, errors / norms, 0).to(A.dtype)
