@@ -179,7 +179,7 @@ class Dictionary:
         residual = torch.empty(len(A), dtype=self.dtype, device=self.device)
         step = rows_of_encode(self.nb_concepts, self.n_features, budget - codes.nbytes)
         for rows in slices(len(A), step):
-            codes[rows], residual[rows] = self._solve(A[rows], tol, max_iter)
+            codes[rows], residual[rows] = self._solve(self._with_its_range(A[rows]).to(self.device), tol, max_iter)
         return codes, residual
 
     def _solve(self, A: torch.Tensor, tol: float, max_iter: int) -> tuple[torch.Tensor, torch.Tensor]:

@@ -336,7 +336,8 @@ class NMF(Estimator, torch.nn.Module):
         if self.D is None or gram is None or cross is None or sums is None or not self._has_suitable_d():
             return None
         concepts = self.D.T.clone(memory_format=torch.contiguous_format)
-        return Memory(concepts, gram.clone(), cross.clone(), *sums.tolist(), self.online_first)
+        rows, weight, loss, energy = sums.tolist()
+        return Memory(concepts, gram.clone(), cross.clone(), rows, weight, loss, energy, self.online_first)
 
     def _has_suitable_d(self) -> bool:
         return self.D is not None and len(self.D) == self.nb_concepts

@@ -315,6 +315,7 @@ class OnlineFit:
 
     def _restore(self, state: State) -> None:
         tensors = {name: torch.as_tensor(state[name]).to(self.device) for name in ("D", "gram", "cross")}
-        numbers = (float(state[name]) for name in ("rows", "weight", "loss", "energy"))
-        self.memory = Memory(tensors["D"].T.contiguous(), tensors["gram"], tensors["cross"], *numbers)
+        rows, weight, loss, energy = (float(state[name]) for name in ("rows", "weight", "loss", "energy"))
+        concepts = tensors["D"].T.contiguous()
+        self.memory = Memory(concepts, tensors["gram"], tensors["cross"], rows, weight, loss, energy)
         self.losses, self._order = states.losses_of(state), int(state["order"])

@@ -34,7 +34,7 @@ from app.worker.messages import (
     Solve,
     Solved,
 )
-from app.worker.solving import GROWTH, TURN_SECONDS, in_a_turn
+from app.worker.solving import GROWTH, TURN_SECONDS, _relative_errors, in_a_turn
 from core import NMF, Dictionary
 from core.dictionary import Encoded
 from core.warm import warm_encodes
@@ -401,3 +401,10 @@ def test_a_turn_ends_whatever_rows_cost(seconds: float) -> None:
 
 def test_a_turn_for_no_rows() -> None:
     assert len(in_a_turn(np.empty((0, 3)), lambda rows: [rows], 5)[0]) == 0
+
+
+@pytest.mark.parametrize("scale", [1e-310, 1e-170, 1, 1e160, 1e300])
+def test_errors_are_relative_at_any_scale(scale: float) -> None:
+    A = torch.tensor([[3.0, 0, 2, 1], [0, 0, 0, 0]], dtype=torch.float64) * scale
+    errors = _relative_errors(A, A / 2)
+    torch.testing.assert_close(errors, torch.tensor([0.5, 0], dtype=torch.float64), rtol=1e-6, atol=0)

@@ -70,6 +70,8 @@ CASES = {
     "a rank without rows": Case(small, 8, (0.0, 0.4)),
     "fewer rows on a rank than concepts": Case(small, 10, (0.1, 0.05)),
     "more concepts than rows": Case(small, 120),
+    "a rank without rows, and more concepts than the rank of A": Case(of_low_rank, 40, (0.0, 0.3)),
+    "given Z of a rank without rows": Case(small, 8, (0.0, 0.4), start=True),
     "dead concepts": Case(of_low_rank, 40),
     "large values": Case(lambda: small() * np.float32(2.0**40), 8),
     "given Z and D": Case(small, 8, start=True),
@@ -123,10 +125,12 @@ def exchanged(repeats: int, ranks: Counting) -> float:
 def refusal(ranks: Counting, **told: object) -> str:
     """The error of a fit that rank 1 makes impossible."""
     A = small()
+    Z = np.ones((len(A), 8)) if "Z" in told else None
     if ranks.rank == 1:
         A[3, 2] = told.get("value", A[3, 2])
+        Z = np.ones((len(A), 1)) * told["Z"] if "Z" in told else None  # type: ignore[operator]
     try:
-        NMF(int(told["nb_concepts"][ranks.rank > 0]), seed=0).fit(A, 2, ranks=ranks)  # type: ignore[index]
+        NMF(int(told["nb_concepts"][ranks.rank > 0]), seed=0).fit(A, 2, Z=Z, ranks=ranks)  # type: ignore[index]
     except CoreError as error:
         return f"{type(error).__name__}: {error}"
     return ""
@@ -140,6 +144,8 @@ def main() -> None:
     told: dict[str, object] = {name: told_of(case, ranks) for name, case in CASES.items()}
     told["exchanged"] = [exchanged(repeats, ranks) for repeats in (1, 10)]
     told["NaN"] = refusal(ranks, nb_concepts=(8, 8), value=float("nan"))
+    told["NaN in Z"] = refusal(ranks, nb_concepts=(8, 8), Z=np.full(8, np.nan))
+    told["another width of Z"] = refusal(ranks, nb_concepts=(8, 8), Z=np.ones(7))
     told["another k"] = refusal(ranks, nb_concepts=(8, 9))
     told["stopped by rank 1"] = len(stopped(ranks))
     (folder / f"{rank}.json").write_text(json.dumps(told))

@@ -305,6 +305,69 @@ def test_codes_that_float32_cannot_tell_have_not_converged(values: tuple[float, 
     assert bool(exact.converged.all())
 
 
+@pytest.mark.parametrize("size", [1e-12, 1e-6, 1e-5, 1e-4, 1e-2, 1])
+def test_what_is_told_covers_codes_that_are_lost_beside_large_ones(size: float) -> None:
+    """A code of a small concept may be large, and that of a large one too small for float32."""
+    D = np.diag(np.float32([1e-6, 3e38, 1]))
+    D[2, :2] = 1e-6, 1e38
+    A = np.float32([[size, size, size]])
+    encoded = Dictionary(D).encode(A)
+    units = np.linalg.norm(D.astype(float), axis=1)
+    true = kkt_residual(A / size, encoded.codes.double().numpy() * units / size, D / units[:, None])
+    assert true[0] <= float(encoded.kkt_residual[0]) + 2e-7
+    assert bool(encoded.converged[0]) == (float(encoded.kkt_residual[0]) <= ENCODE_TOL)
+
+
+@pytest.mark.parametrize(
+    ("concepts", "rows"),
+    [
+        ([[1, 0.5], [0.2, 1]], [[1, 1], [1e-310, 2e-310]]),
+        ([[1, 0], [0, 1e-160]], [[1e150, 0]]),
+        ([[1e300, 0], [0, 1e-300]], [[1e-5, 1e-305], [1e300, 0]]),
+    ],
+)
+def test_float64_has_all_of_its_range(concepts: list[list[float]], rows: list[list[float]]) -> None:
+    D, A = np.array(concepts), np.array(rows)
+    dictionary = Dictionary(D, dtype=torch.float64)
+    encoded = dictionary.encode(A)
+    assert bool(encoded.converged.all())
+    np.testing.assert_allclose(encoded.codes.numpy(), A @ np.linalg.inv(D), rtol=1e-9)
+    np.testing.assert_allclose(dictionary.decode(encoded.codes).numpy(), A, rtol=1e-9)
+
+
+def test_float64_codes_that_are_lost_have_not_converged() -> None:
+    encoded = Dictionary(np.eye(2) * 1e200, dtype=torch.float64).encode(np.array([[1e-150, 1e-150]]))
+    assert not bool(encoded.converged.any())
+    assert float(encoded.kkt_residual[0]) >= 0.7
+
+
+@pytest.mark.parametrize(
+    ("concepts", "codes", "rows"),
+    [
+        ([[1e30, 0], [0, 1e-30]], [[1e-30, 1e30], [1e-30, 0], [0, 0]], [[1, 1], [1, 0], [0, 0]]),
+        ([[3e38], [3e38]], [[1e-30, 1e-30]], [[6e8]]),
+        ([[1e-42, 3e-42]], [[1e30]], [[1.0005e-12, 3.0002e-12]]),  # as near as subnormal numbers are
+    ],
+)
+def test_decode_where_concepts_are_of_extraordinary_size(
+    concepts: list[list[float]], codes: list[list[float]], rows: list[list[float]]
+) -> None:
+    decoded = Dictionary(np.float32(concepts)).decode(np.float32(codes))
+    np.testing.assert_allclose(decoded.numpy(), rows, rtol=1e-4)
+
+
+def test_float64_given_to_float32_is_brought_into_its_range_first() -> None:
+    dictionary = Dictionary(np.eye(2) * 1e30)
+    encoded = dictionary.encode(np.array([[1e50, 1e45], [1e-90, 0]]))
+    np.testing.assert_allclose(encoded.codes[0].numpy(), [1e20, 1e15], rtol=1e-6)
+    assert encoded.converged.tolist() == [True, False]
+    with pytest.raises(errors.OutOfRange, match=r"activations reach 1e\+300 would exceed"):
+        dictionary.encode(np.array([[1e300, 1]]))
+    with pytest.raises(errors.OutOfRange, match=r"codes reach 1e\+300 would exceed"):
+        dictionary.decode(np.array([[1e300, 1]]))
+    np.testing.assert_allclose(Dictionary(np.eye(2) * 1e-30).decode(np.array([[1e60, 0]])).numpy(), [[1e30, 0]], 1e-6)
+
+
 def test_zero_rows_and_zero_concepts() -> None:
     A, _, D = planted(5, 20, 6)
     A[2], D[1] = 0, 0

@@ -409,6 +409,9 @@ def test_initial_values() -> None:
         assert tensor.shape == shape
         assert bool((tensor >= 0).all())
     assert float((model.init_random_z(A) @ model.init_random_d(A)).mean()) == pytest.approx(A.mean(), rel=0.5)
+    for start in (model.init_random_z, model.init_random_d):
+        large = start(A * np.float32(1e20)).double()
+        torch.testing.assert_close(large, start(A).double() * 1e10, rtol=1e-5, atol=0)
 
 
 def test_sanitisers(fitted: NMF) -> None:
@@ -452,7 +455,9 @@ def test_inference_mode() -> None:
         (lambda: NMF(2).fit([[1.0, 2.0], [3.0, 4.0]]), "a list of rows; make it one matrix"),
         (lambda: Dictionary(-np.ones((2, 3))), "concepts hold 6 negative values"),
         (lambda: Dictionary(np.array([[1, np.nan]])), "concepts hold 1 NaN"),
-        (lambda: Dictionary(np.array([[1, 1e39]])), "concepts hold 1 NaN or infinite value"),
+        (lambda: Dictionary(np.array([[1, np.inf]])), "concepts hold 1 NaN or infinite value"),
+        (lambda: Dictionary(np.array([[1, 1e39]])), r"concepts of a row whose values reach 1e\+39 would exceed"),
+        (lambda: NMF(2).fit(np.ma.masked_array([[1.0, 2]], [[True, False]])), r"a masked array; pass x.filled\(0\)"),
     ],
 )
 def test_what_is_no_value_is_told(make: Callable[[], object], told: str) -> None:

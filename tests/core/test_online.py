@@ -1,7 +1,7 @@
 """Online fits: near full-batch ones, repeatable, gone on with from a state, and whole on whatever data."""
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 
 import numpy as np
 import pytest
@@ -12,8 +12,8 @@ from scipy import sparse
 from sklearn.decomposition import MiniBatchNMF
 
 from core import NMF, errors
-from core.inputs import activations
-from core.online import Memory, learn_steps
+from core.inputs import Form, activations
+from core.online import Memory, OnlineFit, learn_steps
 from core.progress import run
 from core.solvers.alternating import Statistics, update_concepts
 from core.solvers.hals import CONCEPTS
@@ -251,6 +251,52 @@ def test_a_start_waits_for_the_first_rows_that_are_not_all_zero() -> None:
     assert loss(A, model) <= 1.2 * loss(A, NMF(8, seed=0).partial_fit(A))
 
 
+@pytest.mark.parametrize("sizes", [(1,), (2, 3), (7, 1, 1, 1), (15,)])
+def test_first_batches_of_few_rows_do_not_settle_where_it_ends(sizes: tuple[int, ...]) -> None:
+    parts = np.split(A, np.cumsum([*sizes, *[100] * 5]))
+    whole = NMF(8, seed=0)
+    whole.fit_online(A, 3, batch_rows=100)
+    full = loss(A, whole)
+    model = NMF(8, seed=0)
+    model.fit_online(parts, 3)
+    assert loss(A, model) <= 1.02 * full
+    learning = NMF(8, seed=0)
+    for part in parts:
+        again = NMF(8, seed=0)
+        again.load_state_dict(learning.state_dict())
+        learning.partial_fit(part)
+        assert torch.equal(again.partial_fit(part).get_dictionary(), learning.get_dictionary())
+    assert loss(A, learning) <= 1.05 * full
+    assert learning.online_first is None
+
+
+def test_single_rows_cost_a_start_only_each_time_that_they_double(monkeypatch: pytest.MonkeyPatch) -> None:
+    starts: list[int] = []
+    start = OnlineFit._start
+
+    def counted(self: OnlineFit, rows: np.ndarray, form: Form) -> Generator[None, None, torch.Tensor]:
+        starts.append(len(rows))
+        return start(self, rows, form)
+
+    monkeypatch.setattr(OnlineFit, "_start", counted)
+    model = NMF(8, seed=0)
+    for row in A[:40]:
+        model.partial_fit(row)
+    assert starts == [1, 2, 4, 8, 16]
+    assert len(model.loss_history_) == 40
+
+
+def test_small_losses_are_told_as_they_are() -> None:
+    """By sums of products in float32 they would be noise, or zero."""
+    exact = planted(1000, 40, 8, noise=0.0)[0]
+    model = NMF(8, seed=0, tol=0)
+    model.fit_online(exact, 3, batch_rows=200)
+    half = 0.5 * (exact.astype(np.float64) ** 2).sum()
+    told, true = model.loss_history_[-1], loss(exact, model)
+    assert true < 1e-9 * half
+    assert true / 3 < told < max(3 * true, 1e-13 * half)
+
+
 # --- going on ---------------------------------------------------------------------------------------------------
 
 
@@ -309,6 +355,13 @@ def test_partial_fit_goes_on_after_fit_online_after_a_state_dict_and_after_pickl
     whole.load_state_dict(kept.state_dict())
     assert list(whole.state_dict()) == ["D"]
     assert loss(A, whole.partial_fit(A)) <= loss(A, kept) * 1.001  # from that D on
+    kept.load_state_dict(whole.state_dict())
+    assert not hasattr(kept, "Z_")  # which were codes of another D
+
+
+def test_one_row_is_a_matrix_of_one_whatever_it_is_given_as() -> None:
+    of_array, of_tensor = (NMF(2, seed=0).fit_online(x) for x in (A[0], torch.from_numpy(A[0])))
+    assert torch.equal(of_array, of_tensor)
 
 
 def test_partial_fit_refuses_another_width_and_keeps_what_it_had() -> None:

@@ -80,6 +80,9 @@ def test_what_is_wrong_on_one_rank_is_told_by_all(told: Told) -> None:
     for of_rank in told:
         assert of_rank["NaN"].startswith("NotFinite: activations hold 1 NaN or infinite value")
         assert of_rank["NaN"].endswith("(among the rows of rank 1)")
+        assert of_rank["NaN in Z"].startswith("NotFinite: codes hold ")
+        assert of_rank["NaN in Z"].endswith("(among the rows of rank 1)")
+        assert of_rank["another width of Z"].startswith("WrongShape: codes have ")
         assert "nb_concepts is 9 on rank 1 and 8 on rank 0" in of_rank["another k"]
 
 
