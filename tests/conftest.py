@@ -1,11 +1,14 @@
 """Fault cases, counted: all of tests/faults, and what docs/faults.md names elsewhere."""
 
+import logging
 import os
 import re
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from hypothesis import settings
+from structlog.stdlib import ProcessorFormatter
 
 import core  # noqa: F401 - before torch
 
@@ -27,6 +30,18 @@ settings.register_profile("repeated", derandomize=True, deadline=None)
 settings.register_profile("others", deadline=None, print_blob=True)
 settings.load_profile("repeated")
 LEAST = 150  # cases, where all files of tests/faults have run whole
+
+
+@pytest.fixture(autouse=True)
+def _no_log_is_written_after_its_test() -> Iterator[None]:
+    """A command that settles how logs are written has them written to its own stderr, which a test closes."""
+    root = logging.getLogger()
+    level = root.level
+    yield
+    for handler in root.handlers[:]:
+        if isinstance(handler.formatter, ProcessorFormatter):  # ours: pytest's come and go with what it captures
+            root.removeHandler(handler)
+    root.setLevel(level)
 
 
 def named_tests() -> set[tuple[str, str]]:

@@ -55,13 +55,18 @@ export async function show(content, [reference], signal) {
       zone.element, alert, waiting,
       h("div", { class: "actions" }, h("button", { type: "submit", class: "primary" }, "Encode"), example))), result);
 
-  const options = { signal, repeatable: true, waiting: (words) => tellWait(waiting, words) };
+  let running = new AbortController();
 
+  /** One at a time: what is asked for ends what was, whose answer might come later. */
   async function guarded(work) {
+    running.abort();
+    const { signal: replaced } = running = new AbortController();
     alert.replaceChildren();
+    tellWait(waiting, "");
     try {
-      await work();
+      await work({ signal: AbortSignal.any([signal, replaced]), repeatable: true, waiting: (words) => tellWait(waiting, words) });
     } catch (error) {
+      if (replaced.aborted) return;
       result.replaceChildren(); // those of another row
       tell(alert, error);
     }
@@ -69,20 +74,20 @@ export async function show(content, [reference], signal) {
 
   const named = () => choice.input.value.trim();
 
-  async function useConcept() {
+  async function useConcept(options) {
     const concept = await getJson(`dictionaries/${encodeURIComponent(named())}/concepts/0`, options);
     text.value = JSON.stringify(concept.weights);
     Object.assign(draft, { text: text.value, rows: null, row: 0 });
     row.value = 0;
-    await encoded();
+    await encoded(options);
   }
 
   function encode() {
     return guarded(encoded);
   }
 
-  async function encoded() {
-    const input = rowOf();
+  async function encoded(options) {
+    const [input, asked] = [rowOf(), draft.row];
     const query = new URLSearchParams({ dictionary: named(), reconstruct: true });
     const told = await callJson("POST", input.numbers ? `encode?${query}` : "encode", {
       ...options, body: input.body, headers: { "Content-Type": input.type, Accept: "application/json" },
@@ -90,7 +95,7 @@ export async function show(content, [reference], signal) {
     const { dictionary, version, codes, relative_error: errors } = told;
     const exact = `${dictionary}@${version}`;
     const { concept_labels: labels } = await getJson(`dictionaries/${encodeURIComponent(exact)}`, options);
-    const at = input.numbers ? 0 : Math.min(draft.row, codes.length - 1);
+    const at = input.numbers ? 0 : Math.min(asked, codes.length - 1);
     result.replaceChildren(...codesOf({ exact, labels, codes: codes[at], error: errors[at], row: input.numbers, signal }));
   }
 

@@ -1,18 +1,15 @@
 """What an operator sees: figures, request ids, log lines."""
 
 import json
-import logging
 import re
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 from fastapi.testclient import TestClient
 from prometheus_client.parser import text_string_to_metric_families
-from structlog.stdlib import ProcessorFormatter
 
 from app import logs
 from app.http.tokens import add, new_token
@@ -113,18 +110,6 @@ def test_alerts_are_about_figures_that_there_are(client: TestClient) -> None:
         assert f"`{alert}`" in documented
 
 
-@pytest.fixture
-def _logging() -> Iterator[None]:
-    root = logging.getLogger()
-    level = root.level
-    yield
-    for handler in root.handlers[:]:
-        if isinstance(handler.formatter, ProcessorFormatter):  # ours: pytest's come and go with what it captures
-            root.removeHandler(handler)
-    root.setLevel(level)
-
-
-@pytest.mark.usefixtures("_logging")
 def test_json_lines_carry_the_request(settings: Settings, capsys: pytest.CaptureFixture[str]) -> None:
     logs.configure("json", "info")
     settings = settings.model_copy(update={"access_log": True})
@@ -141,7 +126,6 @@ def test_json_lines_carry_the_request(settings: Settings, capsys: pytest.Capture
     assert told["timestamp"].endswith("Z")
 
 
-@pytest.mark.usefixtures("_logging")
 def test_a_path_begins_no_line_of_its_own(settings: Settings, capsys: pytest.CaptureFixture[str]) -> None:
     logs.configure("text", "info")
     settings = settings.model_copy(update={"access_log": True})

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import numpy as np
 import pytest
 from axe_playwright_python.sync_playwright import Axe
-from playwright.sync_api import Browser, FilePayload, Locator, Page, expect
+from playwright.sync_api import Browser, FilePayload, Locator, Page, Route, expect
 from sklearn.datasets import load_digits
 
 from app.schemas import FitParameters, FitRequest
@@ -319,6 +319,22 @@ def test_the_row_that_is_tried_is_the_one_asked_for(visit: Visit, filled: Servic
         page.get_by_label("Row, from 0").fill("0")
     visit.drop(page.locator(".drop"), "half.npy", npy(digits.astype(np.float16)))
     expect(page.get_by_role("alert").filter(has_text="half.npy is an npy file of a kind")).to_be_visible()
+
+
+def test_an_answer_that_comes_late_takes_no_other_rows_place(visit: Visit) -> None:
+    page = visit.open("try/pictures")
+    held: list[Route] = []
+    page.route("**/encode?*", lambda route: route.continue_() if held else held.append(route))
+    visit.drop(page.locator(".drop"), "rows.npy", npy(load_digits().data.astype(np.int64)))
+    page.get_by_label("Row, from 0").fill("1000000")
+    while not held:
+        page.wait_for_timeout(20)
+    page.get_by_role("button", name="Encode", exact=True).click()
+    expect(page.get_by_role("alert").filter(has_text="No such row")).to_be_visible()
+    held[0].continue_()
+    page.wait_for_timeout(500)
+    expect(page.locator(".codes a")).to_have_count(0)
+    expect(page.get_by_role("alert").filter(has_text="No such row")).to_be_visible()
 
 
 def test_two_dictionaries_are_compared(visit: Visit, filled: Service) -> None:
