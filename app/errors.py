@@ -10,7 +10,7 @@
     ├── HeadersTooLarge        over a limit in bytes
     ├── TooManyConnections     over a limit; come back later
     ├── Unauthorized           no token, or one that is not known
-    ├── Forbidden              a token that does not let its owner do this
+    ├── Forbidden              a token, or a page of another site, that may not do this
     ├── RateLimited            a token's limit is used up for now
     ├── TokensUnreadable       the tokens file cannot be used; ends the start
     ├── InvalidFields          parsed, but fields are wrong; carries each of them
@@ -229,7 +229,7 @@ KINDS: Mapping[type[Exception], Kind] = {
     HeadersTooLarge: Kind(431, "headers-too-large", "The headers are too large"),
     TooManyConnections: Kind(503, "too-many-connections", "Too many connections are open", retry_after_seconds=1),
     Unauthorized: Kind(401, "unauthorized", "A token is needed"),
-    Forbidden: Kind(403, "forbidden", "The token does not allow this"),
+    Forbidden: Kind(403, "forbidden", "This is not allowed"),
     RateLimited: Kind(429, "rate-limited", "The token's limit is used up"),
     InvalidFields: Kind(422, "invalid-fields", "The request has wrong values"),
     CoreError: Kind(422, "invalid-values", "The values cannot be computed with"),

@@ -183,6 +183,14 @@ class Settings(BaseSettings):
             raise ValueError("it is empty: name a file, or leave it out")
         return value
 
+    @field_validator("allowed_hosts")
+    @classmethod
+    def _names(cls, value: str) -> str:
+        for name in value.split(","):
+            if name.strip() and not re.fullmatch(r"[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+)*\.?(:\d+)?", name.strip()):
+                raise ValueError(f"{name.strip()!r} is no name of a host, as 'dict.example' is")
+        return value
+
     @field_validator("*")
     @classmethod
     def _of_64_bits(cls, value: object) -> object:

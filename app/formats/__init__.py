@@ -4,6 +4,8 @@ A format reads a body into fields and one array, and writes an answer from scala
 view of the body where that can be had; it is not yet validated.
 """
 
+import re
+from codecs import BOM_UTF8 as BOM
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import lru_cache
@@ -73,6 +75,8 @@ UNTOLD_TYPES = frozenset(
     {"", "application/x-www-form-urlencoded", "application/octet-stream", "binary/octet-stream", "text/plain"}
 )
 
+_NUMBER = re.compile(rb'"?[0-9.+-]')  # how a CSV begins that has no header line
+
 
 def request_format(content_type: str, head: bytes) -> Format:
     """The format of a body, by its Content-Type, or by its first bytes where that type says nothing."""
@@ -83,10 +87,10 @@ def request_format(content_type: str, head: bytes) -> Format:
         return NPY
     if safetensors_format.begins(head):
         return SAFETENSORS
-    first = head.lstrip(b" \t\r\n")[:1]
-    if first in (b"{", b"["):
+    start = head.removeprefix(BOM).lstrip(b" \t\r\n")
+    if start[:1] in (b"{", b"["):
         return JSON
-    if first and first in b"0123456789.+-":
+    if _NUMBER.match(start):
         return CSV
     raise UnsupportedMediaType(
         f"the body's first bytes are of no known format and Content-Type does not say; send one of {_known()}"

@@ -233,7 +233,11 @@ def _pieces(text: memoryview, end: re.Pattern[bytes]) -> Iterator[bytes]:
     """An array's text as those of shorter arrays, which end where the pattern's comma stood."""
     start, stop = 1, len(text) - 1
     while start <= stop:
-        found = end.search(text, start + PIECE_BYTES, stop)
+        found, looked = None, start
+        while found is None and (looked := looked + PIECE_BYTES) < stop:  # one look at it all would keep the lock
+            if looked > start + PIECE_BYTES:
+                time.sleep(0)
+            found = end.search(text, looked, min(looked + PIECE_BYTES, stop))
         comma = stop if found is None else found.start(1)
         yield b"".join((b"[", text[start:comma], b"]"))
         start = comma + 1

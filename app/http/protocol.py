@@ -75,6 +75,7 @@ class BoundedProtocol(HttpToolsProtocol):
         self._served: RequestResponseCycle | None = (
             None  # `cycle` is the last that came, and may wait in the pipeline
         )
+        self._is_within = False  # a request, of which the first bytes have come
         self._refused = False
         self._refusal: AppError | None = None  # of what follows a request that is still being answered
 
@@ -118,7 +119,8 @@ class BoundedProtocol(HttpToolsProtocol):
             if self._is_refused:
                 return
             (end,) = error.args
-            request = [self.parser.get_method(), b" ", self.url, b" HTTP/1.1\r\n"]
+            version = self.parser.get_http_version().encode()
+            request = [self.parser.get_method(), b" ", self.url, b" HTTP/", version, b"\r\n"]
             for name, value in self.headers:
                 request += () if name == b"upgrade" else (name, b": ", value, b"\r\n")
             self.parser = httptools.HttpRequestParser(self)
@@ -129,6 +131,10 @@ class BoundedProtocol(HttpToolsProtocol):
     def _is_read_again(self) -> bool:
         """Whether this is a request that asks for another protocol, read for the first time."""
         return self.parser.should_upgrade() and self.parser.get_method() != b"CONNECT"
+
+    def on_message_begin(self) -> None:
+        super().on_message_begin()
+        self._is_within = True
 
     def on_url(self, url: bytes) -> None:
         super().on_url(url)
@@ -144,6 +150,11 @@ class BoundedProtocol(HttpToolsProtocol):
         if self._header_bytes > self.settings.max_header_bytes and not self._is_refused:
             self._refuse_headers()
         if self._is_refused or self._is_read_again:
+            return
+        if self.parser.get_http_version() == "1.0":
+            self.expect_100_continue = False  # it knows of none (RFC 9110, 10.1.1)
+        elif [name for name, _ in self.headers].count(b"host") != 1:  # RFC 9112, 3.2
+            self._refuse_next(MalformedRequest("a request of HTTP/1.1 has one header Host"))
             return
         self._enter("body")
         self.scope["extensions"] = EXTENSIONS
@@ -169,6 +180,7 @@ class BoundedProtocol(HttpToolsProtocol):
     def on_message_complete(self) -> None:
         if self._is_refused or self._is_read_again:
             return
+        self._is_within = False
         self._enter("idle" if self.cycle.response_complete else "answer")
         super().on_message_complete()
         if not self.pipeline:  # uvicorn waits until more of the body is asked for, and would not see who leaves
@@ -187,7 +199,8 @@ class BoundedProtocol(HttpToolsProtocol):
         elif self._refusal is not None:
             self._refuse(self._refusal)
         elif self._phase == "answer":
-            self._enter("idle")
+            self._enter("headers" if self._is_within else "idle")
+            self._received = int(self._is_within)  # of the next request
 
     def send_400_response(self, msg: str) -> None:
         self._refuse_next(MalformedRequest("this is not a request of HTTP/1.1"))

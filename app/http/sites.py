@@ -19,6 +19,7 @@ from app.http.head import header, headers_of
 from app.problems import problem_of
 
 LOCAL = (".localhost", ".local", ".internal")  # ends of names that are no domain's
+PORTS = {"http": 80, "https": 443}  # of URLs, and origins, that name none
 CHANGING_NOTHING = {"GET", "HEAD", "OPTIONS"}
 
 
@@ -47,21 +48,40 @@ class OwnSite:
                 f"this service is not known as {header(scope, b'host')[:100]!r}; ask it by its address, or have it "
                 "answer to that name (DICTSERVE_ALLOWED_HOSTS)"
             )
-        if self._needs_tokens or scope["method"] in CHANGING_NOTHING or not _is_of_another(scope):
+        if self._needs_tokens or scope["method"] in CHANGING_NOTHING or not _is_of_another(scope, self._hosts):
             return ""
-        return "a page of another site asks for this; where that is meant, have the service ask for tokens"
+        return (
+            "a page of another site asks for this; where it is the service's own, behind a proxy, have that hand on "
+            "its name (Host or X-Forwarded-Host, or DICTSERVE_ALLOWED_HOSTS), else have the service ask for tokens"
+        )
 
 
-def _is_of_another(scope: Scope) -> bool:
+def _is_of_another(scope: Scope, hosts: frozenset[str]) -> bool:
     headers = headers_of(scope)
     site = headers.get(b"sec-fetch-site")
     if site is not None:
         return site not in (b"same-origin", b"none")
-    origin = headers.get(b"origin")
-    if origin is None:
+    if b"origin" not in headers:
         return False
-    ours = headers.get(b"host"), headers.get(b"x-forwarded-host")  # the latter where a proxy asks
-    return origin.partition(b"://")[2] not in ours
+    scheme, _, place = header(scope, b"origin").partition("://")
+    origin = _place(place, scheme)
+    if origin is None:
+        return True
+    # Where a proxy asks, its own name may be in the second; of several proxies, each's.
+    told = [header(scope, b"host"), *header(scope, b"x-forwarded-host").split(",")]
+    if any(_place(host, scheme) == origin for host in told):
+        return False
+    name, port = origin  # names of this machine have other ports of others
+    return name == "localhost" or name not in hosts or port != PORTS.get(scheme)
+
+
+def _place(host: str, scheme: str) -> tuple[str, int | None] | None:
+    """Name and port, the scheme's own where none is told; None for what is no host."""
+    try:
+        told = urlsplit(f"//{host.strip()}")
+        return (told.hostname.rstrip("."), told.port or PORTS.get(scheme)) if told.hostname else None
+    except ValueError:
+        return None
 
 
 @lru_cache(maxsize=64)  # a client's requests have the same
@@ -80,4 +100,6 @@ def _is_known(host: str, hosts: frozenset[str]) -> bool:
 
 
 def hosts_of(setting: str) -> frozenset[str]:
-    return frozenset(name.strip().lower().rstrip(".") for name in setting.split(",") if name.strip())
+    """The names of the setting, whose ports do not matter."""
+    names = (name.strip().lower().partition(":")[0].rstrip(".") for name in setting.split(","))
+    return frozenset(name for name in names if name)

@@ -2,6 +2,7 @@
 answer or has no room."""
 
 import asyncio
+import threading
 import time
 from collections.abc import Callable
 from typing import ParamSpec, TypeVar
@@ -16,21 +17,32 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 
-class Patience:
-    """Of a fit, with what is away."""
+class Cancelled(Exception):
+    """The fit that waited is to end."""
 
-    def __init__(self, what: str) -> None:
+
+class Patience:
+    """Of a fit, with what is away.
+
+    Args:
+        stopped: set where the fit is to end.
+    """
+
+    def __init__(self, what: str, stopped: threading.Event | None = None) -> None:
+        self._stopped = stopped
         self._deadline: float | None = None
         self._outage = Outage(f"a fit waits for {what}")
 
     async def wait(self, error: AppError) -> None:
-        """Some time, in which it may come back. Raises the error where it has been away for long."""
+        """Some time, in which it may come back. Raises the error where it has been away for long, and Cancelled."""
         now = time.monotonic()
         self._deadline = now + REACH_SECONDS if self._deadline is None else self._deadline
         if now > self._deadline:
             raise error
         self._outage.goes_on(error)
         await asyncio.sleep(RETRY_SECONDS)
+        if self._stopped is not None and self._stopped.is_set():
+            raise Cancelled
 
     def is_over(self) -> None:
         """It is there."""
@@ -38,10 +50,9 @@ class Patience:
         self._outage.is_over()
 
 
-async def reach(call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+async def reach(patience: Patience, call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
     """Call in a thread what needs the store; a fit is not lost for a store that is away. A stop waits for the call:
     who takes the job up next must find its dictionary."""
-    patience = Patience("the store")
     while True:
         calling = asyncio.create_task(asyncio.to_thread(call, *args, **kwargs))
         try:

@@ -3,7 +3,7 @@
 import asyncio
 import contextlib
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -15,7 +15,7 @@ from app.errors import DataUnavailable, FitAbandoned, JobsUnavailable, StoreUnav
 from app.jobs.data_files import DataFiles, Named
 from app.jobs.jobs import ENDED, JobLost, Jobs, Record
 from app.jobs.ranks import RankProcesses
-from app.jobs.reach import Patience, reach
+from app.jobs.reach import Cancelled, Patience, reach
 from app.jobs.records import Records
 from app.jobs.running import Running, history_of
 from app.outage import Outage
@@ -104,6 +104,8 @@ class Runner:
             await self._attempt(record, self._running)
         except JobLost as error:
             await self._lose(record, error)
+        except Cancelled:
+            await self._end_cancelled(record)
         except Exception as error:  # whatever it is, the next job is to be run
             try:
                 await self._fail(record, self._running, error)
@@ -150,7 +152,8 @@ class Runner:
 
     async def _attempt(self, record: Record, running: Running) -> None:
         job = record.job
-        published = await reach(self._store.made_by, job.name, job.id)
+        store = Patience("the store", running.stopped)
+        published = await reach(store, self._store.made_by, job.name, job.id)
         if published is not None:  # an earlier attempt came that far
             await self._end(record, self._jobs.succeed, published.version)
             return
@@ -161,29 +164,25 @@ class Runner:
                 f"the service died {record.service_deaths} times on this fit, which came no further in between; "
                 "it is not tried again: is there memory enough for it?"
             )
-        patience = Patience("its files")
+        patience = Patience("its files", running.stopped)
         if "sha256" not in record.data and record.data.get("epochs") is None:
             staged = await self._stage_files(Named.of_record(record.data), running, patience)
             if staged is None:
-                await self._end(record, self._jobs.end_cancelled)
-                return
+                raise Cancelled
             record = replace(record, data=record.data | staged.as_record())
             # another attempt finds them staged
             await self._records.surely(self._jobs.record_data, record, record.data)
         if "sha256" in record.data:
-            await reach(self._uploads.fetch, record.data)
+            await reach(store, self._uploads.fetch, record.data)
         try:
-            await reach(self._checkpoints.adopt, job.id)
+            await reach(store, self._checkpoints.adopt, job.id)
         except StoreUnavailable as error:  # the fit may do without, and by its end the store may be there
             logger.warning("job %s begins without what others may have of it: %s", job.id, error)
         if job.parameters["init"] not in INIT_METHODS:  # the worker is not to wait for a network
-            await reach(self._store.bring, Reference.parse(job.parameters["init"]))
+            await reach(store, self._store.bring, Reference.parse(job.parameters["init"]))
         while (away := await self._fit(record, running, patience)) is not None:
             running.on_worker, running.seconds_before = False, running.progress.seconds
             await patience.wait(away)
-            if running.stopped.is_set():
-                await self._end(record, self._jobs.end_cancelled)
-                return
 
     async def _fit(self, record: Record, running: Running, patience: Patience) -> DataUnavailable | None:
         """Have the fit run until it has come to an end, or its files cannot be read for now: then it goes on, from
@@ -238,11 +237,17 @@ class Runner:
 
     async def _stage_files(self, named: Named, running: Running, patience: Patience) -> Staged | None:
         """The rows of files in one file of the store, as an upload would be; None where the job was cancelled."""
-        stopped = running.stopped
+        stopped, read, furthest = running.stopped, 0, 0
+
+        def counted() -> Iterator[np.ndarray]:
+            nonlocal read
+            read = 0
+            for block in self._data_files.blocks(named):
+                read += 1
+                yield block
 
         def stage() -> Staged | None:
-            blocks = self._data_files.blocks(named)
-            return self._uploads.stage_blocks(named.file, named.rows, named.n_features, blocks, stopped.is_set)
+            return self._uploads.stage_blocks(named.file, named.rows, named.n_features, counted(), stopped.is_set)
 
         while not stopped.is_set():
             try:
@@ -251,6 +256,9 @@ class Runner:
                 stopped.set()
                 raise
             except (DataUnavailable, StoreUnavailable) as error:
+                if read > furthest:  # they were there in between
+                    furthest = read
+                    patience.is_over()
                 await patience.wait(error)
         return None
 
@@ -279,7 +287,7 @@ class Runner:
         if not await self._records.surely(self._jobs.begin_publishing, record):
             await self._end(record, self._jobs.end_cancelled)
             return
-        version = await reach(publish)
+        version = await reach(Patience("the store"), publish)  # which no cancel ends any more
         await self._tell_last(record, running)
         await self._end(record, self._jobs.succeed, version)
         logger.info("job %s has fitted %s@%d in %.1f s", job.id, job.name, version, seconds)
@@ -293,6 +301,12 @@ class Runner:
         """Write how a job ended; its data and its checkpoint are not needed any more."""
         await self._records.surely(write, record, *outcome)
         await asyncio.to_thread(self._discard, record)
+
+    async def _end_cancelled(self, record: Record) -> None:
+        try:
+            await self._end(record, self._jobs.end_cancelled)
+        except JobLost as error:
+            await self._lose(record, error)
 
     async def _fail(self, record: Record, running: Running, error: Exception) -> None:
         problem = _problem(error)

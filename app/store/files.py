@@ -135,10 +135,15 @@ class Files:
         """They are here."""
 
     def require_free(self, name: str) -> None:
-        """Raises NameTaken where something else than dictionaries has the name. No link is followed."""
+        """Raises NameTaken where something else than dictionaries has the name. No link is followed.
+
+        StoreUnavailable: where what is there cannot be read, for nothing could be published beside it.
+        """
         directory = self._root / name
         if directory.is_symlink() or (directory.exists() and not directory.is_dir()):
             raise NameTaken(f"the store has something called {name!r} that is no dictionary; use another name")
+        if directory.exists() and not os.access(directory, os.R_OK | os.W_OK | os.X_OK):
+            raise StoreUnavailable(f"the store's directory of {name!r} cannot be used: its mode or owner forbids it")
 
     def meta(self, name: str, version: int, *, cached: bool = False) -> bytes:
         return self._read(name, version, META_FILE)
@@ -257,10 +262,13 @@ class Files:
                     self._directory(name, version).rename(directory / f"{REMOVED}{version}")
             fsync_directory(directory)
             removed = _removed(directory)
-            for _, path in removed:
-                _empty(path)
-            for _, path in removed[:-1]:
-                path.rmdir()
+            try:
+                for _, path in removed:
+                    _empty(path)
+                for _, path in removed[:-1]:
+                    path.rmdir()
+            except OSError as error:  # they are removed all the same; the next removal tries again
+                logger.warning("what is left of removed versions of %s stays in the store: %s", name, error)
 
     def set_aside(self, name: str, version: int) -> Path:
         directory, quarantine = self._root / name, self._workplace.quarantine

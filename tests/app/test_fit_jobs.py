@@ -15,9 +15,10 @@ import numpy as np
 import pytest
 from fastapi.testclient import TestClient
 
-from app.errors import JobsUnavailable
+from app.errors import DataUnavailable, JobsUnavailable, StoreUnavailable
 from app.jobs import jobs as jobs_of_all
 from app.jobs import reach
+from app.jobs.data_files import DataFiles
 from app.jobs.jobs import ENDED, Jobs
 from app.main import create_app
 from app.schemas import FitRequest
@@ -368,6 +369,49 @@ def test_a_fit_whose_files_stay_away_fails_in_time(
         job = ended(client, client.post("/fit", json=FIT).json()["id"])
     assert (job["state"], job["error"]["type"]) == ("failed", "data-unavailable")  # type: ignore[index]
     assert job["progress"]["iteration"] == 8  # type: ignore[index]
+
+
+def test_a_fit_that_waits_for_the_store_can_be_cancelled(
+    settings: Settings, worker: WorkerDouble, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(reach, "RETRY_SECONDS", 0.05)
+
+    def away(*_: object) -> None:
+        raise StoreUnavailable("the store's directory of 'digits' cannot be used")
+
+    with TestClient(create_app(settings, supervisor=worker)) as client:
+        monkeypatch.setattr(client.app.state.services.store, "made_by", away)  # type: ignore[attr-defined]
+        id = client.post("/fit", json=FIT).json()["id"]
+        while client.get(f"/jobs/{id}").json()["state"] != "running":
+            time.sleep(0.01)
+        client.post(f"/jobs/{id}/cancel")
+        assert ended(client, id)["state"] == "cancelled"
+
+
+def test_files_that_are_away_again_and_again_have_their_time_each_time(
+    settings: Settings, worker: WorkerDouble, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(reach, "REACH_SECONDS", 0.2)
+    monkeypatch.setattr(reach, "RETRY_SECONDS", 0.01)
+    data = settings.store.parent / "data"
+    data.mkdir()
+    np.save(data / "a.npy", np.ones((8, 4), np.float32))
+    attempts = 0
+
+    def blocks(*_: object) -> Iterator[np.ndarray]:
+        nonlocal attempts
+        attempts += 1
+        yield from np.ones((attempts - 1, 1, 4), np.float32)
+        time.sleep(0.15)
+        if attempts < 8:
+            raise DataUnavailable("the data directory is not there")
+        yield np.ones((9 - attempts, 4), np.float32)
+
+    settings = settings.model_copy(update={"data_dir": data})
+    with TestClient(create_app(settings, supervisor=worker)) as client:
+        monkeypatch.setattr(DataFiles, "blocks", blocks)
+        fit = {"name": "x", "nb_concepts": 2, "files": ["a.npy"]}
+        assert ended(client, client.post("/fit", json=fit).json()["id"])["state"] == "succeeded"
 
 
 def test_a_stop_leaves_the_job_to_the_next_start(settings: Settings, worker: WorkerDouble) -> None:

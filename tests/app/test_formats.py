@@ -68,6 +68,10 @@ IN: dict[str, Send] = {
     "safetensors": send_bytes("application/vnd.safetensors", lambda x: safetensors.numpy.save({"data": x})),
     "safetensors, untold": send_bytes(None, lambda x: safetensors.numpy.save({"other": x})),
     "csv": send_bytes("text/csv", csv),
+    "csv with a byte-order mark, untold": send_bytes(None, lambda x: b"\xef\xbb\xbf" + csv(x)),
+    "csv with quotes, untold": send_bytes(
+        None, lambda x: b'"' + csv(x).replace(b",", b'","').replace(b"\n", b'"\n"') + b'"'
+    ),
     "csv, untold": send_bytes("application/x-www-form-urlencoded", csv),
     "csv, with a header": send_bytes(
         "text/csv; header=present",

@@ -133,6 +133,31 @@ def test_a_client_that_asks_before_it_sends_its_body(settings: Settings) -> None
     assert read(socket.written[1])[2] == npy(CODES)
 
 
+def test_an_old_client_is_told_of_no_hundred_and_no_other_protocol(settings: Settings) -> None:
+    """Both must be ignored in a request of HTTP/1.0 (RFC 9110, 7.8 and 10.1.1)."""
+    for more in ("Expect: 100-continue\r\n", "Connection: Upgrade\r\nUpgrade: h2c\r\n"):
+        socket = served(settings, [request("1.0", more=more)], 1)
+        (answer,) = socket.written
+        assert read(answer)[2] == npy(CODES)
+        assert socket.closed
+
+
+@pytest.mark.parametrize("hosts", ["", "Host: x\r\nHost: y\r\n"])
+def test_a_request_has_one_host(settings: Settings, hosts: str) -> None:
+    (answer,) = served(settings, [f"GET /livez HTTP/1.1\r\n{hosts}\r\n".encode()], 0).written
+    assert answer.startswith(b"HTTP/1.1 400 ")
+    assert b"one header Host" in answer
+    old = served(settings, [b"GET /livez HTTP/1.0\r\n\r\n"], 1)  # which knew of none
+    assert old.written[0].startswith(b"HTTP/1.1 200 ")
+
+
+def test_half_a_request_behind_an_answer_has_the_time_of_headers(settings: Settings) -> None:
+    settings = settings.model_copy(update={"header_seconds": 0.1})
+    for sent in ([request() + b"GET /livez HT"], [request(), b"GET /livez HT"]):
+        socket = served(settings, [*sent, *[b""] * 80], 1)
+        assert [answer[:12] for answer in socket.written] == [b"HTTP/1.1 200", b"HTTP/1.1 408"]
+
+
 @pytest.mark.parametrize("protocol", ["h2c", "websocket"])
 @pytest.mark.parametrize("piece", [1, 40, 10_000])
 def test_a_request_that_asks_for_another_protocol_is_served_in_this_one(

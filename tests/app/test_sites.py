@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 from fastapi.testclient import TestClient
+from pydantic import ValidationError
 
 from app.http.tokens import add, new_token
 from app.main import create_app
@@ -52,10 +53,36 @@ def test_pages_of_other_sites_begin_nothing(on_loopback: TestClient, headers: di
         {"Sec-Fetch-Site": "none"},  # somebody has typed it
         {"Origin": "http://localhost:8000"},
         {"Origin": "https://dict.example", "X-Forwarded-Host": "dict.example"},
+        {"Origin": "http://dict.example", "X-Forwarded-Host": "dict.example, 10.0.0.2"},  # by two proxies
+        {"Origin": "http://dict.example", "X-Forwarded-Host": "dict.example:80"},
+        {"Origin": "http://localhost", "Host": "localhost:80"},
+        {"Origin": "https://127.0.0.1", "Host": "127.0.0.1:443"},
+        {"Origin": "http://[::1]:8000", "Host": "[::1]:8000"},
     ],
 )
 def test_its_own_page_and_other_clients_are_served(on_loopback: TestClient, headers: dict[str, str]) -> None:
     assert on_loopback.post("/fit", json=FIT, headers=headers).status_code == 202
+
+
+@pytest.mark.parametrize(
+    ("origin", "status"),
+    [
+        ("http://dict.example", 202),  # by a proxy that does not hand on its name
+        ("https://Dict.example", 202),
+        ("https://dict.example:9000", 403),
+        ("http://localhost", 403),
+        ("http://localhost:9000", 403),
+    ],
+)
+def test_a_page_of_a_name_that_is_allowed_is_its_own(settings: Settings, origin: str, status: int) -> None:
+    with served(settings.model_copy(update={"allowed_hosts": "localhost, dict.example:443"})) as client:
+        assert client.post("/fit", json=FIT, headers={"Origin": origin}).status_code == status
+
+
+@pytest.mark.parametrize("names", ["*", "https://dict.example", "dict.example/", "a b", "dict.example, *.example"])
+def test_what_is_no_name_stops_the_start(names: str) -> None:
+    with pytest.raises(ValidationError, match="is no name of a host"):
+        Settings(allowed_hosts=names)
 
 
 @pytest.mark.parametrize(

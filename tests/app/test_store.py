@@ -173,6 +173,28 @@ def test_a_version_in_a_directory_without_its_record_is_damaged(opened: Store) -
         Store(opened.root).load("a", 1)
 
 
+def test_what_cannot_be_emptied_is_removed_all_the_same(opened: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    publish(opened, "digits", D)
+    publish(opened, "digits", D)
+
+    def refused(path: object) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("app.store.files._empty", refused)
+        opened.remove("digits", [2])
+    assert opened.versions("digits") == [1]
+    assert publish(opened, "digits", D) == 3
+
+
+def test_a_name_whose_directory_cannot_be_used_takes_no_fit(opened: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    publish(opened, "digits", D)
+    monkeypatch.setattr("os.access", lambda *_: False)
+    opened.require_free("other")
+    with pytest.raises(StoreUnavailable, match="directory of 'digits' cannot be used"):
+        opened.require_free("digits")
+
+
 def test_numbers_of_what_is_removed_at_once_are_not_given_again(place: Place) -> None:
     given: list[int] = []
     stores = [place.store(), place.store()]
