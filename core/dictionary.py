@@ -171,9 +171,9 @@ class Dictionary:
 
     def _solve_in_parts(self, A: torch.Tensor, tol: float, max_iter: int) -> tuple[torch.Tensor, torch.Tensor]:
         """As many rows at a time as the device has memory for; those of another dtype are converted part by part."""
-        if is_small_encode(len(A), self.nb_concepts, self.n_features):
-            return self._solve(A, tol, max_iter)
-        if (budget := free_bytes(self.device)) is None:
+        is_small = is_small_encode(len(A), self.nb_concepts, self.n_features)
+        budget = None if is_small else free_bytes(self.device)
+        if budget is None:
             return self._solve(A, tol, max_iter)
         codes = torch.empty(len(A), self.nb_concepts, dtype=self.dtype, device=self.device)
         residual = torch.empty(len(A), dtype=self.dtype, device=self.device)

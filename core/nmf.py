@@ -268,7 +268,8 @@ class NMF(Estimator, torch.nn.Module):
         """`fit_online` as an iterator over bounded slices, as `fit_steps` is; an iteration is a batch.
 
         The loss that is told, and kept in `loss_history_`, is an estimate: that of the batches of late, each by the
-        dictionary that it found, for all rows of A. A state can be taken after each batch but the last.
+        dictionary that it found, for all rows of A. A state can be taken after each batch but the last, and but
+        those of the first rows until there are two for each concept.
         """
         if state is not None and D is not None:
             raise InvalidParameter("state is given along with D; it holds one: pass it alone")

@@ -78,17 +78,22 @@ def _is_of_another(scope: Scope, hosts: frozenset[str]) -> bool:
 def _place(host: str, scheme: str) -> tuple[str, int | None] | None:
     """Name and port, the scheme's own where none is told; None for what is no host."""
     try:
-        told = urlsplit(f"//{host.strip()}")
-        return (told.hostname.rstrip("."), told.port or PORTS.get(scheme)) if told.hostname else None
+        name, port = _name(host), urlsplit(f"//{host.strip()}").port
     except ValueError:
         return None
+    return (name, port or PORTS.get(scheme)) if name else None
+
+
+def _name(host: str) -> str:
+    """Of a host, without its port; ValueError where it has brackets without an address."""
+    return (urlsplit(f"//{host.strip()}").hostname or "").rstrip(".")
 
 
 @lru_cache(maxsize=64)  # a client's requests have the same
 def _is_known(host: str, hosts: frozenset[str]) -> bool:
     try:
-        name = (urlsplit(f"//{host}").hostname or "").rstrip(".")
-    except ValueError:  # brackets without an address
+        name = _name(host)
+    except ValueError:
         return False
     if "." not in name or name.endswith(LOCAL) or name in hosts:
         return True
@@ -101,5 +106,4 @@ def _is_known(host: str, hosts: frozenset[str]) -> bool:
 
 def hosts_of(setting: str) -> frozenset[str]:
     """The names of the setting, whose ports do not matter."""
-    names = (name.strip().lower().partition(":")[0].rstrip(".") for name in setting.split(","))
-    return frozenset(name for name in names if name)
+    return frozenset(filter(None, map(_name, setting.split(","))))

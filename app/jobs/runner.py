@@ -101,16 +101,16 @@ class Runner:
         assert self._running is not None  # noqa: S101 - it was taken
         record = self._running.record
         try:
-            await self._attempt(record, self._running)
+            try:
+                await self._attempt(record, self._running)
+            except JobLost:
+                raise
+            except Cancelled:
+                await self._end(record, self._jobs.end_cancelled)
+            except Exception as error:  # whatever it is, the next job is to be run
+                await self._fail(record, self._running, error)
         except JobLost as error:
             await self._lose(record, error)
-        except Cancelled:
-            await self._end_cancelled(record)
-        except Exception as error:  # whatever it is, the next job is to be run
-            try:
-                await self._fail(record, self._running, error)
-            except JobLost as lost:
-                await self._lose(record, lost)
         finally:
             task = asyncio.current_task()
             if task is None or not task.cancelling():
@@ -167,8 +167,6 @@ class Runner:
         patience = Patience("its files", running.stopped)
         if "sha256" not in record.data and record.data.get("epochs") is None:
             staged = await self._stage_files(Named.of_record(record.data), running, patience)
-            if staged is None:
-                raise Cancelled
             record = replace(record, data=record.data | staged.as_record())
             # another attempt finds them staged
             await self._records.surely(self._jobs.record_data, record, record.data)
@@ -226,8 +224,7 @@ class Runner:
                     return None
                 case FitCancelled():
                     await self._tell_last(record, running)
-                    await self._end(record, self._jobs.end_cancelled)
-                    return None
+                    raise Cancelled
                 case Failed() as failed:
                     if isinstance(error := error_of(failed), DataUnavailable):
                         running.held_up_at = max(running.held_up_at, running.progress.iteration)
@@ -235,8 +232,8 @@ class Runner:
                     await self._fail(record, running, error)
                     return None
 
-    async def _stage_files(self, named: Named, running: Running, patience: Patience) -> Staged | None:
-        """The rows of files in one file of the store, as an upload would be; None where the job was cancelled."""
+    async def _stage_files(self, named: Named, running: Running, patience: Patience) -> Staged:
+        """The rows of files in one file of the store, as an upload would be; Cancelled where the job is to end."""
         stopped, read, furthest = running.stopped, 0, 0
 
         def counted() -> Iterator[np.ndarray]:
@@ -251,7 +248,8 @@ class Runner:
 
         while not stopped.is_set():
             try:
-                return await asyncio.to_thread(stage)
+                if (staged := await asyncio.to_thread(stage)) is not None:
+                    return staged
             except asyncio.CancelledError:  # the service stops, and does not wait for a thread's whole work
                 stopped.set()
                 raise
@@ -260,7 +258,7 @@ class Runner:
                     furthest = read
                     patience.is_over()
                 await patience.wait(error)
-        return None
+        raise Cancelled
 
     async def _publish(self, record: Record, running: Running, fitted: Sequence[np.ndarray], seconds: float) -> None:
         D, metrics, _, figures = fitted
@@ -285,8 +283,7 @@ class Runner:
             ).version
 
         if not await self._records.surely(self._jobs.begin_publishing, record):
-            await self._end(record, self._jobs.end_cancelled)
-            return
+            raise Cancelled
         version = await reach(Patience("the store"), publish)  # which no cancel ends any more
         await self._tell_last(record, running)
         await self._end(record, self._jobs.succeed, version)
@@ -301,12 +298,6 @@ class Runner:
         """Write how a job ended; its data and its checkpoint are not needed any more."""
         await self._records.surely(write, record, *outcome)
         await asyncio.to_thread(self._discard, record)
-
-    async def _end_cancelled(self, record: Record) -> None:
-        try:
-            await self._end(record, self._jobs.end_cancelled)
-        except JobLost as error:
-            await self._lose(record, error)
 
     async def _fail(self, record: Record, running: Running, error: Exception) -> None:
         problem = _problem(error)

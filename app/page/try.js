@@ -55,18 +55,17 @@ export async function show(content, [reference], signal) {
       zone.element, alert, waiting,
       h("div", { class: "actions" }, h("button", { type: "submit", class: "primary" }, "Encode"), example))), result);
 
-  let running = new AbortController();
+  const next = onlyTheLast(signal);
 
   /** One at a time: what is asked for ends what was, whose answer might come later. */
   async function guarded(work) {
-    running.abort();
-    const { signal: replaced } = running = new AbortController();
+    const mine = next();
     alert.replaceChildren();
     tellWait(waiting, "");
     try {
-      await work({ signal: AbortSignal.any([signal, replaced]), repeatable: true, waiting: (words) => tellWait(waiting, words) });
+      await work({ signal: mine, repeatable: true, waiting: (words) => tellWait(waiting, words) });
     } catch (error) {
-      if (replaced.aborted) return;
+      if (mine.aborted) return;
       result.replaceChildren(); // those of another row
       tell(alert, error);
     }
@@ -116,6 +115,16 @@ export async function show(content, [reference], signal) {
   }
 }
 
+/** Signals for what is asked for again and again: each ends what was asked for with the one before, and `signal` all. */
+function onlyTheLast(signal) {
+  let running = new AbortController();
+  return () => {
+    running.abort();
+    running = new AbortController();
+    return AbortSignal.any([signal, running.signal]);
+  };
+}
+
 function requireRow(row, count) {
   if (row >= count) throw new NoRow(`there ${count === 1 ? "is one row" : `are ${whole(count)} rows`}, from 0; ${whole(row)} was asked for`);
 }
@@ -159,7 +168,7 @@ function codesOf({ exact, labels, codes, error, row, signal }) {
   const alert = alertPlace();
   const told = h("p", { class: "number", role: "status" });
   const beside = h("div", { class: "columns" });
-  let running = new AbortController();
+  const next = onlyTheLast(signal);
   const decodeSoon = debounced(PAUSE_MS, decode);
   const sliders = strongest.map((i) => slider(i, labels[i], exact, codes[i], most, (value) => {
     now[i] = value;
@@ -168,12 +177,10 @@ function codesOf({ exact, labels, codes, error, row, signal }) {
   decode();
 
   async function decode() {
-    running.abort();
-    running = new AbortController();
     try {
       const rows = await call("POST", `decode?${new URLSearchParams({ dictionary: exact })}`, {
         body: writeNpy(now), headers: { "Content-Type": NPY, Accept: NPY }, repeatable: true, read: npyOf,
-        signal: AbortSignal.any([signal, running.signal]), waiting: (text) => tellWait(alert, text),
+        signal: next(), waiting: (text) => tellWait(alert, text),
       });
       const rebuilt = rows.row(0);
       alert.replaceChildren();

@@ -60,6 +60,10 @@ def csv(array: np.ndarray, newline: str = "\n") -> bytes:
     return newline.join(",".join(map(str, row)) for row in array.tolist()).encode()
 
 
+def quoted(text: bytes) -> bytes:
+    return b'"' + text.replace(b",", b'","').replace(b"\n", b'"\n"') + b'"'
+
+
 IN: dict[str, Send] = {
     "json": send_json,
     "base64": send_base64,
@@ -69,17 +73,13 @@ IN: dict[str, Send] = {
     "safetensors, untold": send_bytes(None, lambda x: safetensors.numpy.save({"other": x})),
     "csv": send_bytes("text/csv", csv),
     "csv with a byte-order mark, untold": send_bytes(None, lambda x: b"\xef\xbb\xbf" + csv(x)),
-    "csv with quotes, untold": send_bytes(
-        None, lambda x: b'"' + csv(x).replace(b",", b'","').replace(b"\n", b'"\n"') + b'"'
-    ),
+    "csv with quotes, untold": send_bytes(None, lambda x: quoted(csv(x))),
     "csv, untold": send_bytes("application/x-www-form-urlencoded", csv),
     "csv, with a header": send_bytes(
         "text/csv; header=present",
         lambda x: ",".join("abcd"[: x.shape[1]]).encode() + b"\r\n" + csv(x, "\r\n") + b"\r\n\r\n",
     ),
-    "csv, quoted": send_bytes(
-        "text/csv", lambda x: b'"' + csv(x).replace(b",", b'","').replace(b"\n", b'"\n"') + b'"'
-    ),
+    "csv, quoted": send_bytes("text/csv", lambda x: quoted(csv(x))),
 }
 
 
