@@ -69,6 +69,11 @@ def fitted(service: Service) -> set[str]:
     return set(re.findall(r"job (\w+) has fitted", service.log.read_text()))
 
 
+def until_all_have_their_database(*services: Service) -> None:
+    """Wait until each has heard that it is back: each asks again by itself, once a second."""
+    until(lambda: all(service.client.get("/jobs").status_code == 200 for service in services))
+
+
 def by_who_runs(pair: tuple[Service, Service], id: str) -> tuple[Service, Service]:
     """First the one that runs a job."""
     database = Database(pair[0].environment["DICTSERVE_DATABASE_URL"])
@@ -147,7 +152,7 @@ def test_a_start_while_the_database_is_away(pair: tuple[Service, Service], postg
         other.start()
     finally:
         postgres.start()
-    until(lambda: other.client.get("/jobs").status_code == 200)
+    until_all_have_their_database(*pair)
     assert other.ended(other.fit(A, name="after-start", nb_concepts=2))["state"] == "succeeded"
     assert "jobs are not served" in other.log.read_text()
 
@@ -184,7 +189,7 @@ def test_a_database_that_is_away_and_comes_back(pair: tuple[Service, Service], p
         at = one.job(id)["progress"]["iteration"]  # what it knows itself
     finally:
         postgres.start()
-    until(lambda: other.client.get(f"/jobs/{id}").status_code == 200)
+    until_all_have_their_database(*pair)
     until(lambda: other.job(id)["progress"]["iteration"] > at)
     time.sleep(LEASE_SECONDS + 0.5)  # in which they could judge each other
     job = other.job(id)
