@@ -2,7 +2,7 @@
 
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import pytest
@@ -161,25 +161,36 @@ def test_declared_json_that_is_none(client: TestClient, digits: str, content: by
     assert said in answer.json()["detail"]
 
 
-MANY_AND_ONE_TWICE = b",".join(b'"k%d":"x"' % min(i, 99_999) for i in range(100_001))
-LARGE_AND_BAD: dict[str, bytes] = {
-    "a million empty rows": raw("[" + "[]," * 999_999 + "[]]"),
-    "a million rows, the last one ragged": raw("[" + "[1,2,3]," * 999_999 + "[1]]"),
-    "a million rows, a string the last value": raw("[" + "[1,2,3]," * 999_999 + '[1,2,"x"]]'),
-    "a string of 10 MB": raw('"' + "x" * 10_000_000 + '"'),
-    "a number of 10 MB": raw("[[" + "9" * 10_000_000 + "]]"),
-    "ten thousand brackets": raw("[" * 10_000 + "]" * 10_000),
-    "a million brackets": raw("[" * 1_000_000),
-    "a million keys": b'{"dictionary": "digits", ' + b",".join(b'"k%d":1' % i for i in range(1_000_000)) + b"}",
-    "a hundred thousand keys in a field, one twice": b'{"dictionary": {%s}, "data": [[1]]}' % MANY_AND_ONE_TWICE,
-    "four million keys": b"{" + b",".join(b'"k%d":1' % i for i in range(4_000_000)) + b"}",
-    "ten million rows of nothing": raw("[" + ",".join(["[]"] * 10_000_000) + "]"),
-    "a key of 10 MB": b'{"' + b"k" * 10_000_000 + b'": 1}',
+def keys(count: int) -> bytes:
+    return b",".join(b'"k%d":1' % i for i in range(count))
+
+
+def keys_one_twice() -> bytes:
+    return b",".join(b'"k%d":"x"' % min(i, 99_999) for i in range(100_001))
+
+
+# Made by the test that sends them: every process of a run reads this file, and one of them runs its tests.
+LARGE_AND_BAD: dict[str, Callable[[], bytes]] = {
+    "a million empty rows": lambda: raw("[" + "[]," * 999_999 + "[]]"),
+    "a million rows, the last one ragged": lambda: raw("[" + "[1,2,3]," * 999_999 + "[1]]"),
+    "a million rows, a string the last value": lambda: raw("[" + "[1,2,3]," * 999_999 + '[1,2,"x"]]'),
+    "a string of 10 MB": lambda: raw('"' + "x" * 10_000_000 + '"'),
+    "a number of 10 MB": lambda: raw("[[" + "9" * 10_000_000 + "]]"),
+    "ten thousand brackets": lambda: raw("[" * 10_000 + "]" * 10_000),
+    "a million brackets": lambda: raw("[" * 1_000_000),
+    "a million keys": lambda: b'{"dictionary": "digits", ' + keys(1_000_000) + b"}",
+    "a hundred thousand keys in a field, one twice": lambda: (
+        b'{"dictionary": {%s}, "data": [[1]]}' % keys_one_twice()
+    ),
+    "four million keys": lambda: b"{" + keys(4_000_000) + b"}",
+    "ten million rows of nothing": lambda: raw("[" + ",".join(["[]"] * 10_000_000) + "]"),
+    "a key of 10 MB": lambda: b'{"' + b"k" * 10_000_000 + b'": 1}',
 }
 
 
-@pytest.mark.parametrize("content", LARGE_AND_BAD.values(), ids=LARGE_AND_BAD.keys())
-def test_large_and_malformed_is_refused_soon(client: TestClient, digits: str, content: bytes) -> None:
+@pytest.mark.parametrize("make", LARGE_AND_BAD.values(), ids=LARGE_AND_BAD.keys())
+def test_large_and_malformed_is_refused_soon(client: TestClient, digits: str, make: Callable[[], bytes]) -> None:
+    content = make()
     begun = time.process_time()
     answer = client.post("/encode", content=content)
     assert time.process_time() - begun < SOON_SECONDS
@@ -189,7 +200,7 @@ def test_large_and_malformed_is_refused_soon(client: TestClient, digits: str, co
 
 def test_one_of_many_labels_given_twice_is_told_soon(client: TestClient, digits: str) -> None:
     begun = time.process_time()
-    answer = client.patch("/dictionaries/digits", content=b'{"labels": {%s}}' % MANY_AND_ONE_TWICE)
+    answer = client.patch("/dictionaries/digits", content=b'{"labels": {%s}}' % keys_one_twice())
     assert time.process_time() - begun < SOON_SECONDS
     assert (answer.status_code, answer.json()["type"]) == (400, "malformed-body"), answer.text
     assert "'k99999' stands in the body twice" in answer.json()["detail"]
