@@ -151,15 +151,27 @@ class BoundedProtocol(HttpToolsProtocol):
             self._refuse_headers()
         if self._is_refused or self._is_read_again:
             return
+        if (told := self._why_unread()) is not None:
+            self._refuse_next(MalformedRequest(told))
+            return
         if self.parser.get_http_version() == "1.0":
             self.expect_100_continue = False  # it knows of none (RFC 9110, 10.1.1)
-        elif [name for name, _ in self.headers].count(b"host") != 1:  # RFC 9112, 3.2
-            self._refuse_next(MalformedRequest("a request of HTTP/1.1 has one header Host"))
-            return
         self._enter("body")
         self.scope["extensions"] = EXTENSIONS
         self.scope[LEAVING] = self._leaving  # type: ignore[literal-required]  # scopes may have keys of one's own
         super().on_headers_complete()
+
+    def _why_unread(self) -> str | None:
+        """What of RFC 9112 the headers leave out that the parser lets pass; None where nothing."""
+        is_old = self.parser.get_http_version() == "1.0"
+        if not is_old and [name for name, _ in self.headers].count(b"host") != 1:  # 3.2
+            return "a request of HTTP/1.1 has one header Host"
+        codings = [value.lower() for name, value in self.headers if name == b"transfer-encoding"]
+        if codings and (is_old or codings != [b"chunked"]):  # 6.1; all that the parser undoes are chunks
+            return (
+                "Transfer-Encoding is chunked, of HTTP/1.1, or none; Content-Encoding says how a body is compressed"
+            )
+        return None
 
     def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
         cycle.__class__ = _Cycle  # uvicorn makes it, and has no setting for another

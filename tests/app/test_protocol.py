@@ -142,6 +142,21 @@ def test_an_old_client_is_told_of_no_hundred_and_no_other_protocol(settings: Set
         assert socket.closed
 
 
+@pytest.mark.parametrize(
+    ("version", "told"),
+    [
+        ("1.1", "Transfer-Encoding: gzip, chunked"),
+        ("1.1", "Transfer-Encoding: gzip\r\nTransfer-Encoding: chunked"),
+        ("1.0", "Transfer-Encoding: chunked"),
+    ],
+)
+def test_what_is_not_in_chunks_alone_is_not_read_as_if(settings: Settings, version: str, told: str) -> None:
+    head = f"POST /encode?dictionary=digits HTTP/{version}\r\nHost: x\r\n{told}\r\n\r\n".encode()
+    (answer,) = served(settings, [head + b"4\r\n[[1]\r\n0\r\n\r\n"], 0).written
+    assert answer.startswith(b"HTTP/1.1 400")
+    assert b"Content-Encoding says how" in answer
+
+
 @pytest.mark.parametrize("hosts", ["", "Host: x\r\nHost: y\r\n"])
 def test_a_request_has_one_host(settings: Settings, hosts: str) -> None:
     (answer,) = served(settings, [f"GET /livez HTTP/1.1\r\n{hosts}\r\n".encode()], 0).written
