@@ -21,6 +21,7 @@
     ├── KeyReused              an idempotency key that another request has used
     ├── DataChanged            files of a fit are not what they were when it was accepted
     ├── DictionaryDamaged      the stored version fails its checksum or cannot be read
+    ├── JobDamaged             the job's record cannot be read
     ├── DataUnavailable        the data directory is away
     ├── StoreUnavailable       the store cannot be read or written
     │   └── StoreFull          ... for want of space
@@ -165,6 +166,10 @@ class DictionaryDamaged(AppError):
     pass
 
 
+class JobDamaged(AppError):
+    pass
+
+
 class DataUnavailable(AppError):
     pass
 
@@ -240,6 +245,7 @@ KINDS: Mapping[type[Exception], Kind] = {
     KeyReused: Kind(422, "idempotency-key-reused", "The idempotency key belongs to another request"),
     DataChanged: Kind(409, "data-changed", "The files of the fit have changed"),
     DictionaryDamaged: Kind(500, "dictionary-damaged", "The stored dictionary is damaged"),
+    JobDamaged: Kind(500, "job-damaged", "The job's record is damaged"),
     DataUnavailable: Kind(503, "data-unavailable", "The data directory cannot be read", retry_after_seconds=10),
     StoreUnavailable: Kind(503, "store-unavailable", "The store cannot be used", retry_after_seconds=10),
     StoreFull: Kind(507, "store-full", "The store has no space left", retry_after_seconds=60),

@@ -35,6 +35,7 @@
     ├── StoreFull
     ├── DeviceOutOfMemory
     ├── DictionaryDamaged
+    ├── JobDamaged
     ├── WorkerFailed
     ├── FitAbandoned
     ├── InternalError
@@ -226,6 +227,10 @@ class DeviceOutOfMemory(DictserveError):
 
 
 class DictionaryDamaged(DictserveError):
+    pass
+
+
+class JobDamaged(DictserveError):
     pass
 
 

@@ -43,6 +43,11 @@ PASSING_OF_SQLITE = {
 }
 # and https://www.postgresql.org/docs/current/errcodes-appendix.html, by the class: connection, resources, operator.
 PASSING_OF_POSTGRESQL = {"08", "53", "57"}
+# or the code: a transaction that was idle for too long, lost to another or to a deadlock, or waited long for a lock.
+PASSING_BY_CODE = {"25P03", "40001", "40P01", "55P03"}
+READ_ONLY = (
+    "25006"  # of a standby, or a primary that was one: after a failover names and proxies may lead there still
+)
 
 metadata = sql.MetaData()
 
@@ -146,6 +151,8 @@ class Database:
             kind = JobsAway if _passes(error) else JobsUnavailable
             told = "its disk is full" if self._lacks_room(error) else _told(error)
             unavailable = kind(f"the jobs' database cannot be used: {told}")
+            if _code_of_postgresql(error) == READ_ONLY:
+                self._engine.dispose()  # these connections would stay with it, and new ones may find its successor
             if not self.is_sqlite and isinstance(error, OSError | InterfaceError):  # its connection, no statement
                 self._engine.dispose()  # the other connections may be as dead, and each would be waited for
                 self._line.lose(unavailable)
@@ -215,14 +222,22 @@ def _code_of_sqlite(error: Exception) -> int:
     return code & 0xFF
 
 
+def _code_of_postgresql(error: Exception) -> str:
+    """Empty where there is none."""
+    cause = getattr(error, "orig", None) or error
+    match cause.args:
+        case ({"C": str(code)}, *_):  # its fields, C the code
+            return code
+    return ""
+
+
 def _passes(error: Exception) -> bool:
     cause = getattr(error, "orig", None) or error
     if isinstance(cause, sqlite3.Error):
         return _code_of_sqlite(error) in PASSING_OF_SQLITE
-    told = cause.args[0] if cause.args else None
-    if isinstance(told, dict):  # PostgreSQL's fields, C the code
-        return str(told.get("C"))[:2] in PASSING_OF_POSTGRESQL
-    is_refused = isinstance(cause, ssl.SSLCertVerificationError) or told == "Server refuses SSL"
+    if code := _code_of_postgresql(error):
+        return code[:2] in PASSING_OF_POSTGRESQL or code in PASSING_BY_CODE or code == READ_ONLY
+    is_refused = isinstance(cause, ssl.SSLCertVerificationError) or cause.args[:1] == ("Server refuses SSL",)
     return isinstance(error, OSError | InterfaceError) and not is_refused
 
 

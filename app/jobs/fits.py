@@ -258,11 +258,10 @@ class Fits:
 
     async def cancel_or_remove(self, id: str) -> Job | None:
         """End a job that has not ended, and tell its record; remove the record of one that has (None)."""
-        record = await self._records.read(self._jobs.get, id)
-        if record.job.state in ENDED:
+        if await self._records.read(self._jobs.state, id) in ENDED:
             await self._records.write(self._jobs.delete, id)
             return None
-        return await self._cancelled(record)
+        return await self.cancel(id)
 
     async def cancel(self, id: str) -> Job:
         """End a job, and tell its record; one that has ended stays as it is."""
@@ -382,14 +381,6 @@ class Fits:
     async def _take_over(self) -> None:
         """Put the jobs of dead processes back into the queue, and sweep what nobody needs any more."""
 
-        def take_over(ours: set[str]) -> list[Record]:
-            self._leases.end_dead()
-            taken = self._jobs.take_over(self._store.owner, ours)
-            self.uploads.sweep(self._leases.alive, self._jobs.data_files)
-            self.checkpoints.sweep(self._leases.alive, self._jobs.unended)
-            self._jobs.forget_ended(datetime.now(UTC) - timedelta(days=self._settings.job_retention_days))
-            return taken
-
         def settle(taken: list[Record]) -> None:
             for record in taken:
                 if record.job.state in ENDED:
@@ -401,11 +392,19 @@ class Fits:
             self.uploads.sweep_shared(self._jobs.data_files)
             self.checkpoints.sweep_shared(self._jobs.unended)
 
+        write = self._records.write
         async with self._claiming:
             ours = {runner.job.id for runner in self._runners if runner.job is not None}
-            taken = await self._records.write(take_over, ours)
+            await write(self._leases.end_dead)
+            taken = await write(self._jobs.take_over, self._store.owner, ours)
         if taken:
             self._wake.set()
+        # One by one: all at once would take so long, on a database that is far away, that what comes meanwhile is
+        # refused.
+        await write(self.uploads.sweep, self._leases.alive, self._jobs.data_files)
+        await write(self.checkpoints.sweep, self._leases.alive, self._jobs.unended)
+        retained = timedelta(days=self._settings.job_retention_days)
+        await write(self._jobs.forget_ended, datetime.now(UTC) - retained)
         await asyncio.to_thread(settle, taken)  # apart: it may wait for a network, and the lease for those writes
 
     def _end_turn(self) -> None:

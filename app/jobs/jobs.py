@@ -5,6 +5,7 @@ that its owner has no lease any more (``app.jobs.leases``) puts it back into the
 ``app.jobs.fits`` calls them from a thread of its own.
 """
 
+import logging
 import re
 import secrets
 import time
@@ -13,13 +14,17 @@ from dataclasses import dataclass, fields
 from datetime import datetime
 from typing import Any
 
+import msgspec
 import sqlalchemy as sql
 
-from app.errors import InvalidFields, JobsUnavailable, Overloaded, UnknownJob
+from app.errors import InvalidFields, JobDamaged, JobsUnavailable, Overloaded, UnknownJob, shortened
 from app.jobs.database import Database, metadata
 from app.jobs.leases import held_by, lease_of
+from app.problems import problem_of
 from app.schemas import Job, ListedJob, Progress, State
 from app.store.store import now, timestamp
+
+logger = logging.getLogger("dictserve")
 
 _ID = re.compile(r"[0-9a-f]{1,40}")  # others PostgreSQL may not even look for
 
@@ -85,11 +90,22 @@ class Jobs:
     def get(self, id: str) -> Record:
         rows = self._select(_jobs.c.id == id) if _ID.fullmatch(id) else []
         if not rows:
-            raise UnknownJob(f"there is no job {id[:60]!r}; GET /jobs lists them")
+            raise _unknown(id)
         return rows[0]
 
+    def state(self, id: str) -> State:
+        """Of a job, whether or not the rest of its record can be read."""
+        states: Sequence[State] = []
+        if _ID.fullmatch(id):
+            with self._database.transaction() as connection:
+                states = connection.scalars(sql.select(_jobs.c.state).where(_jobs.c.id == id)).all()
+        if not states:
+            raise _unknown(id)
+        return states[0]
+
     def newest(self, limit: int, *, before: str | None, state: State | None, name: str | None) -> list[ListedJob]:
-        """Jobs in this state and of this name, newest first, older than the one whose id is ``before``."""
+        """Jobs in this state and of this name, newest first, older than the one whose id is ``before``; but for those
+        whose records cannot be read."""
         if before is not None and _ID.fullmatch(before) is None:
             raise InvalidFields.at("cursor", msg="not the `next` of a page")
         if name is not None and not (name.isascii() and name.isprintable()):  # nor may PostgreSQL look for it
@@ -101,19 +117,21 @@ class Jobs:
         ]
         listed = sql.select(*(_jobs.c[column] for column in ListedJob.model_fields)).where(sql.true(), *conditions)
         with self._database.transaction() as connection:
-            rows = connection.execute(listed.order_by(_jobs.c.id.desc()).limit(limit)).mappings()
-            return [ListedJob.model_validate(dict(row)) for row in rows]
+            return _listed(connection, listed.order_by(_jobs.c.id.desc()).limit(limit))
 
     def of_key(self, idempotency_key: str) -> Record | None:
         rows = self._select(_jobs.c.idempotency_key == idempotency_key)
         return rows[0] if rows else None
 
-    def running(self) -> list[Record]:
-        return self._select(_jobs.c.state == "running")
-
     def data_files(self) -> set[str]:
-        """Names of the files that unended jobs need."""
-        return {data["file"] for data in self._of_unended(_jobs.c.data)}
+        """Names of the files that unended jobs need; of those whose records cannot be read, jobs that have failed."""
+        with self._database.transaction() as connection:
+            try:
+                return _data_files(connection)
+            except ValueError:
+                for id in connection.scalars(_unended(_jobs.c.id)).all():
+                    _sound(connection, id)
+                return _data_files(connection)
 
     def surely_data_files(self) -> set[str]:
         """The same, where no job is being added just now: not even by a connection that was lost.
@@ -124,15 +142,12 @@ class Jobs:
         with self._database.transaction() as connection:
             if not self._database.is_alone(connection, _jobs):
                 raise JobsUnavailable("a job is being added just now")
-            return {data["file"] for data in connection.scalars(_unended(_jobs.c.data))}
+            return _data_files(connection)
 
     def unended(self) -> set[str]:
         """Ids of the jobs that have not ended."""
-        return set(self._of_unended(_jobs.c.id))
-
-    def _of_unended(self, column: sql.Column[Any]) -> Sequence[Any]:
         with self._database.transaction() as connection:
-            return connection.scalars(_unended(column)).all()
+            return set(connection.scalars(_unended(_jobs.c.id)))
 
     def require_room(self, queue_jobs: int, idempotency_key: str | None) -> None:
         """What `add` would say now of the queue; what it says later is what counts.
@@ -205,7 +220,8 @@ class Jobs:
             return self._select_in(connection, _jobs.c.id == id)[0].job
 
     def claim(self, owner: str, *, reads_files: bool = True) -> Record | None:
-        """The oldest queued job, now running for this owner; no two owners get the same one.
+        """The oldest queued job, now running for this owner; no two owners get the same one. One whose record cannot
+        be read has failed.
 
         Args:
             reads_files: whether fits of files of the data directory are to be had, too.
@@ -222,14 +238,19 @@ class Jobs:
                 attempts=_jobs.c.attempts + 1,
                 started_at=sql.func.coalesce(_jobs.c.started_at, now()),
             )
+            .returning(_jobs.c.id)
         )
         with self._database.transaction() as connection:
-            rows = _records(connection.execute(claimed.returning(_jobs)))
-        return rows[0] if rows else None
+            while (id := connection.scalar(claimed)) is not None:
+                if (record := _sound(connection, id)) is not None:
+                    return record
+        return None
 
     def is_wanted(self, attempt: Record) -> bool:
         """Whether a job is this attempt's still, and nobody wants it cancelled."""
-        return bool(self._select(sql.and_(_of(attempt), ~_jobs.c.cancel_requested)))
+        wanted = sql.select(_jobs.c.id).where(_of(attempt), ~_jobs.c.cancel_requested)
+        with self._database.transaction() as connection:
+            return connection.execute(wanted).first() is not None
 
     def record_progress(
         self,
@@ -274,6 +295,7 @@ class Jobs:
 
     def take_over(self, owner: str, ours: Collection[str]) -> list[Record]:
         """Put the jobs of owners that have no lease back into the queue (or end them, as above), as they are then.
+        Those whose records cannot be read have failed.
 
         Args:
             owner: of whom only ``ours`` are known to run: the answer to the claim of any other was lost.
@@ -285,10 +307,11 @@ class Jobs:
             _jobs.update()
             .where(_jobs.c.state == "running", left)
             .values(**_left(), service_deaths=deaths)
-            .returning(_jobs)
+            .returning(_jobs.c.id)
         )
         with self._database.transaction() as connection:
-            return _records(connection.execute(taken))
+            records = [_sound(connection, id) for id in connection.scalars(taken).all()]
+        return [record for record in records if record is not None]
 
     def cancel_queued(self, id: str) -> bool:
         """End a job that waits; False where it does not any more, or may have a dictionary already."""
@@ -328,12 +351,17 @@ class Jobs:
             return connection.execute(_jobs.update().where(condition).values(**values)).rowcount > 0
 
     def _write(self, attempt: Record, **values: Any) -> Record:
-        written = _jobs.update().where(_of(attempt)).values(**values).returning(_jobs)
+        written = _jobs.update().where(_of(attempt)).values(**values).returning(_jobs.c.id)
         with self._database.transaction() as connection:
-            rows = _records(connection.execute(written))
-        if not rows:
+            id = connection.scalar(written)
+            record = None if id is None else _sound(connection, id)
+        if record is None:
             raise JobLost(f"job {attempt.job.id} is not attempt {attempt.job.attempts}'s any more")
-        return rows[0]
+        return record
+
+
+def _unknown(id: str) -> UnknownJob:
+    return UnknownJob(f"there is no job {id[:60]!r}; GET /jobs lists them")
 
 
 def _full(queue_jobs: int) -> Overloaded:
@@ -386,11 +414,69 @@ def _left() -> dict[str, Any]:
     }
 
 
+def _data_files(connection: sql.Connection) -> set[str]:
+    return {_file_of(data) for data in connection.scalars(_unended(_jobs.c.data)).all()}
+
+
+def _file_of(data: Any) -> str:
+    match data:
+        case {"file": str(file)}:
+            return file
+    raise ValueError("a job's record does not say which file its activations are in")
+
+
+def _listed(connection: sql.Connection, statement: sql.Select[Any]) -> list[ListedJob]:
+    """What can be read of what is selected; whole, and one by one where that cannot be."""
+    try:
+        return [ListedJob.model_validate(dict(row)) for row in connection.execute(statement).mappings().all()]
+    except ValueError:
+        ids = connection.scalars(statement.with_only_columns(_jobs.c.id)).all()
+    listed = []
+    for id in ids:
+        columns = sql.select(*statement.selected_columns).where(_jobs.c.id == id)
+        try:
+            listed += [ListedJob.model_validate(dict(row)) for row in connection.execute(columns).mappings().all()]
+        except ValueError as error:
+            logger.error(
+                "the record of job %s cannot be read: it is left out of the list (%s)", id, shortened(str(error))
+            )
+    return listed
+
+
+def _sound(connection: sql.Connection, id: str) -> Record | None:
+    """A job's record. None where it cannot be read, as nobody could run it: then the job has failed, with one that
+    can."""
+    try:
+        return _records(connection.execute(sql.select(_jobs).where(_jobs.c.id == id)))[0]
+    except JobDamaged as error:
+        logger.error("job %s has failed: %s", id, error)
+        problem = problem_of(error).problem
+    failed = _jobs.update().where(_jobs.c.id == id)
+    connection.execute(
+        failed.values(
+            state="failed",
+            error=msgspec.to_builtins(problem),
+            ended_at=now(),
+            owner=None,
+            parameters={},
+            data={"file": ""},
+            progress=Progress(max_iter=0).model_dump(),
+            loss_history=[],
+        )
+    )
+    return None
+
+
 def _records(rows: sql.CursorResult[Any]) -> list[Record]:
-    return [_record(row) for row in rows.mappings()]
+    try:
+        return [_record(row) for row in rows.mappings().all()]
+    except ValueError as error:  # JSON that is none, or no job's
+        told = " ".join(str(error).split())
+        raise JobDamaged(f"the job's record cannot be read; send the fit again ({told})") from error
 
 
 def _record(row: sql.RowMapping) -> Record:
+    _file_of(row["data"])
     told = {name: row[name] for name in Job.model_fields}
     rest = {field.name: row[field.name] for field in fields(Record) if field.name != "job"}
     return Record(Job.model_validate(told), **rest)

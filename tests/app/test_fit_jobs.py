@@ -7,18 +7,21 @@ import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import sqlalchemy as sql
 from fastapi.testclient import TestClient
 
 from app.errors import DataUnavailable, JobsUnavailable, StoreUnavailable
+from app.jobs import fits, one_thread, reach
 from app.jobs import jobs as jobs_of_all
-from app.jobs import reach
 from app.jobs.data_files import DataFiles
+from app.jobs.database import Database
 from app.jobs.jobs import ENDED, Jobs
 from app.main import create_app
 from app.schemas import FitRequest
@@ -608,6 +611,44 @@ def test_fits_can_be_left_to_another_process(settings: Settings, worker: WorkerD
         assert (answer.status_code, answer.json()["state"]) == (200, "succeeded")
         assert client.get("/dictionaries/digits").status_code == 200
     assert (len(idle.fits), len(worker.fits)) == (0, 1)
+
+
+@pytest.mark.parametrize("column", ["progress", "data"])
+def test_a_job_whose_record_is_damaged_has_failed_and_others_go_on(
+    settings: Settings, worker: WorkerDouble, column: str
+) -> None:
+    accepts = settings.model_copy(update={"fits": False})
+    with TestClient(create_app(accepts, supervisor=worker)) as client:
+        ids = [client.post("/fit", json=FIT).json()["id"] for _ in range(2)]
+    database = Database(str(settings.database_url))
+    with database.transaction() as connection:
+        connection.execute(sql.text(f"UPDATE jobs SET {column} = '{{}}' WHERE id = '{ids[0]}'"))  # noqa: S608
+    database.close()
+    with TestClient(create_app(settings, supervisor=worker)) as client:
+        assert ended(client, ids[1])["state"] == "succeeded"
+        damaged = ended(client, ids[0])
+        assert (damaged["state"], damaged["error"]["type"]) == ("failed", "job-damaged")  # type: ignore[index]
+        assert [job["id"] for job in client.get("/jobs").json()["jobs"]] == ids[::-1]
+        assert client.delete(f"/jobs/{ids[0]}").status_code == 204
+
+
+def test_a_database_that_is_far_away_takes_every_fit(
+    settings: Settings, worker: WorkerDouble, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is done every few seconds takes several transactions: no write is to be taken for stuck for that."""
+    monkeypatch.setattr(one_thread, "STUCK_SECONDS", 0.6)
+    monkeypatch.setattr(fits, "TAKEOVER_SECONDS", 0.01)
+    transaction = Database.transaction
+
+    def slow(database: Database) -> AbstractContextManager[sql.Connection]:
+        time.sleep(0.12)
+        return transaction(database)
+
+    with TestClient(create_app(settings, supervisor=worker)) as client:
+        monkeypatch.setattr(Database, "transaction", slow)
+        answers = [client.post("/fit", json=FIT) for _ in range(8)]
+        monkeypatch.undo()
+    assert [answer.status_code for answer in answers] == [202] * 8, answers[-1].text
 
 
 def test_a_job_that_is_on_record_keeps_its_data_whatever_its_client_was_told(

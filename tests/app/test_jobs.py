@@ -8,8 +8,9 @@ from itertools import takewhile
 from pathlib import Path
 
 import pytest
+import sqlalchemy as sql
 
-from app.errors import InvalidFields, JobsUnavailable, Overloaded, UnknownJob
+from app.errors import InvalidFields, JobDamaged, JobsUnavailable, Overloaded, UnknownJob
 from app.jobs.database import Database
 from app.jobs.jobs import JobLost, Jobs, Record
 from app.jobs.leases import Leases, leases
@@ -73,6 +74,15 @@ def replicas(database_url: str, tmp_path: Path) -> Iterator[tuple[Replica, Repli
     yield both
     for replica in both:
         replica.close()
+
+
+DAMAGE = {"progress": "{}", "data": "{}", "parameters": "[]", "loss_history": "7"}
+
+
+def damage(replica: Replica, id: str, column: str) -> None:
+    """A record as a fault, a hand or another version may leave it: JSON, but no job's."""
+    with replica.database.transaction() as connection:
+        connection.execute(sql.text(f"UPDATE jobs SET {column} = '{DAMAGE[column]}' WHERE id = '{id}'"))  # noqa: S608
 
 
 def test_each_job_is_claimed_once_the_oldest_first(replicas: tuple[Replica, Replica]) -> None:
@@ -252,7 +262,7 @@ def test_fits_of_files_are_had_by_who_can_read_them(replicas: tuple[Replica, Rep
 
 WRITES = {
     "progress": lambda jobs, attempt: jobs.record_progress(attempt, Progress(max_iter=1), [], None),
-    "data": lambda jobs, attempt: jobs.record_data(attempt, {}),
+    "data": lambda jobs, attempt: jobs.record_data(attempt, {"file": "x.npy"}),
     "succeed": lambda jobs, attempt: jobs.succeed(attempt, 1),
     "fail": lambda jobs, attempt: jobs.fail(attempt, {}),
     "cancelled": lambda jobs, attempt: jobs.end_cancelled(attempt),
@@ -421,3 +431,58 @@ def test_a_cancel_is_asked_of_whoever_runs_the_job(replicas: tuple[Replica, Repl
     assert other.jobs.cancel_queued(waiting)
     assert one.jobs.counts() == {"cancelled": 4}
     assert all(job.ended_at for job in one.jobs.newest(9, before=None, state=None, name=None))
+
+
+@pytest.mark.parametrize("column", DAMAGE)
+def test_a_record_that_cannot_be_read_fails_its_job_and_holds_up_no_other(
+    replicas: tuple[Replica, Replica], column: str
+) -> None:
+    one, other = replicas
+    queued, next_one, running = (job.id for _ in range(3) if (job := one.add()) is not None)
+    damage(one, queued, column)
+    with pytest.raises(JobDamaged, match="send the fit again"):
+        one.jobs.get(queued)
+    assert one.jobs.state(queued) == "queued"
+    assert {job.id for job in one.jobs.newest(10, before=None, state=None, name=None)} >= {next_one, running}
+    assert one.claim().job.id == next_one  # the oldest that can be read
+    attempt = one.claim()
+    assert attempt.job.id == running
+    damage(one, running, column)
+    with pytest.raises(JobLost):
+        one.jobs.succeed(attempt, 1)
+    damage(one, next_one, column)
+    one.let_lease_run_out()
+    other.judge_others_now()
+    assert other.take_over() == []
+    for id in (queued, next_one, running):
+        job = other.jobs.get(id).job
+        assert (job.state, job.error is not None and job.error["type"]) == ("failed", "job-damaged")
+        assert other.jobs.delete(id)
+
+
+def test_files_are_known_of_jobs_that_can_be_read(replicas: tuple[Replica, Replica]) -> None:
+    one, _ = replicas
+    ids = [job.id for _ in range(2) if (job := one.add()) is not None]
+    damage(one, ids[0], "data")
+    with pytest.raises(JobsUnavailable):
+        one.jobs.surely_data_files()  # and nothing is removed
+    assert one.jobs.data_files() == {f"{one.store.owner}.x.npy"}
+    assert one.jobs.state(ids[0]) == "failed"
+
+
+def test_json_that_is_none_fails_its_job(tmp_path: Path) -> None:
+    """PostgreSQL would not take it."""
+    replica = Replica(f"sqlite:///{tmp_path / 'jobs.sqlite3'}", tmp_path / "models")
+    ids = [job.id for _ in range(2) if (job := replica.add()) is not None]
+    with replica.database.transaction() as connection:
+        connection.execute(sql.text("UPDATE jobs SET data = '{' WHERE id = :id"), {"id": ids[0]})
+    assert [job.id for job in replica.jobs.newest(10, before=None, state=None, name=None)] == ids[::-1]
+    assert replica.claim().job.id == ids[1]
+    assert replica.jobs.state(ids[0]) == "failed"
+    replica.close()
+
+
+def test_a_state_is_told_of_what_there_is(replicas: tuple[Replica, Replica]) -> None:
+    for id in ("0", "no id"):
+        with pytest.raises(UnknownJob):
+            replicas[0].jobs.state(id)

@@ -10,7 +10,7 @@ import pytest
 import sqlalchemy as sql
 
 from app import line
-from app.errors import JobsUnavailable, StoreUnavailable
+from app.errors import JobsAway, JobsUnavailable, StoreUnavailable
 from app.jobs import database
 from app.jobs.database import Database
 from app.line import SILENT_SECONDS, Line, give_up_in_time
@@ -100,6 +100,22 @@ def test_a_database_that_goes_and_comes_back(postgres: Cluster) -> None:
     postgres.stop()
     postgres.start()
     assert asked(database) == 1  # connections that were lost meanwhile are replaced
+    database.close()
+
+
+def test_a_server_that_only_reads_is_not_kept(postgres: Cluster) -> None:
+    """As after a failover, when an address leads to the standby for a moment: its connections are good, and stay."""
+    url = postgres.new_database()
+    database, only_reads = Database(url), f"ALTER DATABASE {url.rpartition('/')[2]} SET default_transaction_read_only"
+    asked(database, "SELECT 1")
+    with postgres.connected() as other:
+        other.autocommit = True
+        other.cursor().execute(f"{only_reads} = on")
+        database._engine.dispose()
+        with pytest.raises(JobsAway, match="read-only"):
+            asked(database, "CREATE TABLE t (i int); SELECT 1")
+        other.cursor().execute(f"{only_reads} = off")
+    assert asked(database, "CREATE TABLE t (i int); SELECT 1") == 1
     database.close()
 
 

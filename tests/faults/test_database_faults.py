@@ -127,9 +127,12 @@ def test_a_record_that_cannot_be_read(service: Service) -> None:
     service.ended(id)
     with sqlite3.connect(database(service)) as connection:
         connection.execute("UPDATE jobs SET progress = '{' WHERE id = ?", [id])
-    problem(service.client.get(f"/jobs/{id}"), 503, "jobs-unavailable")
+    problem(service.client.get(f"/jobs/{id}"), 500, "job-damaged")
     dictionaries_serve(service)
-    assert service.ended(fit(service, name="new"))["state"] == "succeeded"
+    new = fit(service, name="new")
+    assert service.ended(new)["state"] == "succeeded"
+    assert [job["id"] for job in service.client.get("/jobs").json()["jobs"]] == [new]
+    assert service.client.delete(f"/jobs/{id}").status_code == 204
     require_next(service)
 
 
