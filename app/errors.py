@@ -18,6 +18,7 @@
     ├── UnknownConcept         the dictionary has fewer concepts
     ├── UnknownJob             no job of that id
     ├── NameTaken              the store has something else by that name
+    ├── PreconditionFailed     what is there is not what the request expects
     ├── KeyReused              an idempotency key that another request has used
     ├── DataChanged            files of a fit are not what they were when it was accepted
     ├── DictionaryDamaged      the stored version fails its checksum or cannot be read
@@ -154,6 +155,10 @@ class NameTaken(AppError):
     pass
 
 
+class PreconditionFailed(AppError):
+    pass
+
+
 class KeyReused(AppError):
     pass
 
@@ -242,6 +247,7 @@ KINDS: Mapping[type[Exception], Kind] = {
     UnknownConcept: Kind(404, "unknown-concept", "No such concept"),
     UnknownJob: Kind(404, "unknown-job", "No such job"),
     NameTaken: Kind(409, "name-taken", "The name is taken by something else"),
+    PreconditionFailed: Kind(412, "precondition-failed", "It is not as the request expects"),
     KeyReused: Kind(422, "idempotency-key-reused", "The idempotency key belongs to another request"),
     DataChanged: Kind(409, "data-changed", "The files of the fit have changed"),
     DictionaryDamaged: Kind(500, "dictionary-damaged", "The stored dictionary is damaged"),

@@ -102,7 +102,9 @@ class EncodeRequest(Fields):
     clip: Clip = False
     sparse: bool = Field(False, description="Answer with the non-zero codes alone, as compressed sparse rows.")
     top_k: int | None = Field(None, ge=1, description="Answer with the largest codes of each row alone; sparse.")
-    reconstruct: bool = Field(False, description="Add each row's relative error, ‖a − zD‖ / ‖a‖.")
+    reconstruct: bool = Field(
+        False, description="Add each row's relative error, ‖a − zD‖ / ‖a‖: of the codes that are answered."
+    )
     encoding_format: EncodingFormat = "float"
     dtype: ComputeDtype = "float32"
     data: Activations

@@ -31,6 +31,7 @@
     │   ├── StoreUnavailable
     │   └── JobsUnavailable
     ├── NameTaken                the store has something else by that name
+    ├── PreconditionFailed       it is not as the request expected
     ├── DataChanged              files of a fit are not what they were
     ├── StoreFull
     ├── DeviceOutOfMemory
@@ -40,6 +41,7 @@
     ├── FitAbandoned
     ├── InternalError
     ├── UnreadableAnswer         the answer is not what the service sends: see the URL
+    ├── ClientClosed             a call of a client after its `close()` (also a RuntimeError)
     ├── JobFailed                a fit that was waited for failed; `type` tells its problem
     ├── JobCancelled             ... or was cancelled
     └── StillRunning             ... or has not ended in time (also a TimeoutError)
@@ -218,6 +220,10 @@ class DataChanged(DictserveError):
     pass
 
 
+class PreconditionFailed(DictserveError):
+    pass
+
+
 class StoreFull(DictserveError):
     pass
 
@@ -247,6 +253,10 @@ class InternalError(DictserveError):
 
 
 class UnreadableAnswer(DictserveError):
+    pass
+
+
+class ClientClosed(DictserveError, RuntimeError):
     pass
 
 

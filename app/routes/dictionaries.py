@@ -10,7 +10,7 @@ import orjson
 from fastapi import APIRouter, Header, Request, Response
 
 from app import __version__
-from app.errors import DictionaryDamaged, InvalidFields, UnknownDictionary
+from app.errors import DictionaryDamaged, InvalidFields, PreconditionFailed, UnknownDictionary
 from app.formats import NPY, answer_format
 from app.http.bodies import array_answer, read_fields, read_payload
 from app.http.shares import share_of_answers
@@ -26,6 +26,7 @@ logger = logging.getLogger("dictserve")
 
 JSON_TYPE = "application/json"
 MAX_LABELS_BYTES = 8 * 1024 * 1024
+IfMatch = Annotated[str, Header()]
 IfNoneMatch = Annotated[str, Header()]
 ETAG = {"ETag": header("Of what is answered, for If-None-Match.")}
 UNCHANGED: Responses = {304: {"description": "It is as it was (If-None-Match).", "headers": ETAG}}
@@ -61,7 +62,7 @@ def list_dictionaries(services: ServicesDep) -> DictionaryList:
 def get_dictionary(reference: str, services: ServicesDep, if_none_match: IfNoneMatch = "") -> Response:
     """By name (the latest version) or as `name@version`."""
     record = services.store.described(parsed(reference))
-    return _by_hash(record.model_dump_json().encode(), if_none_match)
+    return _by_hash(_told(record), if_none_match)
 
 
 @router.get(
@@ -102,12 +103,16 @@ def get_weights(
     summary="Import a dictionary made elsewhere",
     responses={
         201: {"headers": {"Location": header("The new version.")}},
-        **problems(400, 409, 413, 415, 422, 503, 507),
+        **problems(400, 409, 412, 413, 415, 422, 503, 507),
     },
     openapi_extra=array_body(ImportRequest, examples.IMPORT, examples.IMPORT_CSV),
 )
 async def import_dictionary(
-    reference: str, request: Request, response: Response, services: ServicesDep
+    reference: str,
+    request: Request,
+    response: Response,
+    services: ServicesDep,
+    if_none_match: Annotated[str, Header(description="`*`: where the name has a version, the answer is 412.")] = "",
 ) -> DictionaryRecord:
     """The next version of the name. It has no metrics: those are of a dictionary and the data it was fitted to."""
     wanted = parsed(reference)
@@ -117,7 +122,7 @@ async def import_dictionary(
     D = payload.fields.data
     if len(D) > services.settings.max_concepts:
         raise InvalidFields.at("data", msg=f"{len(D)} concepts; at most {services.settings.max_concepts} are taken")
-    record = await asyncio.to_thread(_import, services.store, wanted.name, D)
+    record = await asyncio.to_thread(_import, services.store, wanted.name, D, only_first=if_none_match.strip() == "*")
     response.headers["Location"] = f"/dictionaries/{record.name}@{record.version}"
     return record
 
@@ -125,24 +130,35 @@ async def import_dictionary(
 @router.patch(
     "/{reference}",
     summary="Label a dictionary and its concepts",
-    responses=problems(400, 404, 413, 415, 422, 500, 503, 507),
+    responses=problems(400, 404, 412, 413, 415, 422, 500, 503, 507),
     openapi_extra={"requestBody": json_body(LabelRequest, examples.LABELS)},
 )
-async def label_dictionary(reference: str, request: Request, services: ServicesDep) -> DictionaryRecord:
+async def label_dictionary(
+    reference: str, request: Request, services: ServicesDep, if_match: IfMatch = ""
+) -> DictionaryRecord:
     """Labels that are given are set, null removes one, others stay. The dictionary itself never changes."""
     wanted = parsed(reference)
     patch = await read_fields(request, LabelRequest, MAX_LABELS_BYTES)
-    return await asyncio.to_thread(_label, services.store, wanted, patch)
+    return await asyncio.to_thread(_label, services.store, wanted, patch, if_match)
 
 
 @router.delete(
-    "/{reference}", status_code=204, summary="Remove a version, or all of a name", responses=problems(404, 422, 503)
+    "/{reference}",
+    status_code=204,
+    summary="Remove a version, or all of a name",
+    responses=problems(404, 412, 422, 500, 503),
 )
-def delete_dictionary(reference: str, services: ServicesDep) -> None:
+def delete_dictionary(reference: str, services: ServicesDep, if_match: IfMatch = "") -> None:
     """`name@3` removes that version, `name` all. A version's number is not given again."""
     wanted = parsed(reference)
-    name, version = services.store.resolve(wanted)
-    services.store.remove(name, services.store.versions(name) if wanted.version is None else [version])
+    if if_match:
+        record = services.store.described(wanted)
+        _require_match(record, if_match)
+        name, version, versions = record.name, record.version, record.versions
+    else:  # nothing of it is read: what is damaged can be removed, too
+        name, version = services.store.resolve(wanted)
+        versions = services.store.versions(name)
+    services.store.remove(name, versions if wanted.version is None else [version])
 
 
 def _latest_whole(store: Store, name: str) -> DictionaryRecord | None:
@@ -156,21 +172,22 @@ def _latest_whole(store: Store, name: str) -> DictionaryRecord | None:
     return None
 
 
-def _label(store: Store, reference: Reference, patch: LabelRequest) -> DictionaryRecord:
+def _label(store: Store, reference: Reference, patch: LabelRequest, if_match: str) -> DictionaryRecord:
     record = store.record(reference)
     beyond = [index for index in patch.concept_labels if int(index) >= record.nb_concepts]
     if beyond:
         told = f"there is no such concept: {record.reference} has {record.nb_concepts}, from 0"
         raise InvalidFields.at("concept_labels", beyond[0], msg=told)
     concept_labels = {int(index): label for index, label in patch.concept_labels.items()}
-    store.relabel(
-        record.name,
-        record.version,
-        lambda old: Labels(
+
+    def change(old: Labels) -> Labels:
+        _require_match(record.model_copy(update={"versions": store.versions(record.name), **vars(old)}), if_match)
+        return Labels(
             labels=_merged(old.labels, patch.labels),
             concept_labels=_merged(old.concept_labels, concept_labels),
-        ),
-    )
+        )
+
+    store.relabel(record.name, record.version, change)
     return store.described(record.reference)
 
 
@@ -197,12 +214,27 @@ def unchanged(tag: str, if_none_match: str) -> Response | None:
     return Response(status_code=304, headers={"ETag": etag}) if {etag, "*"} & known else None
 
 
+def _told(record: DictionaryRecord) -> bytes:
+    return record.model_dump_json().encode()
+
+
+def _require_match(record: DictionaryRecord, if_match: str) -> None:
+    """Raises PreconditionFailed where the client knows the record as it is no more."""
+    if if_match and not {f'"{sha256(_told(record))}"', "*"} & {part.strip() for part in if_match.split(",")}:
+        told = (
+            f"If-Match is no ETag of {record.reference} as it is now; GET /dictionaries/{record.reference} tells it"
+        )
+        raise PreconditionFailed(told)
+
+
 def tagged_json(told: Mapping[str, Any], if_none_match: str) -> Response:
     """Fields, in which there may be numpy arrays, as JSON with its own hash as ETag."""
     return _by_hash(orjson.dumps(told, option=orjson.OPT_SERIALIZE_NUMPY), if_none_match)
 
 
-def _import(store: Store, name: str, D: np.ndarray) -> DictionaryRecord:
+def _import(store: Store, name: str, D: np.ndarray, *, only_first: bool) -> DictionaryRecord:
+    if only_first and store.versions(name):
+        raise PreconditionFailed(f"there is a dictionary {name!r}; without If-None-Match this is its next version")
     record = store.publish(
         name,
         D,

@@ -64,6 +64,7 @@ MEANINGS = {
     "accept": "Media types that the answer may have.",
     "prefer": "`wait=` and the most seconds to wait for the job's end.",
     "idempotency-key": "Of the client's choice: the same one makes no second job.",
+    "if-match": "An `ETag` of before; where it holds no more, the answer is 412 and nothing is done.",
     "if-none-match": "An `ETag` of before; the answer is 304 where it still holds.",
     "last-event-id": "The last event that came: what follows it is sent.",
 }

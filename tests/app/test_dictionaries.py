@@ -4,6 +4,7 @@ import io
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,7 +13,7 @@ from fastapi.testclient import TestClient
 
 from app.main import create_app
 from app.settings import Settings
-from app.store.store import Store
+from app.store.store import Labels, Store
 from demo.service import npy
 from tests.app.conftest import D, WorkerDouble, publish
 
@@ -211,3 +212,57 @@ def test_encodes_while_it_is_removed_are_answered_or_told_404(
     for thread in threads:
         thread.join()
     assert seen <= {200, 404}
+
+
+def test_what_has_changed_is_neither_labelled_nor_removed_by_who_knows_it_as_it_was(
+    client: TestClient, digits: str, store: Store
+) -> None:
+    def tag(reference: str) -> str:
+        told: str = client.get(f"/dictionaries/{reference}").headers["etag"]
+        return told
+
+    before = tag("digits")
+    labels = {"labels": {"by": "one"}}
+    assert client.patch("/dictionaries/digits", json=labels, headers={"if-match": f'"other", {before}'}).is_success
+    for answer in (
+        client.patch("/dictionaries/digits", json={"labels": {"by": "two"}}, headers={"if-match": before}),
+        client.delete("/dictionaries/digits", headers={"if-match": before}),
+        client.delete("/dictionaries/digits@1", headers={"if-match": '"nonsense"'}),
+        client.delete(
+            "/dictionaries/digits@1", headers={"if-match": f"W/{tag('digits@1')}"}
+        ),  # weak tags match nothing
+    ):
+        assert (answer.status_code, answer.json()["type"]) == (412, "precondition-failed"), answer.text
+    assert client.get("/dictionaries/digits").json()["labels"] == {"by": "one"}
+    known = tag("digits")
+    publish(store, "digits", D)  # which who removes the name would remove, too
+    assert client.delete("/dictionaries/digits", headers={"if-match": known}).status_code == 412
+    assert store.versions("digits") == [1, 2]
+    assert client.delete("/dictionaries/digits@1", headers={"if-match": tag("digits@1")}).status_code == 204
+    assert client.delete("/dictionaries/digits", headers={"if-match": "*"}).status_code == 204
+    assert client.delete("/dictionaries/digits", headers={"if-match": "*"}).status_code == 404
+
+
+def test_labels_that_change_while_a_label_is_set_are_seen(
+    client: TestClient, digits: str, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    known = client.get("/dictionaries/digits").headers["etag"]
+    relabel = Store.relabel
+
+    def later(self: Store, *args: Any) -> None:
+        relabel(store, "digits", 1, lambda old: Labels(labels={"by": "another"}))
+        relabel(self, *args)
+
+    monkeypatch.setattr(Store, "relabel", later)
+    answer = client.patch("/dictionaries/digits", json={"labels": {"by": "one"}}, headers={"if-match": known})
+    assert answer.status_code == 412
+    assert client.get("/dictionaries/digits").json()["labels"] == {"by": "another"}
+
+
+def test_a_name_that_is_to_be_new_is(client: TestClient, store: Store) -> None:
+    new = {"if-none-match": "*"}
+    assert client.put("/dictionaries/new", json={"data": D.tolist()}, headers=new).status_code == 201
+    answer = client.put("/dictionaries/new", json={"data": D.tolist()}, headers=new)
+    assert (answer.status_code, answer.json()["type"]) == (412, "precondition-failed")
+    assert store.versions("new") == [1]
+    assert client.put("/dictionaries/new", json={"data": D.tolist()}).status_code == 201
