@@ -6,6 +6,7 @@ never sees its numbers.
 
 import asyncio
 import mmap
+import re
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -40,6 +41,7 @@ MAX_ITEM_BYTES = 8  # of the widest dtype that is read
 
 ARRAY_FIELD = "data"
 JSON_ALONE = {"files"}  # fields that stand in the data's place, in a JSON body
+_LINE_END = re.compile(rb"[\r\n]")
 CURLS_OWN = "application/x-www-form-urlencoded"  # what curl says of a body where nothing else is said
 
 # One thread: several would fight over the interpreter's lock, and end later than one after another.
@@ -114,15 +116,25 @@ async def read_payload(
     query = _query(request.scope["query_string"])
 
     def parse() -> Model:
+        if not _is_as_curls_d_leaves_it(request, format, body):
+            return _parse(body, format, model, query, settings)
+        if format is CSV and upload is not None:  # rows that have become one can be read, as what nobody meant
+            raise MalformedBody(
+                "the CSV is one line, and a fit wants many rows (curl's -d joins lines: --data-binary)"
+            )
         try:
             return _parse(body, format, model, query, settings)
         except MalformedBody as error:
-            if header(request.scope, b"content-type").startswith(CURLS_OWN) and format is not JSON:
-                raise MalformedBody(f"{error} (curl's -d changes files on their way: --data-binary)") from None
-            raise
+            raise MalformedBody(f"{error} (curl's -d changes files on their way: --data-binary)") from None
 
     at_once = INLINE_BINARY_BYTES if format in (NPY, SAFETENSORS) else INLINE_BYTES
     return Payload(await aside(len(body), parse, at_once), format, accept)
+
+
+def _is_as_curls_d_leaves_it(request: Request, format: Format, body: Buffer) -> bool:
+    """Without the line ends that were in a file; one of npy has them, too."""
+    is_curls = header(request.scope, b"content-type").startswith(CURLS_OWN) and format is not JSON
+    return is_curls and _LINE_END.search(body) is None
 
 
 async def read_fields(request: Request, model: type[Model], max_bytes: int) -> Model:

@@ -5,11 +5,14 @@ before. Nothing is ever deleted: a repair sets what is damaged aside, where it c
 version is not given again.
 """
 
+import os
 import sqlite3
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from urllib.parse import quote
 
 from app.errors import DictionaryDamaged, UnknownDictionary
 from app.store.checkpoint_file import CheckpointUnusable, read_steps
@@ -80,11 +83,20 @@ def database_fault(path: Path) -> Finding | None:
     if not path.exists():
         return None
     try:
-        connection = sqlite3.connect(f"file:{path}?mode=ro", uri=True, timeout=10)
-        try:
-            (told,) = connection.execute("PRAGMA quick_check(1)").fetchone()
-        finally:
-            connection.close()
+        told = _quick_check(path)
     except sqlite3.DatabaseError as error:
+        if getattr(error, "sqlite_errorcode", 0) & 0xFF == sqlite3.SQLITE_CANTOPEN:
+            return Finding(path.name, f"the jobs' database cannot be opened: {error}")
         told = str(error)
     return None if told == "ok" else Finding(path.name, f"the jobs' database is damaged: {told}")
+
+
+def _quick_check(path: Path) -> str:
+    # On a file system that is only read SQLite cannot make the files by which it reads a log of writes. Where there
+    # is no log, as a service leaves it that has stopped, it needs none, and nobody can write meanwhile.
+    log = path.with_name(f"{path.name}-wal")
+    has_log = log.exists() and log.stat().st_size > 0
+    mode = "mode=ro" if has_log or os.access(path.parent, os.W_OK) else "immutable=1"
+    with closing(sqlite3.connect(f"file:{quote(str(path))}?{mode}", uri=True, timeout=10)) as connection:
+        told: str = connection.execute("PRAGMA quick_check(1)").fetchone()[0]
+    return told

@@ -136,7 +136,7 @@ class Worker:
 
     def _solve(self, solve: Solve, rows: np.ndarray) -> None:
         if solve.key.dtype == "float64" and not self._float64.is_ready():
-            self._send(Failed(solve.id, "WorkerUnavailable", "the kernels for float64 are being compiled"))
+            self._send(Failed(solve.id, "WorkerCompiles", "the kernels for float64 are being compiled"))
             return
         try:
             answer = self._solving.answer(solve.key, rows)

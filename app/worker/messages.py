@@ -26,6 +26,7 @@ class Key(msgspec.Struct, frozen=True):
     version: int
     reconstruct: bool = False  # tell each row's relative error, too
     dtype: Dtype = "float32"  # of the rows, the arithmetic and the answer
+    top_k: int | None = None  # of an encode: of each row the largest codes alone, which the relative error is of
 
 
 # -- to the worker ----------------------------------------------------------------------------------------

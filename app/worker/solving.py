@@ -60,8 +60,9 @@ class Solving:
 
         def encode(A: torch.Tensor) -> Sequence[torch.Tensor]:
             encoded = dictionary.encode(A)
-            answer = encoded.codes, encoded.converged.to(torch.uint8)
-            return (*answer, _relative_errors(A, dictionary.decode(encoded.codes))) if key.reconstruct else answer
+            codes = encoded.codes if key.top_k is None else _largest(encoded.codes, key.top_k)
+            answer = codes, encoded.converged.to(torch.uint8)
+            return (*answer, _relative_errors(A, dictionary.decode(codes))) if key.reconstruct else answer
 
         def decode(Z: torch.Tensor) -> Sequence[torch.Tensor]:
             return (dictionary.decode(Z),)
@@ -90,6 +91,12 @@ def in_a_turn(rows: np.ndarray, answer: Callable[[np.ndarray], Arrays], surely: 
         last = len(piece)
         done += last
     return joined(parts)
+
+
+def _largest(Z: torch.Tensor, top_k: int) -> torch.Tensor:
+    """Z with the largest codes of each row alone."""
+    values, concepts = Z.topk(min(top_k, Z.shape[1]), dim=1)
+    return torch.zeros_like(Z).scatter_(1, concepts, values)
 
 
 def _relative_errors(A: torch.Tensor, approximation: torch.Tensor) -> torch.Tensor:

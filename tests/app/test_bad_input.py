@@ -410,6 +410,19 @@ def test_what_curl_does_to_files_is_told(client: TestClient, digits: str) -> Non
         assert ("--data-binary" in answer.json()["detail"]) == hint
 
 
+def test_rows_that_curls_d_has_made_one_are_not_fitted(client: TestClient, digits: str) -> None:
+    """They can be read, as one row of more features; a row to encode may be typed in so."""
+    joined, curls = b"1,2,34,5,67,8,9", {"content-type": "application/x-www-form-urlencoded"}
+    answer = client.post("/fit?name=joined&nb_concepts=1", content=joined, headers=curls)
+    assert (answer.status_code, answer.json()["type"]) == (400, "malformed-body")
+    assert "--data-binary" in answer.json()["detail"]
+    assert client.post("/encode?dictionary=digits", content=b"1,2,3,4", headers=curls).status_code == 200
+    for content in (b"1,2\n3,4\n", b"1;2\n3;4"):  # as --data-binary sends it: nothing was changed on its way
+        answer = client.post("/encode?dictionary=digits", content=content, headers=curls)
+        assert answer.status_code in (400, 422)
+        assert "--data-binary" not in answer.text
+
+
 class TestLimits:
     @pytest.fixture
     def client(self, settings: Settings) -> Iterator[TestClient]:

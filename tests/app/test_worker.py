@@ -14,8 +14,10 @@ import numpy as np
 import pytest
 import torch
 
+from app.problems import problem_of
 from app.store.store import Store, figures_file
-from app.worker import device, frames
+from app.supervisor import error_of
+from app.worker import device, frames, loop
 from app.worker.device import DeviceFailed
 from app.worker.fitting import Fitting
 from app.worker.launch import channel
@@ -92,6 +94,19 @@ class Slices:
         time.sleep(0.01)
         self.done += 1
         return True
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_a_relative_error_is_of_the_codes_that_are_answered(turned: Turned, dtype: Dtype) -> None:
+    rows = A.astype(dtype)
+    for top_k in (1, 2, 7):
+        frames.send(turned.channel, Solve(1, Key("encode", "digits", 1, True, dtype, top_k)), rows)
+        (answer,) = turned.turn()
+        Z, _, errors = answer.arrays
+        assert ((Z > 0).sum(axis=1) <= top_k).all()
+        lost = np.linalg.norm(rows - Z @ D.astype(np.float64), axis=1) / np.linalg.norm(rows, axis=1)
+        np.testing.assert_allclose(errors, lost, atol=1e-6)
+        assert (errors.max() > 0.1) == (top_k == 1)
 
 
 def test_a_fit_has_its_share_of_the_time_beside_rows_that_take_long(
@@ -357,6 +372,19 @@ def test_a_device_is_warmed_before_the_worker_is_ready(turned: Turned, monkeypat
             turned.worker.run()
     assert [device.type for device in asked] == ["cpu", "cuda", "cuda", "cuda"]
     assert [type(frame.message) for frame in turned.said()] == [Ready, Ready]
+
+
+def test_who_comes_before_kernels_are_compiled_is_told_when_to_come_back(
+    turned: Turned, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(loop, "warm_encodes", lambda dtype: time.sleep(30.0))
+    monkeypatch.setattr(loop, "LOADING_SECONDS", 0.01)
+    frames.send(turned.channel, Solve(1, Key("encode", "digits", 1, dtype="float64")), A.astype(np.float64))
+    (said,) = turned.turn()
+    assert isinstance(said.message, Failed)
+    answer = problem_of(error_of(said.message))
+    assert (answer.problem.status, answer.problem.type) == (503, "worker-unavailable")
+    assert int(answer.headers["Retry-After"]) >= 10  # it may take a minute: who asks again soon may give up too soon
 
 
 def test_each_dtype_has_a_preparation_of_its_own(turned: Turned, loads: list[int]) -> None:

@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -212,6 +213,20 @@ def test_a_read_only_store(stored: Service) -> None:
     assert put(stored, "new").status_code == 201
     assert stored.ended(fit(stored, name="fitted"))["state"] == "succeeded"
     require_next(stored)
+
+
+def test_a_read_only_store_is_checked(stored: Service) -> None:
+    """As a snapshot of one may be: SQLite can make none of its files there."""
+    assert stored.stop() == 0
+    mount("--bind", str(stored.store), str(stored.store))
+    try:
+        mount("-o", "remount,bind,ro", str(stored.store))
+        told = [sys.executable, "-m", "app", "check", "--store", str(stored.store)]
+        checked = subprocess.run(told, capture_output=True, text=True, timeout=60)
+        assert (checked.returncode, ", 0 damaged" in checked.stdout, checked.stderr) == (0, True, ""), checked
+    finally:
+        unmount(stored.store)
+    stored.start()
 
 
 def test_a_store_that_is_gone_and_comes_back(service: Service) -> None:
