@@ -26,11 +26,11 @@ def configure(format: "LogFormat", level: str) -> None:
         structlog.stdlib.add_logger_name,
         structlog.stdlib.ExtraAdder(),
         _with_request,
+        structlog.processors.TimeStamper(fmt="iso", utc=True),
     ]
     final: list[structlog.typing.Processor]
     if format == "json":
         final = [
-            structlog.processors.TimeStamper(fmt="iso", utc=True),
             structlog.processors.format_exc_info,
             structlog.stdlib.ProcessorFormatter.remove_processors_meta,
             structlog.processors.JSONRenderer(ensure_ascii=False),
@@ -56,14 +56,15 @@ def _with_request(_: object, __: str, event: structlog.typing.EventDict) -> stru
 
 
 def _as_text(_: object, __: str, event: structlog.typing.EventDict) -> str:
-    """LEVEL: message key=value, and the traceback of an exception below."""
+    """Time LEVEL: message key=value, and the traceback of an exception below."""
     level = event.pop("level", "info").upper()
+    time = event.pop("timestamp")
     event.pop("logger", None)
     exception = structlog.processors.format_exc_info(None, "", event).pop("exception", None)
     message = event.pop("event")
     event.pop("exc_info", None)
     told = "".join(f" {key}={_on_one_line(value)}" for key, value in event.items())
-    return f"{level}: {message}{told}" + (f"\n{exception}" if exception else "")
+    return f"{time} {level}: {message}{told}" + (f"\n{exception}" if exception else "")
 
 
 def _on_one_line(value: object) -> str:

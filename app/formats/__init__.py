@@ -75,6 +75,10 @@ UNTOLD_TYPES = frozenset(
     {"", "application/x-www-form-urlencoded", "application/octet-stream", "binary/octet-stream", "text/plain"}
 )
 
+ARCHIVES = {
+    b"\x1f\x8b": "the body is compressed by gzip: say so with Content-Encoding: gzip",
+    b"PK\x03\x04": "the body is a zip archive, such as an npz: send its arrays one by one, as npy",
+}
 _NUMBER = re.compile(rb'"?[0-9.+-]')  # how a CSV begins that has no header line
 
 
@@ -92,6 +96,9 @@ def request_format(content_type: str, head: bytes) -> Format:
         return JSON
     if _NUMBER.match(start):
         return CSV
+    for magic, told in ARCHIVES.items():
+        if head.startswith(magic):
+            raise UnsupportedMediaType(told)
     raise UnsupportedMediaType(
         f"the body's first bytes are of no known format and Content-Type does not say; send one of {_known()}"
     )

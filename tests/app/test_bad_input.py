@@ -1,5 +1,7 @@
 """Bad input: a 4xx problem that names the field and what would be right, and the next request is served."""
 
+import gzip
+import io
 import json
 import time
 from collections.abc import Callable, Iterator
@@ -408,6 +410,17 @@ def test_what_curl_does_to_files_is_told(client: TestClient, digits: str) -> Non
         answer = client.post("/encode?dictionary=digits", content=stripped, headers=headers)
         assert answer.status_code == 400
         assert ("--data-binary" in answer.json()["detail"]) == hint
+
+
+def test_archives_without_a_type_are_told_what_they_are(client: TestClient, digits: str) -> None:
+    arrays = io.BytesIO()
+    np.savez(arrays, A=np.ones((2, 4), np.float32))
+    for content, said in (
+        (gzip.compress(npy(np.ones((2, 4), np.float32))), "Content-Encoding"),
+        (arrays.getvalue(), "npz"),
+    ):
+        answer = client.post("/encode?dictionary=digits", content=content)
+        assert (answer.status_code, said in answer.json()["detail"]) == (415, True), answer.text
 
 
 def test_rows_that_curls_d_has_made_one_are_not_fitted(client: TestClient, digits: str) -> None:

@@ -4,6 +4,7 @@ import json
 import re
 import subprocess
 import sys
+from datetime import UTC, datetime
 from pathlib import Path
 
 import numpy as np
@@ -132,7 +133,7 @@ def test_a_path_begins_no_line_of_its_own(settings: Settings, capsys: pytest.Cap
     with TestClient(create_app(settings, supervisor=WorkerDouble(settings))) as client:
         client.get("/x%0AERROR: forged%1b[31m")
     (told,) = [line for line in capsys.readouterr().err.splitlines() if "path=" in line]
-    assert told.startswith("INFO: request ")
+    assert re.match(r"\d{4}-\d\d-\d\dT[\d:.]+Z INFO: request ", told)
     assert r"path='/x\nERROR: forged\x1b[31m'" in told
 
 
@@ -151,7 +152,10 @@ except ZeroDivisionError:
 """
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     lines = run.stderr.splitlines()
-    assert lines[:3] == ["INFO: one 1 of=two", "ERROR: two", "Traceback (most recent call last):"]
+    told = [line.partition("Z ") for line in lines[:2]]
+    assert [line for _, _, line in told] == ["INFO: one 1 of=two", "ERROR: two"]
+    assert all(abs(datetime.now(UTC) - datetime.fromisoformat(f"{time}+00:00")).seconds < 60 for time, _, _ in told)
+    assert lines[2] == "Traceback (most recent call last):"
     assert lines[-1].startswith("ZeroDivisionError")
 
 

@@ -188,7 +188,7 @@ def _last_start(killer: Killer, victim: Victim, logs: Path) -> list[Fault]:
     faults += [Fault(f"process {pid} outlived the service") for pid in victim.all_gone()]
     if victim.listens():
         faults.append(Fault(f"port {victim.port} is listened on by nobody's service"))
-    errors = [line for line in victim.log.read_text().splitlines() if line.startswith("ERROR")]
+    errors = [line for line in victim.log.read_text().splitlines() if " ERROR: " in line]
     faults += [Fault(f"in {victim.log}: {line}") for line in errors]
     return faults
 
