@@ -152,7 +152,7 @@ class Settings(BaseSettings):
         30, description="Age at which the record of an ended job is removed; at most 36525, a century."
     )
 
-    worker_start_seconds: PositiveFloat = Field(120, description="Longest start of a worker before it is replaced.")
+    worker_start_seconds: PositiveFloat = Field(600, description="Longest start of a worker before it is replaced.")
     worker_stale_seconds: PositiveFloat = Field(10, description="Heartbeat age from which a worker is not ready.")
     worker_hang_seconds: PositiveFloat = Field(300, description="Heartbeat age from which a worker is replaced.")
     progress_interval_seconds: PositiveFloat = Field(0.5, description="Time between two written progress records.")
@@ -218,9 +218,7 @@ class Settings(BaseSettings):
         if str(value) == ".":  # what an empty variable is read as, too: dictionaries would land wherever this starts
             raise ValueError("it is empty, or the working directory: name a directory of its own")
         if re.match(r"\w+:/", str(value)):
-            raise ValueError(
-                f"{str(value)!r} is no directory: the URL of an object store goes into DICTSERVE_OBJECTS"
-            )
+            raise ValueError("it is no directory: the URL of an object store goes into DICTSERVE_OBJECTS")
         return value
 
     @field_validator("objects")
@@ -230,7 +228,10 @@ class Settings(BaseSettings):
             return None
         protocol, separator, rest = value.partition("://")
         if not separator or not rest.strip("/"):
-            raise ValueError(f"{value!r} is not the URL of an object store, as s3://bucket/prefix is")
+            raise ValueError("it is not the URL of an object store, as s3://bucket/prefix is")
+        # a password may have slashes of its own; what is after the colon of a host is a port
+        if re.match(r"[^/]*:(?!\d+(/|$)).*@", rest):
+            raise ValueError("it has a password: credentials go into AWS_… or DICTSERVE_OBJECTS_OPTIONS")
         if protocol == "memory":
             raise ValueError("memory:// is one process's own, and the worker is another process")
         return value

@@ -96,9 +96,9 @@ def request_format(content_type: str, head: bytes) -> Format:
         return JSON
     if _NUMBER.match(start):
         return CSV
-    for magic, told in ARCHIVES.items():
+    for magic, what in ARCHIVES.items():
         if head.startswith(magic):
-            raise UnsupportedMediaType(told)
+            raise UnsupportedMediaType(what)
     raise UnsupportedMediaType(
         f"the body's first bytes are of no known format and Content-Type does not say; send one of {_known()}"
     )

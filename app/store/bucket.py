@@ -21,7 +21,7 @@ from typing import Any
 
 from app.errors import StoreFull, StoreUnavailable
 from app.line import Line, give_up_in_time
-from app.store.disk import fsync_directory, locked, write_durably
+from app.store.disk import fsync_directory, locked
 from app.store.object_store import ObjectStore
 
 PRIVATE = ".dictserve"  # a prefix that no dictionary can have
@@ -223,12 +223,12 @@ class LocalBucket(Bucket):
 
     def put(self, key: str, content: bytes) -> None:
         with self._asked():
-            self._place(key, lambda staged: write_durably(staged, content), os.replace)
+            self._place(key, lambda staged: staged.write_bytes(content), os.replace)
 
     def create(self, key: str, content: bytes) -> bool:
         try:
             with self._asked():
-                self._place(key, lambda staged: write_durably(staged, content), os.link)
+                self._place(key, lambda staged: staged.write_bytes(content), os.link)
         except FileExistsError:
             return False
         return True
@@ -236,6 +236,9 @@ class LocalBucket(Bucket):
     def upload(self, path: Path, key: str) -> None:
         with self._asked():
             self._place(key, lambda staged: shutil.copyfile(path, staged), os.replace)
+
+    def copy(self, key: str, to: str) -> None:
+        self.upload(Path(self._path(key)), to)
 
     def replace(self, key: str, content: bytes, tag: str) -> bool:
         Path(self._root, STAGING).mkdir(parents=True, exist_ok=True)
@@ -248,6 +251,8 @@ class LocalBucket(Bucket):
             directory.mkdir(parents=True, exist_ok=True)
         try:
             write(staged)
+            with staged.open("rb") as file:
+                os.fsync(file.fileno())
             put(staged, path)
             fsync_directory(path.parent)
         finally:

@@ -11,7 +11,7 @@ import secrets
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from app.errors import DictionaryDamaged, StoreUnavailable, UnknownDictionary
 from app.kept import keep
@@ -56,10 +56,11 @@ class Objects:
         self._cache = copies
         self._listing_seconds = listing_seconds
         self._listings: dict[str, _Listing] = {}
-        self._names: tuple[float, list[str]] | None = None  # and when they were asked for
-        self._writes = 0  # by this process: a listing that was asked for before the last is not kept
+        self._names: tuple[float, list[str]] = -math.inf, []  # and when they were asked for
         self._guard = threading.Lock()
-        self._asking = [threading.Lock() for _ in range(LOCKS)]  # of those who ask for a name, one goes
+        self._asking = [threading.Lock() for _ in range(LOCKS)]  # of those who ask for a name, one goes for all
+        self._asking_names = threading.Lock()
+        self._written = [-math.inf] * LOCKS  # when this process last changed one of the names that share a lock
         self._labels: dict[tuple[str, int], tuple[str, bytes]] = {}  # and their tag
 
     def sweep(self) -> None:
@@ -81,22 +82,19 @@ class Objects:
     # -- listing ------------------------------------------------------------------------------------------
 
     def names(self) -> list[str]:
-        known = self._names
-        if known is not None and self._holds(known[0]):
-            return known[1].copy()
-        with self._asking[0]:
-            known = self._names
-            if known is not None and self._holds(known[0]):
-                return known[1].copy()
-            asked, writes = time.monotonic(), self._writes
-            found = {name: _Listing(asked, files) for name, files in _by_name(self.bucket.entries()).items()}
-            names = sorted(name for name, listing in found.items() if listing.versions)
-            with self._guard:
-                if writes == self._writes:
-                    self._names = asked, names
-                    for name, listing in found.items():
-                        keep(self._listings, name, listing)
-        return names.copy()
+        after = self._since(max(self._written))
+        if self._names[0] <= after:
+            with self._asking_names:
+                if self._names[0] <= after:
+                    self._names = self._ask_for_names()
+        return self._names[1].copy()
+
+    def _ask_for_names(self) -> tuple[float, list[str]]:
+        asked = time.monotonic()
+        found = {name: _Listing(asked, files) for name, files in _by_name(self.bucket.entries()).items()}
+        for name, listing in found.items():
+            self._keep(name, listing)
+        return asked, sorted(name for name, listing in found.items() if listing.versions)
 
     def versions(self, name: str) -> list[int]:
         return self._listing(name).versions
@@ -106,34 +104,39 @@ class Objects:
         return [] if known is None else known.versions
 
     def knows(self, name: str) -> bool:
-        known = self._listings.get(name)
-        return known is not None and self._holds(known.asked)
+        return self._known(name, self._since(self._written[_nth(name)])) is not None
 
-    def _holds(self, asked: float) -> bool:
-        return time.monotonic() - asked <= self._listing_seconds
+    def _since(self, written: float) -> float:
+        """What was asked for after this holds for who comes now, however long that waits for the answer: it is not
+        old, and has what this process wrote before."""
+        return max(time.monotonic() - self._listing_seconds, written)
+
+    def _known(self, name: str, after: float) -> _Listing | None:
+        known = self._listings.get(name)
+        return known if known is not None and known.asked > after else None
 
     def _listing(self, name: str, *, fresh: bool = False) -> _Listing:
-        known = self._listings.get(name)
-        if known is not None and not fresh and self._holds(known.asked):
+        """What there is of a name; where ``fresh``, asked for after the call, by whomever."""
+        after = time.monotonic() if fresh else self._since(self._written[_nth(name)])
+        if (known := self._known(name, after)) is not None:
             return known
-        with self._asking[hash(name) % LOCKS]:
-            known = self._listings.get(name)
-            if known is not None and not fresh and self._holds(known.asked):
+        with self._asking[_nth(name)]:
+            if (known := self._known(name, after)) is not None:
                 return known
-            asked, writes = time.monotonic(), self._writes
+            asked = time.monotonic()
             listing = _Listing(asked, _by_name(self.bucket.entries(name)).get(name, {}))
-            with self._guard:
-                if writes == self._writes:
-                    keep(self._listings, name, listing)
+            self._keep(name, listing)
         return listing
+
+    def _keep(self, name: str, listing: _Listing) -> None:
+        with self._guard:
+            if self._known(name, listing.asked) is None:  # no newer one has overtaken it
+                keep(self._listings, name, listing)
 
     def _forget(self, name: str) -> None:
         """Ask for a name again: what this process has changed, it sees at once."""
         with self._guard:
-            self._writes += 1
-            if (known := self._listings.get(name)) is not None:
-                self._listings[name] = replace(known, asked=-math.inf)
-            self._names = None
+            self._written[_nth(name)] = time.monotonic()
 
     # -- reading ------------------------------------------------------------------------------------------
 
@@ -214,6 +217,8 @@ class Objects:
     ) -> int:
         begun = time.monotonic()
         version = max(self._listing(name, fresh=True).files, default=0) + 1
+        if (published := earlier()) is not None:  # or cannot be told: each try would leave what it has written
+            return published
         while not self.bucket.create(_key(name, version, CLAIM), b""):
             version += 1
         for file, hashed in files.items():
@@ -225,6 +230,9 @@ class Objects:
             for file in files:
                 self.bucket.delete(_key(name, version, file))
             return published
+        if not files.keys() <= self._listing(name, fresh=True).files.get(version, {}).keys():
+            # a sweep has thought it dead: a machine that is suspended counts no time
+            raise StoreUnavailable("a dictionary was swept before it was whole; nothing was published")
         content = meta(version)
         self.bucket.put(_key(name, version, META_FILE), content)
         self._forget(name)
@@ -278,6 +286,10 @@ class Objects:
         self.bucket.create(_key(name, version, CLAIM), b"")  # one that was copied here may have none
         self.bucket.delete(_key(name, version, META_FILE))
         self._cache.drop(f"{name}@{version}")
+
+
+def _nth(name: str) -> int:
+    return hash(name) % LOCKS
 
 
 def _key(name: str, version: int, file: str) -> str:

@@ -13,7 +13,7 @@ from typing import Any, Protocol, TypeVar
 import numpy as np
 from pydantic import BaseModel, Field, ValidationError
 
-from app.errors import AppError, DictionaryDamaged, StoreUnavailable, UnknownDictionary
+from app.errors import DictionaryDamaged, StoreUnavailable, UnknownDictionary
 from app.kept import keep
 from app.store import figures_file
 from app.store import weights as weights_file
@@ -150,7 +150,8 @@ class Shelf(Protocol):
         Args:
             files: of the version, beside its record, by their names.
             meta: makes the record of a number.
-            earlier: asked at the last moment; a version that it tells is published already, and stands for this.
+            earlier: asked at the last moment, and maybe before; a version that it tells is published already, and
+                stands for this.
         """
 
     def relabel(self, name: str, version: int, change: Callable[[bytes | None], bytes]) -> None:
@@ -331,6 +332,8 @@ class Store:
         try:
             record = DictionaryRecord.model_validate_json(self._shelf.meta(name, version, cached=cached))
         except ValidationError:
+            if cached:  # a copy that the disk has lost: what it is of may be whole
+                return self._read_record(name, version, cached=False)
             raise DictionaryDamaged(
                 f"{META_FILE} of {where} cannot be read; restore it, or use another version"
             ) from None
@@ -440,11 +443,15 @@ class Store:
         return aside
 
     def made_by(self, name: str, job: str) -> DictionaryRecord | None:
-        """The version of a name that a job has published, if it came that far; damaged ones made none."""
+        """The version of a name that a job has published, if it came that far; damaged ones made none.
+
+        Raises:
+            StoreUnavailable: one cannot be read now, and may be it.
+        """
         for version in reversed(self.versions(name)):
             try:
                 record = self._record_near(name, version, cached=True)
-            except AppError:
+            except (DictionaryDamaged, UnknownDictionary):
                 continue
             if record.job == job:
                 return record

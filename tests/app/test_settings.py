@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
-from app.commands.service import OWN_FILES, _within_open_files
+from app.commands.service import OWN_FILES, _within_open_files, settings_of
 from app.settings import Settings, misspelt
 
 
@@ -22,6 +22,43 @@ def test_a_database_in_memory_is_refused(url: str) -> None:
     with pytest.raises(ValidationError, match="names no file"):
         Settings(database_url=url)
     Settings(database_url="sqlite:////tmp/jobs.sqlite3")
+
+
+@pytest.mark.parametrize(
+    ("setting", "url"),
+    [
+        ("objects", "s3://KEY:topsecret@bucket/models"),
+        ("objects", "s3://KEY:top/secret@bucket/models"),
+        ("objects", "sftp://user:topsecret@host:22/models"),
+        ("objects", "simplecache::sftp://:topsecret@host/models"),
+        ("objects", "KEY:topsecret@bucket/models"),
+        ("store", "sftp://user:topsecret@host/models"),
+        ("objects_options", "topsecret"),
+    ],
+)
+def test_a_password_in_a_url_is_refused_and_told_to_nobody(setting: str, url: str) -> None:
+    with pytest.raises(ValidationError) as raised:
+        Settings(**{setting: url})
+    with pytest.raises(SystemExit) as ended:
+        settings_of({setting: url})
+    for told in (str(raised.value), str(ended.value)):
+        assert "secret" not in told
+        assert setting in told
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "s3://bucket/models",
+        "sftp://user@host/models",
+        "webhdfs://user@host:9870/models",
+        "sftp://host:22/models@work",
+        "abfs://container@account.dfs.core.windows.net/models",
+        "file:///srv/a:b@c",
+    ],
+)
+def test_urls_of_object_stores_that_have_no_password(url: str) -> None:
+    assert Settings(objects=url).objects == url
 
 
 def test_an_empty_variable_is_no_directory(monkeypatch: pytest.MonkeyPatch) -> None:

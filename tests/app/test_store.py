@@ -501,6 +501,34 @@ def test_a_job_is_published_once(place: Place) -> None:
     np.testing.assert_array_equal(opened.load("a", 1), D)
 
 
+def test_a_record_that_cannot_be_read_for_a_moment_may_be_the_jobs(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Until it is read, nobody knows that the job has published nothing. One that is damaged never will be."""
+    opened = place.store()
+    publish(opened, "a", D, job="1")
+    publish(opened, "a", D)
+    place.bucket.put("a/2/meta.json", b"{")
+    other = place.store()
+    meta = other._shelf.meta
+
+    def away(name: str, version: int, **told: bool) -> bytes:
+        if version == 1:
+            raise StoreUnavailable("away")
+        return meta(name, version, **told)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(other._shelf, "meta", away)
+        with pytest.raises(StoreUnavailable):
+            other.made_by("a", "1")
+        there = place.bucket.entries("a").keys()
+        with pytest.raises(StoreUnavailable):
+            publish(other, "a", D, job="1")
+        assert place.bucket.entries("a").keys() == there
+    assert publish(other, "a", D, job="1") == 1
+    assert place.store().versions("a") == [1, 2]
+
+
 def test_what_a_job_published_was_published_though_it_is_removed_at_once(
     place: Place, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -1,9 +1,12 @@
 """What is the object store's own: copies, what others see and when, those who die on the way, and no answer."""
 
 import io
+import os
 import socket
+import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -18,7 +21,7 @@ from app.settings import Settings
 from app.store import bucket, checkpoint_file, object_cache, shared_files
 from app.store import objects as store_objects
 from app.store import uploads as app_uploads
-from app.store.bucket import Bucket, Entry
+from app.store.bucket import Bucket, Entry, bucket_of
 from app.store.checkpoint_file import FORMAT, Told
 from app.store.checkpoints import Checkpoints
 from app.store.object_store import ObjectStore
@@ -116,6 +119,18 @@ def test_a_damaged_copy_is_made_anew_and_a_damaged_object_refused(store: Store) 
     assert not copy.exists()
 
 
+def test_a_record_whose_copy_the_disk_has_lost_is_read_again(store: Store, objects: ObjectStore) -> None:
+    """As after a power cut: copies are not fsynced. Else its job would publish a second time."""
+    publish(store, "a", D, job="1")
+    copy = store.private / "objects" / "a@1"
+    whole = copy.read_bytes()
+    for lost in (b"", whole[:-1]):
+        copy.write_bytes(lost)
+        made = Store(store.root, objects).made_by("a", "1")
+        assert made is not None
+        assert copy.read_bytes() == whole
+
+
 def test_copies_are_bounded(objects: ObjectStore, tmp_path: Path) -> None:
     weights = 1000
     store = opened(tmp_path / "small", ObjectStore(objects.url, objects.options, cache_bytes=3 * 4 * weights))
@@ -173,6 +188,151 @@ def test_a_listing_from_before_a_publication_is_not_kept(store: Store, monkeypat
     assert store.names() == ["a", "b"]
 
 
+# -- who waits for a list ---------------------------------------------------------------------------------
+
+
+class Counted:
+    """A lock that tells how many have come to it."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._came = threading.Semaphore(0)
+
+    def __enter__(self) -> None:
+        self._came.release()
+        self._lock.acquire()
+
+    def __exit__(self, *_: object) -> None:
+        self._lock.release()
+
+    def wait(self, others: int) -> None:
+        for _ in range(others):
+            assert self._came.acquire(timeout=60)
+
+
+@pytest.fixture
+def waiting(store: Store, monkeypatch: pytest.MonkeyPatch) -> Counted:
+    """Who waits to list something."""
+    counted = Counted()
+    monkeypatch.setattr(store._shelf, "_asking", [counted] * store_objects.LOCKS)
+    monkeypatch.setattr(store._shelf, "_asking_names", counted, raising=False)
+    return counted
+
+
+def slow_at_first(store: Store, monkeypatch: pytest.MonkeyPatch, meanwhile: Callable[[], object]) -> list[str]:
+    """Have something happen before the answer to a store's first list is there; what it lists."""
+    assert store.bucket is not None
+    real, listed = store.bucket.entries, []
+
+    def entries(prefix: str = "") -> dict[str, Entry]:
+        listed.append(prefix)
+        first, found = len(listed) == 1, real(prefix)
+        if first:
+            meanwhile()
+        return found
+
+    monkeypatch.setattr(store.bucket, "entries", entries)
+    return listed
+
+
+MANY = 8
+
+
+@pytest.mark.parametrize("what", ["", "a"])
+def test_a_list_that_takes_longer_than_it_holds_serves_all_who_wait(
+    store: Store, other: Store, waiting: Counted, what: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    publish(other, "a", D)
+
+    def meanwhile() -> None:
+        waiting.wait(MANY)
+        later(monkeypatch, 2 * LISTING_SECONDS)
+
+    listed = slow_at_first(store, monkeypatch, meanwhile)
+    with ThreadPoolExecutor(MANY) as threads:
+        found = list(threads.map(lambda _: store.versions(what) if what else store.names(), range(MANY)))
+    assert found == [[1] if what else ["a"]] * MANY
+    assert listed == [what]
+    assert not store.knows("a")  # for who comes now
+
+
+def test_what_is_to_be_fresh_was_asked_for_after_the_call(
+    store: Store, other: Store, waiting: Counted, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By one of those who wait, for all of them."""
+    publish(other, "a", D)
+    begun = threading.Event()
+
+    def meanwhile() -> None:
+        publish(other, "a", D)
+        begun.set()
+        waiting.wait(MANY)
+
+    def fresh(_: int) -> list[int]:
+        return store._shelf._listing("a", fresh=True).versions  # type: ignore[attr-defined]
+
+    listed = slow_at_first(store, monkeypatch, meanwhile)
+    with ThreadPoolExecutor(MANY) as threads:
+        first = threads.submit(fresh, 0)
+        assert begun.wait(60)
+        others = list(threads.map(fresh, range(1, MANY)))
+    assert (first.result(), others) == ([1], [[1, 2]] * (MANY - 1))
+    assert listed == ["a", "a"]
+
+
+def test_who_waits_for_a_list_sees_what_was_written_here_before(
+    store: Store, other: Store, waiting: Counted, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    publish(other, "a", D)
+    begun = threading.Event()
+
+    def meanwhile() -> None:
+        begun.set()
+        waiting.wait(2)
+
+    slow_at_first(store, monkeypatch, meanwhile)
+    with ThreadPoolExecutor(1) as threads:
+        first = threads.submit(store.labels, "a", 1)
+        assert begun.wait(60)
+        store.relabel("a", 1, lambda labels: labels.model_copy(update={"labels": {"b": "c"}}))
+        assert store.labels("a", 1).labels == {"b": "c"}
+        assert first.result().labels == {}
+    assert store.labels("a", 1).labels == {"b": "c"}
+
+
+def test_no_name_waits_for_the_list_of_all(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    begun, done = threading.Event(), threading.Event()
+
+    def meanwhile() -> None:
+        begun.set()
+        assert done.wait(60)
+
+    slow_at_first(store, monkeypatch, meanwhile)
+    each = {hash(name) % store_objects.LOCKS: name for name in (f"n{i}" for i in range(2000))}
+    with ThreadPoolExecutor(2) as threads:
+        names = threads.submit(store.names)
+        try:
+            assert begun.wait(60)
+            assert threads.submit(store.versions, each[0]).result(timeout=30) == []
+        finally:
+            done.set()
+        assert names.result() == []
+
+
+def test_a_version_that_was_seen_is_not_hidden_by_an_older_list(
+    store: Store, other: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    publish(other, "a", D)
+
+    def meanwhile() -> None:
+        publish(other, "a", D)
+        assert store.versions("a") == [1, 2]
+
+    slow_at_first(store, monkeypatch, meanwhile)
+    assert store.names() == ["a"]
+    assert store.versions("a") == [1, 2]
+
+
 # -- who dies on the way ----------------------------------------------------------------------------------
 
 
@@ -220,6 +380,47 @@ def test_who_publishes_too_slowly_gives_up(store: Store, monkeypatch: pytest.Mon
     with pytest.raises(StoreUnavailable, match="too long"):
         publish(store, "a", D)
     assert store.names() == []
+
+
+def test_an_attempt_that_another_overtakes_publishes_nothing(
+    store: Store, other: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And leaves nothing but the claim."""
+    assert store.bucket is not None
+    put = store.bucket.put
+
+    def overtaken(key: str, content: bytes) -> None:
+        put(key, content)
+        publish(other, "a", D, job="1")
+
+    monkeypatch.setattr(store.bucket, "put", overtaken)
+    assert publish(store, "a", 2 * D, job="1") == 2
+    left = {"a/1/claim", "a/2/claim", "a/2/dictionary.safetensors", "a/2/meta.json"}
+    assert store.bucket.entries("a").keys() == left
+    np.testing.assert_array_equal(store.load("a", 2), D)
+
+
+def test_what_was_swept_while_its_machine_slept_is_not_published(
+    store: Store, other: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """For hours, which its own clock does not count."""
+    publish(store, "a", D)
+    real = Bucket.put
+    hours = store_objects.GRACE_SECONDS + 60
+
+    def put(self: Bucket, key: str, content: bytes) -> None:
+        real(self, key, content)
+        with monkeypatch.context() as patch:
+            clock = SimpleNamespace(monotonic=time.monotonic, time=lambda: time.time() + hours, sleep=time.sleep)
+            patch.setattr(store_objects, "time", clock)
+            other.sweep_versions()
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Bucket, "put", put)
+        with pytest.raises(StoreUnavailable, match="swept"):
+            publish(store, "a", D)
+    assert store.versions("a") == [1]
+    assert publish(store, "a", D) == 3
 
 
 def test_versions_that_were_copied_into_the_bucket_are_versions(store: Store, tmp_path: Path) -> None:
@@ -312,6 +513,33 @@ def test_urls_that_are_none(tmp_path: Path) -> None:
         Settings(store="s3://bucket/models")
     with pytest.raises(StoreUnavailable, match="cannot be used"):
         Store(tmp_path, ObjectStore("what://bucket/models"))
+
+
+# -- a directory as an object store -----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("way", ["put", "create", "upload", "copy"])
+def test_what_is_written_to_a_directory_is_on_its_disk_before_it_has_its_name(
+    way: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    directory = bucket_of(ObjectStore(f"file://{tmp_path}"))
+    directory.put("a", b"content")
+    placed, real, synced = tmp_path / "b" / "c", os.fsync, []
+
+    def fsync(descriptor: int) -> None:
+        synced.append((os.fstat(descriptor).st_ino, placed.exists()))
+        real(descriptor)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    write: dict[str, Callable[[], object]] = {
+        "put": lambda: directory.put("b/c", b"content"),
+        "create": lambda: directory.create("b/c", b"content"),
+        "upload": lambda: directory.upload(tmp_path / "a", "b/c"),
+        "copy": lambda: directory.copy("a", "b/c"),
+    }
+    write[way]()
+    assert synced == [(placed.stat().st_ino, False), (placed.parent.stat().st_ino, True)]
+    assert placed.read_bytes() == b"content"
 
 
 # -- check ------------------------------------------------------------------------------------------------
