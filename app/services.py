@@ -17,10 +17,12 @@ from app.jobs.database import Database
 from app.jobs.fits import Fits
 from app.jobs.jobs import Jobs
 from app.jobs.leases import Leases
+from app.jobs.one_database import claim
 from app.outage import Outage
 from app.room import Room
 from app.settings import Settings
 from app.store.store import DictionaryRecord, Reference, Store
+from app.threads import Threads
 from app.worker.messages import Dtype, Key, Task
 from app.workers import Workers
 
@@ -48,6 +50,7 @@ class Services:
     batcher: Batcher = field(init=False)
     bodies: Room = field(init=False)
     answers: Room = field(init=False)
+    _bringing: Threads = field(init=False)  # dictionaries near: who moves anything else holds up no encode
     _opened: bool = field(init=False, default=False)
     _jobs_are_open: bool = field(init=False, default=False)
     _starting: asyncio.Task[None] | None = field(init=False, default=None)  # of fits, where that waits
@@ -61,6 +64,7 @@ class Services:
         self.fits = Fits(settings, self.jobs, self.leases, self.store, self.workers)
         self.concepts = Concepts(self.store)
         self.comparisons = Comparisons(settings, self.store)
+        self._bringing = Threads("dictionaries")
         self.bodies = Room(settings.bodies_bytes)
         self.answers = Room(settings.bodies_bytes)
         self.batcher = Batcher(
@@ -82,6 +86,7 @@ class Services:
 
     def _open_jobs(self) -> None:
         self.database.open()
+        claim(self.store, self.database)
         self.leases.take()
         self.leases.end_dead()
         self.store.sweep(self.leases.alive)
@@ -131,6 +136,8 @@ class Services:
         await self.fits.stop()
         await self.workers.stop()
         await self.batcher.drain()
+        self._bringing.shutdown()
+        self.fits.uploads.threads.shutdown()
         try:
             await asyncio.to_thread(self.leases.give_back)
         except JobsUnavailable as error:  # others see by its file lock, or in time, that it is gone
@@ -144,27 +151,38 @@ class Services:
     async def _at_hand(self, reference: Reference) -> DictionaryRecord:
         """The record of a dictionary that the worker can load without waiting for a network."""
         record = self.store.at_hand(reference)
-        return await asyncio.to_thread(self.store.bring, reference) if record is None else record
+        return await self._bringing(self.store.bring, reference) if record is None else record
 
     async def solve(
-        self, task: Task, dictionary: str, rows: np.ndarray, *, reconstruct: bool = False
+        self,
+        task: Task,
+        dictionary: str,
+        rows: np.ndarray,
+        *,
+        reconstruct: bool = False,
+        top_k: int | None = None,
     ) -> tuple[DictionaryRecord, list[np.ndarray]]:
         """Encode or decode rows (float32 or float64, in which all is then computed) on the dictionary that
-        a reference means: its record, and the worker's arrays."""
+        a reference means: its record, and the worker's arrays.
+
+        Args:
+            reconstruct: whether to tell each row's relative error, too: of the codes that are answered, which are
+                its ``top_k`` largest alone where that is given.
+        """
         meant = reference = Reference.parse(dictionary)
         while True:
             record = await self._at_hand(meant)
             try:
-                return record, await self._solve(task, record, rows, reconstruct=reconstruct)
+                return record, await self._solve(task, record, rows, reconstruct, top_k)
             except UnknownDictionary:  # removed on the way: if it was the latest, there may be one before it
                 if reference.version is not None:
                     raise
-                meant = Reference(*await asyncio.to_thread(self.store.resolve, reference))
+                meant = Reference(*await self._bringing(self.store.resolve, reference))
                 if meant == record.reference:
                     raise
 
     async def _solve(
-        self, task: Task, record: DictionaryRecord, rows: np.ndarray, *, reconstruct: bool
+        self, task: Task, record: DictionaryRecord, rows: np.ndarray, reconstruct: bool, top_k: int | None
     ) -> list[np.ndarray]:
         takes, gives = record.n_features, record.nb_concepts
         unit = "features"
@@ -175,7 +193,8 @@ class Services:
             raise InvalidFields.at("data", msg=told)
         dtype: Dtype = "float64" if rows.dtype == np.float64 else "float32"
         self.answers.expect(len(rows) * gives * rows.itemsize)
-        key = Key(task, record.name, record.version, reconstruct, dtype)
+        # Where nobody asks what is lost with the other codes, rows with any `top_k` are solved together.
+        key = Key(task, record.name, record.version, reconstruct, dtype, top_k if reconstruct else None)
         if self.tracing is None:
             return await self.batcher.solve(key, rows, gives)
         with self.tracing.solving(str(record.reference), len(rows)) as trail:

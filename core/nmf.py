@@ -13,7 +13,7 @@ from core.chunks import Chunks, slices
 from core.conventions import EPOCHS, MAX_ITER, TOL
 from core.dictionary import ENCODE_MAX_ITER, ENCODE_TOL, Dictionary
 from core.errors import InvalidParameter, NotFitted, WrongShape
-from core.estimator import Array, Estimator
+from core.estimator import Array, Estimator, names_of
 from core.fit import Callback, Fit, FitSteps, Fitted, zeros
 from core.initial import STARTS
 from core.inputs import Input, Matrix
@@ -199,9 +199,9 @@ class NMF(Estimator, torch.nn.Module):
             return source
 
         if ranks.size > 1:  # the others are to hear of what is wrong with one's
-            return FitSteps(fit.state, self._after(fit.steps(opened, form)))
+            return FitSteps(fit.state, self._after(fit.steps(opened, form), names_of(A)))
         source = opened()
-        return FitSteps(fit.state, self._after(fit.steps(lambda: source, form)))
+        return FitSteps(fit.state, self._after(fit.steps(lambda: source, form), names_of(A)))
 
     def _run(self, steps: FitSteps, *, tells: bool = True) -> None:
         """All slices at once, behind a progress bar where that is wanted."""
@@ -218,10 +218,13 @@ class NMF(Estimator, torch.nn.Module):
                     bar.set_postfix(loss=f"{progress.loss:.6g}", refresh=False)
                     bar.update(progress.iteration - bar.n)
 
-    def _after(self, steps: Generator[FitProgress, None, Fitted]) -> Generator[FitProgress, None, None]:
+    def _after(
+        self, steps: Generator[FitProgress, None, Fitted], names: Array | None
+    ) -> Generator[FitProgress, None, None]:
         fitted = yield from steps
         self.Z_, self.D, self.loss_history_ = fitted.Z, fitted.D, fitted.losses
         self._remember(None)
+        self._keep_names(names)
 
     def fit_online(
         self,
@@ -298,9 +301,11 @@ class NMF(Estimator, torch.nn.Module):
             InvalidParameter: the solver is not "hals".
         """
         memory = self._remembered()
+        if goes_on := self._has_suitable_d():
+            self._check_names(A)
         width = None if memory is None else len(memory.concepts)
         form = inputs.activations(width)
-        fit = self._online(1, self.D if memory is None and self._has_suitable_d() else None, None)
+        fit = self._online(1, self.D if memory is None and goes_on else None, None)
         fit.memory = memory
         losses = [] if memory is None else list(getattr(self, "loss_history_", []))
         for array in inputs.blocks(A, form):
@@ -308,6 +313,8 @@ class NMF(Estimator, torch.nn.Module):
                 losses.append(run(fit.learn(array[rows], form)))
         self._remember(fit.memory)
         self.loss_history_ = losses
+        if not goes_on:
+            self._keep_names(names_of(A))
         return self
 
     def _online(self, epochs: int, D: torch.Tensor | None, state: State | None) -> OnlineFit:
@@ -319,6 +326,7 @@ class NMF(Estimator, torch.nn.Module):
         yield from steps
         self._remember(fit.memory)
         self.loss_history_ = fit.losses
+        self._keep_names(None)  # what is read so has none
 
     def _remember(self, memory: Memory | None) -> None:
         """Keep what an online fit goes on from, D among it; None forgets that, but for D."""
@@ -350,6 +358,7 @@ class NMF(Estimator, torch.nn.Module):
         Batches are read one by one and answered with one tensor; beside that, one batch is held.
         """
         dictionary = self._prepared()
+        self._check_names(A)
         tol = ENCODE_TOL if tol is None else tol
         return inputs.by_blocks(
             A,
@@ -446,6 +455,7 @@ class NMF(Estimator, torch.nn.Module):
             setattr(self, name, None if saved is None else torch.empty_like(saved, device=self.device))
         super()._load_from_state_dict(state_dict, prefix, *args)
         self.__dict__.pop("Z_", None)  # codes of another dictionary
+        self._keep_names(None)
 
     # half precision would lose a dictionary's digits, and the arithmetic is in float32 in any case
     def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> Self:

@@ -80,8 +80,12 @@ def dictionary(answer: Answer) -> dict[str, Any]:
     return _read(answer, fields(answer), OF_DICTIONARIES)
 
 
-def jobs(answer: Answer) -> list[dict[str, Any]]:
-    return [_read(answer, each, OF_JOBS) for each in _read(answer, fields(answer), {"jobs": list})["jobs"]]
+def jobs(answer: Answer) -> tuple[list[dict[str, Any]], str | None]:
+    """A page of jobs, and what the next one is asked for by; None where there is none."""
+    page = _read(answer, fields(answer), {"jobs": list})
+    found = [_read(answer, each, OF_JOBS) for each in page["jobs"]]
+    follows = found and page.get("next") is not None  # after nothing comes nothing, or one would ask for ever
+    return found, _read(answer, page, {"next": str})["next"] if follows else None
 
 
 def dictionaries(answer: Answer) -> list[dict[str, Any]]:

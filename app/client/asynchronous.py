@@ -1,34 +1,33 @@
 """The client for asyncio: `app.client.blocking` with `await`; all that is no I/O is shared."""
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from functools import partial
 from types import TracebackType
 from typing import Any, Literal, Self, Unpack, cast, overload
-from weakref import WeakKeyDictionary
 
 import httpx
 
 from app.client import calls
 from app.client.answers import Answer, Encoded
 from app.client.bodies import Array, Body
-from app.client.calls import Call, EncodeOptions, FitParameters, Parameter, Record, T
+from app.client.calls import Call, EncodeOptions, FitParameters, Parameter, Record, Reference, T
 from app.client.config import (
     DEFAULT_RETRIES,
     DEFAULT_TIMEOUT_SECONDS,
-    MAX_CONNECTIONS,
-    Pools,
     http_options,
     without_password,
 )
 from app.client.display import shown
 from app.client.errors import Unavailable
 from app.client.following import QUIET, Following
+from app.client.loops import Loops
 from app.client.records import DictionaryRecord, JobRecord, Progress
 from app.client.retries import Attempts, Policy
 
 
 class AsyncClient:
-    """As `Client`, with every method to be awaited.
+    """As `Client`, with every method to be awaited. Several event loops may use it, one after another or at once.
 
     Raises:
         ValueError: the URL is none of HTTP, or the token none that a header can hold.
@@ -44,12 +43,11 @@ class AsyncClient:
         timeout: float = DEFAULT_TIMEOUT_SECONDS,
         transport: httpx.AsyncBaseTransport | None = None,
     ) -> None:
+        self._another = partial(type(self), url, token=token, retries=retries, timeout=timeout, transport=transport)
         options = http_options(url, token)
-        self._pools = Pools(lambda limits: httpx.AsyncClient(**options, limits=limits, transport=transport))
+        self._loops = Loops(lambda limits: httpx.AsyncClient(**options, limits=limits, transport=transport))
         self._url = without_password(options["base_url"])
         self._policy = Policy(retries, timeout)
-        # A semaphore belongs to the loop that it was first waited for in.
-        self._turns: WeakKeyDictionary[asyncio.AbstractEventLoop, asyncio.Semaphore] = WeakKeyDictionary()
 
     # -- fit ----------------------------------------------------------------------------------------------
 
@@ -73,6 +71,16 @@ class AsyncClient:
         **parameters: Unpack[FitParameters],
     ) -> "AsyncJob": ...
 
+    @overload
+    async def fit(
+        self,
+        A: object = ...,
+        *,
+        wait: bool,
+        progress: bool | None = ...,
+        **parameters: Unpack[FitParameters],
+    ) -> "AsyncDictionary | AsyncJob": ...
+
     async def fit(
         self,
         A: object = None,
@@ -82,7 +90,7 @@ class AsyncClient:
         solver: str | None = None,
         max_iter: int | None = None,
         tol: float | None = None,
-        init: str | None = None,
+        init: Reference | None = None,
         seed: int | None = None,
         ranks: int | None = None,
         clip: bool | None = None,
@@ -109,7 +117,11 @@ class AsyncClient:
 
     async def jobs(self, *, state: str | None = None, name: str | None = None, limit: int = 100) -> "list[AsyncJob]":
         """As `Client.jobs`."""
-        return [AsyncJob(self, record) for record in await self.send(calls.jobs(state, name, limit))]
+        found, cursor = await self.send(calls.jobs(state, name, limit))
+        while cursor is not None and len(found) < limit:
+            more, cursor = await self.send(calls.jobs(state, name, limit - len(found), cursor))
+            found += more
+        return [AsyncJob(self, record) for record in found]
 
     async def job(self, id: str) -> "AsyncJob":
         return AsyncJob(self, await self.send(calls.job(id)))
@@ -118,18 +130,18 @@ class AsyncClient:
 
     @overload
     async def encode(
-        self, A: object, dictionary: str, *, full: Literal[True], **options: Unpack[EncodeOptions]
+        self, A: object, dictionary: Reference, *, full: Literal[True], **options: Unpack[EncodeOptions]
     ) -> Encoded: ...
 
     @overload
     async def encode(
-        self, A: object, dictionary: str, *, full: Literal[False] = ..., **options: Unpack[EncodeOptions]
+        self, A: object, dictionary: Reference, *, full: bool = ..., **options: Unpack[EncodeOptions]
     ) -> Any: ...
 
     async def encode(
         self,
         A: object,
-        dictionary: str,
+        dictionary: Reference,
         *,
         sparse: bool = False,
         top_k: int | None = None,
@@ -143,7 +155,9 @@ class AsyncClient:
         )
         return encoded if full else encoded.codes
 
-    async def decode(self, Z: object, dictionary: str, *, dtype: Literal["float32", "float64"] = "float32") -> Array:
+    async def decode(
+        self, Z: object, dictionary: Reference, *, dtype: Literal["float32", "float64"] = "float32"
+    ) -> Array:
         """As `Client.decode`."""
         return await self.send(calls.decode(Z, dictionary, dtype=dtype))
 
@@ -153,23 +167,23 @@ class AsyncClient:
         """As `Client.dictionaries`."""
         return [AsyncDictionary(self, record) for record in await self.send(calls.dictionaries())]
 
-    async def dictionary(self, reference: str) -> "AsyncDictionary":
+    async def dictionary(self, reference: Reference) -> "AsyncDictionary":
         """As `Client.dictionary`."""
         return AsyncDictionary(self, await self.send(calls.dictionary(reference)))
 
-    async def get_dictionary(self, reference: str) -> Array:
+    async def get_dictionary(self, reference: Reference) -> Array:
         """As `Client.get_dictionary`."""
         return await self.send(calls.weights(reference))
 
-    async def concepts(self, reference: str) -> Record:
+    async def concepts(self, reference: Reference) -> Record:
         """As `Client.concepts`."""
         return await self.send(calls.concepts(reference))
 
-    async def concept(self, reference: str, index: int) -> Record:
+    async def concept(self, reference: Reference, index: int) -> Record:
         """As `Client.concept`."""
         return await self.send(calls.concept(reference, index))
 
-    async def compare(self, a: str, b: str) -> Record:
+    async def compare(self, a: Reference, b: Reference) -> Record:
         """As `Client.compare`."""
         return await self.send(calls.compare(a, b))
 
@@ -179,14 +193,14 @@ class AsyncClient:
 
     async def label(
         self,
-        reference: str,
+        reference: Reference,
         labels: Mapping[str, str | None] | None = None,
         concepts: Mapping[int, str | None] | None = None,
     ) -> "AsyncDictionary":
         """As `Client.label`."""
         return AsyncDictionary(self, await self.send(calls.label(reference, labels, concepts)))
 
-    async def remove(self, reference: str) -> None:
+    async def remove(self, reference: Reference) -> None:
         """As `Client.remove`."""
         await self.send(calls.remove(reference))
 
@@ -216,7 +230,7 @@ class AsyncClient:
     async def _exchange(self, call: Call[T], attempts: Attempts) -> Answer:
         bound = asyncio.timeout(attempts.left())
         try:
-            async with bound, self._turn():
+            async with bound, self._loops.here().turns:
                 return await self._exchange_now(call, attempts)
         except TimeoutError:
             if bound.expired():
@@ -225,7 +239,7 @@ class AsyncClient:
 
     async def _exchange_now(self, call: Call[T], attempts: Attempts) -> Answer:
         content = None if call.body is None else _chunks(call.body, attempts)
-        async with self._pools.calls.stream(**attempts.request(), content=content) as response:
+        async with self._loops.here().pools.calls.stream(**attempts.request(), content=content) as response:
             body = bytearray()
             try:
                 async for chunk in response.aiter_bytes():
@@ -235,18 +249,11 @@ class AsyncClient:
                 return Answer.undecoded(response.status_code, response.headers, error)
             return Answer(response.status_code, response.headers, body)
 
-    def _turn(self) -> asyncio.Semaphore:
-        """One of as many calls as there are connections. The pool would go through all that wait for one at every
-        change, which takes the loop's time by the square of their number."""
-        loop = asyncio.get_running_loop()
-        turns = self._turns.get(loop)
-        if turns is None:
-            turns = self._turns[loop] = asyncio.Semaphore(MAX_CONNECTIONS)
-        return turns
+    def __reduce__(self) -> "tuple[Callable[[], AsyncClient], tuple[()]]":
+        return self._another, ()
 
     async def aclose(self) -> None:
-        for pool in self._pools.all:
-            await pool.aclose()
+        await self._loops.aclose()
 
     async def __aenter__(self) -> Self:
         return self
@@ -297,7 +304,7 @@ class AsyncJob(JobRecord):
 
     async def _stream(self, following: Following) -> AsyncIterator[Progress]:
         """Until the stream ends, or breaks: then the job is looked at, and what is wrong shows."""
-        pool = self._client._pools.streams
+        pool = self._client._loops.here().pools.streams
         try:
             request = pool.build_request(**following.request())
             response = await _in_time(pool.send(request, stream=True), following)
@@ -340,7 +347,7 @@ class AsyncDictionary(DictionaryRecord):
     async def encode(self, A: object, *, full: Literal[True], **options: Unpack[EncodeOptions]) -> Encoded: ...
 
     @overload
-    async def encode(self, A: object, *, full: Literal[False] = ..., **options: Unpack[EncodeOptions]) -> Any: ...
+    async def encode(self, A: object, *, full: bool = ..., **options: Unpack[EncodeOptions]) -> Any: ...
 
     async def encode(
         self,

@@ -1,7 +1,8 @@
 """The client that waits for its answers."""
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from types import TracebackType
 from typing import Any, Literal, Self, Unpack, cast, overload
 
@@ -10,7 +11,7 @@ import httpx
 from app.client import calls
 from app.client.answers import Answer, Encoded
 from app.client.bodies import Array, Body
-from app.client.calls import Call, EncodeOptions, FitParameters, Parameter, Record, T
+from app.client.calls import Call, EncodeOptions, FitParameters, Parameter, Record, Reference, T
 from app.client.config import DEFAULT_RETRIES, DEFAULT_TIMEOUT_SECONDS, Pools, http_options, without_password
 from app.client.display import shown
 from app.client.errors import Unavailable
@@ -27,12 +28,14 @@ class Client:
     CSV file, which is sent as it lies on the disk. What comes back are numpy arrays, float32.
 
     A call that can safely be sent twice is sent again where the service cannot be reached or asks to come back later
-    (`Retry-After`); other calls only where nothing of them was sent. May be used from several threads.
+    (`Retry-After`); other calls only where nothing of them was sent. May be used from several threads, and pickled:
+    the copy is made with the same arguments, the token among them, and takes the others from its own environment.
 
     Args:
         url: of the service; by default DICTSERVE_URL, else http://127.0.0.1:8000.
         token: for `Authorization: Bearer`; by default DICTSERVE_TOKEN.
-        retries: how often a call is sent again, at most.
+        retries: how often a call is sent again, at most; those that the service asks for by `Retry-After` do not
+            count, for it knows how long it takes. At 0 nothing is sent again.
         timeout: seconds that a call may take with all of its retries. Waiting for a fit's end is not bounded by it.
         transport: of httpx, in place of the network.
 
@@ -50,6 +53,7 @@ class Client:
         timeout: float = DEFAULT_TIMEOUT_SECONDS,
         transport: httpx.BaseTransport | None = None,
     ) -> None:
+        self._another = partial(type(self), url, token=token, retries=retries, timeout=timeout, transport=transport)
         options = http_options(url, token)
         self._pools = Pools(lambda limits: httpx.Client(**options, limits=limits, transport=transport))
         self._url = without_password(options["base_url"])
@@ -77,6 +81,16 @@ class Client:
         **parameters: Unpack[FitParameters],
     ) -> "Job": ...
 
+    @overload
+    def fit(
+        self,
+        A: object = ...,
+        *,
+        wait: bool,
+        progress: bool | None = ...,
+        **parameters: Unpack[FitParameters],
+    ) -> "Dictionary | Job": ...
+
     def fit(
         self,
         A: object = None,
@@ -86,7 +100,7 @@ class Client:
         solver: str | None = None,
         max_iter: int | None = None,
         tol: float | None = None,
-        init: str | None = None,
+        init: Reference | None = None,
         seed: int | None = None,
         ranks: int | None = None,
         clip: bool | None = None,
@@ -126,8 +140,12 @@ class Client:
         return job.wait(progress=progress) if wait else job
 
     def jobs(self, *, state: str | None = None, name: str | None = None, limit: int = 100) -> "list[Job]":
-        """Jobs in this state and of this name, newest first, at most 1000."""
-        return [Job(self, record) for record in self.send(calls.jobs(state, name, limit))]
+        """Jobs in this state and of this name, newest first; more than 1000 come in several calls."""
+        found, cursor = self.send(calls.jobs(state, name, limit))
+        while cursor is not None and len(found) < limit:
+            more, cursor = self.send(calls.jobs(state, name, limit - len(found), cursor))
+            found += more
+        return [Job(self, record) for record in found]
 
     def job(self, id: str) -> "Job":
         return Job(self, self.send(calls.job(id)))
@@ -136,18 +154,18 @@ class Client:
 
     @overload
     def encode(
-        self, A: object, dictionary: str, *, full: Literal[True], **options: Unpack[EncodeOptions]
+        self, A: object, dictionary: Reference, *, full: Literal[True], **options: Unpack[EncodeOptions]
     ) -> Encoded: ...
 
     @overload
     def encode(
-        self, A: object, dictionary: str, *, full: Literal[False] = ..., **options: Unpack[EncodeOptions]
+        self, A: object, dictionary: Reference, *, full: bool = ..., **options: Unpack[EncodeOptions]
     ) -> Any: ...
 
     def encode(
         self,
         A: object,
-        dictionary: str,
+        dictionary: Reference,
         *,
         sparse: bool = False,
         top_k: int | None = None,
@@ -158,7 +176,7 @@ class Client:
         """Codes Z (rows, nb_concepts) of A (rows, n_features): non-negative least squares on the dictionary.
 
         Args:
-            dictionary: its name (the latest version), or ``name@version``.
+            dictionary: its name (the latest version), ``name@version``, or a `Dictionary`.
             sparse: give Z as a `scipy.sparse.csr_array`; on the wire too, only what is not zero is sent.
             top_k: keep the largest codes of each row alone.
             clip: make negative values of A zero instead of refusing them.
@@ -171,7 +189,7 @@ class Client:
         )
         return encoded if full else encoded.codes
 
-    def decode(self, Z: object, dictionary: str, *, dtype: Literal["float32", "float64"] = "float32") -> Array:
+    def decode(self, Z: object, dictionary: Reference, *, dtype: Literal["float32", "float64"] = "float32") -> Array:
         """Z·D, (rows, n_features), of codes Z (rows, nb_concepts)."""
         return self.send(calls.decode(Z, dictionary, dtype=dtype))
 
@@ -181,19 +199,19 @@ class Client:
         """The latest version of each, without what grows with it (loss history, concept labels, energies)."""
         return [Dictionary(self, record) for record in self.send(calls.dictionaries())]
 
-    def dictionary(self, reference: str) -> "Dictionary":
+    def dictionary(self, reference: Reference) -> "Dictionary":
         """By name (the latest version), or as ``name@version``."""
         return Dictionary(self, self.send(calls.dictionary(reference)))
 
-    def get_dictionary(self, reference: str) -> Array:
+    def get_dictionary(self, reference: Reference) -> Array:
         """D, (nb_concepts, n_features)."""
         return self.send(calls.weights(reference))
 
-    def concepts(self, reference: str) -> Record:
+    def concepts(self, reference: Reference) -> Record:
         """What is known of every concept, in columns, under the names of the HTTP API."""
         return self.send(calls.concepts(reference))
 
-    def concept(self, reference: str, index: int) -> Record:
+    def concept(self, reference: Reference, index: int) -> Record:
         """All that is known of one concept, under the names of the HTTP API.
 
         Raises:
@@ -201,7 +219,7 @@ class Client:
         """
         return self.send(calls.concept(reference, index))
 
-    def compare(self, a: str, b: str) -> Record:
+    def compare(self, a: Reference, b: Reference) -> Record:
         """Which concept of one dictionary is which of another, and how alike they are, under the names of the HTTP
         API."""
         return self.send(calls.compare(a, b))
@@ -212,14 +230,14 @@ class Client:
 
     def label(
         self,
-        reference: str,
+        reference: Reference,
         labels: Mapping[str, str | None] | None = None,
         concepts: Mapping[int, str | None] | None = None,
     ) -> "Dictionary":
         """Note something of a dictionary, and of its concepts by their index. None removes a label."""
         return Dictionary(self, self.send(calls.label(reference, labels, concepts)))
 
-    def remove(self, reference: str) -> None:
+    def remove(self, reference: Reference) -> None:
         """Remove a version (``name@version``), or all of a name."""
         self.send(calls.remove(reference))
 
@@ -264,8 +282,11 @@ class Client:
                 return Answer.undecoded(response.status_code, response.headers, error)
             return Answer(response.status_code, response.headers, body)
 
+    def __reduce__(self) -> "tuple[Callable[[], Client], tuple[()]]":
+        return self._another, ()
+
     def close(self) -> None:
-        for pool in self._pools.all:
+        for pool in self._pools.closed():
             pool.close()
 
     def __enter__(self) -> Self:
@@ -363,7 +384,7 @@ class Dictionary(DictionaryRecord):
     def encode(self, A: object, *, full: Literal[True], **options: Unpack[EncodeOptions]) -> Encoded: ...
 
     @overload
-    def encode(self, A: object, *, full: Literal[False] = ..., **options: Unpack[EncodeOptions]) -> Any: ...
+    def encode(self, A: object, *, full: bool = ..., **options: Unpack[EncodeOptions]) -> Any: ...
 
     def encode(
         self,

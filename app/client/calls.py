@@ -1,9 +1,10 @@
 """Each call of the HTTP API as a value: what to send, and how to read the answer. Neither sends anything."""
 
+import operator
 import uuid
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Generic, Literal, Required, TypedDict, TypeVar
+from typing import Any, Generic, Literal, Protocol, Required, TypedDict, TypeVar
 from urllib.parse import quote
 
 import msgspec
@@ -15,7 +16,18 @@ from app.client.errors import InvalidRequest
 
 T = TypeVar("T")
 Record = dict[str, Any]  # a job or dictionary, as the service tells of it
-Parameter = str | int | float | bool | None  # None is left out: the service's default holds
+
+
+class Known(Protocol):
+    """A dictionary that is known: `Dictionary`, `AsyncDictionary`."""
+
+    @property
+    def reference(self) -> str: ...
+
+
+Reference = str | Known  # what a dictionary is told by
+Parameter = Reference | int | float | bool | None  # None is left out: the service's default holds
+MOST_JOBS = 1000  # in an answer
 
 
 class FitParameters(TypedDict, total=False):
@@ -26,7 +38,7 @@ class FitParameters(TypedDict, total=False):
     solver: str | None
     max_iter: int | None
     tol: float | None
-    init: str | None
+    init: Reference | None
     seed: int | None
     ranks: int | None
     clip: bool | None
@@ -84,7 +96,7 @@ def fit(A: object, parameters: Mapping[str, Parameter], files: Sequence[str] | N
 
 
 def encode(
-    A: object, dictionary: str, *, sparse: bool, top_k: int | None, clip: bool, full: bool, dtype: str
+    A: object, dictionary: Reference, *, sparse: bool, top_k: int | None, clip: bool, full: bool, dtype: str
 ) -> Call[Encoded]:
     """One array comes as npy, several as safetensors. With ``top_k`` the service always answers compressed rows."""
     one_array = not (sparse or full or top_k is not None)
@@ -101,7 +113,7 @@ def encode(
     return Call("POST", "/encode", read, _query(parameters), accept, body_of(A))
 
 
-def decode(Z: object, dictionary: str, *, dtype: str) -> Call[Array]:
+def decode(Z: object, dictionary: Reference, *, dtype: str) -> Call[Array]:
     parameters = {"dictionary": reference_of(dictionary), "dtype": dtype}
     return Call("POST", "/decode", answers.npy, parameters, _accept("npy"), body_of(Z))
 
@@ -116,27 +128,27 @@ def dictionaries() -> Call[list[Record]]:
     return Call("GET", "/dictionaries", answers.dictionaries)
 
 
-def dictionary(reference: str) -> Call[Record]:
+def dictionary(reference: Reference) -> Call[Record]:
     return Call("GET", _dictionary_path(reference), answers.dictionary)
 
 
-def concepts(reference: str) -> Call[Record]:
+def concepts(reference: Reference) -> Call[Record]:
     return Call("GET", f"{_dictionary_path(reference)}/concepts", answers.fields)
 
 
-def concept(reference: str, index: int) -> Call[Record]:
-    return Call("GET", f"{_dictionary_path(reference)}/concepts/{index:d}", answers.fields)
+def concept(reference: Reference, index: int) -> Call[Record]:
+    return Call("GET", f"{_dictionary_path(reference)}/concepts/{_whole(index)}", answers.fields)
 
 
-def compare(a: str, b: str) -> Call[Record]:
+def compare(a: Reference, b: Reference) -> Call[Record]:
     return Call("GET", f"{_dictionary_path(a)}/compare/{_segment(b)}", answers.fields)
 
 
-def weights(reference: str) -> Call[Array]:
+def weights(reference: Reference) -> Call[Array]:
     return Call("GET", f"{_dictionary_path(reference)}/weights", answers.npy, headers=_accept("npy"))
 
 
-def weights_as(format: str, reference: str) -> Call[bytearray]:
+def weights_as(format: str, reference: Reference) -> Call[bytearray]:
     read = answers.as_it_came(MEDIA_TYPES[format])
     return Call("GET", f"{_dictionary_path(reference)}/weights", read, headers=_accept(format))
 
@@ -148,20 +160,23 @@ def import_dictionary(name: str, D: object) -> Call[Record]:
 
 
 def label(
-    reference: str, labels: Mapping[str, str | None] | None, concepts: Mapping[int, str | None] | None
+    reference: Reference, labels: Mapping[str, str | None] | None, concepts: Mapping[int, str | None] | None
 ) -> Call[Record]:
     told = {"labels": dict(labels or {}), "concept_labels": {str(i): text for i, text in (concepts or {}).items()}}
     body = Held(MEDIA_TYPES["json"], (msgspec.json.encode(told),))
     return Call("PATCH", _dictionary_path(reference), answers.dictionary, body=body)
 
 
-def remove(reference: str) -> Call[None]:
+def remove(reference: Reference) -> Call[None]:
     """Not repeatable: by the time of the second, the name's versions may be other ones."""
     return Call("DELETE", _dictionary_path(reference), answers.nothing, is_repeatable=False)
 
 
-def jobs(state: str | None, name: str | None, limit: int) -> Call[list[Record]]:
-    query = _query({"state": state, "name": name, "limit": limit})
+def jobs(
+    state: str | None, name: str | None, limit: int, cursor: str | None = None
+) -> Call[tuple[list[Record], str | None]]:
+    """A page of them, of at most ``limit``, and the cursor of the next one."""
+    query = _query({"state": state, "name": name, "limit": min(limit, MOST_JOBS), "cursor": cursor})
     return Call("GET", "/jobs", answers.jobs, query)
 
 
@@ -182,11 +197,11 @@ def job_path(id: str) -> str:
     return f"/jobs/{_segment(id)}"
 
 
-def _dictionary_path(reference: str) -> str:
+def _dictionary_path(reference: Reference) -> str:
     return f"/dictionaries/{_segment(reference)}"
 
 
-def _segment(name: str) -> str:
+def _segment(name: Reference) -> str:
     """Of a path. What is none would make it the path of something else.
 
     Raises:
@@ -208,6 +223,18 @@ def reference_of(dictionary: object) -> str:
     if not isinstance(reference, str):
         raise TypeError(f"a dictionary is told by its name, as 'digits' or 'digits@2', and not by {dictionary!r:.60}")
     return reference
+
+
+def _whole(index: int) -> int:
+    """What a concept is told by; numpy's integers are such, too.
+
+    Raises:
+        TypeError: it is none.
+    """
+    try:
+        return operator.index(index)
+    except TypeError:
+        raise TypeError(f"a concept is told by its index, a whole number, and not by {index!r:.60}") from None
 
 
 def _told(value: Parameter) -> Parameter:

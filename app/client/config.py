@@ -7,6 +7,7 @@ from typing import Any, Generic, TypeVar
 import httpx
 
 from app import __version__
+from app.client.errors import ClientClosed
 
 DEFAULT_URL = "http://127.0.0.1:8000"
 DEFAULT_RETRIES = 5
@@ -16,6 +17,7 @@ DEFAULT_TIMEOUT_SECONDS = 600.0
 # has too many after a second; one that is closed while a request is on its way fails a call that is not repeatable.
 KEEP_ALIVE_SECONDS = 2.0
 MAX_CONNECTIONS, MAX_IDLE_CONNECTIONS = 100, 20
+CLOSED = "the client is closed, and calls nobody any more: make another one"
 
 
 Pool = TypeVar("Pool")
@@ -36,6 +38,7 @@ class Pools(Generic[Pool]):
 
     def __init__(self, make: Callable[[httpx.Limits], Pool]) -> None:
         self._make = make
+        self._is_closed = False
         self._of_parents: list[Pool] = []  # kept, for what closes them might say so to the service
         self._calls = self._made(MAX_CONNECTIONS, MAX_IDLE_CONNECTIONS)
         self._streams: Pool | None = None
@@ -43,21 +46,28 @@ class Pools(Generic[Pool]):
 
     @property
     def calls(self) -> Pool:
-        self._renew_in_child()
+        """Raises ClientClosed after `closed`."""
+        self._look()
         return self._calls
 
     @property
     def streams(self) -> Pool:
-        self._renew_in_child()
+        """Raises ClientClosed after `closed`."""
+        self._look()
         if self._streams is None:
             self._streams = self._made(None, 0)
         return self._streams
 
-    @property
-    def all(self) -> list[Pool]:
-        """Of this process."""
+    def closed(self) -> list[Pool]:
+        """Those of this process, to be closed: none is given out from now on."""
+        self._is_closed = True
         self._renew_in_child()
         return self._made_so_far()
+
+    def _look(self) -> None:
+        if self._is_closed:
+            raise ClientClosed(CLOSED)
+        self._renew_in_child()
 
     def _made_so_far(self) -> list[Pool]:
         return [self._calls] if self._streams is None else [self._calls, self._streams]

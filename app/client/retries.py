@@ -1,5 +1,6 @@
 """When a call is sent again, how long that waits, and when it is given up. No I/O: both clients ask here."""
 
+import logging
 import random
 import time
 from dataclasses import dataclass
@@ -14,9 +15,13 @@ from app.client.calls import Call, T
 from app.client.errors import DictserveError, TimedOut, Unreachable, error_of
 from app.client.patience import LONGEST_SECONDS, Left
 
+logger = logging.getLogger("dictserve.client")
+
 CONNECT_SECONDS = 10.0
 FIRST_PAUSE_SECONDS = 0.25
 MAX_PAUSE_SECONDS = 8.0
+LONG_SECONDS = 5.0  # a `Retry-After` of so much is of what takes its time, not of too much to do
+TOLD_SECONDS = 1.0  # a pause of so much, somebody may wonder about
 
 COME_BACK_LATER = frozenset({429, 502, 503, 504})  # 502 and 504 are a proxy's, while the service starts again
 NOTHING_SENT = (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout)
@@ -28,7 +33,9 @@ class Policy:
     """How patient calls are.
 
     Attributes:
-        retries: how often a call is sent again, at most.
+        retries: how often a call is sent again, at most. Where `Retry-After` is long the service is at something
+            that takes its time, as compiling does, and is asked again until it is done: that does not count, unless
+            this is 0, at which nothing is sent again.
         timeout_seconds: of a whole call, with its retries and their pauses.
     """
 
@@ -50,7 +57,8 @@ class Attempts:
         self._policy = policy
         self._call = call
         self._url = url
-        self._made = 0
+        self._retries = 0  # those that are counted
+        self._doubled_seconds = FIRST_PAUSE_SECONDS
         self._deadline = time.monotonic() + min(policy.timeout_seconds, LONGEST_SECONDS)
 
     def request(self) -> dict[str, Any]:
@@ -103,11 +111,14 @@ class Attempts:
 
     def _pause(self, error: DictserveError, wanted_seconds: float) -> float:
         """Doubling, with chance in it so that clients do not come back all at once; never less than asked for."""
-        self._made += 1
-        doubled: float = min(FIRST_PAUSE_SECONDS * 2 ** (self._made - 1), MAX_PAUSE_SECONDS)
-        pause = max(wanted_seconds, doubled * random.uniform(0.5, 1.0))  # noqa: S311 - no secret
-        if self._made > self._policy.retries or time.monotonic() + pause >= self._deadline:
+        pause = max(wanted_seconds, self._doubled_seconds * random.uniform(0.5, 1.0))  # noqa: S311 - no secret
+        self._doubled_seconds = min(2 * self._doubled_seconds, MAX_PAUSE_SECONDS)
+        if wanted_seconds < LONG_SECONDS or not self._policy.retries:
+            self._retries += 1
+        if self._retries > self._policy.retries or time.monotonic() + pause >= self._deadline:
             raise error
+        if pause >= TOLD_SECONDS:
+            logger.info("%s; asked again in %.0f s", error, pause)
         return pause
 
 

@@ -1,6 +1,7 @@
 """What all commands that talk to a service share: its URL, the client, and what an error ends the process with."""
 
 import io
+import logging
 import os
 import sys
 from pathlib import Path
@@ -14,7 +15,7 @@ from app.commands.tables import print_line
 if TYPE_CHECKING:
     from app.client import Client
 
-RETRIES = 2  # a person waits less long than a program for a service that is not there
+RETRIES = 2  # a person waits less long than a program for a service that is not there, or does not say how long
 REFUSED, USAGE, NOT_FOUND, UNAVAILABLE = 1, 2, 3, 4
 COMMANDS_OF = {"GET /dictionaries": "dictserve ls", "GET /jobs": "dictserve jobs"}  # of what the service names
 
@@ -22,17 +23,35 @@ Url = Annotated[
     str | None,
     typer.Option(envvar="DICTSERVE_URL", help="The service.", show_default="http://127.0.0.1:8000"),
 ]
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, as the HTTP API has it.")]
+AsJson = Annotated[
+    bool, typer.Option("--json", help="Print JSON: a record as the HTTP API has it, or a list of them.")
+]
 
 
 def connected(url: str | None) -> "Client":
     """A client of the service at this URL; its token comes from DICTSERVE_TOKEN, which no list of processes shows."""
     from app.client import Client
 
+    _tell_waits()
     try:
         return Client(url, retries=RETRIES)
     except ValueError as error:
         raise typer.BadParameter(str(error)) from None
+
+
+class _Waits(logging.Handler):
+    """Has who sits there know what the client waits for, which may take minutes."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        print_line(record.getMessage(), err=True)
+
+
+def _tell_waits() -> None:
+    logger = logging.getLogger("dictserve.client")
+    if not any(isinstance(handler, _Waits) for handler in logger.handlers):
+        logger.addHandler(_Waits())
+        logger.setLevel(logging.INFO)
+        logger.propagate = False
 
 
 class Commands(TyperGroup):

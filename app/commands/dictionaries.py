@@ -1,5 +1,6 @@
 """Dictionaries: ``ls``, ``show``, ``rm``, ``import``, ``export``."""
 
+from contextlib import suppress
 from typing import Annotated
 
 import typer
@@ -90,15 +91,18 @@ def rm(
     url: Url = None,
 ) -> None:
     """Remove a version (name@version), or all of a name. Asks first."""
+    from app.client.errors import UnknownDictionary
     from app.client.text import printable
 
     with connected(url) as client:
         found = client.dictionary(dictionary)
         versions = [found.version] if "@" in dictionary else found.record["versions"]
-        told = ", ".join(f"{found.name}@{version}" for version in versions)
-        if not yes and not typer.confirm(f"Remove {printable(told)}?", err=True):
+        references = [f"{found.name}@{version}" for version in versions]
+        if not yes and not typer.confirm(f"Remove {printable(', '.join(references))}?", err=True):
             raise typer.Exit(1)
-        client.remove(dictionary)
+        for reference in references:  # not the name: a version that was made meanwhile was not asked about
+            with suppress(UnknownDictionary):  # gone already
+                client.remove(reference)
 
 
 def label(

@@ -83,7 +83,7 @@ def jobs(
         str | None, typer.Option(help="queued, running, succeeded, failed or cancelled jobs alone.")
     ] = None,
     name: Annotated[str | None, typer.Option(help="Fits of this dictionary alone.")] = None,
-    limit: Annotated[int, typer.Option(help="How many, at most 1000.")] = 20,
+    limit: Annotated[int, typer.Option(help="How many, at most.")] = 20,
     as_json: AsJson = False,
     url: Url = None,
 ) -> None:

@@ -136,7 +136,7 @@ class Fits:
             return await self._submit(parameters, data, idempotency_key)
         except BaseException as error:
             self._doubtful.add(data.file)
-            if isinstance(error, Exception):  # else the record may be being written still: see `_keep_lease`
+            if isinstance(error, Exception):  # else the record may be being written still: see `_keep_taking_over`
                 await self._settle_doubts()
             raise
 
@@ -147,7 +147,7 @@ class Fits:
         request = orjson.dumps([parameters.name, told, *data.identity], option=orjson.OPT_SORT_KEYS)
         request_hash = hashlib.sha256(request).hexdigest()
         if idempotency_key is not None and (earlier := await self._of_key(idempotency_key, request_hash)):
-            await asyncio.to_thread(self.uploads.discard, data.file)
+            await self.uploads.threads(self.uploads.discard, data.file)
             return earlier
         self._store.require_free(parameters.name)
         pinned = told | {"init": await asyncio.to_thread(self._pinned_init, parameters, data.n_features)}
@@ -186,7 +186,7 @@ class Fits:
             logger.warning("activations stay until it is known whether a job needs them: %s", error)
             return
         for file in doubtful - needed:
-            await asyncio.to_thread(self.uploads.discard, file)
+            await self.uploads.threads(self.uploads.discard, file)
         self._doubtful -= doubtful
 
     def _pinned_init(self, parameters: FitParameters, n_features: int) -> str:
@@ -350,7 +350,6 @@ class Fits:
             try:
                 if not await self._records.write(self._leases.renew):
                     await self._records.write(self._leases.take_another)
-                await self._settle_doubts()  # after a write, thus after all that were asked for before
                 for runner in self._runners:
                     await runner.cancel_unwanted()
                 outage.is_over()
@@ -372,6 +371,7 @@ class Fits:
             await asyncio.sleep(TAKEOVER_SECONDS)
             try:
                 await self._take_over()
+                await self._settle_doubts()  # after writes, thus after all that were asked for before
                 outage.is_over()
             except (JobsUnavailable, StoreUnavailable) as error:
                 outage.goes_on(error)

@@ -17,7 +17,7 @@ from typing import Any
 import msgspec
 import sqlalchemy as sql
 
-from app.errors import InvalidFields, JobDamaged, JobsUnavailable, Overloaded, UnknownJob, shortened
+from app.errors import InvalidFields, JobDamaged, JobsUnavailable, Overloaded, UnknownJob
 from app.jobs.database import Database, metadata
 from app.jobs.leases import held_by, lease_of
 from app.problems import problem_of
@@ -104,8 +104,7 @@ class Jobs:
         return states[0]
 
     def newest(self, limit: int, *, before: str | None, state: State | None, name: str | None) -> list[ListedJob]:
-        """Jobs in this state and of this name, newest first, older than the one whose id is ``before``; but for those
-        whose records cannot be read."""
+        """Jobs in this state and of this name, newest first, older than the one whose id is ``before``."""
         if before is not None and _ID.fullmatch(before) is None:
             raise InvalidFields.at("cursor", msg="not the `next` of a page")
         if name is not None and not (name.isascii() and name.isprintable()):  # nor may PostgreSQL look for it
@@ -426,21 +425,24 @@ def _file_of(data: Any) -> str:
 
 
 def _listed(connection: sql.Connection, statement: sql.Select[Any]) -> list[ListedJob]:
-    """What can be read of what is selected; whole, and one by one where that cannot be."""
+    """What is selected; of a record that cannot be read, that it cannot."""
     try:
-        return [ListedJob.model_validate(dict(row)) for row in connection.execute(statement).mappings().all()]
+        return [ListedJob.model_validate(dict(row)) for row in connection.execute(statement).mappings()]
     except ValueError:
         ids = connection.scalars(statement.with_only_columns(_jobs.c.id)).all()
-    listed = []
-    for id in ids:
-        columns = sql.select(*statement.selected_columns).where(_jobs.c.id == id)
-        try:
-            listed += [ListedJob.model_validate(dict(row)) for row in connection.execute(columns).mappings().all()]
-        except ValueError as error:
-            logger.error(
-                "the record of job %s cannot be read: it is left out of the list (%s)", id, shortened(str(error))
-            )
-    return listed
+    return [_listed_alone(connection, statement, id) for id in ids]
+
+
+def _listed_alone(connection: sql.Connection, statement: sql.Select[Any], id: str) -> ListedJob:
+    try:
+        row = connection.execute(sql.select(*statement.selected_columns).where(_jobs.c.id == id)).mappings().one()
+        return ListedJob.model_validate(dict(row))
+    except ValueError as error:
+        problem = problem_of(_damaged(error)).problem
+    plain = sql.select(_jobs.c.id, _jobs.c.state, _jobs.c.name, _jobs.c.attempts, _jobs.c.created_at)
+    told = connection.execute(plain.where(_jobs.c.id == id)).mappings().one()
+    nothing = {"parameters": {}, "progress": Progress(max_iter=0), "error": msgspec.to_builtins(problem)}
+    return ListedJob.model_validate({**told, **nothing})
 
 
 def _sound(connection: sql.Connection, id: str) -> Record | None:
@@ -470,9 +472,14 @@ def _sound(connection: sql.Connection, id: str) -> Record | None:
 def _records(rows: sql.CursorResult[Any]) -> list[Record]:
     try:
         return [_record(row) for row in rows.mappings().all()]
-    except ValueError as error:  # JSON that is none, or no job's
-        told = " ".join(str(error).split())
-        raise JobDamaged(f"the job's record cannot be read; send the fit again ({told})") from error
+    except ValueError as error:
+        raise _damaged(error) from error
+
+
+def _damaged(error: ValueError) -> JobDamaged:
+    """JSON that is none, or no job's."""
+    told = " ".join(str(error).split())
+    return JobDamaged(f"the job's record cannot be read; send the fit again ({told})")
 
 
 def _record(row: sql.RowMapping) -> Record:

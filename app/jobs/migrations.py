@@ -3,9 +3,12 @@
 A new database is made as ``app.jobs.jobs`` and ``app.jobs.leases`` describe it. One that an earlier version of the
 service made is brought there by the statements below, at the start and in one transaction. There is no way back: an
 older version refuses a newer schema.
+
+A database has an identity, which tells it from all others: it is made with the table for it, and never changes.
 """
 
 import logging
+import secrets
 from collections.abc import Sequence
 
 import sqlalchemy as sql
@@ -21,10 +24,12 @@ MIGRATIONS: Sequence[str] = (
     "CREATE TABLE leases (owner VARCHAR(64) NOT NULL PRIMARY KEY, until FLOAT NOT NULL)",
     "ALTER TABLE jobs ADD COLUMN publishing BOOLEAN DEFAULT FALSE NOT NULL",
     "ALTER TABLE jobs ADD COLUMN service_deaths INTEGER DEFAULT 0 NOT NULL",
+    "CREATE TABLE jobs_identity (identity VARCHAR(32) NOT NULL PRIMARY KEY)",
 )
 
 _metadata = sql.MetaData()
 _schema = sql.Table("jobs_schema", _metadata, sql.Column("version", sql.Integer, nullable=False))
+_identity = sql.Table("jobs_identity", _metadata, sql.Column("identity", sql.String(32), primary_key=True))
 
 
 def settle(engine: sql.Engine, described: sql.MetaData) -> None:
@@ -61,7 +66,15 @@ def settle(engine: sql.Engine, described: sql.MetaData) -> None:
         _metadata.create_all(connection)
         connection.execute(_schema.delete())
         connection.execute(_schema.insert().values(version=newest))
+        if connection.scalar(sql.select(_identity)) is None:
+            connection.execute(_identity.insert().values(identity=secrets.token_hex(16)))
         connection.commit()
+
+
+def identity_of(connection: sql.Connection) -> str:
+    """What tells the database from all others."""
+    identity: str = connection.execute(sql.select(_identity)).scalar_one()
+    return identity
 
 
 def _counted(connection: sql.Connection) -> int | None:

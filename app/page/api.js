@@ -3,6 +3,7 @@
 import { h, alertPlace, tell } from "./element.js";
 
 const KEY = "dictserve.token";
+const NEEDED = "dictserve.needsToken"; // kept once a 401 has said so
 const LATER = new Set([429, 502, 503, 504]);
 const MOST_TRIES = 8; // of what a person waits for; what is only read is tried until they leave
 const MOST_SECONDS = 60; // between two tries, whatever a proxy asks for: the service itself never asks for more
@@ -35,7 +36,7 @@ export async function call(method, path, options = {}) {
       return told;
     } catch (error) {
       if (!(error instanceof Problem)) throw error;
-      if (error.status === 401 || error.status === 403) {
+      if (wantsToken(error)) {
         await askToken(error, signal);
         continue;
       }
@@ -47,6 +48,15 @@ export async function call(method, path, options = {}) {
       await pause(error.retrySeconds || Math.min(2 ** (tries - 1), 10), error, signal, waiting);
     }
   }
+}
+
+/**
+ * Whether a token, or another one, is what is wanted. With 403 the service tells of a token that may not do this; but
+ * also, where it needs none at all, of what it takes for a page of another site.
+ */
+function wantsToken({ status, type }) {
+  if (status === 401) sessionStorage.setItem(NEEDED, "yes");
+  return status === 401 || (status === 403 && type === "forbidden" && sessionStorage.getItem(NEEDED) !== null);
 }
 
 export const callJson = (method, path, options) => call(method, path, { ...options, read: json });
@@ -63,10 +73,10 @@ async function json(answer) {
   return told;
 }
 
-/** An object or an array of JSON; null where it is anything else. */
+/** An object or an array of JSON; null where it is anything else. A seed that numbers here cannot hold stays text. */
 export function parsed(text) {
   try {
-    const told = JSON.parse(text);
+    const told = JSON.parse(text.replace(/("seed": ?)(\d{16,})/g, '$1"$2"'));
     return typeof told === "object" ? told : null;
   } catch {
     return null;

@@ -1,7 +1,7 @@
 // How alike a dictionary's concepts are: the nearest of each, the closest pairs, and for a few hundred the whole map.
 
 import { call } from "./api.js";
-import { alertPlace, h, panel, tell } from "./element.js";
+import { alertPlace, disabledFor, h, panel, tell } from "./element.js";
 import { histogram, picture } from "./drawing.js";
 import { binned, figure, whole } from "./numbers.js";
 import { readNpy } from "./npy.js";
@@ -45,18 +45,17 @@ function closest(nearest, cosine) {
 
 function map(record, path, signal) {
   const alert = alertPlace();
-  const place = h("div", {}, h("p", { class: "muted" }, "The cosine of every concept with every other, as a picture. It needs the weights themselves."),
-    h("button", { type: "button", onclick: async (event) => {
-      event.target.disabled = true;
-      try {
-        const answer = await call("GET", `${path}/weights`, { signal, headers: { Accept: "application/x-npy" } });
-        draw(place, readNpy(await answer.arrayBuffer()));
-      } catch (error) {
-        event.target.disabled = false;
-        tell(alert, error);
-      }
+  const place = h("div", { tabindex: -1 }, h("p", { class: "muted" }, "The cosine of every concept with every other, as a picture. It needs the weights themselves."),
+    h("button", { type: "button", onclick: (event) => {
+      alert.replaceChildren();
+      disabledFor(event.target, () => drawn().catch((error) => tell(alert, error)), place);
     } }, "Draw the map"));
   return panel("Coherence map", place, alert);
+
+  async function drawn() {
+    const answer = await call("GET", `${path}/weights`, { signal, headers: { Accept: "application/x-npy" } });
+    draw(place, readNpy(await answer.arrayBuffer()));
+  }
 }
 
 function draw(place, D) {

@@ -24,7 +24,7 @@ export async function show(content, [reference, index], signal) {
     head,
     labelForm(exact, concept, signal, () => { head.querySelector("h1").textContent = title(); }),
     h("dl", { class: "figures" },
-      told("Energy", percent(concept.energy), "Its share of what all concepts explain."),
+      told("Energy", percent(concept.energy), "Its share of all concepts' energy."),
       told("Uses", uses === null ? "–" : `${whole(uses)} of ${whole(rows)}`, concept.dead ? "Dead: no row of the fit uses it." : concept.near_dense
         ? "Near-dense: nearly every row uses it, so it tells little of any." : "Rows of the fit with a code above zero."),
       told("Largest code", figure(concept.largest), "In the rows of the fit."),

@@ -4,7 +4,7 @@ import { call, callJson, getJson, problemOf } from "./api.js";
 import { Chart, lossChart } from "./charts.js";
 import { conceptGrid } from "./concepts.js";
 import { coherence } from "./coherence.js";
-import { alertPlace, confirmed, h, heading, newId, panel, tell } from "./element.js";
+import { alertPlace, confirmed, disabledFor, h, heading, newId, panel, tell } from "./element.js";
 import { figure, moment, percent, seconds, whole } from "./numbers.js";
 import { linkTo } from "./router.js";
 
@@ -28,11 +28,9 @@ export async function show(content, [reference], signal) {
   const exact = `${record.name}@${record.version}`;
   const exactPath = `dictionaries/${encodeURIComponent(exact)}`;
   const alert = alertPlace();
-  const act = (label, kind, work) => h("button", { type: "button", class: kind, onclick: async (event) => {
+  const act = (label, kind, work) => h("button", { type: "button", class: kind, onclick: (event) => {
     alert.replaceChildren();
-    event.target.disabled = true;
-    await work().catch((error) => tell(alert, error));
-    event.target.disabled = false;
+    disabledFor(event.target, () => work().catch((error) => tell(alert, error)));
   } }, label);
   content.append(
     heading(exact,

@@ -73,6 +73,21 @@ export function confirmed(question, act) {
   });
 }
 
+/**
+ * Do something with the button disabled that asked for it. That takes the focus from it: afterwards it has it again or,
+ * if it is no more, what has come in its place, unless somebody has gone on meanwhile.
+ */
+export async function disabledFor(button, work, inItsPlace = null) {
+  const hadFocus = document.activeElement === button;
+  button.disabled = true;
+  try {
+    await work();
+  } finally {
+    button.disabled = false;
+    if (hadFocus && document.activeElement === document.body) (button.isConnected ? button : inItsPlace)?.focus();
+  }
+}
+
 /** Call with the last arguments only, once calls have stopped for a moment. */
 export function debounced(milliseconds, call) {
   let timer;

@@ -1,7 +1,7 @@
 // The view of a new fit: a file, and what the fit is told.
 
 import { callJson, tellWait } from "./api.js";
-import { alertPlace, h, heading, newId, panel, placeOf, tell } from "./element.js";
+import { alertPlace, disabledFor, h, heading, newId, panel, placeOf, tell } from "./element.js";
 import { dropZone } from "./drop.js";
 import { linkTo } from "./router.js";
 
@@ -77,10 +77,13 @@ export async function show(content, _, signal) {
       form.querySelector("[name=files]").focus();
       return;
     }
-    send.disabled = true;
     send.textContent = "Sending…";
+    await disabledFor(send, () => sent(files.length ? ofFiles(files) : ofFile(draft.file)));
+    send.textContent = "Start the fit";
+  }
+
+  async function sent({ path, type, body }) {
     try {
-      const { path, type, body } = files.length ? ofFiles(files) : ofFile(draft.file);
       const { id } = await callJson("POST", path, {
         body, signal, headers: { "Content-Type": type, "Idempotency-Key": draft.key }, repeatable: true,
         waiting: (text) => tellWait(waiting, text),
@@ -93,9 +96,6 @@ export async function show(content, _, signal) {
         if (wrong[loc[0]]) mark(loc[0], wrong[loc[0]], loc.length > 1 ? `${placeOf(loc)}: ${msg}` : msg);
       }
       form.querySelector("[aria-invalid=true]")?.focus();
-    } finally {
-      send.disabled = false;
-      send.textContent = "Start the fit";
     }
   }
 
@@ -137,11 +137,12 @@ function ofFile(file) {
   return { path: `fit?${new URLSearchParams(told())}`, type: typeOf(file), body: file };
 }
 
-/** In JSON, where numbers are numbers. */
+/** In JSON, where numbers are numbers: whole ones as they were typed, since a seed may be larger than numbers here. */
 function ofFiles(files) {
   const isNumber = (name) => PARAMETERS.find((parameter) => parameter.name === name).type === "number";
-  const fields = told().map(([name, value]) => [name, isNumber(name) ? Number(value) : value]);
-  return { path: "fit", type: "application/json", body: JSON.stringify({ ...Object.fromEntries(fields), files }) };
+  const inJson = (name, value) => (!isNumber(name) ? JSON.stringify(value) : /^[1-9]\d*$/.test(value) ? value : Number(value));
+  const fields = told().map(([name, value]) => `"${name}": ${inJson(name, value)}`);
+  return { path: "fit", type: "application/json", body: `{${[...fields, `"files": ${JSON.stringify(files)}`].join(", ")}}` };
 }
 
 const TYPES = { npy: "application/x-npy", csv: "text/csv", safetensors: "application/vnd.safetensors" };

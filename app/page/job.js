@@ -2,7 +2,7 @@
 
 import { callJson, getJson } from "./api.js";
 import { lossChart } from "./charts.js";
-import { alertPlace, h, heading, panel, tell } from "./element.js";
+import { alertPlace, disabledFor, h, heading, panel, tell } from "./element.js";
 import { follow } from "./events.js";
 import { figure, percent, seconds, whole } from "./numbers.js";
 import { linkTo } from "./router.js";
@@ -12,7 +12,7 @@ const ENDED = ["succeeded", "failed", "cancelled"];
 export async function show(content, [id], signal) {
   const path = `jobs/${encodeURIComponent(id)}`;
   let job = await getJson(path, { signal });
-  const cancel = h("button", { type: "button", class: "danger", onclick: () => end() }, "Cancel");
+  const cancel = h("button", { type: "button", class: "danger", onclick: () => disabledFor(cancel, end) }, "Cancel");
   const actions = h("span", { class: "actions" });
   const alert = alertPlace();
   const told = h("p", { role: "status", "aria-live": "polite" });
@@ -49,14 +49,11 @@ export async function show(content, [id], signal) {
   }
 
   async function end() {
-    cancel.disabled = true;
     try {
       job = await callJson("POST", `${path}/cancel`, { signal });
       draw();
     } catch (error) {
       tell(alert, error);
-    } finally {
-      cancel.disabled = false;
     }
   }
 

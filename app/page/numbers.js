@@ -16,17 +16,19 @@ export const percent = (share) => (share === null || share === undefined ? NONE 
 
 export function seconds(value) {
   if (value === null || value === undefined) return NONE;
-  if (value < 60) return `${value.toFixed(value < 10 ? 1 : 0)} s`;
-  const minutes = Math.floor(value / 60);
-  return minutes < 60 ? `${minutes} min ${Math.round(value % 60)} s` : `${Math.floor(minutes / 60)} h ${minutes % 60} min`;
+  if (value < 9.95) return `${value.toFixed(1)} s`;
+  const rounded = Math.round(value); // before it is parted, or there would be a minute of 60 s
+  if (rounded < 60) return `${rounded} s`;
+  const minutes = Math.floor(rounded / 60);
+  return minutes < 60 ? `${minutes} min ${rounded % 60} s` : `${Math.floor(minutes / 60)} h ${minutes % 60} min`;
 }
 
 export function bytes(value) {
   if (value === null || value === undefined) return NONE;
   const steps = ["B", "KiB", "MiB", "GiB", "TiB"];
   let step = 0;
-  for (; value >= 1024 && step < steps.length - 1; step++) value /= 1024;
-  return `${value.toFixed(step && value < 10 ? 1 : 0)} ${steps[step]}`;
+  for (; Math.round(value) >= 1024 && step < steps.length - 1; step++) value /= 1024;
+  return `${value.toFixed(step && value < 9.95 ? 1 : 0)} ${steps[step]}`;
 }
 
 /** A moment, to the minute, in the reader's own time. */

@@ -1,7 +1,7 @@
 // The view of the service's state: workers, queue, rates, jobs. Looked at anew every few seconds.
 
 import { Problem, call, callJson, getJson, parsed, problemOf } from "./api.js";
-import { alertPlace, h, heading, panel, tell } from "./element.js";
+import { alertPlace, disabledFor, h, heading, panel, tell } from "./element.js";
 import { bytes, figure, moment, percent, seconds, whole } from "./numbers.js";
 import { linkTo } from "./router.js";
 import { Table } from "./table.js";
@@ -109,18 +109,15 @@ export async function show(content, _, signal) {
   async function end(job, button) {
     const path = `jobs/${encodeURIComponent(job.id)}`;
     wrong.replaceChildren();
-    button.disabled = true;
-    try {
-      if (ENDED.includes(job.state)) await call("DELETE", path, { signal });
-      else await callJson("POST", `${path}/cancel`, { signal });
-      await tryLook();
-      const isLost = document.activeElement === document.body; // the focus, with the button that had it
-      if (isLost) jobs.element.querySelector("[role=region]").focus();
-    } catch (error) {
-      tell(wrong, error);
-    } finally {
-      button.disabled = false;
-    }
+    await disabledFor(button, async () => {
+      try {
+        if (ENDED.includes(job.state)) await call("DELETE", path, { signal });
+        else await callJson("POST", `${path}/cancel`, { signal });
+        await tryLook();
+      } catch (error) {
+        tell(wrong, error);
+      }
+    }, jobs.element.querySelector("[role=region]"));
   }
 }
 

@@ -17,7 +17,10 @@ const draft = { text: "", rows: null, row: 0 };
 
 /** What cannot be taken from what was given, before the service is asked. */
 class NoRow extends Error {
-  title = "No such row";
+  constructor(message, title = "No such row") {
+    super(message);
+    this.title = title;
+  }
 }
 
 export async function show(content, [reference], signal) {
@@ -147,12 +150,15 @@ function parsed(text, row) {
 /** A row of lines of numbers, as the service counts them: a first line without any number is a header. What is no number stays as it is. */
 function cellsOf(text, row) {
   const lines = text.split(/[\r\n]+/).filter((line) => line.trim());
-  const cells = (line) => line.split(/[,;\s]+/).filter(Boolean).map((cell) => cell.replace(/^"([^"]*)"$/, "$1"));
+  const cells = (line) => line.trim().split(/\s*[,;]\s*|\t|\s+/).map((cell) => cell.replace(/^"([^"]*)"$/, "$1"));
   const isNumber = (cell) => cell !== "" && !Number.isNaN(Number(cell));
   const rows = lines.length > 1 && !cells(lines[0]).some(isNumber) ? lines.slice(1) : lines;
   if (!rows.length) return [];
   requireRow(row, rows.length);
-  return cells(rows[row]).map((cell) => (isNumber(cell) ? Number(cell) : cell));
+  const found = cells(rows[row]);
+  const empty = found.indexOf("");
+  if (empty >= 0) throw new NoRow(`feature ${whole(empty)}, counted from 0, has none: write 0 where that is its value`, "A number is missing");
+  return found.map((cell) => (isNumber(cell) ? Number(cell) : cell));
 }
 
 function numbersOf(row) {

@@ -33,7 +33,7 @@ async def encode(request: Request, services: ServicesDep) -> Response:
     sparse = fields.sparse or fields.top_k is not None
     payload.answer_format(many_arrays=sparse or fields.reconstruct)  # refuse before the work, not after it
     record, (codes, converged, *errors) = await services.solve(
-        "encode", fields.dictionary, fields.data, reconstruct=fields.reconstruct
+        "encode", fields.dictionary, fields.data, reconstruct=fields.reconstruct, top_k=fields.top_k
     )
     scalars: dict[str, Scalar] = {
         "dictionary": record.name,

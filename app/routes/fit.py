@@ -1,6 +1,5 @@
 """``POST /fit``: activations → a job that learns a dictionary."""
 
-import asyncio
 import re
 from dataclasses import replace
 from pathlib import Path
@@ -65,12 +64,12 @@ async def fit(
             raise InvalidFields.at("max_iter", msg=f"at most {services.settings.max_iterations}")
         if fields.ranks > services.settings.max_ranks:
             raise InvalidFields.at("ranks", msg=f"at most {services.settings.max_ranks}")
-        data = await asyncio.to_thread(_data, services.fits, fields, upload)
+        data = await uploads.threads(_data, services.fits, fields, upload)
         take_rows(request, data.rows)
         if services.tracing is not None:
             services.tracing.note(fields.name, data.rows)
     except BaseException:
-        await asyncio.to_thread(uploads.discard, upload.name)
+        await uploads.threads(uploads.discard, upload.name)
         raise
     job = await services.fits.submit(fields, data, idempotency_key)
     del fields, data

@@ -28,7 +28,8 @@ PRIVATE = ".dictserve"  # a prefix that no dictionary can have
 STAGING = f"{PRIVATE}/staging"
 
 # Beside a fast network an answer takes milliseconds; one that takes longer than this is not waited for.
-S3_TIMEOUTS = {"connect_timeout": 2, "read_timeout": 10, "retries": {"max_attempts": 0}}
+# Parts of large uploads go ten at a time: by default all connections would be theirs, and encodes would wait for one.
+S3_CONFIG = {"connect_timeout": 2, "read_timeout": 10, "retries": {"max_attempts": 0}, "max_pool_connections": 100}
 S3_ATTEMPTS = 2
 FULL = {"QuotaExceeded", "XMinioAdminBucketQuotaExceeded", "XMinioStorageFull", "InsufficientStorage", "507"}
 TAKEN = {"PreconditionFailed", "ConditionalRequestConflict", "412", "409"}
@@ -182,7 +183,7 @@ class S3Bucket(Bucket):
 
     def __init__(self, url: str, options: dict[str, Any]) -> None:
         line = {"connector_args": {"socket_factory": lambda told: give_up_in_time(socket.socket(*told[:3]))}}
-        config = S3_TIMEOUTS | line | options.get("config_kwargs", {})
+        config = S3_CONFIG | line | options.get("config_kwargs", {})
         super().__init__(url, {**options, "config_kwargs": config, "use_listings_cache": False})
         self._fs.retries = S3_ATTEMPTS
 

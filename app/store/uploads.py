@@ -17,11 +17,13 @@ from app.errors import DataChanged, StoreFull
 from app.formats import npy_format
 from app.store.shared_files import GRACE_SECONDS, SharedFiles
 from app.store.store import Store, fsync_directory, owner_of, store_errors
+from app.threads import Threads
 
 logger = logging.getLogger("dictserve")
 
 ALIGNMENT = 64  # of the array in its file, so that it can be mapped and computed with as it lies
 HASH_ROWS_BYTES = 16 * 1024 * 1024
+MOVED_AT_ONCE = 8  # an object store's client has ten connections by default, and encodes need some
 
 
 @dataclass(frozen=True)
@@ -47,11 +49,13 @@ class Uploads:
     """Files under the store's private directory, named for the process that made them.
 
     With ``shared`` files they are objects, too, from before their request is answered: others may take the job up.
+    That may take a network long, so that requests have it done in ``threads`` of its own.
     """
 
     def __init__(self, store: Store, shared: SharedFiles | None = None) -> None:
         self._store = store
         self._shared = shared
+        self.threads = Threads("activations", MOVED_AT_ONCE)
         self._of_jobs: set[str] = set()  # files here whose job was seen on record: with that they are needed no more
 
     def new_path(self) -> Path:

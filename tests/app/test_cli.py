@@ -8,13 +8,14 @@ import sys
 from pathlib import Path
 
 import pytest
+from fastapi.testclient import TestClient
 from typer.testing import CliRunner
 
 from app import commands
 from app.cli import main
-from app.client import DictserveError, Overloaded, UnknownDictionary, UnknownJob, Unreachable
+from app.client import Client, DictserveError, Overloaded, UnknownDictionary, UnknownJob, Unreachable, calls
 from app.client.errors import Unauthorized
-from app.commands import files
+from app.commands import dictionaries, files, fit
 from app.commands.connection import _told_here, exit_code
 from app.commands.curve import BLOCKS, COLUMNS, ROWS, bars, curve
 from app.commands.tables import print_pairs, print_rows
@@ -163,6 +164,59 @@ def test_json_rows_of_something_else_are_a_usage_error(tmp_path: Path, text: str
     code, told = run("encode", "digits", str(file), "--url", NOWHERE)
     assert code == 2
     assert "to hold numbers" in " ".join(told.split())
+
+
+@pytest.fixture
+def service(client: TestClient, monkeypatch: pytest.MonkeyPatch) -> TestClient:
+    """Which the commands talk to."""
+    for command in (dictionaries, fit):
+        made = lambda _: Client("http://testserver", transport=client._transport, retries=0)  # noqa: E731
+        monkeypatch.setattr(command, "connected", made)
+    return client
+
+
+def versions(service: TestClient, name: str) -> list[int]:
+    found = service.get(f"/dictionaries/{name}")
+    return found.json()["versions"] if found.is_success else []
+
+
+def test_what_was_not_asked_about_is_not_removed(
+    service: TestClient, digits: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A version that came while the question stood went with the others. One that went already is no fault."""
+    headers = {"content-type": "application/x-npy"}
+
+    def make() -> None:
+        assert service.put(f"/dictionaries/{digits}", content=npy([[1.0, 2.0]]), headers=headers).is_success
+
+    def answer(question: str, **_: object) -> bool:
+        asked.append(question)
+        make()
+        service.delete(f"/dictionaries/{digits}@1").raise_for_status()
+        return True
+
+    asked: list[str] = []
+    make()
+    monkeypatch.setattr(dictionaries.typer, "confirm", answer)
+    assert run("rm", digits) == (0, "")
+    assert asked == ["Remove digits@1, digits@2?"]
+    assert versions(service, digits) == [3]
+    assert run("rm", f"{digits}@3", "--yes") == (0, "")
+    assert run("rm", f"{digits}@3", "--yes")[0] == 3
+
+
+def test_as_many_jobs_are_listed_as_are_asked_for(service: TestClient, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(calls, "MOST_JOBS", 2)
+    fits = [
+        service.post(
+            "/fit?nb_concepts=1&name=x", content=npy([[1.0, 2.0]]), headers={"content-type": "application/x-npy"}
+        )
+        for _ in range(5)
+    ]
+    newest_first = sorted((fit.json()["id"] for fit in fits), reverse=True)
+    listed = json.loads(run("jobs", "--json", "--limit", "3")[1])
+    assert [job["id"] for job in listed] == newest_first[:3]
+    assert [job["id"] for job in json.loads(run("jobs", "--json")[1])] == newest_first
 
 
 def test_the_curve_falls_as_the_loss_does() -> None:

@@ -3,6 +3,7 @@
 import asyncio
 import inspect
 import json
+import pickle
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -27,7 +28,7 @@ from app.client import (
     UnknownDictionary,
 )
 from app.client import calls as api
-from app.client.errors import InvalidFields
+from app.client.errors import ClientClosed, InvalidFields
 from app.client.records import DictionaryRecord
 from app.main import create_app
 from app.schemas import EncodeRequest, FitParameters
@@ -131,6 +132,38 @@ def test_jobs(calls: Client, worker: WorkerDouble) -> None:
     assert calls.jobs(state="failed") == []
 
 
+def test_jobs_come_in_as_many_pages_as_are_asked_for(calls: Client, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those past the newest thousand could not be had."""
+    monkeypatch.setattr(api, "MOST_JOBS", 2)
+    ids = [calls.fit(A, nb_concepts=2, name="x", wait=False).id for _ in range(5)]
+    newest_first = sorted(ids, reverse=True)
+    for limit in (1, 2, 3, 4, 5, 100):
+        assert [job.id for job in calls.jobs(name="x", limit=limit)] == newest_first[:limit]
+    with pytest.raises(InvalidFields):
+        calls.jobs(limit=0)
+
+
+def test_both_clients_turn_pages_alike() -> None:
+    asked: list[dict[str, str]] = []
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        asked.append(dict(request.url.params))
+        job = {"id": str(len(asked)), "name": "x", "state": "queued", "progress": {}}
+        return httpx.Response(200, json={"jobs": [job] * 1000 if len(asked) < 3 else [], "next": f"n{len(asked)}"})
+
+    async def listed() -> int:
+        async with AsyncClient(transport=httpx.MockTransport(answer)) as client:
+            return len(await client.jobs(limit=10_000))
+
+    pages = [{"limit": "1000"}, {"limit": "1000", "cursor": "n1"}, {"limit": "1000", "cursor": "n2"}]
+    with Client(transport=httpx.MockTransport(answer)) as client:
+        assert len(client.jobs(limit=10_000)) == 2000
+    assert asked == pages  # and no more: an empty page is the last, whatever it says
+    asked.clear()
+    assert asyncio.run(listed()) == 2000
+    assert asked == pages
+
+
 def test_ready(calls: Client, worker: WorkerDouble) -> None:
     assert calls.ready()
     worker.alive = False
@@ -215,14 +248,78 @@ def test_a_dictionary_is_told_by_what_the_client_knows_of_it() -> None:
     made: list[Callable[[Any], api.Call[Any]]] = [api.remove, api.concepts, api.weights, api.dictionary]
     for make in made:
         assert make(known).path.startswith("/dictionaries/digits@2")
-    assert api.compare(known, "b").path == "/dictionaries/digits@2/compare/b"  # type: ignore[arg-type]
+    assert api.compare(known, "b").path == "/dictionaries/digits@2/compare/b"
     A = np.ones((2, 3), np.float32)
     options = {"sparse": False, "top_k": None, "clip": False, "full": False, "dtype": "float32"}
     assert api.encode(A, known, **options).query["dictionary"] == "digits@2"  # type: ignore[arg-type]
-    assert api.decode(A, known, dtype="float32").query["dictionary"] == "digits@2"  # type: ignore[arg-type]
-    assert api.fit(A, {"init": known}).query["init"] == "digits@2"  # type: ignore[dict-item]
+    assert api.decode(A, known, dtype="float32").query["dictionary"] == "digits@2"
+    assert api.fit(A, {"init": known}).query["init"] == "digits@2"
     with pytest.raises(TypeError, match="a dictionary is told by its name"):
         api.encode(A, 7, **options)  # type: ignore[arg-type]
+
+
+def test_a_concept_is_told_by_its_index() -> None:
+    assert api.concept("digits", np.int64(3)).path == "/dictionaries/digits/concepts/3"  # type: ignore[arg-type]
+    for no_index in (1.0, "1", None):
+        with pytest.raises(
+            TypeError, match=f"a concept is told by its index, a whole number, and not by {no_index!r}"
+        ):
+            api.concept("digits", no_index)  # type: ignore[arg-type]
+
+
+def unpickled(value: Any) -> Any:
+    return pickle.loads(pickle.dumps(value))  # noqa: S301 - our own
+
+
+def test_a_client_can_be_pickled(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As joblib does, for its processes."""
+    known = {"name": "x", "version": 2, "nb_concepts": 2, "n_features": 3}
+    with Client("http://there:1", token="ds_a", retries=3, timeout=7, transport=Told()) as client:  # noqa: S106 - none
+        digits = unpickled(Dictionary(client, known))
+    told = digits._client.job("1").record["progress"]  # asked by the copy, which is not closed
+    assert told == {"url": "http://there:1/jobs/1", "authorization": "Bearer ds_a"}
+    assert (digits.reference, digits._client._policy) == ("x@2", client._policy)
+
+    monkeypatch.setenv("DICTSERVE_URL", "http://elsewhere:2")
+
+    async def asked() -> dict[str, str]:
+        async with unpickled(AsyncClient(token="ds_b", transport=Told())) as client:  # noqa: S106 - none
+            return dict((await client.job("1")).record["progress"])
+
+    assert asyncio.run(asked()) == {"url": "http://elsewhere:2/jobs/1", "authorization": "Bearer ds_b"}
+
+
+class Told(httpx.BaseTransport, httpx.AsyncBaseTransport):
+    """Answers with a job, in whose progress is what was asked."""
+
+    def handle_request(self, request: httpx.Request) -> httpx.Response:
+        asked = {"url": str(request.url), "authorization": request.headers["authorization"]}
+        return httpx.Response(200, json={"id": "1", "name": "x", "state": "running", "progress": asked})
+
+    async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
+        return self.handle_request(request)
+
+
+def test_a_client_that_is_closed_says_so() -> None:
+    client = Client(transport=Told(), token="ds_a")  # noqa: S106 - none
+    job = client.job("1")
+    for _ in range(2):
+        client.close()
+        for call in (client.jobs, client.ready, job.refresh, job.wait):
+            with pytest.raises(ClientClosed, match="make another one"):
+                call()
+    assert issubclass(ClientClosed, RuntimeError)  # as httpx has it
+
+    async def run() -> None:
+        client = AsyncClient(transport=Told(), token="ds_a")  # noqa: S106 - none
+        job = await client.job("1")
+        for _ in range(2):
+            await client.aclose()
+            for call in (client.jobs, client.ready, job.refresh, job.wait):
+                with pytest.raises(ClientClosed, match="make another one"):
+                    await call()
+
+    asyncio.run(run())
 
 
 def test_one_pattern_of_files_is_one() -> None:

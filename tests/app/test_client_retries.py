@@ -18,10 +18,12 @@ from app.client import (
     TimedOut,
     Unavailable,
     Unreachable,
+    blocking,
     calls,
     config,
 )
 from app.client import retries as policy
+from app.commands.connection import connected
 from app.settings import Settings
 
 A = np.ones((2, 3), np.float32)
@@ -120,6 +122,85 @@ def test_retry_after_is_honoured() -> None:
     with Client(transport=script) as client:
         assert client.dictionaries() == []
     assert time.monotonic() - begun >= 1
+
+
+class Clock:
+    """In the place of ``time``: pauses take none."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def monotonic(self) -> float:
+        return self.now
+
+    def sleep(self, seconds: float) -> None:
+        self.now += seconds
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    clock = Clock()
+    for module in (policy, blocking):
+        monkeypatch.setattr(module, "time", clock)
+    return clock
+
+
+@pytest.mark.parametrize("seconds", [5, 10])
+@pytest.mark.parametrize("made", [Client, connected], ids=["client", "command line"])
+def test_a_service_that_tells_when_to_come_back_is_asked_until_it_is_there(
+    clock: Clock, made: Callable[[str], Client], seconds: int
+) -> None:
+    """One that compiles its kernels takes a minute: that is more often than calls are sent again unasked."""
+
+    def compiling(_: httpx.Request) -> httpx.Response:
+        if clock.now < 60:
+            return httpx.Response(BUSY[0], json=BUSY[1], headers={"retry-after": str(seconds)})
+        return httpx.Response(200, json={"dictionaries": []})
+
+    default = made("http://127.0.0.1:1")._policy
+    with Client(transport=httpx.MockTransport(compiling)) as client:
+        assert client.send(calls.dictionaries(), default) == []
+    assert 60 <= clock.now < 60 + max(seconds, policy.MAX_PAUSE_SECONDS)
+
+
+def test_one_that_says_so_for_ever_is_given_up_in_time(clock: Clock) -> None:
+    script = Script(BUSY, headers={"retry-after": "10"})
+    with Client(transport=script) as client, pytest.raises(Overloaded, match="later"):
+        client.dictionaries()
+    assert config.DEFAULT_TIMEOUT_SECONDS - 10 <= clock.now < config.DEFAULT_TIMEOUT_SECONDS
+
+
+def test_one_with_too_much_to_do_is_not_asked_for_long(clock: Clock) -> None:
+    """Who calls often would have ever more calls under way."""
+    script = Script(BUSY, headers={"retry-after": "1"})
+    with Client(transport=script) as client, pytest.raises(Overloaded):
+        client.dictionaries()
+    assert len(script.requests) == 1 + config.DEFAULT_RETRIES
+
+
+def test_who_wants_no_retries_gets_none() -> None:
+    script = Script(BUSY, headers={"retry-after": "10"})
+    with Client(transport=script, retries=0) as client, pytest.raises(Overloaded):
+        client.dictionaries()
+    assert len(script.requests) == 1
+
+
+def test_what_the_service_asks_for_takes_none_of_the_retries(clock: Clock) -> None:
+    def answer(request: httpx.Request) -> httpx.Response:
+        script.headers = {} if len(script.requests) % 10 == 9 else {"retry-after": "5"}
+        return script.play(request)
+
+    script = Script(BUSY)
+    with Client(transport=httpx.MockTransport(answer), retries=2) as client, pytest.raises(Overloaded):
+        client.dictionaries()
+    assert len(script.requests) == 30
+
+
+def test_a_service_can_be_away_for_hours(clock: Clock) -> None:
+    """Pauses that double did so until they were no number any more."""
+    script = Script(*[httpx.ConnectError("refused")] * 2000, (200, {"dictionaries": []}))
+    with Client(transport=script, retries=10**6, timeout=float("inf")) as client:
+        assert client.dictionaries() == []
 
 
 def test_a_wait_past_the_timeout_is_not_begun() -> None:
@@ -244,3 +325,17 @@ def test_a_call_that_waits_for_others_of_its_client_is_given_up_in_time() -> Non
 
     asyncio.run(run())
     asyncio.run(run())
+
+
+def test_a_command_tells_what_it_waits_for(clock: Clock, capsys: pytest.CaptureFixture[str]) -> None:
+    answers = iter([(503, {"retry-after": "10"}), (200, {})])
+
+    def handle(_: httpx.Request) -> httpx.Response:
+        status, headers = next(answers)
+        told = {"type": "worker-unavailable", "title": "", "status": 503, "detail": "kernels are being compiled"}
+        return httpx.Response(status, headers=headers, json=told if status == 503 else {"dictionaries": []})
+
+    as_commands = connected("http://127.0.0.1:1")._policy
+    with Client(transport=httpx.MockTransport(handle)) as client:
+        assert client.send(calls.dictionaries(), as_commands) == []
+    assert capsys.readouterr().err == "kernels are being compiled; asked again in 10 s\n"

@@ -23,10 +23,12 @@ from app.jobs import jobs as jobs_of_all
 from app.jobs.data_files import DataFiles
 from app.jobs.database import Database
 from app.jobs.jobs import ENDED, Jobs
+from app.jobs.leases import Leases
 from app.main import create_app
 from app.schemas import FitRequest
 from app.settings import Settings
 from app.store.store import Reference, Store
+from app.store.uploads import Uploads
 from app.supervisor import JobListener
 from app.worker.frames import Frame
 from app.worker.messages import Failed, FitBegun, FitProgress, ToWorker
@@ -636,19 +638,53 @@ def test_a_database_that_is_far_away_takes_every_fit(
     settings: Settings, worker: WorkerDouble, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What is done every few seconds takes several transactions: no write is to be taken for stuck for that."""
-    monkeypatch.setattr(one_thread, "STUCK_SECONDS", 0.6)
     monkeypatch.setattr(fits, "TAKEOVER_SECONDS", 0.01)
     transaction = Database.transaction
 
     def slow(database: Database) -> AbstractContextManager[sql.Connection]:
-        time.sleep(0.12)
+        time.sleep(0.4 * one_thread.STUCK_SECONDS / 2)
         return transaction(database)
 
     with TestClient(create_app(settings, supervisor=worker)) as client:
         monkeypatch.setattr(Database, "transaction", slow)
-        answers = [client.post("/fit", json=FIT) for _ in range(8)]
+        answers = [client.post("/fit", json=FIT) for _ in range(5)]
         monkeypatch.undo()
-    assert [answer.status_code for answer in answers] == [202] * 8, answers[-1].text
+    assert [answer.status_code for answer in answers] == [202] * 5, answers[-1].text
+
+
+def test_data_that_is_slow_to_remove_costs_nobody_the_lease(
+    settings: Settings, worker: WorkerDouble, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun, goes_on = threading.Event(), threading.Event()
+    renew, renewed = Leases.renew, threading.Semaphore(0)
+
+    def refused(*_: Any, **__: Any) -> None:
+        raise JobsUnavailable("the connection was lost")
+
+    def slow(*_: Any) -> None:
+        begun.set()
+        goes_on.wait(30)
+
+    def noted(leases: Leases) -> bool:
+        renewed.release()
+        return renew(leases)
+
+    with TestClient(create_app(settings.model_copy(update={"lease_seconds": 1}), supervisor=worker)) as client:
+        services = client.app.state.services  # type: ignore[attr-defined]
+        with monkeypatch.context() as patched:
+            patched.setattr(Jobs, "add", refused)
+            patched.setattr(Jobs, "surely_data_files", refused)
+            assert client.post("/fit", json=FIT).status_code == 503
+            patched.setattr(Uploads, "discard", slow)
+            patched.setattr(Jobs, "surely_data_files", lambda _: set())
+            try:
+                assert begun.wait(20)  # the data of a request that failed is being removed
+                patched.setattr(Leases, "renew", noted)
+                for _ in range(4):
+                    assert renewed.acquire(timeout=3)
+            finally:
+                goes_on.set()
+        assert services.store.owner in services.leases.alive()
 
 
 def test_a_job_that_is_on_record_keeps_its_data_whatever_its_client_was_told(

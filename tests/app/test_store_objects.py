@@ -448,7 +448,7 @@ def silent() -> Iterator[str]:
 def test_a_server_that_is_silent_is_not_waited_for(
     silent: str, s3: S3, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(bucket.S3_TIMEOUTS, "read_timeout", 0.2)
+    monkeypatch.setitem(bucket.S3_CONFIG, "read_timeout", 0.2)
     monkeypatch.setattr(line, "ASK_SECONDS", 60.0)
     options = s3.options | {"endpoint_url": silent, "config_kwargs": {}}
     store = Store(tmp_path, ObjectStore("s3://bucket/models", options))

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from joblib import Parallel, delayed
 
 from app.client import AsyncClient, BodyTooLarge, Client, InvalidRequest, JobCancelled, StillRunning, config
 from demo.digits import split_digits
@@ -85,6 +86,30 @@ def test_forked_processes_are_answered_each_for_itself(shared: Service, tmp_path
     command = [sys.executable, "-c", FORKED, shared.url, str(tmp_path / "rows.npy")]
     done = subprocess.run(command, capture_output=True, text=True, timeout=100, check=True)
     assert done.stdout.strip() == "[0, 0, 0]", done.stderr
+
+
+def test_processes_of_joblib_encode_with_the_dictionary_that_they_are_given(shared: Service) -> None:
+    with Client(shared.url) as client:
+        digits = client.fit(FITTED, nb_concepts=8, name="parallel")
+        expected = digits.encode(HELD_OUT[:60])
+        parts = Parallel(n_jobs=2)(delayed(digits.encode)(part) for part in np.split(HELD_OUT[:60], 3))
+    np.testing.assert_allclose(np.concatenate(parts), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_one_client_serves_one_loop_after_another(shared: Service) -> None:
+    client = AsyncClient(shared.url)
+
+    async def encoded(closes: bool) -> list[np.ndarray]:
+        try:
+            return await asyncio.gather(*(client.encode(row, "loops") for row in HELD_OUT[:20]))
+        finally:
+            if closes:
+                await client.aclose()
+
+    with Client(shared.url) as blocking:
+        blocking.fit(FITTED, nb_concepts=8, name="loops")
+    first, second = (np.concatenate(asyncio.run(encoded(closes))) for closes in (False, True))
+    np.testing.assert_allclose(first, second, rtol=1e-4, atol=1e-5)
 
 
 def test_who_waits_for_many_fits_can_still_encode(shared: Service, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -239,6 +239,78 @@ def test_a_dictionary_is_labelled_and_deleted(visit: Visit, filled: Service) -> 
     assert filled.client.get("/dictionaries/brief").status_code == 404
 
 
+@pytest.mark.parametrize("key", ["Escape", "Enter"])  # of which the second is for the button that has the focus
+def test_a_question_gives_the_focus_back(visit: Visit, key: str) -> None:
+    page = visit.open("dictionaries/digits@1")
+    button = page.get_by_role("button", name="Delete…")
+    button.focus()
+    page.keyboard.press("Enter")
+    expect(page.get_by_role("dialog").get_by_role("button", name="Cancel")).to_be_focused()
+    page.wait_for_timeout(100)  # in which the browser notices that what had the focus is disabled
+    page.keyboard.press(key)
+    expect(page.get_by_role("dialog")).to_have_count(0)
+    expect(button).to_be_focused()
+
+
+def test_who_draws_a_map_by_keyboard_goes_on_from_there(visit: Visit) -> None:
+    page = visit.open("dictionaries/digits@1")
+    held: list[Route] = []
+    page.route("**/weights", lambda route: held.append(route))
+    button = page.get_by_role("button", name="Draw the map")
+    button.focus()
+    page.keyboard.press("Enter")
+    _held(page, held).fulfill(status=404, json={"detail": "it is gone", "title": "No such dictionary"})
+    expect(page.get_by_role("alert").filter(has_text="it is gone")).to_be_visible()
+    expect(button).to_be_focused()
+    visit.errors.clear()  # of the refusal, which browsers log
+    page.keyboard.press("Enter")
+    _held(page, held).continue_()
+    drawn = page.get_by_role("img", name=re.compile("Cosines of 24 concepts"))
+    expect(drawn).to_be_visible()
+    assert drawn.evaluate("(it) => document.activeElement !== document.body && document.activeElement.contains(it)")
+    expect(page.get_by_role("alert").filter(has_text="it is gone")).to_have_count(0)
+
+
+def _held(page: Page, held: list[Route]) -> Route:
+    """A call that waits for its answer, for as long as the browser needs to take the focus from a disabled button."""
+    while not held:
+        page.wait_for_timeout(20)
+    page.wait_for_timeout(100)
+    return held.pop()
+
+
+def test_a_seed_is_told_to_the_last_digit(visit: Visit, filled: Service) -> None:
+    """JavaScript's numbers have 53 bits, seeds 63."""
+    seed = 2**63 - 1
+    (filled.store.parent / "data" / "seeded.npy").write_bytes(npy(np.ones((3, 4), np.float32)))
+    page = visit.open("fit")
+    page.get_by_text("More parameters").click()
+    for label, text in (
+        ("Name", "seeded"),
+        ("Concepts", "1"),
+        ("Seed", str(seed)),
+        ("Files of the service", "seeded.npy"),
+    ):
+        page.get_by_label(label).fill(text)
+    page.get_by_role("button", name="Start the fit").click()
+    expect(page.get_by_text("succeeded")).to_be_visible()
+    expect(page.get_by_text(str(seed), exact=True)).to_be_visible()
+    assert filled.client.get("/dictionaries/seeded").json()["parameters"]["seed"] == seed
+    page.get_by_role("link", name="Look at seeded@1").click()
+    expect(page.get_by_text(str(seed), exact=True)).to_be_visible()
+    filled.client.delete("/dictionaries/seeded").raise_for_status()
+
+
+def test_times_and_sizes_are_rounded_once(visit: Visit) -> None:
+    page = visit.open()
+    times = {0.04: "0.0 s", 9.94: "9.9 s", 9.96: "10 s", 59.4: "59 s", 59.6: "1 min 0 s", 119.7: "2 min 0 s"}
+    times |= {3599.4: "59 min 59 s", 3599.6: "1 h 0 min", 7260: "2 h 1 min"}
+    sizes = {1023: "1023 B", 1024: "1.0 KiB", 2**20 - 1: "1.0 MiB", 10 * 2**20 - 1: "10 MiB"}
+    for name, told in (("seconds", times), ("bytes", sizes)):
+        shown = "async ([name, values]) => values.map((await import('./page/numbers.js'))[name])"
+        assert page.evaluate(shown, [name, list(told)]) == list(told.values())
+
+
 def test_a_concept_is_looked_at_and_labelled(visit: Visit, filled: Service) -> None:
     page = visit.open("dictionaries/pictures/concepts/2")
     expect(page.get_by_role("img", name=re.compile("8 by 8 pixels"))).to_be_visible()
@@ -319,6 +391,28 @@ def test_the_row_that_is_tried_is_the_one_asked_for(visit: Visit, filled: Servic
         page.get_by_label("Row, from 0").fill("0")
     visit.drop(page.locator(".drop"), "half.npy", npy(digits.astype(np.float16)))
     expect(page.get_by_role("alert").filter(has_text="half.npy is an npy file of a kind")).to_be_visible()
+
+
+@pytest.mark.parametrize(
+    ("row", "feature"), [("1,,3", 1), ("1, 2, 3,", 3), (",2,3", 0), ("1;2; ;4", 2), ("1\t\t3", 1), ('1,"",3', 1)]
+)
+def test_a_number_that_is_missing_moves_no_others(visit: Visit, row: str, feature: int) -> None:
+    page = visit.open("try/pictures")
+    asked: list[str] = []
+    page.on("request", lambda request: asked.append(request.url) if "/encode" in request.url else None)
+    page.get_by_label("Numbers, as JSON").fill(row)
+    page.get_by_role("button", name="Encode", exact=True).click()
+    told = f"A number is missing: feature {feature}, counted from 0"
+    expect(page.get_by_role("alert").filter(has_text=told)).to_be_visible()
+    assert asked == []
+
+
+@pytest.mark.parametrize("parted", [",", ", ", " , ", ";", "\t", "  ", ",\t", ",\u00a0"])
+def test_numbers_are_parted_as_people_part_them(visit: Visit, filled: Service, parted: str) -> None:
+    page = visit.open("try/pictures")
+    page.get_by_label("Numbers, as JSON").fill(f" {parted.join(['2'] * 64)} ")
+    page.get_by_role("button", name="Encode", exact=True).click()
+    expect(page.get_by_role("img", name="Its reconstruction", exact=True)).to_be_visible()
 
 
 def test_an_answer_that_comes_late_takes_no_other_rows_place(visit: Visit) -> None:

@@ -12,7 +12,7 @@ from playwright.sync_api import Browser, Page, Route, expect
 
 from app.http.tokens import add, new_token
 from demo.service import npy
-from tests.e2e.browser import Visit, endless, needs_browser, visiting
+from tests.e2e.browser import SHOWN, Visit, endless, needs_browser, visiting
 from tests.e2e.conftest import Service
 
 pytestmark = [pytest.mark.slow, needs_browser]
@@ -389,6 +389,27 @@ def test_a_token_is_asked_for_and_what_was_done_goes_on(browser: Browser, tmp_pa
         assert answer.json()["concept_labels"] == {"0": "kept over it"} or len(answer.json()["concept_labels"]) == 1
     finally:
         service.stop()
+
+
+def test_no_token_is_asked_for_where_the_service_needs_none(visit: Visit, small: Service) -> None:
+    """Behind a proxy that hands on another name, the page is one of another site to it."""
+
+    def proxied(route: Route) -> None:
+        asked, headers = route.request, {"origin": "http://dictionaries.example"}
+        answer = small.client.request(asked.method, asked.url, content=asked.post_data, headers=headers)
+        route.fulfill(status=answer.status_code, headers=dict(answer.headers), body=answer.content)
+
+    page = visit.open("dictionaries/small/concepts/0")
+    page.get_by_role("button", name="Token").click()
+    page.get_by_label("Token", exact=True).fill("ds_any")  # of another service, say
+    page.keyboard.press("Enter")
+    page.wait_for_selector(SHOWN)
+    page.route(re.compile("/dictionaries/small%401$"), proxied)
+    page.get_by_label("Label").fill("refused")
+    page.get_by_role("button", name="Save").click()
+    expect(page.get_by_role("alert").filter(has_text="a page of another site asks for this")).to_be_visible()
+    expect(page.get_by_role("dialog")).to_have_count(0)
+    assert page.get_by_label("Label").input_value() == "refused"
 
 
 def give(page: Page, told: str, token: str) -> None:

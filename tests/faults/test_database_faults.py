@@ -131,7 +131,11 @@ def test_a_record_that_cannot_be_read(service: Service) -> None:
     dictionaries_serve(service)
     new = fit(service, name="new")
     assert service.ended(new)["state"] == "succeeded"
-    assert [job["id"] for job in service.client.get("/jobs").json()["jobs"]] == [new]
+    listed = service.client.get("/jobs").json()["jobs"]
+    assert [(job["id"], job["error"] and job["error"]["type"]) for job in listed] == [
+        (new, None),
+        (id, "job-damaged"),
+    ]
     assert service.client.delete(f"/jobs/{id}").status_code == 204
     require_next(service)
 
