@@ -34,8 +34,8 @@ class Client:
     Args:
         url: of the service; by default DICTSERVE_URL, else http://127.0.0.1:8000.
         token: for `Authorization: Bearer`; by default DICTSERVE_TOKEN.
-        retries: how often a call is sent again, at most; those that the service asks for by `Retry-After` do not
-            count, for it knows how long it takes. At 0 nothing is sent again.
+        retries: how often a call is sent again, at most; where the service asks for 5 s or more (`Retry-After`) it is
+            at something that takes its time, and that does not count. At 0 nothing is sent again.
         timeout: seconds that a call may take with all of its retries. Waiting for a fit's end is not bounded by it.
         transport: of httpx, in place of the network.
 

@@ -24,7 +24,7 @@ PIECE_BYTES = 256 * 1024
 LINE_BYTES = 8 * 1024 * 1024  # at most; numpy reads as much in 0.3 s, in which nobody else has the lock
 
 # No part can take what the next one could, so that a long field that is no number is not tried in every way.
-_LINE_END = re.compile(rb"\r\n?|\n")
+LINE_END = re.compile(rb"\r\n?|\n")
 _NUMBER = re.compile(r"[-+]?((\d+(\.\d*)?|\.\d+)(e[-+]?\d+)?|nan|inf(inity)?)", re.IGNORECASE | re.ASCII)
 _NO_NAME = re.compile(r"|[-+.]*\d.*|n/?an?|null|none|-+|\?", re.IGNORECASE | re.ASCII | re.DOTALL)
 _QUOTED = re.compile(r'(?<![^,])\s*"([^",]*)"\s*(?![^,])')  # a whole field
@@ -115,7 +115,7 @@ def _pieces(body: Buffer) -> Iterator[tuple[int, bytes]]:
     start = 0
     while start < len(body):
         last = start + PIECE_BYTES + LINE_BYTES
-        end = _LINE_END.search(body, start + PIECE_BYTES, last + 1)
+        end = LINE_END.search(body, start + PIECE_BYTES, last + 1)
         if end is None and last < len(body):
             raise MalformedBody(f"the CSV has a line of more than {LINE_BYTES} bytes, at byte {start + PIECE_BYTES}")
         stop = len(body) if end is None else end.end()

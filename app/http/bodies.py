@@ -6,7 +6,6 @@ never sees its numbers.
 
 import asyncio
 import mmap
-import re
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -23,6 +22,7 @@ from app.errors import BodyTooLarge, InvalidFields, MalformedBody, UnsupportedMe
 from app.formats import CSV, JSON, NPY, SAFETENSORS, Format, answer_format, request_format
 from app.formats.answer import Answer, Scalar
 from app.formats.buffer import Buffer
+from app.formats.csv_format import LINE_END
 from app.formats.json_format import first_repeated
 from app.http.head import header
 from app.http.inflate import CODINGS, inflated
@@ -41,7 +41,6 @@ MAX_ITEM_BYTES = 8  # of the widest dtype that is read
 
 ARRAY_FIELD = "data"
 JSON_ALONE = {"files"}  # fields that stand in the data's place, in a JSON body
-_LINE_END = re.compile(rb"[\r\n]")
 CURLS_OWN = "application/x-www-form-urlencoded"  # what curl says of a body where nothing else is said
 
 # One thread: several would fight over the interpreter's lock, and end later than one after another.
@@ -134,7 +133,7 @@ async def read_payload(
 def _is_as_curls_d_leaves_it(request: Request, format: Format, body: Buffer) -> bool:
     """Without the line ends that were in a file; one of npy has them, too."""
     is_curls = header(request.scope, b"content-type").startswith(CURLS_OWN) and format is not JSON
-    return is_curls and _LINE_END.search(body) is None
+    return is_curls and LINE_END.search(body) is None
 
 
 async def read_fields(request: Request, model: type[Model], max_bytes: int) -> Model:

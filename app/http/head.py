@@ -6,13 +6,8 @@ from collections.abc import Mapping
 from starlette.types import Scope
 
 HEADERS = "dictserve.headers"  # of an ASGI scope
-LISTS = (
-    b"accept",
-    b"accept-encoding",
-    b"if-match",
-    b"if-none-match",
-    b"prefer",
-)  # may come in several lines, which are one
+# These may come in several lines, which are one.
+LISTS = (b"accept", b"accept-encoding", b"if-match", b"if-none-match", b"prefer")
 
 
 def headers_of(scope: Scope) -> Mapping[bytes, bytes]:

@@ -151,19 +151,19 @@ class BoundedProtocol(HttpToolsProtocol):
             self._refuse_headers()
         if self._is_refused or self._is_read_again:
             return
-        if (told := self._why_unread()) is not None:
+        is_old = self.parser.get_http_version() == "1.0"
+        if (told := self._why_unread(is_old)) is not None:
             self._refuse_next(MalformedRequest(told))
             return
-        if self.parser.get_http_version() == "1.0":
+        if is_old:
             self.expect_100_continue = False  # it knows of none (RFC 9110, 10.1.1)
         self._enter("body")
         self.scope["extensions"] = EXTENSIONS
         self.scope[LEAVING] = self._leaving  # type: ignore[literal-required]  # scopes may have keys of one's own
         super().on_headers_complete()
 
-    def _why_unread(self) -> str | None:
-        """What of RFC 9112 the headers leave out that the parser lets pass; None where nothing."""
-        is_old = self.parser.get_http_version() == "1.0"
+    def _why_unread(self, is_old: bool) -> str | None:
+        """What RFC 9112 has refused that the parser lets pass; None where nothing is."""
         if not is_old and [name for name, _ in self.headers].count(b"host") != 1:  # 3.2
             return "a request of HTTP/1.1 has one header Host"
         codings = [value.lower() for name, value in self.headers if name == b"transfer-encoding"]

@@ -44,10 +44,9 @@ PASSING_OF_SQLITE = {
 # and https://www.postgresql.org/docs/current/errcodes-appendix.html, by the class: connection, resources, operator.
 PASSING_OF_POSTGRESQL = {"08", "53", "57"}
 # or the code: a transaction that was idle for too long, lost to another or to a deadlock, or waited long for a lock.
-PASSING_BY_CODE = {"25P03", "40001", "40P01", "55P03"}
-READ_ONLY = (
-    "25006"  # of a standby, or a primary that was one: after a failover names and proxies may lead there still
-)
+# Or that of a standby, or a primary that was one: after a failover names and proxies may lead there still.
+READ_ONLY = "25006"
+PASSING_BY_CODE = {"25P03", "40001", "40P01", "55P03", READ_ONLY}
 
 metadata = sql.MetaData()
 
@@ -216,33 +215,37 @@ def _bound_waits(connection: Any, _: object) -> None:
     connection.commit()
 
 
+def _cause(error: Exception) -> Exception:
+    """The driver's own error, where SQLAlchemy has put another around it."""
+    return getattr(error, "orig", None) or error
+
+
 def _code_of_sqlite(error: Exception) -> int:
     """The primary one; 0 where there is none."""
-    code: int = getattr(getattr(error, "orig", None) or error, "sqlite_errorcode", 0)
+    code: int = getattr(_cause(error), "sqlite_errorcode", 0)
     return code & 0xFF
 
 
 def _code_of_postgresql(error: Exception) -> str:
     """Empty where there is none."""
-    cause = getattr(error, "orig", None) or error
-    match cause.args:
+    match _cause(error).args:
         case ({"C": str(code)}, *_):  # its fields, C the code
             return code
     return ""
 
 
 def _passes(error: Exception) -> bool:
-    cause = getattr(error, "orig", None) or error
+    cause = _cause(error)
     if isinstance(cause, sqlite3.Error):
         return _code_of_sqlite(error) in PASSING_OF_SQLITE
     if code := _code_of_postgresql(error):
-        return code[:2] in PASSING_OF_POSTGRESQL or code in PASSING_BY_CODE or code == READ_ONLY
+        return code[:2] in PASSING_OF_POSTGRESQL or code in PASSING_BY_CODE
     is_refused = isinstance(cause, ssl.SSLCertVerificationError) or cause.args[:1] == ("Server refuses SSL",)
     return isinstance(error, OSError | InterfaceError) and not is_refused
 
 
 def _told(error: Exception) -> object:
-    cause = getattr(error, "orig", None) or error
+    cause = _cause(error)
     if isinstance(cause, ssl.SSLCertVerificationError):
         return f"the certificate of its server is not trusted: {cause.verify_message}"
     if isinstance(cause, OSError) and "timed out" in str(cause):

@@ -12,7 +12,6 @@ from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from urllib.parse import quote
 
 from app.errors import DictionaryDamaged, UnknownDictionary
 from app.store.checkpoint_file import CheckpointUnusable, read_steps
@@ -97,6 +96,6 @@ def _quick_check(path: Path) -> str:
     log = path.with_name(f"{path.name}-wal")
     has_log = log.exists() and log.stat().st_size > 0
     mode = "mode=ro" if has_log or os.access(path.parent, os.W_OK) else "immutable=1"
-    with closing(sqlite3.connect(f"file:{quote(str(path))}?{mode}", uri=True, timeout=10)) as connection:
+    with closing(sqlite3.connect(f"{path.absolute().as_uri()}?{mode}", uri=True, timeout=10)) as connection:
         told: str = connection.execute("PRAGMA quick_check(1)").fetchone()[0]
     return told

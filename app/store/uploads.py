@@ -23,7 +23,7 @@ logger = logging.getLogger("dictserve")
 
 ALIGNMENT = 64  # of the array in its file, so that it can be mapped and computed with as it lies
 HASH_ROWS_BYTES = 16 * 1024 * 1024
-MOVED_AT_ONCE = 8  # an object store's client has ten connections by default, and encodes need some
+MOVED_AT_ONCE = 8  # each by ten connections at most, so that encodes have some: `S3_CONFIG` of app.store.bucket
 
 
 @dataclass(frozen=True)
