@@ -84,11 +84,11 @@ class Database:
 
         Raises:
             JobsAway: it cannot be used now; this may be called again.
-            JobsUnavailable: nor later, as it is, or a later version of the service made it.
+            JobsUnavailable: nor later, as it is, or a later version of the service has made it what this cannot use.
         """
         try:
             with self._asked():
-                settle(self._engine, metadata)
+                settle(self._engine, metadata, self.now)
                 if self._path is not None:
                     self._file = _identity(self._path)
         except JobsUnavailable as error:

@@ -367,11 +367,15 @@ class Fits:
     async def _keep_taking_over(self) -> None:
         """Look after what other processes have left, however busy this one is, or if it runs no fits itself."""
         outage = Outage("what dead processes have left cannot be taken up", logging.WARNING)
+        beyond = 0
         while True:
             await asyncio.sleep(TAKEOVER_SECONDS)
             try:
                 await self._take_over()
                 await self._settle_doubts()  # after writes, thus after all that were asked for before
+                was, beyond = beyond, await self._records.read(self._jobs.beyond)
+                if beyond and not was:
+                    logger.warning("queued fits that only a later version of dictserve can run: %d", beyond)
                 outage.is_over()
             except (JobsUnavailable, StoreUnavailable) as error:
                 outage.goes_on(error)

@@ -44,7 +44,9 @@ _jobs = sql.Table(  # a change here needs one in app.jobs.migrations, for databa
     sql.Column("loss_history", sql.JSON, nullable=False),
     sql.Column("attempts", sql.Integer, nullable=False),
     sql.Column("worker_deaths", sql.Integer, nullable=False),
-    sql.Column("service_deaths", sql.Integer, nullable=False),  # since an attempt came further than one before it
+    sql.Column(  # since an attempt came further than one before it
+        "service_deaths", sql.Integer, nullable=False, server_default=sql.text("0")
+    ),
     sql.Column("owner", sql.String(64)),
     sql.Column("created_at", sql.String(32), nullable=False),
     sql.Column("started_at", sql.String(32)),
@@ -53,11 +55,20 @@ _jobs = sql.Table(  # a change here needs one in app.jobs.migrations, for databa
     sql.Column("idempotency_key", sql.String(255), unique=True),
     sql.Column("request_hash", sql.String(64)),
     sql.Column("resumed_from", sql.Integer),
-    sql.Column("cancel_requested", sql.Boolean, nullable=False),  # of its owner, while it runs
-    sql.Column(
-        "publishing", sql.Boolean, nullable=False
-    ),  # an attempt has begun to, or has: no cancel comes after it
+    sql.Column(  # of its owner, while it runs
+        "cancel_requested", sql.Boolean, nullable=False, server_default=sql.text("FALSE")
+    ),
+    sql.Column(  # an attempt has begun to, or has: no cancel comes after it
+        "publishing", sql.Boolean, nullable=False, server_default=sql.text("FALSE")
+    ),
+    sql.Column(  # what who runs it must know: see KNOWN
+        "needs", sql.Integer, nullable=False, server_default=sql.text("1")
+    ),
 )
+
+# What this version knows of jobs, as a number: to be raised where its jobs would fail with earlier versions, or mean
+# something else to these (they have a parameter more, say). Those leave them to services that know as much.
+KNOWN = 1
 
 _queued = sql.select(sql.func.count()).where(_jobs.c.state == "queued")
 
@@ -208,6 +219,7 @@ class Jobs:
                 request_hash=request_hash,
                 cancel_requested=False,
                 publishing=False,
+                needs=KNOWN,
             )
             if not is_new:
                 return None
@@ -225,7 +237,9 @@ class Jobs:
         Args:
             reads_files: whether fits of files of the data directory are to be had, too.
         """
-        ours = sql.true() if reads_files else _jobs.c.data["files"].as_string().is_(None)
+        ours = _jobs.c.needs <= KNOWN
+        if not reads_files:
+            ours &= _jobs.c.data["files"].as_string().is_(None)
         oldest = sql.select(_jobs.c.id).where(_jobs.c.state == "queued", ours).order_by(_jobs.c.id).limit(1)
         oldest = oldest.with_for_update(skip_locked=True)  # on PostgreSQL: nobody waits for who claims another
         claimed = (
@@ -244,6 +258,12 @@ class Jobs:
                 if (record := _sound(connection, id)) is not None:
                     return record
         return None
+
+    def beyond(self) -> int:
+        """How many jobs are queued that only a later version can run."""
+        beyond = _queued.where(_jobs.c.needs > KNOWN)
+        with self._database.transaction() as connection:
+            return connection.execute(beyond).scalar_one()
 
     def is_wanted(self, attempt: Record) -> bool:
         """Whether a job is this attempt's still, and nobody wants it cancelled."""

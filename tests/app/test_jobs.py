@@ -12,7 +12,7 @@ import sqlalchemy as sql
 
 from app.errors import InvalidFields, JobDamaged, JobsUnavailable, Overloaded, UnknownJob
 from app.jobs.database import Database
-from app.jobs.jobs import JobLost, Jobs, Record
+from app.jobs.jobs import KNOWN, JobLost, Jobs, Record
 from app.jobs.leases import Leases, leases
 from app.schemas import Job, ListedJob, Progress
 from app.store.store import Store
@@ -258,6 +258,22 @@ def test_fits_of_files_are_had_by_who_can_read_them(replicas: tuple[Replica, Rep
     assert record.job.id == sent.id
     assert other.jobs.claim(other.store.owner, reads_files=False) is None
     assert one.claim().job.id == of_files.id
+
+
+def test_what_an_earlier_version_does_not_know_it_leaves(
+    replicas: tuple[Replica, Replica], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one, earlier = replicas
+    with monkeypatch.context() as later:
+        later.setattr("app.jobs.jobs.KNOWN", KNOWN + 1)
+        ours = one.add()
+    theirs = earlier.add()
+    assert ours is not None
+    assert theirs is not None
+    assert (earlier.jobs.beyond(), earlier.claim().job.id) == (1, theirs.id)
+    assert earlier.jobs.claim(earlier.store.owner) is None
+    monkeypatch.setattr("app.jobs.jobs.KNOWN", KNOWN + 1)
+    assert (one.jobs.beyond(), one.claim().job.id) == (0, ours.id)
 
 
 WRITES = {

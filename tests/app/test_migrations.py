@@ -9,10 +9,12 @@ from pathlib import Path
 import pytest
 import sqlalchemy as sql
 
-from app.errors import JobsUnavailable
+from app.errors import JobsAway, JobsUnavailable
 from app.jobs import migrations
 from app.jobs.database import Database
 from app.jobs.jobs import Jobs
+from app.jobs.leases import Leases
+from app.store.store import Store
 from demo.service import serve_command
 
 # As version 0.1.0 made it, before schemas were counted. This never changes.
@@ -62,12 +64,13 @@ def rows(url: str, statement: str) -> list[tuple[object, ...]]:
 
 
 def described(url: str) -> dict[str, object]:
-    """Tables, columns and indexes; the order of columns aside."""
+    """Tables, columns (the order of these aside), what they are where a service of an earlier version does not tell,
+    and indexes."""
     told: dict[str, object] = {}
     with connected(url) as connection:
         inspector = sql.inspect(connection)
         for table in inspector.get_table_names():
-            columns = [(c["name"], str(c["type"]), c["nullable"]) for c in inspector.get_columns(table)]
+            columns = [(c["name"], str(c["type"]), c["nullable"], c["default"]) for c in inspector.get_columns(table)]
             indexes = [(i["column_names"], i["unique"]) for i in inspector.get_indexes(table)]
             keys = inspector.get_pk_constraint(table)["constrained_columns"]
             told[table] = (sorted(columns), sorted(indexes), keys, inspector.get_unique_constraints(table))
@@ -125,13 +128,60 @@ def test_a_migration_that_fails_changes_nothing(old: str, monkeypatch: pytest.Mo
     assert (described(old), versions(old)) == (before, version)
 
 
+def brought_on(url: str, monkeypatch: pytest.MonkeyPatch, oldest: int) -> None:
+    """By a later version, with which services go on that know the schema ``oldest``."""
+    with monkeypatch.context() as later:
+        later.setattr(migrations, "MIGRATIONS", [*migrations.MIGRATIONS, *TWO_MORE])
+        later.setattr(migrations, "OLDEST", oldest)
+        opened(url)
+
+
+def test_a_service_goes_on_with_a_newer_database_that_allows_it(
+    database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    newest = 1 + len(migrations.MIGRATIONS)
+    opened(database_url)
+    brought_on(database_url, monkeypatch, oldest=newest)
+    before = described(database_url)
+    opened(database_url)
+    assert (described(database_url), versions(database_url)) == (before, [(newest + 2,)])
+
+
+def test_a_service_refuses_a_newer_database_that_does_not_allow_it(
+    database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    newest = 1 + len(migrations.MIGRATIONS)
+    opened(database_url)
+    brought_on(database_url, monkeypatch, oldest=newest + 1)
+    with pytest.raises(JobsUnavailable, match=f"schema {newest + 2}, .* knows none past {newest}"):
+        opened(database_url)
+
+
+def test_what_others_could_not_go_on_with_waits_for_them(
+    old: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store, database = Store(tmp_path / "models"), Database(old)
+    store.open()
+    database.open()
+    leases = Leases(database, store, seconds=60)
+    leases.take()
+    before = described(old)
+    with pytest.raises(JobsAway, match="1 services of an earlier version use the jobs' database"):
+        brought_on(old, monkeypatch, oldest=2 + len(migrations.MIGRATIONS))
+    assert described(old) == before
+    brought_on(old, monkeypatch, oldest=1 + len(migrations.MIGRATIONS))  # what they go on with does not
+    leases.give_back()
+    database.close()
+    brought_on(old, monkeypatch, oldest=2 + len(migrations.MIGRATIONS))
+
+
 def test_a_newer_database_ends_the_start_with_a_line(tmp_path: Path) -> None:
     private = tmp_path / "models" / ".dictserve"
     private.mkdir(parents=True)
     url = f"sqlite:///{private / 'jobs.sqlite3'}"
     opened(url)
     with connected(url) as connection:
-        connection.exec_driver_sql("UPDATE jobs_schema SET version = 99")
+        connection.exec_driver_sql("UPDATE jobs_schema SET version = 99, oldest = 99")
     run = subprocess.run(serve_command(0, tmp_path / "models"), capture_output=True, text=True, timeout=60)
     assert run.returncode != 0
     (line,) = run.stderr.strip().splitlines()

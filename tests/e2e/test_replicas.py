@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 import signal
 import time
 from collections import Counter
@@ -197,3 +198,65 @@ def test_a_database_that_is_away_and_comes_back(pair: tuple[Service, Service], p
     assert other.client.delete(f"/jobs/{id}").json()["state"] == "cancelled"
     assert other.ended(other.fit(A, name="after", nb_concepts=2))["state"] == "succeeded"
     assert one.client.get("/dictionaries/refused").status_code == 404
+
+
+# What a version to come may change: a column more, and jobs that mean what this version does not know.
+CHANGES = (
+    (
+        "migrations.py",
+        ")\n# The oldest",
+        "    \"ALTER TABLE jobs ADD COLUMN note VARCHAR(9) DEFAULT '-' NOT NULL\",\n)\n# The oldest",
+    ),
+    (
+        "jobs.py",
+        "    metadata,\n",
+        "    metadata,\n    sql.Column('note', sql.String(9), nullable=False, server_default='-'),\n",
+    ),
+    ("jobs.py", "KNOWN = 1", "KNOWN = 2"),
+)
+
+
+class NextVersion(Service):
+    @property
+    def command(self) -> list[str]:
+        return ["env", f"--chdir={self.source}", *super().command]
+
+    @property
+    def source(self) -> Path:
+        """This version's, changed."""
+        source = self.store.parent / "next"
+        if not source.exists():
+            shutil.copytree("app", source / "app", ignore=shutil.ignore_patterns("__pycache__"))
+            for file, found, replaced in CHANGES:
+                path = source / "app" / "jobs" / file
+                text = path.read_text()
+                assert text.count(found) == 1
+                path.write_text(text.replace(found, replaced))
+        return source
+
+
+def test_replicas_are_updated_one_after_another(pair: tuple[Service, Service]) -> None:
+    """Both versions serve at once; what only the new one knows it runs itself; and the way back is open."""
+    old, leaving = pair
+    assert leaving.stop() == 0
+    new = NextVersion(old.store, **old.environment).start()
+    try:
+        assert "is brought from schema" in new.log.read_text()
+        kept = long_fit(new, name="new")  # which keeps the new one busy
+        new.until(kept, "running", iteration=1)
+        theirs = new.fit(A, name="new-too", nb_concepts=8)
+        ours = old.fit(A, name="old", nb_concepts=8)  # by a service that does not know the column
+        assert old.ended(ours)["state"] == "succeeded"
+        assert old.job(theirs)["state"] == "queued"
+        new.kill()
+        until(lambda: "only a later version of dictserve can run: 2" in old.log.read_text())
+        assert old.job(kept)["state"] == "queued"
+        assert old.client.delete(f"/jobs/{kept}").json()["state"] == "cancelled"
+        leaving.start()  # back to where it was, on a database of the new one
+        assert leaving.ended(leaving.fit(A, name="old", nb_concepts=8))["state"] == "succeeded"
+        assert leaving.job(theirs)["state"] == "queued"
+        new.start()
+        assert old.ended(theirs)["state"] == "succeeded"
+        assert fitted(new) == {theirs}
+    finally:
+        assert new.stop() == 0
