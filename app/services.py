@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import logging
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING, Annotated
 
 import numpy as np
@@ -51,6 +52,7 @@ class Services:
     bodies: Room = field(init=False)
     answers: Room = field(init=False)
     _bringing: Threads = field(init=False)  # dictionaries near: who moves anything else holds up no encode
+    _fetches: dict[Reference, asyncio.Future[None]] = field(init=False, default_factory=dict)  # under way
     _opened: bool = field(init=False, default=False)
     _jobs_are_open: bool = field(init=False, default=False)
     _starting: asyncio.Task[None] | None = field(init=False, default=None)  # of fits, where that waits
@@ -151,7 +153,24 @@ class Services:
     async def _at_hand(self, reference: Reference) -> DictionaryRecord:
         """The record of a dictionary that the worker can load without waiting for a network."""
         record = self.store.at_hand(reference)
-        return await self._bringing(self.store.bring, reference) if record is None else record
+        if record is None:
+            record = await self._bringing(self.store.find, reference)
+            await self._fetch(record)
+        return record
+
+    async def _fetch(self, record: DictionaryRecord) -> None:
+        """Have a dictionary at hand, which may be large: of requests that come for it at once, one fetches it."""
+        under_way = self._fetches.get(record.reference)
+        if under_way is None:
+            under_way = asyncio.ensure_future(self._bringing(self.store.fetch, record))
+            under_way.add_done_callback(partial(self._fetched, record.reference))
+            self._fetches[record.reference] = under_way
+        await asyncio.shield(under_way)  # one that leaves takes nothing from the others
+
+    def _fetched(self, reference: Reference, fetch: asyncio.Future[None]) -> None:
+        del self._fetches[reference]
+        if not fetch.cancelled():
+            fetch.exception()  # who waits for it is told, and it may be that nobody does any more
 
     async def solve(
         self,

@@ -265,20 +265,28 @@ class Store:
         return record if record is not None and self._shelf.has(name, version, record.sha256) else None
 
     def bring(self, reference: Reference) -> DictionaryRecord:
-        """The record of a version that is at hand from now on, for this process and its worker.
+        """The record of a version that is at hand from now on, for this process and its worker."""
+        record = self.find(reference)
+        self.fetch(record)
+        return record
 
-        While the store does not answer: of one that is, by what was last known of the name. Versions never change, so
-        that what it may miss is a newer one, or that one was removed.
+    def find(self, reference: Reference) -> DictionaryRecord:
+        """The record of the version that a reference means.
+
+        While the store does not answer: of one that is at hand, by what was last known of the name. Versions never
+        change, so that what it may miss is a newer one, or that one was removed.
         """
         try:
-            record = self.record(reference)
+            return self.record(reference)
         except StoreUnavailable:
             if (remembered := self._remembered(reference)) is None:
                 raise
             return remembered
+
+    def fetch(self, record: DictionaryRecord) -> None:
+        """Have a version at hand."""
         if not self._shelf.has(record.name, record.version, record.sha256):
             self._shelf.bring(record.name, record.version, record.sha256)
-        return record
 
     def _remembered(self, reference: Reference) -> DictionaryRecord | None:
         name, versions = reference.name, self._shelf.remembered(reference.name)

@@ -72,10 +72,28 @@ def test_dictionaries_that_are_fetched_hold_up_no_fit(
     client: TestClient, networked: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     slow = Slow()
-    monkeypatch.setattr(Store, "bring", slow)
+    monkeypatch.setattr(Store, "find", slow)
     with slow.of_many(client, f"/encode?dictionary={networked}") as other:
         accepted = other.submit(client.post, "/fit?name=a&nb_concepts=2", content=A)
         assert accepted.result(30).status_code == 202
+
+
+def test_requests_for_one_dictionary_fetch_it_once(
+    client: TestClient, networked: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A fetch that fails is told to all of them, and is no answer to who comes later."""
+    slow = Slow()
+    path = f"/encode?dictionary={networked}"
+    with ThreadPoolExecutor(AT_ONCE) as pool, monkeypatch.context() as slowly:
+        slowly.setattr(Store, "fetch", slow)
+        waiting = [pool.submit(client.post, path, content=A) for _ in range(AT_ONCE)]
+        try:
+            assert slow.began.acquire(timeout=30)
+            assert not slow.began.acquire(timeout=0.5)
+        finally:
+            slow.goes_on.set()
+        assert {answer.result().status_code for answer in waiting} == {503}
+    assert client.post(path, content=A).status_code == 200
 
 
 def test_so_many_calls_at_once_as_are_told() -> None:
