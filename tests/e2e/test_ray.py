@@ -89,7 +89,10 @@ class OnRay:
     def stop_serving(self) -> int:
         """Exit code of `serve run`, stopped as by Ctrl-C."""
         self._serve.send_signal(signal.SIGINT)
-        return self._serve.wait(60)
+        try:
+            return self._serve.wait(60)
+        except subprocess.TimeoutExpired:
+            raise AssertionError(self._log.read_text()[-5000:]) from None
 
     def stop(self) -> None:
         for client in self.clients:
