@@ -90,7 +90,7 @@ class OnRay:
         """Exit code of `serve run`, stopped as by Ctrl-C."""
         self._serve.send_signal(signal.SIGINT)
         try:
-            return self._serve.wait(60)
+            return self._serve.wait(120)
         except subprocess.TimeoutExpired:
             raise AssertionError(self._log.read_text()[-5000:]) from None
 
