@@ -96,11 +96,21 @@ class TooManyConnections(AppError):
 
 
 class Unauthorized(AppError):
-    headers = MappingProxyType({"WWW-Authenticate": "Bearer"})
+    """
+    Args:
+        challenge: of RFC 6750, section 3: what programs are told.
+    """
+
+    def __init__(self, message: str, challenge: str = "Bearer") -> None:
+        super().__init__(message)
+        self.headers = {"WWW-Authenticate": challenge}
 
 
 class Forbidden(AppError):
-    pass
+    def __init__(self, message: str, challenge: str | None = None) -> None:
+        super().__init__(message)
+        if challenge is not None:
+            self.headers = {"WWW-Authenticate": challenge}
 
 
 class RateLimited(AppError):

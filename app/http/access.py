@@ -44,10 +44,11 @@ class Access:
             raise Unauthorized("this needs a token: send it as `Authorization: Bearer …` or as `X-API-Key: …`")
         caller = self._tokens.find(token)
         if caller is None:
-            raise Unauthorized("this token is not known here")
+            raise Unauthorized("this token is not known here", 'Bearer error="invalid_token"')
         scope = _scope_of(request.method, request.scope["path"])  # by which it is routed, whatever the host is
         if scope not in caller.scopes:
-            raise Forbidden(f"this needs a token of scope {scope}; the one of {caller.name} does not have it")
+            told = f"this needs a token of scope {scope}; the one of {caller.name} does not have it"
+            raise Forbidden(told, f'Bearer error="insufficient_scope", scope="{scope}"')
         caller.take("requests_per_minute", 1)
         return caller
 

@@ -45,9 +45,10 @@ def header(description: str, type: str = "string") -> dict[str, Any]:
 
 RETRY_AFTER = {"Retry-After": header("Seconds after which to ask again.", "integer")}
 RETRIED = {kind.status for kind in KINDS.values() if kind.retry_after_seconds is not None}
+CHALLENGE = {"WWW-Authenticate": header("`Bearer`, and what is wrong with the token (RFC 6750).")}
 REFUSED: Mapping[type[Exception], dict[str, Any]] = {
-    Unauthorized: {"WWW-Authenticate": header("`Bearer`")},
-    Forbidden: {},
+    Unauthorized: CHALLENGE,
+    Forbidden: CHALLENGE,
     RateLimited: RETRY_AFTER,
 }
 

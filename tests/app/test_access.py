@@ -53,7 +53,8 @@ def test_every_call_but_the_probes_needs_a_token(client: TestClient, method: str
     assert answer.headers["www-authenticate"] == "Bearer"
     told = answer.json()
     assert "token" in told["error" if path.startswith("/v2") else "detail"]
-    assert client.request(method, path, headers=bearer("ds_wrong")).status_code == 401
+    answer = client.request(method, path, headers=bearer("ds_wrong"))
+    assert (answer.status_code, answer.headers["www-authenticate"]) == (401, 'Bearer error="invalid_token"')
 
 
 PAGES = ["/", "/page/main.js", "/page/plotly.js", "/docs", "/docs/swagger-ui.css", "/openapi.json"]
@@ -99,6 +100,7 @@ def test_and_in_no_other_form(client: TestClient, headers: dict[str, str]) -> No
 def test_reading_does_not_let_one_write(client: TestClient, method: str, path: str) -> None:
     answer = client.request(method, path, content=ROW, headers=bearer(READER))
     assert answer.status_code == 403
+    assert answer.headers["www-authenticate"] == 'Bearer error="insufficient_scope", scope="write"'
     assert answer.json()["type"] == "forbidden"
     assert "scope write" in answer.json()["detail"]
     assert client.request(method, path, content=ROW, headers=bearer(WRITER)).status_code not in (401, 403)
