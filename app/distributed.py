@@ -28,6 +28,7 @@ from app.formats import npy_format
 from app.jobs.reach import REACH_SECONDS
 from app.jobs.running import history_of
 from app.schemas import FitParameters
+from app.store.disk import fsync_directory, write_durably
 from app.store.store import TENSOR, Store
 from app.worker.messages import INIT_METHODS, Fit, FitProgress, Fitted, Message
 from core.errors import CoreError, RankLost
@@ -97,7 +98,7 @@ def _fit(arguments: argparse.Namespace, parameters: FitParameters, rank: int, si
     store = Store(arguments.store or Path("models"))
     if rank == 0:  # before all else: what is fitted is to find its place
         if arguments.store is None:
-            _write_durably(arguments.output, b"", place=False)
+            _put(arguments.output, b"", place=False)
         else:
             store.open()
             store.require_free(parameters.name)
@@ -123,7 +124,7 @@ def _fit(arguments: argparse.Namespace, parameters: FitParameters, rank: int, si
         record: dict[str, Any] = {"loss": float(losses[-1]) if len(losses) else 0.0, "iterations": len(losses)}
         record |= {"seconds": fitted.seconds, "ranks": size, "metrics": orjson.loads(metrics.tobytes())}
         if arguments.store is None:
-            _reached(partial(_write_durably, arguments.output, safetensors.numpy.save({TENSOR: D})))
+            _reached(partial(_put, arguments.output, safetensors.numpy.save({TENSOR: D})))
             told_of = {"output": str(arguments.output)}
         else:
             publish = partial(_publish, store, parameters, A, D, record, losses, figures)
@@ -167,18 +168,16 @@ def _reached(write: Callable[[], T]) -> T:
             time.sleep(AGAIN_SECONDS)
 
 
-def _write_durably(path: Path, content: bytes, *, place: bool = True) -> None:
+def _put(path: Path, content: bytes, *, place: bool = True) -> None:
     """The whole of a file, or nothing; without ``place`` it is only seen whether that can be."""
     if path.is_dir():
         raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
     staged = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        with staged.open("xb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
+        write_durably(staged, content)
         if place:
             staged.replace(path)
+            fsync_directory(path.parent)
     finally:
         staged.unlink(missing_ok=True)
 

@@ -16,6 +16,7 @@ logger = logging.getLogger("dictserve")
 
 METHODS = ("DELETE", "GET", "HEAD", "PATCH", "POST", "PUT")  # HEAD wherever GET is: app.http.head_method
 TOLD = "dictserve.told"  # of an ASGI scope: the problem that is raised has been answered, and logged
+FAULTS = {500, 507}  # something of this side is damaged, has failed or is full
 PROTOCOL = "/v2"  # where the Open Inference Protocol is spoken
 
 HTTP_KINDS: Mapping[int, Kind] = {
@@ -48,8 +49,11 @@ class ProblemAnswer:
         return msgspec.json.encode(self.problem)
 
     def response_to(self, request: Request) -> Response:
-        """The problem as it is, or in the Open Inference Protocol's own form to a request of that protocol."""
+        """The problem as it is, or in the Open Inference Protocol's own form to a request of that protocol. Faults of
+        this side are logged, for whoever has the answer's request id to look for."""
         path = request.url.path
+        if self.problem.status in FAULTS and self.problem.type != INTERNAL.slug:  # which is logged whole already
+            logger.error("%s %s: %s: %s", request.method, path, self.problem.type, self.problem.detail)
         if is_of_protocol(path):
             body, media_type = msgspec.json.encode({"error": self.problem.detail}), "application/json"
         else:

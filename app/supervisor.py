@@ -374,7 +374,8 @@ _BY_NAME: dict[str, type[Exception]] = {
         for cls in vars(core_errors).values()
         if isinstance(cls, type) and issubclass(cls, Exception) and cls is not RankLost  # it ends a rank, untold
     },
-    **{cls.__name__: cls for cls in KINDS if issubclass(cls, AppError)},
+    # those that have nothing but a message to tell
+    **{cls.__name__: cls for cls in KINDS if issubclass(cls, AppError) and cls.__init__ is Exception.__init__},
 }
 
 

@@ -76,7 +76,7 @@ UNTOLD_TYPES = frozenset(
 )
 
 ARCHIVES = {
-    b"\x1f\x8b": "the body is compressed by gzip: say so with Content-Encoding: gzip",
+    b"\x1f\x8b": "the body is compressed by gzip: send it as it was before that",
     b"PK\x03\x04": "the body is a zip archive, such as an npz: send its arrays one by one, as npy",
 }
 _NUMBER = re.compile(rb'"?[0-9.+-]')  # how a CSV begins that has no header line

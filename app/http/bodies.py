@@ -11,7 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Generic, TypeVar
+from typing import Generic, NamedTuple, TypeVar
 from urllib.parse import parse_qsl
 
 import numpy as np
@@ -39,6 +39,8 @@ INLINE_BINARY_BYTES = 1024 * 1024  # as quick to check as that is to parse
 WRITE_BYTES = 4 * 1024 * 1024  # of an upload at a time
 MAX_ITEM_BYTES = 8  # of the widest dtype that is read
 
+FEWER = "encode or decode fewer rows at a time, fit from files of the service's data directory (`files`)"
+
 ARRAY_FIELD = "data"
 JSON_ALONE = {"files"}  # fields that stand in the data's place, in a JSON body
 CURLS_OWN = "application/x-www-form-urlencoded"  # what curl says of a body where nothing else is said
@@ -47,6 +49,15 @@ CURLS_OWN = "application/x-www-form-urlencoded"  # what curl says of a body wher
 _parsing = ThreadPoolExecutor(1, thread_name_prefix="parse")
 
 Model = TypeVar("Model", bound=Fields)
+
+
+class Limit(NamedTuple):
+    """Most bytes of a body, and what helps whoever has more."""
+
+    nbytes: int
+    advice: str
+
+
 T = TypeVar("T")
 
 
@@ -76,6 +87,19 @@ class Payload(Generic[Model]):
         return answer_format(self.accept, self.format, many_arrays=many_arrays)
 
 
+def _limit(settings: Settings, *, is_json: bool) -> Limit:
+    """Of a body with an array."""
+    if is_json:
+        return Limit(settings.max_json_bytes, f"Send the array as npy, {FEWER}, or raise DICTSERVE_MAX_JSON_BYTES")
+    return Limit(settings.max_body_bytes, f"{FEWER.capitalize()}, or raise DICTSERVE_MAX_BODY_BYTES")
+
+
+def in_memory(settings: Settings, *, is_json: bool) -> Limit:
+    """Of one that is not put into a file."""
+    room = Limit(settings.bodies_bytes, f"{FEWER.capitalize()}, or raise DICTSERVE_BODIES_BYTES")
+    return min(_limit(settings, is_json=is_json), room)
+
+
 async def read_payload(
     request: Request,
     model: type[Model],
@@ -96,7 +120,7 @@ async def read_payload(
         Overloaded: there is no room for it beside other bodies.
     """
     _refuse_encodings(request)
-    _declared(request, max(settings.max_json_bytes, settings.max_body_bytes))
+    _declared(request, max(_limit(settings, is_json=True), _limit(settings, is_json=False)))
     incoming = _Incoming(request)
     head = await incoming.chunk()
     while len(head) < HEAD_BYTES and not incoming.ended:
@@ -107,9 +131,9 @@ async def read_payload(
     accept = header(request.scope, b"accept")
     if answers_array:
         answer_format(accept, format)  # refuse what cannot be answered before the body has come
-    limit = settings.max_json_bytes if format is JSON else settings.max_body_bytes
+    limit = _limit(settings, is_json=format is JSON)
     if upload is None or format is JSON:
-        body: Buffer = await incoming.whole(min(limit, settings.bodies_bytes), head)
+        body: Buffer = await incoming.whole(in_memory(settings, is_json=format is JSON), head)
     else:
         body = await incoming.to_file(upload, limit, head)
     query = _query(request.scope["query_string"])
@@ -136,12 +160,12 @@ def _is_as_curls_d_leaves_it(request: Request, format: Format, body: Buffer) -> 
     return is_curls and LINE_END.search(body) is None
 
 
-async def read_fields(request: Request, model: type[Model], max_bytes: int) -> Model:
+async def read_fields(request: Request, model: type[Model], limit: Limit) -> Model:
     """Read a JSON body that holds no array into its model; raises as ``read_payload`` does."""
     _refuse_encodings(request)
     if request_format(header(request.scope, b"content-type"), b"{") is not JSON:
         raise UnsupportedMediaType("fields are sent as application/json")
-    body = await _Incoming(request).whole(max_bytes)
+    body = await _Incoming(request).whole(limit)
 
     def parse() -> Model:
         fields, _ = JSON.read(body, "")
@@ -150,11 +174,11 @@ async def read_fields(request: Request, model: type[Model], max_bytes: int) -> M
     return await aside(len(body), parse)
 
 
-async def read_body(request: Request, max_bytes: int, aligned_at: int = 0) -> memoryview:
+async def read_body(request: Request, limit: Limit, aligned_at: int = 0) -> memoryview:
     """A body as it is, gzip and deflate undone.
 
     Args:
-        max_bytes: of the body as it comes, and inflated.
+        limit: of the body as it comes, and inflated.
         aligned_at: where values of any dtype will be read from: unless the body came compressed, they are aligned,
             so that a view of them needs no copy.
 
@@ -165,12 +189,12 @@ async def read_body(request: Request, max_bytes: int, aligned_at: int = 0) -> me
     coding, share = _coding(request), share_of_bodies(request.scope)
     if coding == "identity":
         lead = -aligned_at % MAX_ITEM_BYTES
-        return memoryview(await _Incoming(request).whole(max_bytes, lead=lead))[lead:]
+        return memoryview(await _Incoming(request).whole(limit, lead=lead))[lead:]
     if coding not in CODINGS:
         raise UnsupportedMediaType(f"Content-Encoding {coding[:40]!r} is not read here; gzip and deflate are")
-    body = await _Incoming(request).whole(max_bytes)
+    body = await _Incoming(request).whole(limit)
     return memoryview(
-        await asyncio.to_thread(inflated, body, coding, max_bytes, lambda more: share.hold(len(body) + more))
+        await asyncio.to_thread(inflated, body, coding, limit.nbytes, lambda more: share.hold(len(body) + more))
     )
 
 
@@ -213,7 +237,7 @@ class _Incoming:
         chunk: bytes = message.get("body", b"")
         return chunk
 
-    async def whole(self, limit: int, head: bytes = b"", lead: int = 0) -> bytearray:
+    async def whole(self, limit: Limit, head: bytes = b"", lead: int = 0) -> bytearray:
         """The body that begins with ``head``, which has come, after ``lead`` blank bytes.
 
         Raises:
@@ -225,18 +249,18 @@ class _Incoming:
         while True:
             body += head
             self._share.hold(len(body))
-            if len(body) - lead > limit:
+            if len(body) - lead > limit.nbytes:
                 raise _too_large(limit, None)
             if self.ended:
                 return body
             head = await self.chunk()
 
-    async def to_file(self, path: Path, limit: int, head: bytes) -> mmap.mmap:
+    async def to_file(self, path: Path, limit: Limit, head: bytes) -> mmap.mmap:
         """The body in a file, mapped. Bytes are gathered so that each write is worth a thread's while."""
         _declared(self._request, limit)
         gathered, received = bytearray(head), len(head)
         with store_errors(), path.open("xb") as file:
-            while not self.ended and received <= limit:
+            while not self.ended and received <= limit.nbytes:
                 chunk = await self.chunk()
                 gathered += chunk
                 received += len(chunk)
@@ -244,7 +268,7 @@ class _Incoming:
                 if len(gathered) >= WRITE_BYTES:
                     await asyncio.to_thread(file.write, gathered)
                     gathered = bytearray()
-            if received > limit:
+            if received > limit.nbytes:
                 raise _too_large(limit, None)
             await asyncio.to_thread(file.write, gathered)
         self._share.hold(0)
@@ -262,11 +286,11 @@ def _coding(request: Request) -> str:
     return header(request.scope, b"content-encoding").strip().lower() or "identity"
 
 
-def _declared(request: Request, limit: int) -> int:
+def _declared(request: Request, limit: Limit) -> int:
     """The body's length by Content-Length, 0 where that is absent; refuses by it alone, before the body has come."""
     told = header(request.scope, b"content-length")
     declared = int(told) if told.isdigit() else 0
-    if declared > limit:
+    if declared > limit.nbytes:
         raise _too_large(limit, declared)
     return declared
 
@@ -276,12 +300,9 @@ def _query(query_string: bytes) -> tuple[tuple[str, str], ...]:
     return tuple(parse_qsl(query_string.decode("latin-1"), keep_blank_values=True))
 
 
-def _too_large(limit: int, size: int | None) -> BodyTooLarge:
+def _too_large(limit: Limit, size: int | None) -> BodyTooLarge:
     told = "this body has more" if size is None else f"this body has {size}"
-    return BodyTooLarge(
-        f"a body of this kind may have {limit} bytes; {told}. Encode and decode fewer rows at a time; fit from files "
-        "of the service's data directory (`files`), or raise DICTSERVE_MAX_BODY_BYTES"
-    )
+    return BodyTooLarge(f"a body of this kind may have {limit.nbytes} bytes; {told}. {limit.advice}")
 
 
 def _parse(

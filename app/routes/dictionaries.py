@@ -12,7 +12,7 @@ from fastapi import APIRouter, Header, Request, Response
 from app import __version__
 from app.errors import DictionaryDamaged, InvalidFields, PreconditionFailed, UnknownDictionary
 from app.formats import NPY, answer_format
-from app.http.bodies import array_answer, read_fields, read_payload
+from app.http.bodies import Limit, array_answer, read_fields, read_payload
 from app.http.shares import share_of_answers
 from app.routes import examples
 from app.routes.openapi import Responses, array_answers, array_body, header, json_body, problems
@@ -25,7 +25,7 @@ from app.store.store import DictionaryRecord, Labels, Reference, Store
 logger = logging.getLogger("dictserve")
 
 JSON_TYPE = "application/json"
-MAX_LABELS_BYTES = 8 * 1024 * 1024
+LABELS = Limit(8 * 1024 * 1024, "Set fewer labels at a time")
 IfMatch = Annotated[str, Header()]
 IfNoneMatch = Annotated[str, Header()]
 ETAG = {"ETag": header("Of what is answered, for If-None-Match.")}
@@ -138,7 +138,7 @@ async def label_dictionary(
 ) -> DictionaryRecord:
     """Labels that are given are set, null removes one, others stay. The dictionary itself never changes."""
     wanted = parsed(reference)
-    patch = await read_fields(request, LabelRequest, MAX_LABELS_BYTES)
+    patch = await read_fields(request, LabelRequest, LABELS)
     return await asyncio.to_thread(_label, services.store, wanted, patch, if_match)
 
 
@@ -233,11 +233,10 @@ def tagged_json(told: Mapping[str, Any], if_none_match: str) -> Response:
 
 
 def _import(store: Store, name: str, D: np.ndarray, *, only_first: bool) -> DictionaryRecord:
-    if only_first and store.versions(name):
-        raise PreconditionFailed(f"there is a dictionary {name!r}; without If-None-Match this is its next version")
     record = store.publish(
         name,
         D,
+        only_first=only_first,
         parameters={"imported": True},
         data={},
         metrics={},

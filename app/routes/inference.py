@@ -16,7 +16,7 @@ from app.errors import BodyTooLarge, DictionaryDamaged, InvalidFields, UnknownDi
 from app.formats import inference_format
 from app.formats.inference_format import LENGTH_HEADER, InferenceRequest
 from app.http.access import take_rows
-from app.http.bodies import aside, read_body, validated
+from app.http.bodies import Limit, aside, in_memory, read_body, validated
 from app.http.ready import ReadyResponse
 from app.inference import (
     EXTENSIONS,
@@ -46,7 +46,7 @@ Endpoint = TypeVar("Endpoint", bound=Callable[..., Any])
 router = APIRouter(prefix=PROTOCOL, tags=["open inference protocol"])
 
 READY, UNAVAILABLE = "READY", "UNAVAILABLE"
-MAX_INDEX_BYTES = 4096  # of a request for the repository's index
+INDEX = Limit(4096, "All that the request for an index may say is whether `ready`")
 
 MODEL_ROUTES = {"/models/{name}": ["name"], "/models/{name}/versions/{version}": ["name", "version"]}
 INFER = "/infer"
@@ -122,7 +122,7 @@ async def ready(services: ServicesDep) -> Ready:
 )
 async def repository_index(request: Request, services: ServicesDep) -> list[ModelState]:
     """With `{"ready": true}` only those that can be used now."""
-    body = await read_body(request, MAX_INDEX_BYTES)
+    body = await read_body(request, INDEX)
     told = inference_format.decoded(bytes(body), IndexRequest) if body else IndexRequest()
     states = await asyncio.to_thread(_states, services)
     return [state for state in states if state.state == READY or not told.ready]
@@ -192,8 +192,7 @@ async def _read(
     length = inference_format.json_length(request.headers.get(LENGTH_HEADER))
     if length is not None and length > settings.max_json_bytes:
         raise BodyTooLarge(f"the JSON may have {settings.max_json_bytes} bytes; this has {length}")
-    limit = settings.max_json_bytes if length is None else settings.max_body_bytes
-    body = await read_body(request, min(limit, settings.bodies_bytes), aligned_at=length or 0)
+    body = await read_body(request, in_memory(settings, is_json=length is None), aligned_at=length or 0)
 
     def parse() -> tuple[InferenceRequest, EncodeRequest | DecodeRequest]:
         told, array = inference_format.read(body, length)

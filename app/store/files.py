@@ -15,7 +15,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from app.errors import DictionaryDamaged, NameTaken, StoreUnavailable, UnknownDictionary
+from app.errors import DictionaryDamaged, NameTaken, PreconditionFailed, StoreUnavailable, UnknownDictionary
 from app.kept import keep
 from app.store.disk import Unreadable, fsync_directory, read_regular, store_errors, told, write_durably
 from app.store.hashed import Hashed, require_whole
@@ -212,6 +212,8 @@ class Files:
         files: Mapping[str, Hashed],
         meta: Callable[[int], bytes],
         earlier: Callable[[], int | None],
+        *,
+        only_first: bool = False,
     ) -> int:
         staged = self._workplace.staging / self._workplace.owned_name()
         try:
@@ -220,18 +222,25 @@ class Files:
                 staged.mkdir()
                 for file, hashed in files.items():
                     write_durably(staged / file, hashed.content)
-                return self._claim_version(staged, name, meta, earlier)
+                return self._claim_version(staged, name, meta, earlier, only_first)
         finally:
             shutil.rmtree(staged, ignore_errors=True)
 
     def _claim_version(
-        self, staged: Path, name: str, meta: Callable[[int], bytes], earlier: Callable[[], int | None]
+        self,
+        staged: Path,
+        name: str,
+        meta: Callable[[int], bytes],
+        earlier: Callable[[], int | None],
+        only_first: bool,
     ) -> int:
         """Rename into the version after the highest that there is or was, whatever has that number."""
         directory = self._root / name
         with self._workplace.alone():
             if (published := earlier()) is not None:
                 return published
+            if only_first and self.versions(name):
+                raise not_the_first(name)
             directory.mkdir(exist_ok=True)
             version = max((self._highest.get(name, 0), *_numbers(directory))) + 1
             write_durably(staged / META_FILE, meta(version))
@@ -280,6 +289,10 @@ class Files:
             fsync_directory(directory)
             fsync_directory(quarantine)
         return aside
+
+
+def not_the_first(name: str) -> PreconditionFailed:
+    return PreconditionFailed(f"there is a dictionary {name!r}; without If-None-Match this is its next version")
 
 
 def _number(entry: str) -> int | None:

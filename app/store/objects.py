@@ -11,25 +11,28 @@ import secrets
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 
 from app.errors import DictionaryDamaged, StoreUnavailable, UnknownDictionary
 from app.kept import keep
 from app.store.bucket import PRIVATE, STAGING, Bucket, Entry
 from app.store.figures_file import FIGURES_FILE
-from app.store.files import LABELS_FILE, META_FILE
+from app.store.files import LABELS_FILE, META_FILE, not_the_first
 from app.store.hashed import Hashed, require_whole, sha256
 from app.store.object_cache import ObjectCache
 from app.store.references import NAME, VERSION
 from app.store.weights import WEIGHTS_FILE
 
 CLAIM = "claim"
+CLAIMED, GONE = b"", b"gone"  # what is in it: told apart by their sizes, which a listing has
 OF_A_VERSION = {CLAIM, WEIGHTS_FILE, FIGURES_FILE, META_FILE, LABELS_FILE}
 QUARANTINE = f"{PRIVATE}/quarantine"
 
 # What has no `meta.json` after so long is of somebody who died on the way; a publication gives up well before.
 GRACE_SECONDS = 3600.0
 PUBLISH_SECONDS = 1800.0
+UNDER_WAY_SECONDS = 300.0  # for which who wants to be the first leaves the name to who has begun
 RELABEL_ATTEMPTS = 100
 LOCKS = 64
 
@@ -214,32 +217,75 @@ class Objects:
         files: Mapping[str, Hashed],
         meta: Callable[[int], bytes],
         earlier: Callable[[], int | None],
+        *,
+        only_first: bool = False,
     ) -> int:
-        begun = time.monotonic()
-        version = max(self._listing(name, fresh=True).files, default=0) + 1
+        found = self._listing(name, fresh=True)
+        version = max(found.files, default=0) + 1
+        if only_first:
+            self._require_none(name, found)
         if (published := earlier()) is not None:  # or cannot be told: each try would leave what it has written
             return published
-        while not self.bucket.create(_key(name, version, CLAIM), b""):
+        while not self.bucket.create(_key(name, version, CLAIM), CLAIMED):
+            if only_first:
+                raise _under_way(name)
             version += 1
+        try:
+            published = self._prepared(name, version, files, earlier, only_first)
+        except Exception:
+            with suppress(StoreUnavailable):
+                self._give_up(name, version, files)
+            raise
+        if published is not None:
+            self._give_up(name, version, files)
+            return published
+        content = meta(version)
+        self.bucket.put(_key(name, version, META_FILE), content)  # which may be there though this fails
+        self._forget(name)
+        for hashed in files.values():
+            self._cache.put(hashed.sha256, hashed.content)
+        self._cache.put(f"{name}@{version}", content)
+        return version
+
+    def _prepared(
+        self,
+        name: str,
+        version: int,
+        files: Mapping[str, Hashed],
+        earlier: Callable[[], int | None],
+        only_first: bool,
+    ) -> int | None:
+        """Have all of a version there but its record; or the version that is published already."""
+        begun = time.monotonic()
         for file, hashed in files.items():
             self.bucket.put(_key(name, version, file), hashed.content)
         if time.monotonic() - begun > PUBLISH_SECONDS:  # a sweep may think it dead, and take its files
             raise StoreUnavailable("the object store took too long to take a dictionary; nothing was published")
         self._forget(name)  # what is asked now is to see what others have published
         if (published := earlier()) is not None:
-            for file in files:
-                self.bucket.delete(_key(name, version, file))
             return published
-        if not files.keys() <= self._listing(name, fresh=True).files.get(version, {}).keys():
+        found = self._listing(name, fresh=True)
+        if only_first and found.versions:  # of somebody who did not ask to be the first
+            raise not_the_first(name)
+        if not files.keys() <= found.files.get(version, {}).keys():
             # a sweep has thought it dead: a machine that is suspended counts no time
             raise StoreUnavailable("a dictionary was swept before it was whole; nothing was published")
-        content = meta(version)
-        self.bucket.put(_key(name, version, META_FILE), content)
-        self._forget(name)
-        for hashed in files.values():
-            self._cache.put(hashed.sha256, hashed.content)
-        self._cache.put(f"{name}@{version}", content)
-        return version
+        return None
+
+    def _require_none(self, name: str, found: _Listing) -> None:
+        """Raises PreconditionFailed where the name has a version, StoreUnavailable where it may soon have one."""
+        if found.versions:
+            raise not_the_first(name)
+        young = time.time() - UNDER_WAY_SECONDS
+        for files in found.files.values():
+            if CLAIM in files and files[CLAIM].size == len(CLAIMED) and files[CLAIM].changed > young:
+                raise _under_way(name)
+
+    def _give_up(self, name: str, version: int, files: Iterable[str]) -> None:
+        """Nothing comes of a version that was claimed."""
+        self.bucket.put(_key(name, version, CLAIM), GONE)
+        for file in files:
+            self.bucket.delete(_key(name, version, file))
 
     def relabel(self, name: str, version: int, change: Callable[[bytes | None], bytes]) -> None:
         key = _key(name, version, LABELS_FILE)
@@ -283,9 +329,15 @@ class Objects:
 
     def _hide(self, name: str, version: int) -> None:
         """From now on there is no such version, nor will there be again."""
-        self.bucket.create(_key(name, version, CLAIM), b"")  # one that was copied here may have none
+        self.bucket.put(_key(name, version, CLAIM), GONE)  # one that was copied here may have none
         self.bucket.delete(_key(name, version, META_FILE))
         self._cache.drop(f"{name}@{version}")
+
+
+def _under_way(name: str) -> StoreUnavailable:
+    return StoreUnavailable(
+        f"somebody else makes a version of {name!r} just now; whether it comes to be is not known yet"
+    )
 
 
 def _nth(name: str) -> int:

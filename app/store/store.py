@@ -144,6 +144,8 @@ class Shelf(Protocol):
         files: Mapping[str, Hashed],
         meta: Callable[[int], bytes],
         earlier: Callable[[], int | None],
+        *,
+        only_first: bool = False,
     ) -> int:
         """The next version of a name; durable when this returns.
 
@@ -152,6 +154,11 @@ class Shelf(Protocol):
             meta: makes the record of a number.
             earlier: asked at the last moment, and maybe before; a version that it tells is published already, and
                 stands for this.
+            only_first: whether it may be published only where the name has no version.
+
+        Raises:
+            PreconditionFailed: it has one.
+            StoreUnavailable: or somebody is about to publish one, and this was to be the first.
         """
 
     def relabel(self, name: str, version: int, change: Callable[[bytes | None], bytes]) -> None:
@@ -390,12 +397,15 @@ class Store:
 
     # -- writing ------------------------------------------------------------------------------------------
 
-    def publish(self, name: str, D: np.ndarray, figures: bytes | None = None, **told: Any) -> DictionaryRecord:
+    def publish(
+        self, name: str, D: np.ndarray, figures: bytes | None = None, *, only_first: bool = False, **told: Any
+    ) -> DictionaryRecord:
         """Write D as the next version of a name; when this returns it is durable.
 
         Args:
             D: float32 of shape (nb_concepts, n_features).
             figures: the file of its concepts' figures.
+            only_first: whether it may be published only where the name has no version.
             told: the record's other fields (``parameters``, ``metrics``, …).
         """
         check_name(name)
@@ -425,7 +435,7 @@ class Store:
             made = self.made_by(name, record.job) if record.job is not None else None
             return None if made is None else made.version
 
-        version = self._shelf.publish(name, files, meta, earlier)
+        version = self._shelf.publish(name, files, meta, earlier, only_first=only_first)
         # and not what is read of it now: it was published, though somebody may have removed it since
         return made or record.model_copy(update={"version": version})
 

@@ -7,13 +7,16 @@ lock for seconds at a time: in the service or in its worker nothing else would b
 import os
 import signal
 import sys
+import traceback
 from pathlib import Path
 
 import msgspec
 
+from app.errors import AppError
 from app.store.store import Reference, Store
 from app.worker.messages import Compare, Compared, Failed
 from app.worker.parent import die_with
+from core.errors import CoreError
 
 NICENESS = 10  # whoever waits for codes goes first
 
@@ -27,6 +30,8 @@ def main() -> None:
     try:
         answer: Compared | Failed = compared(told)
     except Exception as error:
+        if not isinstance(error, AppError | CoreError):
+            traceback.print_exc()  # into the service's log
         answer = Failed("", type(error).__name__, str(error)[:1000])
     sys.stdout.buffer.write(msgspec.json.encode(answer))
 

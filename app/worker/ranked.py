@@ -109,10 +109,11 @@ def joined_by_environment(
 
 def device_of(told: str, local_rank: int, local_size: int) -> torch.device:
     """A GPU of its own for each rank on this machine, of those that are named where any are, else the CPU for all."""
-    named = [] if told in ("auto", "cuda") else told.split(",")
-    if told.startswith("cpu") or max(torch.cuda.device_count(), len(named)) < local_size:
+    there = [f"cuda:{number}" for number in range(torch.cuda.device_count())]
+    named = there if told in ("auto", "cuda") else told.split(",")
+    if told.startswith("cpu") or len(named) < local_size:
         return torch.device("cpu")
-    device = torch.device(named[local_rank] if len(named) >= local_size else f"cuda:{local_rank}")
+    device = torch.device(named[local_rank])
     torch.cuda.set_device(device)
     return device
 

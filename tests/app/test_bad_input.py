@@ -416,7 +416,7 @@ def test_archives_without_a_type_are_told_what_they_are(client: TestClient, digi
     arrays = io.BytesIO()
     np.savez(arrays, A=np.ones((2, 4), np.float32))
     for content, said in (
-        (gzip.compress(npy(np.ones((2, 4), np.float32))), "Content-Encoding"),
+        (gzip.compress(npy(np.ones((2, 4), np.float32))), "send it as it was before"),
         (arrays.getvalue(), "npz"),
     ):
         answer = client.post("/encode?dictionary=digits", content=content)
@@ -448,11 +448,19 @@ class TestLimits:
         answer = client.post("/encode", content=body(data=[[1.0] * 4] * 100))
         assert (answer.status_code, answer.json()["type"]) == (413, "body-too-large")
         assert "1024 bytes" in answer.json()["detail"]
+        assert "DICTSERVE_MAX_JSON_BYTES" in answer.json()["detail"]
 
     def test_an_undeclared_size_that_passes_the_limit_on_the_way(self, client: TestClient) -> None:
         chunks = (npy(np.ones((500, 4), np.float32))[i : i + 1000] for i in range(0, 8128, 1000))
         answer = client.post("/fit?name=a&nb_concepts=1", content=chunks)
         assert (answer.status_code, answer.json()["type"]) == (413, "body-too-large")
+        assert "DICTSERVE_MAX_BODY_BYTES" in answer.json()["detail"]
+
+    def test_more_than_the_memory_for_all_bodies(self, settings: Settings) -> None:
+        small = settings.model_copy(update={"bodies_bytes": 512})
+        with TestClient(create_app(small, supervisor=WorkerDouble(small))) as client:
+            answer = client.post("/encode?dictionary=a", content=npy(np.ones((500, 4), np.float32)))
+        assert (answer.status_code, "DICTSERVE_BODIES_BYTES" in answer.json()["detail"]) == (413, True)
 
     def test_too_many_rows(self, client: TestClient) -> None:
         answer = client.post("/encode?dictionary=digits", content=npy(np.ones((101, 4), np.float32)))

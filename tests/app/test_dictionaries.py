@@ -266,3 +266,21 @@ def test_a_name_that_is_to_be_new_is(client: TestClient, store: Store) -> None:
     assert (answer.status_code, answer.json()["type"]) == (412, "precondition-failed")
     assert store.versions("new") == [1]
     assert client.put("/dictionaries/new", json={"data": D.tolist()}).status_code == 201
+
+
+def test_of_those_who_would_make_a_new_name_at_once_one_does(client: TestClient, store: Store) -> None:
+    def put(_: int) -> int:
+        answer = client.put("/dictionaries/new", json={"data": D.tolist()}, headers={"if-none-match": "*"})
+        return answer.status_code
+
+    with ThreadPoolExecutor(8) as pool:
+        assert sorted(pool.map(put, range(8))) == [201] + 7 * [412]
+    assert store.versions("new") == [1]
+
+
+def test_what_is_damaged_is_told_in_the_log_with_the_request(
+    client: TestClient, store: Store, digits: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    (store.root / digits / "1" / "dictionary.safetensors").write_bytes(b"x")
+    assert client.get("/dictionaries/digits/weights").status_code == 500
+    assert "GET /dictionaries/digits/weights: dictionary-damaged: " in caplog.text

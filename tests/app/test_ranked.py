@@ -7,7 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from app.errors import WorkerFailed, kind_of
+import core
+from app.errors import KINDS, WorkerFailed, kind_of
 from app.settings import Settings
 from app.supervisor import error_of
 from app.worker import frames, launch, ranked
@@ -15,9 +16,35 @@ from app.worker.messages import Configure, Failed, Fit
 from app.worker.watch import EXIT_CODE
 from core.errors import RankLost
 
+import torch  # isort: skip
+
 
 class Ended(Exception):
     pass
+
+
+@pytest.mark.parametrize(
+    ("told", "ranks", "devices"),
+    [
+        ("auto", 2, ["cuda:0", "cuda:1"]),
+        ("cuda", 4, ["cuda:0", "cuda:1", "cuda:2", "cuda:3"]),
+        ("cuda:2,cuda:3", 2, ["cuda:2", "cuda:3"]),
+        ("cuda:1", 2, ["cpu", "cpu"]),  # no GPU that is not named
+        ("auto", 5, 5 * ["cpu"]),
+        ("cpu", 2, ["cpu", "cpu"]),
+    ],
+)
+def test_ranks_have_the_gpus_that_are_named(
+    told: str, ranks: int, devices: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
+    monkeypatch.setattr(torch.cuda, "set_device", lambda device: None)
+    assert [str(ranked.device_of(told, rank, ranks)) for rank in range(ranks)] == devices
+
+
+@pytest.mark.parametrize("error", [*core.errors.__dict__, *(cls.__name__ for cls in KINDS), "Unheard"])
+def test_whatever_a_worker_tells_is_an_error(error: str) -> None:
+    assert isinstance(error_of(Failed("1", error, "why")), Exception)
 
 
 @pytest.fixture

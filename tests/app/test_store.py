@@ -8,6 +8,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from app.errors import DictionaryDamaged, NameTaken, StoreUnavailable, UnknownDictionary
+from app.errors import DictionaryDamaged, NameTaken, PreconditionFailed, StoreUnavailable, UnknownDictionary
 from app.store.bucket import Bucket, bucket_of
 from app.store.files import Files
 from app.store.object_store import ObjectStore
@@ -63,6 +64,30 @@ def place(request: pytest.FixtureRequest, tmp_path: Path) -> Place:
         s3: S3 = request.getfixturevalue("s3")
         url, options = s3.new_url(), s3.options
     return Place(tmp_path, url and ObjectStore(url, options, listing_seconds=0))
+
+
+def first(store: Store, name: str = "first") -> bool:
+    """Whether this made the first version of a name; another try may tell, where that cannot be told yet."""
+    for _ in range(100):
+        try:
+            store.publish(name, D, only_first=True, parameters={}, data={}, metrics={}, software={})
+        except PreconditionFailed:
+            return False
+        except StoreUnavailable:
+            time.sleep(0.05)
+        else:
+            return True
+    raise AssertionError("it is never told")
+
+
+def test_of_those_who_would_be_the_first_one_is(place: Place) -> None:
+    stores = [place.store(), place.store()]
+    with ThreadPoolExecutor(8) as pool:
+        were = list(pool.map(lambda i: first(stores[i % 2]), range(16)))
+    assert sum(were) == 1
+    assert len(stores[0].versions("first")) == 1
+    stores[0].remove("first", stores[0].versions("first"))
+    assert first(stores[1])
 
 
 def test_what_is_published_is_read_back(place: Place) -> None:
@@ -537,8 +562,8 @@ def test_what_a_job_published_was_published_though_it_is_removed_at_once(
     shelf = opened._shelf
     publish_on_shelf = shelf.publish
 
-    def removed(name: str, *args: object) -> int:
-        version = publish_on_shelf(name, *args)  # type: ignore[arg-type]
+    def removed(name: str, *args: Any, **told: Any) -> int:
+        version = publish_on_shelf(name, *args, **told)
         other.remove(name, [version])
         return version
 

@@ -16,7 +16,14 @@ from typer.testing import CliRunner
 
 from app import line
 from app.cli import main
-from app.errors import DataChanged, DictionaryDamaged, StoreFull, StoreUnavailable, UnknownDictionary
+from app.errors import (
+    DataChanged,
+    DictionaryDamaged,
+    PreconditionFailed,
+    StoreFull,
+    StoreUnavailable,
+    UnknownDictionary,
+)
 from app.settings import Settings
 from app.store import bucket, checkpoint_file, object_cache, shared_files
 from app.store import objects as store_objects
@@ -690,3 +697,54 @@ def test_activations_of_jobs_that_ended_elsewhere_are_swept(store: Store, other:
         uploads.sweep(lambda: {store.owner, other.owner}, lambda: {on_record.file})
     assert {path.name for path in store.activations.iterdir()} == {on_record.file, without_job.file}
     assert list(other.activations.iterdir()) == []
+
+
+# -- the first version ------------------------------------------------------------------------------------
+
+
+def publish_first(store: Store) -> int:
+    return store.publish("a", D, only_first=True, parameters={}, data={}, metrics={}, software={}).version
+
+
+def test_who_would_be_the_first_waits_for_who_has_begun(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    bucket = store.bucket
+    assert bucket is not None
+    assert bucket.create("a/1/claim", b"")
+    with pytest.raises(StoreUnavailable, match="just now"):
+        publish_first(store)
+    monkeypatch.setattr(store_objects, "UNDER_WAY_SECONDS", -60.0)  # it has died on the way
+    assert publish_first(store) == 2
+
+
+def test_a_publication_that_fails_keeps_nobody_from_being_the_first(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(self: Bucket, key: str, content: bytes) -> None:
+        raise StoreFull("no room")
+
+    real = Bucket.put
+    with monkeypatch.context() as filled:
+        filled.setattr(
+            Bucket, "put", lambda self, key, content: (real if key.endswith("claim") else full)(self, key, content)
+        )
+        with pytest.raises(StoreFull):
+            publish_first(store)
+    assert publish_first(store) == 2
+
+
+def test_a_version_that_comes_meanwhile_is_the_first(
+    store: Store, other: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = Bucket.put
+
+    def put(self: Bucket, key: str, content: bytes) -> None:
+        if key == "a/1/dictionary.safetensors":
+            publish(other, "a", D)
+        real(self, key, content)
+
+    monkeypatch.setattr(Bucket, "put", put)
+    with pytest.raises(PreconditionFailed):
+        publish_first(store)
+    assert other.versions("a") == [2]
+    assert store.bucket is not None
+    assert list(store.bucket.entries("a/1")) == ["a/1/claim"]
