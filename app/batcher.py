@@ -231,7 +231,7 @@ class Batcher:
             rests: list[tuple[_Piece, bool]] = []
             for piece in pieces:
                 count = min(len(piece), solved - offset)
-                if count or not len(piece):  # a piece of no rows has its answer, too
+                if count:
                     part = [array[offset : offset + count] for array in sent.result()]
                     piece.request.deliver(piece.start, part)
                     offset += count

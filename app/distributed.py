@@ -136,7 +136,7 @@ def _fit(arguments: argparse.Namespace, parameters: FitParameters, rank: int, si
 def _mapped(path: Path) -> tuple[np.ndarray, int]:
     """The array of an npy file, mapped, and where it begins there."""
     with path.open("rb") as file:
-        header = npy_format.parse_header(file.read(npy_format.PREFIX_BYTES + npy_format.MAX_HEADER_BYTES))
+        header = npy_format.parse_header(file.read(npy_format.HEAD_BYTES))
     if len(header.shape) != 2 or header.fortran_order:
         raise InvalidFields.at("data", msg=f"{path} must hold (rows, n_features) in C order")
     try:

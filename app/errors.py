@@ -280,7 +280,6 @@ KINDS: Mapping[type[Exception], Kind] = {
     WorkerFailed: Kind(500, "worker-failed", "The worker failed"),
 }
 
-EXPECTED = tuple(KINDS)  # what a route may raise; anything else is a fault of the service's own
 INTERNAL = Kind(500, "internal-error", "Something is wrong in the service")
 
 

@@ -10,7 +10,8 @@ from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.routing import Match
 
-from app.errors import EXPECTED, INTERNAL, AppError, FieldError, InvalidFields, Kind, kind_of, shortened
+from app.errors import INTERNAL, AppError, FieldError, InvalidFields, Kind, kind_of, shortened
+from core.errors import CoreError
 
 logger = logging.getLogger("dictserve")
 
@@ -103,7 +104,7 @@ def install_handlers(app: FastAPI) -> None:
         request.scope[TOLD] = True
         return problem_of(error).response_to(request)
 
-    for cls in EXPECTED:
+    for cls in (AppError, CoreError):
         app.add_exception_handler(cls, told_by_table)
     app.add_exception_handler(RequestValidationError, framework_validation)
     app.add_exception_handler(HTTPException, framework_http)

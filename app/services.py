@@ -3,7 +3,6 @@
 import asyncio
 import contextlib
 import logging
-from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Annotated
 
@@ -36,43 +35,28 @@ logger = logging.getLogger("dictserve")
 AGAIN_SECONDS = 2.0  # between two times that the jobs' database is looked for at a start
 
 
-@dataclass
 class Services:
-    settings: Settings
-    workers: Workers
-    tracing: "Tracing | None" = None
-    store: Store = field(init=False)
-    database: Database = field(init=False)
-    leases: Leases = field(init=False)
-    jobs: Jobs = field(init=False)
-    fits: Fits = field(init=False)
-    concepts: Concepts = field(init=False)
-    comparisons: Comparisons = field(init=False)
-    batcher: Batcher = field(init=False)
-    bodies: Room = field(init=False)
-    answers: Room = field(init=False)
-    _bringing: Threads = field(init=False)  # dictionaries near: who moves anything else holds up no encode
-    _fetches: dict[Reference, asyncio.Future[None]] = field(init=False, default_factory=dict)  # under way
-    _opened: bool = field(init=False, default=False)
-    _jobs_are_open: bool = field(init=False, default=False)
-    _starting: asyncio.Task[None] | None = field(init=False, default=None)  # of fits, where that waits
-
-    def __post_init__(self) -> None:
-        settings = self.settings
+    def __init__(self, settings: Settings, workers: Workers, tracing: "Tracing | None" = None) -> None:
+        self.settings = settings
+        self.workers = workers
+        self.tracing = tracing
         self.store = Store(settings.store, settings.object_store)
         self.database = Database(settings.database_url or f"sqlite:///{self.store.database.absolute()}")
         self.leases = Leases(self.database, self.store, settings.lease_seconds)
         self.jobs = Jobs(self.database)
-        self.fits = Fits(settings, self.jobs, self.leases, self.store, self.workers)
+        self.fits = Fits(settings, self.jobs, self.leases, self.store, workers)
         self.concepts = Concepts(self.store)
         self.comparisons = Comparisons(settings, self.store)
-        self._bringing = Threads("dictionaries")
         self.bodies = Room(settings.bodies_bytes)
         self.answers = Room(settings.bodies_bytes)
         self.batcher = Batcher(
             (), settings.batch_rows, queue_bytes=settings.queue_bytes, queue_rows=settings.queue_rows
         )
-        self.workers.each(self.batcher.add)
+        workers.each(self.batcher.add)
+        self._bringing = Threads("dictionaries")  # near: who moves anything else holds up no encode
+        self._fetches: dict[Reference, asyncio.Future[None]] = {}  # under way
+        self._opened = self._jobs_are_open = False
+        self._starting: asyncio.Task[None] | None = None  # of fits, where that waits
 
     def open(self) -> None:
         """Open the store and the jobs' database, declare this process alive, and sweep what dead ones left.
@@ -146,7 +130,6 @@ class Services:
             logger.warning("the lease is not given back: %s", error)
         self.database.close()
         self.store.close()
-        self._opened = self._jobs_are_open = False
         if self.tracing is not None:
             await self.tracing.stop()
 

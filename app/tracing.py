@@ -16,8 +16,9 @@ from typing import TYPE_CHECKING
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app import __version__
-from app.http.access import OPEN
+from app.http.access import WATCHING
 from app.http.direct import ROUTE
+from app.http.observed import METHODS
 
 if TYPE_CHECKING:
     from opentelemetry.sdk.trace.export import SpanExporter
@@ -26,8 +27,6 @@ if TYPE_CHECKING:
 logger = logging.getLogger("dictserve")
 
 ENDPOINTS = ("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "OTEL_EXPORTER_OTLP_ENDPOINT")
-METHODS = {"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"}
-UNTRACED = OPEN | {"/metrics"}  # asked every few seconds by what watches the service
 FLUSH_SECONDS = 3.0  # for spans that have not been sent at a stop
 
 
@@ -86,7 +85,7 @@ class Tracing:
         from opentelemetry.trace import SpanKind, set_span_in_context, use_span
 
         async def traced(scope: Scope, receive: Receive, send: Send) -> None:
-            if scope["type"] != "http" or scope["path"] in UNTRACED:
+            if scope["type"] != "http" or scope["path"] in WATCHING:
                 await app(scope, receive, send)
                 return
             carrier = {name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]}

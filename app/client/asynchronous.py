@@ -150,10 +150,9 @@ class AsyncClient:
         dtype: Literal["float32", "float64"] = "float32",
     ) -> Any:
         """As `Client.encode`."""
-        encoded = await self.send(
+        return await self.send(
             calls.encode(A, dictionary, sparse=sparse, top_k=top_k, clip=clip, full=full, dtype=dtype)
         )
-        return encoded if full else encoded.codes
 
     async def decode(
         self, Z: object, dictionary: Reference, *, dtype: Literal["float32", "float64"] = "float32"
@@ -360,10 +359,9 @@ class AsyncDictionary(DictionaryRecord):
         dtype: Literal["float32", "float64"] = "float32",
     ) -> Any:
         """As `Dictionary.encode`."""
-        encoded = await self._client.send(
+        return await self._client.send(
             calls.encode(A, self.reference, sparse=sparse, top_k=top_k, clip=clip, full=full, dtype=dtype)
         )
-        return encoded if full else encoded.codes
 
     async def decode(self, Z: object, *, dtype: Literal["float32", "float64"] = "float32") -> Array:
         """As `Dictionary.decode`."""

@@ -184,10 +184,7 @@ class Client:
             full: return an `Encoded`, which tells also whether every row converged, the relative error of each
                 row, and the version that was used.
         """
-        encoded = self.send(
-            calls.encode(A, dictionary, sparse=sparse, top_k=top_k, clip=clip, full=full, dtype=dtype)
-        )
-        return encoded if full else encoded.codes
+        return self.send(calls.encode(A, dictionary, sparse=sparse, top_k=top_k, clip=clip, full=full, dtype=dtype))
 
     def decode(self, Z: object, dictionary: Reference, *, dtype: Literal["float32", "float64"] = "float32") -> Array:
         """Z·D, (rows, n_features), of codes Z (rows, nb_concepts)."""
@@ -397,10 +394,9 @@ class Dictionary(DictionaryRecord):
         dtype: Literal["float32", "float64"] = "float32",
     ) -> Any:
         """As `Client.encode`."""
-        encoded = self._client.send(
+        return self._client.send(
             calls.encode(A, self.reference, sparse=sparse, top_k=top_k, clip=clip, full=full, dtype=dtype)
         )
-        return encoded if full else encoded.codes
 
     def decode(self, Z: object, *, dtype: Literal["float32", "float64"] = "float32") -> Array:
         """As `Client.decode`."""

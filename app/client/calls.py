@@ -10,7 +10,7 @@ from urllib.parse import quote
 import msgspec
 
 from app.client import answers
-from app.client.answers import Answer, Encoded
+from app.client.answers import Answer
 from app.client.bodies import MEDIA_TYPES, Array, Body, Held, body_of
 from app.client.errors import InvalidRequest
 
@@ -97,8 +97,9 @@ def fit(A: object, parameters: Mapping[str, Parameter], files: Sequence[str] | N
 
 def encode(
     A: object, dictionary: Reference, *, sparse: bool, top_k: int | None, clip: bool, full: bool, dtype: str
-) -> Call[Encoded]:
-    """One array comes as npy, several as safetensors. With ``top_k`` the service always answers compressed rows."""
+) -> Call[Any]:
+    """The codes, or with ``full`` an `Encoded`. One array comes as npy, several as safetensors; with ``top_k`` the
+    service always answers compressed rows."""
     one_array = not (sparse or full or top_k is not None)
     parameters: dict[str, Parameter] = {
         "dictionary": reference_of(dictionary),
@@ -110,7 +111,8 @@ def encode(
     }
     read = answers.encoded if one_array else answers.encoded_sparse if sparse else answers.encoded_dense
     accept = _accept("npy" if one_array else "safetensors")
-    return Call("POST", "/encode", read, _query(parameters), accept, body_of(A))
+    told = read if full else lambda answer: read(answer).codes
+    return Call("POST", "/encode", told, _query(parameters), accept, body_of(A))
 
 
 def decode(Z: object, dictionary: Reference, *, dtype: str) -> Call[Array]:

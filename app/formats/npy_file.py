@@ -162,7 +162,7 @@ def _with_header(name: str, descriptor: int) -> NpyFile:
     status = os.fstat(descriptor)
     if not stat.S_ISREG(status.st_mode):
         raise MalformedBody("not a regular file")
-    header = npy_format.parse_header(os.pread(descriptor, npy_format.PREFIX_BYTES + npy_format.MAX_HEADER_BYTES, 0))
+    header = npy_format.parse_header(os.pread(descriptor, npy_format.HEAD_BYTES, 0))
     check_size(header.shape, width_name="features", name="activations")
     if status.st_size != header.data_offset + header.data_bytes:
         raise MalformedBody(

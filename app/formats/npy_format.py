@@ -17,12 +17,13 @@ import numpy as np
 
 from app.errors import MalformedBody
 from app.formats.answer import Answer, Content
-from app.formats.buffer import Buffer, shaped
+from app.formats.buffer import MAX_DIMENSIONS, Buffer, shaped
 
 MAGIC = b"\x93NUMPY"
 MAX_HEADER_BYTES = 4096
 COPIED_BYTES = 1024 * 1024  # of an answer's array that is put into one body with its header
 PREFIX_BYTES = 12  # magic, version and the longer of the two header lengths
+HEAD_BYTES = PREFIX_BYTES + MAX_HEADER_BYTES  # have whatever there may be before an array
 
 # float16/32/64 and the integers, of either byte order; `|` (no order) is for single bytes.
 _DTYPE = re.compile(r"[<>=]?(f[248]|[iu][248])|[<>=|]?[iu]1")
@@ -81,7 +82,7 @@ def _header(text: bytes, encoding: str, end: int) -> Header:
 
 def read(body: Buffer, array_field: str) -> dict[str, np.ndarray]:
     """The array, as a view of the body, by the field's name."""
-    header = parse_header(bytes(body[: PREFIX_BYTES + MAX_HEADER_BYTES]))
+    header = parse_header(bytes(body[:HEAD_BYTES]))
     return {array_field: _view(header, memoryview(body))}
 
 
@@ -132,6 +133,6 @@ def _boolean(value: object) -> bool:
 def _shape(value: object) -> tuple[int, ...]:
     if not isinstance(value, tuple) or not all(type(n) is int and n >= 0 for n in value):
         raise MalformedBody(f"shape {str(value)[:60]!r} in the npy header is not a tuple of sizes")
-    if len(value) > 8:
+    if len(value) > MAX_DIMENSIONS:
         raise MalformedBody(f"the npy array has {len(value)} dimensions; two are wanted (rows, columns)")
     return value

@@ -8,9 +8,10 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from app.errors import AppError, Forbidden, Unauthorized
 from app.http.tokens import READ, WRITE, Caller, TokenFile
-from app.problems import PROTOCOL, problem_of
+from app.problems import PROTOCOL, is_of_protocol, problem_of
 
-OPEN = {"/livez", "/readyz", f"{PROTOCOL}/health/live", f"{PROTOCOL}/health/ready"}
+PROBES = {"/livez", "/readyz", f"{PROTOCOL}/health/live", f"{PROTOCOL}/health/ready"}
+WATCHING = PROBES | {"/metrics"}  # asked every few seconds by what watches the service
 PAGES, PAGE_FILES = {"/", "/docs", "/openapi.json"}, ("/page/", "/docs/")
 READING = {"/encode", "/decode"}  # POST, but nothing is changed
 CALLER = "dictserve.caller"  # of an ASGI scope
@@ -22,7 +23,7 @@ class Access:
     def __init__(self, app: ASGIApp, tokens: TokenFile, metrics_open: bool) -> None:
         self._app = app
         self._tokens = tokens
-        self._open = OPEN | {"/metrics"} if metrics_open else OPEN
+        self._open = WATCHING if metrics_open else PROBES
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http" and not self._is_open(scope["method"], scope["path"]):
@@ -72,5 +73,5 @@ def _token(headers: Mapping[str, str]) -> str | None:
 
 
 def _scope_of(method: str, path: str) -> str:
-    is_reading = method in ("GET", "HEAD", "OPTIONS") or path in READING or path.startswith(f"{PROTOCOL}/")
+    is_reading = method in ("GET", "HEAD", "OPTIONS") or path in READING or is_of_protocol(path)
     return READ if is_reading else WRITE

@@ -28,7 +28,7 @@ from starlette.types import Receive, Scope, Send
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 
 from app.errors import AppError, HeadersTooLarge, MalformedRequest, RequestTimeout, TooManyConnections
-from app.http.access import OPEN
+from app.http.access import WATCHING
 from app.http.leaving import LEAVING, REFUSED, Leaving
 from app.http.ready import WHOLE
 from app.problems import ProblemAnswer, problem_of
@@ -37,7 +37,6 @@ from app.settings import Settings
 LOOK_SECONDS = 0.5  # between two looks at all connections
 SPARE_SECONDS = 1.0  # idle for so long, a connection gives way where too many are open: its client is at rest
 SPARE_CONNECTIONS = 32  # past the most, for probes; and whoever else is there is refused once it has asked
-PROBES = OPEN | {"/metrics"}
 DRAINED_BYTES = 256 * 1024  # of a refused body that are waited for: a new connection costs about as much
 
 Count = Callable[[str, float], None]  # takes the status of an answer that the app knows nothing of, and its seconds
@@ -176,7 +175,7 @@ class BoundedProtocol(HttpToolsProtocol):
     def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
         cycle.__class__ = _Cycle  # uvicorn makes it, and has no setting for another
         self._served = cycle
-        if self.is_spare and cycle.scope["path"] not in PROBES:
+        if self.is_spare and cycle.scope["path"] not in WATCHING:
             self.is_spare = False
             if self._are_too_many():
                 self.is_spare, app = True, self._answer_too_many

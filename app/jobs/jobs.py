@@ -12,7 +12,7 @@ import time
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, fields
 from datetime import datetime
-from typing import Any
+from typing import Any, get_args
 
 import msgspec
 import sqlalchemy as sql
@@ -28,7 +28,7 @@ logger = logging.getLogger("dictserve")
 
 _ID = re.compile(r"[0-9a-f]{1,40}")  # others PostgreSQL may not even look for
 
-STATES: tuple[State, ...] = ("queued", "running", "succeeded", "failed", "cancelled")
+STATES: tuple[State, ...] = get_args(State)
 ENDED: tuple[State, ...] = ("succeeded", "failed", "cancelled")
 
 _jobs = sql.Table(  # a change here needs one in app.jobs.migrations, for databases that there are

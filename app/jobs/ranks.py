@@ -18,13 +18,12 @@ from app.supervisor import JobListener
 from app.worker import frames
 from app.worker.launch import Launched
 from app.worker.messages import (
+    ENDS_OF_FITS,
     CancelFit,
     Configure,
-    Failed,
     Fit,
     FitCancelled,
     FitStopped,
-    Fitted,
     StopFit,
 )
 from app.workers import Workers
@@ -32,7 +31,6 @@ from app.workers import Workers
 logger = logging.getLogger("dictserve")
 
 LAST_WORDS_SECONDS = 2.0  # after a process has died, for what it or another has to say of it
-ENDS = (Fitted, Failed, FitCancelled, FitStopped)
 
 
 class RankProcesses:
@@ -92,7 +90,7 @@ class _Ranks:
         """Pass on what is told, up to the first end that is."""
         if self._ended.is_set():
             return
-        if isinstance(frame.message, ENDS):
+        if isinstance(frame.message, ENDS_OF_FITS):
             self._ended.set()
         self._listener(frame)
 

@@ -1,7 +1,7 @@
 """The jobs' database, asked by the event loop without waiting for it."""
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import ParamSpec, TypeVar
 
@@ -25,19 +25,12 @@ class Records:
     async def read(self, call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._reads, lambda: call(*args, **kwargs))
 
-    async def surely(self, write: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+    async def surely(self, call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         """Write, again and again while the database cannot be used: the end of a fit is not to be lost."""
-        return await self._until_done("written", lambda: self.write(write, *args, **kwargs))
-
-    async def surely_read(self, read: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-        """The same for what is read."""
-        return await self._until_done("read", lambda: self.read(read, *args, **kwargs))
-
-    async def _until_done(self, what: str, call: Callable[[], Awaitable[T]]) -> T:
-        outage = Outage(f"a job's record cannot be {what}")
+        outage = Outage("a job's record cannot be written")
         while True:
             try:
-                done = await call()
+                done = await self.write(call, *args, **kwargs)
             except JobsUnavailable as error:
                 outage.goes_on(error)
                 await asyncio.sleep(RETRY_SECONDS)

@@ -99,18 +99,18 @@ class Runner:
     async def run(self) -> None:
         """Run the job that was taken. Where this is cancelled, `abandon` puts the job back."""
         assert self._running is not None  # noqa: S101 - it was taken
-        record = self._running.record
+        running = self._running
         try:
             try:
-                await self._attempt(record, self._running)
+                await self._attempt(running)
             except JobLost:
                 raise
             except Cancelled:
-                await self._end(record, self._jobs.end_cancelled)
+                await self._end(running, self._jobs.end_cancelled)
             except Exception as error:  # whatever it is, the next job is to be run
-                await self._fail(record, self._running, error)
+                await self._fail(running, error)
         except JobLost as error:
-            await self._lose(record, error)
+            await self._lose(running, error)
         finally:
             task = asyncio.current_task()
             if task is None or not task.cancelling():
@@ -150,12 +150,12 @@ class Runner:
         with contextlib.suppress(WorkerUnavailable):
             await self._place(running.job).tell(CancelFit(running.job.id))
 
-    async def _attempt(self, record: Record, running: Running) -> None:
-        job = record.job
+    async def _attempt(self, running: Running) -> None:
+        record, job = running.record, running.job
         store = Patience("the store", running.stopped)
         published = await reach(store, self._store.made_by, job.name, job.id)
         if published is not None:  # an earlier attempt came that far
-            await self._end(record, self._jobs.succeed, published.version)
+            await self._end(running, self._jobs.succeed, published.version)
             return
         if record.worker_deaths >= MAX_WORKER_DEATHS:
             raise FitAbandoned(f"the worker died {record.worker_deaths} times on this fit; it is not tried again")
@@ -167,7 +167,7 @@ class Runner:
         patience = Patience("its files", running.stopped)
         if "sha256" not in record.data and record.data.get("epochs") is None:
             staged = await self._stage_files(Named.of_record(record.data), running, patience)
-            record = replace(record, data=record.data | staged.as_record())
+            running.record = record = replace(record, data=record.data | staged.as_record())
             # another attempt finds them staged
             await self._records.surely(self._jobs.record_data, record, record.data)
         if "sha256" in record.data:
@@ -178,20 +178,20 @@ class Runner:
             logger.warning("job %s begins without what others may have of it: %s", job.id, error)
         if job.parameters["init"] not in INIT_METHODS:  # the worker is not to wait for a network
             await reach(store, self._store.bring, Reference.parse(job.parameters["init"]))
-        while (away := await self._fit(record, running, patience)) is not None:
+        while (away := await self._fit(running, patience)) is not None:
             running.on_worker, running.seconds_before = False, running.progress.seconds
             await patience.wait(away)
 
-    async def _fit(self, record: Record, running: Running, patience: Patience) -> DataUnavailable | None:
+    async def _fit(self, running: Running, patience: Patience) -> DataUnavailable | None:
         """Have the fit run until it has come to an end, or its files cannot be read for now: then it goes on, from
         its last checkpoint, when this is called again."""
-        job = record.job
+        job = running.job
         events: asyncio.Queue[Frame | None] = asyncio.Queue()
         try:
             if (ranks := _ranks_of(job)) > 1:
-                await self._ranks.tell_job(job.id, self._fit_message(record), events.put_nowait, ranks)
+                await self._ranks.tell_job(job.id, self._fit_message(running.record), events.put_nowait, ranks)
             else:
-                await self._worker.tell_job(job.id, self._fit_message(record), events.put_nowait)
+                await self._worker.tell_job(job.id, self._fit_message(running.record), events.put_nowait)
             running.on_worker = True
         except WorkerUnavailable:
             await self._requeue(running, worker_died=False)
@@ -217,19 +217,19 @@ class Runner:
                         next_writing = asyncio.get_running_loop().time() + self._settings.progress_interval_seconds
                 case Fitted(_, seconds):
                     running.loss_history = history_of(frame.arrays[2])
-                    await self._publish(record, running, frame.arrays, seconds)
+                    await self._publish(running, frame.arrays, seconds)
                     return None
                 case FitStopped():
                     await self._requeue(running, worker_died=False)
                     return None
                 case FitCancelled():
-                    await self._tell_last(record, running)
+                    await self._tell_last(running)
                     raise Cancelled
                 case Failed() as failed:
                     if isinstance(error := error_of(failed), DataUnavailable):
                         running.held_up_at = max(running.held_up_at, running.progress.iteration)
                         return error
-                    await self._fail(record, running, error)
+                    await self._fail(running, error)
                     return None
 
     async def _stage_files(self, named: Named, running: Running, patience: Patience) -> Staged:
@@ -260,9 +260,9 @@ class Runner:
                 await patience.wait(error)
         raise Cancelled
 
-    async def _publish(self, record: Record, running: Running, fitted: Sequence[np.ndarray], seconds: float) -> None:
+    async def _publish(self, running: Running, fitted: Sequence[np.ndarray], seconds: float) -> None:
         D, metrics, _, figures = fitted
-        job = record.job
+        record, job = running.record, running.job
         told = ("rows", "n_features", "sha256")  # the last of staged activations alone
         data: dict[str, Any] = {key: record.data[key] for key in told if key in record.data}
         if "files" in record.data:
@@ -285,31 +285,31 @@ class Runner:
         if not await self._records.surely(self._jobs.begin_publishing, record):
             raise Cancelled
         version = await reach(Patience("the store"), publish)  # which no cancel ends any more
-        await self._tell_last(record, running)
-        await self._end(record, self._jobs.succeed, version)
+        await self._tell_last(running)
+        await self._end(running, self._jobs.succeed, version)
         logger.info("job %s has fitted %s@%d in %.1f s", job.id, job.name, version, seconds)
 
-    async def _tell_last(self, record: Record, running: Running) -> None:
+    async def _tell_last(self, running: Running) -> None:
         """Write how far a fit has come that comes no further."""
         running.progress = running.progress.model_copy(update={"eta_seconds": None})
-        await self._records.surely(self._jobs.record_progress, record, **running.told())
+        await self._records.surely(self._jobs.record_progress, running.record, **running.told())
 
-    async def _end(self, record: Record, write: Callable[..., object], *outcome: Any) -> None:
+    async def _end(self, running: Running, write: Callable[..., object], *outcome: Any) -> None:
         """Write how a job ended; its data and its checkpoint are not needed any more."""
-        await self._records.surely(write, record, *outcome)
-        await asyncio.to_thread(self._discard, record)
+        await self._records.surely(write, running.record, *outcome)
+        await asyncio.to_thread(self._discard, running.record)
 
-    async def _fail(self, record: Record, running: Running, error: Exception) -> None:
+    async def _fail(self, running: Running, error: Exception) -> None:
         problem = _problem(error)
-        await self._tell_last(record, running)
-        await self._end(record, self._jobs.fail, problem)
-        logger.warning("job %s of %s has failed: %s", record.job.id, record.job.name, problem["detail"])
+        await self._tell_last(running)
+        await self._end(running, self._jobs.fail, problem)
+        logger.warning("job %s of %s has failed: %s", running.job.id, running.job.name, problem["detail"])
 
-    async def _lose(self, record: Record, error: JobLost) -> None:
+    async def _lose(self, running: Running, error: JobLost) -> None:
         """Leave a job to whoever has taken it up; what is left of one that has ended nobody else may know of."""
         logger.warning("%s: it is left alone", error)
-        if record.job.id not in await self._records.surely_read(self._jobs.unended):
-            await asyncio.to_thread(self._discard, record)
+        if running.job.id not in await self._records.surely(self._jobs.unended):
+            await asyncio.to_thread(self._discard, running.record)
 
     async def _requeue(self, running: Running, *, worker_died: bool) -> None:
         record = await self._records.surely(

@@ -17,7 +17,7 @@ MAX_HISTORY = 500
 class Running:
     """A job, and what of it is newer than its record."""
 
-    record: Record  # as it was claimed
+    record: Record  # as it was claimed, and what has been staged of its data since
     progress: Progress
     loss_history: list[tuple[int, float]] = field(default_factory=list)
     resumed_from: int | None = None

@@ -12,7 +12,7 @@ from pydantic import BaseModel
 
 from app.errors import KINDS, DeviceOutOfMemory, Forbidden, RateLimited, Unauthorized
 from app.formats import CSV, FORMATS, JSON, NPY, SAFETENSORS
-from app.http.access import OPEN
+from app.http.access import PROBES
 from app.http.bodies import ARRAY_FIELD, JSON_ALONE
 from app.inference import ErrorAnswer
 from app.problems import is_of_protocol
@@ -181,7 +181,7 @@ def _as_problem(response: dict[str, Any]) -> None:
 
 def _refusals(path: str) -> dict[str, Any]:
     """Where tokens are set, how a path's operations refuse one; nothing of those that need none."""
-    if path in OPEN:
+    if path in PROBES:
         return {}
     content = ERROR_CONTENT if is_of_protocol(path) else PROBLEM_CONTENT
     told = [(KINDS[error], {"headers": headers} if headers else {}) for error, headers in REFUSED.items()]

@@ -78,7 +78,7 @@ class Uploads:
                     file.write(A.data)
             with upload.open("rb") as file:
                 os.fsync(file.fileno())
-                head = file.read(npy_format.PREFIX_BYTES + npy_format.MAX_HEADER_BYTES)
+                head = file.read(npy_format.HEAD_BYTES)
             fsync_directory(upload.parent)
         self._share(upload)
         return Staged(
@@ -195,7 +195,7 @@ def _holds(upload: Path, A: np.ndarray) -> bool:
     if not upload.exists() or A.base is None or A.flags.writeable:
         return False
     with upload.open("rb") as file:
-        head = file.read(npy_format.PREFIX_BYTES + npy_format.MAX_HEADER_BYTES)
+        head = file.read(npy_format.HEAD_BYTES)
     if not head.startswith(npy_format.MAGIC):  # safetensors, of which A may be a view as well
         return False
     header = npy_format.parse_header(head)
