@@ -2,6 +2,10 @@
 
 import logging
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from app.errors import JobsUnavailable, StoreUnavailable
 
 logger = logging.getLogger("dictserve")
 
@@ -17,6 +21,22 @@ class Outage:
         self._level = level
         self._told: str | None = None
         self._begun = 0.0
+
+    @property
+    def lasts(self) -> bool:
+        return self._told is not None
+
+    @contextmanager
+    def noted(self) -> Iterator[None]:
+        """Something that is done again and again, and is to go on whatever fails."""
+        try:
+            yield
+        except (JobsUnavailable, StoreUnavailable) as error:
+            self.goes_on(error)
+        except Exception as error:
+            self.goes_on(error, is_expected=False)
+        else:
+            self.is_over()
 
     def goes_on(self, error: Exception, *, is_expected: bool = True) -> None:
         """It has failed (again). What nobody expects is told with where it was raised."""

@@ -23,9 +23,9 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-import torch
+import core.threads  # noqa: F401 - before torch
 
-import core.threads  # noqa: F401 (before torch)
+import torch  # isort: skip
 from core import Dictionary, kernels
 from core.chunks import Chunks
 from core.dictionary import ENCODE_MAX_ITER, ENCODE_TOL

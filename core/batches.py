@@ -115,7 +115,15 @@ class Blocks:
         return batch
 
     def _checked(self, rows: slice) -> Array:
-        part: Array = self._form.checked(inputs.matrix(self._rows[rows], self._form.name))
+        given = inputs.matrix(self._rows[rows], self._form.name)
+        if given is None:
+            raise WrongDtype(f"slices of {self._form.name} are no matrices; each must be {inputs.KINDS}")
+        part: Array = self._form.checked(given)
+        if part.shape != (asked := (rows.stop - rows.start, self.n_features)):
+            raise WrongShape(
+                f"{self._form.name} are of shape {tuple(self._rows.shape)}, and their rows {rows.start} to "
+                f"{rows.stop} came as {part.shape}, not {asked}"
+            )
         largest = check_values(part, name=self._form.name, place=lambda at: (rows.start + at[0], at[1]))
         self._largest = max(self._largest, largest)
         return converted(part)

@@ -19,7 +19,7 @@ BLOCK_VALUES = 1 << 16  # 256 KiB of float32: well inside an L2 cache
 
 FLOAT32_MAX = float(np.finfo(np.float32).max)
 
-NEVER_CLIPPED = ("codes", "concepts")
+NEVER_CLIPPED = ("codes", "concepts")  # what names of these begin with
 CLIPPING = "; to have negative activations set to zero, pass A.clip(0) (Python), clip=true (HTTP) or --clip"
 
 Place = Callable[[tuple[int, int]], tuple[int, int]]
@@ -163,7 +163,8 @@ def _refuse_negative(x: Array, name: str, place: Place) -> NoReturn:
     count, first = _count(x, lambda block: block < 0)
     raise NegativeValues(
         f"{name} hold {count} negative value{'s' * (count > 1)}, the first ({float(x[first]):.6g}) at "
-        f"{_told(place(first))}; every value must be at least 0" + ("" if name in NEVER_CLIPPED else CLIPPING)
+        f"{_told(place(first))}; every value must be at least 0"
+        + ("" if name.startswith(NEVER_CLIPPED) else CLIPPING)
     )
 
 

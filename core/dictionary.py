@@ -1,6 +1,7 @@
 """A dictionary of concepts, prepared once and then used for any number of encodes and decodes."""
 
 import math
+import sys
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -8,10 +9,10 @@ import numpy as np
 import torch
 
 from core import kernels
-from core.checks import at_least_one, check_size, check_values, is_number
+from core.checks import at_least_one, check_dtype, check_size, check_values, is_number
 from core.chunks import slices
 from core.errors import InvalidParameter, OutOfRange
-from core.inputs import tensor
+from core.inputs import check_tensor, tensor
 from core.kernels.precision import Precision, own_precision, product
 from core.memory import free_bytes, is_small_encode, rows_of_encode
 from core.scaling import exponents_of, exponents_with, times_power_of_two
@@ -55,11 +56,11 @@ class Encoded:
 class Dictionary:
     """This D, ready to solve.
 
-    Holds D (nb_concepts, n_features), on the CPU twice (the second filled up to the next 48 concepts); the squared
-    norms of the concepts; and, for at most 4096 concepts (on a GPU 16384), the gram B = D·Dᵀ (nb_concepts,
+    Holds D (nb_concepts, n_features), on the CPU twice (the second filled up to the next 16 or 48 concepts); the
+    squared norms of the concepts; and, for at most 4096 concepts (on a GPU 16384), the gram B = D·Dᵀ (nb_concepts,
     nb_concepts); nothing of the size of B is needed beyond. In bytes: 4·(2·k·d + k² + k) in float32 (B of 4096:
     64 MiB), 4·(2·k·d + k) without B, twice that in float64; and 4·k·d more where concepts are of extraordinary size.
-    Nothing of it changes after construction: any thread may use it.
+    Any thread may use it.
 
     Args:
         D: tensor or array (nb_concepts, n_features), non-negative and finite.
@@ -69,7 +70,8 @@ class Dictionary:
     Raises:
         InvalidParameter: another dtype.
         WrongShape: D has not two dimensions, or is empty.
-        NotFinite, NegativeValues: a value of D is.
+        WrongDtype: D is of anything but real numbers.
+        NotFinite, NegativeValues, OutOfRange: a value of D is.
     """
 
     def __init__(
@@ -83,7 +85,7 @@ class Dictionary:
             raise InvalidParameter(f"dtype is {dtype}; it must be torch.float32 or torch.float64")
         self.device = torch.device(device)
         self.dtype = dtype
-        given = _tensor(D)
+        given = _tensor(D, "concepts")
         self.D = self._matrix(given).clone()
         check_size(tuple(self.D.shape), width_name="features", name="concepts")
         smallest, largest = (float(value) for value in torch.aminmax(self.D))  # NaN, where one is
@@ -122,21 +124,22 @@ class Dictionary:
                 in float64. Its loss then is within 1e-6 of the exact minimum (relative to the larger of that
                 and ‖a‖²/1000), unless concepts are dependent or nearly so; `converged` speaks of the residual alone.
                 Of concepts of low rank, float64 may come no further than to some 1e-8, whatever `max_iter`.
-            max_iter: sweeps over a row's coordinates after which it is given up; `converged` tells.
+            max_iter: sweeps over a row's coordinates after which it is given up; `converged` tells. On the CPU
+                each of the methods that a row may go through counts its own.
 
         Raises:
             InvalidParameter: `tol` is not positive or `max_iter` below one.
-            WrongShape: A has no rows, or another width.
+            WrongDtype, WrongShape: A is of anything but real numbers, or has no rows, or another width.
             OutOfRange: a code is too large for the dtype (large activations over tiny concepts). Codes too small for
                 it lose accuracy, or are zero; where that is more than `tol`, `converged` is false.
         """
         if tol is None:
             tol = ENCODE_TOL if self.dtype == torch.float32 else ENCODE_TOL_FLOAT64
-        if not is_number(tol) or not float(tol) > 0:
-            raise InvalidParameter(f"tol is {tol!r}; it must be a positive number")
+        if not is_number(tol) or not 0 < tol <= sys.float_info.max:
+            raise InvalidParameter(f"tol is {tol!r:.60}; it must be a positive number")
         tol = float(tol)  # kernels are compiled for this type: for another they would be anew
         max_iter = at_least_one("max_iter", max_iter)
-        A = _tensor(A)
+        A = _tensor(A, "activations")
         check_size(tuple(A.shape), width=self.n_features, width_name="features", name="activations")
         with own_precision():
             codes, residual = self._solve_in_parts(A, tol, max_iter)
@@ -146,10 +149,10 @@ class Dictionary:
         """Z·D (rows, n_features) for codes Z (rows, nb_concepts).
 
         Raises:
-            WrongShape: Z has no rows, or another width.
+            WrongDtype, WrongShape: Z is of anything but real numbers, or has no rows, or another width.
             OutOfRange: an activation is too large for the dtype.
         """
-        Z = self._with_its_range(_tensor(Z)).to(self.device)
+        Z = self._with_its_range(_tensor(Z, "codes")).to(self.device)
         check_size(tuple(Z.shape), width=self.nb_concepts, width_name="concepts", name="codes")
         exponents = exponents_of(Z.amax(dim=1)) if self._exponents is None else exponents_with(Z, self._exponents)
         with own_precision(), threads_for(float(Z.numel()) * self.n_features):
@@ -208,10 +211,12 @@ class Dictionary:
         return torch.where(lost > 0, lost / torch.linalg.vector_norm(A, dim=1), 0)
 
 
-def _tensor(x: torch.Tensor | np.ndarray[Any, Any]) -> torch.Tensor:
+def _tensor(x: torch.Tensor | np.ndarray[Any, Any], name: str) -> torch.Tensor:
     if isinstance(x, torch.Tensor):
+        check_tensor(x, name)
         return x.detach()
     array = np.asarray(x)
+    check_dtype(array.dtype, name=name)
     return tensor(np.ascontiguousarray(array, array.dtype.newbyteorder("=")))
 
 

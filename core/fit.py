@@ -16,7 +16,7 @@ from core.progress import FitProgress, tell
 from core.ranks import ALONE, Ranks
 from core.solvers import SOLVERS, solver_named
 from core.solvers.alternating import Past
-from core.sparse import SparseRows
+from core.sparse import SparseRows, is_sparse
 from core.state import State
 
 # Told of each completed iteration; where it returns True, the fit ends with what it has.
@@ -115,7 +115,9 @@ class Fit:
         source = opened()
         if not isinstance(source, Iterator):
             rows, n_features = source.shape
-            held = 4 * rows * n_features if isinstance(source, torch.Tensor) else 0
+            # there already, or never there as a whole
+            stays = is_sparse(source) or (isinstance(source, torch.Tensor) and source.device == self.device)
+            held = 4 * rows * n_features if stays else 0
             check_fit(rows, n_features, self.nb_concepts, self.device, held=held, solver=self.solver)
         A = yield from read_steps(source, form, self.device)
         self.check_shape(A.shape)

@@ -109,7 +109,7 @@ def nndsvda(chunks: Chunks, nb_concepts: int, generator: torch.Generator) -> Sta
     yield
 
     halves = torch.zeros(2, rank, dtype=torch.float64, device=device)  # ‖u₊‖², ‖u₋‖² of u = A·v
-    for rows, _ in chunks:
+    for rows in chunks.slices():
         U = Z[rows, :components] @ rotation[:, :rank]
         Z[rows, :rank] = U
         halves[0] += U.clamp(min=0).square().sum(dim=0)

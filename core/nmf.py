@@ -74,8 +74,8 @@ class NMF(Estimator, torch.nn.Module):
         max_iter: int = MAX_ITER,
     ) -> None:
         super().__init__()
-        if not is_number(tol) or not 0 <= float(tol) < 1:
-            raise InvalidParameter(f"tol is {tol!r}; it must be a number of at least 0 and below 1")
+        if not is_number(tol) or not 0 <= tol < 1:
+            raise InvalidParameter(f"tol is {tol!r:.60}; it must be a number of at least 0 and below 1")
         if init is not None and not (isinstance(init, str) and init in STARTS):
             raise InvalidParameter(f"init is {init!r}; use one of {', '.join(map(repr, STARTS))} or None")
         solver_named(solver)  # refuses a name that it does not know
@@ -287,7 +287,7 @@ class NMF(Estimator, torch.nn.Module):
         source = batches.opened(A, form, batch_rows or batch_rows_for(int(shape[-1]), self.nb_concepts))
         fit = self._online(at_least_one("epochs", epochs), given, state)
         fit.check(source)
-        return FitSteps(fit.state, self._after_online(fit, fit.steps(source, form)))
+        return FitSteps(fit.state, self._after_online(fit, fit.steps(source, form), names_of(A)))
 
     def partial_fit(self, A: Input, y: object = None) -> Self:
         """Learn from a batch of rows (rows, n_features), and from another with each call; see `core.online`.
@@ -322,11 +322,13 @@ class NMF(Estimator, torch.nn.Module):
             raise InvalidParameter(f"solver is {self.solver!r}; online fits are by 'hals' alone")
         return OnlineFit(self.nb_concepts, self.init, self.tol, epochs, self._generator(), self.device, D, state)
 
-    def _after_online(self, fit: OnlineFit, steps: Iterator[FitProgress]) -> Generator[FitProgress, None, None]:
+    def _after_online(
+        self, fit: OnlineFit, steps: Iterator[FitProgress], names: Array | None
+    ) -> Generator[FitProgress, None, None]:
         yield from steps
         self._remember(fit.memory)
         self.loss_history_ = fit.losses
-        self._keep_names(None)  # what is read so has none
+        self._keep_names(names)
 
     def _remember(self, memory: Memory | None) -> None:
         """Keep what an online fit goes on from, D among it; None forgets that, but for D."""
@@ -441,12 +443,16 @@ class NMF(Estimator, torch.nn.Module):
     def _prepared(self) -> Dictionary:
         """The dictionary ready to solve, kept until D is another tensor or has been written to."""
         D = self.get_dictionary()
-        version = -1 if D.is_inference() else D._version
-        if self._ready is None or self._ready[0] is not D or self._ready[1] != version:
-            self._ready = D, version, Dictionary(D, device=self.device)
+        if D.is_inference():  # which does not tell whether it has been
+            return Dictionary(D, device=self.device)
+        if self._ready is None or self._ready[0] is not D or self._ready[1] != D._version:
+            self._ready = D, D._version, Dictionary(D, device=self.device)
         return self._ready[2]
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        before = {name: getattr(self, name) for name in ("D", *REMEMBERED)}
+        errors: list[str] = args[-1]
+        told = len(errors)
         saved = state_dict.get(prefix + "D")
         if saved is not None and self.D is None:  # a fitted state into a model without a dictionary
             self.D = torch.empty(self.nb_concepts, saved.shape[-1], dtype=torch.float32, device=self.device)
@@ -454,6 +460,10 @@ class NMF(Estimator, torch.nn.Module):
             saved = state_dict.get(prefix + name)
             setattr(self, name, None if saved is None else torch.empty_like(saved, device=self.device))
         super()._load_from_state_dict(state_dict, prefix, *args)
+        if len(errors) > told:  # it is refused, and what was made for it holds nothing
+            for name, buffer in before.items():
+                setattr(self, name, buffer)
+            return
         self.__dict__.pop("Z_", None)  # codes of another dictionary
         self._keep_names(None)
 

@@ -21,6 +21,7 @@ as any of b rows.
 
 from collections.abc import Generator
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -31,7 +32,7 @@ from core.checks import Array
 from core.chunks import SMALLEST_CHUNK, Chunks
 from core.dictionary import Dictionary
 from core.errors import InvalidParameter, WrongShape
-from core.fit import Fit, Fitted
+from core.fit import Fit
 from core.inputs import Form, tensor
 from core.progress import FitProgress, tell
 from core.solvers.alternating import LARGE_SHARE, VANISHED, Statistics, direct_loss, loss_from, update_concepts
@@ -274,7 +275,7 @@ class OnlineFit:
         self.memory = begun
         return loss * len(array) / len(first)
 
-    def _start(self, array: Array, form: Form) -> Generator[None, None, torch.Tensor]:
+    def _start(self, array: Array, form: Form) -> Generator[Any, None, torch.Tensor]:
         """The D of a fit of these rows alone."""
         fit = Fit(
             nb_concepts=self.nb_concepts,
@@ -285,14 +286,8 @@ class OnlineFit:
             generator=self.generator,
             device=self.device,
         )
-        steps = fit.steps(lambda: array, form)
-        while True:
-            try:
-                next(steps)
-            except StopIteration as end:
-                fitted: Fitted = end.value
-                return fitted.D
-            yield
+        fitted = yield from fit.steps(lambda: array, form)
+        return fitted.D
 
     def _loss(self, batches: Batches) -> float:
         """Of an epoch's rows, as many as they are thought to be, by what is remembered."""

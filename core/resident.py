@@ -1,6 +1,7 @@
 """Dense tensors that lie on a GPU: checked there, and never copied as a whole, whatever float dtype they are of."""
 
 from collections.abc import Generator
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,10 +17,10 @@ def is_resident(x: object) -> bool:
     return isinstance(x, torch.Tensor) and x.device.type == "cuda" and x.layout == torch.strided and x.dtype in FLOATS
 
 
-def shaped(x: torch.Tensor, *, width: int | None, width_name: str, name: str, width_of: str) -> torch.Tensor:
-    """`x` with two dimensions, once its shape is right; see `core.checks.check_shape`."""
+def shaped(x: torch.Tensor, **form: Any) -> torch.Tensor:
+    """`x` with two dimensions, once its shape is right; ``form`` is what `core.checks.check_shape` is told."""
     in_its_place = np.broadcast_to(np.float32(0), tuple(x.shape))  # no memory
-    array = check_shape(in_its_place, width=width, width_name=width_name, name=name, width_of=width_of)
+    array = check_shape(in_its_place, **form)
     return x.detach().reshape(array.shape)
 
 

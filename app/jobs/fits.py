@@ -16,7 +16,7 @@ from pathlib import Path
 
 import orjson
 
-from app.errors import InvalidFields, JobsUnavailable, KeyReused, StoreUnavailable, UnknownDictionary, UnknownJob
+from app.errors import InvalidFields, JobsUnavailable, KeyReused, UnknownDictionary, UnknownJob
 from app.jobs.data_files import DataFiles, Named
 from app.jobs.jobs import ENDED, Jobs, Record
 from app.jobs.leases import Leases
@@ -317,7 +317,7 @@ class Fits:
     async def _run(self, runner: Runner) -> None:
         outage = Outage("fits are held up")
         while not self._stopping:
-            try:
+            with outage.noted():
                 await runner.wait_ready()
                 async with self._claiming:
                     record = await self._records.write(
@@ -327,17 +327,12 @@ class Fits:
                         runner.take(record)
                 if record is None:
                     await self._idle()
-                    outage.is_over()
                 else:
-                    outage.is_over()
+                    outage.is_over()  # and not when the fit is
                     await runner.run()
                     self._end_turn()
                     self._wake.set()  # it may be back in the queue, and another worker idle
-            except (JobsUnavailable, StoreUnavailable) as error:
-                outage.goes_on(error)
-                await asyncio.sleep(RETRY_SECONDS)
-            except Exception as error:  # whatever it is, fits are to go on
-                outage.goes_on(error, is_expected=False)
+            if outage.lasts:
                 await asyncio.sleep(RETRY_SECONDS)
 
     async def _keep_lease(self) -> None:
@@ -345,19 +340,12 @@ class Fits:
         pause = self._settings.lease_seconds / RENEWALS
         outage = Outage("the lease cannot be renewed", logging.WARNING)
         while True:
-            await asyncio.sleep(pause)
-            pause = self._settings.lease_seconds / RENEWALS
-            try:
+            await asyncio.sleep(min(pause, RETRY_SECONDS) if outage.lasts else pause)
+            with outage.noted():
                 if not await self._records.write(self._leases.renew):
                     await self._records.write(self._leases.take_another)
                 for runner in self._runners:
                     await runner.cancel_unwanted()
-                outage.is_over()
-            except (JobsUnavailable, StoreUnavailable) as error:
-                outage.goes_on(error)
-                pause = min(pause, RETRY_SECONDS)
-            except Exception as error:  # whatever it is, the lease is to be kept
-                outage.goes_on(error, is_expected=False)
 
     async def _idle(self) -> None:
         self._wake.clear()
@@ -370,17 +358,12 @@ class Fits:
         beyond = 0
         while True:
             await asyncio.sleep(TAKEOVER_SECONDS)
-            try:
+            with outage.noted():
                 await self._take_over()
                 await self._settle_doubts()  # after writes, thus after all that were asked for before
                 was, beyond = beyond, await self._records.read(self._jobs.beyond)
                 if beyond and not was:
                     logger.warning("queued fits that only a later version of dictserve can run: %d", beyond)
-                outage.is_over()
-            except (JobsUnavailable, StoreUnavailable) as error:
-                outage.goes_on(error)
-            except Exception as error:  # whatever it is, jobs are not to be left
-                outage.goes_on(error, is_expected=False)
 
     async def _take_over(self) -> None:
         """Put the jobs of dead processes back into the queue, and sweep what nobody needs any more."""

@@ -43,7 +43,9 @@ def _compare(bench: Bench, data: DataSet, result: Result) -> None:
             continue
         losses = told["losses"]
         loss = told.get("loss", losses[-1])
-        stopped = "its own stop" if told["finished"] else f"cut off after {SECONDS} s"
+        stopped = f"cut off after {SECONDS} s"
+        if told["finished"]:
+            stopped = "its own stop" if told["converged"] else "max_iter"
         rows.append([solver, told["seconds"][-1], len(losses), relative_error(loss, data.A), stopped])
         bench.say(f"{data}: {solver} {told['seconds'][-1]:.2f} s")
         if reference is None:

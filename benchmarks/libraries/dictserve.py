@@ -28,7 +28,7 @@ def trace(
     """A fit as it goes: seconds since its start and loss ½‖A − ZD‖²_F of every iteration.
 
     Ends with the fit, or once the loss is at most `until`, or after `max_seconds`; `finished` tells whether it was
-    the first, and then `loss` and `dead` are of the final Z and D.
+    the first, then `converged` whether that ended before `max_iter`, and `factors` are the final Z and D.
     """
     model = NMF(nb_concepts, seed=0, **settings)
     times: list[float] = []
@@ -48,6 +48,6 @@ def trace(
         "seconds": times,
         "losses": losses,
         "finished": True,
-        "total": time.perf_counter() - begun,
+        "converged": progress.converged,
         "factors": (Z, D),
     }

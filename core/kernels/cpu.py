@@ -80,7 +80,7 @@ def solve_for_others(
 def finish(
     A: torch.Tensor, prepared: Prepared, tol: float, max_sweeps: int, Z: torch.Tensor, residual: torch.Tensor
 ) -> None:
-    """What float32 leaves undone, in float64 and in place, with the sweeps that are left of `max_sweeps`.
+    """What float32 leaves undone, in float64 and in place, with as many sweeps as dense.py leaves of `max_sweeps`.
 
     All but `prepared` lies on the CPU.
     """

@@ -8,10 +8,11 @@ from datetime import timedelta
 from pathlib import Path
 
 import numpy as np
-import torch
-import torch.distributed as dist
 
 import core  # noqa: F401 - before torch
+
+import torch  # isort: skip
+import torch.distributed as dist  # isort: skip
 from core import NMF, ProcessGroup
 from core.errors import CoreError
 from core.figures import figure_steps

@@ -2,9 +2,10 @@
 
 import numpy as np
 import pytest
+import scipy.sparse
 import torch
 
-from core import NMF, Dictionary, errors, memory
+from core import NMF, Dictionary, errors, inputs, memory
 from core.chunks import chunk_size, rows_of_slice
 from core.dictionary import LARGEST_GRAM, LARGEST_GRAM_ON_GPU, largest_gram
 from tests.core.problems import planted
@@ -59,6 +60,23 @@ def test_a_fit_that_cannot_fit_is_refused_before_any_work(monkeypatch: pytest.Mo
     NMF(5, max_iter=1).fit(A)
     with pytest.raises(errors.DeviceTooSmall):  # whose rows are encodes, with working sets
         next(NMF(5, solver="anls").fit_steps(A))
+
+
+def test_sparse_activations_are_not_counted_as_if_they_were_dense(monkeypatch: pytest.MonkeyPatch) -> None:
+    A = scipy.sparse.random_array(
+        (60, 300), density=0.05, format="csr", dtype=np.float32, rng=np.random.default_rng(0)
+    )
+    needed = memory.fit_bytes(60, 300, 5, CPU, held=4 * A.shape[0] * A.shape[1])
+    monkeypatch.setattr("core.memory.free_bytes", lambda device: needed)
+    NMF(5, max_iter=1).fit(A)
+    with pytest.raises(errors.DeviceTooSmall):
+        NMF(5, max_iter=1).fit(A.toarray())
+
+
+def test_a_rank_without_rows_may_have_them_on_a_gpu(resident: None) -> None:
+    given = inputs.opened(torch.empty(0, 5), inputs.activations(least_rows=0))
+    assert isinstance(given, torch.Tensor)
+    assert given.shape == (0, 5)
 
 
 @pytest.mark.parametrize("k", [8, 512, 4096, 10_000])

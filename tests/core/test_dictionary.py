@@ -462,3 +462,15 @@ def test_a_tolerance_may_be_a_number_of_any_kind(tol: float) -> None:
     assert Dictionary(A[:2]).encode(A, tol=tol).codes.shape == (3, 2)
     with pytest.raises(errors.InvalidParameter, match="tol is True"):
         Dictionary(A[:2]).encode(A, tol=True)
+
+
+@pytest.mark.parametrize(
+    "bad", [np.ones((2, 3), complex), torch.ones(2, 3, dtype=torch.complex64), np.array([["a"]])]
+)
+def test_only_real_numbers_are_read(bad) -> None:  # type: ignore[no-untyped-def]
+    dictionary = Dictionary(np.ones((3, 3)))
+    for read in (Dictionary, dictionary.encode, dictionary.decode):
+        with pytest.raises(errors.WrongDtype, match="dtype"):
+            read(bad)
+    with pytest.raises(errors.InvalidParameter, match="tol"):
+        dictionary.encode(np.ones((1, 3)), tol=10**400)

@@ -463,3 +463,40 @@ def test_inference_mode() -> None:
 def test_what_is_no_value_is_told(make: Callable[[], object], told: str) -> None:
     with pytest.raises(errors.CoreError, match=told):
         make()
+
+
+def test_a_state_that_is_refused_changes_nothing() -> None:
+    A = np.random.default_rng(0).random((30, 8))
+    saved, fresh, fitted = NMF(5), NMF(6), NMF(6)
+    saved.fit(A)
+    D = fitted.fit(A)[1].clone()
+    for model in (fresh, fitted):
+        with pytest.raises(RuntimeError, match="size mismatch"):
+            model.load_state_dict(saved.state_dict())
+    assert not fresh.fitted
+    assert torch.equal(fitted.get_dictionary(), D)
+
+
+def test_a_dictionary_that_is_written_to_is_prepared_anew_whatever_the_mode() -> None:
+    A = np.random.default_rng(0).random((30, 8))
+    for mode in (torch.no_grad, torch.inference_mode):
+        with mode():
+            model = NMF(3, seed=0)
+            model.fit(A)
+            codes = model.encode(A)
+            model.get_dictionary().mul_(2)
+            assert torch.allclose(model.encode(A), codes / 2, atol=1e-5)
+
+
+def test_codes_in_batches_are_told_nothing_of_clipping() -> None:
+    model = NMF(5, seed=0)
+    model.fit(np.random.default_rng(0).random((30, 8)))
+    for codes in (-np.ones((2, 5)), [-np.ones((2, 5))]):
+        with pytest.raises(errors.NegativeValues) as told:
+            model.decode(codes)
+        assert "clip" not in str(told.value)
+
+
+def test_a_tolerance_beyond_all_floats_is_refused() -> None:
+    with pytest.raises(errors.InvalidParameter, match="tol"):
+        NMF(3, tol=10**400)

@@ -421,3 +421,42 @@ def test_memory_is_flat_in_the_rows() -> None:
     at_once = {"MALLOC_MMAP_THRESHOLD_": str(1 << 20)}
     few, many = (float(run_fresh(FLAT.format(rows=rows), at_once)) for rows in (12_000, 112_000))
     assert many - few < 10
+
+
+class Short:
+    """Says that it has more rows than its slices give."""
+
+    shape = (98, 12)
+
+    def __init__(self, rows: np.ndarray) -> None:
+        self.rows = rows
+
+    def __getitem__(self, rows: slice) -> np.ndarray:
+        return self.rows[rows]
+
+
+class Lists(Short):
+    def __getitem__(self, rows: slice) -> list:  # type: ignore[override,type-arg]
+        return self.rows[rows].tolist()  # type: ignore[no-any-return]
+
+
+def test_rows_that_do_not_come_are_no_rows() -> None:
+    A = np.random.default_rng(0).random((98, 12))
+    with pytest.raises(errors.WrongShape, match=r"rows .* came as .*, not "):
+        NMF(3, seed=0).fit_online(Short(A[:-1]), 1, batch_rows=98)
+    with pytest.raises(errors.WrongShape, match=r"rows .* to .* came as \(98, 12\)"):
+        NMF(3, seed=0).fit_online(
+            type("Long", (Short,), {"__getitem__": lambda self, rows: self.rows})(A), 1, batch_rows=8
+        )
+    with pytest.raises(errors.WrongDtype, match="slices of activations are no matrices"):
+        NMF(3, seed=0).fit_online(Lists(A), 1)
+
+
+class Frame(Short):
+    columns = tuple(f"unit {column}" for column in range(12))
+
+
+def test_names_of_columns_are_kept() -> None:
+    model = NMF(3, seed=0)
+    model.fit_online(Frame(np.random.default_rng(0).random((98, 12))), 1)
+    assert list(model.feature_names_in_) == list(Frame.columns)
