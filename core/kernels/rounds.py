@@ -194,7 +194,16 @@ class Encode:
             return product(concepts, concepts.mT, Precision.SPLIT)
         grams = self.B.new_empty(len(rows.index), size, size)
         working_sets.gather[(len(grams), -(-size // GATHERED))](
-            self.B, rows.chosen, rows.wanted, grams, self.k, self.room, size, SIZE=width, DEPTH=GATHERED, num_warps=4
+            self.B,
+            rows.chosen,
+            rows.wanted,
+            grams,
+            self.k,
+            self.room,
+            size,
+            SIZE=width,
+            DEPTH=GATHERED,
+            num_warps=min(16, max(4, width // 128)),  # more columns than 128 a warp spill registers
         )
         return grams
 
