@@ -213,20 +213,20 @@ def unrecorded_encode(dictionary: Dictionary, row: torch.Tensor) -> torch.Tensor
 
 
 def by_kernel(bench: Bench, work: Callable[[], object]) -> Figures:
-    """Milliseconds on the device in the kernels that take most of them; on the CPU, of operations."""
+    """Milliseconds on the device in each kernel; on the CPU, of operations."""
     on_gpu = bench.device.type == "cuda"
     activity = torch.profiler.ProfilerActivity
     with torch.profiler.profile(activities=[activity.CUDA if on_gpu else activity.CPU]) as profile:
         work()
         bench.wait()
-    told = {
+    return {
         event.key[:60]: 1e-3 * (event.self_device_time_total if on_gpu else event.self_cpu_time_total)
         for event in profile.key_averages()
     }
-    return told
 
 
 def largest(figures: Figures) -> Figures:
+    """Those that take most of the time."""
     return dict(sorted(figures.items(), key=lambda item: -item[1])[:12])
 
 
