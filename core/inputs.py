@@ -1,7 +1,7 @@
 """What people pass in, as float32 and on the device that computes: one matrix of any kind, or batches of rows."""
 
 from collections.abc import Callable, Generator, Iterable, Iterator
-from dataclasses import dataclass, fields
+from dataclasses import asdict, dataclass
 from numbers import Real
 from typing import Any, TypeAlias
 
@@ -43,15 +43,12 @@ class Form:
 
     def shaped(self, x: torch.Tensor) -> torch.Tensor:
         """`x`, which lies on a GPU, with two dimensions, once its shape is right."""
-        return resident.shaped(x, **self._told())
+        return resident.shaped(x, **asdict(self))
 
     def checked(self, x: Array | SparseMatrix) -> Array | SparseMatrix:
         """`x` with two dimensions, once its dtype and shape are right."""
         check = check_shape if isinstance(x, np.ndarray) else check_form
-        return check(x, **self._told())
-
-    def _told(self) -> dict[str, Any]:
-        return {field.name: getattr(self, field.name) for field in fields(self)}
+        return check(x, **asdict(self))
 
 
 def activations(n_features: int | None = None, *, least_rows: int = 1) -> Form:

@@ -39,7 +39,11 @@ INLINE_BINARY_BYTES = 1024 * 1024  # as quick to check as that is to parse
 WRITE_BYTES = 4 * 1024 * 1024  # of an upload at a time
 MAX_ITEM_BYTES = 8  # of the widest dtype that is read
 
+# What helps whoever has more bytes than may be.
 FEWER = "encode or decode fewer rows at a time, fit from files of the service's data directory (`files`)"
+OF_JSON = f"Send the array as npy, {FEWER}, or raise DICTSERVE_MAX_JSON_BYTES"
+OF_OTHERS = f"{FEWER.capitalize()}, or raise DICTSERVE_MAX_BODY_BYTES"
+OF_MEMORY = f"{FEWER.capitalize()}, or raise DICTSERVE_BODIES_BYTES"
 
 ARRAY_FIELD = "data"
 JSON_ALONE = {"files"}  # fields that stand in the data's place, in a JSON body
@@ -49,6 +53,7 @@ CURLS_OWN = "application/x-www-form-urlencoded"  # what curl says of a body wher
 _parsing = ThreadPoolExecutor(1, thread_name_prefix="parse")
 
 Model = TypeVar("Model", bound=Fields)
+T = TypeVar("T")
 
 
 class Limit(NamedTuple):
@@ -56,9 +61,6 @@ class Limit(NamedTuple):
 
     nbytes: int
     advice: str
-
-
-T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -89,15 +91,12 @@ class Payload(Generic[Model]):
 
 def _limit(settings: Settings, *, is_json: bool) -> Limit:
     """Of a body with an array."""
-    if is_json:
-        return Limit(settings.max_json_bytes, f"Send the array as npy, {FEWER}, or raise DICTSERVE_MAX_JSON_BYTES")
-    return Limit(settings.max_body_bytes, f"{FEWER.capitalize()}, or raise DICTSERVE_MAX_BODY_BYTES")
+    return Limit(settings.max_json_bytes, OF_JSON) if is_json else Limit(settings.max_body_bytes, OF_OTHERS)
 
 
 def in_memory(settings: Settings, *, is_json: bool) -> Limit:
     """Of one that is not put into a file."""
-    room = Limit(settings.bodies_bytes, f"{FEWER.capitalize()}, or raise DICTSERVE_BODIES_BYTES")
-    return min(_limit(settings, is_json=is_json), room)
+    return min(_limit(settings, is_json=is_json), Limit(settings.bodies_bytes, OF_MEMORY))
 
 
 async def read_payload(

@@ -68,7 +68,7 @@ def settle(engine: sql.Engine, described: sql.MetaData, now: sql.ColumnElement[f
         if found.version >= newest >= found.oldest:
             if found.version > newest:
                 logger.info(
-                    "the jobs' database has schema %d, of a later version; this one knows %d", found[0], newest
+                    "the jobs' database has schema %d, of a later version; this one knows %d", found.version, newest
                 )
             return
     with engine.connect() as connection:

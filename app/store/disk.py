@@ -42,7 +42,8 @@ def read_regular(path: Path) -> bytes:
 
 
 def write_durably(path: Path, content: bytes) -> None:
-    with path.open("wb") as file:
+    """Write a file that is not there yet: what somebody has planted by its name is not followed."""
+    with path.open("xb") as file:
         file.write(content)
         file.flush()
         os.fsync(file.fileno())

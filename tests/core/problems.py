@@ -55,6 +55,13 @@ def excess(A: Array, Z: torch.Tensor, D: Array) -> Array:
     return (loss - minimum) / np.maximum(minimum, 1e-3 * (A**2).sum(axis=1))
 
 
+def above_least(A: Array, Z: torch.Tensor, D: Array) -> Array:
+    """Of each row, ‖a − zD‖² above scipy's least, over ‖a‖²: what is promised of concepts that nearly depend."""
+    A, D, codes = A.astype(np.float64), D.astype(np.float64), Z.double().numpy()
+    least = np.array([nnls(D.T, a, maxiter=50 * len(D))[1] ** 2 for a in A])
+    return (((A - codes @ D) ** 2).sum(axis=1) - least) / (A**2).sum(axis=1)
+
+
 def kkt_residual(A: Array, Z: Array, D: Array) -> Array:
     """max_j |v_j| / (‖d_j‖·‖a‖) of each row, in float64."""
     A, Z, D = (x.astype(np.float64) for x in (A, Z, D))
