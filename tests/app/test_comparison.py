@@ -2,8 +2,7 @@
 
 import asyncio
 import os
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import numpy as np
 import pytest
@@ -17,6 +16,7 @@ from app.settings import Settings
 from app.store.store import DictionaryRecord, Reference, Store
 from core.matching import match
 from tests.app.conftest import publish
+from tests.waiting import until
 
 RANDOM = np.random.default_rng(0)
 A, B = RANDOM.random((6, 5)).astype(np.float32), RANDOM.random((9, 5)).astype(np.float32)
@@ -41,13 +41,6 @@ def children() -> list[str]:
         if "app.worker.matching" in line and str(os.getpid()) in line:
             found.append(pid)
     return found
-
-
-def eventually(holds: Callable[[], bool], seconds: float = 30.0) -> None:
-    deadline = time.monotonic() + seconds
-    while not holds():
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
 
 
 def test_a_comparison(client: TestClient, both: None) -> None:
@@ -132,7 +125,7 @@ def test_who_ask_for_the_same_at_once_share_a_process(
     async def share() -> None:
         comparisons = Comparisons(settings, store)
         waiting = [asyncio.create_task(comparisons.between(*records)) for _ in range(3 * comparison.MOST_WAITING)]
-        await asyncio.to_thread(eventually, lambda: len(made) == 1)
+        await asyncio.to_thread(until, lambda: len(made) == 1)
         waiting[0].cancel()  # the one that began it: the others wait on
         first, *others = await asyncio.gather(*waiting, return_exceptions=True)
         assert isinstance(first, asyncio.CancelledError)
@@ -184,7 +177,7 @@ def forever(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
     monkeypatch.setattr(asyncio.subprocess.Process, "communicate", never)
     yield
-    eventually(lambda: children() == [])
+    until(lambda: children() == [])
 
 
 def test_a_process_ends_with_whoever_waited_for_it(
@@ -193,7 +186,7 @@ def test_a_process_ends_with_whoever_waited_for_it(
     async def leave() -> None:
         comparisons = Comparisons(settings, store)
         waiting = asyncio.create_task(comparisons.between(*records))
-        await asyncio.to_thread(eventually, lambda: len(children()) == 1)
+        await asyncio.to_thread(until, lambda: len(children()) == 1)
         waiting.cancel()
         await asyncio.gather(waiting, return_exceptions=True)
         assert waiting.cancelled()
@@ -227,7 +220,7 @@ def test_a_stop_ends_those_under_way_and_waiting(
         others = [records[1].model_copy(update={"version": i}) for i in range(1, comparison.MOST_WAITING + 1)]
         monkeypatch.setattr(store, "bring", lambda reference: None)  # of versions that there are not
         waiting = [asyncio.create_task(comparisons.between(records[0], other)) for other in others]
-        await asyncio.to_thread(eventually, lambda: len(children()) == 1)
+        await asyncio.to_thread(until, lambda: len(children()) == 1)
         with pytest.raises(Overloaded, match="wait already"):
             await comparisons.between(records[1], records[0])
         await comparisons.end()
@@ -244,7 +237,7 @@ def test_a_process_that_dies_is_told(
 ) -> None:
     async def kill() -> None:
         waiting = asyncio.create_task(Comparisons(settings, store).between(*records))
-        await asyncio.to_thread(eventually, lambda: len(children()) == 1)
+        await asyncio.to_thread(until, lambda: len(children()) == 1)
         os.kill(int(children()[0]), 9)
         with pytest.raises(WorkerUnavailable, match="died"):
             await waiting
@@ -274,10 +267,10 @@ def test_the_client_that_leaves_takes_the_process_with_it(client: TestClient, bo
         scope = {"type": "http", "asgi": {"version": "3.0"}, "http_version": "1.1", "method": "GET", "path": path}
         scope |= {"raw_path": path.encode(), "query_string": b"", "headers": [], "scheme": "http", "root_path": ""}
         asking = asyncio.create_task(app(scope, receive, send))  # type: ignore[operator]
-        await asyncio.to_thread(eventually, lambda: len(children()) == 1)
+        await asyncio.to_thread(until, lambda: len(children()) == 1)
         gone.set()
         await asking
-        await asyncio.to_thread(eventually, lambda: children() == [])
+        await asyncio.to_thread(until, lambda: children() == [])
 
     client.portal.call(ask)  # type: ignore[union-attr]
     assert sent[0]["status"] == 499

@@ -17,6 +17,7 @@ from app.settings import Settings
 from app.store.store import Store
 from tests.app.conftest import WorkerDouble, publish
 from tests.app.test_fit_jobs import ended
+from tests.waiting import until
 
 A = np.arange(40, dtype=np.float32).reshape(10, 4)
 FIT = {"name": "layer4", "nb_concepts": 2, "files": ["layer4/*.npy"]}
@@ -42,10 +43,7 @@ def settings(tmp_path: Path, data: Path) -> Settings:
 
 def staged(worker: WorkerDouble) -> np.ndarray:
     """What the worker was given: a copy, of the file that goes with the job's end."""
-    deadline = time.monotonic() + 5
-    while not worker.fits and time.monotonic() < deadline:
-        time.sleep(0.01)
-    fit = worker.fits[-1]
+    fit = until(lambda: worker.fits, every=0.01)[-1]
     return np.fromfile(fit.path, np.float32, offset=fit.data_offset).reshape(fit.rows, fit.n_features)
 
 
@@ -426,9 +424,6 @@ def test_nothing_is_staged_and_the_progress_is_in_batches(
 ) -> None:
     worker.fits_hang = True
     id = client.post("/fit", json=FIT | {"epochs": 2}).json()["id"]
-    deadline = time.monotonic() + 10
-    while client.get(f"/jobs/{id}").json()["progress"]["iteration"] == 0:
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
+    until(lambda: client.get(f"/jobs/{id}").json()["progress"]["iteration"], every=0.01)
     assert list(store.activations.iterdir()) == []
     assert client.delete(f"/jobs/{id}").json()["state"] == "cancelled"

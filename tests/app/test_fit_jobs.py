@@ -34,6 +34,7 @@ from app.worker.frames import Frame
 from app.worker.messages import Failed, FitBegun, FitProgress, ToWorker
 from demo.service import npy
 from tests.app.conftest import WorkerDouble
+from tests.waiting import until
 
 A = np.arange(12, dtype=np.float32).reshape(3, 4)
 FIT = {"name": "digits", "nb_concepts": 2, "data": A.tolist()}
@@ -45,15 +46,14 @@ def settings(settings: Settings, database_url: str) -> Settings:
     return settings.model_copy(update={"database_url": database_url})
 
 
-def ended(client: TestClient, id: str, seconds: float = 5.0) -> dict[str, object]:
+def ended(client: TestClient, id: str) -> dict[str, object]:
     """The job's record, once it has ended."""
-    deadline = time.monotonic() + seconds
-    while time.monotonic() < deadline:
+
+    def its_end() -> dict[str, object] | None:
         job: dict[str, object] = client.get(f"/jobs/{id}").json()
-        if job["state"] not in ("queued", "running"):
-            return job
-        time.sleep(0.01)
-    raise AssertionError(f"job still {job['state']} after {seconds} s")
+        return None if job["state"] in ("queued", "running") else job
+
+    return until(its_end, every=0.01)
 
 
 @pytest.mark.parametrize("last", ["1-" + "9" * 5000, "9" * 5000 + "-1", "end", "1-1-1"])
@@ -103,10 +103,7 @@ def test_an_npy_of_float32_is_staged_as_it_came(client: TestClient, worker: Work
     worker.fits_hang = True
     client.post("/fit?name=a&nb_concepts=1", content=npy(A))
     client.post("/fit?name=b&nb_concepts=1", json=None, content=npy(A.astype(np.float64)))
-    deadline = time.monotonic() + 5
-    while not worker.fits and time.monotonic() < deadline:
-        time.sleep(0.01)
-    fit = worker.fits[0]
+    fit = until(lambda: worker.fits, every=0.01)[0]
     read = np.memmap(fit.path, np.float32, "r", fit.data_offset, (fit.rows, fit.n_features))
     np.testing.assert_array_equal(read, A)
 
@@ -728,11 +725,7 @@ def test_a_job_whose_request_is_given_up_while_it_is_recorded_keeps_its_data(
 
     assert client.portal is not None
     client.portal.call(given_up)
-    deadline = time.monotonic() + 5
-    while not (jobs := client.get("/jobs").json()["jobs"]):
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
-    (job,) = jobs
+    (job,) = until(lambda: client.get("/jobs").json()["jobs"], every=0.01)
     assert ended(client, job["id"])["state"] == "succeeded"
     assert list(store.activations.iterdir()) == []
 
@@ -753,7 +746,4 @@ def test_data_without_a_job_is_removed_once_the_database_says_that_there_is_none
         activations = Store(settings.store).activations
         assert len(list(activations.iterdir())) == 1
         is_there = True
-        deadline = time.monotonic() + 10
-        while list(activations.iterdir()):
-            assert time.monotonic() < deadline
-            time.sleep(0.02)
+        until(lambda: not list(activations.iterdir()))

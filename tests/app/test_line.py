@@ -3,7 +3,6 @@
 import socket
 import threading
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -19,18 +18,12 @@ from app.store.store import Reference, Store
 from tests.app.conftest import D, publish
 from tests.postgres import Cluster
 from tests.s3 import S3
+from tests.waiting import until
 
 
 @pytest.fixture(autouse=True)
 def _asked_soon(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(line, "ASK_SECONDS", 0.02)
-
-
-def until(holds: Callable[[], bool], seconds: float = 30.0) -> None:
-    deadline = time.monotonic() + seconds
-    while not holds():
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
 
 
 class Other:

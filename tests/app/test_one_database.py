@@ -27,6 +27,7 @@ from demo.service import npy, serve_command
 from tests.app.conftest import WorkerDouble
 from tests.postgres import Cluster
 from tests.s3 import S3
+from tests.waiting import until
 
 A = npy(np.random.default_rng(0).random((3, 4), np.float32))
 OTHER = "the jobs of this store are in another database"
@@ -61,11 +62,8 @@ def accepted(settings: Settings) -> str:
 
 def succeeds(settings: Settings, id: str) -> bool:
     with served(settings) as client:
-        deadline = time.monotonic() + 20
-        while (job := client.get(f"/jobs/{id}").json())["state"] in ("queued", "running"):
-            assert time.monotonic() < deadline
-            time.sleep(0.02)
-    return bool(job["state"] == "succeeded")
+        until(lambda: client.get(f"/jobs/{id}").json()["state"] not in ("queued", "running"))
+        return bool(client.get(f"/jobs/{id}").json()["state"] == "succeeded")
 
 
 def is_refused(settings: Settings, match: str) -> None:

@@ -1,7 +1,5 @@
 """``init`` as the name of a dictionary: the fit starts from that version, or is refused before it is accepted."""
 
-import time
-
 import numpy as np
 import pytest
 from fastapi.testclient import TestClient
@@ -10,12 +8,11 @@ from app.store.store import Store
 from demo.service import npy
 from tests.app.conftest import D, WorkerDouble, publish
 from tests.app.test_fit_jobs import FIT, ended
+from tests.waiting import until
 
 
 def started(worker: WorkerDouble, count: int = 1) -> None:
-    deadline = time.monotonic() + 5
-    while len(worker.fits) < count and time.monotonic() < deadline:
-        time.sleep(0.01)
+    until(lambda: len(worker.fits) >= count, every=0.01)
 
 
 @pytest.mark.parametrize(("init", "pinned"), [("digits", "digits@2"), ("digits@1", "digits@1")])

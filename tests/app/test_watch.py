@@ -1,13 +1,13 @@
 """Ranks that watch each other through a store; no process is started."""
 
 import queue
-import time
 
 import pytest
 import torch.distributed as dist
 
 from app.worker import watch
 from app.worker.watch import Watch
+from tests.waiting import until
 
 Lost = "queue.Queue[str]"
 
@@ -41,10 +41,7 @@ def test_ranks_hear_each_other_and_may_leave(lost: Lost, monkeypatch: pytest.Mon
     monkeypatch.setattr(watch, "LOST_SECONDS", 60.0)
     store = dist.HashStore()
     first, second = (Watch(store, rank, 2, lost.put) for rank in range(2))
-    deadline = time.monotonic() + 30
-    while min(first._heard[1][0], second._heard[0][0]) < 5:
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
+    until(lambda: min(first._heard[1][0], second._heard[0][0]) >= 5, every=0.01)
     first.end()
     second.end()
     assert lost.empty()

@@ -13,6 +13,7 @@ import pytest
 from playwright.sync_api import Browser, BrowserContext, Locator, Page, expect, sync_playwright
 
 from demo.service import npy
+from tests.waiting import PATIENCE_SECONDS
 
 CHROMIUM = shutil.which("chromium")
 FLAGS = [
@@ -26,7 +27,7 @@ FLAGS = [
     "--disable-sync",
 ]
 SHOWN = "main:not([aria-busy]) h1"  # a view is there once this is
-PATIENCE_MS = 45_000  # of a busy machine
+PATIENCE_MS = 1000 * PATIENCE_SECONDS / 2  # two of which are within pytest's own limit
 expect.set_options(timeout=PATIENCE_MS)
 needs_browser = pytest.mark.skipif(CHROMIUM is None, reason="there is no chromium: `make browser` installs it")
 

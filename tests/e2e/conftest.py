@@ -4,7 +4,6 @@ import json
 import os
 import signal
 import subprocess
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,6 +14,7 @@ from safetensors import safe_open
 
 from demo.service import free_port, npy, serve_command, wait_ready
 from tests.e2e.browser import chromium
+from tests.waiting import PATIENCE_SECONDS, until
 
 
 class Service:
@@ -41,13 +41,12 @@ class Service:
     @property
     def worker_pid(self) -> int:
         """Of the only worker, once there is a living one: the service may not have seen a death just now."""
-        deadline = time.monotonic() + 30
-        while True:
+
+        def living() -> int | None:
             (pid,) = self.worker_pids
-            if pid is not None and not has_ended(pid):
-                return pid
-            assert time.monotonic() < deadline
-            time.sleep(0.02)
+            return None if pid is None or has_ended(pid) else pid
+
+        return until(living)
 
     @property
     def command(self) -> list[str]:
@@ -64,7 +63,7 @@ class Service:
             raise
         return self
 
-    def wait_ready(self, seconds: float = 100.0) -> float:
+    def wait_ready(self, seconds: float = PATIENCE_SECONDS) -> float:
         """How long it took until the service took work."""
         assert self.process is not None
         try:
@@ -96,14 +95,14 @@ class Service:
         job: dict = self.client.get(f"/jobs/{id}").json()  # type: ignore[type-arg]
         return job
 
-    def ended(self, id: str, seconds: float = 60.0) -> dict:  # type: ignore[type-arg]
-        deadline = time.monotonic() + seconds
-        while time.monotonic() < deadline:
+    def ended(self, id: str) -> dict:  # type: ignore[type-arg]
+        """The job's record, once it has ended."""
+
+        def its_end() -> dict | None:  # type: ignore[type-arg]
             job = self.job(id)
-            if job["state"] not in ("queued", "running"):
-                return job
-            time.sleep(0.05)
-        raise AssertionError(f"job still {job['state']} after {seconds} s: {job['progress']}")
+            return None if job["state"] in ("queued", "running") else job
+
+        return until(its_end, every=0.05, told=lambda: self.job(id))
 
     def checkpoint(self, id: str) -> int:
         """The iteration that the one checkpoint of a job tells of, read as anybody can."""
@@ -111,15 +110,22 @@ class Service:
         with safe_open(path, "np") as file:
             return int(json.loads(file.metadata()["checkpoint"])["numbers"]["iteration"])
 
-    def until(self, id: str, state: str, iteration: int = 0, attempts: int = 0, seconds: float = 30.0) -> None:
+    def until(self, id: str, state: str, iteration: int = 0, attempts: int = 0) -> None:
         """Wait for a job to be in a state and at an iteration, after so many attempts."""
-        deadline = time.monotonic() + seconds
-        while time.monotonic() < deadline:
+
+        def is_so() -> bool:
             job = self.job(id)
-            if job["state"] == state and job["progress"]["iteration"] >= iteration and job["attempts"] >= attempts:
-                return
-            time.sleep(0.02)
-        raise AssertionError(f"job {job['state']} at iteration {job['progress']['iteration']}")
+            is_there = job["progress"]["iteration"] >= iteration and job["attempts"] >= attempts
+            assert job["state"] in ("queued", "running", state), job
+            return is_there and job["state"] == state
+
+        until(is_so, told=lambda: self.job(id))
+
+    def no_job_goes_on(self) -> None:
+        """Whatever a test has left, that failed in its midst, would hold up the next one's."""
+        for job in self.client.get("/jobs").raise_for_status().json()["jobs"]:
+            if job["state"] in ("queued", "running"):
+                self.client.delete(f"/jobs/{job['id']}")
 
 
 def has_ended(pid: int) -> bool:
@@ -130,14 +136,19 @@ def has_ended(pid: int) -> bool:
         return True
 
 
-def gone(pid: int, seconds: float = 5.0) -> bool:
-    """Whether a process ends within the time."""
-    deadline = time.monotonic() + seconds
-    while time.monotonic() < deadline:
-        if has_ended(pid):
-            return True
-        time.sleep(0.02)
-    return False
+def until_gone(pid: int) -> None:
+    """Until a process has ended: soon, as whoever stopped it waits for that."""
+    until(lambda: has_ended(pid), seconds=20)
+
+
+def until_answered(service: Service, path: str, status: int) -> httpx.Response:
+    """The answer to a GET, once it has this status."""
+
+    def answer() -> httpx.Response | None:
+        answer = service.client.get(path)
+        return answer if answer.status_code == status else None
+
+    return until(answer, every=0.05, told=lambda: service.client.get(path).text)
 
 
 @pytest.fixture

@@ -6,7 +6,6 @@ import os
 import socket
 import struct
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +16,7 @@ from demo.digits import split_digits
 from demo.service import npy
 from tests.e2e.conftest import Service
 from tests.faults.load.held import MOST_OF_POOLS, held, settled
+from tests.waiting import until
 
 A = np.ones((1000, 100), np.float32)
 
@@ -80,22 +80,15 @@ def test_clients_of_comparisons_that_leave(shared: Service) -> None:
     connections = [socket.create_connection(("127.0.0.1", shared.port)) for _ in range(5)]
     for connection in connections:
         connection.sendall(request)
-    within(lambda: len(comparing(shared)) == 1)
+    until(lambda: len(comparing(shared)) == 1)
     for connection in connections:
         connection.close()
     told = shared.client.get("/dictionaries/left/compare/right", timeout=60).json()
     assert told["stability"] == 1
-    within(lambda: comparing(shared) == [])
+    until(lambda: comparing(shared) == [])
     for name in ("left", "right"):
         assert shared.client.delete(f"/dictionaries/{name}").status_code == 204
     assert "Traceback" not in shared.log.read_text()
-
-
-def within(holds: Callable[[], bool], seconds: float = 30.0) -> None:
-    deadline = time.monotonic() + seconds
-    while not holds():
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
 
 
 @pytest.mark.slow

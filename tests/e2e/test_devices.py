@@ -4,7 +4,6 @@ import os
 import signal
 import sys
 import threading
-import time
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,16 +16,10 @@ from app.main import create_app
 from app.settings import Settings
 from demo.digits import split_digits
 from demo.service import npy
-from tests.e2e.conftest import Service, gone
+from tests.e2e.conftest import Service, until_gone
+from tests.waiting import until
 
 FITTED, HELD_OUT = split_digits()
-
-
-def until(holds, seconds: float = 60.0) -> None:  # type: ignore[no-untyped-def]
-    deadline = time.monotonic() + seconds
-    while not holds():
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
 
 
 @pytest.fixture(scope="module")
@@ -83,7 +76,7 @@ def test_both_serve_and_the_death_of_one_is_told_to_those_on_it_alone(pair: Serv
         first, second = workers(pair)
         assert (first["device"], second["device"]) == ("cpu:0", "cpu:1")
         os.kill(first["pid"], signal.SIGKILL)
-        assert gone(first["pid"])
+        until_gone(first["pid"])
         served = clients.answers[200, ""]
         until(lambda: clients.answers[200, ""] >= served + 100)
         assert workers(pair)[1]["pid"] == second["pid"]

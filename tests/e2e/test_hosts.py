@@ -7,7 +7,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -28,6 +28,7 @@ from tests.e2e.conftest import Service
 from tests.faults.asked import long_fit, problem
 from tests.hosts import Host, Network, hosts
 from tests.postgres import running_cluster
+from tests.waiting import until
 
 __all__ = ["hosts"]  # a fixture
 
@@ -172,13 +173,6 @@ def answers(url: str) -> bool:
         return False
 
 
-def until(holds: Callable[[], bool], seconds: float = 60.0) -> None:
-    deadline = time.monotonic() + seconds
-    while not holds():
-        assert time.monotonic() < deadline, f"not so after {seconds} s"
-        time.sleep(0.05)
-
-
 @contextmanager
 def within(seconds: float) -> Iterator[None]:
     begun = time.monotonic()
@@ -257,7 +251,7 @@ def test_one_that_is_cut_off_loses_its_fit_and_goes_on(site: Site, codes: np.nda
     one.host.silence()
     try:
         require_answers_alone(one, "shared", codes)
-        job = other.ended(id, seconds=100)
+        job = other.ended(id)
         one.host.unplug()
         require_what_it_can(one, "shared", codes)
     finally:

@@ -15,6 +15,7 @@ from safetensors.numpy import save
 from demo.service import npy
 from tests.e2e.conftest import Service
 from tests.memory import held_bytes
+from tests.waiting import until
 
 MOST_BODIES = 2.5  # of memory that an encode of one body may take
 
@@ -65,10 +66,7 @@ def held(service: Service, what: str = "bodies") -> int:
 
 
 def until_held(service: Service, least: int, most: int, what: str = "bodies") -> None:
-    deadline = time.monotonic() + 10
-    while not least <= held(service, what) <= most:
-        assert time.monotonic() < deadline, held(service, what)
-        time.sleep(0.02)
+    until(lambda: least <= held(service, what) <= most, told=lambda: held(service, what))
 
 
 def refusal(connection: socket.socket) -> tuple[int, dict[str, str], str]:

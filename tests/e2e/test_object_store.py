@@ -6,7 +6,6 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-import httpx
 import numpy as np
 import pytest
 
@@ -14,8 +13,9 @@ from app.store.bucket import Bucket, bucket_of
 from app.store.object_store import ObjectStore
 from demo.digits import split_digits
 from demo.service import npy
-from tests.e2e.conftest import Service
+from tests.e2e.conftest import Service, until_answered
 from tests.s3 import S3
+from tests.waiting import until
 
 FITTED, HELD_OUT = split_digits()
 
@@ -51,14 +51,6 @@ def codes(service: Service, dictionary: str = "digits") -> np.ndarray:
     return np.load(io.BytesIO(answer.content))
 
 
-def until(service: Service, path: str, status: int) -> httpx.Response:
-    deadline = time.monotonic() + 60
-    while (answer := service.client.get(path)).status_code != status:
-        assert time.monotonic() < deadline, answer.text
-        time.sleep(0.1)
-    return answer
-
-
 @pytest.mark.slow
 def test_the_whole_way_and_a_second_service(s3: S3, start: Start) -> None:
     url = s3.new_url()
@@ -66,7 +58,7 @@ def test_the_whole_way_and_a_second_service(s3: S3, start: Start) -> None:
     job = one.ended(one.fit(FITTED, name="digits", nb_concepts=16, max_iter=20))
     assert (job["state"], job["version"]) == ("succeeded", 1)
     before = codes(one)
-    published = until(other, "/dictionaries/digits", 200)
+    published = until_answered(other, "/dictionaries/digits", 200)
     assert published.json()["sha256"] == one.client.get("/dictionaries/digits").json()["sha256"]
     np.testing.assert_allclose(codes(other), before, atol=1e-5 * before.max())
     decoded = other.client.post("/decode?dictionary=digits@1", content=npy(before))
@@ -104,17 +96,12 @@ def test_a_fit_goes_on_where_nothing_of_the_dead_service_is_left(s3: S3, start: 
     id = one.fit(FITTED, name="slow", nb_concepts=32, tol=0, max_iter=100_000)
     waiting = one.fit(FITTED, name="waiting", nb_concepts=4, max_iter=2)
     objects = bucket(s3, url)
-    deadline = time.monotonic() + 60
-    while not objects.entries(".dictserve/checkpoints"):
-        assert time.monotonic() < deadline
-        time.sleep(0.1)
+    until(lambda: objects.entries(".dictserve/checkpoints"), every=0.1)
     one.kill()
     shutil.rmtree(one.store)
     other = start(s3, url, **shared)
-    deadline = time.monotonic() + 60
-    while (job := other.job(id))["resumed_from"] is None:
-        assert (job["state"] in ("queued", "running"), time.monotonic() < deadline) == (True, True), job
-        time.sleep(0.1)
+    until(lambda: other.job(id)["resumed_from"] is not None, every=0.1, told=lambda: other.job(id))
+    job = other.job(id)
     assert job["attempts"] == 2
     assert job["resumed_from"] > 0
     assert other.client.delete(f"/jobs/{id}").json()["state"] == "cancelled"
@@ -142,7 +129,7 @@ def test_a_store_that_is_away_is_told_and_comes_back(start: Start) -> None:
     assert service.client.get("/readyz").status_code == 200
     assert "dictserve_store_available 0.0" in service.client.get("/metrics").text
     s3.start()
-    until(service, "/dictionaries/digits", 200)
+    until_answered(service, "/dictionaries/digits", 200)
     np.testing.assert_array_equal(codes(service), before)
     assert service.stop() == 0
     s3.server.stop()

@@ -2,7 +2,6 @@
 
 import os
 import signal
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,6 +10,7 @@ import pytest
 
 from tests.e2e.conftest import Service
 from tests.memory import held_bytes
+from tests.waiting import until
 
 ROWS, FEATURES, SHARDS = 40_000, 512, 4  # 82 MB in float32 each, of float32
 FIT = {"nb_concepts": 8, "files": ["*.npy"], "tol": 0}
@@ -49,14 +49,14 @@ def begun(service: Service, **parameters: object) -> str:
 @pytest.mark.timeout(300)
 def test_a_worker_that_is_killed_goes_on_from_its_checkpoint(service: Service) -> None:
     id = begun(service, name="killed", epochs=2)
-    service.until(id, "running", iteration=10, seconds=60)
+    service.until(id, "running", iteration=10)
     until_kept(service)
     os.kill(service.worker_pid, signal.SIGKILL)
-    job = service.ended(id, 120)
+    job = service.ended(id)
     assert (job["state"], job["attempts"]) == ("succeeded", 2), job
     assert job["resumed_from"] > 0
     assert job["progress"]["iteration"] == job["progress"]["max_iter"]
-    whole = service.ended(begun(service, name="whole", epochs=2), 120)
+    whole = service.ended(begun(service, name="whole", epochs=2))
     assert whole["resumed_from"] is None
     told = {name: service.client.get(f"/dictionaries/{name}").json() for name in ("killed", "whole")}
     assert told["killed"]["metrics"]["relative_error"] == pytest.approx(
@@ -71,16 +71,13 @@ def test_a_worker_that_is_killed_goes_on_from_its_checkpoint(service: Service) -
 def test_the_memory_of_the_worker_is_flat(service: Service) -> None:
     """Of 246 MB more the worker holds a few batches; what any fit needs (torch's own, too) it has taken before, give
     or take what the allocator keeps (9 to 76 MB were seen)."""
-    service.ended(begun(service, name="one", files=["0.npy"], epochs=1), 120)
+    service.ended(begun(service, name="one", files=["0.npy"], epochs=1))
     peak = held_bytes("VmHWM", service.worker_pid)
-    job = service.ended(begun(service, name="all", epochs=1), 120)
+    job = service.ended(begun(service, name="all", epochs=1))
     assert job["state"] == "succeeded", job
     assert held_bytes("VmHWM", service.worker_pid) - peak < 128 * 1024 * 1024
 
 
-def until_kept(service: Service, seconds: float = 30.0) -> None:
+def until_kept(service: Service) -> None:
     """Wait until there is a checkpoint."""
-    deadline = time.monotonic() + seconds
-    while not list((service.store / ".dictserve" / "checkpoints").iterdir()):
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
+    until(lambda: list((service.store / ".dictserve" / "checkpoints").iterdir()), every=0.01)

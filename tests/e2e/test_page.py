@@ -61,6 +61,7 @@ def filled(shared: Service) -> Service:
 def visit(browser: Browser, filled: Service) -> Iterator[Visit]:
     with visiting(browser, filled.url) as visit:
         yield visit
+        filled.no_job_goes_on()
         visit.check()
 
 

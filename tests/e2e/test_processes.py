@@ -20,8 +20,9 @@ import pytest
 from app.jobs.runner import MAX_SERVICE_DEATHS
 from demo.digits import split_digits
 from demo.service import npy
-from tests.e2e.conftest import Service, gone
+from tests.e2e.conftest import Service, until_gone
 from tests.faults.asked import long_fit
+from tests.waiting import until
 
 FITTED, HELD_OUT = split_digits()
 SECONDS_OF_ITERATIONS = 1000  # of a long fit: more than it takes to see that one has begun and to kill it
@@ -52,7 +53,7 @@ def test_a_killed_service_encodes_the_same_after_a_restart(service: Service) -> 
     before = codes(service)
     worker = service.worker_pid
     service.kill()
-    assert gone(worker)
+    until_gone(worker)
     service.start()
     np.testing.assert_allclose(codes(service), before, atol=1e-5 * before.max())
     assert leftovers(service.store) == []
@@ -82,19 +83,20 @@ def test_a_fit_goes_on_whatever_is_killed_and_ends_as_if_nothing_had_been(tmp_pa
     def kept() -> None:
         """Wait for a checkpoint of this attempt's."""
         before = {path.stat().st_ino for path in checkpoints.iterdir()}
-        deadline = time.monotonic() + 30
-        while {path.stat().st_ino for path in checkpoints.glob("*")} == before:
-            assert time.monotonic() < deadline
-            time.sleep(0.01)
+        until(lambda: {path.stat().st_ino for path in checkpoints.glob("*")} != before, every=0.01)
 
     def goes_on(attempt: int) -> int:
         """Where it goes on from, once it does."""
-        deadline = time.monotonic() + 60
-        while (job := service.job(id))["attempts"] < attempt or job["resumed_from"] in (None, *resumed):
+
+        def told() -> dict | None:  # type: ignore[type-arg]
+            job = service.job(id)
+            if job["attempts"] == attempt and job["resumed_from"] not in (None, *resumed):
+                return job
             assert job["state"] in ("queued", "running"), job
             assert job["progress"]["iteration"] >= max(resumed, default=0)
-            assert time.monotonic() < deadline
-            time.sleep(0.01)
+            return None
+
+        job = until(told, every=0.01)
         assert job["progress"]["iteration"] >= job["resumed_from"]
         return int(job["resumed_from"])
 
@@ -110,13 +112,13 @@ def test_a_fit_goes_on_whatever_is_killed_and_ends_as_if_nothing_had_been(tmp_pa
     service.kill()
     service.start()
     resumed.append(goes_on(4))
-    job = service.ended(id, seconds=90)
+    job = service.ended(id)
     assert (job["state"], job["attempts"], job["resumed_from"]) == ("succeeded", 4, resumed[-1])
     assert 0 < resumed[0] < resumed[1] < resumed[2] < SECONDS_OF_ITERATIONS
     assert [iteration for iteration, _ in job["loss_history"]] == sorted({i for i, _ in job["loss_history"]})
     assert leftovers(service.store) == []
 
-    whole = service.ended(long_fit(service, name="whole", max_iter=SECONDS_OF_ITERATIONS), seconds=90)
+    whole = service.ended(long_fit(service, name="whole", max_iter=SECONDS_OF_ITERATIONS))
     assert job["loss_history"] == whole["loss_history"]
     np.testing.assert_array_equal(weights(service, "long"), weights(service, "whole"))
     assert service.stop() == 0
@@ -164,7 +166,7 @@ def test_a_worker_that_is_stuck_has_no_queue(tmp_path: Path) -> None:
             assert (answer.status_code, answer.json()["type"]) == (503, "worker-unavailable")
             time.sleep(0.2)
         assert {encode.result().status_code for encode in encodes} <= {200, 503}
-    service.wait_ready(60)
+    service.wait_ready()
     codes(service)
     assert service.worker_pid != worker
     assert service.stop() == 0
@@ -173,7 +175,7 @@ def test_a_worker_that_is_stuck_has_no_queue(tmp_path: Path) -> None:
 def test_a_fit_that_costs_two_workers_their_lives_is_given_up(shared: Service) -> None:
     id = long_fit(shared)
     for attempt in (1, 2):
-        shared.until(id, "running", iteration=1, attempts=attempt, seconds=60)
+        shared.until(id, "running", iteration=1, attempts=attempt)
         os.kill(shared.worker_pid, signal.SIGKILL)
     job = shared.ended(id)
     assert (job["state"], job["error"]["type"]) == ("failed", "fit-abandoned")
@@ -234,7 +236,7 @@ def test_it_is_ended_in_order(no_nohup: None, service: Service) -> None:
             assert service.process is not None
             assert service.process.wait(10) == 0
         assert time.monotonic() - begun < 10
-        assert gone(worker)
+        until_gone(worker)
         assert "Traceback" not in service.log.read_text()
         before = service.checkpoint(id)
         service.start()
@@ -258,7 +260,7 @@ def test_it_is_ended_in_order_while_it_starts(no_nohup: None, tmp_path: Path, nu
     begun = time.monotonic()
     assert process.wait(10) == 0
     assert time.monotonic() - begun < 3
-    assert gone(int(workers[0]))
+    until_gone(int(workers[0]))
     assert "Traceback" not in log.read_text()
 
 

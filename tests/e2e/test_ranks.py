@@ -7,8 +7,7 @@ import os
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TypeVar
 
@@ -20,7 +19,8 @@ import app.distributed
 from app.errors import StoreUnavailable
 from demo.digits import split_digits
 from demo.service import npy
-from tests.e2e.conftest import Service, gone
+from tests.e2e.conftest import Service, until_gone
+from tests.waiting import until
 
 ROOT = Path(__file__).parents[2]
 FITTED, _ = split_digits()
@@ -55,15 +55,6 @@ def process_of(parent: int, *words: str) -> int | None:
         if is_meant and int(status[1]) == parent and status[0] != "Z":
             return int(entry.name)
     return None
-
-
-def until(found: Callable[[], T | None], seconds: float = 90.0) -> T:
-    deadline = time.monotonic() + seconds
-    while time.monotonic() < deadline:
-        if (it := found()) is not None:
-            return it
-        time.sleep(0.05)
-    raise AssertionError(f"not within {seconds} s")
 
 
 def rank_of(service: Service, rank: int) -> int:
@@ -109,11 +100,11 @@ def test_a_killed_rank_has_the_job_go_on_from_its_dictionary(service: Service) -
     id = service.fit(NOISE, name="slow", **ENDLESS, ranks=2)
     until(lambda: beyond(service, id, 20))
     first, second = rank_of(service, 0), rank_of(service, 1)
-    until(lambda: True if service.checkpoint(id) else None)
+    until(lambda: service.checkpoint(id))
     os.kill(second, signal.SIGKILL)
     resumed = until(lambda: told if (told := service.job(id))["attempts"] == 2 else None, WITHIN_SECONDS)
     assert resumed["state"] in ("queued", "running")
-    assert gone(first)
+    until_gone(first)
     told = until(lambda: told if (told := service.job(id))["resumed_from"] else None)
     kept = [loss for iteration, loss in told["loss_history"] if iteration <= told["resumed_from"]][-1]
     later = until(lambda: told if (told := service.job(id))["progress"]["loss"] < kept else None)
@@ -122,8 +113,9 @@ def test_a_killed_rank_has_the_job_go_on_from_its_dictionary(service: Service) -
     ranks = [rank_of(service, rank) for rank in (0, 1)]
     assert is_fitting(service)
     assert service.client.delete(f"/jobs/{id}").json()["state"] == "cancelled"
-    assert all(gone(pid) for pid in ranks)
-    until(lambda: None if is_fitting(service) else True)
+    for pid in ranks:
+        until_gone(pid)
+    until(lambda: not is_fitting(service))
 
 
 @pytest.mark.slow
@@ -196,7 +188,7 @@ def test_torchrun_ends_when_a_rank_is_killed(tmp_path: Path) -> None:
     os.kill(ranks[1], signal.SIGKILL)
     run.communicate(timeout=WITHIN_SECONDS)
     assert run.returncode != 0
-    assert gone(ranks[0])
+    until_gone(ranks[0])
     assert not output.exists()
 
 

@@ -6,7 +6,7 @@ import shutil
 import signal
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -19,6 +19,7 @@ from demo.service import npy
 from tests.e2e.conftest import Service
 from tests.faults.asked import long_fit
 from tests.postgres import Cluster
+from tests.waiting import until
 
 pytestmark = pytest.mark.slow
 
@@ -45,13 +46,6 @@ def pair(postgres: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Iterato
         assert "unexpected error" not in service.log.read_text()
     private = store / ".dictserve"
     assert [path for path in private.glob("*/*") if path.parent.name != "quarantine"] == []
-
-
-def until(holds: Callable[[], bool], seconds: float = 60.0) -> None:
-    deadline = time.monotonic() + seconds
-    while not holds():
-        assert time.monotonic() < deadline, f"not so after {seconds} s"
-        time.sleep(0.05)
 
 
 def count(service: Service, *states: str) -> int:
@@ -90,7 +84,7 @@ def test_two_share_a_hundred_jobs_through_the_death_of_one(pair: tuple[Service, 
     jobs = [pair[i % 2].fit(A, name=f"shared-{i % 7}", nb_concepts=8, tol=0, max_iter=60) for i in range(100)]
     until(lambda: count(other, "succeeded") >= 25)
     one.kill()
-    until(lambda: count(other, "queued", "running") == 0, seconds=120)
+    until(lambda: count(other, "queued", "running") == 0)
     records = [other.job(id) for id in jobs]
     assert {record["state"] for record in records} == {"succeeded"}
     assert len({(record["name"], record["version"]) for record in records}) == 100
@@ -114,7 +108,7 @@ def test_one_that_is_busy_takes_up_what_a_dead_one_has_left(pair: tuple[Service,
     pair[0].until(ids[1], "running")
     one, other = by_who_runs(pair, ids[0])
     one.kill()
-    until(lambda: other.job(ids[0])["state"] == "queued", seconds=LEASE_SECONDS + 20)
+    until(lambda: other.job(ids[0])["state"] == "queued")
     assert other.job(ids[1])["state"] == "running"
     assert other.client.delete(f"/jobs/{ids[0]}").json()["state"] == "cancelled"
     assert other.client.delete(f"/jobs/{ids[1]}").json()["state"] == "cancelled"
@@ -127,7 +121,7 @@ def test_one_that_is_held_up_loses_its_job_and_goes_on(pair: tuple[Service, Serv
     one, other = by_who_runs(pair, id)
     one.process.send_signal(signal.SIGSTOP)  # type: ignore[union-attr]
     try:
-        job = other.ended(id, seconds=100)
+        job = other.ended(id)
     finally:
         one.process.send_signal(signal.SIGCONT)  # type: ignore[union-attr]
     assert (job["state"], job["attempts"]) == ("succeeded", 2)
@@ -249,7 +243,7 @@ def test_replicas_are_updated_one_after_another(pair: tuple[Service, Service]) -
         assert old.ended(ours)["state"] == "succeeded"
         assert old.job(theirs)["state"] == "queued"
         new.kill()
-        until(lambda: old.job(kept)["state"] == "queued", seconds=LEASE_SECONDS + 20)
+        until(lambda: old.job(kept)["state"] == "queued")
         until(lambda: "only a later version of dictserve can run" in old.log.read_text())
         assert old.client.delete(f"/jobs/{kept}").json()["state"] == "cancelled"
         leaving.start()  # back to where it was, on a database of the new one

@@ -1,7 +1,5 @@
 """What the faults' tests ask of a service: the small good request that must be served after each of them."""
 
-import time
-
 import httpx
 import numpy as np
 
@@ -49,12 +47,3 @@ def long_fit(service: Service, **parameters: object) -> str:
     )
     service.until(id, "running", iteration=1)
     return id
-
-
-def eventually(service: Service, path: str, status: int, seconds: float = 10.0) -> httpx.Response:
-    """The answer to a GET, once it has this status."""
-    deadline = time.monotonic() + seconds
-    while (answer := service.client.get(path)).status_code != status:
-        assert time.monotonic() < deadline, answer.text
-        time.sleep(0.05)
-    return answer

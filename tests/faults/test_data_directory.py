@@ -10,6 +10,7 @@ import pytest
 
 from tests.e2e.conftest import Service
 from tests.faults.asked import problem
+from tests.waiting import until
 
 ROWS = np.random.default_rng(0).random((4000, 32), np.float32)
 ONLINE = {"name": "online", "nb_concepts": 8, "files": ["*.npy"], "epochs": 4000, "tol": 0}
@@ -47,10 +48,7 @@ def waits(service: Service) -> int:
 
 
 def until_waits(service: Service, times: int) -> None:
-    deadline = time.monotonic() + 30
-    while waits(service) < times:
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
+    until(lambda: waits(service) >= times)
 
 
 @contextlib.contextmanager
@@ -76,11 +74,8 @@ def test_an_online_fit_goes_on_when_it_is_back(fits: Service, data: Path, leaves
         at = fits.job(id)["progress"]["iteration"]
         time.sleep(1.5)
         assert fits.job(id)["state"] == "running"
-    deadline = time.monotonic() + 30
-    while (job := fits.job(id))["progress"]["iteration"] <= at:
-        assert job["state"] == "running", job
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
+    fits.until(id, "running", iteration=at + 1)
+    job = fits.job(id)
     assert job["attempts"] == 1
     assert job["resumed_from"] > 0
     assert fits.client.delete(f"/jobs/{id}").json()["state"] == "cancelled"

@@ -13,6 +13,7 @@ import pytest
 from demo.service import npy
 from tests.e2e.conftest import Service
 from tests.faults.asked import FITTED, encode, fit, long_fit, problem, put, require_next
+from tests.waiting import until
 
 
 def database(service: Service) -> Path:
@@ -73,10 +74,7 @@ def test_a_database_that_is_locked_while_a_fit_ends(service: Service) -> None:
     """What was learned is not lost: it is published once it can be written that no cancel came before."""
     id = long_fit(service, max_iter=300)
     with locked(database(service)):
-        deadline = time.monotonic() + 40
-        while "a job's record cannot be written" not in service.log.read_text():
-            assert time.monotonic() < deadline
-            time.sleep(0.1)
+        until(lambda: "a job's record cannot be written" in service.log.read_text(), every=0.1)
         dictionaries_serve(service)
         assert not (service.store / "long").exists()
     job = service.ended(id)

@@ -23,7 +23,7 @@ from app.jobs.leases import leases
 from app.store.store import Store
 from app.worker.launch import channel
 from demo.service import npy
-from tests.e2e.conftest import Service, gone
+from tests.e2e.conftest import Service, until_gone
 from tests.faults.asked import FITTED, ROWS, encode, fit, long_fit, problem, put, require_next
 
 MIB = 1024 * 1024
@@ -43,7 +43,7 @@ def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
 def kill_worker(service: Service) -> None:
     worker = service.worker_pid
     os.kill(worker, signal.SIGKILL)
-    assert gone(worker)
+    until_gone(worker)
 
 
 def test_the_worker_killed_while_idle(shared: Service) -> None:
@@ -159,7 +159,7 @@ def test_sigterm_under_load_cuts_nothing_off(service: Service) -> None:
         assert np.load(io.BytesIO(answered.partition(b"\r\n\r\n")[2])).shape == (20_000, 4)
     assert service.stop(30) == 0
     assert time.monotonic() - begun < 30
-    assert gone(worker)
+    until_gone(worker)
     service.start()
     service.until(id, "running", iteration=1)
     service.client.delete(f"/jobs/{id}")
@@ -174,7 +174,7 @@ def test_no_worker_outlives_its_service(service: Service) -> None:
         head = f"POST /encode?dictionary=d HTTP/1.1\r\nHost: x\r\nContent-Length: {len(body)}\r\n\r\n"
         connection.sendall(head.encode() + body)
     service.kill()
-    assert gone(worker, seconds=5)
+    until_gone(worker)
     service.start()
     require_next(service)
 

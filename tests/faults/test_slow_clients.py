@@ -14,6 +14,7 @@ import pytest
 from app.http.protocol import SPARE_CONNECTIONS
 from demo.service import npy
 from tests.e2e.conftest import Service
+from tests.waiting import until
 
 MOST_CONNECTIONS = 40
 BOUNDS = {
@@ -41,12 +42,9 @@ def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
 @pytest.fixture(autouse=True)
 def _next_request_is_served(service: Service) -> Iterator[None]:
     yield
-    deadline = time.monotonic() + 5  # a refused flood may still be closing
     # a connection of its own: one that was idle may be closed just now
     with httpx.Client(base_url=service.client.base_url) as client:
-        while client.get("/readyz").status_code != 200:
-            assert time.monotonic() < deadline
-            time.sleep(0.1)
+        until(lambda: client.get("/readyz").status_code == 200)  # a refused flood may still be closing
         assert client.post("/encode?dictionary=d", content=BODY).status_code == 200
 
 
@@ -170,10 +168,7 @@ def test_a_body_that_stops_half_way(service: Service, path: str) -> None:
     assert (status, problem["type"]) == (408, "request-timeout")
     assert 0.9 < time.monotonic() - begun < 3
     assert "bytes a second" in problem["detail"]
-    deadline = time.monotonic() + 5  # the answer comes first
-    while list((service.store / ".dictserve").glob("**/*.npy")):
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
+    until(lambda: not list((service.store / ".dictserve").glob("**/*.npy")))  # the answer comes first
 
 
 def test_each_request_is_counted_once(service: Service) -> None:

@@ -12,6 +12,7 @@ import pytest
 
 from demo.service import npy
 from tests.e2e.conftest import Service
+from tests.waiting import until
 
 CONCEPTS = 512
 random = np.random.default_rng(0)
@@ -53,9 +54,7 @@ def test_nothing_is_computed_for_who_has_left(service: Service, rows: int) -> No
         (rows,) = re.findall(r"^dictserve_queue_rows (\S+)$", service.client.get("/metrics").text, re.MULTILINE)
         return float(rows)
 
-    deadline = time.monotonic() + 20
-    while queued() < 20 * rows:
-        assert time.monotonic() < deadline
+    until(lambda: queued() >= 20 * rows)
     for client in clients:
         client.close()
     left = time.monotonic()

@@ -19,8 +19,9 @@ from app.store.checkpoint_file import FORMAT, Rows, Told
 from app.worker import fitting
 from app.worker.messages import CheckpointPlace
 from demo.service import npy
-from tests.e2e.conftest import Service
-from tests.faults.asked import FITTED, D, encode, eventually, fit, long_fit, problem, put, require_next
+from tests.e2e.conftest import Service, until_answered
+from tests.faults.asked import FITTED, D, encode, fit, long_fit, problem, put, require_next
+from tests.waiting import until
 
 DISK_BYTES = 8 * 1024 * 1024
 
@@ -115,10 +116,7 @@ def test_a_start_on_a_full_disk(stored: Service, disk: Path) -> None:
     stored.start()
     assert "jobs are not served: the jobs' database cannot be used: its disk is full" in stored.log.read_text()
     (disk / "filler").unlink()
-    deadline = time.monotonic() + 20
-    while stored.client.get("/jobs").status_code != 200:
-        assert time.monotonic() < deadline
-        time.sleep(0.1)
+    until_answered(stored, "/jobs", 200)
     assert stored.job(ended["id"]) == ended
     assert stored.ended(fit(stored, name="fitted"))["version"] == 2
     require_next(stored)
@@ -138,10 +136,8 @@ def test_a_disk_that_fills_during_a_fit(stored: Service, disk: Path) -> None:
     id = long_fit(stored, name="new", max_iter=800)
     fill(disk)
     reads_work(stored)
-    deadline = time.monotonic() + 60
-    while stored.job(id)["state"] == "running" and "a job's record cannot be written" not in stored.log.read_text():
-        assert time.monotonic() < deadline
-        time.sleep(0.1)
+    said = "a job's record cannot be written"
+    until(lambda: stored.job(id)["state"] != "running" or said in stored.log.read_text(), every=0.1)
     assert stored.client.get("/dictionaries/new").status_code == 404
     (disk / "filler").unlink()
     job = stored.ended(id)
@@ -255,10 +251,7 @@ def test_fits_outlast_a_store_that_is_gone_for_a_while(service: Service) -> None
     running, waiting = long_fit(service, name="new", max_iter=200), fit(service, name="waiting")
     elsewhere = service.store.with_name("elsewhere")
     service.store.rename(elsewhere)
-    deadline = time.monotonic() + 60
-    while "a fit waits for the store" not in service.log.read_text():
-        assert time.monotonic() < deadline, service.log.read_text()
-        time.sleep(0.1)
+    until(lambda: "a fit waits for the store" in service.log.read_text(), told=service.log.read_text)
     elsewhere.rename(service.store)
     for id in (running, waiting):
         assert service.ended(id)["state"] == "succeeded"
@@ -272,9 +265,7 @@ def test_a_store_that_is_gone_for_longer_than_idle_fits_wait(service: Service) -
     assert put(service).status_code == 201
     elsewhere = service.store.with_name("elsewhere")
     service.store.rename(elsewhere)
-    with pytest.raises(AssertionError):
-        eventually(service, "/dictionaries", 200, seconds=7)
-    assert "what dead processes have left cannot be taken up" in service.log.read_text()
+    until(lambda: "what dead processes have left cannot be taken up" in service.log.read_text())
     elsewhere.rename(service.store)
     require_next(service)
     assert service.ended(fit(service, name="fitted"))["state"] == "succeeded"
