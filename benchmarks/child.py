@@ -79,8 +79,8 @@ def main(name: str) -> None:
     os.dup2(2, 1)  # what a library prints is not an answer
     adapter, distribution = LIBRARIES[name]
     try:
+        told: dict[str, Any] = {"version": version(distribution)}  # before torch, where the library is absent
         child = Child(import_module(adapter))
-        told: dict[str, Any] = {"version": version(distribution)}
     except Exception as error:
         told = {"error": f"{type(error).__name__}: {error}"}
     print(json.dumps(told), file=answers)

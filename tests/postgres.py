@@ -16,6 +16,7 @@ import pg8000.dbapi
 import pytest
 
 from demo.service import free_port
+from tests.waiting import PATIENCE_SECONDS
 
 USER = "postgres"
 
@@ -112,7 +113,7 @@ class Cluster:
 
     def _run(self, program: str, *arguments: str) -> None:
         command = [*self._as_user, str(self._programs / program), *arguments]
-        subprocess.run(command, cwd=self._folder, check=True, capture_output=True, timeout=100)
+        subprocess.run(command, cwd=self._folder, check=True, capture_output=True, timeout=PATIENCE_SECONDS)
 
     def _answers(self) -> bool:
         try:

@@ -14,6 +14,7 @@ from app.settings import Settings
 from docs.make import factorisation, reference
 from tests.app.test_pages import References
 from tests.blocks import PAGES, ROOT
+from tests.waiting import PATIENCE_SECONDS
 
 PICTURES = sorted((ROOT / "docs" / "pictures").glob("*.svg"))
 
@@ -28,7 +29,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
         env=os.environ | {"NO_MKDOCS_2_WARNING": "1"},
         capture_output=True,
         text=True,
-        timeout=100,
+        timeout=PATIENCE_SECONDS,
     )
     assert "--strict" in command
     assert run.returncode == 0, run.stderr

@@ -12,7 +12,7 @@ def until(
     holds: Callable[[], T | None],
     seconds: float = PATIENCE_SECONDS,
     *,
-    every: float = 0.02,
+    every: float = 0.05,
     told: Callable[[], object] = str,
 ) -> T:
     """What `holds` returns, once that is neither false nor None; else what `told` tells is the error's."""

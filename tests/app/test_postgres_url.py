@@ -17,6 +17,7 @@ from app.jobs.postgres_url import driver_told
 from app.settings import Settings
 from tests.certificates import Certificate, authority, encrypted, signed
 from tests.postgres import USER, Cluster, running_cluster
+from tests.waiting import PATIENCE_SECONDS
 
 AT = "postgresql://dictserve:s3cret@database/jobs"
 SECRET = "s3cret"  # noqa: S105
@@ -118,7 +119,7 @@ def test_a_start_says_what_is_wrong_in_a_line() -> None:
         env=os.environ | {"DICTSERVE_DATABASE_URL": url},
         capture_output=True,
         text=True,
-        timeout=100,
+        timeout=PATIENCE_SECONDS,
     )
     assert run.returncode == 1
     (line,) = run.stderr.strip().splitlines()

@@ -140,7 +140,7 @@ def refusal(ranks: Counting, **told: object) -> str:
 def main() -> None:
     rank, size, folder = int(sys.argv[1]), int(sys.argv[2]), Path(sys.argv[3])
     torch.set_num_threads(1)
-    dist.init_process_group("gloo", f"file://{folder}/rendezvous", timedelta(seconds=60), world_size=size, rank=rank)
+    dist.init_process_group("gloo", f"file://{folder}/rendezvous", timedelta(seconds=150), world_size=size, rank=rank)
     ranks = Counting()
     told: dict[str, object] = {name: told_of(case, ranks) for name, case in CASES.items()}
     told["exchanged"] = [exchanged(repeats, ranks) for repeats in (1, 10)]

@@ -7,6 +7,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from tests.waiting import PATIENCE_SECONDS
+
 ROOT = Path(__file__).parents[2]
 
 
@@ -19,6 +21,6 @@ def told_by_ranks(module: str, size: int, folder: Path) -> list[dict[str, Any]]:
         )
         for rank in range(size)
     ]
-    said = [process.communicate(timeout=110)[1].decode() for process in processes]
+    said = [process.communicate(timeout=PATIENCE_SECONDS)[1].decode() for process in processes]
     assert [process.returncode for process in processes] == [0] * size, "\n".join(said)
     return [json.loads((folder / f"{rank}.json").read_text()) for rank in range(size)]

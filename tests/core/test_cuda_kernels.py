@@ -27,6 +27,7 @@ if torch.cuda.is_available():
     pytest.skip("tests/gpu runs the kernels on the device itself", allow_module_level=True)
 from core.kernels import bounded, cpu, cuda, records, rounds, working_sets
 from core.kernels.records import record_of
+from tests.waiting import PATIENCE_SECONDS
 
 ROOT = Path(__file__).parent.parent.parent
 Answer = tuple[torch.Tensor, torch.Tensor]
@@ -409,7 +410,7 @@ def test_the_compiler_takes_the_kernels(tmp_path: Path) -> None:
         env=environment,
         capture_output=True,
         text=True,
-        timeout=110,
+        timeout=PATIENCE_SECONDS,
     )
     assert run.returncode == 0, run.stderr
     told = dict(line.split(": compiled ") for line in run.stdout.splitlines())

@@ -102,7 +102,7 @@ class Service:
             job = self.job(id)
             return None if job["state"] in ("queued", "running") else job
 
-        return until(its_end, every=0.05, told=lambda: self.job(id))
+        return until(its_end, told=lambda: self.job(id))
 
     def checkpoint(self, id: str) -> int:
         """The iteration that the one checkpoint of a job tells of, read as anybody can."""
@@ -148,7 +148,7 @@ def until_answered(service: Service, path: str, status: int) -> httpx.Response:
         answer = service.client.get(path)
         return answer if answer.status_code == status else None
 
-    return until(answer, every=0.05, told=lambda: service.client.get(path).text)
+    return until(answer, told=lambda: service.client.get(path).text)
 
 
 @pytest.fixture

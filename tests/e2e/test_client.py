@@ -13,6 +13,7 @@ from joblib import Parallel, delayed
 from app.client import AsyncClient, BodyTooLarge, Client, InvalidRequest, JobCancelled, StillRunning, config
 from demo.digits import split_digits
 from tests.e2e.conftest import Service
+from tests.waiting import PATIENCE_SECONDS
 
 FITTED, HELD_OUT = split_digits()
 
@@ -84,7 +85,7 @@ def test_forked_processes_are_answered_each_for_itself(shared: Service, tmp_path
         client.fit(FITTED, nb_concepts=8, name="forked")
     np.save(tmp_path / "rows.npy", HELD_OUT[:3])
     command = [sys.executable, "-c", FORKED, shared.url, str(tmp_path / "rows.npy")]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=100, check=True)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE_SECONDS, check=True)
     assert done.stdout.strip() == "[0, 0, 0]", done.stderr
 
 

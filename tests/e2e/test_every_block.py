@@ -29,6 +29,7 @@ from tests.blocks import PAGES, ROOT, Block, blocks
 from tests.e2e.conftest import Service
 from tests.postgres import USER, Cluster
 from tests.s3 import S3
+from tests.waiting import PATIENCE_SECONDS
 
 pytestmark = pytest.mark.slow
 
@@ -196,7 +197,7 @@ def run_shell(block: Block, text: str, looked_at: Path) -> None:
     ]
     looked_at.write_text("")
     script = "\n".join([PRELUDE, *stand_ins, text])
-    run = subprocess.run(["bash", "-c", script], capture_output=True, text=True, timeout=100)
+    run = subprocess.run(["bash", "-c", script], capture_output=True, text=True, timeout=PATIENCE_SECONDS)
     assert run.returncode == 0, f"{block}:\n{run.stdout[-2000:]}\n{run.stderr[-4000:]}"
     for line in looked_at.read_text().splitlines():
         name, *arguments = shlex.split(line)

@@ -25,7 +25,7 @@ from tests.faults.asked import long_fit
 from tests.waiting import until
 
 FITTED, HELD_OUT = split_digits()
-SECONDS_OF_ITERATIONS = 1000  # of a long fit: more than it takes to see that one has begun and to kill it
+SECONDS_OF_ITERATIONS = 600  # of a long fit: more than it takes to see that one has begun and to kill it
 
 
 def codes(service: Service) -> np.ndarray:
@@ -96,7 +96,7 @@ def test_a_fit_goes_on_whatever_is_killed_and_ends_as_if_nothing_had_been(tmp_pa
             assert job["progress"]["iteration"] >= max(resumed, default=0)
             return None
 
-        job = until(told, every=0.01)
+        job = until(told, every=0.02)
         assert job["progress"]["iteration"] >= job["resumed_from"]
         return int(job["resumed_from"])
 
@@ -199,7 +199,7 @@ def test_a_fit_that_services_die_of_again_and_again_is_given_up(service: Service
 
 
 def test_an_accepted_fit_survives_the_death_of_the_service(service: Service) -> None:
-    running = long_fit(service, max_iter=SECONDS_OF_ITERATIONS)
+    running = long_fit(service, max_iter=200)
     queued = service.fit(FITTED, name="digits", nb_concepts=64)
     service.kill()
     service.start()

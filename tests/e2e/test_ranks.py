@@ -20,7 +20,7 @@ from app.errors import StoreUnavailable
 from demo.digits import split_digits
 from demo.service import npy
 from tests.e2e.conftest import Service, until_gone
-from tests.waiting import until
+from tests.waiting import PATIENCE_SECONDS, until
 
 ROOT = Path(__file__).parents[2]
 FITTED, _ = split_digits()
@@ -164,7 +164,7 @@ def data(tmp_path: Path) -> Path:
 def test_torchrun_writes_the_dictionary_into_a_store(data: Path, tmp_path: Path) -> None:
     told = ("--data", str(data), "--nb-concepts", "16", "--max-iter", "20")
     run = distributed(*told, "--store", str(tmp_path / "models"), "--name", "digits")
-    out, said = run.communicate(timeout=100)
+    out, said = run.communicate(timeout=PATIENCE_SECONDS)
     assert run.returncode == 0, said
     record = json.loads(out)
     assert (record["dictionary"], record["ranks"], record["iterations"]) == ("digits@1", 2, 20)
@@ -202,7 +202,9 @@ def test_a_place_that_cannot_be_written_is_told_before_the_fit(data: Path, tmp_p
     ]
     for place, why in places:
         command = [sys.executable, "-m", "app.distributed", "--data", str(data), "--nb-concepts", "4", *place]
-        run = subprocess.run(command, capture_output=True, text=True, timeout=100, env=os.environ | {"RANK": "0"})
+        run = subprocess.run(
+            command, capture_output=True, text=True, timeout=PATIENCE_SECONDS, env=os.environ | {"RANK": "0"}
+        )
         assert run.returncode == 1
         assert why in run.stderr
         assert len(run.stderr.strip().splitlines()) == 1, run.stderr

@@ -24,7 +24,7 @@ from tests.waiting import until
 pytestmark = pytest.mark.slow
 
 LEASE_SECONDS = 3
-HELD_UP_ITERATIONS = 1500
+HELD_UP_ITERATIONS = 300
 A = np.random.default_rng(0).random((400, 32), np.float32)
 
 

@@ -12,7 +12,7 @@ from tests.faults.crash.log import Operation
 from tests.faults.crash.run import Report, run
 
 # a killed service is up again within seconds, but not on a machine that does something else, too
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
 KILLS = 4
 

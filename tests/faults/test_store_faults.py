@@ -133,7 +133,7 @@ def test_a_disk_that_an_upload_fills(stored: Service) -> None:
 
 def test_a_disk_that_fills_during_a_fit(stored: Service, disk: Path) -> None:
     """The job ends with the reason; or it publishes once there is room, where it had not begun to before."""
-    id = long_fit(stored, name="new", max_iter=800)
+    id = long_fit(stored, name="new", max_iter=300)
     fill(disk)
     reads_work(stored)
     said = "a job's record cannot be written"
