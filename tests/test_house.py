@@ -18,6 +18,7 @@ OF_THE_WORKER = {
         "transfers",
         "device",
         "fitting",
+        "pace",
         "cache",
         "conversion",
         "ranked",

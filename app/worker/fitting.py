@@ -27,6 +27,7 @@ from app.store.store import Reference, Store, fsync_directory
 from app.worker.conversion import PROGRESS_SECONDS, fitted_of, nmf_of, rows_of
 from app.worker.file_rows import FileRows
 from app.worker.messages import CheckpointPlace, Files, Fit, FitBegun, FitProgress, FitStopped
+from app.worker.pace import Pace
 from core import NMF
 from core.batches import opened
 from core.errors import InvalidParameter
@@ -64,14 +65,19 @@ class Fitting:
         self._writing: Writing | None = None
         self._kept = 0  # the iteration of the last checkpoint
         self._next_checkpoint = self._begun + (fit.checkpoint.interval_seconds if fit.checkpoint else 0.0)
+        self._pace = Pace(device)
         self._slices = self._run()
 
     def advance(self) -> bool:
-        """Do a slice; False where the fit has come to its end."""
+        """Do a slice, if the device has come that far; False where the fit has come to its end."""
+        self.waits = self._pace.is_too_far()
+        if self.waits:
+            return True
         try:
             next(self._slices)
         except StopIteration:
             return False
+        self._pace.handed_over()
         return True
 
     def stop(self) -> None:
@@ -169,10 +175,9 @@ class Fitting:
             yield from self._until(self._writing.ended)
 
     def _until(self, event: threading.Event) -> Generator[None, None, None]:
-        self.waits = True
         while not event.is_set():
+            self.waits = True
             yield
-        self.waits = False
 
     # -- telling ------------------------------------------------------------------------------------------
 

@@ -2,7 +2,7 @@
 
 On a GPU they go in slices by two lanes in turn: while a slice is computed in one, the next is on its way there in the
 other, and the one before on its way back. The host's ends of the copies are pinned, so that the GPU makes them by
-itself. A fit hands over far more than the GPU has done: lanes do not wait for that, and go before it. Not yet run on
+itself. A fit hands over more than the GPU has done: lanes do not wait for that, and go before it. Not yet run on
 a GPU.
 """
 

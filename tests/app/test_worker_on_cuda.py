@@ -12,6 +12,7 @@ from app.store.store import Store, figures_file
 from app.worker import frames, loop, transfers
 from app.worker.launch import channel
 from app.worker.messages import CheckpointPlace, Failed, Fit, Fitted, Heartbeat, Key, Message, Solve, Solved
+from app.worker.pace import SLICES_AHEAD
 from core import Dictionary
 from tests.app.conftest import D, publish
 from tests.app.test_worker import A, Turned
@@ -84,6 +85,36 @@ def test_rows_do_not_wait_for_what_a_fit_has_handed_over(turned: Turned, device:
     assert not device.of(handed_over.on_cpu).is_awaited()  # type: ignore[attr-defined]
     torch.cuda.synchronize()
     assert device.of(handed_over.on_cpu).is_awaited()  # type: ignore[attr-defined]
+
+
+def test_a_fit_is_handed_over_no_faster_than_the_device_comes_to_it(
+    turned: Turned, tmp_path: Path, device: State
+) -> None:
+    """Meanwhile the worker serves, and says that it lives."""
+    A.tofile(tmp_path / "A")
+    frames.send(turned.channel, Fit("job", str(tmp_path / "A"), 0, *A.shape, 2, "hals", 20, 0.0, "auto", 0, None))
+    turned.worker._serve_what_waits()
+    fit = turned.worker._fit
+    assert fit is not None
+    device.looks_until_done = 10**6
+    for _ in range(SLICES_AHEAD + 1):
+        assert not fit.waits
+        turned.worker._advance_fit()
+    frame = fit._slices.gi_frame  # type: ignore[attr-defined]
+    at = frame.f_lasti, frame.f_locals.get("latest")
+    for _ in range(5):
+        turned.worker._advance_fit()
+        assert fit.waits
+        frames.send(turned.channel, Solve(1, Key("encode", "digits", 1)), A[:1])
+        turned.worker._serve_what_waits()
+        assert isinstance(turned.said()[-1].message, Solved)
+    turned.worker._next_heartbeat = 0.0
+    turned.worker._send_heartbeat()
+    assert any(isinstance(told.message, Heartbeat) for told in turned.said())
+    assert (frame.f_lasti, frame.f_locals.get("latest")) == at
+    device.looks_until_done = 0
+    *_, fitted = turned.turn()
+    assert isinstance(fitted.message, Fitted), fitted.message
 
 
 @pytest.fixture

@@ -84,6 +84,12 @@ class Event:
     def synchronize(self) -> None:
         _join(_host, self.clock)
 
+    def query(self) -> bool:
+        if _state.looks_until_done == 0:
+            return True
+        _state.looks_until_done -= 1
+        return False
+
 
 _numbers = count()
 _host: Clock = {}  # what the host has waited for, and all that is begun from now on comes after
@@ -130,6 +136,7 @@ class State:
         self.held: dict[int, Held] = {}
         self.allocated = self.peak = 0
         self.left = TOTAL_BYTES  # that other processes leave, whatever is told of it
+        self.looks_until_done = 0  # how often an event that is asked about is still to come
         self.graph: Graph | None = None
         self.waiting = "default"
 
