@@ -14,11 +14,11 @@ from app.http.access import Access
 from app.http.direct import Direct
 from app.http.head_method import HeadAsGet
 from app.http.observed import Observed
+from app.http.problems import install_handlers
 from app.http.shares import Shares
 from app.http.sites import OwnSite, hosts_of
 from app.http.tokens import TokenFile
 from app.metrics import Metrics
-from app.problems import install_handlers
 from app.routes import compare, concepts, decode, dictionaries, encode, fit, health, inference, jobs, pages
 from app.routes.openapi import document
 from app.services import Services

@@ -203,9 +203,10 @@ class OnlineFit:
         if self.saved is None:
             return
         state, k, total = self.saved, self.nb_concepts, self.epochs * len(batches)
-        states.check_names(state, (*TENSORS, *NUMBERS))
-        iteration, width = int(state["iteration"]), batches.n_features
-        d = torch.as_tensor(state["D"]).shape[-1] if width is None else width
+        states.check_entries(state, TENSORS, NUMBERS)
+        iteration, d = int(state["iteration"]), batches.n_features
+        if d is None:
+            d = state["D"].shape[-1] if isinstance(state["D"], torch.Tensor) and state["D"].ndim else 0
         shapes = {"D": (k, d), "gram": (k, k), "cross": (d, k), "losses": (iteration,)}
         states.check_tensors(state, shapes, float64={"gram", "cross", "losses"})
         if not 0 < iteration < total:

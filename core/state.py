@@ -11,6 +11,7 @@ another dictionary. Only anls could do without. In exchange a fit goes on after 
 for Z costs several iterations.
 """
 
+import math
 from collections.abc import Container, Iterable, Mapping
 from typing import TypeAlias
 
@@ -52,7 +53,7 @@ def taken(Z: torch.Tensor, past: Past, energy: float, exponent: int) -> State | 
 
 def check(state: State, shape: tuple[int, int], nb_concepts: int, max_iter: int) -> None:
     """Raises InvalidParameter where no fit of an A of this shape (n, d) can go on from the state."""
-    check_names(state, (*TENSORS, *NUMBERS))
+    check_entries(state, TENSORS, NUMBERS)
     n, d = shape
     iteration = int(state["iteration"])
     shapes: dict[str, tuple[int, ...]] = {"Z": (n, nb_concepts), "D": (nb_concepts, d), "losses": (iteration,)}
@@ -63,10 +64,21 @@ def check(state: State, shape: tuple[int, int], nb_concepts: int, max_iter: int)
         raise InvalidParameter(f"the state is that after iteration {iteration}; max_iter is {max_iter}")
 
 
-def check_names(state: State, names: Iterable[str]) -> None:
-    for name in names:
+def check_entries(state: State, tensors: Iterable[str], numbers: Iterable[str]) -> None:
+    """All that a state must have, and that its numbers are such: of the tensors, `check_tensors` tells more."""
+    advice = "pass one as `state()` of a fit's steps gave it"
+    if not isinstance(state, Mapping):
+        raise InvalidParameter(f"state is of {type(state).__name__}; {advice}")
+    for name in (*tensors, *numbers):
         if name not in state:
-            raise InvalidParameter(f"the state lacks {name!r}; pass one as `state()` of a fit's steps gave it")
+            raise InvalidParameter(f"the state lacks {name!r}; {advice}")
+    for name in (*numbers, *(name for name in state if name.startswith(EXTRAPOLATION))):
+        try:
+            is_finite = math.isfinite(state[name])
+        except (TypeError, ValueError):  # no number, or a tensor of several
+            is_finite = False
+        if not is_finite:
+            raise InvalidParameter(f"{name} of the state is no finite number; {advice}")
 
 
 def check_tensors(state: State, shapes: Mapping[str, tuple[int, ...]], *, float64: Container[str]) -> None:

@@ -33,6 +33,11 @@ LEAST = 150  # cases, where all files of tests/faults have run whole
 
 
 @pytest.fixture(autouse=True)
+def _torch_draws_the_same_in_every_run() -> None:
+    torch.manual_seed(0)
+
+
+@pytest.fixture(autouse=True)
 def _no_log_is_written_after_its_test() -> Iterator[None]:
     """A command that settles how logs are written has them written to its own stderr, which a test closes."""
     root = logging.getLogger()

@@ -12,8 +12,8 @@ from typer.main import get_command
 from app.cli import main
 from app.client import Client
 from app.errors import INTERNAL, KINDS
+from app.http.problems import HTTP_KINDS
 from app.main import create_app
-from app.problems import HTTP_KINDS
 from app.schemas import FitParameters
 from app.settings import Settings, settings_table
 from tests.blocks import PAGES, ROOT, blocks

@@ -7,8 +7,8 @@ from fastapi import Request
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from app.errors import AppError, Forbidden, Unauthorized
+from app.http.problems import PROTOCOL, answer_to, is_of_protocol
 from app.http.tokens import READ, WRITE, Caller, TokenFile
-from app.problems import PROTOCOL, is_of_protocol, problem_of
 
 PROBES = {"/livez", "/readyz", f"{PROTOCOL}/health/live", f"{PROTOCOL}/health/ready"}
 WATCHING = PROBES | {"/metrics"}  # asked every few seconds by what watches the service
@@ -31,7 +31,7 @@ class Access:
             try:
                 scope[CALLER] = self._admitted(request)
             except AppError as error:
-                await problem_of(error).response_to(request)(scope, receive, send)
+                await answer_to(error).response_to(request)(scope, receive, send)
                 return
         await self._app(scope, receive, send)
 

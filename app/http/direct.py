@@ -12,7 +12,7 @@ from starlette.routing import compile_path
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from app.http.leaving import leaving_of
-from app.problems import TOLD, problem_of
+from app.http.problems import TOLD, answer_to
 from app.services import Services
 
 ROUTE = "dictserve.route"  # of an ASGI scope: the route that was answered here
@@ -41,7 +41,7 @@ class Direct:
         try:
             response = await (answering if leaving is None else leaving.unless_gone(answering))
         except Exception as error:  # whatever it is, there is a problem that tells of it
-            response = problem_of(error).response_to(request)
+            response = answer_to(error).response_to(request)
         await response(scope, receive, send)
 
     async def _of_app(self, scope: Scope, receive: Receive, send: Send) -> None:

@@ -15,9 +15,9 @@ from app.errors import Stopping
 from app.http.direct import ROUTE
 from app.http.head import header, headers_of
 from app.http.leaving import REFUSED, Gone
+from app.http.problems import answer_to
 from app.http.ready import WHOLE
 from app.metrics import Metrics
-from app.problems import problem_of
 
 logger = logging.getLogger("dictserve.access")
 
@@ -70,7 +70,7 @@ class Observed:
                 raise
             # by uvicorn, when a stop's grace time is over; it would answer with a 500 and log where the request was
             error = Stopping("the service stops, and this took longer than it waits; send the request again")
-            await problem_of(error).response_to(Request(scope))(scope, receive, send_observed)
+            await answer_to(error).response_to(Request(scope))(scope, receive, send_observed)
         finally:
             seconds = time.perf_counter() - begun
             method = scope["method"] if scope["method"] in METHODS else "other"

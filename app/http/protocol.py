@@ -30,8 +30,8 @@ from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 from app.errors import AppError, HeadersTooLarge, MalformedRequest, RequestTimeout, TooManyConnections
 from app.http.access import WATCHING
 from app.http.leaving import LEAVING, REFUSED, Leaving
+from app.http.problems import ErrorAnswer, answer_to
 from app.http.ready import WHOLE
-from app.problems import ProblemAnswer, problem_of
 from app.settings import Settings
 
 LOOK_SECONDS = 0.5  # between two looks at all connections
@@ -277,7 +277,7 @@ class BoundedProtocol(HttpToolsProtocol):
 
     async def _answer_too_many(self, scope: Scope, receive: Receive, send: Send) -> None:
         """An app, in the place of the service's."""
-        answer = problem_of(self._too_many()).response_to(Request(scope))
+        answer = answer_to(self._too_many()).response_to(Request(scope))
         answer.headers["connection"] = "close"
         self.count(str(answer.status_code), 0.0)
         await answer(scope, receive, send)
@@ -316,7 +316,7 @@ class BoundedProtocol(HttpToolsProtocol):
         self._refused = True
         begun = self.cycle is not None and self.cycle.response_started and not self.cycle.response_complete
         if not begun and not self.transport.is_closing():
-            answer = problem_of(error)
+            answer = answer_to(error)
             status = str(answer.problem.status)
             if self._served is not None and not self._served.response_complete:
                 self._served.scope[REFUSED] = status  # type: ignore[literal-required]
@@ -420,7 +420,7 @@ def bounded(settings: Settings, count: Count) -> type[BoundedProtocol]:
     return type("Bounded", (BoundedProtocol,), told)
 
 
-def _raw(answer: ProblemAnswer) -> bytes:
+def _raw(answer: ErrorAnswer) -> bytes:
     """A whole HTTP answer, for where no request is being served."""
     status = HTTPStatus(answer.problem.status)
     headers = answer.headers | {

@@ -11,7 +11,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app.errors import AppError, Overloaded, WorkerUnavailable
 from app.http.observed import ID_HEADER
-from app.problems import problem_of
+from app.http.problems import answer_to
 
 RAYS = "/-/"  # paths that Ray answers itself: whether the proxy is well, and what it knows
 LOST = "the replica was lost on the way; send the request again in a moment"
@@ -35,7 +35,7 @@ class Retryable:
         begun = refused = False
 
         async def refuse(error: AppError) -> None:
-            await problem_of(error).response_to(Request(scope))(scope, receive, send)
+            await answer_to(error).response_to(Request(scope))(scope, receive, send)
 
         async def send_or_refuse(message: Message) -> None:
             nonlocal begun, refused

@@ -16,7 +16,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from app.errors import Forbidden
 from app.http.head import header, headers_of
-from app.problems import problem_of
+from app.http.problems import answer_to
 
 LOCAL = (".localhost", ".local", ".internal")  # ends of names that are no domain's
 PORTS = {"http": 80, "https": 443}  # of URLs, and origins, that name none
@@ -38,7 +38,7 @@ class OwnSite:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http" and (told := self._fault(scope)):
-            await problem_of(Forbidden(told)).response_to(Request(scope))(scope, receive, send)
+            await answer_to(Forbidden(told)).response_to(Request(scope))(scope, receive, send)
             return
         await self._app(scope, receive, send)
 

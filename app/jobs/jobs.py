@@ -458,7 +458,7 @@ def _listed_alone(connection: sql.Connection, statement: sql.Select[Any], id: st
         row = connection.execute(sql.select(*statement.selected_columns).where(_jobs.c.id == id)).mappings().one()
         return ListedJob.model_validate(dict(row))
     except ValueError as error:
-        problem = problem_of(_damaged(error)).problem
+        problem = problem_of(_damaged(error))
     plain = sql.select(_jobs.c.id, _jobs.c.state, _jobs.c.name, _jobs.c.attempts, _jobs.c.created_at)
     told = connection.execute(plain.where(_jobs.c.id == id)).mappings().one()
     nothing = {"parameters": {}, "progress": Progress(max_iter=0), "error": msgspec.to_builtins(problem)}
@@ -472,7 +472,7 @@ def _sound(connection: sql.Connection, id: str) -> Record | None:
         return _records(connection.execute(sql.select(_jobs).where(_jobs.c.id == id)))[0]
     except JobDamaged as error:
         logger.error("job %s has failed: %s", id, error)
-        problem = problem_of(error).problem
+        problem = problem_of(error)
     failed = _jobs.update().where(_jobs.c.id == id)
     connection.execute(
         failed.values(

@@ -367,5 +367,5 @@ def _ranks_of(job: Job) -> int:
 
 
 def _problem(error: Exception) -> dict[str, Any]:
-    problem: dict[str, Any] = msgspec.to_builtins(problem_of(error).problem)
+    problem: dict[str, Any] = msgspec.to_builtins(problem_of(error))
     return problem

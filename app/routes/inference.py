@@ -17,6 +17,7 @@ from app.formats import inference_format
 from app.formats.inference_format import LENGTH_HEADER, InferenceRequest
 from app.http.access import take_rows
 from app.http.bodies import Limit, aside, in_memory, read_body, validated
+from app.http.problems import PROTOCOL
 from app.http.ready import ReadyResponse
 from app.inference import (
     EXTENSIONS,
@@ -33,7 +34,6 @@ from app.inference import (
     configuration,
     metadata,
 )
-from app.problems import PROTOCOL
 from app.routes import examples
 from app.routes.openapi import BINARY, Responses, answers, device_full, header, struct_schema
 from app.schemas import DecodeRequest, EncodeRequest

@@ -14,8 +14,8 @@ from app.errors import KINDS, DeviceOutOfMemory, Forbidden, RateLimited, Unautho
 from app.formats import CSV, FORMATS, JSON, NPY, SAFETENSORS
 from app.http.access import PROBES
 from app.http.bodies import ARRAY_FIELD, JSON_ALONE
+from app.http.problems import is_of_protocol
 from app.inference import ErrorAnswer
-from app.problems import is_of_protocol
 from app.routes.examples import Examples
 from app.schemas import Fields, ProblemAnswer
 

@@ -27,6 +27,6 @@ class Pace:
 
     def is_too_far(self) -> bool:
         """Whether the next slice is to wait."""
-        while self._under_way and self._under_way[0].query():
+        while self._under_way and self._under_way[0].query():  # type: ignore[no-untyped-call]
             self._under_way.popleft()
         return len(self._under_way) >= SLICES_AHEAD

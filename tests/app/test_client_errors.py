@@ -19,7 +19,7 @@ from app.client import (
     errors,
 )
 from app.errors import INTERNAL, KINDS
-from app.problems import HTTP_KINDS
+from app.http.problems import HTTP_KINDS
 from demo.service import npy
 
 

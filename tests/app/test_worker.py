@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import torch
 
-from app.problems import problem_of
+from app.http.problems import answer_to
 from app.store.store import Store, figures_file
 from app.supervisor import error_of
 from app.worker import device, frames, loop
@@ -382,7 +382,7 @@ def test_who_comes_before_kernels_are_compiled_is_told_when_to_come_back(
     frames.send(turned.channel, Solve(1, Key("encode", "digits", 1, dtype="float64")), A.astype(np.float64))
     (said,) = turned.turn()
     assert isinstance(said.message, Failed)
-    answer = problem_of(error_of(said.message))
+    answer = answer_to(error_of(said.message))
     assert (answer.problem.status, answer.problem.type) == (503, "worker-unavailable")
     assert int(answer.headers["Retry-After"]) >= 10  # it may take a minute: who asks again soon may give up too soon
 

@@ -98,7 +98,8 @@ def test_it_does_so_at_each_iteration_and_with_a_state_of_a_state(solver: str, k
 
 def test_dead_concepts_are_revived_as_they_would_have_been() -> None:
     """The start of each of them decides the rest of the fit."""
-    Z, D = torch.rand(150, 8), torch.rand(8, 40)
+    generator = torch.Generator().manual_seed(0)
+    Z, D = torch.rand(150, 8, generator=generator), torch.rand(8, 40, generator=generator)
     D[:2], Z[:, 2] = 0, 0
     whole, cut, resumed = (NMF(8, seed=0, max_iter=40) for _ in range(3))
     whole.fit(A, Z=Z, D=D)
@@ -141,6 +142,12 @@ def without(name: str) -> object:
         (lambda state: state | {"ahead": state["D"].double()}, {}, "ahead of the state is torch.float64"),
         (lambda state: state | {"D": 1.0}, {}, "D of the state is no tensor"),
         (lambda state: state | {"iteration": 4}, {}, "losses of the state"),
+        (lambda state: state | {"iteration": "five"}, {}, "iteration of the state is no finite number"),
+        (lambda state: state | {"energy": float("nan")}, {}, "energy of the state is no finite number"),
+        (lambda state: state | {"energy": state["losses"]}, {}, "energy of the state is no finite number"),
+        (lambda state: state | {"extrapolation_x": None}, {}, "extrapolation_x of the state is no finite number"),
+        (lambda state: state | {"losses": [1.0]}, {}, "losses of the state is no tensor"),
+        (lambda state: list(state.items()), {}, "state is of list; pass one as"),
         (dict, {"max_iter": 5}, "after iteration 5; max_iter is 5"),
         (dict, {"D": A[:8]}, "along with Z or D"),
     ],
