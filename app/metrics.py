@@ -141,6 +141,10 @@ class _State(Collector):
             yield family
 
     def _of_jobs(self) -> Iterable[Metric]:
+        ended = CounterMetricFamily("dictserve_jobs_ended", "Jobs whose run here has ended them.", labels=["state"])
+        for state, count in self._services.fits.ended().items():
+            ended.add_metric([state], count)
+        yield ended
         try:
             counts = self._services.jobs.counts()
         except JobsUnavailable:

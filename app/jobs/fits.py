@@ -114,6 +114,10 @@ class Fits:
         await asyncio.gather(*self._keeping, return_exceptions=True)
         self._records.shutdown()
 
+    def ended(self) -> dict[State, int]:
+        """Jobs that have come to their end here, by their state then."""
+        return {state: sum(runner.ended[state] for runner in self._runners) for state in ENDED}
+
     # -- what routes ask for ------------------------------------------------------------------------------
 
     async def require_room(self, idempotency_key: str | None) -> None:

@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import logging
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any
@@ -20,7 +21,7 @@ from app.jobs.records import Records
 from app.jobs.running import Running, history_of
 from app.outage import Outage
 from app.problems import problem_of
-from app.schemas import AnyJob, Job
+from app.schemas import AnyJob, Job, State
 from app.settings import Settings
 from app.store.checkpoints import Checkpoints
 from app.store.store import Reference, Store
@@ -48,7 +49,11 @@ MAX_SERVICE_DEATHS = 10  # with no checkpoint further: others kill services too,
 
 
 class Runner:
-    """Runs jobs on one worker; one over several ranks runs on these, in that worker's turn."""
+    """Runs jobs on one worker; one over several ranks runs on these, in that worker's turn.
+
+    Attributes:
+        ended: jobs that it has run to their end, by their state then.
+    """
 
     def __init__(
         self,
@@ -64,6 +69,7 @@ class Runner:
         discard: Callable[[Record], None],
         ranks: RankProcesses,
     ) -> None:
+        self.ended: Counter[State] = Counter()
         self._running: Running | None = None
         self._worker = worker
         self._settings = settings
@@ -106,7 +112,7 @@ class Runner:
             except JobLost:
                 raise
             except Cancelled:
-                await self._end(running, self._jobs.end_cancelled)
+                await self._end(running, "cancelled", self._jobs.end_cancelled)
             except Exception as error:  # whatever it is, the next job is to be run
                 await self._fail(running, error)
         except JobLost as error:
@@ -155,7 +161,7 @@ class Runner:
         store = Patience("the store", running.stopped)
         published = await reach(store, self._store.made_by, job.name, job.id)
         if published is not None:  # an earlier attempt came that far
-            await self._end(running, self._jobs.succeed, published.version)
+            await self._end(running, "succeeded", self._jobs.succeed, published.version)
             return
         if record.worker_deaths >= MAX_WORKER_DEATHS:
             raise FitAbandoned(f"the worker died {record.worker_deaths} times on this fit; it is not tried again")
@@ -286,7 +292,7 @@ class Runner:
             raise Cancelled
         version = await reach(Patience("the store"), publish)  # which no cancel ends any more
         await self._tell_last(running)
-        await self._end(running, self._jobs.succeed, version)
+        await self._end(running, "succeeded", self._jobs.succeed, version)
         logger.info("job %s has fitted %s@%d in %.1f s", job.id, job.name, version, seconds)
 
     async def _tell_last(self, running: Running) -> None:
@@ -294,15 +300,16 @@ class Runner:
         running.progress = running.progress.model_copy(update={"eta_seconds": None})
         await self._records.surely(self._jobs.record_progress, running.record, **running.told())
 
-    async def _end(self, running: Running, write: Callable[..., object], *outcome: Any) -> None:
+    async def _end(self, running: Running, state: State, write: Callable[..., object], *outcome: Any) -> None:
         """Write how a job ended; its data and its checkpoint are not needed any more."""
         await self._records.surely(write, running.record, *outcome)
+        self.ended[state] += 1
         await asyncio.to_thread(self._discard, running.record)
 
     async def _fail(self, running: Running, error: Exception) -> None:
         problem = _problem(error)
         await self._tell_last(running)
-        await self._end(running, self._jobs.fail, problem)
+        await self._end(running, "failed", self._jobs.fail, problem)
         logger.warning("job %s of %s has failed: %s", running.job.id, running.job.name, problem["detail"])
 
     async def _lose(self, running: Running, error: JobLost) -> None:

@@ -19,6 +19,7 @@ from app.settings import Settings
 from app.store.store import Store
 from demo.service import npy
 from tests.app.conftest import WorkerDouble
+from tests.waiting import until
 
 ROWS = npy(np.ones((3, 4), np.float32))
 
@@ -79,6 +80,30 @@ def test_the_state_is_told(client: TestClient) -> None:
         4,
         5,
     ]
+
+
+def test_jobs_are_counted_as_they_end(client: TestClient, worker: WorkerDouble) -> None:
+    """Whatever becomes of their records."""
+
+    def ended() -> list[float]:
+        told = figures(client)
+        return [told["dictserve_jobs_ended_total", state] for state in ("succeeded", "failed", "cancelled")]
+
+    def fit() -> str:
+        answer = client.post("/fit?name=x&nb_concepts=2&max_iter=5", content=ROWS, headers={"Prefer": "wait=20"})
+        id: str = answer.json()["id"]
+        return id
+
+    assert ended() == [0, 0, 0]
+    assert client.delete(f"/jobs/{fit()}").status_code == 204
+    worker.dies_on_fits = 2
+    fit()
+    assert ended() == [1, 1, 0]
+    worker.fits_hang = True
+    id = client.post("/fit?name=x&nb_concepts=2&max_iter=5", content=ROWS).json()["id"]
+    until(lambda: client.get(f"/jobs/{id}").json()["state"] == "running")
+    client.delete(f"/jobs/{id}")
+    until(lambda: ended() == [1, 1, 1])
 
 
 def test_a_request_has_an_id(client: TestClient) -> None:
