@@ -7,8 +7,9 @@ from fastapi import APIRouter, Request, Response
 
 from app import __version__
 from app.comparison import require_comparable
-from app.routes.dictionaries import JSON_TYPE, TAGGED, IfNoneMatch, parsed, unchanged
-from app.routes.openapi import problems
+from app.http.etags import JSON_TYPE, IfNoneMatch, unchanged
+from app.routes.dictionaries import parsed
+from app.routes.openapi import TAGGED, problems
 from app.routes.query import KNOWN_ALONE
 from app.schemas import Comparison
 from app.services import ServicesDep

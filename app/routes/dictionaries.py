@@ -2,35 +2,28 @@
 
 import asyncio
 import logging
-from collections.abc import Callable, Mapping
-from typing import Annotated, Any, TypeVar
+from collections.abc import Mapping
+from typing import Annotated, TypeVar
 
 import numpy as np
-import orjson
 from fastapi import APIRouter, Header, Request, Response
 
 from app import __version__
 from app.errors import DictionaryDamaged, InvalidFields, PreconditionFailed, UnknownDictionary
 from app.formats import NPY, answer_format
 from app.http.bodies import Limit, array_answer, read_fields, read_payload
+from app.http.etags import IfMatch, IfNoneMatch, is_known, tagged, tagged_body
 from app.http.shares import share_of_answers
 from app.routes import examples
-from app.routes.openapi import Responses, array_answers, array_body, header, json_body, problems
+from app.routes.openapi import ETAG, TAGGED, UNCHANGED, array_answers, array_body, header, json_body, problems
 from app.routes.query import KNOWN_ALONE
 from app.schemas import DictionaryList, ImportRequest, LabelRequest, WeightsAnswer
 from app.services import ServicesDep
-from app.store.hashed import sha256
 from app.store.store import DictionaryRecord, Labels, Reference, Store
 
 logger = logging.getLogger("dictserve")
 
-JSON_TYPE = "application/json"
 LABELS = Limit(8 * 1024 * 1024, "Set fewer labels at a time")
-IfMatch = Annotated[str, Header()]
-IfNoneMatch = Annotated[str, Header()]
-ETAG = {"ETag": header("Of what is answered, for If-None-Match.")}
-UNCHANGED: Responses = {304: {"description": "It is as it was (If-None-Match).", "headers": ETAG}}
-TAGGED: Responses = {200: {"headers": ETAG}, **UNCHANGED}
 K = TypeVar("K")
 
 router = APIRouter(prefix="/dictionaries", tags=["dictionaries"], dependencies=KNOWN_ALONE)
@@ -62,7 +55,7 @@ def list_dictionaries(services: ServicesDep) -> DictionaryList:
 def get_dictionary(reference: str, services: ServicesDep, if_none_match: IfNoneMatch = "") -> Response:
     """By name (the latest version) or as `name@version`."""
     record = services.store.described(parsed(reference))
-    return _by_hash(_told(record), if_none_match)
+    return tagged_body(_told(record), if_none_match)
 
 
 @router.get(
@@ -198,38 +191,17 @@ def parsed(reference: str, place: str = "reference") -> Reference:
         raise InvalidFields.at(place, msg=str(error)) from None
 
 
-def tagged(tag: str, if_none_match: str, answer: Callable[[], Response]) -> Response:
-    """The answer with its ETag, or 304 where the client has it already."""
-    response = unchanged(tag, if_none_match)
-    if response is None:
-        response = answer()
-        response.headers["ETag"] = f'"{tag}"'
-    return response
-
-
-def unchanged(tag: str, if_none_match: str) -> Response | None:
-    """304 where the client has what is tagged so."""
-    etag = f'"{tag}"'
-    known = {part.strip().removeprefix("W/") for part in if_none_match.split(",")}
-    return Response(status_code=304, headers={"ETag": etag}) if {etag, "*"} & known else None
-
-
 def _told(record: DictionaryRecord) -> bytes:
     return record.model_dump_json().encode()
 
 
 def _require_match(record: DictionaryRecord, if_match: str) -> None:
     """Raises PreconditionFailed where the client knows the record as it is no more."""
-    if if_match and not {f'"{sha256(_told(record))}"', "*"} & {part.strip() for part in if_match.split(",")}:
+    if not is_known(_told(record), if_match):
         told = (
             f"If-Match is no ETag of {record.reference} as it is now; GET /dictionaries/{record.reference} tells it"
         )
         raise PreconditionFailed(told)
-
-
-def tagged_json(told: Mapping[str, Any], if_none_match: str) -> Response:
-    """Fields, in which there may be numpy arrays, as JSON with its own hash as ETag."""
-    return _by_hash(orjson.dumps(told, option=orjson.OPT_SERIALIZE_NUMPY), if_none_match)
 
 
 def _import(store: Store, name: str, D: np.ndarray, *, only_first: bool) -> DictionaryRecord:
@@ -244,10 +216,6 @@ def _import(store: Store, name: str, D: np.ndarray, *, only_first: bool) -> Dict
     )
     known = store.versions(name) if store.knows(name) else []  # it is done: nothing is asked of a network
     return record.model_copy(update={"versions": sorted({*known, record.version})})
-
-
-def _by_hash(body: bytes, if_none_match: str) -> Response:
-    return tagged(sha256(body), if_none_match, lambda: Response(body, media_type=JSON_TYPE))
 
 
 def _merged(old: Mapping[K, str], patch: Mapping[K, str | None]) -> dict[K, str]:

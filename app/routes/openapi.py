@@ -43,6 +43,9 @@ def header(description: str, type: str = "string") -> dict[str, Any]:
     return {"description": description, "schema": {"type": type}}
 
 
+ETAG = {"ETag": header("Of what is answered, for If-None-Match.")}
+UNCHANGED: Responses = {304: {"description": "It is as it was (If-None-Match).", "headers": ETAG}}
+TAGGED: Responses = {200: {"headers": ETAG}, **UNCHANGED}
 RETRY_AFTER = {"Retry-After": header("Seconds after which to ask again.", "integer")}
 RETRIED = {kind.status for kind in KINDS.values() if kind.retry_after_seconds is not None}
 CHALLENGE = {"WWW-Authenticate": header("`Bearer`, and what is wrong with the token (RFC 6750).")}

@@ -1,0 +1,47 @@
+"""Entity tags: what a client has already is not sent again, and what it knows as it is no more is not changed.
+
+RFC 9110, sections 8.8.3 and 13.1.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Annotated, Any
+
+import orjson
+from fastapi import Header, Response
+
+from app.store.hashed import sha256
+
+IfMatch = Annotated[str, Header()]
+IfNoneMatch = Annotated[str, Header()]
+JSON_TYPE = "application/json"
+
+
+def tagged(tag: str, if_none_match: str, answer: Callable[[], Response]) -> Response:
+    """The answer with its ETag, or 304 where the client has it already."""
+    response = unchanged(tag, if_none_match)
+    if response is None:
+        response = answer()
+        response.headers["ETag"] = f'"{tag}"'
+    return response
+
+
+def unchanged(tag: str, if_none_match: str) -> Response | None:
+    """304 where the client has what is tagged so."""
+    etag = f'"{tag}"'
+    known = {part.strip().removeprefix("W/") for part in if_none_match.split(",")}
+    return Response(status_code=304, headers={"ETag": etag}) if {etag, "*"} & known else None
+
+
+def tagged_body(body: bytes, if_none_match: str) -> Response:
+    """JSON with its own hash as ETag."""
+    return tagged(sha256(body), if_none_match, lambda: Response(body, media_type=JSON_TYPE))
+
+
+def tagged_json(told: Mapping[str, Any], if_none_match: str) -> Response:
+    """Fields, in which there may be numpy arrays, as such JSON."""
+    return tagged_body(orjson.dumps(told, option=orjson.OPT_SERIALIZE_NUMPY), if_none_match)
+
+
+def is_known(body: bytes, if_match: str) -> bool:
+    """Whether the client knows this JSON as it is now, or says nothing of what it knows."""
+    return not if_match or bool({f'"{sha256(body)}"', "*"} & {part.strip() for part in if_match.split(",")})
