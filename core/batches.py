@@ -8,9 +8,9 @@ import numpy as np
 import torch
 
 from core import inputs
-from core.checks import Array, check_scale, check_size, check_values, converted
+from core.checks import Array, Form, check_scale, check_values, converted
 from core.errors import WrongDtype, WrongShape
-from core.inputs import Form, Matrix
+from core.inputs import Matrix
 from core.sparse import is_sparse, read
 
 if TYPE_CHECKING:
@@ -58,14 +58,14 @@ def opened(x: Matrix | Rows | Iterable[Any], form: Form, batch_rows: int) -> Bat
         WrongShape: a matrix whose shape does not fit, or no batches.
     """
     if is_sparse(x) or (isinstance(x, torch.Tensor) and x.layout != torch.strided):
-        csr = read(form.checked(inputs.matrix(x, form.name)), name=form.name)
+        csr = read(inputs.shaped(inputs.matrix(x, form.name), form), name=form.name)
         return Blocks(_Sparse(csr), form, batch_rows)
     if isinstance(x, np.ndarray):
-        return Blocks(form.checked(x), form, batch_rows)
+        return Blocks(inputs.shaped(x, form), form, batch_rows)
     if isinstance(x, torch.Tensor) and x.ndim == 1:
         x = x[None]  # one row, as of an array
     if hasattr(x, "shape") and hasattr(x, "__getitem__"):
-        check_size(x.shape, width=form.width, width_name=form.width_name, name=form.name, width_of=form.width_of)
+        form.check(tuple(x.shape))
         return Blocks(cast(Rows, x), form, batch_rows)
     if isinstance(x, Iterable) and isinstance(x, Sized):
         if len(x) == 0:
@@ -118,7 +118,7 @@ class Blocks:
         given = inputs.matrix(self._rows[rows], self._form.name)
         if given is None:
             raise WrongDtype(f"slices of {self._form.name} are no matrices; each must be {inputs.KINDS}")
-        part: Array = self._form.checked(given)
+        part = inputs.shaped(given, self._form)
         if part.shape != (asked := (rows.stop - rows.start, self.n_features)):
             raise WrongShape(
                 f"{self._form.name} are of shape {tuple(self._rows.shape)}, and their rows {rows.start} to "

@@ -6,6 +6,7 @@ rows that fit a core's cache, so a check costs about one read of the array and i
 
 import math
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from numbers import Real
 from typing import Any, NoReturn
 
@@ -23,6 +24,48 @@ NEVER_CLIPPED = ("codes", "concepts")  # what names of these begin with
 CLIPPING = "; to have negative activations set to zero, pass A.clip(0) (Python), clip=true (HTTP) or --clip"
 
 Place = Callable[[tuple[int, int]], tuple[int, int]]
+
+
+@dataclass(frozen=True, slots=True)
+class Form:
+    """What an array must look like.
+
+    Attributes:
+        name: what it is called in messages.
+        width_name, width: what its columns are, and how many; None: any number.
+        width_of: what has that width.
+        least_rows: 0 where there may be none.
+    """
+
+    name: str
+    width_name: str
+    width: int | None = None
+    width_of: str = "this dictionary"
+    least_rows: int = 1
+
+    def check(self, shape: tuple[int, ...]) -> None:
+        """Raises WrongShape unless there are two dimensions, neither of them empty (unless no rows will do), and the
+        width."""
+        if len(shape) != 2:
+            raise WrongShape(f"{self.name} have {len(shape)} dimensions {shape}; use (rows, {self.width_name})")
+        if shape[0] < self.least_rows or shape[1] == 0:
+            raise WrongShape(f"{self.name} are empty, of shape {shape}; at least one row and one column are needed")
+        if self.width is not None and shape[1] != self.width:
+            raise WrongShape(
+                f"{self.name} have {shape[1]} columns; {self.width_of} has {self.width} {self.width_name}"
+            )
+
+
+def activations(n_features: int | None = None, *, name: str = "activations", least_rows: int = 1) -> Form:
+    return Form(name, "features", n_features, least_rows=least_rows)
+
+
+def codes(nb_concepts: int | None = None, *, name: str = "codes", least_rows: int = 1) -> Form:
+    return Form(name, "concepts", nb_concepts, least_rows=least_rows)
+
+
+def concepts() -> Form:
+    return activations(name="concepts")
 
 
 def _itself(place: tuple[int, int]) -> tuple[int, int]:
@@ -52,7 +95,7 @@ def check_activations(
     Raises:
         WrongDtype, WrongShape, NotFinite, NegativeValues, OutOfRange: as their names say.
     """
-    return _checked(A, width=n_features, width_name="features", clip=clip, name=name, dtype=dtype)
+    return _checked(A, activations(n_features, name=name), clip=clip, dtype=dtype)
 
 
 def check_codes(
@@ -63,57 +106,29 @@ def check_codes(
     dtype: type[np.floating[Any]] = np.float32,
 ) -> Array:
     """Codes, ready to compute with: as `check_activations`, for (rows, nb_concepts) or (nb_concepts,)."""
-    return _checked(Z, width=nb_concepts, width_name="concepts", clip=False, name=name, dtype=dtype)
+    return _checked(Z, codes(nb_concepts, name=name), dtype=dtype)
 
 
-def _checked(
-    x: Array, *, width: int | None, width_name: str, clip: bool, name: str, dtype: type[np.floating[Any]]
-) -> Array:
-    x = check_shape(x, width=width, width_name=width_name, name=name)
-    check_scale(check_values(x, clip=clip, name=name, dtype=dtype), name=name, dtype=dtype)
+def _checked(x: Array, form: Form, *, clip: bool = False, dtype: type[np.floating[Any]]) -> Array:
+    x = check_array(x, form)
+    check_scale(check_values(x, clip=clip, name=form.name, dtype=dtype), name=form.name, dtype=dtype)
     return converted(x, clip=clip, dtype=dtype)
 
 
-def check_shape(
-    x: Array,
-    *,
-    width: int | None = None,
-    width_name: str,
-    name: str,
-    width_of: str = "this dictionary",
-    least_rows: int = 1,
-) -> Array:
+def check_array(x: Array, form: Form) -> Array:
     """`x` with two dimensions, once its dtype and shape are right; its values are not looked at."""
     if not isinstance(x, np.ndarray):
-        raise WrongDtype(f"{name} must be a numpy array of real numbers, not {type(x).__name__}")
-    check_dtype(x.dtype, name=name)
+        raise WrongDtype(f"{form.name} must be a numpy array of real numbers, not {type(x).__name__}")
+    check_dtype(x.dtype, name=form.name)
     if x.ndim == 1:
         x = x[None, :]
-    check_size(x.shape, width=width, width_name=width_name, name=name, width_of=width_of, least_rows=least_rows)
+    form.check(x.shape)
     return x
 
 
 def check_dtype(dtype: np.dtype[Any], *, name: str) -> None:
     if dtype.kind not in "fiu" or dtype.itemsize > 8:
         raise WrongDtype(f"{name} have dtype {dtype}; use float16, float32, float64 or an integer dtype")
-
-
-def check_size(
-    shape: tuple[int, ...],
-    *,
-    width: int | None = None,
-    width_name: str,
-    name: str,
-    width_of: str = "this dictionary",
-    least_rows: int = 1,
-) -> None:
-    """Two dimensions, neither of them empty (unless no rows will do), and the width that `width_of` has."""
-    if len(shape) != 2:
-        raise WrongShape(f"{name} have {len(shape)} dimensions {shape}; use (rows, {width_name})")
-    if shape[0] < least_rows or shape[1] == 0:
-        raise WrongShape(f"{name} are empty, of shape {shape}; at least one row and one column are needed")
-    if width is not None and shape[1] != width:
-        raise WrongShape(f"{name} have {shape[1]} columns; {width_of} has {width} {width_name}")
 
 
 def check_values(

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from core import kernels
-from core.checks import at_least_one, check_dtype, check_size, check_values, is_number
+from core.checks import activations, at_least_one, check_dtype, check_values, codes, concepts, is_number
 from core.chunks import slices
 from core.errors import InvalidParameter, OutOfRange
 from core.inputs import check_tensor, tensor
@@ -87,7 +87,7 @@ class Dictionary:
         self.dtype = dtype
         given = _tensor(D, "concepts")
         self.D = self._matrix(given).clone()
-        check_size(tuple(self.D.shape), width_name="features", name="concepts")
+        concepts().check(tuple(self.D.shape))
         smallest, largest = (float(value) for value in torch.aminmax(self.D))  # NaN, where one is
         if not 0 <= smallest <= largest < math.inf:
             check_values(given.cpu().double().numpy(), name="concepts", dtype=np.float64)
@@ -140,7 +140,7 @@ class Dictionary:
         tol = float(tol)  # kernels are compiled for this type: for another they would be anew
         max_iter = at_least_one("max_iter", max_iter)
         A = _tensor(A, "activations")
-        check_size(tuple(A.shape), width=self.n_features, width_name="features", name="activations")
+        activations(self.n_features).check(tuple(A.shape))
         with own_precision():
             codes, residual = self._solve_in_parts(A, tol, max_iter)
         return Encoded(codes, residual, residual <= tol)
@@ -153,7 +153,7 @@ class Dictionary:
             OutOfRange: an activation is too large for the dtype.
         """
         Z = self._with_its_range(_tensor(Z, "codes")).to(self.device)
-        check_size(tuple(Z.shape), width=self.nb_concepts, width_name="concepts", name="codes")
+        codes(self.nb_concepts).check(tuple(Z.shape))
         exponents = exponents_of(Z.amax(dim=1)) if self._exponents is None else exponents_with(Z, self._exponents)
         with own_precision(), threads_for(float(Z.numel()) * self.n_features):
             if exponents is None:

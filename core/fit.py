@@ -6,10 +6,11 @@ from dataclasses import dataclass, field, replace
 import torch
 
 from core import state as states
+from core.checks import Form
 from core.chunks import Chunks
 from core.errors import OutOfRange, WrongShape
 from core.initial import DEFAULT_START, STARTS, all_finite, given
-from core.inputs import Form, Source, read_steps
+from core.inputs import Source, read_steps
 from core.kernels.precision import own_precision
 from core.memory import check_fit
 from core.progress import FitProgress, tell

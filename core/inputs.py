@@ -1,7 +1,6 @@
 """What people pass in, as float32 and on the device that computes: one matrix of any kind, or batches of rows."""
 
 from collections.abc import Callable, Generator, Iterable, Iterator
-from dataclasses import asdict, dataclass
 from numbers import Real
 from typing import Any, TypeAlias
 
@@ -9,11 +8,11 @@ import numpy as np
 import torch
 
 from core import resident
-from core.checks import Array, check_scale, check_shape, check_values, converted
+from core.checks import Array, Form, check_array, check_scale, check_values, converted
 from core.chunks import slices
 from core.errors import InvalidArray, WrongDtype, WrongShape
 from core.progress import run
-from core.sparse import SparseMatrix, SparseRows, check_form, is_sparse, of_tensor, read
+from core.sparse import SparseMatrix, SparseRows, check_sparse, is_sparse, of_tensor, read
 
 SLICE_VALUES = 1 << 22  # read in about 5 ms
 
@@ -31,38 +30,6 @@ LAYOUTS = {torch.strided, torch.sparse_coo, torch.sparse_csr, torch.sparse_csc, 
 KINDS = "a torch.Tensor, a numpy array, a SciPy sparse matrix"
 
 
-@dataclass(frozen=True, slots=True)
-class Form:
-    """What an input must look like: what it is called, its columns (`width` None: any number), and its rows."""
-
-    name: str
-    width_name: str
-    width: int | None = None
-    width_of: str = "this dictionary"
-    least_rows: int = 1
-
-    def shaped(self, x: torch.Tensor) -> torch.Tensor:
-        """`x`, which lies on a GPU, with two dimensions, once its shape is right."""
-        return resident.shaped(x, **asdict(self))
-
-    def checked(self, x: Array | SparseMatrix) -> Array | SparseMatrix:
-        """`x` with two dimensions, once its dtype and shape are right."""
-        check = check_shape if isinstance(x, np.ndarray) else check_form
-        return check(x, **asdict(self))
-
-
-def activations(n_features: int | None = None, *, least_rows: int = 1) -> Form:
-    return Form("activations", "features", n_features, least_rows=least_rows)
-
-
-def codes(nb_concepts: int, *, least_rows: int = 1) -> Form:
-    return Form("codes", "concepts", nb_concepts, least_rows=least_rows)
-
-
-def concepts() -> Form:
-    return Form("concepts", "features")
-
-
 # What an input is once it has been opened: of the right dtype and shape where that can be told without reading it.
 Source: TypeAlias = Array | SparseMatrix | torch.Tensor | Iterator[Array]
 
@@ -76,13 +43,18 @@ def opened(x: Input, form: Form) -> Source:
     """
     check_tensor(x, form.name)
     if isinstance(x, torch.Tensor) and resident.is_resident(x):
-        return form.shaped(x)
+        return resident.shaped(x, form)
     whole = matrix(x, form.name)
     if whole is not None:
-        return form.checked(whole)
+        return shaped(whole, form)
     if not isinstance(x, Iterable):
         raise WrongDtype(f"{form.name} are {type_of(x)}; pass {KINDS} or an iterable of such batches")
     return batches(x, form)
+
+
+def shaped(x: Array | SparseMatrix, form: Form) -> Array | SparseMatrix:
+    """`x` with two dimensions, once its dtype and shape are right."""
+    return check_array(x, form) if isinstance(x, np.ndarray) else check_sparse(x, form)
 
 
 def read_steps(source: Source, form: Form, device: torch.device) -> Generator[None, None, torch.Tensor | SparseRows]:
@@ -244,7 +216,7 @@ def batches(given: Iterable[Any], form: Form, *, first: int = 0) -> Iterator[Arr
             raise WrongDtype(f"{form.name} are a list of rows; make it one matrix, as numpy.array does")
         if batch is None:
             raise WrongDtype(f"{batch_form.name} are {type_of(item)}; each batch must be {KINDS}")
-        array = _checked(batch_form.checked(batch), batch_form)
+        array = _checked(shaped(batch, batch_form), batch_form)
         if width is None:
             width, width_of = array.shape[1], f"batch {first}"
         yield array

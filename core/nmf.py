@@ -6,7 +6,7 @@ from typing import Any, Literal, Self
 import numpy as np
 import torch
 
-from core import batches, inputs
+from core import batches, checks, inputs
 from core.batches import Rows
 from core.checks import at_least_one, is_number
 from core.chunks import Chunks, slices
@@ -173,7 +173,7 @@ class NMF(Estimator, torch.nn.Module):
         """
         if state is not None and (Z is not None or D is not None):
             raise InvalidParameter("state is given along with Z or D; it holds both: pass it alone")
-        form = inputs.activations(least_rows=1 if ranks.size == 1 else 0)
+        form = checks.activations(least_rows=1 if ranks.size == 1 else 0)
         fit = Fit(
             nb_concepts=self.nb_concepts,
             solver=self.solver,
@@ -189,10 +189,10 @@ class NMF(Estimator, torch.nn.Module):
 
         def opened() -> inputs.Source:
             if Z is not None:
-                of_codes = inputs.codes(self.nb_concepts, least_rows=form.least_rows)
+                of_codes = checks.codes(self.nb_concepts, least_rows=form.least_rows)
                 fit.Z = inputs.as_tensor(Z, of_codes, self.device)
             if D is not None:
-                fit.D = inputs.as_tensor(D, inputs.concepts(), self.device)
+                fit.D = inputs.as_tensor(D, checks.concepts(), self.device)
             source = inputs.opened(A, form)
             if not isinstance(source, Iterator):
                 fit.check_shape(source.shape)
@@ -278,10 +278,10 @@ class NMF(Estimator, torch.nn.Module):
             raise InvalidParameter("state is given along with D; it holds one: pass it alone")
         if batch_rows is not None:
             batch_rows = at_least_one("batch_rows", batch_rows)
-        given = None if D is None else inputs.as_tensor(D, inputs.concepts(), self.device)
+        given = None if D is None else inputs.as_tensor(D, checks.concepts(), self.device)
         if given is not None and len(given) != self.nb_concepts:
             raise WrongShape(f"D has {len(given)} rows; nb_concepts is {self.nb_concepts}")
-        form = inputs.activations(None if given is None else given.shape[1])
+        form = checks.activations(None if given is None else given.shape[1])
         inputs.check_tensor(A, form.name)
         shape = getattr(A, "shape", None) or (0, 1)
         source = batches.opened(A, form, batch_rows or batch_rows_for(int(shape[-1]), self.nb_concepts))
@@ -304,7 +304,7 @@ class NMF(Estimator, torch.nn.Module):
         if goes_on := self._has_suitable_d():
             self._check_names(A)
         width = None if memory is None else len(memory.concepts)
-        form = inputs.activations(width)
+        form = checks.activations(width)
         fit = self._online(1, self.D if memory is None and goes_on else None, None)
         fit.memory = memory
         losses = [] if memory is None else list(getattr(self, "loss_history_", []))
@@ -364,7 +364,7 @@ class NMF(Estimator, torch.nn.Module):
         tol = ENCODE_TOL if tol is None else tol
         return inputs.by_blocks(
             A,
-            inputs.activations(dictionary.n_features),
+            checks.activations(dictionary.n_features),
             self.device,
             lambda block: dictionary.encode(block, tol=tol, max_iter=max_iter).codes,
         )
@@ -372,7 +372,7 @@ class NMF(Estimator, torch.nn.Module):
     def decode(self, Z: Input) -> torch.Tensor:
         """Z·D, (rows, n_features), for codes Z (rows, nb_concepts); batches as in `encode`."""
         dictionary = self._prepared()
-        return inputs.by_blocks(Z, inputs.codes(dictionary.nb_concepts), self.device, dictionary.decode)
+        return inputs.by_blocks(Z, checks.codes(dictionary.nb_concepts), self.device, dictionary.decode)
 
     def forward(self, A: Input) -> torch.Tensor:
         """`encode`, for use within other modules; no gradient flows back to A."""
@@ -415,11 +415,11 @@ class NMF(Estimator, torch.nn.Module):
 
     def sanitize_np_input(self, x: Input) -> Array:
         """Activations as a float32 array of shape (rows, n_features)."""
-        return inputs.as_array(x, inputs.activations())
+        return inputs.as_array(x, checks.activations())
 
     def sanitize_np_codes(self, z: Input) -> Array:
         """Codes as a float32 array of shape (rows, nb_concepts)."""
-        return inputs.as_array(z, inputs.codes(self.nb_concepts))
+        return inputs.as_array(z, checks.codes(self.nb_concepts))
 
     def _generator(self) -> torch.Generator:
         generator = torch.Generator()
@@ -430,7 +430,7 @@ class NMF(Estimator, torch.nn.Module):
         return generator
 
     def _start(self, name: str, A: Input) -> tuple[torch.Tensor, torch.Tensor]:
-        form = inputs.activations()
+        form = checks.activations()
         rows = run(inputs.read_steps(inputs.opened(A, form), form, self.device))
         chunks = Chunks(rows, self.nb_concepts)
         run(chunks.survey())

@@ -28,12 +28,12 @@ import torch
 
 from core import state as states
 from core.batches import Batches
-from core.checks import Array
+from core.checks import Array, Form
 from core.chunks import SMALLEST_CHUNK, Chunks
 from core.dictionary import Dictionary
 from core.errors import InvalidParameter, WrongShape
 from core.fit import Fit
-from core.inputs import Form, tensor
+from core.inputs import tensor
 from core.progress import FitProgress, tell
 from core.solvers.alternating import LARGE_SHARE, VANISHED, Statistics, direct_loss, loss_from, update_concepts
 from core.solvers.hals import CONCEPTS

@@ -1,12 +1,10 @@
 """Dense tensors that lie on a GPU: checked there, and never copied as a whole, whatever float dtype they are of."""
 
 from collections.abc import Generator
-from typing import Any
 
-import numpy as np
 import torch
 
-from core.checks import check_scale, check_shape, check_values
+from core.checks import Form, check_scale, check_values
 from core.chunks import slices
 
 SLICE_VALUES = 1 << 28  # read in less than a millisecond
@@ -17,11 +15,11 @@ def is_resident(x: object) -> bool:
     return isinstance(x, torch.Tensor) and x.device.type == "cuda" and x.layout == torch.strided and x.dtype in FLOATS
 
 
-def shaped(x: torch.Tensor, **form: Any) -> torch.Tensor:
-    """`x` with two dimensions, once its shape is right; ``form`` is what `core.checks.check_shape` is told."""
-    in_its_place = np.broadcast_to(np.float32(0), tuple(x.shape))  # no memory
-    array = check_shape(in_its_place, **form)
-    return x.detach().reshape(array.shape)
+def shaped(x: torch.Tensor, form: Form) -> torch.Tensor:
+    """`x` with two dimensions, once its shape is right."""
+    x = x.detach()[None] if x.ndim == 1 else x.detach()
+    form.check(tuple(x.shape))
+    return x
 
 
 def check_steps(x: torch.Tensor, name: str) -> Generator[None, None, None]:

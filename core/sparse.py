@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import numpy as np
 import torch
 
-from core.checks import check_dtype, check_scale, check_size, check_values, converted
+from core.checks import Form, check_dtype, check_scale, check_values, converted
 from core.errors import WrongDtype
 from core.scaling import times_power_of_two
 
@@ -43,20 +43,12 @@ def of_tensor(x: torch.Tensor, name: str) -> SparseMatrix:
     return sparse.coo_array((values.numpy(), tuple(x.indices().numpy())), shape=tuple(x.shape))
 
 
-def check_form(
-    x: SparseMatrix,
-    *,
-    width: int | None = None,
-    width_name: str,
-    name: str,
-    width_of: str = "this dictionary",
-    least_rows: int = 1,
-) -> SparseMatrix:
+def check_sparse(x: SparseMatrix, form: Form) -> SparseMatrix:
     """`x` with two dimensions, once its dtype and shape are right; its values are not looked at."""
-    check_dtype(x.dtype, name=name)
+    check_dtype(x.dtype, name=form.name)
     if x.ndim == 1:
         x = x.reshape(1, -1)
-    check_size(x.shape, width=width, width_name=width_name, name=name, width_of=width_of, least_rows=least_rows)
+    form.check(x.shape)
     return x
 
 

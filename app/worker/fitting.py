@@ -30,9 +30,9 @@ from app.worker.messages import CheckpointPlace, Files, Fit, FitBegun, FitProgre
 from app.worker.pace import Pace
 from core import NMF
 from core.batches import opened
+from core.checks import activations
 from core.errors import InvalidParameter
 from core.figures import figure_steps
-from core.inputs import activations
 from core.metrics import Measured, measure_online_steps, measure_steps, measured_codes_steps
 from core.online import batch_rows_for
 from core.state import State

@@ -25,6 +25,7 @@ from app.client import (
 from app.client import retries as policy
 from app.commands.connection import connected
 from app.settings import Settings
+from tests.waiting import SOON_SECONDS
 
 A = np.ones((2, 3), np.float32)
 JOB = {"id": "1", "name": "x", "state": "queued", "progress": {}, "loss_history": []}
@@ -208,7 +209,7 @@ def test_a_wait_past_the_timeout_is_not_begun() -> None:
     begun = time.monotonic()
     with Client(transport=script, timeout=5) as client, pytest.raises(Overloaded):
         client.dictionaries()
-    assert time.monotonic() - begun < 2
+    assert time.monotonic() - begun < 4.5
 
 
 def test_a_slow_answer_is_not_waited_for_longer_than_told() -> None:
@@ -224,7 +225,7 @@ def test_a_slow_answer_is_not_waited_for_longer_than_told() -> None:
     with Client(transport=httpx.MockTransport(trickle), timeout=0.2) as client, pytest.raises(TimedOut) as caught:
         client.dictionaries()
     assert isinstance(caught.value, TimeoutError)
-    assert time.monotonic() - begun < 2
+    assert time.monotonic() - begun < SOON_SECONDS
 
 
 def test_no_service_is_a_connection_error_that_names_the_url() -> None:

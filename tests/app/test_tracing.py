@@ -173,7 +173,7 @@ def test_a_collector_that_is_gone_does_not_hold_up_a_stop(
     with TestClient(create_app(settings, supervisor=worker)) as client:
         assert client.get("/dictionaries").status_code == 200
         begun = time.monotonic()
-    assert time.monotonic() - begun < 2
+    assert time.monotonic() - begun < 8
 
 
 @pytest.mark.usefixtures("_clean_environment")

@@ -5,7 +5,7 @@ import pytest
 import scipy.sparse
 import torch
 
-from core import NMF, Dictionary, errors, inputs, memory
+from core import NMF, Dictionary, checks, errors, inputs, memory
 from core.chunks import chunk_size, rows_of_slice
 from core.dictionary import LARGEST_GRAM, LARGEST_GRAM_ON_GPU, largest_gram
 from tests.core.problems import planted
@@ -74,7 +74,7 @@ def test_sparse_activations_are_not_counted_as_if_they_were_dense(monkeypatch: p
 
 
 def test_a_rank_without_rows_may_have_them_on_a_gpu(resident: None) -> None:
-    given = inputs.opened(torch.empty(0, 5), inputs.activations(least_rows=0))
+    given = inputs.opened(torch.empty(0, 5), checks.activations(least_rows=0))
     assert isinstance(given, torch.Tensor)
     assert given.shape == (0, 5)
 

@@ -12,7 +12,7 @@ from scipy import sparse
 from sklearn.decomposition import MiniBatchNMF
 
 from core import NMF, errors
-from core.inputs import Form, activations
+from core.checks import Form, activations
 from core.online import Memory, OnlineFit, learn_steps
 from core.progress import run
 from core.solvers.alternating import Statistics, update_concepts

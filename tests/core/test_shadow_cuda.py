@@ -8,7 +8,7 @@ import pytest
 import torch
 from scipy import sparse
 
-from core import NMF, Dictionary, inputs, memory
+from core import NMF, Dictionary, checks, inputs, memory
 from core.chunks import Chunks
 from core.errors import NegativeValues
 from core.progress import run
@@ -108,7 +108,7 @@ def test_rows_come_there_in_slices(device: State, kind: str, monkeypatch: pytest
     A = np.random.default_rng(0).random((10, 6)).astype("float32" if kind in ("by columns", "batches") else kind)
     monkeypatch.setattr(inputs, "SLICE_VALUES", 3 * A.shape[1])
     given = iter([A[:5], A[5:]]) if kind == "batches" else np.asfortranarray(A) if kind == "by columns" else A
-    form = inputs.activations()
+    form = checks.activations()
     slices = inputs.read_steps(inputs.opened(given, form), form, DEVICE)
     count = 0
     while True:

@@ -85,7 +85,7 @@ def test_who_waits_for_a_job_does_not_hold_up_a_stop(service: Service) -> None:
         time.sleep(0.5)
         begun = time.monotonic()
         assert service.stop() == 0
-        assert time.monotonic() - begun < 8  # of the 30 s of grace; the worker is busy with a slice
+        assert time.monotonic() - begun < 20  # of the 30 s of grace; the worker is busy with a slice
         answer, told = waiting.result(), following.result()  # no broken answers: those raise
     assert (answer.status_code, answer.json()["state"], answer.json()["id"]) == (202, "queued", queued)
     assert {event["event"] for event in told} == {"progress"}

