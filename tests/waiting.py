@@ -6,9 +6,7 @@ from typing import TypeVar
 
 T = TypeVar("T")
 PATIENCE_SECONDS = 200.0  # of a loaded machine; pytest's own limit is longer
-SOON_SECONDS = (
-    15.0  # for what takes one or two on an idle machine, and half a minute or more if it is wrong
-)
+SOON_SECONDS = 15.0  # for what takes one or two on an idle machine, and half a minute or more if it is wrong
 
 
 def until(
