@@ -65,7 +65,7 @@ def opened(x: Matrix | Rows | Iterable[Any], form: Form, batch_rows: int) -> Bat
     if isinstance(x, torch.Tensor) and x.ndim == 1:
         x = x[None]  # one row, as of an array
     if hasattr(x, "shape") and hasattr(x, "__getitem__"):
-        form.check(tuple(x.shape))
+        form.check(x.shape)
         return Blocks(cast(Rows, x), form, batch_rows)
     if isinstance(x, Iterable) and isinstance(x, Sized):
         if len(x) == 0:

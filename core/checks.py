@@ -5,7 +5,7 @@ rows that fit a core's cache, so a check costs about one read of the array and i
 """
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from numbers import Real
 from typing import Any, NoReturn
@@ -43,9 +43,10 @@ class Form:
     width_of: str = "this dictionary"
     least_rows: int = 1
 
-    def check(self, shape: tuple[int, ...]) -> None:
+    def check(self, shape: Iterable[int]) -> None:
         """Raises WrongShape unless there are two dimensions, neither of them empty (unless no rows will do), and the
         width."""
+        shape = tuple(shape)  # torch's own tells itself otherwise
         if len(shape) != 2:
             raise WrongShape(f"{self.name} have {len(shape)} dimensions {shape}; use (rows, {self.width_name})")
         if shape[0] < self.least_rows or shape[1] == 0:

@@ -87,7 +87,7 @@ class Dictionary:
         self.dtype = dtype
         given = _tensor(D, "concepts")
         self.D = self._matrix(given).clone()
-        concepts().check(tuple(self.D.shape))
+        concepts().check(self.D.shape)
         smallest, largest = (float(value) for value in torch.aminmax(self.D))  # NaN, where one is
         if not 0 <= smallest <= largest < math.inf:
             check_values(given.cpu().double().numpy(), name="concepts", dtype=np.float64)
@@ -140,7 +140,7 @@ class Dictionary:
         tol = float(tol)  # kernels are compiled for this type: for another they would be anew
         max_iter = at_least_one("max_iter", max_iter)
         A = _tensor(A, "activations")
-        activations(self.n_features).check(tuple(A.shape))
+        activations(self.n_features).check(A.shape)
         with own_precision():
             codes, residual = self._solve_in_parts(A, tol, max_iter)
         return Encoded(codes, residual, residual <= tol)
@@ -153,7 +153,7 @@ class Dictionary:
             OutOfRange: an activation is too large for the dtype.
         """
         Z = self._with_its_range(_tensor(Z, "codes")).to(self.device)
-        codes(self.nb_concepts).check(tuple(Z.shape))
+        codes(self.nb_concepts).check(Z.shape)
         exponents = exponents_of(Z.amax(dim=1)) if self._exponents is None else exponents_with(Z, self._exponents)
         with own_precision(), threads_for(float(Z.numel()) * self.n_features):
             if exponents is None:

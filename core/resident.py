@@ -18,7 +18,7 @@ def is_resident(x: object) -> bool:
 def shaped(x: torch.Tensor, form: Form) -> torch.Tensor:
     """`x` with two dimensions, once its shape is right."""
     x = x.detach()[None] if x.ndim == 1 else x.detach()
-    form.check(tuple(x.shape))
+    form.check(x.shape)
     return x
 
 

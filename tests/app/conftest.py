@@ -28,6 +28,7 @@ from app.worker.messages import (
     StopFit,
     ToWorker,
 )
+from tests.waiting import until
 
 
 class WorkerDouble(Supervisor):
@@ -144,3 +145,13 @@ def publish(store: Store, name: str, weights: np.ndarray, job: str | None = None
         software={},
         job=job,
     ).version
+
+
+def ended(client: TestClient, id: str) -> dict[str, object]:
+    """The job's record, once it has ended."""
+
+    def its_end() -> dict[str, object] | None:
+        job: dict[str, object] = client.get(f"/jobs/{id}").json()
+        return None if job["state"] in ("queued", "running") else job
+
+    return until(its_end, every=0.01)

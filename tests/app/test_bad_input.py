@@ -17,7 +17,7 @@ from demo.service import npy
 from tests.app.conftest import WorkerDouble, publish
 
 GOOD = [[1.0, 2.0, 3.0, 4.0]]
-SOON_SECONDS = 8.0  # of this process's own: one is promised, on a machine with nothing else to do; it was minutes
+MOST_CPU_SECONDS = 8.0  # of this process's own: one is promised, on a machine with nothing else to do; it was minutes
 
 
 def body(**fields: object) -> bytes:
@@ -195,7 +195,7 @@ def test_large_and_malformed_is_refused_soon(client: TestClient, digits: str, ma
     content = make()
     begun = time.process_time()
     answer = client.post("/encode", content=content)
-    assert time.process_time() - begun < SOON_SECONDS
+    assert time.process_time() - begun < MOST_CPU_SECONDS
     assert answer.status_code in (400, 422), answer.text
     assert len(answer.content) <= 8192
 
@@ -203,7 +203,7 @@ def test_large_and_malformed_is_refused_soon(client: TestClient, digits: str, ma
 def test_one_of_many_labels_given_twice_is_told_soon(client: TestClient, digits: str) -> None:
     begun = time.process_time()
     answer = client.patch("/dictionaries/digits", content=b'{"labels": {%s}}' % keys_one_twice())
-    assert time.process_time() - begun < SOON_SECONDS
+    assert time.process_time() - begun < MOST_CPU_SECONDS
     assert (answer.status_code, answer.json()["type"]) == (400, "malformed-body"), answer.text
     assert "'k99999' stands in the body twice" in answer.json()["detail"]
 
@@ -214,7 +214,7 @@ def test_too_many_labels_are_told_soon(client: TestClient, digits: str, field: s
     labels = {key % i: "x" for i in range(300_000)}
     begun = time.process_time()
     answer = client.patch("/dictionaries/digits", content=json.dumps({field: labels}, ensure_ascii=False).encode())
-    assert time.process_time() - begun < SOON_SECONDS
+    assert time.process_time() - begun < MOST_CPU_SECONDS
     assert (answer.status_code, answer.json()["errors"][0]["loc"]) == (422, [field]), answer.text
     assert "not 300000" in answer.json()["detail"]
 
@@ -223,7 +223,7 @@ def test_one_of_many_query_parameters_given_twice_is_told_soon(client: TestClien
     query = "&".join(f"{min(i, 9_999):x}" for i in range(10_001))
     begun = time.process_time()
     answer = client.post(f"/encode?{query}", content=npy(np.ones((1, 4), np.float32)))
-    assert time.process_time() - begun < SOON_SECONDS
+    assert time.process_time() - begun < MOST_CPU_SECONDS
     assert answer.json()["errors"] == [{"loc": ["query", "270f"], "msg": "given more than once"}]
 
 

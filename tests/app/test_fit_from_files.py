@@ -15,8 +15,7 @@ from app.jobs import data_files
 from app.main import create_app
 from app.settings import Settings
 from app.store.store import Store
-from tests.app.conftest import WorkerDouble, publish
-from tests.app.test_fit_jobs import ended
+from tests.app.conftest import WorkerDouble, ended, publish
 from tests.waiting import until
 
 A = np.arange(40, dtype=np.float32).reshape(10, 4)

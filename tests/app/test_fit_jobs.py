@@ -33,7 +33,7 @@ from app.supervisor import JobListener
 from app.worker.frames import Frame
 from app.worker.messages import Failed, FitBegun, FitProgress, ToWorker
 from demo.service import npy
-from tests.app.conftest import WorkerDouble
+from tests.app.conftest import WorkerDouble, ended
 from tests.waiting import SOON_SECONDS, until
 
 A = np.arange(12, dtype=np.float32).reshape(3, 4)
@@ -44,16 +44,6 @@ FIT = {"name": "digits", "nb_concepts": 2, "data": A.tolist()}
 def settings(settings: Settings, database_url: str) -> Settings:
     """On each kind of database."""
     return settings.model_copy(update={"database_url": database_url})
-
-
-def ended(client: TestClient, id: str) -> dict[str, object]:
-    """The job's record, once it has ended."""
-
-    def its_end() -> dict[str, object] | None:
-        job: dict[str, object] = client.get(f"/jobs/{id}").json()
-        return None if job["state"] in ("queued", "running") else job
-
-    return until(its_end, every=0.01)
 
 
 @pytest.mark.parametrize("last", ["1-" + "9" * 5000, "9" * 5000 + "-1", "end", "1-1-1"])

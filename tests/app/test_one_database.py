@@ -24,10 +24,9 @@ from app.store.object_store import ObjectStore
 from app.store.store import Store
 from app.store.workplace import Workplace
 from demo.service import npy, serve_command
-from tests.app.conftest import WorkerDouble
+from tests.app.conftest import WorkerDouble, ended
 from tests.postgres import Cluster
 from tests.s3 import S3
-from tests.waiting import until
 
 A = npy(np.random.default_rng(0).random((3, 4), np.float32))
 OTHER = "the jobs of this store are in another database"
@@ -62,8 +61,7 @@ def accepted(settings: Settings) -> str:
 
 def succeeds(settings: Settings, id: str) -> bool:
     with served(settings) as client:
-        until(lambda: client.get(f"/jobs/{id}").json()["state"] not in ("queued", "running"))
-        return bool(client.get(f"/jobs/{id}").json()["state"] == "succeeded")
+        return ended(client, id)["state"] == "succeeded"
 
 
 def is_refused(settings: Settings, match: str) -> None:

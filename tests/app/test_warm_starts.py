@@ -6,8 +6,8 @@ from fastapi.testclient import TestClient
 
 from app.store.store import Store
 from demo.service import npy
-from tests.app.conftest import D, WorkerDouble, publish
-from tests.app.test_fit_jobs import FIT, ended
+from tests.app.conftest import D, WorkerDouble, ended, publish
+from tests.app.test_fit_jobs import FIT
 from tests.waiting import until
 
 

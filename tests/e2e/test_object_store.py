@@ -100,8 +100,13 @@ def test_a_fit_goes_on_where_nothing_of_the_dead_service_is_left(s3: S3, start: 
     one.kill()
     shutil.rmtree(one.store)
     other = start(s3, url, **shared)
-    until(lambda: other.job(id)["resumed_from"] is not None, every=0.1, told=lambda: other.job(id))
-    job = other.job(id)
+
+    def resumed() -> dict | None:  # type: ignore[type-arg]
+        job = other.job(id)
+        assert job["state"] in ("queued", "running"), job
+        return job if job["resumed_from"] is not None else None
+
+    job = until(resumed, every=0.1)
     assert job["attempts"] == 2
     assert job["resumed_from"] > 0
     assert other.client.delete(f"/jobs/{id}").json()["state"] == "cancelled"
