@@ -19,7 +19,8 @@ import msgspec
 from app.errors import InvalidFields, Overloaded, WorkerUnavailable
 from app.kept import KeptBytes
 from app.settings import Settings
-from app.store.store import DictionaryRecord, Reference, Store
+from app.store.references import Reference
+from app.store.store import DictionaryRecord, Store
 from app.supervisor import error_of
 from app.worker.messages import Compare, Compared, Failed
 

@@ -12,7 +12,8 @@ import numpy as np
 from app.errors import UnknownConcept
 from app.kept import KeptBytes
 from app.store.figures_file import Figures
-from app.store.store import DictionaryRecord, Reference, Store
+from app.store.references import Reference
+from app.store.store import DictionaryRecord, Store
 from core.conventions import NEAR_DENSE_SHARE, NEIGHBOURS
 
 KEPT_BYTES = 128 * 1024 * 1024  # of D and figures that were asked for lately

@@ -29,7 +29,8 @@ from app.jobs.reach import REACH_SECONDS
 from app.jobs.running import history_of
 from app.schemas import FitParameters
 from app.store.disk import fsync_directory, write_durably
-from app.store.store import TENSOR, Store
+from app.store.store import Store
+from app.store.weights import TENSOR
 from app.worker.messages import INIT_METHODS, Fit, FitProgress, Fitted, Message
 from core.errors import CoreError, RankLost
 
@@ -100,7 +101,7 @@ def _fit(arguments: argparse.Namespace, parameters: FitParameters, rank: int, si
         if arguments.store is None:
             _put(arguments.output, b"", place=False)
         else:
-            store.open()
+            store.workplace.open()
             store.require_free(parameters.name)
     local_rank, local_size = int(os.environ.get("LOCAL_RANK", "0")), int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
     device = ranked.device_of(arguments.device, local_rank, local_size)
@@ -202,7 +203,7 @@ def _publish(
         seconds=record["seconds"],
         software={"dictserve": __version__},
     )
-    store.close()
+    store.workplace.close()
     return f"{published.name}@{published.version}"
 
 

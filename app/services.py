@@ -21,7 +21,8 @@ from app.jobs.one_database import claim
 from app.outage import Outage
 from app.room import Room
 from app.settings import Settings
-from app.store.store import DictionaryRecord, Reference, Store
+from app.store.references import Reference
+from app.store.store import DictionaryRecord, Store
 from app.threads import Threads
 from app.worker.messages import Dtype, Key, Task
 from app.workers import Workers
@@ -41,8 +42,8 @@ class Services:
         self.workers = workers
         self.tracing = tracing
         self.store = Store(settings.store, settings.object_store)
-        self.database = Database(settings.database_url or f"sqlite:///{self.store.database.absolute()}")
-        self.leases = Leases(self.database, self.store, settings.lease_seconds)
+        self.database = Database(settings.database_url or f"sqlite:///{self.store.workplace.database.absolute()}")
+        self.leases = Leases(self.database, self.store.workplace, settings.lease_seconds)
         self.jobs = Jobs(self.database)
         self.fits = Fits(settings, self.jobs, self.leases, self.store, workers)
         self.concepts = Concepts(self.store)
@@ -65,7 +66,7 @@ class Services:
             StoreUnavailable, JobsUnavailable: that cannot be, nor will it by itself.
         """
         if not self._opened:
-            self.store.open()
+            self.store.workplace.open()
             with contextlib.suppress(JobsAway):  # `start` tries again: dictionaries do not need it
                 self._open_jobs()
             self._opened = True
@@ -75,7 +76,8 @@ class Services:
         claim(self.store, self.database)
         self.leases.take()
         self.leases.end_dead()
-        self.store.sweep(self.leases.alive)
+        self.store.workplace.sweep(self.leases.alive)
+        self.store.sweep()
         self._jobs_are_open = True
 
     async def start(self) -> None:
@@ -129,7 +131,7 @@ class Services:
         except JobsUnavailable as error:  # others see by its file lock, or in time, that it is gone
             logger.warning("the lease is not given back: %s", error)
         self.database.close()
-        self.store.close()
+        self.store.workplace.close()
         if self.tracing is not None:
             await self.tracing.stop()
 

@@ -24,14 +24,14 @@ JOBS = 200  # per owner
 def lives(url: str, root: Path) -> tuple[float, float]:
     """One owner's jobs, from the first add to the last end: when it began, and when it ended."""
     store, database = Store(root), Database(url)
-    store.open()
+    store.workplace.open()
     database.open()
-    Leases(database, store, 60.0).take()
+    Leases(database, store.workplace, 60.0).take()
     jobs = Jobs(database)
     begun = time.monotonic()
     for _ in range(JOBS):
-        jobs.add("a", {"max_iter": 1}, {"file": "x"}, owner=store.owner, queue_jobs=1_000_000)
-        while (attempt := jobs.claim(store.owner)) is None:
+        jobs.add("a", {"max_iter": 1}, {"file": "x"}, owner=store.workplace.owner, queue_jobs=1_000_000)
+        while (attempt := jobs.claim(store.workplace.owner)) is None:
             pass  # another has claimed what was there, and not yet added what it will leave
         progress = Progress(iteration=1, max_iter=1, loss=1.0)
         jobs.record_progress(attempt, progress, [(1, 1.0)], None)
@@ -40,7 +40,7 @@ def lives(url: str, root: Path) -> tuple[float, float]:
         jobs.succeed(attempt, 1)
     ended = time.monotonic()
     database.close()
-    store.close()
+    store.workplace.close()
     return begun, ended
 
 

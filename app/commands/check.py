@@ -73,20 +73,20 @@ def check(
         sys.exit(f"dictserve: {error}")
     try:
         if repair:
-            opened.open()
-            opened.sweep_versions()
+            opened.workplace.open()
+            opened.sweep()
         versions = _Count.of(damaged(opened), repair)
         checkpoints = _Count.of(damaged_checkpoints(opened), repair)
         left = versions.left + checkpoints.left
         for stray in strays(opened):
             typer.echo(f"stray: {stray.where}: {stray.what}")
-        if (fault := database_fault(opened.database)) is not None:
+        if (fault := database_fault(opened.workplace.database)) is not None:
             typer.echo(f"damaged: {fault.where}: {fault.what}")
             left += 1
     except AppError as error:
         sys.exit(f"dictserve: {error}")
     finally:
-        opened.close()
+        opened.workplace.close()
     typer.echo(f"{versions.whole} versions are whole, {versions}")
     if checkpoints != _Count():
         typer.echo(f"{checkpoints.whole} checkpoints of fits are whole, {checkpoints}")

@@ -31,7 +31,7 @@ from app.http.ready import ReadyResponse
 from app.http.shares import share_of_bodies
 from app.schemas import Fields
 from app.settings import Settings
-from app.store.store import store_errors
+from app.store.disk import store_errors
 
 HEAD_BYTES = 16  # enough to tell a format by
 INLINE_BYTES = 256 * 1024  # of text that is parsed at once, or of an array that is written as text; more in a thread

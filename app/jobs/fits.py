@@ -27,9 +27,11 @@ from app.outage import Outage
 from app.schemas import AnyJob, FitParameters, FitRequest, Job, ListedJob, State
 from app.settings import Settings
 from app.store.checkpoints import Checkpoints
+from app.store.references import Reference
 from app.store.shared_files import SharedFiles
-from app.store.store import Reference, Store, owner_of
+from app.store.store import Store
 from app.store.uploads import Staged, Uploads
+from app.store.workplace import owner_of
 from app.supervisor import Supervisor
 from app.worker.messages import INIT_METHODS
 from app.workers import Workers
@@ -48,9 +50,9 @@ class Fits:
     """Runs jobs on the workers: on each, one after another."""
 
     def __init__(self, settings: Settings, jobs: Jobs, leases: Leases, store: Store, workers: Workers) -> None:
-        self.uploads = Uploads(store, self._shared(settings, store, "uploads"))
+        self.uploads = Uploads(store.workplace, self._shared(settings, store, "uploads"))
         self.data_files = DataFiles(settings)
-        self.checkpoints = Checkpoints(store, self._shared(settings, store, "checkpoints"))
+        self.checkpoints = Checkpoints(store.workplace, self._shared(settings, store, "checkpoints"))
         self._settings = settings
         # Or where nobody else could: such a fit, of a time when there was a data directory, would wait for good.
         self._reads_files = settings.data_dir is not None or settings.database_url is None
@@ -325,7 +327,7 @@ class Fits:
                 await runner.wait_ready()
                 async with self._claiming:
                     record = await self._records.write(
-                        self._jobs.claim, self._store.owner, reads_files=self._reads_files
+                        self._jobs.claim, self._store.workplace.owner, reads_files=self._reads_files
                     )
                     if record is not None:
                         runner.take(record)
@@ -387,7 +389,7 @@ class Fits:
         async with self._claiming:
             ours = {runner.job.id for runner in self._runners if runner.job is not None}
             await write(self._leases.end_dead)
-            taken = await write(self._jobs.take_over, self._store.owner, ours)
+            taken = await write(self._jobs.take_over, self._store.workplace.owner, ours)
         if taken:
             self._wake.set()
         # One by one: all at once would take so long, on a database that is far away, that what comes meanwhile is

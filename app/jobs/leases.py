@@ -16,7 +16,7 @@ import time
 import sqlalchemy as sql
 
 from app.jobs.database import Database, metadata
-from app.store.store import Store
+from app.store.workplace import Workplace
 
 logger = logging.getLogger("dictserve")
 
@@ -41,16 +41,16 @@ def lease_of(owner: str) -> sql.Select[tuple[str]]:
 class Leases:
     """This process's lease, and those of others."""
 
-    def __init__(self, database: Database, store: Store, seconds: float) -> None:
+    def __init__(self, database: Database, workplace: Workplace, seconds: float) -> None:
         self._database = database
-        self._store = store
+        self._workplace = workplace
         self._seconds = seconds
         self._judges_from = math.inf  # when, by this process's clock, it may think that others do not renew
 
     def take(self) -> None:
         """Begin a lease under this process's present name."""
         with self._database.transaction() as connection:
-            self._database.insert_new(connection, leases, owner=self._store.owner, until=0.0)
+            self._database.insert_new(connection, leases, owner=self._workplace.owner, until=0.0)
             connection.execute(self._extended())
         self._judges_from = time.monotonic() + self._seconds
 
@@ -59,7 +59,7 @@ class Leases:
         # After a time in which the database was away, or this process, leases of others may have run out who could
         # not renew them either, and now will: they are given the time. `inf` until this has come through.
         judges_from, self._judges_from = self._judges_from, math.inf
-        mine = sql.select(leases.c.until < self._database.now).where(leases.c.owner == self._store.owner)
+        mine = sql.select(leases.c.until < self._database.now).where(leases.c.owner == self._workplace.owner)
         with self._database.transaction() as connection:
             had_run_out = connection.execute(mine.with_for_update()).scalar_one_or_none()
             if not connection.execute(self._extended()).rowcount:
@@ -70,27 +70,29 @@ class Leases:
 
     def take_another(self) -> None:
         """Go on under a new name, after another process has ended the lease."""
-        was = self._store.owner
-        self._store.rename_owner()
-        logger.error("%s was taken for dead and goes on as %s; what it was at is lost to it", was, self._store.owner)
+        was = self._workplace.owner
+        self._workplace.rename_owner()
+        logger.error(
+            "%s was taken for dead and goes on as %s; what it was at is lost to it", was, self._workplace.owner
+        )
         self.take()
 
     def give_back(self) -> None:
         with self._database.transaction() as connection:
-            connection.execute(leases.delete().where(leases.c.owner == self._store.owner))
+            connection.execute(leases.delete().where(leases.c.owner == self._workplace.owner))
 
     def end_dead(self) -> None:
         """End the leases of dead processes."""
         if not self.renew():
             return
-        gone = [owner for owner in self.alive() if self._store.lock_is_free(owner)]
+        gone = [owner for owner in self.alive() if self._workplace.lock_is_free(owner)]
         dead: sql.ColumnElement[bool] = leases.c.owner.in_(gone)
         if time.monotonic() >= self._judges_from:
             # Where ours has run out by now, it was this process that was held up, or the clock was set.
             mine = leases.alias()
-            ours_holds = sql.exists().where(mine.c.owner == self._store.owner, mine.c.until >= self._database.now)
+            ours_holds = sql.exists().where(mine.c.owner == self._workplace.owner, mine.c.until >= self._database.now)
             dead |= (leases.c.until < self._database.now) & ours_holds
-        others = leases.c.owner != self._store.owner
+        others = leases.c.owner != self._workplace.owner
         with self._database.transaction() as connection:
             ended = connection.execute(leases.delete().where(others, dead).returning(leases.c.owner)).scalars().all()
         for owner in ended:
@@ -103,4 +105,4 @@ class Leases:
 
     def _extended(self) -> sql.Update:
         until = self._database.now + self._seconds
-        return leases.update().where(leases.c.owner == self._store.owner).values(until=until)
+        return leases.update().where(leases.c.owner == self._workplace.owner).values(until=until)

@@ -18,6 +18,7 @@ from app.jobs.migrations import identity_of
 from app.store.bucket import PRIVATE, Bucket
 from app.store.disk import Unreadable, read_regular, store_errors
 from app.store.store import Store
+from app.store.workplace import Workplace
 
 logger = logging.getLogger("dictserve")
 
@@ -33,15 +34,15 @@ def claim(store: Store, database: Database) -> None:
     """
     with database.transaction() as connection:
         identity = identity_of(connection)
-    markers: list[_Marker] = [_InDirectory(store)]
-    own, left = _of_file(store)
+    markers: list[_Marker] = [_InDirectory(store.workplace)]
+    own, left = _of_file(store.workplace)
     if own == identity:
         _require(markers[0], None)
         return
     if left:
         raise JobsUnavailable(
-            f"{store.database} holds jobs that have not ended ({left}), whose activations would be removed: let them "
-            "end first, without DICTSERVE_DATABASE_URL, or move that file away to give them up"
+            f"{store.workplace.database} holds jobs that have not ended ({left}), whose activations would be "
+            "removed: let them end first, without DICTSERVE_DATABASE_URL, or move that file away to give them up"
         )
     if store.bucket is not None:
         markers.append(_InBucket(store.bucket))
@@ -66,9 +67,9 @@ class _Marker(Protocol):
 
 
 class _InDirectory:
-    def __init__(self, store: Store) -> None:
-        self._workplace = store.workplace
-        self._path = store.private / MARKER
+    def __init__(self, workplace: Workplace) -> None:
+        self._workplace = workplace
+        self._path = workplace.directory / MARKER
         self.where = str(self._path)
 
     def read(self) -> str | None:
@@ -124,13 +125,13 @@ def _put(marker: _Marker, identity: str) -> None:
     _require(marker, identity)  # of two that come at once, one was first
 
 
-def _of_file(store: Store) -> tuple[str | None, int]:
+def _of_file(workplace: Workplace) -> tuple[str | None, int]:
     """Of the store's own SQLite file, which is only read: its identity, and how many unended jobs may be lost.
     Neither where there is none."""
-    if not store.database.exists():
+    if not workplace.database.exists():
         return None, 0
     try:
-        with closing(sqlite3.connect(f"{store.database.absolute().as_uri()}?mode=ro", uri=True)) as connection:
+        with closing(sqlite3.connect(f"{workplace.database.absolute().as_uri()}?mode=ro", uri=True)) as connection:
             tables = {name for (name,) in connection.execute("SELECT name FROM sqlite_master")}
             identity, data = None, []
             if "jobs_identity" in tables:  # else an earlier version made it
@@ -140,12 +141,12 @@ def _of_file(store: Store) -> tuple[str | None, int]:
                 data = [told for (told,) in unended]
     except sqlite3.Error as error:
         kind = JobsAway if isinstance(error, sqlite3.OperationalError) else JobsUnavailable  # locked, say; damaged
-        told = f"whether {store.database} holds jobs that have not ended cannot be told: {error}"
+        told = f"whether {workplace.database} holds jobs that have not ended cannot be told: {error}"
         raise kind(f"{told}; if it is not needed, move it away") from None
-    return identity, sum(_has_data(store, told) for told in data)
+    return identity, sum(_has_data(workplace, told) for told in data)
 
 
-def _has_data(store: Store, told: str) -> bool:
+def _has_data(workplace: Workplace, told: str) -> bool:
     """Whether there is something to lose of a job: what was uploaded is gone where services of a version that did not
     look have swept it."""
     try:
@@ -156,5 +157,5 @@ def _has_data(store: Store, told: str) -> bool:
         case {"files": _}:
             return True
         case {"file": str(file)}:
-            return (store.activations / file).exists()
+            return (workplace.activations / file).exists()
     return False

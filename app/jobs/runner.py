@@ -24,7 +24,8 @@ from app.problems import problem_of
 from app.schemas import AnyJob, Job, State
 from app.settings import Settings
 from app.store.checkpoints import Checkpoints
-from app.store.store import Reference, Store
+from app.store.references import Reference
+from app.store.store import Store
 from app.store.uploads import Staged, Uploads
 from app.supervisor import Supervisor, error_of
 from app.worker.frames import Frame

@@ -19,7 +19,8 @@ from app.routes.openapi import ETAG, TAGGED, UNCHANGED, array_answers, array_bod
 from app.routes.query import KNOWN_ALONE
 from app.schemas import DictionaryList, ImportRequest, LabelRequest, WeightsAnswer
 from app.services import ServicesDep
-from app.store.store import DictionaryRecord, Labels, Reference, Store
+from app.store.references import Reference
+from app.store.store import DictionaryRecord, Labels, Store
 
 logger = logging.getLogger("dictserve")
 

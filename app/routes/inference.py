@@ -39,7 +39,8 @@ from app.routes.openapi import BINARY, Responses, answers, device_full, header, 
 from app.schemas import DecodeRequest, EncodeRequest
 from app.services import Services, ServicesDep
 from app.settings import Settings
-from app.store.store import DictionaryRecord, Reference
+from app.store.references import Reference
+from app.store.store import DictionaryRecord
 
 Endpoint = TypeVar("Endpoint", bound=Callable[..., Any])
 

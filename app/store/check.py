@@ -58,7 +58,7 @@ def damaged(store: Store) -> Iterator[Finding | None]:
 
 def damaged_checkpoints(store: Store) -> Iterator[Finding | None]:
     """What is wrong with each checkpoint, None where it is whole. The fit of a damaged one starts again, no more."""
-    for path in sorted(store.checkpoints.iterdir()) if store.checkpoints.is_dir() else []:
+    for path in sorted(store.workplace.checkpoints.iterdir()) if store.workplace.checkpoints.is_dir() else []:
         try:
             for _ in read_steps(path):
                 pass
@@ -66,7 +66,7 @@ def damaged_checkpoints(store: Store) -> Iterator[Finding | None]:
             continue  # its fit has ended in the meantime, or has written the next
         except (CheckpointUnusable, OSError) as error:
             where = str(path.relative_to(store.root))
-            yield Finding(where, f"a checkpoint: {error}", partial(Checkpoints(store).set_aside, path))
+            yield Finding(where, f"a checkpoint: {error}", partial(Checkpoints(store.workplace).set_aside, path))
         else:
             yield None
 

@@ -12,8 +12,9 @@ from pathlib import Path
 
 from app.errors import StoreUnavailable
 from app.store.checkpoint_file import iteration_of
+from app.store.disk import fsync_directory, store_errors
 from app.store.shared_files import SharedFiles
-from app.store.store import Store, fsync_directory, owner_of, store_errors
+from app.store.workplace import Workplace, owner_of
 
 logger = logging.getLogger("dictserve")
 
@@ -23,17 +24,17 @@ SUFFIX = ".safetensors"
 class Checkpoints:
     """``<owner>.<job>.safetensors`` in a private directory of the store; one that is being written is staged."""
 
-    def __init__(self, store: Store, shared: SharedFiles | None = None) -> None:
-        self._store = store
+    def __init__(self, workplace: Workplace, shared: SharedFiles | None = None) -> None:
+        self._workplace = workplace
         self._shared = shared
 
     def path(self, job: str) -> Path:
         """Where this process's worker puts the job's checkpoint."""
-        return self._store.checkpoints / f"{self._store.owner}.{job}{SUFFIX}"
+        return self._workplace.checkpoints / f"{self._workplace.owner}.{job}{SUFFIX}"
 
     def staged(self, job: str) -> Path:
         """Where it is written before: the store's sweep removes it should this process die on the way."""
-        return self._store.staging / f"{self._store.owner}.{job}{SUFFIX}"
+        return self._workplace.staging / f"{self._workplace.owner}.{job}{SUFFIX}"
 
     def shared_as(self, job: str) -> str | None:
         """The object that the worker makes of each, where they are shared."""
@@ -81,7 +82,7 @@ class Checkpoints:
     def sweep(self, alive: Callable[[], set[str]], unended: Callable[[], set[str]]) -> None:
         """Remove what is no living process's and, asked after that, no unended job's."""
         with store_errors():
-            files = list(self._store.checkpoints.iterdir())
+            files = list(self._workplace.checkpoints.iterdir())
         owners = alive()
         left = [path for path in files if owner_of(path) not in owners]
         if left:
@@ -99,15 +100,15 @@ class Checkpoints:
     def set_aside(self, path: Path) -> Path:
         """Take a damaged one out of the way, but keep it: where it is from now on."""
         with store_errors():
-            self._store.quarantine.mkdir(exist_ok=True)
-            aside = self._store.quarantine / path.name
+            self._workplace.quarantine.mkdir(exist_ok=True)
+            aside = self._workplace.quarantine / path.name
             path.rename(aside)
             fsync_directory(path.parent)
             fsync_directory(aside.parent)
         return aside
 
     def _of(self, job: str) -> list[Path]:
-        return list(self._store.checkpoints.glob(f"*.{job}{SUFFIX}"))
+        return list(self._workplace.checkpoints.glob(f"*.{job}{SUFFIX}"))
 
 
 def job_of(path: Path) -> str:

@@ -18,36 +18,15 @@ from app.kept import keep
 from app.store import figures_file
 from app.store import weights as weights_file
 from app.store.bucket import Bucket, bucket_of
-from app.store.disk import fsync_directory, store_errors
 from app.store.figures_file import FIGURES_FILE, Figures
-from app.store.files import LABELS_FILE, META_FILE, REMOVED, Files
+from app.store.files import LABELS_FILE, META_FILE, Files
 from app.store.hashed import Hashed
 from app.store.object_cache import ObjectCache
 from app.store.object_store import ObjectStore
 from app.store.objects import Objects
 from app.store.references import Reference, check_name
-from app.store.weights import TENSOR, WEIGHTS_FILE
-from app.store.workplace import MACHINE, Workplace, owner_of
-
-__all__ = [
-    "FIGURES_FILE",
-    "LABELS_FILE",
-    "MACHINE",
-    "META_FILE",
-    "REMOVED",
-    "TENSOR",
-    "WEIGHTS_FILE",
-    "DictionaryRecord",
-    "Labels",
-    "Reference",
-    "Store",
-    "check_name",
-    "fsync_directory",
-    "now",
-    "owner_of",
-    "store_errors",
-    "timestamp",
-]
+from app.store.weights import WEIGHTS_FILE
+from app.store.workplace import Workplace
 
 FORMAT = 1
 
@@ -185,60 +164,18 @@ class Store:
 
     def __init__(self, root: Path, objects: ObjectStore | None = None) -> None:
         self.root = root
-        self.private = root / ".dictserve"
-        self.workplace = Workplace(self.private)
-        self.activations = self.workplace.activations
-        self.checkpoints = self.workplace.checkpoints
-        self.database = self.workplace.database
-        self.quarantine = self.workplace.quarantine
-        self.staging = self.workplace.staging
+        self.workplace = Workplace(root / ".dictserve")
         self.bucket: Bucket | None = None  # that has the dictionaries
         self._shelf: Shelf = Files(root, self.workplace)
         if objects is not None:
             self.bucket = bucket_of(objects)
-            copies = ObjectCache(self.private / "objects", objects.cache_bytes)
+            copies = ObjectCache(self.workplace.directory / "objects", objects.cache_bytes)
             self._shelf = Objects(self.bucket, copies, objects.listing_seconds)
         self._records: dict[tuple[str, int], DictionaryRecord] = {}
 
-    # -- life ---------------------------------------------------------------------------------------------
-
-    @property
-    def owner(self) -> str:
-        """What this process is called at present."""
-        return self.workplace.owner
-
-    def open(self) -> None:
-        """Make the directories, and the lock by which others on this machine see this process die."""
-        self.workplace.open()
-
-    def close(self) -> None:
-        self.workplace.close()
-
-    def rename_owner(self) -> None:
-        """Go on as another: what has the old name is as a dead process's."""
-        self.workplace.rename_owner()
-
-    def lock_is_free(self, owner: str) -> bool:
-        """Whether the process that called itself this was on this machine and is dead. False where its lock does not
-        tell: it was on another machine, or had another store."""
-        return self.workplace.lock_is_free(owner)
-
-    def sweep(self, alive: Callable[[], set[str]]) -> None:
-        """Remove what dead processes have staged, their locks, and what is left of versions that they removed.
-
-        Args:
-            alive: asked after what there is was listed, so that what is new is some living owner's.
-        """
-        self.workplace.sweep(alive)
-        self.sweep_versions()
-
-    def sweep_versions(self) -> None:
+    def sweep(self) -> None:
         """Remove what is left of versions that were never finished, or were being removed, by the dead."""
         self._shelf.sweep()
-
-    def owned_name(self) -> str:
-        """A new name for what this process stages: others can tell whose it is (``owner_of``)."""
-        return self.workplace.owned_name()
 
     # -- reading ------------------------------------------------------------------------------------------
 

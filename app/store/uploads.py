@@ -15,8 +15,9 @@ import numpy as np
 
 from app.errors import DataChanged, StoreFull
 from app.formats import npy_format
+from app.store.disk import fsync_directory, store_errors
 from app.store.shared_files import GRACE_SECONDS, SharedFiles
-from app.store.store import Store, fsync_directory, owner_of, store_errors
+from app.store.workplace import Workplace, owner_of
 from app.threads import Threads
 
 logger = logging.getLogger("dictserve")
@@ -52,17 +53,17 @@ class Uploads:
     That may take a network long, so that requests have it done in ``threads`` of its own.
     """
 
-    def __init__(self, store: Store, shared: SharedFiles | None = None) -> None:
-        self._store = store
+    def __init__(self, workplace: Workplace, shared: SharedFiles | None = None) -> None:
+        self._workplace = workplace
         self._shared = shared
         self.threads = Threads("activations", MOVED_AT_ONCE)
         self._of_jobs: set[str] = set()  # files here whose job was seen on record: with that they are needed no more
 
     def new_path(self) -> Path:
-        return self._store.activations / f"{self._store.owned_name()}.npy"
+        return self._workplace.activations / f"{self._workplace.owned_name()}.npy"
 
     def path(self, file: str) -> Path:
-        return self._store.activations / file
+        return self._workplace.activations / file
 
     def stage(self, A: np.ndarray, upload: Path) -> Staged:
         """Make activations durable. ``upload`` is kept as it is where it holds just them, else written anew.
@@ -92,7 +93,7 @@ class Uploads:
     def require_room(self, rows: int, n_features: int) -> None:
         """Raises StoreFull where the disk has no room for so many activations."""
         with store_errors():
-            free = shutil.disk_usage(self._store.activations).free
+            free = shutil.disk_usage(self._workplace.activations).free
         needed = rows * n_features * np.dtype(np.float32).itemsize
         if needed > free:
             raise StoreFull(
@@ -142,7 +143,7 @@ class Uploads:
             return
         self.require_room(data["rows"], data["n_features"])
         with store_errors():
-            found = self._shared.get(path.name, self._store.staging / self._store.owned_name(), path)
+            found = self._shared.get(path.name, self._workplace.staging / self._workplace.owned_name(), path)
         if not found:
             raise DataChanged("the activations of this fit are in the object store no more; send them again")
 
@@ -165,7 +166,7 @@ class Uploads:
     def sweep(self, alive: Callable[[], set[str]], needed: Callable[[], set[str]]) -> None:
         """Remove what no living process is about to give a job and, asked after that, no unended job needs."""
         with store_errors():
-            files = list(self._store.activations.iterdir())
+            files = list(self._workplace.activations.iterdir())
         of_jobs = self._of_jobs & {path.name for path in files}
         self._of_jobs &= of_jobs
         owners = alive()

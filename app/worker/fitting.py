@@ -23,7 +23,9 @@ from app.errors import StoreUnavailable
 from app.store import checkpoint_file
 from app.store.bucket import Bucket
 from app.store.checkpoint_file import CheckpointUnusable, Rows, Told
-from app.store.store import Reference, Store, fsync_directory
+from app.store.disk import fsync_directory
+from app.store.references import Reference
+from app.store.store import Store
 from app.worker.conversion import PROGRESS_SECONDS, fitted_of, nmf_of, rows_of
 from app.worker.file_rows import FileRows
 from app.worker.messages import CheckpointPlace, Files, Fit, FitBegun, FitProgress, FitStopped

@@ -13,7 +13,8 @@ from pathlib import Path
 import msgspec
 
 from app.errors import AppError
-from app.store.store import Reference, Store
+from app.store.references import Reference
+from app.store.store import Store
 from app.worker.messages import Compare, Compared, Failed
 from app.worker.parent import die_with
 from core.errors import CoreError

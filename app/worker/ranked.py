@@ -26,7 +26,9 @@ import core.threads
 from app.errors import StoreUnavailable
 from app.store import checkpoint_file
 from app.store.checkpoint_file import CheckpointUnusable, Told
-from app.store.store import Reference, Store, fsync_directory
+from app.store.disk import fsync_directory
+from app.store.references import Reference
+from app.store.store import Store
 from app.worker import frames
 from app.worker.conversion import PROGRESS_SECONDS, fitted_of, nmf_of, rows_of
 from app.worker.loop import failed

@@ -12,7 +12,8 @@ from fastapi.testclient import TestClient
 from app.errors import WorkerUnavailable
 from app.main import create_app
 from app.settings import Settings
-from app.store.store import Store, figures_file
+from app.store import figures_file
+from app.store.store import Store
 from app.supervisor import Health, JobListener, Supervisor
 from app.worker.file_rows import FileRows
 from app.worker.frames import Frame, Rows

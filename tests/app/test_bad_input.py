@@ -470,7 +470,7 @@ class TestLimits:
     def test_refused_uploads_leave_no_file(self, client: TestClient, settings: Settings) -> None:
         for content in (npy(np.ones((500, 4))), npy(-np.ones((2, 4))), b"\x93NUMPY\x01\x00"):
             assert client.post("/fit?name=a&nb_concepts=1", content=content).status_code in (400, 413, 422)
-        assert list(Store(settings.store).activations.iterdir()) == []
+        assert list(Store(settings.store).workplace.activations.iterdir()) == []
 
 
 @pytest.mark.parametrize(

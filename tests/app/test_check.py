@@ -10,8 +10,13 @@ from typer.testing import CliRunner
 
 from app.cli import main
 from app.jobs.database import Database
+from app.store import figures_file
 from app.store.checkpoint_file import FORMAT, Rows, Told, write
-from app.store.store import FIGURES_FILE, LABELS_FILE, META_FILE, WEIGHTS_FILE, Reference, Store, figures_file
+from app.store.figures_file import FIGURES_FILE
+from app.store.files import LABELS_FILE, META_FILE
+from app.store.references import Reference
+from app.store.store import Store
+from app.store.weights import WEIGHTS_FILE
 
 D = np.eye(2, 4, dtype=np.float32)
 TOLD: dict[str, dict[str, object]] = {"parameters": {}, "metrics": {}, "data": {}, "software": {}}
@@ -20,7 +25,7 @@ TOLD: dict[str, dict[str, object]] = {"parameters": {}, "metrics": {}, "data": {
 @pytest.fixture
 def store(tmp_path: Path) -> Store:
     store = Store(tmp_path / "models")
-    store.open()
+    store.workplace.open()
     for name in ("a", "a", "b"):
         store.publish(name, D, **TOLD)
     return store
@@ -65,7 +70,7 @@ def test_damage_is_told_and_set_aside(store: Store, fault: str) -> None:
 
     code, told = run(store, "--repair")
     assert code == 0
-    (aside,) = store.quarantine.iterdir()
+    (aside,) = store.workplace.quarantine.iterdir()
     assert str(aside) in told
     assert {path.name: path.read_bytes() for path in aside.iterdir()} == before
     assert run(store) == (0, "2 versions are whole, 0 damaged\n")
@@ -103,25 +108,25 @@ def test_strays_are_told_and_left(store: Store) -> None:
 
 
 def test_a_damaged_database_is_told(store: Store) -> None:
-    database = Database(f"sqlite:///{store.database}")
+    database = Database(f"sqlite:///{store.workplace.database}")
     database.open()
     database.close()
     assert run(store)[0] == 0
-    store.database.write_bytes(b"SQLite format 3\0" + b"x" * 5000)
+    store.workplace.database.write_bytes(b"SQLite format 3\0" + b"x" * 5000)
     code, told = run(store, "--repair")
     assert code == 1
     assert "jobs' database is damaged" in told
     with pytest.raises(sqlite3.DatabaseError):
-        sqlite3.connect(store.database).execute("select * from jobs")
+        sqlite3.connect(store.workplace.database).execute("select * from jobs")
 
 
 def test_checkpoints_are_looked_at_too(store: Store) -> None:
     for job in ("a", "b"):
-        with (store.checkpoints / f"1-dead.{job}.safetensors").open("wb", buffering=0) as file:
+        with (store.workplace.checkpoints / f"1-dead.{job}.safetensors").open("wb", buffering=0) as file:
             told = Told(FORMAT, job, {}, {"iteration": 1}, 0.0)
             write(file, told, {"Z": Rows("F32", D.shape, D.__getitem__)}, lambda: False)
     assert run(store) == (0, "3 versions are whole, 0 damaged\n2 checkpoints of fits are whole, 0 damaged\n")
-    damaged = store.checkpoints / "1-dead.b.safetensors"
+    damaged = store.workplace.checkpoints / "1-dead.b.safetensors"
     damaged.write_bytes(damaged.read_bytes()[:-1])
     code, output = run(store)
     assert code == 1
@@ -129,7 +134,7 @@ def test_checkpoints_are_looked_at_too(store: Store) -> None:
     assert output.endswith("1 checkpoints of fits are whole, 1 damaged\n")
     code, output = run(store, "--repair")
     assert code == 0
-    assert f"set aside as {store.quarantine / damaged.name}\n" in output
+    assert f"set aside as {store.workplace.quarantine / damaged.name}\n" in output
     assert run(store) == (0, "3 versions are whole, 0 damaged\n1 checkpoints of fits are whole, 0 damaged\n")
 
 

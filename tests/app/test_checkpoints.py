@@ -62,9 +62,9 @@ def hurry(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def store(tmp_path: Path) -> Iterator[Store]:
     store = Store(tmp_path / "models")
-    store.open()
+    store.workplace.open()
     yield store
-    store.close()
+    store.workplace.close()
 
 
 @contextmanager
@@ -77,10 +77,10 @@ def worker(store: Store) -> Iterator[Turned]:
 
 def fit(store: Store, *, solver: Solver = "hals", seconds: float = 1e-9, **changed: object) -> Fit:
     """A fit that is kept after each of its iterations, as far as time is concerned."""
-    path = store.activations / "A"
+    path = store.workplace.activations / "A"
     if not path.exists():
         A.tofile(path)
-    checkpoints = Checkpoints(store)
+    checkpoints = Checkpoints(store.workplace)
     place = CheckpointPlace(str(checkpoints.path("job")), str(checkpoints.staged("job")), seconds)
     message = Fit("job", str(path), 0, *A.shape, 6, solver, MAX_ITER, 0, "auto", 0, None, "digest", place)
     return msgspec.structs.replace(message, **changed)
@@ -221,7 +221,7 @@ def test_a_full_disk_does_not_fail_the_fit(
         patch.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(10**9, 10**9, 20_000))
         assert same(ended(store, fit(store))[2], whole)
     assert "bytes of the store's disk, which has 20000 to spare" in caplog.text
-    assert list(store.checkpoints.iterdir()) == list(store.staging.iterdir()) == []
+    assert list(store.workplace.checkpoints.iterdir()) == list(store.workplace.staging.iterdir()) == []
 
 
 @pytest.mark.parametrize("seconds", [1e-9, 3600.0])
@@ -251,7 +251,7 @@ def test_a_stop_before_the_first_iteration_or_without_checkpoints_ends_the_fit_a
             turned.worker._advance_fit()
             assert turned.worker._fit is None
             assert turned.turn()[-1].message == FitStopped("job")
-    assert list(store.checkpoints.iterdir()) == []
+    assert list(store.workplace.checkpoints.iterdir()) == []
 
 
 def test_a_stop_of_a_fit_that_goes_on_leaves_the_checkpoint_as_it_was(store: Store) -> None:
@@ -281,11 +281,11 @@ def test_nothing_comes_after_a_cancel(store: Store, monkeypatch: pytest.MonkeyPa
         writing = turned.worker._fit._writing
         frames.send(turned.channel, CancelFit("job"))
         assert turned.turn()[-1].message == FitCancelled("job")
-        Checkpoints(store).discard("job")
+        Checkpoints(store.workplace).discard("job")
         go_on.set()
         assert writing is not None
         assert writing.ended.wait(10)
-    assert list(store.checkpoints.iterdir()) == list(store.staging.iterdir()) == []
+    assert list(store.workplace.checkpoints.iterdir()) == list(store.workplace.staging.iterdir()) == []
 
 
 @pytest.mark.parametrize("ends_on_the_way", [False, True])
@@ -293,7 +293,7 @@ def test_an_object_that_comes_after_its_fit_s_end_does_not_stay(
     store: Store, monkeypatch: pytest.MonkeyPatch, ends_on_the_way: bool
 ) -> None:
     """The service has removed what there was of the job by then: nobody else would."""
-    bucket = bucket_of(ObjectStore(f"memory://{store.owner}"))
+    bucket = bucket_of(ObjectStore(f"memory://{store.workplace.owner}"))
     begun, may_go_on = threading.Event(), threading.Event()
     upload = bucket.upload
 
@@ -303,8 +303,13 @@ def test_an_object_that_comes_after_its_fit_s_end_does_not_stay(
         upload(path, key)
 
     monkeypatch.setattr(bucket, "upload", slow)
-    checkpoints = Checkpoints(store, SharedFiles(bucket, "checkpoints"))
-    places = (str(store.checkpoints / "1"), str(store.staging / "1"), 30.0, checkpoints.shared_as("1"))
+    checkpoints = Checkpoints(store.workplace, SharedFiles(bucket, "checkpoints"))
+    places = (
+        str(store.workplace.checkpoints / "1"),
+        str(store.workplace.staging / "1"),
+        30.0,
+        checkpoints.shared_as("1"),
+    )
     rows = Rows("F32", (4, 4), lambda rows: np.ones((rows.stop - rows.start, 4), np.float32))
     told = Told(checkpoint_file.FORMAT, "1", {}, {"iteration": 1.0}, 0.0)
     writing = fitting.Writing(CheckpointPlace(*places), told, {"Z": rows}, bucket)
@@ -406,16 +411,16 @@ def test_a_checkpoint_of_another_format_is_told_as_such(tmp_path: Path, monkeypa
 
 
 def test_who_takes_a_job_up_takes_its_newest_checkpoint_over(store: Store) -> None:
-    checkpoints = Checkpoints(store)
-    for age, owner in ((1, "1-newest"), (3, "1-old"), (2, store.owner)):
-        path = store.checkpoints / f"{owner}.job.safetensors"
+    checkpoints = Checkpoints(store.workplace)
+    for age, owner in ((1, "1-newest"), (3, "1-old"), (2, store.workplace.owner)):
+        path = store.workplace.checkpoints / f"{owner}.job.safetensors"
         path.write_text(owner)
         os.utime(path, ns=(0, 10**9 * (10 - age)))
-    (store.checkpoints / "1-old.other.safetensors").write_text("")
+    (store.workplace.checkpoints / "1-old.other.safetensors").write_text("")
     assert checkpoints.exists("job")
     checkpoints.adopt("job")
     assert checkpoints.path("job").read_text() == "1-newest"
-    assert sorted(map(job_of, store.checkpoints.iterdir())) == ["job", "other"]
+    assert sorted(map(job_of, store.workplace.checkpoints.iterdir())) == ["job", "other"]
     checkpoints.discard("job")
     assert not checkpoints.exists("job")
     assert checkpoints.exists("other")
@@ -423,12 +428,16 @@ def test_who_takes_a_job_up_takes_its_newest_checkpoint_over(store: Store) -> No
 
 def test_a_sweep_takes_what_is_no_living_process_and_no_unended_job_s(store: Store) -> None:
     other = Store(store.root)
-    for owner in (store.owner, other.owner, "1-dead"):
+    for owner in (store.workplace.owner, other.workplace.owner, "1-dead"):
         for job in ("unended", "ended"):
-            (store.checkpoints / f"{owner}.{job}.safetensors").write_text("")
-    Checkpoints(store).sweep(lambda: {store.owner, other.owner}, lambda: {"unended"})
-    left = {path.name for path in store.checkpoints.iterdir()}
+            (store.workplace.checkpoints / f"{owner}.{job}.safetensors").write_text("")
+    Checkpoints(store.workplace).sweep(lambda: {store.workplace.owner, other.workplace.owner}, lambda: {"unended"})
+    left = {path.name for path in store.workplace.checkpoints.iterdir()}
     assert left == {
-        *(f"{owner}.{job}.safetensors" for owner in (store.owner, other.owner) for job in ("unended", "ended")),
+        *(
+            f"{owner}.{job}.safetensors"
+            for owner in (store.workplace.owner, other.workplace.owner)
+            for job in ("unended", "ended")
+        ),
         "1-dead.unended.safetensors",
     }

@@ -13,7 +13,8 @@ from app.comparison import Comparisons
 from app.errors import Overloaded, WorkerUnavailable
 from app.kept import KeptBytes
 from app.settings import Settings
-from app.store.store import DictionaryRecord, Reference, Store
+from app.store.references import Reference
+from app.store.store import DictionaryRecord, Store
 from core.matching import match
 from tests.app.conftest import publish
 from tests.waiting import until

@@ -6,8 +6,9 @@ from fastapi.testclient import TestClient
 
 from app import concepts
 from app.kept import KeptBytes
+from app.store import figures_file
 from app.store.figures_file import FIGURES_FILE
-from app.store.store import Store, figures_file
+from app.store.store import Store
 from demo.service import npy
 from tests.app.conftest import D, publish
 

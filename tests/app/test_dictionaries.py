@@ -191,7 +191,7 @@ def test_a_version_is_removed_and_its_number_not_given_again(client: TestClient,
     assert client.get(URL).status_code == 404
     assert client.get("/dictionaries").json() == {"dictionaries": []}
     assert publish(Store(store.root), "digits", D) == 5
-    assert [path.name for path in (store.private / "staging").iterdir()] == []
+    assert [path.name for path in (store.workplace.directory / "staging").iterdir()] == []
 
 
 def test_encodes_while_it_is_removed_are_answered_or_told_404(

@@ -53,7 +53,7 @@ def test_rows_of_the_files_follow_each_other(client: TestClient, worker: WorkerD
     assert answer.json()["parameters"]["files"] == ["layer4/*.npy"]
     np.testing.assert_array_equal(staged(worker), A)
     assert client.delete(f"/jobs/{answer.json()['id']}").json()["state"] == "cancelled"
-    assert list(store.activations.iterdir()) == []
+    assert list(store.workplace.activations.iterdir()) == []
 
 
 def test_the_dictionary_tells_its_files(client: TestClient) -> None:
@@ -169,7 +169,7 @@ def test_what_may_not_be_named(
     assert (answer.status_code, problem["errors"][0]["loc"][0]) == (422, "files"), problem
     assert said in problem["detail"], problem
     assert client.get("/jobs").json()["jobs"] == []
-    assert list(store.activations.iterdir()) == []
+    assert list(store.workplace.activations.iterdir()) == []
 
 
 @pytest.mark.parametrize(
@@ -222,7 +222,7 @@ def test_more_than_the_disk_has_room_for(settings: Settings, worker: WorkerDoubl
     with TestClient(create_app(staging, supervisor=worker)) as client:
         answer = client.post("/fit", json=FIT | {"files": ["huge.npy"]})
         assert (answer.status_code, answer.json()["type"]) == (507, "store-full"), answer.text
-        assert list(Store(settings.store).activations.iterdir()) == []
+        assert list(Store(settings.store).workplace.activations.iterdir()) == []
     with TestClient(create_app(settings, supervisor=worker)) as client:
         job = client.post("/fit", json=FIT | {"files": ["huge.npy"]}).json()
         assert job["parameters"]["online"], job
@@ -257,7 +257,7 @@ def test_values_are_checked_where_they_are_read(
     assert job["error"]["type"] == "invalid-values", job  # type: ignore[index]
     assert "of layer4/b.npy" in job["error"]["detail"]  # type: ignore[index]
     assert said in job["error"]["detail"]  # type: ignore[index]
-    assert list(store.activations.iterdir()) == []
+    assert list(store.workplace.activations.iterdir()) == []
     (data / "layer4" / "b.npy").unlink()
     assert ended(client, client.post("/fit", json=FIT).json()["id"])["state"] == "succeeded"
 
@@ -303,7 +303,7 @@ def test_a_file_that_changes_before_the_fit_starts_fails_it(
     assert job["state"] == "failed", job
     assert "layer4/b.npy" in job["error"]["detail"]  # type: ignore[index]
     assert job["error"]["type"] == ("invalid-fields" if change is led_out else "data-changed")  # type: ignore[index]
-    assert list(store.activations.iterdir()) == []
+    assert list(store.workplace.activations.iterdir()) == []
 
 
 @pytest.fixture
@@ -332,7 +332,7 @@ def test_a_job_is_cancelled_while_its_files_are_read(
     assert client.delete(f"/jobs/{id}").json()["state"] == "cancelled"
     assert len(slow) < 10
     assert worker.fits == []
-    assert list(store.activations.iterdir()) == []
+    assert list(store.workplace.activations.iterdir()) == []
 
 
 def test_a_stop_while_files_are_read_leaves_the_job_to_the_next_start(
@@ -424,5 +424,5 @@ def test_nothing_is_staged_and_the_progress_is_in_batches(
     worker.fits_hang = True
     id = client.post("/fit", json=FIT | {"epochs": 2}).json()["id"]
     until(lambda: client.get(f"/jobs/{id}").json()["progress"]["iteration"], every=0.01)
-    assert list(store.activations.iterdir()) == []
+    assert list(store.workplace.activations.iterdir()) == []
     assert client.delete(f"/jobs/{id}").json()["state"] == "cancelled"

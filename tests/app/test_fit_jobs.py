@@ -27,7 +27,8 @@ from app.jobs.leases import Leases
 from app.main import create_app
 from app.schemas import FitRequest
 from app.settings import Settings
-from app.store.store import Reference, Store
+from app.store.references import Reference
+from app.store.store import Store
 from app.store.uploads import Uploads
 from app.supervisor import JobListener
 from app.worker.frames import Frame
@@ -77,7 +78,7 @@ def test_a_fit_is_accepted_runs_and_publishes(client: TestClient, store: Store) 
     assert told["data"]["rows"] == 3
     assert told["job"] == job["id"]
     np.testing.assert_array_equal(store.load("digits", 1), A[:2])
-    assert list(store.activations.iterdir()) == []  # the data is not kept past its job
+    assert list(store.workplace.activations.iterdir()) == []  # the data is not kept past its job
 
 
 @pytest.mark.parametrize("array", [A, A.astype(np.float64), np.asfortranarray(A), A.astype(np.int32)])
@@ -174,7 +175,7 @@ def test_fifty_requests_with_one_key_are_one_job(client: TestClient, store: Stor
         ]
         == "succeeded"
     )  # the same request in another format
-    assert list(store.activations.iterdir()) == []
+    assert list(store.workplace.activations.iterdir()) == []
 
 
 def test_a_key_is_of_one_request(client: TestClient) -> None:
@@ -309,7 +310,7 @@ def test_cancelling(client: TestClient, worker: WorkerDouble, store: Store) -> N
         answer = client.delete(f"/jobs/{id}")
         assert (answer.status_code, answer.json()["state"]) == (200, "cancelled")
     assert client.get("/dictionaries").json() == {"dictionaries": []}
-    assert list(store.activations.iterdir()) == []
+    assert list(store.workplace.activations.iterdir()) == []
     assert client.delete(f"/jobs/{running}").status_code == 204  # an ended job's record is removed
     assert client.get(f"/jobs/{running}").status_code == 404
 
@@ -340,7 +341,7 @@ def test_a_fit_that_kills_its_worker_twice_is_given_up(
     assert job["state"] == "failed"
     assert job["error"]["type"] == "fit-abandoned"
     assert len(worker.fits) == 2
-    assert list(store.activations.iterdir()) == []
+    assert list(store.workplace.activations.iterdir()) == []
     assert ended(client, client.post("/fit", json=FIT).json()["id"])["state"] == "succeeded"
 
 
@@ -448,7 +449,7 @@ def test_a_checkpoint_goes_with_its_job(settings: Settings, worker: WorkerDouble
     """However it ends; not before, and not where another process may need it."""
     with TestClient(create_app(settings, supervisor=worker)) as client:
         checkpoints = client.app.state.services.fits.checkpoints  # type: ignore[attr-defined]
-        directory = Store(settings.store).checkpoints
+        directory = Store(settings.store).workplace.checkpoints
 
         def kept(id: str) -> None:
             checkpoints.path(id).write_text("")
@@ -542,7 +543,7 @@ def test_a_job_that_publishes_is_not_cancelled_by_whoever_takes_it_up(
     id = client.post("/fit", json=FIT).json()["id"]
     assert publishing.begun.wait(10)
     jobs.request_cancel(id)  # as another process does
-    owner = client.app.state.services.store.owner  # type: ignore[attr-defined]
+    owner = client.app.state.services.store.workplace.owner  # type: ignore[attr-defined]
     assert [record.job.id for record in jobs.take_over(owner, ())] == [id]  # as one that takes its owner for dead
     assert not jobs.cancel_queued(id)
     assert jobs.get(id).job.state not in ENDED
@@ -583,7 +584,7 @@ def test_too_many_queued_fits(settings: Settings) -> None:
         assert int(refused[-1].headers["retry-after"]) > 0
         assert client.post("/fit", json=FIT, headers={"idempotency-key": "k"}).json()["id"] == first.json()["id"]
         unended = len(client.get("/jobs").json()["jobs"])
-        assert len(list(Store(small.store).activations.iterdir())) == unended == 5 - len(refused)
+        assert len(list(Store(small.store).workplace.activations.iterdir())) == unended == 5 - len(refused)
 
 
 def test_a_dictionary_that_is_not_there(store: Store) -> None:
@@ -671,7 +672,7 @@ def test_data_that_is_slow_to_remove_costs_nobody_the_lease(
                     assert renewed.acquire(timeout=3)
             finally:
                 goes_on.set()
-        assert services.store.owner in services.leases.alive()
+        assert services.store.workplace.owner in services.leases.alive()
 
 
 def test_a_job_that_is_on_record_keeps_its_data_whatever_its_client_was_told(
@@ -688,7 +689,7 @@ def test_a_job_that_is_on_record_keeps_its_data_whatever_its_client_was_told(
     assert client.post("/fit", json=FIT).status_code == 503
     (job,) = client.get("/jobs").json()["jobs"]
     assert ended(client, job["id"])["state"] == "succeeded"
-    assert list(store.activations.iterdir()) == []
+    assert list(store.workplace.activations.iterdir()) == []
 
 
 def test_a_job_whose_request_is_given_up_while_it_is_recorded_keeps_its_data(
@@ -717,7 +718,7 @@ def test_a_job_whose_request_is_given_up_while_it_is_recorded_keeps_its_data(
     client.portal.call(given_up)
     (job,) = until(lambda: client.get("/jobs").json()["jobs"], every=0.01)
     assert ended(client, job["id"])["state"] == "succeeded"
-    assert list(store.activations.iterdir()) == []
+    assert list(store.workplace.activations.iterdir()) == []
 
 
 def test_data_without_a_job_is_removed_once_the_database_says_that_there_is_none(
@@ -733,7 +734,7 @@ def test_data_without_a_job_is_removed_once_the_database_says_that_there_is_none
     monkeypatch.setattr(Jobs, "surely_data_files", lambda jobs: asked(jobs) if is_there else refused())
     with TestClient(create_app(settings.model_copy(update={"lease_seconds": 1}), supervisor=worker)) as client:
         assert client.post("/fit", json=FIT).status_code == 503
-        activations = Store(settings.store).activations
+        activations = Store(settings.store).workplace.activations
         assert len(list(activations.iterdir())) == 1
         is_there = True
         until(lambda: not list(activations.iterdir()))

@@ -14,7 +14,8 @@ from app.jobs import database
 from app.jobs.database import Database
 from app.line import SILENT_SECONDS, Line, give_up_in_time
 from app.store.object_store import ObjectStore
-from app.store.store import Reference, Store
+from app.store.references import Reference
+from app.store.store import Store
 from tests.app.conftest import D, publish
 from tests.postgres import Cluster
 from tests.s3 import S3
@@ -148,7 +149,7 @@ def test_what_is_at_hand_stays_so_while_the_object_store_is_away(tmp_path: Path)
     """What is asked of it otherwise is refused, what is not known included."""
     own = S3()
     store = Store(tmp_path, ObjectStore(own.new_url(), own.options, listing_seconds=0.0))
-    store.open()
+    store.workplace.open()
     publish(store, "a", D)
     publish(store, "a", 2 * D)
     publish(store, "removed", D)

@@ -161,9 +161,9 @@ def test_what_others_could_not_go_on_with_waits_for_them(
     old: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     store, database = Store(tmp_path / "models"), Database(old)
-    store.open()
+    store.workplace.open()
     database.open()
-    leases = Leases(database, store, seconds=60)
+    leases = Leases(database, store.workplace, seconds=60)
     leases.take()
     before = described(old)
     with pytest.raises(JobsAway, match="1 services of an earlier version use the jobs' database"):

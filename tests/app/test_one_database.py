@@ -90,7 +90,7 @@ def test_a_store_whose_own_database_has_jobs_that_wait_is_not_another_databases(
 def test_the_stores_own_database_is_read_as_it_is(settings: Settings, tmp_path: Path) -> None:
     """What a killed service has left in the write-ahead log alone, too."""
     accepted(settings)
-    file = Store(settings.store).database
+    file = Store(settings.store).workplace.database
     with closing(sqlite3.connect(file)) as connection:
         connection.execute("PRAGMA wal_autocheckpoint = 0")
         (data,) = connection.execute("SELECT data FROM jobs").fetchone()
@@ -118,7 +118,7 @@ def test_fits_of_files_that_wait_in_the_stores_own_database(
 def test_jobs_with_nothing_left_to_lose_refuse_nobody(settings: Settings, new_database: NewDatabase) -> None:
     """As where a service of a version that did not look has gone on with another database."""
     accepted(settings)
-    for path in Store(settings.store).activations.iterdir():
+    for path in Store(settings.store).workplace.activations.iterdir():
         path.unlink()
     with served(settings.model_copy(update={"database_url": new_database()})) as client:
         assert client.get("/jobs").status_code == 200
@@ -126,13 +126,13 @@ def test_jobs_with_nothing_left_to_lose_refuse_nobody(settings: Settings, new_da
 
 def test_what_is_no_database_of_jobs_is_told(settings: Settings, new_database: NewDatabase) -> None:
     store = Store(settings.store)
-    store.open()
-    store.close()
+    store.workplace.open()
+    store.workplace.close()
     moved = settings.model_copy(update={"database_url": new_database()})
-    store.database.touch()  # empty, as SQLite's shell makes it
+    store.workplace.database.touch()  # empty, as SQLite's shell makes it
     with served(moved):
         pass
-    store.database.write_bytes(b"garbage" * 1000)
+    store.workplace.database.write_bytes(b"garbage" * 1000)
     is_refused(moved, "file is not a database; if it is not needed, move it away")
 
 
@@ -187,7 +187,7 @@ def test_of_databases_that_come_at_once_one_has_the_store(
     ]
     databases = [Database(new_database()) for _ in stores]
     for store, database in zip(stores, databases, strict=True):
-        store.open()
+        store.workplace.open()
         database.open()
 
     def is_had(store: Store, database: Database) -> bool:
@@ -246,7 +246,9 @@ def test_a_marker_that_cannot_be_read_is_not_passed_over(
 
 def test_the_stores_own_database_by_its_url(settings: Settings) -> None:
     """As good as without: nothing is refused, whichever way round."""
-    own = settings.model_copy(update={"database_url": f"sqlite:///{Store(settings.store).database.absolute()}"})
+    own = settings.model_copy(
+        update={"database_url": f"sqlite:///{Store(settings.store).workplace.database.absolute()}"}
+    )
     id = accepted(own)
     assert accepted(settings) != id
     assert succeeds(own, id)

@@ -13,7 +13,8 @@ from app.errors import DataChanged
 from app.formats import npy_file
 from app.jobs.data_files import DataFiles
 from app.settings import Settings
-from app.store.store import Store, figures_file
+from app.store import figures_file
+from app.store.store import Store
 from app.worker import fitting, frames
 from app.worker.file_rows import FileRows
 from app.worker.messages import CancelFit, Failed, Files, Fit, FitCancelled, FitStopped, Fitted, StopFit
@@ -27,9 +28,9 @@ A = planted(3000, 30, 6)[0]
 @pytest.fixture
 def store(tmp_path: Path) -> Iterator[Store]:
     store = Store(tmp_path / "models")
-    store.open()
+    store.workplace.open()
     yield store
-    store.close()
+    store.workplace.close()
 
 
 # --- rows of files ----------------------------------------------------------------------------------------------

@@ -17,10 +17,13 @@ import numpy as np
 import pytest
 
 from app.errors import DictionaryDamaged, NameTaken, PreconditionFailed, StoreUnavailable, UnknownDictionary
+from app.store import figures_file
 from app.store.bucket import Bucket, bucket_of
 from app.store.files import Files
 from app.store.object_store import ObjectStore
-from app.store.store import MACHINE, Labels, Reference, Store, check_name, figures_file
+from app.store.references import Reference, check_name
+from app.store.store import Labels, Store
+from app.store.workplace import MACHINE
 from tests.app.conftest import D, publish
 from tests.s3 import S3
 
@@ -29,7 +32,7 @@ from tests.s3 import S3
 def opened(tmp_path: Path) -> Store:
     """A store in a directory."""
     store = Store(tmp_path / "models")
-    store.open()
+    store.workplace.open()
     return store
 
 
@@ -48,7 +51,7 @@ class Place:
         store = Store(self.folder / f"service-{next(self._stores)}", self.objects)
         if self.objects is None:
             store = Store(self.folder / "models")
-        store.open()
+        store.workplace.open()
         return store
 
 
@@ -320,12 +323,12 @@ from pathlib import Path
 from app.store.store import Labels, Store
 
 store, who = Store(Path(sys.argv[1])), sys.argv[2]
-store.open()
+store.workplace.open()
 print("ready", flush=True)
 sys.stdin.readline()
 for i in range(40):
     store.relabel("a", 1, lambda old: Labels(labels=old.labels | {f"{who}-{i}": "x"}))
-store.close()
+store.workplace.close()
 """
 
 
@@ -411,7 +414,7 @@ def test_a_list_of_versions_is_kept_until_somebody_changes_it(  # type: ignore[n
     assert opened.versions("a") == [1, 2]
     assert listed == []
     other = Store(opened.root)
-    other.open()
+    other.workplace.open()
     change(opened.root / "a", other)
     assert opened.versions("a") == versions
 
@@ -446,7 +449,7 @@ def test_a_directory_that_cannot_be_read_hides_no_other(
         publish(opened, name, D)
     opened.remove("c", [1])
     unreadable |= {"b", "c"}
-    opened.sweep_versions()
+    opened.sweep()
     assert opened.names() == opened.names() == ["a"]
     told = [record.message for record in caplog.records if "left out" in record.message]
     assert sorted(told) == [  # once
@@ -483,17 +486,17 @@ def test_what_others_put_into_the_store_is_not_followed(opened: Store, tmp_path:
 
 
 def test_a_sweep_takes_the_leavings_of_the_dead_and_spares_the_living(opened: Store) -> None:
-    (opened.staging / "123-dead.aa").mkdir()
-    (opened.staging / "123-dead.aa" / "file").touch()
-    (opened.staging / "123-dead.cc").touch()
-    (opened.staging / f"{opened.owner}.bb").mkdir()
-    owners = opened.private / "owners"
+    (opened.workplace.staging / "123-dead.aa").mkdir()
+    (opened.workplace.staging / "123-dead.aa" / "file").touch()
+    (opened.workplace.staging / "123-dead.cc").touch()
+    (opened.workplace.staging / f"{opened.workplace.owner}.bb").mkdir()
+    owners = opened.workplace.directory / "owners"
     (owners / "123-dead").touch()
     starting = Store(opened.root)
-    starting.open()
-    opened.sweep(lambda: {opened.owner})
-    assert [path.name for path in opened.staging.iterdir()] == [f"{opened.owner}.bb"]
-    assert {path.name for path in owners.iterdir()} == {opened.owner, starting.owner}
+    starting.workplace.open()
+    opened.workplace.sweep(lambda: {opened.workplace.owner})
+    assert [path.name for path in opened.workplace.staging.iterdir()] == [f"{opened.workplace.owner}.bb"]
+    assert {path.name for path in owners.iterdir()} == {opened.workplace.owner, starting.workplace.owner}
 
 
 def test_what_is_swept_of_a_living_owner_is_published_whole_or_not_at_all(
@@ -501,19 +504,19 @@ def test_what_is_swept_of_a_living_owner_is_published_whole_or_not_at_all(
 ) -> None:
     """One that was taken for dead while it staged: the sweep has the directory, or its owner has."""
     other = Store(opened.root)
-    other.open()
+    other.workplace.open()
 
     claim = Files._claim_version
 
     def claim_after_a_sweep(*arguments: Any) -> int:
-        other.sweep(set)
+        other.workplace.sweep(set)
         return claim(*arguments)
 
     monkeypatch.setattr(Files, "_claim_version", claim_after_a_sweep)
     with pytest.raises(StoreUnavailable):
         publish(opened, "a", D)
     assert opened.versions("a") == []
-    assert list(opened.staging.iterdir()) == []
+    assert list(opened.workplace.staging.iterdir()) == []
 
 
 def test_a_job_is_published_once(place: Place) -> None:
@@ -574,24 +577,30 @@ def test_what_a_job_published_was_published_though_it_is_removed_at_once(
 
 def test_a_free_lock_tells_of_death_on_this_machine_alone(opened: Store) -> None:
     other = Store(opened.root)
-    other.open()
-    owners = opened.private / "owners"
-    assert not opened.lock_is_free(other.owner)
+    other.workplace.open()
+    owners = opened.workplace.directory / "owners"
+    assert not opened.workplace.lock_is_free(other.workplace.owner)
     (owners / "123-dead").touch()  # of a machine whose locks are not seen here
-    assert not opened.lock_is_free("123-dead")
-    assert not opened.lock_is_free(f"{MACHINE}-1-nowhere")
+    assert not opened.workplace.lock_is_free("123-dead")
+    assert not opened.workplace.lock_is_free(f"{MACHINE}-1-nowhere")
     code = (
-        "import sys, time; from pathlib import Path; from app.store.store import Store; "
-        f"s = Store(Path({str(opened.root)!r})); s.open(); print(s.owner, flush=True); time.sleep(60)"
+        "import time; from pathlib import Path; from app.store.workplace import Workplace; "
+        f"place = Workplace(Path({str(opened.workplace.directory)!r})); place.open(); "
+        "print(place.owner, flush=True); time.sleep(60)"
     )
     with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         owner = process.stdout.readline().strip()
-        assert not opened.lock_is_free(owner)
+        assert not opened.workplace.lock_is_free(owner)
         process.kill()
         process.wait()
-        assert opened.lock_is_free(owner)
-    was = other.owner
-    other.rename_owner()
-    assert other.owner != was
-    assert {path.name for path in owners.iterdir()} == {opened.owner, other.owner, owner, "123-dead"}
+        assert opened.workplace.lock_is_free(owner)
+    was = other.workplace.owner
+    other.workplace.rename_owner()
+    assert other.workplace.owner != was
+    assert {path.name for path in owners.iterdir()} == {
+        opened.workplace.owner,
+        other.workplace.owner,
+        owner,
+        "123-dead",
+    }

@@ -32,8 +32,9 @@ from app.store.bucket import Bucket, Entry, bucket_of
 from app.store.checkpoint_file import FORMAT, Told
 from app.store.checkpoints import Checkpoints
 from app.store.object_store import ObjectStore
+from app.store.references import Reference
 from app.store.shared_files import GRACE_SECONDS, SWEEP_SECONDS, SharedFiles
-from app.store.store import Reference, Store
+from app.store.store import Store
 from app.store.uploads import Uploads
 from tests.app.conftest import D, publish
 from tests.s3 import S3
@@ -58,7 +59,7 @@ def other(objects: ObjectStore, tmp_path: Path) -> Store:
 
 def opened(root: Path, objects: ObjectStore) -> Store:
     store = Store(root, objects)
-    store.open()
+    store.workplace.open()
     return store
 
 
@@ -112,7 +113,7 @@ def test_a_worker_loads_the_copies_that_the_service_has_made(
 
 def test_a_damaged_copy_is_made_anew_and_a_damaged_object_refused(store: Store) -> None:
     publish(store, "a", D)
-    copy = store.private / "objects" / store.record(Reference("a")).sha256
+    copy = store.workplace.directory / "objects" / store.record(Reference("a")).sha256
     copy.write_bytes(copy.read_bytes()[:-1] + b"x")
     np.testing.assert_array_equal(store.load("a", 1), D)
     assert store.bucket is not None
@@ -129,7 +130,7 @@ def test_a_damaged_copy_is_made_anew_and_a_damaged_object_refused(store: Store) 
 def test_a_record_whose_copy_the_disk_has_lost_is_read_again(store: Store, objects: ObjectStore) -> None:
     """As after a power cut: copies are not fsynced. Else its job would publish a second time."""
     publish(store, "a", D, job="1")
-    copy = store.private / "objects" / "a@1"
+    copy = store.workplace.directory / "objects" / "a@1"
     whole = copy.read_bytes()
     for lost in (b"", whole[:-1]):
         copy.write_bytes(lost)
@@ -143,7 +144,7 @@ def test_copies_are_bounded(objects: ObjectStore, tmp_path: Path) -> None:
     store = opened(tmp_path / "small", ObjectStore(objects.url, objects.options, cache_bytes=3 * 4 * weights))
     for i in range(5):
         publish(store, "a", np.full((1, weights), i, np.float32))
-    kept = sum(path.stat().st_size for path in (store.private / "objects").iterdir())
+    kept = sum(path.stat().st_size for path in (store.workplace.directory / "objects").iterdir())
     assert kept <= 3 * 4 * weights
     assert store.at_hand(Reference("a", 5)) is None or kept > 4 * weights
     assert [store.load("a", version)[0, 0] for version in range(1, 6)] == [0, 1, 2, 3, 4]
@@ -366,7 +367,7 @@ def test_half_a_version_is_none_and_is_swept_once_it_is_old(
     left = {"a/1/claim", "a/1/dictionary.safetensors"}
     assert set(store.bucket.entries()) == left
     assert other.names() == other.versions("a") == []
-    other.sweep_versions()
+    other.sweep()
     assert set(store.bucket.entries()) == left  # whoever writes it may be alive
     monkeypatch.undo()
     assert publish(other, "a", D) == 2
@@ -374,10 +375,10 @@ def test_half_a_version_is_none_and_is_swept_once_it_is_old(
         monotonic=time.monotonic, time=lambda: time.time() + store_objects.GRACE_SECONDS + 60, sleep=time.sleep
     )
     monkeypatch.setattr(store_objects, "time", clock)
-    other.sweep_versions()
+    other.sweep()
     assert set(store.bucket.entries()) == {"a/2/claim", "a/2/dictionary.safetensors", "a/2/meta.json"}
     other.remove("a", [2])
-    other.sweep_versions()
+    other.sweep()
     assert set(store.bucket.entries()) == {"a/2/claim"}
     assert publish(other, "a", D) == 3
 
@@ -420,7 +421,7 @@ def test_what_was_swept_while_its_machine_slept_is_not_published(
         with monkeypatch.context() as patch:
             clock = SimpleNamespace(monotonic=time.monotonic, time=lambda: time.time() + hours, sleep=time.sleep)
             patch.setattr(store_objects, "time", clock)
-            other.sweep_versions()
+            other.sweep()
 
     with monkeypatch.context() as patch:
         patch.setattr(Bucket, "put", put)
@@ -432,7 +433,7 @@ def test_what_was_swept_while_its_machine_slept_is_not_published(
 
 def test_versions_that_were_copied_into_the_bucket_are_versions(store: Store, tmp_path: Path) -> None:
     local = Store(tmp_path / "local")
-    local.open()
+    local.workplace.open()
     publish(local, "a", D)
     assert store.bucket is not None
     for path in (local.root / "a" / "1").iterdir():
@@ -589,7 +590,7 @@ def shared(store: Store, kind: str) -> SharedFiles:
 
 
 def test_an_upload_is_had_by_who_takes_the_job_up(store: Store, other: Store) -> None:
-    uploads, others = (Uploads(s, shared(s, "uploads")) for s in (store, other))
+    uploads, others = (Uploads(s.workplace, shared(s, "uploads")) for s in (store, other))
     data = uploads.stage(D, uploads.new_path()).as_record()
     others.path(data["file"]).write_bytes(b"as an attempt before has left it")
     others.fetch(data)
@@ -605,13 +606,13 @@ def test_an_upload_is_had_by_who_takes_the_job_up(store: Store, other: Store) ->
 def test_uploads_that_no_job_needs_are_swept_once_they_are_old(
     store: Store, other: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    uploads, others = (Uploads(s, shared(s, "uploads")) for s in (store, other))
+    uploads, others = (Uploads(s.workplace, shared(s, "uploads")) for s in (store, other))
     needed, ended = (uploads.stage(D, uploads.new_path()).file for _ in range(2))
-    alive = {store.owner, other.owner}
+    alive = {store.workplace.owner, other.workplace.owner}
     for each in (uploads, others):
         each.sweep(lambda: alive, lambda: {needed})
         each.sweep_shared(lambda: {needed})
-    assert {path.name for path in store.activations.iterdir()} == {needed, ended}
+    assert {path.name for path in store.workplace.activations.iterdir()} == {needed, ended}
     clock = SimpleNamespace(
         monotonic=lambda: time.monotonic() + SWEEP_SECONDS, time=lambda: time.time() + GRACE_SECONDS + 60
     )
@@ -619,7 +620,7 @@ def test_uploads_that_no_job_needs_are_swept_once_they_are_old(
         monkeypatch.setattr(module, "time", clock)
     uploads.sweep(lambda: alive, lambda: {needed})
     others.sweep_shared(lambda: {needed})
-    assert [path.name for path in store.activations.iterdir()] == [needed]
+    assert [path.name for path in store.workplace.activations.iterdir()] == [needed]
     assert store.bucket is not None
     assert [key.rpartition("/")[2] for key in store.bucket.entries(".dictserve/uploads")] == [needed]
 
@@ -636,9 +637,9 @@ def test_the_checkpoint_that_is_further_on_is_gone_on_with(
     store: Store, other: Store, here: int | None, there: int | None
 ) -> None:
     """Those of this disk may be newer than the objects, which could not be written for a while."""
-    mine = Checkpoints(other, shared(other, "checkpoints"))
+    mine = Checkpoints(other.workplace, shared(other, "checkpoints"))
     if here is not None:
-        (other.checkpoints / "1-dead.job.safetensors").write_bytes(checkpoint(here))
+        (other.workplace.checkpoints / "1-dead.job.safetensors").write_bytes(checkpoint(here))
     if there is not None:
         assert store.bucket is not None
         key = mine.shared_as("job")
@@ -646,14 +647,14 @@ def test_the_checkpoint_that_is_further_on_is_gone_on_with(
         store.bucket.put(key, checkpoint(there))
     mine.adopt("job")
     assert mine.path("job").read_bytes() == checkpoint(7)
-    assert list(other.staging.iterdir()) == []
+    assert list(other.workplace.staging.iterdir()) == []
 
 
 def test_a_checkpoint_of_this_disk_is_adopted_though_objects_cannot_be_asked(
     other: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    mine = Checkpoints(other, shared(other, "checkpoints"))
-    (other.checkpoints / "1-dead.job.safetensors").write_bytes(checkpoint(7))
+    mine = Checkpoints(other.workplace, shared(other, "checkpoints"))
+    (other.workplace.checkpoints / "1-dead.job.safetensors").write_bytes(checkpoint(7))
 
     def away(*_: object) -> None:
         raise StoreUnavailable("away")
@@ -665,7 +666,7 @@ def test_a_checkpoint_of_this_disk_is_adopted_though_objects_cannot_be_asked(
 
 
 def test_a_checkpoint_is_had_by_who_takes_the_job_up(store: Store, other: Store) -> None:
-    one, another = (Checkpoints(s, shared(s, "checkpoints")) for s in (store, other))
+    one, another = (Checkpoints(s.workplace, shared(s, "checkpoints")) for s in (store, other))
     key = one.shared_as("job")
     assert key is not None
     assert not another.exists("job")
@@ -684,7 +685,7 @@ def test_a_checkpoint_is_had_by_who_takes_the_job_up(store: Store, other: Store)
 
 def test_activations_of_jobs_that_ended_elsewhere_are_swept(store: Store, other: Store) -> None:
     """At once: a replica that only takes requests would fill its disk with what others have fitted."""
-    one, another = (Uploads(s, shared(s, "uploads")) for s in (store, other))
+    one, another = (Uploads(s.workplace, shared(s, "uploads")) for s in (store, other))
     files = []
     for _ in range(3):
         A = np.ones((2, 3), np.float32)
@@ -694,9 +695,9 @@ def test_activations_of_jobs_that_ended_elsewhere_are_swept(store: Store, other:
         one.note_on_record(staged.file)
     another.fetch(ended.as_record())
     for uploads in (one, another):
-        uploads.sweep(lambda: {store.owner, other.owner}, lambda: {on_record.file})
-    assert {path.name for path in store.activations.iterdir()} == {on_record.file, without_job.file}
-    assert list(other.activations.iterdir()) == []
+        uploads.sweep(lambda: {store.workplace.owner, other.workplace.owner}, lambda: {on_record.file})
+    assert {path.name for path in store.workplace.activations.iterdir()} == {on_record.file, without_job.file}
+    assert list(other.workplace.activations.iterdir()) == []
 
 
 # -- the first version ------------------------------------------------------------------------------------

@@ -57,7 +57,7 @@ def test_what_does_not_suit_is_refused_before_it_is_accepted(
     assert (answer.status_code, problem["errors"][0]["loc"]) == (422, loc), problem
     assert all(text in problem["detail"] for text in said), problem
     assert client.get("/jobs").json()["jobs"] == []
-    assert list(store.activations.iterdir()) == []
+    assert list(store.workplace.activations.iterdir()) == []
 
 
 def test_a_retry_with_a_key_is_the_same_request_though_the_name_means_more(

@@ -15,7 +15,8 @@ import pytest
 import torch
 
 from app.http.problems import answer_to
-from app.store.store import Store, figures_file
+from app.store import figures_file
+from app.store.store import Store
 from app.supervisor import error_of
 from app.worker import device, frames, loop
 from app.worker.device import DeviceFailed
@@ -72,10 +73,10 @@ class Turned:
 @pytest.fixture
 def store(tmp_path: Path) -> Iterator[Store]:
     store = Store(tmp_path / "models")
-    store.open()
+    store.workplace.open()
     publish(store, "digits", D)
     yield store
-    store.close()
+    store.workplace.close()
 
 
 @pytest.fixture

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from app.store.store import Store, figures_file
+from app.store import figures_file
+from app.store.store import Store
 from app.worker import frames, loop, transfers
 from app.worker.launch import channel
 from app.worker.messages import CheckpointPlace, Failed, Fit, Fitted, Heartbeat, Key, Message, Solve, Solved
@@ -31,12 +32,12 @@ def device() -> Iterator[State]:
 @pytest.fixture
 def turned(tmp_path: Path, device: State) -> Iterator[Turned]:
     store = Store(tmp_path / "models")
-    store.open()
+    store.workplace.open()
     publish(store, "digits", D)
     ours, theirs = channel()
     with ours, theirs:
         yield Turned(store.root, ours, theirs, "cuda:0")
-    store.close()
+    store.workplace.close()
 
 
 @pytest.mark.parametrize("solver", ["hals", "mu", "pgd"])

@@ -36,7 +36,7 @@ def test_cut_off_uploads(shared: Service, path: str) -> None:
         send_and_leave(shared.port, path, npy(A), 0.5)
     time.sleep(0.5)
     assert shared.client.get("/livez").status_code == 200
-    assert list(Store(shared.store).activations.iterdir()) == []
+    assert list(Store(shared.store).workplace.activations.iterdir()) == []
     assert "Traceback" not in shared.log.read_text()
 
 
@@ -121,6 +121,6 @@ def test_a_thousand_aborted_requests(shared: Service) -> None:
     np.testing.assert_array_equal(
         np.load(io.BytesIO(shared.client.post(encode, content=large).content))[: len(rows)], codes
     )
-    assert list(Store(shared.store).activations.iterdir()) == []
+    assert list(Store(shared.store).workplace.activations.iterdir()) == []
     assert not [name for name in os.listdir("/dev/shm") if "dictserve" in name]  # noqa: S108 - only looked at
     assert "Traceback" not in shared.log.read_text()

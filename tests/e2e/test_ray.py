@@ -371,15 +371,15 @@ def test_a_stop_in_order_puts_the_fit_under_way_back(ray: OnRay, expected: np.nd
     id = ray.clients[0].post("/fit", params=request, content=SLOW, headers=key).json()["id"]
     ray.until(lambda: ray.job(id)["progress"]["iteration"] > 0)
     store = Store(ray.folder / "models")
-    database = Database(f"sqlite:///{store.database}")
-    jobs, leases = Jobs(database), Leases(database, store, 0)
+    database = Database(f"sqlite:///{store.workplace.database}")
+    jobs, leases = Jobs(database), Leases(database, store.workplace, 0)
     try:
         with Waiting(ray.clients[0], request, key, id) as waiting:
             ray.until(waiting.follows.is_set)
-            alive = {owner for owner in leases.alive() if not store.lock_is_free(owner)}
+            alive = {owner for owner in leases.alive() if not store.workplace.lock_is_free(owner)}
             assert ray.stop_serving() == 0
         assert (jobs.get(id).job.state, jobs.get(id).owner) == ("queued", None)
-        assert [path.name.split(".")[-2] for path in store.checkpoints.iterdir()] == [id]
+        assert [path.name.split(".")[-2] for path in store.workplace.checkpoints.iterdir()] == [id]
         assert alive
         assert not alive & leases.alive()  # nobody was killed: who stops in order gives its lease back
     finally:

@@ -89,7 +89,7 @@ def test_fifty_fits_with_one_key_are_one_job(shared: Service) -> None:
     (id,) = {answer.json()["id"] for answer in answers}
     assert shared.ended(id)["version"] == 1
     assert shared.client.get("/dictionaries/keyed").json()["versions"] == [1]
-    assert list(Store(shared.store).activations.iterdir()) == []
+    assert list(Store(shared.store).workplace.activations.iterdir()) == []
 
 
 def test_fifty_fits_under_one_name_are_fifty_whole_versions(shared: Service) -> None:
@@ -119,7 +119,7 @@ def test_a_flood_of_fits_past_their_queue(shared: Service) -> None:
         if answer.status_code != 202:
             problem(answer, 503, "overloaded")
     assert len(accepted) == 60
-    assert len(list(Store(shared.store).activations.iterdir())) == len(accepted) + 1
+    assert len(list(Store(shared.store).workplace.activations.iterdir())) == len(accepted) + 1
     shared.client.delete(f"/jobs/{running}")
     assert {shared.ended(id)["state"] for id in accepted} == {"succeeded"}
 

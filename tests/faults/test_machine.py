@@ -250,12 +250,12 @@ def test_two_services_leave_each_others_work_alone(service: Service) -> None:
     with socket.create_connection(("127.0.0.1", service.port), timeout=30) as upload:
         upload.sendall(head + body[:2000])
         time.sleep(0.2)
-        staged = set(Store(service.store).activations.iterdir())
+        staged = set(Store(service.store).workplace.activations.iterdir())
         assert len(staged) == 3
         other = Service(service.store).start()
         try:
             assert other.ended(queued)["state"] == "succeeded"  # it has a worker to spare
-            left = set(Store(service.store).activations.iterdir())
+            left = set(Store(service.store).workplace.activations.iterdir())
             assert len(staged - left) == 1
             assert encode(other, "d", ROWS).status_code == 200
             assert other.job(running)["state"] == "running"

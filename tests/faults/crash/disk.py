@@ -13,7 +13,7 @@ from urllib.parse import urlsplit
 import pg8000.dbapi
 import safetensors.numpy
 
-from app.store.store import REMOVED
+from app.store.files import REMOVED
 from tests.faults.crash.answers import ENDED, NEVER, History
 from tests.faults.crash.clients import Reference, digest
 from tests.faults.crash.log import Fault

@@ -55,5 +55,5 @@ def settled(pids: list[int], at_most: list[dict[str, int]], seconds: float = 20.
 
 def left_over(service: Service) -> list[str]:
     """Files of requests and fits that have ended; none as it should be."""
-    private = Store(service.store).private
+    private = Store(service.store).workplace.directory
     return [path.name for folder in ("activations", "staging") for path in (private / folder).iterdir()]
