@@ -16,6 +16,7 @@ from typing import Any, get_args
 
 import msgspec
 import sqlalchemy as sql
+from sqlalchemy.sql.dml import ReturningUpdate
 
 from app.errors import InvalidFields, JobDamaged, JobsUnavailable, Overloaded, UnknownJob
 from app.jobs.database import Database, metadata
@@ -71,6 +72,29 @@ _jobs = sql.Table(  # a change here needs one in app.jobs.migrations, for databa
 KNOWN = 1
 
 _queued = sql.select(sql.func.count()).where(_jobs.c.state == "queued")
+
+
+def _claim(ours: sql.ColumnElement[bool]) -> ReturningUpdate[str]:
+    """The oldest queued job of ours, if there is one, now running for a `claimer` from the time `claimed_at`."""
+    oldest = sql.select(_jobs.c.id).where(_jobs.c.state == "queued", ours).order_by(_jobs.c.id).limit(1)
+    oldest = oldest.with_for_update(skip_locked=True)  # on PostgreSQL: nobody waits for who claims another
+    return (
+        _jobs.update()
+        .where(_jobs.c.id == oldest.scalar_subquery(), _jobs.c.state == "queued")
+        .values(
+            state="running",
+            owner=sql.bindparam("claimer"),
+            attempts=_jobs.c.attempts + 1,
+            started_at=sql.func.coalesce(_jobs.c.started_at, sql.bindparam("claimed_at")),
+        )
+        .returning(_jobs.c.id)
+    )
+
+
+# By whether fits of files are to be had, too. Built once: an idle service asks every second, and to build it is most
+# of what that costs.
+_known = _jobs.c.needs <= KNOWN
+_claims = {True: _claim(_known), False: _claim(_known & _jobs.c.data["files"].as_string().is_(None))}
 
 
 @dataclass(frozen=True)
@@ -237,24 +261,9 @@ class Jobs:
         Args:
             reads_files: whether fits of files of the data directory are to be had, too.
         """
-        ours = _jobs.c.needs <= KNOWN
-        if not reads_files:
-            ours &= _jobs.c.data["files"].as_string().is_(None)
-        oldest = sql.select(_jobs.c.id).where(_jobs.c.state == "queued", ours).order_by(_jobs.c.id).limit(1)
-        oldest = oldest.with_for_update(skip_locked=True)  # on PostgreSQL: nobody waits for who claims another
-        claimed = (
-            _jobs.update()
-            .where(_jobs.c.id == oldest.scalar_subquery(), _jobs.c.state == "queued")
-            .values(
-                state="running",
-                owner=owner,
-                attempts=_jobs.c.attempts + 1,
-                started_at=sql.func.coalesce(_jobs.c.started_at, now()),
-            )
-            .returning(_jobs.c.id)
-        )
+        claimed, told = _claims[reads_files], {"claimer": owner, "claimed_at": now()}
         with self._database.transaction() as connection:
-            while (id := connection.scalar(claimed)) is not None:
+            while (id := connection.scalar(claimed, told)) is not None:
                 if (record := _sound(connection, id)) is not None:
                     return record
         return None
