@@ -144,15 +144,15 @@ async def label_dictionary(
 )
 def delete_dictionary(reference: str, services: ServicesDep, if_match: IfMatch = "") -> None:
     """`name@3` removes that version, `name` all. A version's number is not given again."""
-    wanted = parsed(reference)
-    if if_match:
-        record = services.store.described(wanted)
-        _require_match(record, if_match)
-        name, version, versions = record.name, record.version, record.versions
-    else:  # nothing of it is read: what is damaged can be removed, too
-        name, version = services.store.resolve(wanted)
-        versions = services.store.versions(name)
-    services.store.remove(name, versions if wanted.version is None else [version])
+    store, wanted = services.store, parsed(reference)
+    name, version = store.resolve(wanted)
+    versions = store.versions(name) if wanted.version is None else [version]
+
+    def require() -> None:
+        if if_match:  # else nothing of it is read: what is damaged can be removed, too
+            _require_match(store.described(wanted), if_match)
+
+    store.remove(name, versions, require)
 
 
 def _latest_whole(store: Store, name: str) -> DictionaryRecord | None:

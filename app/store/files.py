@@ -262,10 +262,11 @@ class Files:
                     raise
                 raise UnknownDictionary(f"{name}@{version} has been removed") from None
 
-    def remove(self, name: str, versions: Iterable[int]) -> None:
+    def remove(self, name: str, versions: Iterable[int], require: Callable[[], object]) -> None:
         """Nothing is written, so that a full disk can be given room this way."""
         directory = self._root / name
         with store_errors(), self._workplace.alone():
+            require()
             for version in versions:
                 with suppress(FileNotFoundError):  # somebody else removed it first
                     self._directory(name, version).rename(directory / f"{REMOVED}{version}")

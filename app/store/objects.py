@@ -304,7 +304,8 @@ class Objects:
             time.sleep(0.001 * secrets.randbelow(1 + min(attempt, 20)))
         raise StoreUnavailable(f"others change the labels of {name}@{version} all the time")
 
-    def remove(self, name: str, versions: Iterable[int]) -> None:
+    def remove(self, name: str, versions: Iterable[int], require: Callable[[], object]) -> None:
+        require()
         found = self._listing(name, fresh=True).files
         versions = [version for version in versions if version in found]
         try:

@@ -143,8 +143,13 @@ class Shelf(Protocol):
     def relabel(self, name: str, version: int, change: Callable[[bytes | None], bytes]) -> None:
         """Change a version's labels; of two who do so at once each has the other's change, or is asked again."""
 
-    def remove(self, name: str, versions: Iterable[int]) -> None:
-        """Each is gone at once for readers, and its number is not given again."""
+    def remove(self, name: str, versions: Iterable[int], require: Callable[[], object]) -> None:
+        """Each is gone at once for readers, and its number is not given again.
+
+        Args:
+            require: asked before the first goes; where it raises all stay. Between the two nobody changes the name
+                on a disk; an object store has no lock that would see to that.
+        """
 
     def set_aside(self, name: str, version: int) -> Path | str:
         """Take a version out of the readers' sight, as `remove` does, but keep it: where it is from now on."""
@@ -384,10 +389,14 @@ class Store:
 
         self._shelf.relabel(name, version, changed)
 
-    def remove(self, name: str, versions: Iterable[int]) -> None:
-        """Remove versions: each is gone at once for readers, and its number is not given again."""
+    def remove(self, name: str, versions: Iterable[int], require: Callable[[], object] = lambda: None) -> None:
+        """Remove versions: each is gone at once for readers, and its number is not given again.
+
+        Args:
+            require: asked before the first goes; where it raises all stay.
+        """
         versions = list(versions)
-        self._shelf.remove(name, versions)
+        self._shelf.remove(name, versions, require)
         for version in versions:
             self._records.pop((name, version), None)
 

@@ -259,6 +259,23 @@ def test_labels_that_change_while_a_label_is_set_are_seen(
     assert client.get("/dictionaries/digits").json()["labels"] == {"by": "another"}
 
 
+def test_a_label_that_is_set_before_a_removal_is_seen(
+    client: TestClient, digits: str, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    known = client.get("/dictionaries/digits").headers["etag"]
+    remove = Store.remove
+
+    def later(self: Store, *args: Any) -> None:
+        store.relabel("digits", 1, lambda old: Labels(labels={"by": "another"}))
+        remove(self, *args)
+
+    monkeypatch.setattr(Store, "remove", later)
+    for reference in ("digits", "digits@1"):
+        answer = client.delete(f"/dictionaries/{reference}", headers={"if-match": known})
+        assert answer.status_code == 412
+    assert client.get("/dictionaries/digits").json()["labels"] == {"by": "another"}
+
+
 def test_a_name_that_is_to_be_new_is(client: TestClient, store: Store) -> None:
     new = {"if-none-match": "*"}
     assert client.put("/dictionaries/new", json={"data": D.tolist()}, headers=new).status_code == 201

@@ -177,9 +177,12 @@ def test_any_shape_scale_and_degeneracy(
     if not A.any():
         assert not Z.any()
         return
-    # never worse than the best single row scaled to all the others
+    # never worse than the best single concept, which is the first singular vector (Perron and Frobenius)
     scaled = A.astype(np.float64) * 2.0**exponent
-    assert np.linalg.norm(scaled - Z.double().numpy() @ D.double().numpy()) <= np.linalg.norm(scaled) * 1.0001
+    best_of_one = np.linalg.norm(np.linalg.svd(scaled, compute_uv=False)[1:])
+    slack = 1e-5 if init != "random" else 5e-4  # from anywhere, the fall may be below `tol` while there is some left
+    error = np.linalg.norm(scaled - Z.double().numpy() @ D.double().numpy())
+    assert error <= best_of_one + slack * np.linalg.norm(scaled)
 
 
 @pytest.mark.parametrize(("rows", "d", "k"), [(1, 10, 1), (10, 1, 1), (30, 20, 5), (40, 30, 10)])
