@@ -139,6 +139,7 @@ async def label_dictionary(
 @router.delete(
     "/{reference}",
     status_code=204,
+    response_class=Response,  # of no type: it has no body
     summary="Remove a version, or all of a name",
     responses=problems(404, 412, 422, 500, 503),
 )
