@@ -223,7 +223,9 @@ def _decoded_in_pieces(text: memoryview, name: str) -> np.ndarray | None:
                 packed += struct.pack(f"{len(row)}d", *row)
     except msgspec.ValidationError as error:  # what comes before it was right
         raise _not_numbers(error, name, begun()) from None
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        if (refusal := _not_finite(error, piece, name, begun())) is not None:
+            raise refusal from None
         return None
     array = np.frombuffer(packed, np.float64)
     return array.reshape(-1, width) if in_rows else array
@@ -340,12 +342,20 @@ def malformed(error: Exception, text: bytes | Buffer, array_field: str) -> Malfo
     to whoever sent them, so they are told with their row and column."""
     if isinstance(error, RecursionError):
         return MalformedBody("the body is nested too deep")
+    return _not_finite(error, bytes(text), array_field) or MalformedBody(f"the body is not valid JSON: {error}")
+
+
+def _not_finite(error: Exception, text: bytes, array_field: str, begun: int = 0) -> InvalidFields | None:
+    """What a decoder met, where that is NaN or an infinity, in text of the array or the body, after `begun` rows."""
     at = _BYTE.search(str(error))
-    found = None if at is None else _not_finite_at(bytes(text), int(at[1]))
+    found = None if at is None else _not_finite_at(text, int(at[1]))
     if found is None:
-        return MalformedBody(f"the body is not valid JSON: {error}")
+        return None
     start, token = found
-    return InvalidFields.at(*_position(bytes(text[:start]), array_field), msg=f"{token} is not a finite number")
+    field, *indices = _position(text[:start], array_field)
+    if indices:
+        indices[0] = int(indices[0]) + begun
+    return InvalidFields.at(field, *indices, msg=f"{token} is not a finite number")
 
 
 def _not_finite_at(body: bytes, offset: int) -> tuple[int, str] | None:

@@ -109,6 +109,21 @@ def test_where_a_value_is_wrong(data: list[list[object]], at: int, wrong: object
     assert f"data.{row}.{column}: expected a number" in outcome(text)
 
 
+@given(ARRAYS, st.integers(0, 10**6), st.sampled_from(["NaN", "Infinity", "-Infinity"]), INDENTS)
+def test_where_a_value_is_not_finite(data: list[object], at: int, token: str, indent: int | None) -> None:
+    """As Python's json writes it, which is no JSON: it is found without a look at the whole."""
+    row: list[object] = data[at % len(data)] if isinstance(data[0], list) else data  # type: ignore[assignment]
+    column = at % len(row)
+    row[column] = float(token)
+    place = f"{at % len(data)}.{column}" if row is not data else column
+    text = body({}, data, {}, indent)
+    expected = whole(text)
+    assert f"data.{place}: {token} is not a finite number" in expected
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(json_format, "_read_whole", lambda *_: None)
+        assert outcome(text) == expected
+
+
 @given(ROWS, st.integers(0, 10**6), st.sampled_from([[], [1.0] * 9]))
 def test_where_a_row_is_of_another_length(data: list[list[object]], at: int, row: list[object]) -> None:
     index = 1 + at % len(data)
