@@ -10,6 +10,7 @@ import { linkTo } from "./router.js";
 const MOST_MAPPED = 256; // concepts of a map
 const MOST_WEIGHTS = 4_000_000; // numbers of a dictionary that is fetched for one
 const PAIRS = 8;
+const STEPS = { ArrowUp: [-1, 0], ArrowDown: [1, 0], ArrowLeft: [0, -1], ArrowRight: [0, 1] }; // of rows and columns
 
 export function coherence(record, concepts, path, signal) {
   const { cosine, nearest, labels } = concepts;
@@ -72,14 +73,29 @@ function draw(place, D) {
       cosines[i * D.rows + j] = cosines[j * D.rows + i] = sum;
     }
   }
+  const last = D.rows - 1;
   const words = `Cosines of ${D.rows} concepts with each other, from 0 (dark) to 1 (light). The diagonal is each with itself; `
-    + "light spots off it are pairs that are alike, light blocks are families.";
+    + "light spots off it are pairs that are alike, light blocks are families. Point at a spot, or move by the arrow keys.";
   const told = h("p", { class: "number", "aria-live": "polite" }, " ");
   const canvas = picture(cosines, D.rows, D.rows, { most: 1, alternative: words, kind: "map" });
-  canvas.addEventListener("mousemove", (event) => {
-    const scale = D.rows / canvas.clientWidth;
-    const [i, j] = [event.offsetY, event.offsetX].map((at) => Math.min(Math.max(Math.floor(at * scale), 0), D.rows - 1));
+  canvas.tabIndex = 0;
+  let [i, j] = [0, 0];
+  const moveTo = (...spot) => {
+    [i, j] = spot.map((at) => Math.min(Math.max(at, 0), last));
     told.textContent = `#${i} and #${j}: ${figure(cosines[i * D.rows + j])}`;
+  };
+  const point = (event) => {
+    const scale = D.rows / canvas.clientWidth;
+    moveTo(Math.floor(event.offsetY * scale), Math.floor(event.offsetX * scale));
+  };
+  canvas.addEventListener("pointermove", point);
+  canvas.addEventListener("pointerdown", point);
+  canvas.addEventListener("focus", () => moveTo(i, j));
+  canvas.addEventListener("keydown", (event) => {
+    const step = STEPS[event.key];
+    if (!step || event.altKey || event.ctrlKey || event.metaKey) return;
+    event.preventDefault(); // or the page would scroll
+    moveTo(i + step[0] * (event.shiftKey ? 10 : 1), j + step[1] * (event.shiftKey ? 10 : 1));
   });
   place.replaceChildren(h("figure", {}, canvas, h("figcaption", {}, words)), told);
 }

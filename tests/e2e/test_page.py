@@ -1,5 +1,6 @@
 """The page in a real browser: each of its jobs done as a person would, how fast it is, and who can use it."""
 
+import io
 import json
 import re
 import time
@@ -253,7 +254,7 @@ def test_a_question_gives_the_focus_back(visit: Visit, key: str) -> None:
     expect(button).to_be_focused()
 
 
-def test_who_draws_a_map_by_keyboard_goes_on_from_there(visit: Visit) -> None:
+def test_who_draws_a_map_by_keyboard_goes_on_from_there(visit: Visit, filled: Service) -> None:
     page = visit.open("dictionaries/digits@1")
     held: list[Route] = []
     page.route("**/weights", lambda route: held.append(route))
@@ -270,6 +271,15 @@ def test_who_draws_a_map_by_keyboard_goes_on_from_there(visit: Visit) -> None:
     expect(drawn).to_be_visible()
     assert drawn.evaluate("(it) => document.activeElement !== document.body && document.activeElement.contains(it)")
     expect(page.get_by_role("alert").filter(has_text="it is gone")).to_have_count(0)
+    page.keyboard.press("Tab")
+    expect(drawn).to_be_focused()
+    for key in ("ArrowUp", "ArrowDown", "Shift+ArrowRight", "ArrowLeft"):  # of which the first meets the edge
+        page.keyboard.press(key)
+    told = page.get_by_text("#1 and #9: ")
+    expect(told).to_be_visible()
+    weights = filled.client.get("/dictionaries/digits@1/weights", headers={"accept": "application/x-npy"}).content
+    unit = [row / np.linalg.norm(row) for row in np.load(io.BytesIO(weights))]
+    assert float(told.inner_text().rpartition(" ")[2]) == pytest.approx(unit[1] @ unit[9], abs=1e-3)
 
 
 def _held(page: Page, held: list[Route]) -> Route:
