@@ -1,6 +1,5 @@
 """``POST /fit``: activations → a job that learns a dictionary."""
 
-import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
@@ -16,18 +15,14 @@ from app.jobs.fits import Fits
 from app.jobs.jobs import ENDED
 from app.routes import examples
 from app.routes.openapi import RETRY_AFTER, array_body, header, problems
+from app.routes.prefer import APPLIED, Prefer, waited_for
 from app.schemas import FitRequest, Job
 from app.services import ServicesDep
 from app.store.uploads import Staged
 
 router = APIRouter(tags=["fit"])
 
-MAX_WAIT_SECONDS = 600
-_WAIT = re.compile(r"""(?:^|,)\s*wait\s*=\s*"?(\d{1,9})\b""", re.ASCII | re.IGNORECASE)  # RFC 7240
-HEADERS = {
-    "Location": header("The job."),
-    "Preference-Applied": header("With `Prefer: wait=…`: the wait that was granted."),
-}
+HEADERS = {"Location": header("The job."), **APPLIED}
 
 
 @router.post(
@@ -45,7 +40,7 @@ async def fit(
     request: Request,
     response: Response,
     services: ServicesDep,
-    prefer: Annotated[str, Header()] = "",
+    prefer: Prefer = "",
     idempotency_key: Annotated[str | None, Header(min_length=1, max_length=255)] = None,
 ) -> Job:
     """Starts a job. Once this has answered, the job and its data survive a crash of the service.
@@ -74,16 +69,10 @@ async def fit(
     job = await services.fits.submit(fields, data, idempotency_key)
     del fields, data
     share_of_bodies(request.scope).hold(0)  # before a wait that may be long
-    wait = _WAIT.search(prefer)
-    if wait is not None:
-        seconds = min(int(wait[1]), MAX_WAIT_SECONDS)
-        job = await services.fits.wait(job, seconds)
-        response.headers["Preference-Applied"] = f"wait={seconds}"
+    job = await waited_for(services.fits, job, prefer, response)
     response.headers["Location"] = f"/jobs/{job.id}"
     if job.state in ENDED:
         response.status_code = 200
-    else:
-        response.headers["Retry-After"] = "1"
     return job
 
 

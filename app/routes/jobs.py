@@ -9,6 +9,7 @@ from fastapi.sse import EventSourceResponse, ServerSentEvent
 
 from app.jobs.jobs import ENDED
 from app.routes.openapi import RETRY_AFTER, problems
+from app.routes.prefer import APPLIED, Prefer, waited_for
 from app.routes.query import KNOWN_ALONE
 from app.schemas import Job, JobList, State
 from app.services import ServicesDep
@@ -34,13 +35,11 @@ async def list_jobs(
 @router.get(
     "/{id}",
     summary="A job, with its progress",
-    responses={200: {"headers": RETRY_AFTER}, **problems(404, 422, 503)},  # while it is under way
+    responses={200: {"headers": APPLIED | RETRY_AFTER}, **problems(404, 422, 503)},
 )
-async def get_job(id: str, response: Response, services: ServicesDep) -> Job:
-    job = await services.fits.get(id)
-    if job.state not in ENDED:
-        response.headers["Retry-After"] = "1"
-    return job
+async def get_job(id: str, response: Response, services: ServicesDep, prefer: Prefer = "") -> Job:
+    """With the header `Prefer: wait=30` it waits up to 30 s for the job's end."""
+    return await waited_for(services.fits, await services.fits.get(id), prefer, response)
 
 
 async def _existing(id: str, services: ServicesDep) -> Job:

@@ -228,6 +228,26 @@ def test_a_fit_that_is_waited_for_answers_with_its_end(client: TestClient, worke
     assert (answer.status_code, answer.json()["state"]) == (202, "running")
 
 
+def test_a_job_is_waited_for_by_who_knows_its_id(client: TestClient, worker: WorkerDouble) -> None:
+    id = client.post("/fit", json=FIT).json()["id"]
+    answer = client.get(f"/jobs/{id}", headers={"prefer": "wait=30"})
+    assert (answer.status_code, answer.json()["state"]) == (200, "succeeded")
+    assert answer.headers["preference-applied"] == "wait=30"
+    assert "retry-after" not in answer.headers
+    worker.fits_hang = True
+    id = client.post("/fit", json=FIT).json()["id"]
+    begun = time.monotonic()
+    answer = client.get(f"/jobs/{id}", headers={"prefer": "wait=1"})
+    assert 0.9 < time.monotonic() - begun < SOON_SECONDS
+    assert (answer.json()["state"], answer.headers["retry-after"]) == ("running", "1")
+    with ThreadPoolExecutor(1) as threads:
+        waiting = threads.submit(client.get, f"/jobs/{id}", headers={"prefer": "wait=60"})
+        time.sleep(0.2)
+        client.delete(f"/jobs/{id}")
+        assert waiting.result().json()["state"] == "cancelled"
+    assert client.get("/jobs/1", headers={"prefer": "wait=30"}).status_code == 404
+
+
 @pytest.mark.parametrize(
     "prefer", ["Wait=30", 'wait="30"', "handling=lenient; a=b , wait = 30", "respond-async,wait=30"]
 )

@@ -74,8 +74,9 @@ def test_who_waits_for_a_job_does_not_hold_up_a_stop(service: Service) -> None:
         headers = {"prefer": "wait=600"}
         return httpx.post(f"{service.url}/fit?name=x&nb_concepts=2", content=npy(FITTED), headers=headers, timeout=60)
 
-    with ThreadPoolExecutor(3) as threads:
+    with ThreadPoolExecutor(4) as threads:
         waiting = threads.submit(waited)
+        watching = threads.submit(httpx.get, f"{service.url}/jobs/{id}", headers={"prefer": "wait=600"}, timeout=60)
         following = threads.submit(events, service, id)
         queued = ""
         while not queued:
@@ -88,5 +89,6 @@ def test_who_waits_for_a_job_does_not_hold_up_a_stop(service: Service) -> None:
         assert time.monotonic() - begun < 20  # of the 30 s of grace; the worker is busy with a slice
         answer, told = waiting.result(), following.result()  # no broken answers: those raise
     assert (answer.status_code, answer.json()["state"], answer.json()["id"]) == (202, "queued", queued)
+    assert (watching.result().json()["id"], watching.result().json()["state"]) == (id, "running")
     assert {event["event"] for event in told} == {"progress"}
     assert [event["event"] for event in queued_following.result()] in ([], ["progress"])
