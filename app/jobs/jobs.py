@@ -93,7 +93,7 @@ def _claim(ours: sql.ColumnElement[bool]) -> ReturningUpdate[str]:
 
 # By whether fits of files are to be had, too. Built once: an idle service asks every second, and to build it is most
 # of what that costs.
-_known = _jobs.c.needs <= KNOWN
+_known = _jobs.c.needs <= sql.bindparam("known")
 _claims = {True: _claim(_known), False: _claim(_known & _jobs.c.data["files"].as_string().is_(None))}
 
 
@@ -261,7 +261,7 @@ class Jobs:
         Args:
             reads_files: whether fits of files of the data directory are to be had, too.
         """
-        claimed, told = _claims[reads_files], {"claimer": owner, "claimed_at": now()}
+        claimed, told = _claims[reads_files], {"claimer": owner, "claimed_at": now(), "known": KNOWN}
         with self._database.transaction() as connection:
             while (id := connection.scalar(claimed, told)) is not None:
                 if (record := _sound(connection, id)) is not None:
