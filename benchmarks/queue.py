@@ -15,7 +15,7 @@ from app.jobs.database import Database
 from app.jobs.jobs import Jobs
 from app.jobs.leases import Leases
 from app.schemas import Progress
-from app.store.store import Store
+from app.store.workplace import Workplace
 from tests.postgres import running_cluster
 
 JOBS = 200  # per owner
@@ -23,15 +23,15 @@ JOBS = 200  # per owner
 
 def lives(url: str, root: Path) -> tuple[float, float]:
     """One owner's jobs, from the first add to the last end: when it began, and when it ended."""
-    store, database = Store(root), Database(url)
-    store.workplace.open()
+    workplace, database = Workplace(root), Database(url)
+    workplace.open()
     database.open()
-    Leases(database, store.workplace, 60.0).take()
+    Leases(database, workplace, 60.0).take()
     jobs = Jobs(database)
     begun = time.monotonic()
     for _ in range(JOBS):
-        jobs.add("a", {"max_iter": 1}, {"file": "x"}, owner=store.workplace.owner, queue_jobs=1_000_000)
-        while (attempt := jobs.claim(store.workplace.owner)) is None:
+        jobs.add("a", {"max_iter": 1}, {"file": "x"}, owner=workplace.owner, queue_jobs=1_000_000)
+        while (attempt := jobs.claim(workplace.owner)) is None:
             pass  # another has claimed what was there, and not yet added what it will leave
         progress = Progress(iteration=1, max_iter=1, loss=1.0)
         jobs.record_progress(attempt, progress, [(1, 1.0)], None)
@@ -40,7 +40,7 @@ def lives(url: str, root: Path) -> tuple[float, float]:
         jobs.succeed(attempt, 1)
     ended = time.monotonic()
     database.close()
-    store.workplace.close()
+    workplace.close()
     return begun, ended
 
 

@@ -95,7 +95,8 @@ function draw(place, D) {
     const step = STEPS[event.key];
     if (!step || event.altKey || event.ctrlKey || event.metaKey) return;
     event.preventDefault(); // or the page would scroll
-    moveTo(i + step[0] * (event.shiftKey ? 10 : 1), j + step[1] * (event.shiftKey ? 10 : 1));
+    const far = event.shiftKey ? 10 : 1;
+    moveTo(i + far * step[0], j + far * step[1]);
   });
   place.replaceChildren(h("figure", {}, canvas, h("figcaption", {}, words)), told);
 }

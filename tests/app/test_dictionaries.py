@@ -192,7 +192,7 @@ def test_a_version_is_removed_and_its_number_not_given_again(client: TestClient,
     assert client.get(URL).status_code == 404
     assert client.get("/dictionaries").json() == {"dictionaries": []}
     assert publish(Store(store.root), "digits", D) == 5
-    assert [path.name for path in (store.workplace.directory / "staging").iterdir()] == []
+    assert [path.name for path in store.workplace.staging.iterdir()] == []
 
 
 def test_encodes_while_it_is_removed_are_answered_or_told_404(
@@ -244,17 +244,22 @@ def test_what_has_changed_is_neither_labelled_nor_removed_by_who_knows_it_as_it_
     assert client.delete("/dictionaries/digits", headers={"if-match": "*"}).status_code == 404
 
 
+def another_labels_before(method: str, store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each time that the store is asked for this."""
+    relabel, asked = Store.relabel, getattr(Store, method)
+
+    def later(self: Store, *args: Any) -> None:
+        relabel(store, "digits", 1, lambda old: Labels(labels={"by": "another"}))
+        asked(self, *args)
+
+    monkeypatch.setattr(Store, method, later)
+
+
 def test_labels_that_change_while_a_label_is_set_are_seen(
     client: TestClient, digits: str, store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     known = client.get("/dictionaries/digits").headers["etag"]
-    relabel = Store.relabel
-
-    def later(self: Store, *args: Any) -> None:
-        relabel(store, "digits", 1, lambda old: Labels(labels={"by": "another"}))
-        relabel(self, *args)
-
-    monkeypatch.setattr(Store, "relabel", later)
+    another_labels_before("relabel", store, monkeypatch)
     answer = client.patch("/dictionaries/digits", json={"labels": {"by": "one"}}, headers={"if-match": known})
     assert answer.status_code == 412
     assert client.get("/dictionaries/digits").json()["labels"] == {"by": "another"}
@@ -264,13 +269,7 @@ def test_a_label_that_is_set_before_a_removal_is_seen(
     client: TestClient, digits: str, store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     known = client.get("/dictionaries/digits").headers["etag"]
-    remove = Store.remove
-
-    def later(self: Store, *args: Any) -> None:
-        store.relabel("digits", 1, lambda old: Labels(labels={"by": "another"}))
-        remove(self, *args)
-
-    monkeypatch.setattr(Store, "remove", later)
+    another_labels_before("remove", store, monkeypatch)
     for reference in ("digits", "digits@1"):
         answer = client.delete(f"/dictionaries/{reference}", headers={"if-match": known})
         assert answer.status_code == 412

@@ -15,7 +15,7 @@ from app.jobs.database import Database
 from app.jobs.jobs import KNOWN, JobLost, Jobs, Record
 from app.jobs.leases import Leases, leases
 from app.schemas import Job, ListedJob, Progress
-from app.store.store import Store
+from app.store.workplace import Workplace
 
 SECONDS = 30.0  # of a lease: longer than any of these tests
 
@@ -24,38 +24,38 @@ class Replica:
     """What a process has of a database and a store that it shares."""
 
     def __init__(self, url: str, root: Path, *, machine: str | None = None) -> None:
-        self.store = Store(root)
+        self.workplace = Workplace(root)
         if machine is not None:  # whose locks nobody here can ask
-            self.store.workplace.owner = f"{machine}-{self.store.workplace.owner.partition('-')[2]}"
-        self.store.workplace.open()
+            self.workplace.owner = f"{machine}-{self.workplace.owner.partition('-')[2]}"
+        self.workplace.open()
         self.database = Database(url)
         self.database.open()
         self.jobs = Jobs(self.database)
-        self.leases = Leases(self.database, self.store.workplace, SECONDS)
+        self.leases = Leases(self.database, self.workplace, SECONDS)
         self.leases.take()
 
     def add(self, name: str = "a", key: str | None = None, queue_jobs: int = 1000) -> Job | None:
         return self.jobs.add(
             name,
             {"max_iter": 1},
-            {"file": f"{self.store.workplace.owner}.x.npy"},
-            owner=self.store.workplace.owner,
+            {"file": f"{self.workplace.owner}.x.npy"},
+            owner=self.workplace.owner,
             queue_jobs=queue_jobs,
             idempotency_key=key,
         )
 
     def claim(self) -> Record:
-        record = self.jobs.claim(self.store.workplace.owner)
+        record = self.jobs.claim(self.workplace.owner)
         assert record is not None
         return record
 
     def take_over(self) -> list[Record]:
         self.leases.end_dead()
-        return self.jobs.take_over(self.store.workplace.owner, set())
+        return self.jobs.take_over(self.workplace.owner, set())
 
     def let_lease_run_out(self) -> None:
         with self.database.transaction() as connection:
-            ran_out = leases.update().where(leases.c.owner == self.store.workplace.owner).values(until=1.0)
+            ran_out = leases.update().where(leases.c.owner == self.workplace.owner).values(until=1.0)
             connection.execute(ran_out)
 
     def judge_others_now(self) -> None:
@@ -64,7 +64,7 @@ class Replica:
 
     def close(self) -> None:
         self.database.close()
-        self.store.workplace.close()
+        self.workplace.close()
 
 
 @pytest.fixture
@@ -90,11 +90,11 @@ def test_each_job_is_claimed_once_the_oldest_first(replicas: tuple[Replica, Repl
     claimed: list[list[str]] = [[], []]
 
     def work(i: int) -> None:
-        while (record := replicas[i].jobs.claim(replicas[i].store.workplace.owner)) is not None:
+        while (record := replicas[i].jobs.claim(replicas[i].workplace.owner)) is not None:
             assert (record.job.state, record.job.attempts, record.owner) == (
                 "running",
                 1,
-                replicas[i].store.workplace.owner,
+                replicas[i].workplace.owner,
             )
             claimed[i].append(record.job.id)
 
@@ -252,19 +252,15 @@ def test_deaths_of_services_count_until_a_fit_comes_further(replicas: tuple[Repl
 def test_fits_of_files_are_had_by_who_can_read_them(replicas: tuple[Replica, Replica]) -> None:
     one, other = replicas
     of_files = one.jobs.add(
-        "a",
-        {"max_iter": 1},
-        {"file": "x", "files": [{"name": "a.npy"}]},
-        owner=one.store.workplace.owner,
-        queue_jobs=9,
+        "a", {"max_iter": 1}, {"file": "x", "files": [{"name": "a.npy"}]}, owner=one.workplace.owner, queue_jobs=9
     )
     sent = one.add()
     assert of_files is not None
     assert sent is not None
-    record = other.jobs.claim(other.store.workplace.owner, reads_files=False)
+    record = other.jobs.claim(other.workplace.owner, reads_files=False)
     assert record is not None
     assert record.job.id == sent.id
-    assert other.jobs.claim(other.store.workplace.owner, reads_files=False) is None
+    assert other.jobs.claim(other.workplace.owner, reads_files=False) is None
     assert one.claim().job.id == of_files.id
 
 
@@ -279,7 +275,7 @@ def test_what_an_earlier_version_does_not_know_it_leaves(
     assert ours is not None
     assert theirs is not None
     assert (earlier.jobs.beyond(), earlier.claim().job.id) == (1, theirs.id)
-    assert earlier.jobs.claim(earlier.store.workplace.owner) is None
+    assert earlier.jobs.claim(earlier.workplace.owner) is None
     monkeypatch.setattr("app.jobs.jobs.KNOWN", KNOWN + 1)
     assert (one.jobs.beyond(), one.claim().job.id) == (0, ours.id)
 
@@ -326,13 +322,13 @@ def test_a_lease_that_runs_out_costs_its_owner_the_job(replicas: tuple[Replica, 
     other.let_lease_run_out()
     (left,) = one.take_over()
     assert (left.job.state, left.owner) == ("queued", None)
-    assert one.leases.alive() == {one.store.workplace.owner}
+    assert one.leases.alive() == {one.workplace.owner}
     assert one.claim().job.attempts == 2
-    was = other.store.workplace.owner
+    was = other.workplace.owner
     assert not other.leases.renew()
     other.leases.take_another()
-    assert other.store.workplace.owner != was
-    assert one.leases.alive() == {one.store.workplace.owner, other.store.workplace.owner}
+    assert other.workplace.owner != was
+    assert one.leases.alive() == {one.workplace.owner, other.workplace.owner}
     assert not other.jobs.is_wanted(attempt)
     with pytest.raises(JobsUnavailable, match="taken for dead"):
         other.jobs.add("a", {"max_iter": 1}, {"file": "x"}, owner=was, queue_jobs=9)  # its file may be swept
@@ -370,7 +366,7 @@ def test_a_clock_that_is_set_ends_nobodys_lease(
 
     monkeypatch.setattr(one.leases, "alive", after_a_jump)
     one.leases.end_dead()
-    assert alive() == {one.store.workplace.owner, other.store.workplace.owner}
+    assert alive() == {one.workplace.owner, other.workplace.owner}
 
 
 def test_a_dead_process_on_this_machine_loses_its_jobs_at_once(database_url: str, tmp_path: Path) -> None:
@@ -378,11 +374,11 @@ def test_a_dead_process_on_this_machine_loses_its_jobs_at_once(database_url: str
     one.add()
     attempt = other.claim()
     assert one.take_over() == []
-    assert other.store.workplace._owner_lock is not None
-    other.store.workplace._owner_lock.close()  # as the kernel does
+    assert other.workplace._owner_lock is not None
+    other.workplace._owner_lock.close()  # as the kernel does
     assert [record.job.id for record in one.take_over()] == [attempt.job.id]
-    one.store.workplace.sweep(one.leases.alive)
-    assert [path.name for path in (one.store.workplace.directory / "owners").iterdir()] == [one.store.workplace.owner]
+    one.workplace.sweep(one.leases.alive)
+    assert [path.name for path in (one.workplace.directory / "owners").iterdir()] == [one.workplace.owner]
     one.close()
     other.close()
 
@@ -390,10 +386,10 @@ def test_a_dead_process_on_this_machine_loses_its_jobs_at_once(database_url: str
 def test_who_gives_its_lease_back_has_none(replicas: tuple[Replica, Replica]) -> None:
     one, other = replicas
     other.leases.give_back()
-    assert one.leases.alive() == {one.store.workplace.owner}
+    assert one.leases.alive() == {one.workplace.owner}
     other.leases.take()
     other.leases.take()  # as a process does that starts again under its name
-    assert one.leases.alive() == {one.store.workplace.owner, other.store.workplace.owner}
+    assert one.leases.alive() == {one.workplace.owner, other.workplace.owner}
 
 
 def test_a_claim_whose_answer_was_lost(replicas: tuple[Replica, Replica]) -> None:
@@ -401,8 +397,8 @@ def test_a_claim_whose_answer_was_lost(replicas: tuple[Replica, Replica]) -> Non
     for _ in range(2):
         one.add()
     lost, known = one.claim(), one.claim()
-    assert other.jobs.take_over(other.store.workplace.owner, set()) == []
-    (left,) = one.jobs.take_over(one.store.workplace.owner, {known.job.id})
+    assert other.jobs.take_over(other.workplace.owner, set()) == []
+    (left,) = one.jobs.take_over(one.workplace.owner, {known.job.id})
     assert left.job.id == lost.job.id
     assert other.claim().job.id == lost.job.id
 
@@ -495,7 +491,7 @@ def test_files_are_known_of_jobs_that_can_be_read(replicas: tuple[Replica, Repli
     damage(one, ids[0], "data")
     with pytest.raises(JobsUnavailable):
         one.jobs.surely_data_files()  # and nothing is removed
-    assert one.jobs.data_files() == {f"{one.store.workplace.owner}.x.npy"}
+    assert one.jobs.data_files() == {f"{one.workplace.owner}.x.npy"}
     assert one.jobs.state(ids[0]) == "failed"
 
 
