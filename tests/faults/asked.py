@@ -1,8 +1,18 @@
 """What the faults' tests ask of a service: the small good request that must be served after each of them."""
 
+import os
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
 import httpx
 import numpy as np
+import pytest
 
+from app.errors import AppError
+from app.main import create_app
+from app.settings import Settings
 from demo.service import npy
 from tests.e2e.conftest import Service
 
@@ -29,6 +39,17 @@ def problem(answer: httpx.Response, status: int, type: str) -> str:
     return detail
 
 
+def refusal(store: Path) -> str:
+    """The line in which a start on this store would say that it cannot be; no process is started for it."""
+    services = create_app(Settings(store=store)).state.services
+    with pytest.raises(AppError) as error:
+        services.open()
+    services.database.close()
+    services.store.workplace.close()
+    (line,) = str(error.value).splitlines()
+    return line
+
+
 def require_next(service: Service, reference: str = "d", seconds: float = 20.0) -> None:
     """The service is ready, at once or when its worker is back, and a good request is served."""
     service.wait_ready(seconds)
@@ -47,3 +68,14 @@ def long_fit(service: Service, **parameters: object) -> str:
     )
     service.until(id, "running", iteration=1)
     return id
+
+
+@contextmanager
+def suspended(service: Service) -> Iterator[None]:
+    """Its only worker stands still: a fit is under way all the same, and takes no core from what comes meanwhile."""
+    pid = service.worker_pid
+    os.kill(pid, signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        os.kill(pid, signal.SIGCONT)

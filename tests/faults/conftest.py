@@ -1,7 +1,7 @@
 """Services that a test may break."""
 
+import os
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
@@ -9,12 +9,22 @@ from tests.e2e.conftest import Service
 from tests.faults.asked import put
 
 
-@pytest.fixture
-def service(tmp_path: Path) -> Iterator[Service]:
-    """A service of the test's own with the dictionary ``d``; whatever becomes of it, it does not outlive the test."""
-    service = Service(tmp_path / "models").start()
-    assert put(service).status_code == 201
+@pytest.fixture(scope="module")
+def started(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
+    """One service for a module's tests, each of which mends what it breaks; it does not outlive them."""
+    service = Service(tmp_path_factory.mktemp("faults") / "models").start()
     yield service
-    if service.process is not None and service.process.poll() is None:
-        service.kill()
-    assert "unexpected error" not in service.log.read_text()
+    assert service.stop() == 0
+
+
+@pytest.fixture
+def service(started: Service) -> Iterator[Service]:
+    """The module's service with the dictionary ``d`` and a log of this test's own, started where one has ended it."""
+    assert started.process is not None
+    if started.process.poll() is not None:
+        started.start()
+    os.truncate(started.log, 0)
+    if started.client.get("/dictionaries/d").status_code == 404:
+        assert put(started).status_code == 201
+    yield started
+    assert "unexpected error" not in started.log.read_text()

@@ -14,7 +14,8 @@ from tests.faults.crash.run import Report, run
 # a killed service is up again within seconds, but not on a machine that does something else, too
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
-KILLS = 4
+KILLS = 2
+SEED = 40  # of which the worker is killed, then the service, and in the end both
 
 KINDS = {"import", "fit", "job", "cancel", "encode", "decode", "weights", "record", "label", "delete"}
 
@@ -26,13 +27,13 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def report(folder: Path) -> Report:
-    return run(folder, KILLS, seed=7)
+    return run(folder, KILLS, seed=SEED)
 
 
 def test_promises_hold_whatever_is_killed(report: Report) -> None:
     print(report)
     assert not report.faults, "\n".join(fault.told(report.operations) for fault in report.faults[:5])
-    assert report.kills.total() == KILLS
+    assert report.kills == {"worker": 1, "service": 1}
     assert {kind for kind, count in report.done.items() if count} >= KINDS
 
 

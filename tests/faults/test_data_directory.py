@@ -67,7 +67,7 @@ def away(data: Path, *, leaves_empty: bool = False) -> Iterator[None]:
 def test_an_online_fit_goes_on_when_it_is_back(fits: Service, data: Path, leaves_empty: bool) -> None:
     id = begun(fits, ONLINE)
     fits.until(id, "running", iteration=20)
-    time.sleep(1)  # in which there is a checkpoint
+    until(lambda: list((fits.store / ".dictserve" / "checkpoints").glob(f"*.{id}.safetensors")))
     seen = waits(fits)
     with away(data, leaves_empty=leaves_empty):
         until_waits(fits, seen + 1)
@@ -96,19 +96,19 @@ def test_one_that_has_not_begun_waits_too_and_is_cancelled_meanwhile(fits: Servi
     assert fits.ended(unwanted)["state"] == "succeeded"
 
 
-def test_a_stop_does_not_wait_for_it(tmp_path: Path, data: Path) -> None:
-    service = Service(tmp_path / "models", DICTSERVE_DATA_DIR=str(data)).start()
-    id = begun(service, ONLINE)
-    service.until(id, "running", iteration=20)
+def test_a_stop_does_not_wait_for_it(fits: Service, data: Path) -> None:
+    id = begun(fits, ONLINE)
+    fits.until(id, "running", iteration=20)
+    seen = waits(fits)
     with away(data, leaves_empty=True):  # a service does not start without any
-        until_waits(service, 1)
+        until_waits(fits, seen + 1)
         stopped = time.monotonic()
-        assert service.stop() == 0
+        assert fits.stop() == 0
         assert time.monotonic() - stopped < SOON_SECONDS
-        service.start()
-        until_waits(service, 2)
-    service.until(id, "running", iteration=21, attempts=2)
-    assert service.stop() == 0
+        fits.start()
+        until_waits(fits, seen + 2)
+    fits.until(id, "running", iteration=21, attempts=2)
+    assert fits.client.delete(f"/jobs/{id}").json()["state"] == "cancelled"
 
 
 def test_a_file_whose_name_is_not_text_is_refused(fits: Service, data: Path) -> None:

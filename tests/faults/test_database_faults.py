@@ -12,7 +12,7 @@ import pytest
 
 from demo.service import npy
 from tests.e2e.conftest import Service
-from tests.faults.asked import FITTED, encode, fit, long_fit, problem, put, require_next
+from tests.faults.asked import FITTED, encode, fit, long_fit, problem, put, refusal, require_next
 from tests.waiting import until
 
 
@@ -48,7 +48,7 @@ def test_a_locked_database(service: Service) -> None:
 
     def refused(_: int) -> str:
         return problem(
-            service.client.post("/fit?name=new&nb_concepts=2", content=npy(FITTED)), 503, "jobs-unavailable"
+            service.client.post("/fit?name=locked&nb_concepts=2", content=npy(FITTED)), 503, "jobs-unavailable"
         )
 
     with ThreadPoolExecutor(10) as threads, locked(database(service)):
@@ -65,7 +65,7 @@ def test_a_locked_database(service: Service) -> None:
         assert any("locked" in text for text in told)
         assert any("an earlier write still waits" in text for text in told)
     assert list((service.store / ".dictserve" / "activations").iterdir()) == []
-    assert service.ended(fit(service, name="new"))["version"] == 1
+    assert service.ended(fit(service, name="locked"))["version"] == 1
     require_next(service)
 
 
@@ -101,21 +101,22 @@ def damaged_past_its_header(path: Path) -> None:
 
 @pytest.mark.slow
 def test_a_start_on_a_corrupt_database_says_why_in_a_line(service: Service) -> None:
+    """And makes a new one where what was corrupt has been removed."""
     assert service.stop() == 0
-    assert service.process is not None
     path = database(service)
     whole = path.read_bytes()
-    for corrupt in (garbled, damaged_past_its_header, replaced):
+    for corrupt in (garbled, damaged_past_its_header):
         corrupt(path)
-        run = subprocess.run(service.process.args, capture_output=True, text=True, timeout=30)
-        assert run.returncode != 0
-        assert "the jobs' database cannot be used" in run.stderr
-        assert len(run.stderr.strip().splitlines()) == 1, run.stderr
-        if path.is_file():
-            path.write_bytes(whole)
+        assert "the jobs' database cannot be used" in refusal(service.store)
+        path.write_bytes(whole)
+    replaced(path)
+    run = subprocess.run(service.command, capture_output=True, text=True, timeout=30)
+    assert run.returncode != 0
+    assert "the jobs' database cannot be used" in run.stderr
+    assert len(run.stderr.strip().splitlines()) == 1, run.stderr
     path.rmdir()
-    path.write_bytes(whole)
     service.start()
+    assert service.ended(fit(service, name="a"))["state"] == "succeeded"
     require_next(service)
 
 
@@ -129,7 +130,7 @@ def test_a_record_that_cannot_be_read(service: Service) -> None:
     dictionaries_serve(service)
     new = fit(service, name="new")
     assert service.ended(new)["state"] == "succeeded"
-    listed = service.client.get("/jobs").json()["jobs"]
+    listed = service.client.get("/jobs?limit=2").json()["jobs"]
     assert [(job["id"], job["error"] and job["error"]["type"]) for job in listed] == [
         (new, None),
         (id, "job-damaged"),
@@ -138,20 +139,23 @@ def test_a_record_that_cannot_be_read(service: Service) -> None:
     require_next(service)
 
 
-@pytest.mark.parametrize("replaced", [False, True])
-def test_a_database_whose_file_is_gone_takes_no_more_jobs(service: Service, replaced: bool) -> None:
-    """They would be written to a file that nobody finds again. A start makes a new one, or takes what is there."""
+def test_a_database_whose_file_is_gone_takes_no_more_jobs(service: Service) -> None:
+    """They would be written to a file that nobody finds again; nor into one that takes its place, until a start."""
     path = database(service)
-    if replaced:
-        copy = path.with_name("copy")
-        copy.write_bytes(path.read_bytes())
-        copy.rename(path)
-    else:
-        path.unlink()
-    for _ in range(2):
-        told = problem(service.client.post("/fit?name=a&nb_concepts=2", content=npy(FITTED)), 503, "jobs-unavailable")
-        assert "start the service again" in told
-    assert encode(service).status_code == 200
+
+    def none_is_taken(said: str) -> None:
+        for _ in range(2):
+            answer = service.client.post("/fit?name=a&nb_concepts=2", content=npy(FITTED))
+            told = problem(answer, 503, "jobs-unavailable")
+            assert said in told
+            assert "start the service again" in told
+        assert encode(service).status_code == 200
+
+    gone = path.rename(path.with_name("gone"))
+    none_is_taken("its file is gone")
+    path.write_bytes(gone.read_bytes())
+    none_is_taken("it is another file")
     assert service.stop() == 0
     service.start()
     assert service.ended(fit(service, name="a"))["state"] == "succeeded"
+    require_next(service)

@@ -11,6 +11,7 @@ import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -24,20 +25,10 @@ from app.store.store import Store
 from app.worker.launch import channel
 from demo.service import npy
 from tests.e2e.conftest import Service, until_gone
-from tests.faults.asked import FITTED, ROWS, encode, fit, long_fit, problem, put, require_next
+from tests.faults.asked import FITTED, ROWS, D, encode, fit, long_fit, problem, put, require_next, suspended
 
 MIB = 1024 * 1024
 LARGE = np.tile(FITTED, (600, 1))  # some tenths of a second of work
-
-
-@pytest.fixture(scope="module")
-def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
-    """For tests that cost a worker, not the service."""
-    service = Service(tmp_path_factory.mktemp("machine") / "models").start()
-    assert put(service).status_code == 201
-    yield service
-    assert "unexpected error" not in service.log.read_text()
-    assert service.stop() == 0
 
 
 def kill_worker(service: Service) -> None:
@@ -46,39 +37,39 @@ def kill_worker(service: Service) -> None:
     until_gone(worker)
 
 
-def test_the_worker_killed_while_idle(shared: Service) -> None:
-    kill_worker(shared)
-    answer = encode(shared)
+def test_the_worker_killed_while_idle(service: Service) -> None:
+    kill_worker(service)
+    answer = encode(service)
     if answer.status_code != 200:
         problem(answer, 503, "worker-unavailable")
-    assert shared.client.get("/livez").status_code == 200
-    assert shared.client.get("/dictionaries").status_code == 200
-    require_next(shared)
+    assert service.client.get("/livez").status_code == 200
+    assert service.client.get("/dictionaries").status_code == 200
+    require_next(service)
 
 
-def test_the_worker_killed_in_the_midst_of_encodes(shared: Service) -> None:
+def test_the_worker_killed_in_the_midst_of_encodes(service: Service) -> None:
     with ThreadPoolExecutor(6) as pool:
-        answers = [pool.submit(encode, shared, "d", LARGE) for _ in range(6)]
+        answers = [pool.submit(encode, service, "d", LARGE) for _ in range(6)]
         time.sleep(0.3)
-        kill_worker(shared)
+        kill_worker(service)
         statuses = [answer.result() for answer in answers]
     refused = [answer for answer in statuses if answer.status_code != 200]
     assert refused
     for answer in refused:
         problem(answer, 503, "worker-unavailable")
-    require_next(shared)
+    require_next(service)
 
 
-def test_the_worker_killed_in_the_midst_of_a_fit(shared: Service) -> None:
-    id = long_fit(shared, max_iter=200)
-    kill_worker(shared)
-    job = shared.ended(id)
+def test_the_worker_killed_in_the_midst_of_a_fit(service: Service) -> None:
+    id = long_fit(service, max_iter=200)
+    kill_worker(service)
+    job = service.ended(id)
     assert (job["state"], job["attempts"], job["resumed_from"]) == (
         "succeeded",
         2,
         None,
     )  # too short for a checkpoint
-    require_next(shared)
+    require_next(service)
 
 
 @pytest.mark.slow
@@ -93,7 +84,7 @@ def test_the_worker_killed_again_and_again(service: Service) -> None:
 
     sender = threading.Thread(target=send)
     sender.start()
-    for _ in range(4):
+    for _ in range(2):
         service.wait_ready(20)
         kill_worker(service)
     id = fit(service, name="new")
@@ -106,42 +97,17 @@ def test_the_worker_killed_again_and_again(service: Service) -> None:
     require_next(service)
 
 
-def test_what_takes_longer_than_a_stop_waits_is_told_so(tmp_path: Path) -> None:
-    """As a problem, with `Retry-After`, and not as a fault of the service's own."""
-    service = Service(tmp_path / "models", DICTSERVE_SHUTDOWN_GRACE_SECONDS="1").start()
-    heads = (
-        "POST /fit?name=a&nb_concepts=1",
-        "POST /encode?dictionary=d",
-        "PUT /dictionaries/a",
-        "POST /v2/models/d/infer",
-    )
-    connections = []
-    for head in heads:
-        connection = socket.create_connection(("127.0.0.1", service.port), timeout=30)
-        connection.sendall(f"{head} HTTP/1.1\r\nHost: x\r\nContent-Length: 1000\r\n\r\n[[1,".encode())
-        connections.append(connection)
-    time.sleep(0.3)
-    assert service.stop() == 0
-    for connection in connections:
-        with connection, connection.makefile("rb") as answer:
-            told = answer.read()
-        assert told.startswith(b"HTTP/1.1 503 "), told
-        assert b"retry-after: 5\r\n" in told.lower()
-        assert b"the service stops" in told
-    assert "Traceback" not in service.log.read_text()
-
-
 @pytest.mark.slow
 def test_sigterm_under_load_cuts_nothing_off(service: Service) -> None:
     """Encodes that wait and uploads half way are answered whole; the fit goes back into the queue; exit code 0."""
     id = long_fit(service)
     worker, body = service.worker_pid, npy(LARGE[:20_000])
     head = f"POST /encode?dictionary=d HTTP/1.1\r\nHost: x\r\nContent-Length: {len(body)}\r\n\r\n".encode()
-    uploads = [socket.create_connection(("127.0.0.1", service.port), timeout=30) for _ in range(5)]
+    uploads = [socket.create_connection(("127.0.0.1", service.port), timeout=30) for _ in range(3)]
     for upload in uploads:
         upload.sendall(head + body[: len(body) // 2])
-    with ThreadPoolExecutor(10) as pool:
-        answers = [pool.submit(encode, service, "d", LARGE) for _ in range(5)]
+    with ThreadPoolExecutor(3) as pool:
+        answers = [pool.submit(encode, service, "d", LARGE) for _ in range(3)]
         time.sleep(0.5)
         begun = time.monotonic()
         service.process.terminate()  # type: ignore[union-attr] - of a service that runs
@@ -169,13 +135,14 @@ def test_sigterm_under_load_cuts_nothing_off(service: Service) -> None:
 def test_no_worker_outlives_its_service(service: Service) -> None:
     """Not even in the midst of a fit and an encode."""
     worker, body = service.worker_pid, npy(LARGE)
-    long_fit(service)
+    id = long_fit(service)
     with socket.create_connection(("127.0.0.1", service.port)) as connection:
         head = f"POST /encode?dictionary=d HTTP/1.1\r\nHost: x\r\nContent-Length: {len(body)}\r\n\r\n"
         connection.sendall(head.encode() + body)
     service.kill()
     until_gone(worker)
     service.start()
+    service.client.delete(f"/jobs/{id}")
     require_next(service)
 
 
@@ -190,15 +157,17 @@ def test_a_worker_that_begins_after_its_service_has_died_ends_at_once() -> None:
 
 
 @pytest.fixture
-def wide(service: Service) -> tuple[Service, np.ndarray]:
+def wide(service: Service) -> Iterator[tuple[Service, np.ndarray]]:
     """A service whose worker may take no more than 30 MiB beyond what it has, and rows that are more."""
-    rows = np.random.default_rng(0).random((1000, 20_000), np.float32)
+    rows = np.random.default_rng(0).random((600, 20_000), np.float32)
     service.client.put("/dictionaries/wide", content=npy(rows[:4])).raise_for_status()
     assert encode(service, "wide", rows[:1]).status_code == 200
     pid = service.worker_pid
     used = int(Path(f"/proc/{pid}/statm").read_text().split()[0]) * resource.getpagesize()
     resource.prlimit(pid, resource.RLIMIT_AS, (used + 30 * MIB, resource.RLIM_INFINITY))
-    return service, rows
+    yield service, rows
+    with suppress(ProcessLookupError):  # it may have died of that
+        resource.prlimit(pid, resource.RLIMIT_AS, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
 
 
 def test_an_encode_that_the_worker_has_no_memory_for(wide: tuple[Service, np.ndarray]) -> None:
@@ -241,9 +210,46 @@ def test_a_clock_that_jumps_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     database.close()
 
 
+def one_name_is_put_by_both(service: Service, other: Service) -> None:
+    """Each version is made once."""
+    with ThreadPoolExecutor(8) as pool:
+        made = list(pool.map(lambda i: put((service, other)[i % 2], "both", scale=1 + i), range(40)))
+    assert {answer.status_code for answer in made} == {201}
+    versions = [answer.json()["version"] for answer in made]
+    assert sorted(versions) == list(range(1, 41))
+    for scale, version in enumerate(versions, start=1):
+        np.testing.assert_allclose(Store(service.store).load("both", version), scale * D)
+    assert encode(other, "both").status_code == 200
+
+
+def stopped_in_the_midst_of_requests(service: Service) -> None:
+    """What takes longer than a stop waits is told so, as a problem, with `Retry-After`, and not as a fault of the
+    service's own."""
+    heads = (
+        "POST /fit?name=a&nb_concepts=1",
+        "POST /encode?dictionary=d",
+        "PUT /dictionaries/a",
+        "POST /v2/models/d/infer",
+    )
+    connections = []
+    for head in heads:
+        connection = socket.create_connection(("127.0.0.1", service.port), timeout=30)
+        connection.sendall(f"{head} HTTP/1.1\r\nHost: x\r\nContent-Length: 1000\r\n\r\n[[1,".encode())
+        connections.append(connection)
+    time.sleep(0.3)
+    assert service.stop() == 0
+    for connection in connections:
+        with connection, connection.makefile("rb") as answer:
+            told = answer.read()
+        assert told.startswith(b"HTTP/1.1 503 "), told
+        assert b"retry-after: 5\r\n" in told.lower()
+        assert b"the service stops" in told
+    assert "Traceback" not in service.log.read_text()
+
+
 @pytest.mark.slow
 def test_two_services_leave_each_others_work_alone(service: Service) -> None:
-    """One has a fit running, one queued and an upload half way while the other starts, idles and stops."""
+    """One has a fit running, one queued and an upload half way while the other starts, works and stops."""
     running, queued = long_fit(service), fit(service, name="queued")
     body = npy(FITTED)
     head = f"POST /fit?name=sent&nb_concepts=2 HTTP/1.1\r\nHost: x\r\nContent-Length: {len(body)}\r\n\r\n".encode()
@@ -252,17 +258,22 @@ def test_two_services_leave_each_others_work_alone(service: Service) -> None:
         time.sleep(0.2)
         staged = set(Store(service.store).workplace.activations.iterdir())
         assert len(staged) == 3
-        other = Service(service.store).start()
-        try:
-            assert other.ended(queued)["state"] == "succeeded"  # it has a worker to spare
-            left = set(Store(service.store).workplace.activations.iterdir())
-            assert len(staged - left) == 1
-            assert encode(other, "d", ROWS).status_code == 200
-            assert other.job(running)["state"] == "running"
-        finally:
-            assert other.stop() == 0
+        with suspended(service):
+            other = Service(service.store, DICTSERVE_SHUTDOWN_GRACE_SECONDS="1").start()
+            try:
+                assert other.ended(queued)["state"] == "succeeded"  # it has a worker to spare
+                left = set(Store(service.store).workplace.activations.iterdir())
+                assert len(staged - left) == 1
+                assert encode(other, "d", ROWS).status_code == 200
+                one_name_is_put_by_both(service, other)
+                assert other.job(running)["state"] == "running"
+                stopped_in_the_midst_of_requests(other)
+            finally:
+                assert other.stop() == 0
         upload.sendall(body[2000:])
         assert upload.recv(12) == b"HTTP/1.1 202"
+    service.until(running, "running")
     assert service.job(running)["attempts"] == 1
     assert service.client.delete(f"/jobs/{running}").json()["state"] == "cancelled"
+    require_next(service, "both")
     require_next(service)

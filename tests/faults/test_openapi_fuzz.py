@@ -2,6 +2,8 @@
 
 import os
 from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -21,7 +23,7 @@ from app.settings import Settings
 from demo.service import npy
 from tests.app.conftest import WorkerDouble
 
-EXAMPLES = int(os.environ.get("DICTSERVE_FUZZ_EXAMPLES", "20"))  # of each operation, in each of the two modes
+EXAMPLES = int(os.environ.get("DICTSERVE_FUZZ_EXAMPLES", "8"))  # of each operation, in each of the two modes
 ROWS = np.array([[0, 1.5, 0.25, 0], [2, 0, 0, 0.75]], np.float32)
 HONEST = {503, 507}
 TOKEN = new_token()
@@ -35,15 +37,13 @@ for media_type, body in (
     schemathesis.openapi.media_type(media_type, st.just(body) | st.binary(max_size=200))
 
 
-@pytest.fixture(scope="module", params=["no tokens", "tokens"])
-def asked(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[TestClient]:
-    """A service, and the header that lets its client in."""
-    folder = tmp_path_factory.mktemp("fuzz")
-    add(folder / "tokens", "fuzz", ["read", "write"], TOKEN, {})
+@contextmanager
+def service(folder: Path, tokens: Path | None) -> Iterator[TestClient]:
+    """A service in this process, and the header that lets its client in."""
     options = Settings(
         store=folder / "models",
         data_dir=folder,
-        tokens_file=folder / "tokens" if request.param == "tokens" else None,
+        tokens_file=tokens,
         max_rows=1000,
         max_features=100,
         max_concepts=50,
@@ -53,6 +53,18 @@ def asked(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
         for name in ("d", "digits", "a"):
             assert client.put(f"/dictionaries/{name}", content=npy(np.eye(2, 4, dtype=np.float32))).status_code == 201
         yield client
+
+
+@pytest.fixture(scope="module")
+def asked(tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[TestClient]]:
+    """One without tokens and one with: what is made up for an operation is asked of both."""
+    tokens = tmp_path_factory.mktemp("fuzz") / "tokens"
+    add(tokens, "fuzz", ["read", "write"], TOKEN, {})
+    with (
+        service(tmp_path_factory.mktemp("without"), None) as without,
+        service(tmp_path_factory.mktemp("with"), tokens) as with_tokens,
+    ):
+        yield [without, with_tokens]
 
 
 def without_tuples(part: Any) -> Any:
@@ -77,7 +89,7 @@ SCHEMA = schemathesis.openapi.from_dict(DOCUMENT)
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize(("path", "method"), OPERATIONS)
-def test_an_operation(asked: TestClient, path: str, method: str) -> None:
+def test_an_operation(asked: list[TestClient], path: str, method: str) -> None:
     strategy = SCHEMA[path][method.upper()].as_strategy() | SCHEMA[path][method.upper()].as_strategy(
         generation_mode=schemathesis.GenerationMode.NEGATIVE
     )
@@ -87,14 +99,15 @@ def test_an_operation(asked: TestClient, path: str, method: str) -> None:
     )
     @given(case=strategy)
     def every_answer_is_as_the_document_says(case: schemathesis.Case) -> None:
-        answer = sent(asked, case)
-        if answer.status_code not in HONEST:
-            case.validate_response(
-                answer, checks=[not_a_server_error, status_code_conformance, response_schema_conformance]
-            )
+        for client in asked:
+            answer = sent(client, case)
+            if answer.status_code not in HONEST:
+                case.validate_response(
+                    answer, checks=[not_a_server_error, status_code_conformance, response_schema_conformance]
+                )
 
     every_answer_is_as_the_document_says()
-    assert asked.get("/readyz").status_code == 200
+    assert [client.get("/readyz").status_code for client in asked] == [200, 200]
 
 
 def sent(client: TestClient, case: schemathesis.Case) -> httpx.Response:
