@@ -93,8 +93,6 @@ def _parameters(arguments: argparse.Namespace) -> FitParameters:
 
 
 def _fit(arguments: argparse.Namespace, parameters: FitParameters, rank: int, size: int) -> None:
-    from app.worker import ranked
-
     A, offset = _mapped(arguments.data)
     store = Store(arguments.store or Path("models"))
     if rank == 0:  # before all else: what is fitted is to find its place
@@ -103,6 +101,8 @@ def _fit(arguments: argparse.Namespace, parameters: FitParameters, rank: int, si
         else:
             store.workplace.open()
             store.require_free(parameters.name)
+    from app.worker import ranked  # torch, which takes seconds: whoever has mistyped a path does not wait for it
+
     local_rank, local_size = int(os.environ.get("LOCAL_RANK", "0")), int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
     device = ranked.device_of(arguments.device, local_rank, local_size)
     is_method = parameters.init in INIT_METHODS

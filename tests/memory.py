@@ -3,6 +3,11 @@
 from pathlib import Path
 
 
+def forget_peak(pid: int) -> None:
+    """From now on VmHWM is the most that is held from now on."""
+    Path(f"/proc/{pid}/clear_refs").write_text("5")
+
+
 def held_bytes(field: str, pid: int | str = "self") -> int:
     """VmRSS, what is held now, or VmHWM, the most that was."""
     lines = Path(f"/proc/{pid}/status").read_text().splitlines()

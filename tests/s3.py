@@ -3,6 +3,7 @@
 import logging
 import threading
 from collections.abc import Callable, Iterable, Iterator
+from functools import cache
 from itertools import count
 from typing import Any
 from urllib.parse import urlparse
@@ -25,6 +26,14 @@ def one_write_at_a_time(application: Callable[..., Iterable[bytes]]) -> Callable
     return serve
 
 
+def read_descriptions_once() -> None:
+    """Each file system has a session of its own, which would read megabytes of what the services of AWS are."""
+    from botocore.loaders import JSONFileLoader
+
+    if not isinstance(vars(JSONFileLoader)["load_file"], staticmethod):
+        JSONFileLoader.load_file = staticmethod(cache(JSONFileLoader().load_file))
+
+
 class S3:
     """A server that speaks S3, in a thread of this process, and what a client needs to know of it."""
 
@@ -32,6 +41,7 @@ class S3:
 
     def __init__(self) -> None:
         logging.getLogger("werkzeug").setLevel(logging.ERROR)
+        read_descriptions_once()
         self._port = 0
         self.start()
         self.endpoint = f"http://127.0.0.1:{self._port}"

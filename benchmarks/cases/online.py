@@ -64,7 +64,7 @@ print(json.dumps({"rows": made.shape[0], "seconds": seconds, "peak": peak, **err
 
 
 def run(bench: Bench) -> Result:
-    gib, some = (0.05, 1_000) if bench.quick else (40, SOME_ROWS)
+    gib, some = (0.01, 300) if bench.quick else (40, SOME_ROWS)
     large = json.loads(run_fresh(LARGE, str(gib), str(some))[1])
     bench.say(f"{gib} GiB in {large['seconds']:.0f} s")
     name = f"{gib:g} GiB of activations, {large['rows']}×768, k=64, one epoch"

@@ -142,14 +142,18 @@ def test_an_encode_that_memory_ends_for_harms_none_that_follow(
     expected = solved(turned, rows)
     assert expected is not None
     for before in range(3):  # as it is first asked, as it is recorded, and recorded
-        for share in (0.2, 0.5, 0.8):
+        most = 0  # that it takes
+        for share in (None, 0.2, 0.5, 0.8):
             turned.worker._cache.clear()
             for _ in range(before):
                 solved(turned, rows)
             least = device.allocated
-            device.reset_peak()
-            assert solved(turned, rows) is not None
-            device.left = least + int(share * (device.peak - least))
+            if share is None:
+                device.reset_peak()
+                assert solved(turned, rows) is not None
+                most = device.peak - least
+                continue
+            device.left = least + int(share * most)
             solved(turned, rows)  # in halves, or not at all
             device.left = TOTAL_BYTES
             for array, whole in zip(solved(turned, rows) or [], expected, strict=True):
@@ -163,9 +167,8 @@ def test_a_fit_that_memory_ends_for_fails_and_leaves_nothing(
     A.tofile(tmp_path / "A")
 
     def fitted() -> Message:
-        frames.send(
-            turned.channel, Fit("job", str(tmp_path / "A"), 0, *A.shape, 2, solver, 20, 1e-4, "auto", 0, None)
-        )
+        fit = Fit("job", str(tmp_path / "A"), 0, *A.shape, 2, solver, 6, 0.0, "auto", 0, None)
+        frames.send(turned.channel, fit)
         return turned.turn()[-1].message
 
     before = device.allocated

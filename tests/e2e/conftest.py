@@ -96,10 +96,11 @@ class Service:
         return job
 
     def ended(self, id: str) -> dict:  # type: ignore[type-arg]
-        """The job's record, once it has ended."""
+        """The job's record, once it has ended: the service is asked to wait for that, which costs less than to ask
+        again and again."""
 
         def its_end() -> dict | None:  # type: ignore[type-arg]
-            job = self.job(id)
+            job: dict = self.client.get(f"/jobs/{id}", headers={"prefer": "wait=20"}).json()  # type: ignore[type-arg]
             return None if job["state"] in ("queued", "running") else job
 
         return until(its_end, told=lambda: self.job(id))
@@ -151,22 +152,19 @@ def until_answered(service: Service, path: str, status: int) -> httpx.Response:
     return until(answer, told=lambda: service.client.get(path).text)
 
 
-@pytest.fixture
-def service(tmp_path: Path) -> Iterator[Service]:
-    """A service of the test's own, to be killed as it likes."""
-    service = Service(tmp_path / "models").start()
-    yield service
-    if service.process is not None and service.process.poll() is None:
-        service.process.kill()
-        service.process.wait()
-
-
 @pytest.fixture(scope="module")
 def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
     """One service for a module's tests, which leave it as they find it."""
     service = Service(tmp_path_factory.mktemp("shared") / "models").start()
     yield service
     assert service.stop() == 0
+
+
+@pytest.fixture
+def mortal(shared: Service) -> Service:
+    """The module's service, which the test may kill and stop: it runs again for the next."""
+    assert shared.process is not None
+    return shared if shared.process.poll() is None else shared.start()
 
 
 @pytest.fixture(scope="module")

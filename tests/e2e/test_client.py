@@ -4,6 +4,7 @@ import asyncio
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +17,15 @@ from tests.e2e.conftest import Service
 from tests.waiting import PATIENCE_SECONDS
 
 FITTED, HELD_OUT = split_digits()
+MOST_BYTES = 8_000_000  # of a body: more than that of all digits
+
+
+@pytest.fixture(scope="module")
+def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
+    folder = tmp_path_factory.mktemp("client")
+    service = Service(folder / "models", DICTSERVE_MAX_BODY_BYTES=str(MOST_BYTES)).start()
+    yield service
+    assert service.stop() == 0
 
 
 def test_a_dictionary_from_first_to_last(shared: Service, tmp_path: Path) -> None:
@@ -147,7 +157,7 @@ def test_a_gather_of_many_calls_holds_up_nobody(shared: Service) -> None:
 
         async with AsyncClient(shared.url) as client:
             digits = await client.fit(FITTED, nb_concepts=8, name="gathered")
-            rows = np.tile(HELD_OUT, (5, 1))[:1500]
+            rows = np.tile(HELD_OUT, (2, 1))[:700]
             expected = await digits.encode(rows)
             watching = asyncio.create_task(watch())
             codes = await asyncio.gather(*(digits.encode(row) for row in rows))
@@ -158,24 +168,20 @@ def test_a_gather_of_many_calls_holds_up_nobody(shared: Service) -> None:
     asyncio.run(run())
 
 
-def test_a_restart_under_a_waiting_client(service: Service) -> None:
+def test_a_restart_under_a_waiting_client(mortal: Service) -> None:
     """The stream breaks, connections are refused for a while, and the fit's end still comes."""
-    with Client(service.url, retries=20) as client:
+    with Client(mortal.url, retries=20) as client:
         job = client.fit(FITTED, nb_concepts=32, name="x", solver="mu", tol=0, max_iter=400, wait=False)
         events = job.events()
         next(events)
-        service.kill()
-        service.start()
+        mortal.kill()
+        mortal.start()
         for _ in events:
             pass
         assert job.state == "succeeded"
         assert client.dictionary("x").version == 1
 
 
-def test_a_body_over_the_limit_is_told_so(tmp_path: Path) -> None:
-    service = Service(tmp_path / "models", DICTSERVE_MAX_BODY_BYTES="1000000").start()
-    try:
-        with Client(service.url) as client, pytest.raises(BodyTooLarge):
-            client.encode(np.ones((100_000, 100), np.float32), "x")
-    finally:
-        service.stop()
+def test_a_body_over_the_limit_is_told_so(shared: Service) -> None:
+    with Client(shared.url) as client, pytest.raises(BodyTooLarge):
+        client.encode(np.ones((MOST_BYTES // 40, 100), np.float32), "x")

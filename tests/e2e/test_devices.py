@@ -46,7 +46,7 @@ def rows_of_each(service: Service) -> list[float]:
 
 
 class Clients:
-    """Four that encode all the time, and what they were answered."""
+    """Four that encode again and again, and what they were answered."""
 
     def __init__(self, service: Service) -> None:
         self.answers: Counter[tuple[int, str]] = Counter()
@@ -55,7 +55,7 @@ class Clients:
 
     def _encode(self, url: str) -> None:
         with httpx.Client(base_url=url, timeout=60) as client:
-            while not self._stopped.is_set():
+            while not self._stopped.wait(0.02):  # both cores are for what comes up in the place of the dead
                 answer = client.post("/encode?dictionary=digits", content=npy(HELD_OUT[:20]))
                 self.answers[answer.status_code, "" if answer.is_success else answer.json()["type"]] += 1
 

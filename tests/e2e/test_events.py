@@ -65,27 +65,27 @@ def test_an_unknown_job_is_a_404(shared: Service) -> None:
     assert (answer.status_code, answer.json()["type"]) == (404, "unknown-job")
 
 
-def test_who_waits_for_a_job_does_not_hold_up_a_stop(service: Service) -> None:
+def test_who_waits_for_a_job_does_not_hold_up_a_stop(mortal: Service) -> None:
     """The waiting request is told how the job is now; the stream ends whole, to be taken up after the restart."""
-    id = service.fit(FITTED, name="followed", nb_concepts=64, tol=0, max_iter=100_000)
-    service.until(id, "running", iteration=1)
+    id = mortal.fit(FITTED, name="followed", nb_concepts=64, tol=0, max_iter=100_000)
+    mortal.until(id, "running", iteration=1)
 
     def waited() -> httpx.Response:
         headers = {"prefer": "wait=600"}
-        return httpx.post(f"{service.url}/fit?name=x&nb_concepts=2", content=npy(FITTED), headers=headers, timeout=60)
+        return httpx.post(f"{mortal.url}/fit?name=x&nb_concepts=2", content=npy(FITTED), headers=headers, timeout=60)
 
     with ThreadPoolExecutor(4) as threads:
         waiting = threads.submit(waited)
-        watching = threads.submit(httpx.get, f"{service.url}/jobs/{id}", headers={"prefer": "wait=600"}, timeout=60)
-        following = threads.submit(events, service, id)
+        watching = threads.submit(httpx.get, f"{mortal.url}/jobs/{id}", headers={"prefer": "wait=600"}, timeout=60)
+        following = threads.submit(events, mortal, id)
         queued = ""
         while not queued:
-            queued = next((job["id"] for job in service.client.get("/jobs?state=queued").json()["jobs"]), "")
+            queued = next((job["id"] for job in mortal.client.get("/jobs?state=queued").json()["jobs"]), "")
             time.sleep(0.05)
-        queued_following = threads.submit(events, service, queued)
+        queued_following = threads.submit(events, mortal, queued)
         time.sleep(0.5)
         begun = time.monotonic()
-        assert service.stop() == 0
+        assert mortal.stop() == 0
         assert time.monotonic() - begun < 20  # of the 30 s of grace; the worker is busy with a slice
         answer, told = waiting.result(), following.result()  # no broken answers: those raise
     assert (answer.status_code, answer.json()["state"], answer.json()["id"]) == (202, "queued", queued)

@@ -52,9 +52,15 @@ def codes(service: Service, dictionary: str = "digits") -> np.ndarray:
 
 
 @pytest.mark.slow
-def test_the_whole_way_and_a_second_service(s3: S3, start: Start) -> None:
+def test_the_whole_way_of_two_services_and_the_death_of_one(s3: S3, start: Start, tmp_path: Path) -> None:
+    """Whatever one of them had is with the other, and with one of which nothing was left but the object store."""
     url = s3.new_url()
-    one, other = start(s3, url), start(s3, url)
+    shared = {
+        "DICTSERVE_DATABASE_URL": f"sqlite:///{tmp_path / 'jobs.sqlite3'}",
+        "DICTSERVE_LEASE_SECONDS": "1",
+        "DICTSERVE_CHECKPOINT_INTERVAL_SECONDS": "0.2",
+    }
+    one, other = start(s3, url, **shared), start(s3, url, **shared)
     job = one.ended(one.fit(FITTED, name="digits", nb_concepts=16, max_iter=20))
     assert (job["state"], job["version"]) == ("succeeded", 1)
     before = codes(one)
@@ -73,44 +79,33 @@ def test_the_whole_way_and_a_second_service(s3: S3, start: Start) -> None:
     assert one.client.delete("/dictionaries/digits@2").status_code == 204
     assert one.client.get("/dictionaries/digits@2").status_code == 404
     assert one.client.get("/dictionaries/digits").json()["labels"] == {"a": "b"}
-
-    assert one.stop() == 0
-    shutil.rmtree(one.store)  # and with it its copies
-    one.start()
-    np.testing.assert_allclose(codes(one), before, atol=1e-5 * before.max())
-    assert [record["name"] for record in one.client.get("/dictionaries").json()["dictionaries"]] == [
-        "again",
-        "digits",
-    ]
-    assert "dictserve_store_available 1.0" in one.client.get("/metrics").text
-    keys = set(bucket(s3, url).entries())
+    objects = bucket(s3, url)
+    keys = set(objects.entries())
     assert "digits/1/meta.json" in keys
-    assert not [key for key in keys if key.startswith(".dictserve/")]
+    assert [key for key in keys if key.startswith(".dictserve/")] == [".dictserve/database"]
 
-
-@pytest.mark.slow
-def test_a_fit_goes_on_where_nothing_of_the_dead_service_is_left(s3: S3, start: Start, tmp_path: Path) -> None:
-    url = s3.new_url()
-    shared = {"DICTSERVE_DATABASE_URL": f"sqlite:///{tmp_path / 'jobs.sqlite3'}", "DICTSERVE_LEASE_SECONDS": "1"}
-    one = start(s3, url, DICTSERVE_CHECKPOINT_INTERVAL_SECONDS="0.2", **shared)
+    assert other.stop() == 0
     id = one.fit(FITTED, name="slow", nb_concepts=32, tol=0, max_iter=100_000)
     waiting = one.fit(FITTED, name="waiting", nb_concepts=4, max_iter=2)
-    objects = bucket(s3, url)
     until(lambda: objects.entries(".dictserve/checkpoints"), every=0.1)
     one.kill()
-    shutil.rmtree(one.store)
-    other = start(s3, url, **shared)
+    shutil.rmtree(one.store)  # and with it its copies
+    one.start()
 
     def resumed() -> dict | None:  # type: ignore[type-arg]
-        job = other.job(id)
+        job = one.job(id)
         assert job["state"] in ("queued", "running"), job
         return job if job["resumed_from"] is not None else None
 
     job = until(resumed, every=0.1)
     assert job["attempts"] == 2
     assert job["resumed_from"] > 0
-    assert other.client.delete(f"/jobs/{id}").json()["state"] == "cancelled"
-    assert other.ended(waiting)["state"] == "succeeded"
+    assert one.client.delete(f"/jobs/{id}").json()["state"] == "cancelled"
+    assert one.ended(waiting)["state"] == "succeeded"
+    np.testing.assert_allclose(codes(one), before, atol=1e-5 * before.max())
+    known = one.client.get("/dictionaries").json()["dictionaries"]
+    assert [record["name"] for record in known] == ["again", "digits", "waiting"]
+    assert "dictserve_store_available 1.0" in one.client.get("/metrics").text
     assert [key for key in objects.entries() if key.startswith(".dictserve/")] == [".dictserve/database"]
 
 

@@ -26,10 +26,10 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return data
 
 
-@pytest.fixture
-def service(tmp_path: Path, data: Path) -> Iterator[Service]:
+@pytest.fixture(scope="module")
+def service(tmp_path_factory: pytest.TempPathFactory, data: Path) -> Iterator[Service]:
     service = Service(
-        tmp_path / "models",
+        tmp_path_factory.mktemp("online") / "models",
         DICTSERVE_DATA_DIR=str(data),
         DICTSERVE_ONLINE_FIT_BYTES="1000000",
         DICTSERVE_CHECKPOINT_INTERVAL_SECONDS="0.05",
@@ -43,6 +43,17 @@ def begun(service: Service, **parameters: object) -> str:
     assert answer.status_code == 202, answer.text
     id: str = answer.json()["id"]
     return id
+
+
+@pytest.mark.slow
+def test_the_memory_of_the_worker_is_flat(service: Service) -> None:
+    """Of 246 MB more the worker holds a few batches; what any fit needs (torch's own, too) it has taken before, give
+    or take what the allocator keeps (9 to 76 MB were seen)."""
+    service.ended(begun(service, name="one", files=["0.npy"], epochs=1))
+    peak = held_bytes("VmHWM", service.worker_pid)
+    job = service.ended(begun(service, name="all", epochs=1))
+    assert job["state"] == "succeeded", job
+    assert held_bytes("VmHWM", service.worker_pid) - peak < 128 * 1024 * 1024
 
 
 @pytest.mark.slow
@@ -64,17 +75,6 @@ def test_a_worker_that_is_killed_goes_on_from_its_checkpoint(service: Service) -
     )
     assert told["killed"]["parameters"]["online"] is True
     assert told["killed"]["metrics"]["metrics_rows"] == ROWS * len(files)
-
-
-@pytest.mark.slow
-def test_the_memory_of_the_worker_is_flat(service: Service) -> None:
-    """Of 246 MB more the worker holds a few batches; what any fit needs (torch's own, too) it has taken before, give
-    or take what the allocator keeps (9 to 76 MB were seen)."""
-    service.ended(begun(service, name="one", files=["0.npy"], epochs=1))
-    peak = held_bytes("VmHWM", service.worker_pid)
-    job = service.ended(begun(service, name="all", epochs=1))
-    assert job["state"] == "succeeded", job
-    assert held_bytes("VmHWM", service.worker_pid) - peak < 128 * 1024 * 1024
 
 
 def until_kept(service: Service) -> None:

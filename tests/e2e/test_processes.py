@@ -28,8 +28,8 @@ FITTED, HELD_OUT = split_digits()
 SECONDS_OF_ITERATIONS = 600  # of a long fit: more than it takes to see that one has begun and to kill it
 
 
-def codes(service: Service) -> np.ndarray:
-    answer = service.client.post("/encode?dictionary=digits", content=npy(HELD_OUT[:50]))
+def codes(service: Service, dictionary: str = "digits") -> np.ndarray:
+    answer = service.client.post("/encode", params={"dictionary": dictionary}, content=npy(HELD_OUT[:50]))
     assert answer.status_code == 200, answer.text
     return np.load(io.BytesIO(answer.content))
 
@@ -48,15 +48,21 @@ def weights(service: Service, name: str) -> np.ndarray:
     return np.load(io.BytesIO(service.client.get(f"/dictionaries/{name}/weights").raise_for_status().content))
 
 
-def test_a_killed_service_encodes_the_same_after_a_restart(service: Service) -> None:
-    fit_digits(service)
-    before = codes(service)
-    worker = service.worker_pid
-    service.kill()
+def test_a_killed_service_encodes_the_same_after_a_restart_and_runs_what_it_has_accepted(mortal: Service) -> None:
+    fit_digits(mortal)
+    before = codes(mortal, "digits@1")
+    running = long_fit(mortal, max_iter=200)
+    queued = mortal.fit(FITTED, name="digits", nb_concepts=64)
+    worker = mortal.worker_pid
+    mortal.kill()
     until_gone(worker)
-    service.start()
-    np.testing.assert_allclose(codes(service), before, atol=1e-5 * before.max())
-    assert leftovers(service.store) == []
+    mortal.start()
+    np.testing.assert_allclose(codes(mortal, "digits@1"), before, atol=1e-5 * before.max())
+    first, second = mortal.ended(running), mortal.ended(queued)
+    assert (first["state"], first["attempts"]) == ("succeeded", 2)
+    assert (second["state"], second["attempts"]) == ("succeeded", 1)
+    assert leftovers(mortal.store) == []
+    assert len(list((mortal.store / ".dictserve" / "owners").iterdir())) == 1
 
 
 def test_a_killed_worker_is_replaced_and_the_service_stays(shared: Service) -> None:
@@ -124,52 +130,53 @@ def test_a_fit_goes_on_whatever_is_killed_and_ends_as_if_nothing_had_been(tmp_pa
     assert service.stop() == 0
 
 
-def test_a_container_that_was_paused_goes_on(tmp_path: Path) -> None:
+HANG_SECONDS = 8  # that a worker may be silent
+
+
+@pytest.fixture(scope="module")
+def watchful(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
+    """A service that soon tells that its worker is silent, and soon replaces it."""
+    told = {"DICTSERVE_WORKER_STALE_SECONDS": "2", "DICTSERVE_WORKER_HANG_SECONDS": str(HANG_SECONDS)}
+    service = Service(tmp_path_factory.mktemp("watchful") / "models", **told).start()
+    yield service
+    assert service.stop() == 0
+
+
+def test_a_container_that_was_paused_goes_on(watchful: Service) -> None:
     """For longer than a worker may be silent: it could not be heard."""
-    service = Service(tmp_path / "models", DICTSERVE_WORKER_HANG_SECONDS="2").start()
-    worker, process = service.worker_pid, service.process
+    worker, process = watchful.worker_pid, watchful.process
     assert process is not None
     for pid in (process.pid, worker):
         os.kill(pid, signal.SIGSTOP)
-    time.sleep(4)
+    time.sleep(HANG_SECONDS + 2)
     process.send_signal(signal.SIGCONT)
     time.sleep(0.5)  # in which the service runs alone
     os.kill(worker, signal.SIGCONT)
-    service.wait_ready()
-    fit_digits(service)
-    assert service.worker_pid == worker
-    os.kill(worker, signal.SIGSTOP)
-    begun = time.monotonic()
-    while service.client.get("/readyz").json()["workers"][0]["pid"] in (worker, None):
-        assert time.monotonic() < begun + 10
-        time.sleep(0.1)
-    assert service.stop() == 0
+    watchful.wait_ready()
+    fit_digits(watchful)
+    assert watchful.worker_pid == worker
 
 
-def test_a_worker_that_is_stuck_has_no_queue(tmp_path: Path) -> None:
+def test_a_worker_that_is_stuck_has_no_queue(watchful: Service) -> None:
     """Until it is replaced, others are told at once, as by the probe."""
-    told = {"DICTSERVE_WORKER_STALE_SECONDS": "2", "DICTSERVE_WORKER_HANG_SECONDS": "15"}
-    service = Service(tmp_path / "models", **told).start()
-    fit_digits(service)
-    worker = service.worker_pid
+    fit_digits(watchful)
+    worker, client = watchful.worker_pid, watchful.client
     os.kill(worker, signal.SIGSTOP)
-    begun = time.monotonic()
     with ThreadPoolExecutor(16) as pool:
-        encodes = [
-            pool.submit(service.client.post, "/encode?dictionary=digits", content=npy(HELD_OUT[:2])) for _ in range(4)
-        ]
-        while service.client.get("/readyz").status_code == 200:
-            time.sleep(0.1)
+        encodes = [pool.submit(client.post, "/encode?dictionary=digits", content=npy(HELD_OUT[:2])) for _ in range(4)]
+        until(lambda: client.get("/readyz").status_code != 200)
         time.sleep(0.5)
-        while any(not encode.done() for encode in encodes) and time.monotonic() < begun + 10:
-            answer = service.client.post("/encode?dictionary=digits", content=npy(HELD_OUT[:2]), timeout=5)
+        refused = 0
+        while not any(encode.done() for encode in encodes):
+            answer = client.post("/encode?dictionary=digits", content=npy(HELD_OUT[:2]), timeout=5)
             assert (answer.status_code, answer.json()["type"]) == (503, "worker-unavailable")
+            refused += 1
             time.sleep(0.2)
         assert {encode.result().status_code for encode in encodes} <= {200, 503}
-    service.wait_ready()
-    codes(service)
-    assert service.worker_pid != worker
-    assert service.stop() == 0
+    assert refused > 1
+    watchful.wait_ready()
+    codes(watchful)
+    assert watchful.worker_pid != worker
 
 
 def test_a_fit_that_costs_two_workers_their_lives_is_given_up(shared: Service) -> None:
@@ -183,31 +190,19 @@ def test_a_fit_that_costs_two_workers_their_lives_is_given_up(shared: Service) -
     fit_digits(shared)
 
 
-def test_a_fit_that_services_die_of_again_and_again_is_given_up(service: Service) -> None:
+def test_a_fit_that_services_die_of_again_and_again_is_given_up(mortal: Service) -> None:
     """As one does that has its whole container ended for want of memory."""
-    id = long_fit(service)
-    service.until(id, "running", iteration=1)
-    service.kill()
-    with contextlib.closing(sqlite3.connect(service.store / ".dictserve" / "jobs.sqlite3")) as jobs, jobs:
+    id = long_fit(mortal)
+    mortal.until(id, "running", iteration=1)
+    mortal.kill()
+    with contextlib.closing(sqlite3.connect(mortal.store / ".dictserve" / "jobs.sqlite3")) as jobs, jobs:
         jobs.execute("UPDATE jobs SET service_deaths = ?", [MAX_SERVICE_DEATHS - 1])
-    service.start()
-    job = service.ended(id)
+    mortal.start()
+    job = mortal.ended(id)
     assert (job["state"], job["error"]["type"]) == ("failed", "fit-abandoned")
     assert f"the service died {MAX_SERVICE_DEATHS} times" in job["error"]["detail"]
-    fit_digits(service)
-    assert leftovers(service.store) == []
-
-
-def test_an_accepted_fit_survives_the_death_of_the_service(service: Service) -> None:
-    running = long_fit(service, max_iter=200)
-    queued = service.fit(FITTED, name="digits", nb_concepts=64)
-    service.kill()
-    service.start()
-    first, second = service.ended(running), service.ended(queued)
-    assert (first["state"], first["attempts"]) == ("succeeded", 2)
-    assert (second["state"], second["attempts"]) == ("succeeded", 1)
-    assert leftovers(service.store) == []
-    assert len(list((service.store / ".dictserve" / "owners").iterdir())) == 1
+    fit_digits(mortal)
+    assert leftovers(mortal.store) == []
 
 
 @pytest.fixture
@@ -218,29 +213,29 @@ def no_nohup() -> Iterator[None]:
     signal.signal(signal.SIGHUP, before)
 
 
-def test_it_is_ended_in_order(no_nohup: None, service: Service) -> None:
+def test_it_is_ended_in_order(no_nohup: None, mortal: Service) -> None:
     """By SIGTERM; by what its whole group is sent where a terminal is closed; and, while it waits for a request, by a
     second Ctrl-C."""
-    id = long_fit(service)
+    id = long_fit(mortal)
     before = 0
     for attempt, sent in enumerate(([signal.SIGTERM], [signal.SIGHUP], [signal.SIGINT, signal.SIGINT]), start=1):
-        service.until(id, "running", iteration=before + 1)
-        assert service.job(id)["attempts"] == attempt
-        worker = service.worker_pid
-        with half_a_request(service) if len(sent) > 1 else contextlib.nullcontext():
+        mortal.until(id, "running", iteration=before + 1)
+        assert mortal.job(id)["attempts"] == attempt
+        worker = mortal.worker_pid
+        with half_a_request(mortal) if len(sent) > 1 else contextlib.nullcontext():
             for number in sent:
-                for pid in (worker, service.pid):
+                for pid in (worker, mortal.pid):
                     os.kill(pid, number)
                 time.sleep(0.5)
-            assert service.process is not None
-            assert service.process.wait(25) == 0  # of the 30 s that a request is given
+            assert mortal.process is not None
+            assert mortal.process.wait(25) == 0  # of the 30 s that a request is given
         until_gone(worker)
-        assert "Traceback" not in service.log.read_text()
-        before = service.checkpoint(id)
-        service.start()
-    service.until(id, "running", iteration=before + 1)
-    assert (service.job(id)["attempts"], service.job(id)["resumed_from"]) == (4, before)
-    assert service.client.delete(f"/jobs/{id}").json()["state"] == "cancelled"
+        assert "Traceback" not in mortal.log.read_text()
+        before = mortal.checkpoint(id)
+        mortal.start()
+    mortal.until(id, "running", iteration=before + 1)
+    assert (mortal.job(id)["attempts"], mortal.job(id)["resumed_from"]) == (4, before)
+    assert mortal.client.delete(f"/jobs/{id}").json()["state"] == "cancelled"
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])

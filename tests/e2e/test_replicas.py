@@ -82,9 +82,9 @@ def by_who_runs(pair: tuple[Service, Service], id: str) -> tuple[Service, Servic
 def test_two_share_a_hundred_jobs_through_the_death_of_one(pair: tuple[Service, Service]) -> None:
     one, other = pair
     jobs = [pair[i % 2].fit(A, name=f"shared-{i % 7}", nb_concepts=8, tol=0, max_iter=60) for i in range(100)]
-    until(lambda: count(other, "succeeded") >= 25)
+    until(lambda: count(other, "succeeded") >= 25, every=0.3)  # each look reads a hundred records
     one.kill()
-    until(lambda: count(other, "queued", "running") == 0)
+    until(lambda: count(other, "queued", "running") == 0, every=0.3)
     records = [other.job(id) for id in jobs]
     assert {record["state"] for record in records} == {"succeeded"}
     assert len({(record["name"], record["version"]) for record in records}) == 100
