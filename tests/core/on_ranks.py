@@ -1,7 +1,6 @@
-"""One rank of the fits that test_ranks.py compares: ``python -m tests.core.on_ranks RANK SIZE FOLDER``."""
+"""One rank of the fits that test_ranks.py compares; see `tests.core.ranks`."""
 
 import json
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import timedelta
@@ -137,8 +136,7 @@ def refusal(ranks: Counting, **told: object) -> str:
     return ""
 
 
-def main() -> None:
-    rank, size, folder = int(sys.argv[1]), int(sys.argv[2]), Path(sys.argv[3])
+def main(rank: int, size: int, folder: Path) -> None:
     torch.set_num_threads(1)
     dist.init_process_group("gloo", f"file://{folder}/rendezvous", timedelta(seconds=150), world_size=size, rank=rank)
     ranks = Counting()
@@ -157,7 +155,3 @@ def stopped(ranks: Counting) -> list[float]:
     model = NMF(8, seed=0)
     model.fit(small(), 20, ranks=ranks, callback=lambda told: ranks.rank == 1 and told.iteration == 3)
     return model.loss_history_
-
-
-if __name__ == "__main__":
-    main()

@@ -1,9 +1,8 @@
 """One rank of the fits that test_shadow_cuda.py compares, on a CUDA device that the CPU stands in for, and with Gloo
-for NCCL, which takes tensors of the device alone: ``python -m tests.core.on_shadow_ranks RANK SIZE FOLDER``.
+for NCCL, which takes tensors of the device alone; see `tests.core.ranks`.
 """
 
 import json
-import sys
 from datetime import timedelta
 from pathlib import Path
 
@@ -25,8 +24,7 @@ def model(solver: str) -> NMF:
     return NMF(8, device="cuda", seed=0, max_iter=4, solver=solver, init="random")
 
 
-def main() -> None:
-    rank, size, folder = int(sys.argv[1]), int(sys.argv[2]), Path(sys.argv[3])
+def main(rank: int, size: int, folder: Path) -> None:
     dist.init_process_group("gloo", f"file://{folder}/rendezvous", timedelta(seconds=60), world_size=size, rank=rank)
     mine = A[:40] if rank == 0 else A[40:]
     told = {}
@@ -40,7 +38,3 @@ def main() -> None:
             told[solver] = {"losses": fitted.loss_history_, "metrics": measured.metrics, "figures": sorted(figures)}
     (folder / f"{rank}.json").write_text(json.dumps(told))
     dist.destroy_process_group()
-
-
-if __name__ == "__main__":
-    main()

@@ -18,12 +18,12 @@ from typing import Any
 from unittest.mock import patch
 
 import torch
-import torch._dynamo  # which torch would load on the way
 import triton.runtime.interpreter as interpreter
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map_only
 
 from core.kernels import records
+from tests.core import interpreted  # noqa: F401
 
 DEVICE = torch.device("cuda", 0)
 TOTAL_BYTES = 80 << 30
@@ -443,6 +443,8 @@ def _lent_guard() -> Iterator[None]:
 @contextmanager
 def cuda() -> Iterator[State]:
     """While this lasts, this thread has a device `cuda:0`."""
+    import torch._dynamo  # two seconds, which torch would take on the way
+
     global _state
     _state = State()
     state, made = _state, torch.tensor

@@ -1,22 +1,36 @@
 """Machine code of kernels, kept on disk: whoever finds some finds the right one."""
 
 import errno
+import json
 import os
 import shutil
-import subprocess
-import sys
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 import core
+from core import warm
 from core.compiled import _Kept
+from tests.core.fresh import run_each, run_fresh
 
+import torch  # isort: skip
+
+# One of the kernels that compile within a second; all are compiled by the same decorator.
 USE = """
+import json, os, sys, warnings
 import numpy as np
-from core.kernels.cpu import _live
-print(_live(np.ones((2, 3), np.float32), np.ones((2, 3), np.float32)), sum(_live.stats.cache_hits.values()))
+sys.path.insert(0, {package!r})
+os.environ.update(dict.fromkeys(("NUMBA_CACHE_DIR", "HOME", "XDG_CACHE_HOME"), {cache!r}))
+with warnings.catch_warnings(record=True, action="always") as warned:
+    from core.kernels.cpu import _live
+    told = int(_live(np.ones((2, 3), np.float32), np.ones((2, 3), np.float32)))
+print(json.dumps([told, sum(_live.stats.cache_hits.values()), [str(one.message) for one in warned]]))
+"""
+CHANGE = """
+with open({sources!r}, "a") as sources:
+    sources.write("# changed\\n")
 """
 USE_ALL = """
 import gc, torch
@@ -29,35 +43,55 @@ print(sum(sum(stats.cache_hits.values()) for stats in told), sum(sum(stats.cache
 """
 
 
-def run(script: str, **environment: str) -> list[int]:
-    done = subprocess.run(
-        [sys.executable, "-c", script],
-        cwd="/",
-        env=os.environ | {"PYTHONPATH": str(Path(core.__file__).parents[1])} | environment,
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    return [int(word) for word in done.stdout.split()]
-
-
 def test_another_process_compiles_nothing() -> None:
-    run(USE_ALL)
-    hits, misses = run(USE_ALL)
+    warm.warm()
+    warm.warm_encodes(torch.float64)
+    hits, misses = map(int, run_fresh(USE_ALL).split())
     assert hits >= 5
     assert misses == 0
 
 
-def test_what_a_kernel_calls_is_in_another_file_and_has_it_compiled_anew(tmp_path: Path) -> None:
-    package, kept = tmp_path / "core", tmp_path / "kept"
-    shutil.copytree(Path(core.__file__).parent, package, ignore=shutil.ignore_patterns("__pycache__"))
-    environment = {"PYTHONPATH": str(tmp_path), "NUMBA_CACHE_DIR": str(kept)}
-    assert run(USE, **environment) == [6, 0]
-    assert run(USE, **environment) == [6, 1]
-    with (package / "kernels" / "sweeps.py").open("a") as sweeps:
-        sweeps.write("# changed\n")
-    assert run(USE, **environment) == [6, 0]
-    assert len(list(kept.rglob("*_live.*.nbc"))) == 1, "that of the sources that there were is gone"
+@dataclass(frozen=True)
+class Used:
+    """What a kernel told in processes one after the other: its value, how often it was found, and warnings."""
+
+    told: list[list[Any]]
+    cache: Path
+
+
+@pytest.fixture(scope="module")
+def used(tmp_path_factory: pytest.TempPathFactory) -> Used:
+    """Of a cache that is filled, found, and filled again after a change; then of one that cannot be written.
+
+    That one is a file where the cache's folder should be: nothing can be written there, not even by root.
+    """
+    folder = tmp_path_factory.mktemp("compiled")
+    package, unwritable = folder / "changing", folder / "unwritable"
+    for copy in (package, unwritable):
+        shutil.copytree(Path(core.__file__).parent, copy / "core", ignore=shutil.ignore_patterns("__pycache__"))
+    cache, blocker = folder / "kept", folder / "file"
+    for file in (blocker, unwritable / "core" / "kernels" / "__pycache__"):
+        file.touch()
+    use = USE.format(package=str(package), cache=str(cache))
+    change = CHANGE.format(sources=str(package / "core" / "kernels" / "sweeps.py"))
+    told = run_each(use, use, change + use, USE.format(package=str(unwritable), cache=str(blocker)))
+    return Used([json.loads(line) for line in told], cache)
+
+
+def test_what_a_kernel_calls_is_in_another_file_and_has_it_compiled_anew(used: Used) -> None:
+    assert [told[:2] for told in used.told[:3]] == [[6, 0], [6, 1], [6, 0]]
+    assert len(list(used.cache.rglob("*_live.*.nbc"))) == 1, "that of the sources that there were is gone"
+
+
+def test_the_cache_directory_that_is_set_is_used(used: Used) -> None:
+    assert [told[2] for told in used.told[:3]] == [[]] * 3
+    assert list(used.cache.rglob("*.nbc"))
+
+
+def test_without_a_writable_cache_it_works_and_says_so(used: Used) -> None:
+    value, hits, warned = used.told[3]
+    assert (value, hits) == (6, 0)
+    assert any("NUMBA_CACHE_DIR" in message for message in warned)
 
 
 def test_two_processes_that_compile_at_once_keep_both(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -27,6 +27,8 @@ if torch.cuda.is_available():
     pytest.skip("tests/gpu runs the kernels on the device itself", allow_module_level=True)
 from core.kernels import bounded, cpu, cuda, records, rounds, working_sets
 from core.kernels.records import record_of
+from tests.core import interpreted  # noqa: F401
+from tests.core.fresh import run_fresh
 from tests.waiting import PATIENCE_SECONDS
 
 ROOT = Path(__file__).parent.parent.parent
@@ -44,11 +46,16 @@ def problem(
 
 
 # one column and one row; ends of parts and of a product's depth; more than a program's rows
-@pytest.mark.parametrize(("rows", "k", "d"), [(1, 1, 2), (3, 5, 4), (33, 32, 30), (20, 65, 90), (3, 80, 40)])
+@pytest.mark.parametrize(
+    ("block", "rows", "k", "d"),  # a block for all columns, and several
+    [
+        *((512, 1, 1, 2), (512, 3, 5, 4), (512, 33, 32, 30), (512, 20, 65, 90), (512, 3, 80, 40)),
+        *((32, 20, 65, 90), (32, 3, 80, 40)),
+    ],
+)
 @pytest.mark.parametrize("share", [0.0, 0.01])
-@pytest.mark.parametrize("block", [512, 32])  # one for all columns, and several where there are more
 def test_descend_gives_the_iterates_of_the_definition(
-    rows: int, k: int, d: int, share: float, block: int, monkeypatch: pytest.MonkeyPatch
+    block: int, rows: int, k: int, d: int, share: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(cuda, "BLOCK", block)
     A, D, B, Z = problem(rows, k, d, seed=k, zero_concepts=k // 10)
@@ -80,9 +87,9 @@ def test_descend_stops_each_row_by_itself(block: int, monkeypatch: pytest.Monkey
     alone = Z.clone()
     for i in range(3):
         row = alone[i : i + 1].clone()
-        cuda.descend(row, G[i : i + 1].clone(), B, inverse, 8, 0.01)
+        cuda.descend(row, G[i : i + 1].clone(), B, inverse, 6, 0.01)
         alone[i] = row
-    cuda.descend(Z, G, B, inverse, 8, 0.01)
+    cuda.descend(Z, G, B, inverse, 6, 0.01)
     torch.testing.assert_close(Z, alone, rtol=1e-5, atol=1e-6)
     assert bool((Z[2] == 0).all())
 
@@ -427,20 +434,13 @@ def test_nan_is_not_hidden() -> None:
     assert torch.isnan(violation).tolist() == [False, False, True, False]
 
 
-def test_the_package_runs_without_triton() -> None:
-    code = (
-        "import sys; from core import NMF; import numpy as np; NMF(2, max_iter=2).fit(np.ones((4, 3)));"
-        "print('triton' in sys.modules)"
-    )
-    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip() == "False"
-
-
 def test_a_gpu_does_without_numba() -> None:
     """All but what is ended by the CPU, which says what is missing."""
     code = """
 import sys
 sys.modules["numba"] = None
 import core, core.chunks, core.fit, core.warm, torch
+from tests.core import interpreted
 from core import kernels
 from core.kernels import cuda, prepared
 D = torch.rand(3, 5)
@@ -455,8 +455,6 @@ try:
 except ImportError as error:
     print(error)
 """
-    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    assert run.returncode == 0, run.stderr
-    worked, told = run.stdout.splitlines()
+    worked, told = run_fresh(code).splitlines()
     assert worked == "True True"
     assert told.startswith("what is computed on the CPU needs numba, which cannot be imported (")

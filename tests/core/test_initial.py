@@ -57,7 +57,7 @@ def test_nndsvda_keeps_the_larger_halves_of_the_singular_pairs() -> None:
 @pytest.mark.parametrize("k", [8, 20])
 def test_what_lies_beside_massive_features_is_seen_from_the_start(massive: dict[int, float], k: int) -> None:
     """As in residual streams: one feature holds nearly all of ‖A‖², and the others most of what there is to find."""
-    A = np.abs(np.random.default_rng(0).standard_normal((400, 80))).astype(np.float32)
+    A = np.abs(np.random.default_rng(0).standard_normal((250, 60))).astype(np.float32)
     for feature, scale in massive.items():
         A[:, feature] *= scale
     peer = decomposition.NMF(k, init="nndsvda", tol=1e-6, max_iter=400, random_state=0)

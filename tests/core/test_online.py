@@ -18,8 +18,8 @@ from core.progress import run
 from core.solvers.alternating import Statistics, update_concepts
 from core.solvers.hals import CONCEPTS
 from core.state import State
+from tests.core.fresh import run_each
 from tests.core.problems import digits_split, planted
-from tests.core.test_package import run_fresh
 from tests.core.test_state import copied
 
 A = planted(600, 40, 8)[0]
@@ -218,7 +218,7 @@ def test_bad_parameters(options: dict, words: str) -> None:
         NMF(8).fit_online(A, D=A[:7])
 
 
-@settings(max_examples=60)
+@settings(max_examples=40)
 @given(
     rows=st.integers(1, 50),
     d=st.integers(1, 12),
@@ -417,9 +417,9 @@ print(held_bytes("VmHWM") / 2**20)
 
 @pytest.mark.slow
 def test_memory_is_flat_in_the_rows() -> None:
-    """300 MB more of activations take nothing. Large pieces of memory go back at once, which leaves no noise."""
+    """150 MB more of activations take nothing. Large pieces of memory go back at once, which leaves no noise."""
     at_once = {"MALLOC_MMAP_THRESHOLD_": str(1 << 20)}
-    few, many = (float(run_fresh(FLAT.format(rows=rows), at_once)) for rows in (12_000, 112_000))
+    few, many = map(float, run_each(*(FLAT.format(rows=rows) for rows in (12_000, 62_000)), variables=at_once))
     assert many - few < 10
 
 

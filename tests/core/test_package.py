@@ -1,23 +1,24 @@
 """What the package exposes, and what importing it costs."""
 
-import os
-import subprocess
-import sys
-from collections.abc import Mapping
-from pathlib import Path
-from types import MappingProxyType
+import json
 
 import pytest
 
 import core
+from tests.core.fresh import run_fresh
 
-ROOT = Path(__file__).parent.parent.parent
-
-
-def run_fresh(code: str, variables: Mapping[str, str] = MappingProxyType({})) -> str:
-    """The output of `code` in a fresh interpreter, with these variables in its environment."""
-    command, env = [sys.executable, "-c", code], {**os.environ, **variables}
-    return subprocess.run(command, check=True, capture_output=True, text=True, env=env, cwd=ROOT).stdout.strip()
+# `make gpu` wants no more than torch, numpy, numba and scikit-learn of a machine: there is no tqdm here.
+LOADED = """
+import json, sys
+sys.modules["tqdm"] = None
+import core.metrics, core.warm, numpy as np
+from core import NMF, Dictionary
+told = [sorted(sys.modules)]
+shape = list(NMF(2, max_iter=2).fit(np.ones((4, 3)))[0].shape)
+told += [shape, sorted(sys.modules)]
+import app.worker.loop
+print(json.dumps([*told, sorted(sys.modules)]))
+"""
 
 
 def test_every_exported_name_is_there() -> None:
@@ -39,30 +40,36 @@ def test_light_modules_load_nothing_heavy(module: str) -> None:
     assert heavy == ""
 
 
-def test_core_knows_nothing_of_http_nor_scikit_learn() -> None:
-    loaded = run_fresh(
-        "import sys; from core import NMF, Dictionary; import core.metrics, core.warm;"
-        "print(*sorted({'fastapi', 'starlette', 'pydantic', 'sklearn', 'app'} & set(sys.modules)))"
-    )
-    assert loaded == ""
+Told = tuple[list[str], list[int], list[str], list[str]]
 
 
-def test_a_fit_that_tells_nothing_does_without_tqdm() -> None:
-    """`make gpu` wants no more than torch, numpy, numba and scikit-learn of a machine."""
-    code = (
-        "import sys; sys.modules['tqdm'] = None; import numpy as np; from core import NMF;"
-        "print(NMF(2, max_iter=2).fit(np.ones((4, 3)))[0].shape)"
-    )
-    assert run_fresh(code) == "torch.Size([4, 2])"
+@pytest.fixture(scope="module")
+def told() -> Told:
+    """Of one process: what it has loaded, the shape of codes that it fits, what it has loaded then, and at last."""
+    imported, shape, fitted, at_last = json.loads(run_fresh(LOADED))
+    return imported, shape, fitted, at_last
 
 
-def test_dense_rows_do_without_scipys_matrices() -> None:
+def test_core_knows_nothing_of_http_nor_scikit_learn(told: Told) -> None:
+    imported, _, fitted, _ = told
+    assert "core.nmf" in imported
+    assert not {"fastapi", "starlette", "pydantic", "sklearn", "app"} & {*imported, *fitted}
+
+
+def test_a_fit_that_tells_nothing_does_without_tqdm(told: Told) -> None:
+    assert told[1] == [4, 2]
+
+
+def test_dense_rows_do_without_scipys_matrices(told: Told) -> None:
     """They take an eighth of the time that a process needs to start."""
-    code = (
-        "import sys, numpy as np; from core import NMF; NMF(2, max_iter=2).fit(np.ones((4, 3)));"
-        "import app.worker.loop; print('scipy.sparse' in sys.modules)"
-    )
-    assert run_fresh(code) == "False"
+    at_last = told[3]
+    assert "app.worker.loop" in at_last
+    assert "scipy.sparse" not in at_last
+
+
+def test_the_package_runs_without_triton(told: Told) -> None:
+    _, _, fitted, at_last = told
+    assert "triton" not in {*fitted, *at_last}
 
 
 def test_waiting_threads_sleep_unless_told_otherwise() -> None:

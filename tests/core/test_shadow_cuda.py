@@ -207,11 +207,14 @@ def test_starts_that_are_given_and_concepts_beyond_the_rank(device: State) -> No
 
 
 @pytest.mark.parametrize("given", ["D", "Z"])
-def test_a_start_of_several_blocks_of_concepts_is_gone_on_from(device: State, given: str) -> None:
+def test_a_start_of_several_blocks_of_concepts_is_gone_on_from(
+    device: State, given: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Its codes are found to the end, with products of split factors: before the first block nothing has moved."""
-    A, Z, D = planted(40, 30, 600)
+    monkeypatch.setattr("core.kernels.cuda.BLOCK", 16)
+    A, Z, D = planted(60, 50, 40)
     start = {"D": D} if given == "D" else {"Z": Z}
-    NMF(600, device="cuda", max_iter=1).fit(A, **start)
+    NMF(40, device="cuda", max_iter=1).fit(A, **start)
 
 
 def test_dead_concepts_are_revived(device: State) -> None:

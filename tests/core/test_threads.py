@@ -1,7 +1,3 @@
-import os
-import shutil
-import subprocess
-import sys
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -10,29 +6,7 @@ import numba
 import pytest
 import torch
 
-import core
 from core.threads import SMALL_WORK, quota, threads_for
-
-# One of the kernels that compiles within a second; all are compiled by the same decorator.
-KERNEL = """
-import numpy as np, warnings
-warnings.simplefilter("error" if {strict} else "always")
-from core.kernels.cpu import _live
-print(_live(np.ones((2, 3), np.float32), np.ones((2, 3), np.float32)))
-"""
-
-
-def kernel_in_fresh_process(package: Path, *, cache: Path, strict: bool) -> subprocess.CompletedProcess[str]:
-    directories = dict.fromkeys(("NUMBA_CACHE_DIR", "HOME", "XDG_CACHE_HOME"), str(cache))
-    environment = os.environ | directories | {"PYTHONPATH": str(package)}
-    return subprocess.run(
-        [sys.executable, "-c", KERNEL.format(strict=strict)],
-        cwd="/",
-        env=environment,
-        capture_output=True,
-        text=True,
-        check=True,
-    )
 
 
 def test_small_work_leaves_the_other_threads_asleep() -> None:
@@ -101,25 +75,6 @@ def test_numbas_count_is_left_as_it_was(work: int) -> None:
         with threads_for(work):
             pass
         assert numba.get_num_threads() == count
-
-
-def test_the_cache_directory_that_is_set_is_used(tmp_path: Path) -> None:
-    root = Path(core.__file__).parents[1]
-    done = kernel_in_fresh_process(root, cache=tmp_path, strict=True)
-    assert done.stdout.strip() == "6"
-    assert list(tmp_path.rglob("*.nbc"))
-
-
-def test_without_a_writable_cache_it_works_and_says_so(tmp_path: Path) -> None:
-    """A file where the cache directory should be: nothing can be written there, not even by root."""
-    blocker = tmp_path / "file"
-    blocker.touch()
-    package = tmp_path / "core"
-    shutil.copytree(Path(core.__file__).parent, package, ignore=shutil.ignore_patterns("__pycache__"))
-    (package / "kernels" / "__pycache__").touch()
-    done = kernel_in_fresh_process(tmp_path, cache=blocker, strict=False)
-    assert done.stdout.strip() == "6"
-    assert "NUMBA_CACHE_DIR" in done.stderr
 
 
 def test_quota(tmp_path: Path) -> None:
