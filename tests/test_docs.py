@@ -1,8 +1,6 @@
 """What README and docs/ say is so."""
 
-import os
 import re
-from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -17,7 +15,6 @@ from app.main import create_app
 from app.schemas import FitParameters
 from app.settings import Settings, settings_table
 from tests.blocks import PAGES, ROOT, blocks
-from tests.e2e.conftest import Service
 
 README = (ROOT / "README.md").read_text()
 HTTP = (ROOT / "docs" / "http.md").read_text()
@@ -25,13 +22,6 @@ FAULTS = (ROOT / "docs" / "faults.md").read_text()
 CLIENT = (ROOT / "docs" / "client.md").read_text()
 CLI = (ROOT / "docs" / "cli.md").read_text()
 OPERATIONS = (ROOT / "docs" / "operations.md").read_text()
-
-
-@pytest.fixture(scope="module")
-def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
-    service = Service(tmp_path_factory.mktemp("docs") / "models").start()
-    yield service
-    service.stop()
 
 
 def test_the_two_commands_are_the_makefiles() -> None:
@@ -140,15 +130,3 @@ def test_every_path_and_parameter_is_documented() -> None:
         assert row is not None, name
         if not field.is_required():
             assert row[1].strip("`") == ("–" if field.default is None else str(field.default)), name
-
-
-def test_the_store_in_the_docs_is_the_store_on_the_disk(service: Service) -> None:
-    service.client.post(
-        "/fit", json={"name": "digits", "nb_concepts": 1, "data": [[1, 2]]}, headers={"prefer": "wait=30"}
-    ).raise_for_status()
-    service.client.patch("/dictionaries/digits", json={"labels": {"a": "b"}}).raise_for_status()
-    assert service.client.put("/dictionaries/digits", json={"data": [[1, 2]]}).json()["version"] == 2
-    assert service.client.delete("/dictionaries/digits@2").status_code == 204
-    (tree,) = re.findall(r"```text\n(models/.*?)```", OPERATIONS, re.DOTALL)
-    for path in re.findall(r"^  (\S+)", tree, re.MULTILINE):
-        assert os.path.exists(service.store / path), path

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from playwright.sync_api import Browser, BrowserContext, Locator, Page, expect, sync_playwright
+from playwright.sync_api import Browser, BrowserContext, Locator, Page, ViewportSize, expect, sync_playwright
 
 from demo.service import npy
 from tests.waiting import PATIENCE_SECONDS
@@ -27,6 +27,7 @@ FLAGS = [
     "--disable-sync",
 ]
 SHOWN = "main:not([aria-busy]) h1"  # a view is there once this is
+SIZE: ViewportSize = {"width": 1280, "height": 900}
 PATIENCE_MS = 1000 * PATIENCE_SECONDS / 2  # two of which are within pytest's own limit
 expect.set_options(timeout=PATIENCE_MS)
 needs_browser = pytest.mark.skipif(CHROMIUM is None, reason="there is no chromium: `make browser` installs it")
@@ -73,6 +74,17 @@ class Visit:
         self.page.wait_for_selector(SHOWN)
         return self.page
 
+    def forget(self) -> None:
+        """What was done, as if somebody else came: to a context of their own a core would go for a second or two."""
+        self.page.unroute_all(behavior="ignoreErrors")
+        self.context.set_offline(False)
+        self.page.goto(f"{self.url}/livez")  # of the service's, whose storage it is, but not the page
+        self.page.evaluate("localStorage.clear(); sessionStorage.clear()")
+        self.page.emulate_media(color_scheme="null", reduced_motion="null")
+        self.page.set_viewport_size(SIZE)
+        self.errors.clear()
+        self.elsewhere.clear()
+
     def drop(self, zone: Locator, name: str, content: bytes) -> None:
         """Drop a file there."""
         transfer = self.page.evaluate_handle(
@@ -106,7 +118,7 @@ class Visit:
 
 @contextmanager
 def visiting(browser: Browser, url: str, **options: Any) -> Iterator[Visit]:
-    context = browser.new_context(viewport={"width": 1280, "height": 900}, **options)
+    context = browser.new_context(viewport=SIZE, **options)
     context.set_default_timeout(PATIENCE_MS)
     try:
         yield Visit(url, context, context.new_page())
@@ -116,14 +128,16 @@ def visiting(browser: Browser, url: str, **options: Any) -> Iterator[Visit]:
 
 def endless() -> np.ndarray:
     """Activations whose fit by `mu`, with `tol` 0, goes on for minutes."""
-    return np.random.default_rng(0).random((4000, 256), dtype=np.float32)
+    return np.random.default_rng(0).random((2000, 128), dtype=np.float32)
 
 
-def received(page: Page) -> list[float]:
-    """Bytes of each answer from now on, headers and all, as they come over the wire."""
+@contextmanager
+def received(page: Page) -> Iterator[list[float]]:
+    """Bytes of each answer meanwhile, headers and all, as they come over the wire: none from the browser's cache."""
     sizes: list[float] = []
     session = page.context.new_cdp_session(page)
     session.send("Network.enable")
     session.send("Network.setCacheDisabled", {"cacheDisabled": True})
     session.on("Network.loadingFinished", lambda told: sizes.append(told["encodedDataLength"]))
-    return sizes
+    yield sizes
+    session.detach()

@@ -28,12 +28,18 @@ def small(shared: Service) -> Service:
     return shared
 
 
+@pytest.fixture(scope="module")
+def opened(browser: Browser, small: Service) -> Iterator[Visit]:
+    with visiting(browser, small.url) as opened:
+        yield opened
+
+
 @pytest.fixture
-def visit(browser: Browser, small: Service) -> Iterator[Visit]:
-    with visiting(browser, small.url) as visit:
-        yield visit
-        small.no_job_goes_on()
-        visit.check(NOT_OK)
+def visit(opened: Visit, small: Service) -> Iterator[Visit]:
+    opened.forget()
+    yield opened
+    small.no_job_goes_on()
+    opened.check(NOT_OK)
 
 
 def fill(visit: Visit, content: bytes, file: str = "rows.npy", name: str = "kept", k: str = "2") -> Page:
@@ -83,7 +89,7 @@ def test_a_file_that_has_changed_since_it_was_chosen_is_told(visit: Visit, tmp_p
     """A browser sends it no more, and says of the service that it does not answer."""
     file = tmp_path / "rows.npy"
     file.write_bytes(npy(A))
-    visit.page.on("filechooser", lambda chooser: chooser.set_files(file))
+    visit.page.once("filechooser", lambda chooser: chooser.set_files(file))
     page = visit.open("fit")
     page.get_by_label("Activations").click()
     expect(page.get_by_label("Activations")).to_have_value(re.compile("rows.npy"))
@@ -241,21 +247,23 @@ def test_rates_come_back_after_a_moment_without(visit: Visit) -> None:
         expect(page.get_by_text("No rates")).to_have_count(0)
 
 
-def test_an_answer_that_breaks_off_is_asked_for_again(visit: Visit) -> None:
-    page = visit.page
-    page.add_init_script(
-        """
-        const whole = fetch;
-        let count = 0;
-        globalThis.fetch = async (...given) => {
-            const answer = await whole(...given);
-            if (count++) return answer;
-            return new Response(new ReadableStream({ pull: (body) => body.error(new TypeError("network error")) }));
-        };
-        """
-    )
-    visit.open()
-    expect(page.get_by_role("link", name="small")).to_be_visible()
+BROKEN_OFF = """
+const whole = fetch;
+let count = 0;
+globalThis.fetch = async (...given) => {
+    const answer = await whole(...given);
+    if (count++) return answer;
+    return new Response(new ReadableStream({ pull: (body) => body.error(new TypeError("network error")) }));
+};
+"""
+
+
+def test_an_answer_that_breaks_off_is_asked_for_again(browser: Browser, small: Service) -> None:
+    with visiting(browser, small.url) as visit:  # a page of its own, for it keeps the script
+        visit.page.add_init_script(BROKEN_OFF)
+        visit.open()
+        expect(visit.page.get_by_role("link", name="small")).to_be_visible()
+        visit.check(NOT_OK)
 
 
 @pytest.mark.parametrize("asked", ["86400", "1e999", "-5"])
@@ -326,23 +334,19 @@ def test_a_worker_that_dies_while_one_tries_is_waited_for(visit: Visit, small: S
     assert page.get_by_label("Numbers, as JSON").input_value() == "1, 2, 3, 4, 5, 6"
 
 
-def test_a_fit_is_followed_over_a_restart_of_the_service(browser: Browser, tmp_path: Path) -> None:
-    service = Service(tmp_path / "models").start()
+def test_a_fit_is_followed_over_a_restart_of_the_service(visit: Visit, small: Service) -> None:
+    id = small.fit(endless(), name="long", nb_concepts=64, solver="mu", max_iter=100_000, tol=0)
+    page = visit.open(f"jobs/{id}")
+    expect(page.get_by_text(re.compile("running: iteration [1-9]"))).to_be_visible()
+    small.kill()
     try:
-        id = service.fit(endless(), name="long", nb_concepts=64, solver="mu", max_iter=100_000, tol=0)
-        with visiting(browser, service.url) as visit:
-            page = visit.open(f"jobs/{id}")
-            expect(page.get_by_text(re.compile("running: iteration [1-9]"))).to_be_visible()
-            service.kill()
-            expect(page.get_by_text(re.compile("Trying again"))).to_be_visible()
-            service.start()
-            expect(page.get_by_text(re.compile(r"running: .*attempt 2"))).to_be_visible()
-            expect(page.get_by_text("Trying again")).to_have_count(0)
-            page.get_by_role("button", name="Cancel").click()
-            expect(page.get_by_text("cancelled")).to_be_visible()
-            visit.check(NOT_OK)
+        expect(page.get_by_text(re.compile("Trying again"))).to_be_visible()
     finally:
-        service.stop()
+        small.start()  # for who comes after, too
+    expect(page.get_by_text(re.compile(r"running: .*attempt 2"))).to_be_visible()
+    expect(page.get_by_text("Trying again")).to_have_count(0)
+    page.get_by_role("button", name="Cancel").click()
+    expect(page.get_by_text("cancelled")).to_be_visible()
 
 
 @pytest.mark.parametrize("part", ["charts.css", "plotly.js"])
