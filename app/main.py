@@ -79,7 +79,7 @@ def create_app(
     app.state.metrics = Metrics(services)
     install_handlers(app)
     for module in (fit, jobs, encode, decode, dictionaries, concepts, compare, health, inference, pages):
-        # as they are: included, they would be made anew for each app, by its first requests, which would wait for that
+        # as they are: included, they would be made anew for each app by its first requests, which waited for that
         app.router.routes.extend(module.router.routes)
     tokens = None if settings.tokens_file is None else TokenFile(settings.tokens_file)
     frameworks_stack = app.build_middleware_stack
