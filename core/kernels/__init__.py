@@ -21,6 +21,7 @@ from core.kernels.prepared import Prepared as Prepared
 from core.kernels.prepared import inverse_of
 from core.kernels.prepared import prepare as prepare
 from core.kernels.prepared import prepare_with as prepare_with
+from core.threads import threads_of_torch_for
 
 # The priority of CUDA streams for work that somebody waits for: what is there of others' is done after it.
 URGENT = -1
@@ -72,7 +73,8 @@ def product(X: torch.Tensor, Y: torch.Tensor, *, less: torch.Tensor | None = Non
     """X·Y, or X·Y − less, to about float32's rounding: on CUDA devices by tensor cores. X may be sparse rows."""
     if X.device.type == "cuda" and isinstance(X, torch.Tensor):
         return precision.product(X, Y, precision.Precision.SPLIT, less=less)
-    return X @ Y if less is None else torch.addmm(less, X, Y, beta=-1)
+    with threads_of_torch_for(X.shape[0] * X.shape[1] * Y.shape[1]):
+        return X @ Y if less is None else torch.addmm(less, X, Y, beta=-1)
 
 
 def inverse_diagonal(B: torch.Tensor) -> torch.Tensor:
