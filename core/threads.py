@@ -135,8 +135,11 @@ def _threads_of_numba(count: int) -> Iterator[None]:
     if (numba := _numba()) is None:
         yield
         return
-    before = numba.get_num_threads()
-    numba.set_num_threads(min(count, numba.config.NUMBA_NUM_THREADS))
+    before, wanted = numba.get_num_threads(), min(count, numba.config.NUMBA_NUM_THREADS)
+    if wanted == before:
+        yield
+        return
+    numba.set_num_threads(wanted)
     try:
         yield
     finally:

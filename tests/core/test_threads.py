@@ -6,6 +6,7 @@ import numba
 import pytest
 import torch
 
+from core import kernels
 from core.threads import SMALL_WORK, quota, threads_for
 
 
@@ -16,6 +17,26 @@ def test_small_work_leaves_the_other_threads_asleep() -> None:
     assert torch.get_num_threads() == count
     with threads_for(SMALL_WORK):
         assert torch.get_num_threads() == count
+
+
+class Counts:
+    """In a matrix's place: its product is how many threads compute it."""
+
+    device = torch.device("cpu")
+
+    def __init__(self, *shape: int) -> None:
+        self.shape = shape
+
+    def __matmul__(self, other: torch.Tensor) -> int:
+        return torch.get_num_threads()
+
+
+@pytest.mark.parametrize(("rows", "is_small"), [(100, True), (100_000, False)])
+def test_small_products_have_one_thread(rows: int, is_small: bool) -> None:
+    count = torch.get_num_threads()
+    told = kernels.product(Counts(rows, 10), torch.ones(10, 10))  # type: ignore[arg-type]
+    assert told == (1 if is_small else count)
+    assert torch.get_num_threads() == count
 
 
 def test_threads_born_during_small_work_are_not_alone_for_good() -> None:
