@@ -12,10 +12,8 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from tests.core.fresh import forked
+from tests.core.fresh import ROOT, forked
 from tests.waiting import PATIENCE_SECONDS
-
-ROOT = Path(__file__).parents[2]
 
 
 def told_by_ranks(module: str, size: int, folder: Path) -> list[dict[str, Any]]:

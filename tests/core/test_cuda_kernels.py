@@ -28,10 +28,9 @@ if torch.cuda.is_available():
 from core.kernels import bounded, cpu, cuda, records, rounds, working_sets
 from core.kernels.records import record_of
 from tests.core import interpreted  # noqa: F401
-from tests.core.fresh import run_fresh
+from tests.core.fresh import ROOT, run_fresh
 from tests.waiting import PATIENCE_SECONDS
 
-ROOT = Path(__file__).parent.parent.parent
 Answer = tuple[torch.Tensor, torch.Tensor]
 
 

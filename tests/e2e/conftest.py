@@ -13,7 +13,7 @@ from playwright.sync_api import Browser
 from safetensors import safe_open
 
 from demo.service import free_port, npy, serve_command, wait_ready
-from tests.e2e.browser import chromium
+from tests.e2e.browser import Visit, chromium, visiting
 from tests.waiting import PATIENCE_SECONDS, until
 
 
@@ -107,9 +107,16 @@ class Service:
 
     def checkpoint(self, id: str) -> int:
         """The iteration that the one checkpoint of a job tells of, read as anybody can."""
-        (path,) = (self.store / ".dictserve" / "checkpoints").glob(f"*.{id}.safetensors")
+        (path,) = self._checkpoints(id)
         with safe_open(path, "np") as file:
             return int(json.loads(file.metadata()["checkpoint"])["numbers"]["iteration"])
+
+    def until_kept(self, id: str) -> None:
+        """Wait for a checkpoint of a job."""
+        until(lambda: self._checkpoints(id), every=0.01)
+
+    def _checkpoints(self, id: str) -> list[Path]:
+        return list((self.store / ".dictserve" / "checkpoints").glob(f"*.{id}.safetensors"))
 
     def until(self, id: str, state: str, iteration: int = 0, attempts: int = 0) -> None:
         """Wait for a job to be in a state and at an iteration, after so many attempts."""
@@ -171,3 +178,10 @@ def mortal(shared: Service) -> Service:
 def browser() -> Iterator[Browser]:
     with chromium() as browser:
         yield browser
+
+
+@pytest.fixture(scope="module")
+def opened(browser: Browser, shared: Service) -> Iterator[Visit]:
+    """One visit of a module's tests, each of which has it forget the others'."""
+    with visiting(browser, shared.url) as opened:
+        yield opened

@@ -10,7 +10,6 @@ import pytest
 
 from tests.e2e.conftest import Service
 from tests.memory import held_bytes
-from tests.waiting import until
 
 ROWS, FEATURES, SHARDS = 40_000, 512, 4  # 82 MB in float32 each, of float32
 FIT = {"nb_concepts": 8, "files": ["*.npy"], "tol": 0}
@@ -61,7 +60,7 @@ def test_a_worker_that_is_killed_goes_on_from_its_checkpoint(service: Service) -
     files = ["0.npy", "1.npy"]
     id = begun(service, name="killed", files=files, epochs=2)
     service.until(id, "running", iteration=10)
-    until_kept(service)
+    service.until_kept(id)
     os.kill(service.worker_pid, signal.SIGKILL)
     job = service.ended(id)
     assert (job["state"], job["attempts"]) == ("succeeded", 2), job
@@ -75,8 +74,3 @@ def test_a_worker_that_is_killed_goes_on_from_its_checkpoint(service: Service) -
     )
     assert told["killed"]["parameters"]["online"] is True
     assert told["killed"]["metrics"]["metrics_rows"] == ROWS * len(files)
-
-
-def until_kept(service: Service) -> None:
-    """Wait until there is a checkpoint."""
-    until(lambda: list((service.store / ".dictserve" / "checkpoints").iterdir()), every=0.01)

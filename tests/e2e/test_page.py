@@ -9,14 +9,14 @@ from collections.abc import Iterator
 import numpy as np
 import pytest
 from axe_playwright_python.sync_playwright import Axe
-from playwright.sync_api import Browser, FilePayload, Locator, Page, Route, expect
+from playwright.sync_api import FilePayload, Locator, Page, Route, expect
 from sklearn.datasets import load_digits
 
 from app.schemas import FitParameters, FitRequest
 from app.worker.messages import Solver
 from demo.digits import split_digits
 from demo.service import npy
-from tests.e2e.browser import SHOWN, Visit, endless, needs_browser, received, visiting
+from tests.e2e.browser import SHOWN, Visit, endless, needs_browser, received
 from tests.e2e.conftest import Service
 
 pytestmark = [pytest.mark.slow, needs_browser]
@@ -56,12 +56,6 @@ def filled(shared: Service) -> Service:
     labels = {"concept_labels": {"3": "loop", "5": "upper stroke"}}
     shared.client.patch("/dictionaries/digits@1", json=labels).raise_for_status()
     return shared
-
-
-@pytest.fixture(scope="module")
-def opened(browser: Browser, filled: Service) -> Iterator[Visit]:
-    with visiting(browser, filled.url) as opened:
-        yield opened
 
 
 @pytest.fixture

@@ -28,12 +28,6 @@ def small(shared: Service) -> Service:
     return shared
 
 
-@pytest.fixture(scope="module")
-def opened(browser: Browser, small: Service) -> Iterator[Visit]:
-    with visiting(browser, small.url) as opened:
-        yield opened
-
-
 @pytest.fixture
 def visit(opened: Visit, small: Service) -> Iterator[Visit]:
     opened.forget()

@@ -67,7 +67,7 @@ def away(data: Path, *, leaves_empty: bool = False) -> Iterator[None]:
 def test_an_online_fit_goes_on_when_it_is_back(fits: Service, data: Path, leaves_empty: bool) -> None:
     id = begun(fits, ONLINE)
     fits.until(id, "running", iteration=20)
-    until(lambda: list((fits.store / ".dictserve" / "checkpoints").glob(f"*.{id}.safetensors")))
+    fits.until_kept(id)
     seen = waits(fits)
     with away(data, leaves_empty=leaves_empty):
         until_waits(fits, seen + 1)
