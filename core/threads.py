@@ -36,6 +36,8 @@ if (cores := quota()) is not None and cores < len(os.sched_getaffinity(0)):
 
 # Multiply-adds, about a tenth of a millisecond on one core: for less, waking a second costs more than it brings.
 SMALL_WORK = 2_000_000
+# Numbers, on fewer of which torch lets no second thread do what is done to each.
+LEAST_SHARED = 32_768
 
 
 def share(processes: int) -> None:

@@ -19,7 +19,8 @@ from core.nmf import NMF
 
 def warm() -> None:
     """Run every compiled path of a fit and of encodes in float32 once, on problems of a few milliseconds."""
-    NMF(64, seed=0).fit(_activations(), max_iter=2)
+    for nb_concepts in (16, 128):  # small data, of which an iteration is one kernel, and other
+        NMF(nb_concepts, seed=0).fit(_activations(), max_iter=2)
     warm_encodes(torch.float32)
 
 

@@ -48,6 +48,34 @@ def descend(
     return implementation.descend(Z, G, B, inverse, max_sweeps, share)  # type: ignore[no-any-return]
 
 
+def iterate(
+    A: torch.Tensor,
+    Z: torch.Tensor,
+    concepts: torch.Tensor,
+    *,
+    energy: float,
+    vanished: float,
+    code_sweeps: int,
+    concept_sweeps: int,
+    share: float,
+) -> tuple[float, float, float, torch.Tensor]:
+    """Codes Z (rows, k), then concepts (d, k), of A (rows, d), each improved once by `descend`, in place.
+
+    For small data: float32, on the CPU, and there on one thread.
+
+    Args:
+        energy: ‖A‖².
+        vanished: a concept whose squared norm is below this, or that of whose codes is, is taken as zero.
+        code_sweeps, concept_sweeps: `max_sweeps` of each.
+
+    Returns:
+        The loss ½‖A − ZD‖² of them, summed in float64; Σ v_j²/B_jj of all codes and that of all concepts, each before
+        the update; and which concepts are zero or unused, bool (k,).
+    """
+    arguments = A, Z, concepts, energy, vanished, code_sweeps, concept_sweeps, share
+    return of_cpu().iterate(*arguments)  # type: ignore[no-any-return]
+
+
 def solve(
     A: torch.Tensor,
     prepared: Prepared,

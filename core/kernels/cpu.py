@@ -10,24 +10,20 @@ import numba
 import numpy as np
 import torch
 
-from core.compiled import compiled
-from core.kernels import active_set, dense, dependent
+from core.kernels import active_set, dense, dependent, iteration
+from core.kernels.descent import descend_rows
 from core.kernels.grams import gram
 from core.kernels.lanes import LANES
 from core.kernels.panels import panels_of as panels_of
 from core.kernels.pieces import address, solve_pieces
 from core.kernels.prepared import Prepared, prepare_with
 from core.kernels.small import PATIENCE
-from core.kernels.sweeps import sweep_lanes, sweep_row
 from core.threads import SMALL_WORK, threads_for
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
 # No more concepts than this, and than features: the codes are often dense, and the problem of every row holds all.
 FEW_CONCEPTS = 256
-# Sweeping sixteen rows in lockstep costs k·k a row; one by one, for each coordinate that moves, k and as much as this
-# many more for the waiting. (Measured at k = 64 to 1024.)
-SPARED = 400
 # Rows handed to a thread in one piece, so that one held up by another process does not hold up the rest.
 ROWS_PER_PIECE = 32
 
@@ -38,8 +34,26 @@ def descend(
     """See `core.kernels.descend`."""
     violation = Z.new_empty(len(Z))
     with threads_for(Z.numel() * B.shape[0]):
-        _descend(Z.numpy(), G.numpy(), B.numpy(), inverse.numpy(), violation.numpy(), max_sweeps, share)
+        descend_rows(Z.numpy(), G.numpy(), B.numpy(), inverse.numpy(), violation.numpy(), max_sweeps, share)
     return violation
+
+
+def iterate(
+    A: torch.Tensor,
+    Z: torch.Tensor,
+    concepts: torch.Tensor,
+    energy: float,
+    vanished: float,
+    code_sweeps: int,
+    concept_sweeps: int,
+    share: float,
+) -> tuple[float, float, float, torch.Tensor]:
+    """See `core.kernels.iterate`."""
+    numbers, dead = np.empty(3), np.empty(Z.shape[1], np.bool_)
+    factors = A.numpy(), Z.numpy(), concepts.numpy()
+    iteration.iterate(*factors, energy, vanished, code_sweeps, concept_sweeps, share, numbers, dead)
+    loss, of_codes, of_concepts = numbers.tolist()
+    return loss, of_codes, of_concepts, torch.from_numpy(dead)
 
 
 def solve(A: torch.Tensor, prepared: Prepared, tol: float, max_sweeps: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -114,77 +128,3 @@ def _solve(solve_some: Any, A: Array, prepared: Prepared, *given: Any) -> None:
         if solve_some is dense.solve_some:
             pieces = max(pieces, -(-rows // LANES))  # each the rows of one tile: lanes stand empty but once
         solve_pieces(*(address(solve_some, A.dtype), A, prepared, *given, pieces))
-
-
-# --- descent ----------------------------------------------------------------------------------------------------
-
-
-@compiled()
-def _violation(z: Array, g: Array, inverse: Array) -> float:
-    """Σ v²/B_jj; the comparison is one that NaN does not pass unseen."""
-    total = 0.0
-    for j in range(z.size):
-        if z[j] > 0 or not g[j] >= 0:
-            total += g[j] * g[j] * inverse[j]
-    return total
-
-
-@compiled()
-def _live(Z: Array, G: Array) -> int:
-    """Coordinates that a sweep has to do with: above zero, or about to be."""
-    live = 0
-    for i in range(Z.shape[0]):
-        z, g = Z[i], G[i]
-        for j in range(z.size):
-            live += z[j] > 0 or g[j] < 0
-    return live
-
-
-@compiled()
-def _descend_one_by_one(Z: Array, G: Array, B: Array, inverse: Array, max_sweeps: int, share: float) -> None:
-    for i in range(Z.shape[0]):
-        first, _ = sweep_row(Z[i], G[i], B, inverse)
-        for _ in range(max_sweeps - 1):
-            if sweep_row(Z[i], G[i], B, inverse)[0] <= share * first:
-                break
-
-
-@compiled()
-def _descend_in_lanes(Z: Array, G: Array, B: Array, inverse: Array, max_sweeps: int, share: float) -> None:
-    rows, k = Z.shape
-    z, g = np.zeros((k, LANES), Z.dtype), np.zeros((k, LANES), Z.dtype)
-    active, flips = np.zeros(LANES, Z.dtype), np.zeros(LANES, Z.dtype)
-    progress, first = np.zeros(LANES, Z.dtype), np.zeros(LANES, Z.dtype)
-    active[:rows] = 1
-    for s in range(rows):
-        for j in range(k):
-            z[j, s], g[j, s] = Z[s, j], G[s, j]
-    for sweep in range(max_sweeps):
-        sweep_lanes(z, g, B, inverse, active, flips, progress)
-        if sweep == 0:
-            first[:] = progress
-        left = False
-        for s in range(rows):
-            if progress[s] <= share * first[s]:
-                active[s] = 0
-            left |= active[s] > 0
-        if not left:
-            break
-    for s in range(rows):
-        for j in range(k):
-            Z[s, j], G[s, j] = z[j, s], g[j, s]
-
-
-@compiled(parallel=True)
-def _descend(Z: Array, G: Array, B: Array, inverse: Array, violation: Array, max_sweeps: int, share: float) -> None:
-    rows, k = Z.shape
-    tiles = (rows + LANES - 1) // LANES
-    for tile in numba.prange(tiles):
-        first, last = tile * rows // tiles, (tile + 1) * rows // tiles
-        z, g = Z[first:last], G[first:last]
-        for i in range(first, last):
-            violation[i] = _violation(Z[i], G[i], inverse)
-        if _live(z, g) * (k + SPARED) > (last - first) * k * k:
-            _descend_in_lanes(z, g, B, inverse, max_sweeps, share)
-        else:
-            _descend_one_by_one(z, g, B, inverse, max_sweeps, share)

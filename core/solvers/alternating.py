@@ -15,7 +15,7 @@ rows; and what a solver says that it needs.
 """
 
 from collections.abc import Callable, Generator, Iterator
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 
 import torch
@@ -25,7 +25,7 @@ from core.chunks import Chunks, rows_of_slice, slices
 from core.progress import FitProgress, tell
 from core.solvers.revival import revive
 from core.sparse import SparseRows
-from core.threads import threads_for
+from core.threads import LEAST_SHARED, threads_of_torch_for
 
 REVIVE_EVERY = 5  # iterations after which dead concepts are revived
 WINDOW = 10  # iterations that the stopping rule looks back
@@ -74,6 +74,30 @@ class Statistics:
     violation: torch.Tensor | float
 
 
+@dataclass(frozen=True, slots=True)
+class Iteration:
+    """What an iteration has come to, beside Z.
+
+    Attributes:
+        concepts: (d, k), after it.
+        loss: ½‖A − ZD‖²_F of them.
+        is_exact: whether the loss is right to all its digits; else it may be off by 5e-7·‖A‖².
+        of_codes, of_concepts: squared violations before the updates.
+        dead: bool (k,), the concepts that are zero, or that no row uses.
+    """
+
+    concepts: torch.Tensor
+    loss: float
+    is_exact: bool
+    of_codes: torch.Tensor | float
+    of_concepts: torch.Tensor | float
+    dead: torch.Tensor
+
+
+# From codes Z (n, k), in place, and concepts (d, k), of which those that have vanished are set to zero.
+Iterate = Callable[[Chunks, torch.Tensor, torch.Tensor], Generator[None, None, Iteration]]
+
+
 @dataclass(slots=True)
 class Past:
     """What the next iteration needs to know of those before it, beside Z.
@@ -112,8 +136,7 @@ def alternate(
     chunks: Chunks,
     Z: torch.Tensor,
     D: torch.Tensor,
-    codes: Half,
-    concepts: Half,
+    iterate: Iterate,
     *,
     tol: float,
     max_iter: int,
@@ -131,7 +154,7 @@ def alternate(
     A concept that no row uses, or that is zero, is revived from the rows that are reconstructed worst.
 
     Args:
-        codes, concepts: how the rows of Z, and the columns of D, are improved.
+        iterate: one iteration; `in_turn` of two halves, or what comes to the same.
         past: of a fit that goes on: Z and D are then as they were after its last iteration. Kept up to date from
             then on; with Z, what is in it after an iteration is all that the next ones depend on.
         start_from: the concepts (d, k) that the next iteration starts from, given those before this one and after
@@ -147,24 +170,17 @@ def alternate(
         ending = converged or iteration == max_iter
         if ending:  # the last iteration starts from D itself
             ahead = reached
-        statistics = yield from tell(update_codes(codes, chunks, Z, ahead), told)
-        updated = ahead.clone()
-        violation = yield from tell(update_concepts(concepts, updated, statistics), told)
-        ranks.share(updated)
-
-        gram = kernels.product(updated.T, updated)
-        dead = (statistics.gram.diagonal() == 0) | (gram.diagonal() == 0)
-        with threads_for_elements(updated):
-            loss = loss_from(statistics, updated, gram, chunks.energy)
-        loss, of_concepts, any_dead = ranks.first(loss, float(violation), bool(dead.any()))
-        if ending or _is_too_rough(loss, losses, chunks.energy):
+        done = yield from tell(iterate(chunks, Z, ahead), told)
+        updated, dead = done.concepts, done.dead
+        loss, of_concepts, any_dead = ranks.first(done.loss, float(done.of_concepts), bool(dead.any()))
+        if not done.is_exact and (ending or _is_too_rough(loss, losses, chunks.energy)):
             (loss,) = ranks.first((yield from tell(direct_loss(chunks, Z, updated), told)))
         with threads_for_elements(updated):
             ahead = start_from(reached, updated, not losses or loss <= losses[-1])
         reached = updated
         losses.append(loss)
 
-        squared_violation = float(statistics.violation) + of_concepts
+        squared_violation = float(done.of_codes) + of_concepts
         residual = (squared_violation / chunks.energy) ** 0.5
         converged = (
             converged
@@ -185,6 +201,21 @@ def alternate(
     D.copy_(reached.T)
 
 
+def in_turn(
+    codes: Half, concepts: Half, chunks: Chunks, Z: torch.Tensor, ahead: torch.Tensor
+) -> Generator[None, None, Iteration]:
+    """An iteration of two halves: how the rows of Z, and then the columns of D, are improved."""
+    statistics = yield from update_codes(codes, chunks, Z, ahead)
+    updated = ahead.clone()
+    of_concepts = yield from update_concepts(concepts, updated, statistics)
+    chunks.ranks.share(updated)
+    gram = kernels.product(updated.T, updated)
+    dead = (statistics.gram.diagonal() == 0) | (gram.diagonal() == 0)
+    with threads_for_elements(updated):
+        loss = loss_from(statistics, updated, gram, chunks.energy)
+    return Iteration(updated, loss, False, statistics.violation, of_concepts, dead)
+
+
 def update_codes(
     half: Half, chunks: Chunks, Z: torch.Tensor, concepts: torch.Tensor
 ) -> Generator[None, None, Statistics]:
@@ -193,7 +224,7 @@ def update_codes(
     gram, cross = (torch.zeros(width, k, dtype=torch.float64, device=concepts.device) for width in (k, d))
     violation = torch.zeros((), dtype=torch.float64, device=concepts.device)
     with threads_for_elements(concepts):
-        concepts.masked_fill_(_vanished(concepts.square().sum(dim=0), chunks.energy), 0)
+        concepts.masked_fill_(concepts.square().sum(dim=0) < vanished(chunks.energy), 0)
     step = half.prepare(kernels.product(concepts.T, concepts))
     for rows, block in chunks:
         z = Z[rows]
@@ -206,9 +237,9 @@ def update_codes(
         with threads_for_elements(cross):
             cross += of_chunk
     chunks.ranks.total(0, violation, gram, cross)
-    vanished = _vanished(gram.diagonal(), chunks.energy)
-    gram.masked_fill_(vanished | vanished[:, None], 0)
-    cross.masked_fill_(vanished, 0)
+    unused = gram.diagonal() < vanished(chunks.energy)
+    gram.masked_fill_(unused | unused[:, None], 0)
+    cross.masked_fill_(unused, 0)
     return Statistics(gram, cross, violation)
 
 
@@ -220,8 +251,9 @@ def update_concepts(
     return (yield from _improve(step, concepts, statistics.cross, half.products))
 
 
-def _vanished(squares: torch.Tensor, energy: float) -> torch.Tensor:
-    return squares < max(VANISHED, VANISHED_SHARE * energy)
+def vanished(energy: float) -> float:
+    """The squared norm below which a concept, or a concept's codes, of an A with ‖A‖² = `energy` are zero."""
+    return max(VANISHED, VANISHED_SHARE * energy)
 
 
 def _improve(step: Step, Z: torch.Tensor, C: torch.Tensor, products: int) -> Generator[None, None, torch.Tensor]:
@@ -244,15 +276,15 @@ def violation(
 
 def threads_for_many(Z: torch.Tensor, B: torch.Tensor) -> AbstractContextManager[None]:
     """Threads for a step of many operations on Z (rows, k), the largest of them Z·B, most of them far smaller."""
-    return threads_for(Z.numel() * len(B) / 16)
+    return threads_of_torch_for(Z.numel() * len(B) / 16)
 
 
 def threads_for_elements(x: torch.Tensor) -> AbstractContextManager[None]:
-    """Threads for operations on each number of x, which torch would share out from 32 768 of them on.
+    """Threads for operations on each number of x.
 
     A second thread that sleeps is at work after some 25 µs, and on a busy machine after milliseconds.
     """
-    return threads_for(8.0 * x.numel())
+    return nullcontext() if x.numel() < LEAST_SHARED else threads_of_torch_for(8.0 * x.numel())
 
 
 def loss_from(statistics: Statistics, concepts: torch.Tensor, gram: torch.Tensor, energy: float) -> float:

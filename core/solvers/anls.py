@@ -13,6 +13,7 @@ Memory in bytes beside what all solvers hold: 20·c·k for a chunk of c rows and
 """
 
 from collections.abc import Iterator
+from functools import partial
 
 import torch
 
@@ -20,7 +21,7 @@ from core import kernels
 from core.chunks import Chunks
 from core.errors import OutOfRange
 from core.progress import FitProgress
-from core.solvers.alternating import Half, Past, Step, alternate, violation
+from core.solvers.alternating import Half, Past, Step, alternate, in_turn, violation
 
 # The relative KKT residual of each row, close above what float32 gradients can tell from zero.
 ROW_TOL = 1e-6
@@ -32,7 +33,7 @@ def solve(
     chunks: Chunks, Z: torch.Tensor, D: torch.Tensor, *, tol: float, max_iter: int, past: Past | None = None
 ) -> Iterator[FitProgress]:
     """See `core.solvers.alternating.alternate`."""
-    return alternate(chunks, Z, D, EXACT, EXACT, tol=tol, max_iter=max_iter, past=past)
+    return alternate(chunks, Z, D, partial(in_turn, EXACT, EXACT), tol=tol, max_iter=max_iter, past=past)
 
 
 def exact(B: torch.Tensor) -> Step:

@@ -23,7 +23,7 @@ import torch
 from core import kernels
 from core.chunks import Chunks
 from core.progress import FitProgress
-from core.solvers.alternating import Half, Past, Step, alternate, threads_for_many, violation
+from core.solvers.alternating import Half, Past, Step, alternate, in_turn, threads_for_many, violation
 
 # What the updates of one factor may cost, as a multiple of the products with A before them (α of Gillis & Glineur),
 # and their number at most: those of D are cheap where n is large, but soon bring nothing.
@@ -39,8 +39,8 @@ def solve(
     chunks: Chunks, Z: torch.Tensor, D: torch.Tensor, *, tol: float, max_iter: int, past: Past | None = None
 ) -> Iterator[FitProgress]:
     """See `core.solvers.alternating.alternate`."""
-    halves = (multiplicative(width, chunks.nb_concepts) for width in (chunks.n_features, chunks.all_rows))
-    return alternate(chunks, Z, D, *halves, tol=tol, max_iter=max_iter, past=past)
+    codes, concepts = (multiplicative(m, chunks.nb_concepts) for m in (chunks.n_features, chunks.all_rows))
+    return alternate(chunks, Z, D, partial(in_turn, codes, concepts), tol=tol, max_iter=max_iter, past=past)
 
 
 def multiplicative(width: int, nb_concepts: int) -> Half:

@@ -18,7 +18,7 @@ import torch
 from core import kernels
 from core.chunks import Chunks
 from core.progress import FitProgress
-from core.solvers.alternating import Half, Past, Step, alternate, threads_for_many, violation
+from core.solvers.alternating import Half, Past, Step, alternate, in_turn, threads_for_many, violation
 
 CODE_STEPS = 10
 CONCEPT_STEPS = 20
@@ -30,7 +30,7 @@ def solve(
     chunks: Chunks, Z: torch.Tensor, D: torch.Tensor, *, tol: float, max_iter: int, past: Past | None = None
 ) -> Iterator[FitProgress]:
     """See `core.solvers.alternating.alternate`."""
-    return alternate(chunks, Z, D, CODES, CONCEPTS, tol=tol, max_iter=max_iter, past=past)
+    return alternate(chunks, Z, D, partial(in_turn, CODES, CONCEPTS), tol=tol, max_iter=max_iter, past=past)
 
 
 def accelerated(B: torch.Tensor, *, count: int) -> Step:

@@ -97,6 +97,21 @@ def test_the_result_is_sound_and_the_loss_told_is_the_loss(solver: str, init: st
     assert direct < 0.3 * energy
 
 
+@starts
+@data
+def test_data_is_fitted_alike_whether_small_or_not(init: str, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """hals has a kernel for small data, which all that is here is."""
+    A, k, all_of_use = DATA[name]
+    monkeypatch.setattr("core.solvers.hals.SMALL_WORK", 0)
+    model = NMF(k, init=init, seed=0, tol=0, max_iter=40)
+    Z, D = model.fit(A)
+    check_sound(A, Z, D, k)
+    assert not all_of_use or dead_concepts(Z, D) == 0
+    energy = np.linalg.norm(A.astype(np.float64)) ** 2
+    for one, other in zip(model.loss_history_[:5], fitted("hals", init, name).loss_history_, strict=False):
+        assert one == pytest.approx(other, rel=1e-3, abs=ROUNDING * energy)
+
+
 @pytest.mark.parametrize("solver", MONOTONE)
 @starts
 @data

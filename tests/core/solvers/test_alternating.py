@@ -1,3 +1,5 @@
+from functools import partial
+
 import numpy as np
 import pytest
 import torch
@@ -8,6 +10,7 @@ from core.solvers.alternating import (
     Half,
     alternate,
     direct_loss,
+    in_turn,
     loss_from,
     update_codes,
     update_concepts,
@@ -62,7 +65,9 @@ def test_it_stops_where_the_loss_has_settled_and_not_before() -> None:
     chunks, Z, D = started()
     before = D.clone()
     half = Half(idle, products=1)
-    told = [s for s in alternate(chunks, Z, D, half, half, tol=1e-4, max_iter=100) if s.loss is not None]
+    told = [
+        s for s in alternate(chunks, Z, D, partial(in_turn, half, half), tol=1e-4, max_iter=100) if s.loss is not None
+    ]
     assert told[-1].iteration == 12  # ten without progress after the first, and a last one
     assert told[-1].converged
     assert torch.equal(D, before)

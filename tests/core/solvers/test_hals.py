@@ -4,11 +4,12 @@ import numpy as np
 import pytest
 import torch
 
+from core.chunks import Chunks
 from core.kernels import reference
 from core.progress import run
 from core.solvers import hals
-from core.solvers.alternating import update_codes, update_concepts
-from tests.core.problems import started
+from core.solvers.alternating import in_turn, update_codes, update_concepts
+from tests.core.problems import planted, started
 
 
 def test_one_iteration_is_coordinate_descent_on_each_factor() -> None:
@@ -22,6 +23,49 @@ def test_one_iteration_is_coordinate_descent_on_each_factor() -> None:
     reference.descend(dt, dt @ (z.T @ z) - A.T @ z, z.T @ z, max_sweeps=hals.CONCEPT_SWEEPS, progress_ratio=0.01)
     run(update_concepts(hals.CONCEPTS, concepts, statistics))
     np.testing.assert_allclose(concepts.numpy(), dt, rtol=1e-3, atol=1e-3 * dt.max())
+
+
+@pytest.mark.parametrize(
+    ("rows", "d", "k"), [(1, 1, 1), (3, 40, 5), (31, 24, 16), (64, 33, 17), (65, 8, 40), (150, 40, 8)]
+)
+def test_an_iteration_at_once_is_one_in_turn(rows: int, d: int, k: int) -> None:
+    chunks, Z, D = started(rows, d, k, size=rows)
+    assert hals.is_small(chunks)
+    ahead, codes = D.T.contiguous(), Z.clone()
+    one = run(hals.at_once(chunks, Z, ahead))
+    other = run(in_turn(hals.CODES, hals.CONCEPTS, chunks, codes, ahead.clone()))
+    torch.testing.assert_close(Z, codes, rtol=1e-3, atol=1e-3 * float(codes.max()))
+    torch.testing.assert_close(one.concepts, other.concepts, rtol=1e-3, atol=1e-3 * float(other.concepts.max()))
+    assert float(one.of_codes) == pytest.approx(float(other.of_codes), rel=1e-3)
+    assert float(one.of_concepts) == pytest.approx(float(other.of_concepts), rel=1e-2)
+    assert torch.equal(ahead, D.T)
+
+
+def test_the_loss_of_an_iteration_at_once_is_exact() -> None:
+    """Of data that is met to rounding, too, where the difference of two products of float32 would tell nothing."""
+    A, Z, D = (torch.from_numpy(x) for x in planted(200, 40, 8, noise=0))
+    chunks = Chunks(A, 8)
+    run(chunks.survey())
+    done, codes = run(hals.at_once(chunks, Z, D.T.contiguous())), Z.double()
+    direct = 0.5 * float((A.double() - codes @ done.concepts.double().T).square().sum())
+    assert done.loss < 1e-12 * chunks.energy
+    assert done.loss == pytest.approx(direct, abs=1e-15 * chunks.energy)
+
+
+def test_what_has_vanished_or_is_unused_is_so_at_once_as_in_turn() -> None:
+    chunks, Z, D = started(size=150)
+    chunks.A[:, :20] = 0
+    run(chunks.survey())
+    D[0], D[1] = 1e-19, 0  # the square of the first, times that of a code, would be no float32
+    D[2, 20:] = 0  # nothing wants what is left of it
+    Z[:, 3] = 1e-19
+    codes = Z.clone()
+    one = run(hals.at_once(chunks, Z, D.T.contiguous()))
+    other = run(in_turn(hals.CODES, hals.CONCEPTS, chunks, codes, D.T.contiguous()))
+    torch.testing.assert_close(Z, codes, rtol=1e-3, atol=1e-3 * float(codes.max()))
+    torch.testing.assert_close(one.concepts, other.concepts, rtol=1e-3, atol=1e-3 * float(other.concepts.max()))
+    assert not Z[:, 2].any()
+    assert one.dead.tolist() == other.dead.tolist() == [False, False, True, False, False, False, False, False]
 
 
 def test_extrapolation_is_worth_it(monkeypatch: pytest.MonkeyPatch) -> None:
