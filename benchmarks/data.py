@@ -46,6 +46,14 @@ def digits(folder: Path, *, nb_concepts: int = 64) -> DataSet:
     return _saved(folder, "digits", nb_concepts, A, A)
 
 
+def pixels(folder: Path) -> DataSet:
+    """Handwritten digits as they are."""
+    from sklearn.datasets import load_digits
+
+    A = load_digits().data.astype(np.float32)
+    return _saved(folder, "pixels of digits", 16, A, A)
+
+
 def planted(folder: Path, rows: int, n_features: int, nb_concepts: int, *, name: str = "planted") -> DataSet:
     """Sparse non-negative Z (a fifth) and D (a third in use), exponential values, 1 % noise."""
     rng = np.random.default_rng(0)
@@ -121,6 +129,12 @@ class DataSets:
         if self.quick:  # with more concepts than were planted, so that a fit goes on for seconds
             return replace(planted(self.folder, 4_000, 96, 16), nb_concepts=64)
         return planted(self.folder, 20_000, 768, 256)
+
+    @cached_property
+    def small(self) -> list[DataSet]:
+        """What a notebook tries first."""
+        of_planted = planted(self.folder, 400, 32, 8)
+        return [of_planted] if self.quick else [of_planted, pixels(self.folder)]
 
     @cached_property
     def wide(self) -> DataSet:

@@ -7,7 +7,19 @@ from benchmarks.data import DataSet, DataSets
 from benchmarks.libraries import OURS
 from benchmarks.process import Library
 
-OF_THE_CORE = ("fit", "solvers", "encode", "repeat", "latency", "memory", "online", "scaling", "start", "choosing")
+OF_THE_CORE = (
+    "fit",
+    "small",
+    "solvers",
+    "encode",
+    "repeat",
+    "latency",
+    "memory",
+    "online",
+    "scaling",
+    "start",
+    "choosing",
+)
 OF_THE_SERVICE = ("service", "during_a_fit", "checkpoints", "capacity")
 NAMES = (*OF_THE_CORE, *OF_THE_SERVICE)
 

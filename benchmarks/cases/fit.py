@@ -85,7 +85,7 @@ def _compare(bench: Bench, data: DataSet, of_peers: list[tuple[str, str, dict[st
         rows.append(_row(f"{library} {label}", told["seconds"], told, data, whole))
         best = min(best, (told["loss"], f"{library} {label}"))
 
-    times = [_time_to(trace, target["loss"]) for trace in traces]
+    times = [time_to(trace, target["loss"]) for trace in traces]
     reached = [seconds for seconds in times if seconds is not None]
     result.figures += [
         Figure(
@@ -105,7 +105,7 @@ def _compare(bench: Bench, data: DataSet, of_peers: list[tuple[str, str, dict[st
 
 
 def _row(who: str, seconds: float, told: dict[str, Any], data: DataSet, trace: dict[str, Any]) -> list[Cell]:
-    ours = _time_to(trace, told["loss"])
+    ours = time_to(trace, told["loss"])
     return [who, seconds, _error(told["loss"], data), told["dead"], ours, seconds / ours if ours else None]
 
 
@@ -134,12 +134,12 @@ def _race(bench: Bench, data: DataSet) -> tuple[dict[str, Any], float, list[dict
         traces.append(
             bench.ours.ask("trace", **given, until=until, max_seconds=OUR_SECONDS, limit_seconds=2 * OUR_SECONDS)
         )
-        bench.say(f"{data}: scikit-learn {seconds[-1]:.2f} s, ours {_time_to(traces[-1], target['loss'])} s")
+        bench.say(f"{data}: scikit-learn {seconds[-1]:.2f} s, ours {time_to(traces[-1], target['loss'])} s")
     assert target is not None
     return target, median(seconds), traces
 
 
-def _time_to(trace: dict[str, Any], loss: float) -> float | None:
+def time_to(trace: dict[str, Any], loss: float) -> float | None:
     """Seconds until the first iteration whose loss is at most this."""
     for seconds, reached in zip(trace["seconds"], trace["losses"], strict=True):
         if reached <= loss:
