@@ -24,7 +24,7 @@ import numpy as np
 sys.path.insert(0, {package!r})
 os.environ.update(dict.fromkeys(("NUMBA_CACHE_DIR", "HOME", "XDG_CACHE_HOME"), {cache!r}))
 with warnings.catch_warnings(record=True, action="always") as warned:
-    from core.kernels.cpu import _live
+    from core.kernels.descent import _live
     told = int(_live(np.ones((2, 3), np.float32), np.ones((2, 3), np.float32)))
 print(json.dumps([told, sum(_live.stats.cache_hits.values()), [str(one.message) for one in warned]]))
 """
