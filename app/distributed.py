@@ -41,7 +41,9 @@ T = TypeVar("T")
 OF_ALL = ("nb_concepts", "solver", "max_iter", "tol", "init", "seed")
 
 
-def main() -> None:
+def main() -> NoReturn:
+    """Leaves at once, however it ends: torch's threads, which an ordinary exit waits for, may wait for another rank;
+    and one that is still there as modules are taken down ends the process as if it had failed."""
     arguments = _arguments()
     rank = int(os.environ.get("RANK", "0"))
     try:
@@ -52,10 +54,11 @@ def main() -> None:
         _end(rank, str(error))
     except Exception:
         _end(rank, traceback.format_exc())
+    sys.stdout.flush()
+    os._exit(0)
 
 
 def _end(rank: int, told: str) -> NoReturn:
-    """Leave at once: torch's threads, which an ordinary exit waits for, may wait for another rank."""
     if told:
         print(f"app.distributed: rank {rank}: {told}", file=sys.stderr, flush=True)
     os._exit(1)

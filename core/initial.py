@@ -125,7 +125,8 @@ def nndsvda(chunks: Chunks, nb_concepts: int, generator: torch.Generator) -> Sta
     u_norm, v_norm, size = (x.gather(0, chosen)[0] for x in (u_norms, v_norms, size))
     D = torch.empty(nb_concepts, d, dtype=torch.float32, device=device)
     D[:rank] = (V * sign[:, None]).clamp(min=0) * (size.sqrt() / v_norm)[:, None]
-    D[rank:] = yield from _data_rows(chunks, nb_concepts - rank, generator)
+    D[rank:] = _data_rows(chunks, torch.nonzero(of_rows > 0)[:, 0], nb_concepts - rank, generator)
+    yield
     ranks.share(D, sign, size, u_norm)
     _fill(D, of_features)
     for rows in chunks.slices():
@@ -256,16 +257,10 @@ def _or_one(norms: torch.Tensor) -> torch.Tensor:
     return torch.where(norms > 0, norms, 1)
 
 
-def _data_rows(chunks: Chunks, count: int, generator: torch.Generator) -> Generator[None, None, torch.Tensor]:
-    """`count` rows that are not zero, evenly spread from a random one on; noise tells repeated ones apart."""
+def _data_rows(chunks: Chunks, candidates: torch.Tensor, count: int, generator: torch.Generator) -> torch.Tensor:
+    """`count` of the candidates, evenly spread from a random one on; noise tells repeated ones apart."""
     if count == 0:
         return torch.empty(0, chunks.n_features, dtype=torch.float32, device=chunks.A.device)
-    in_use = [torch.empty(0, dtype=torch.int64, device=chunks.A.device)]  # a rank may have no rows
-    ones = torch.ones(chunks.n_features, 1, dtype=torch.float32, device=chunks.A.device)
-    for rows, block in chunks:
-        in_use.append(rows.start + torch.nonzero((block @ ones)[:, 0] > 0)[:, 0])
-        yield
-    candidates = torch.cat(in_use)
     before, total = chunks.ranks.place(len(candidates))
     first = int(torch.randint(total, (), generator=generator))
     step = max(1, total // count)

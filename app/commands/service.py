@@ -1,10 +1,8 @@
 """``dictserve serve`` and ``dictserve settings``."""
 
-import contextlib
 import os
 import re
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -31,8 +29,6 @@ def serve(
     """Serve over HTTP until SIGTERM, SIGHUP or Ctrl-C. Options win over the environment (DICTSERVE_PORT, …)."""
     import gc
     import logging
-    import signal
-    import socket
 
     _end_when_told()
     gc.disable()  # to look through what imports make, nearly all of which stays, takes a tenth of a start
@@ -52,11 +48,9 @@ def serve(
     worker = Launched(chosen)  # it imports for longer than all that comes here before it is needed
 
     try:
-        import uvicorn
-
         from app import logs
         from app.errors import AppError
-        from app.http.protocol import bounded
+        from app.http.server import Server
         from app.main import create_app
         from app.settings import misspelt
 
@@ -72,37 +66,7 @@ def serve(
         worker.kill()  # before it can say that there is no service
         raise
     gc.enable()
-    chosen = _within_open_files(chosen)
-
-    class Server(uvicorn.Server):
-        @contextlib.contextmanager
-        def capture_signals(self) -> Iterator[None]:
-            """Uvicorn would raise each again in the end: a stop in order is no error."""
-            for number in (signal.SIGINT, signal.SIGTERM):
-                signal.signal(number, self.handle_exit)
-            if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:  # a terminal is closed, and nohup was not asked for
-                signal.signal(signal.SIGHUP, self.handle_exit)
-            yield
-
-        async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-            app.state.services.end_waits()  # else they would hold up the stop for the whole grace time
-            await super().shutdown(sockets)
-            if self.force_exit:  # a second Ctrl-C: no request is waited for any more, but fits keep what they have
-                for connection in list(self.server_state.connections):
-                    connection.transport.abort()
-                await self.lifespan.shutdown()
-
-    config = uvicorn.Config(
-        app,
-        host=chosen.host,
-        port=chosen.port,
-        access_log=False,  # ours tells more
-        log_config=None,
-        timeout_graceful_shutdown=chosen.shutdown_grace_seconds,
-        http=bounded(chosen, app.state.metrics.observe_unserved),
-        server_header=False,
-    )
-    server = Server(config)
+    server = Server(app, _within_open_files(chosen))
     server.run()
     if not server.started:
         sys.exit(1)  # it has told why

@@ -23,7 +23,7 @@ SLOW = random.random((500, CONCEPTS), np.float32) @ D  # every concept has its p
 
 
 @pytest.fixture(scope="module")
-def started(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
+def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
     """A service that has one core alone, so that rows take as long on every machine."""
     service = Service(tmp_path_factory.mktemp("slow") / "models")
     cores = os.sched_getaffinity(0)

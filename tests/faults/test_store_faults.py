@@ -74,7 +74,7 @@ def disk(place: Path) -> Path:
 
 
 @pytest.fixture(scope="module")
-def started(place: Path) -> Iterator[Service]:
+def shared(place: Path) -> Iterator[Service]:
     """A service whose store is there."""
     service = Service(place / "models")
     service.log = place.parent / "service.log"
