@@ -9,7 +9,7 @@ import numba
 import numpy as np
 
 from core.compiled import compiled
-from core.kernels.lanes import LANES
+from core.kernels.lanes import LANES, load, store
 from core.kernels.sweeps import sweep_lanes, sweep_row
 
 Array = np.ndarray[Any, np.dtype[Any]]
@@ -62,7 +62,7 @@ def _in_lanes(Z: Array, G: Array, B: Array, inverse: Array, max_sweeps: int, sha
     for sweep in range(max_sweeps):
         sweep_lanes(z, g, B, inverse, active, flips, progress)
         if sweep == 0:
-            first[:] = progress
+            store(first, 0, load(progress, 0))
         left = False
         for s in range(rows):
             if progress[s] <= share * first[s]:

@@ -51,9 +51,8 @@ def iterate(
     numbers[1] = _improve_codes(A, Z, D, code_sweeps, share, gram, cross)
     for i in range(k):
         if gram[i, i] < vanished:
-            gram[i] = 0
             for j in range(k):
-                gram[j, i] = 0
+                gram[i, j] = gram[j, i] = 0
             for f in range(d):
                 cross[f, i] = 0
     numbers[2] = _improve_concepts(D, gram, cross, concept_sweeps, share)
