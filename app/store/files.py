@@ -4,6 +4,7 @@ one that was fitted here ``figures.safetensors``.
 A version appears whole or not at all: it is staged, fsynced and renamed.
 """
 
+import errno
 import logging
 import os
 import secrets
@@ -143,7 +144,9 @@ class Files:
         if directory.is_symlink() or (directory.exists() and not directory.is_dir()):
             raise NameTaken(f"the store has something called {name!r} that is no dictionary; use another name")
         if directory.exists() and not os.access(directory, os.R_OK | os.W_OK | os.X_OK):
-            raise StoreUnavailable(f"the store's directory of {name!r} cannot be used: its mode or owner forbids it")
+            is_read_only = os.statvfs(directory).f_flag & os.ST_RDONLY
+            reason = os.strerror(errno.EROFS) if is_read_only else "its mode or owner forbids it"
+            raise StoreUnavailable(f"the store's directory of {name!r} cannot be used: {reason}")
 
     def meta(self, name: str, version: int, *, cached: bool = False) -> bytes:
         return self._read(name, version, META_FILE)

@@ -254,8 +254,10 @@ def test_a_lock_that_nobody_lets_go_of(stored: Service) -> None:
 def test_a_read_only_store(stored: Service) -> None:
     with read_only(stored.store):
         for answer in (
+            put(stored),
             put(stored, "kept-out"),
             stored.client.patch("/dictionaries/d", json={"labels": {"a": "b"}}),
+            stored.client.post("/fit?name=d&nb_concepts=2", content=npy(FITTED)),
             stored.client.post("/fit?name=kept-out&nb_concepts=2", content=npy(FITTED)),
             stored.client.post("/fit", json=IN_JSON | {"name": "kept-out"}),
             stored.client.delete("/dictionaries/d@1"),
