@@ -17,7 +17,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app import __version__
 from app.http.access import WATCHING
-from app.http.direct import ROUTE
+from app.http.direct import route_of
 from app.http.observed import METHODS
 
 if TYPE_CHECKING:
@@ -154,8 +154,7 @@ def _tell_of_answer(span: "Span", method: str, scope: Scope, message: Message) -
 
     status: int = message["status"]
     span.set_attribute("http.response.status_code", status)
-    route = scope.get(ROUTE) or getattr(scope.get("route"), "path", None)
-    if route is not None:
+    if (route := route_of(scope)) is not None:
         span.update_name(f"{method} {route}")
         span.set_attribute("http.route", route)
     for name, value in message.get("headers", ()):

@@ -15,8 +15,13 @@ from app.http.leaving import leaving_of
 from app.http.problems import TOLD, answer_to
 from app.services import Services
 
-ROUTE = "dictserve.route"  # of an ASGI scope: the route that was answered here
+_ROUTE = "dictserve.route"  # of an ASGI scope: the route that was answered here
 Endpoint = Callable[[Request, Services], Awaitable[Response]]
+
+
+def route_of(scope: Scope) -> str | None:
+    """The pattern of the route that a request was answered by, here or by FastAPI."""
+    return scope.get(_ROUTE) or getattr(scope.get("route"), "path", None)
 
 
 class Direct:
@@ -34,7 +39,7 @@ class Direct:
         if route is None:
             await self._of_app(scope, receive, send)
             return
-        scope[ROUTE] = route
+        scope[_ROUTE] = route
         request = Request(scope, receive, send)
         answering = self._endpoints[route](request, self._services)
         leaving = leaving_of(scope)

@@ -12,7 +12,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app import logs
 from app.errors import Stopping
-from app.http.direct import ROUTE
+from app.http.direct import route_of
 from app.http.head import header, headers_of
 from app.http.leaving import REFUSED, Gone
 from app.http.problems import answer_to
@@ -74,7 +74,8 @@ class Observed:
         finally:
             seconds = time.perf_counter() - begun
             method = scope["method"] if scope["method"] in METHODS else "other"
-            self._metrics.observe(method, _route(scope), status, seconds)
+            route = route_of(scope) or "none"  # the pattern: a name or id in a path is no label's value
+            self._metrics.observe(method, route, status, seconds)
             if self._access_log:
                 line = {"method": method, "path": scope["path"], "status": status, "ms": round(1000 * seconds, 3)}
                 logger.info("request", extra=line)
@@ -86,8 +87,3 @@ def _keep_private(headers: list[tuple[bytes, bytes]]) -> None:
         headers.append((b"cache-control", b"private, no-cache"))
     if not any(name.lower() == b"x-content-type-options" for name, _ in headers):
         headers.append((b"x-content-type-options", b"nosniff"))
-
-
-def _route(scope: Scope) -> str:
-    """The route's pattern: a name or id in a path is no label's value."""
-    return str(scope.get(ROUTE) or getattr(scope.get("route"), "path", "none"))
