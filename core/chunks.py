@@ -5,6 +5,7 @@ from typing import cast
 
 import torch
 
+from core import kernels
 from core.ranks import ALONE, Ranks
 from core.scaling import exponents_of, times_power_of_two
 from core.sparse import SparseRows
@@ -66,8 +67,8 @@ class Chunks:
             values = block.values() if isinstance(block, SparseRows) else block
             if values.numel():
                 peak = max(peak, float(values.amax()))
-                total += float(values.sum(dtype=torch.float64))
-                energy += float(torch.linalg.vector_norm(values, dtype=torch.float64)) ** 2
+                of_values, of_squares = kernels.sums(values)
+                total, energy = total + of_values, energy + of_squares
             yield
         self.all_rows = int(self.ranks.total(self.n_rows))
         peak, total, energy = self.ranks.most(peak), self.ranks.total(total), self.ranks.total(energy)

@@ -97,6 +97,13 @@ def solve(
     return of_cpu().solve_for_others(A, prepared, tol, max_sweeps)  # type: ignore[no-any-return]
 
 
+def sums(x: torch.Tensor) -> tuple[float, float]:
+    """Σ x and Σ x² of all numbers of x, contiguous, in float64."""
+    if x.device.type == "cpu":
+        return of_cpu().sums(x)  # type: ignore[no-any-return]
+    return float(x.sum(dtype=torch.float64)), float(torch.linalg.vector_norm(x, dtype=torch.float64)) ** 2
+
+
 def product(X: torch.Tensor, Y: torch.Tensor, *, less: torch.Tensor | None = None) -> torch.Tensor:
     """X·Y, or X·Y − less, to about float32's rounding: on CUDA devices by tensor cores. X may be sparse rows."""
     if X.device.type == "cuda" and isinstance(X, torch.Tensor):

@@ -18,6 +18,7 @@ from core.kernels.panels import panels_of as panels_of
 from core.kernels.pieces import address, solve_pieces
 from core.kernels.prepared import Prepared, prepare_with
 from core.kernels.small import PATIENCE
+from core.kernels.totals import sums as of_array
 from core.threads import SMALL_WORK, threads_for
 
 Array = np.ndarray[Any, np.dtype[Any]]
@@ -36,6 +37,11 @@ def descend(
     with threads_for(Z.numel() * B.shape[0]):
         descend_rows(Z.numpy(), G.numpy(), B.numpy(), inverse.numpy(), violation.numpy(), max_sweeps, share)
     return violation
+
+
+def sums(x: torch.Tensor) -> tuple[float, float]:
+    """See `core.kernels.sums`."""
+    return of_array(x.numpy().ravel())
 
 
 def iterate(

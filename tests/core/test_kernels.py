@@ -1,5 +1,6 @@
 """Every kernel against the definition, and the definition against first principles."""
 
+import math
 from types import ModuleType
 
 import numpy as np
@@ -173,3 +174,19 @@ def test_blocked_and_row_wise_agree(rows: int, k: int, d: int, seed: int, zeros:
     blocked.descend(other_Z, other_G, B, inverse, 3, 0.0)
     scale = max(float(Z.max()), float(A.max()))
     torch.testing.assert_close(Z, other_Z, atol=1e-3 * scale, rtol=1e-3)
+
+
+# --- sums -------------------------------------------------------------------------------------------------------
+
+
+def test_sums_are_exact_where_float32_would_lose_what_is_little() -> None:
+    x = torch.full((300, 7), 1e-4)
+    x[0, 0] = 1e6
+    total, squares = kernels.sums(x)
+    assert total == pytest.approx(math.fsum(x.double().ravel().tolist()), rel=1e-14)
+    assert squares == pytest.approx(math.fsum(x.double().square().ravel().tolist()), rel=1e-14)
+
+
+def test_sums_of_nothing_and_of_what_is_no_number() -> None:
+    assert kernels.sums(torch.empty(0, 5)) == (0, 0)
+    assert all(map(math.isnan, kernels.sums(torch.tensor([1.0, math.nan]))))
