@@ -9,9 +9,8 @@ import numpy as np
 import torch
 
 from core import kernels
-from core.chunks import Chunks, chunk_size, slices
+from core.chunks import Chunks, add_cross_product, chunk_size, slices
 from core.errors import OutOfRange
-from core.sparse import SparseRows
 
 Start = Generator[None, None, tuple[torch.Tensor, torch.Tensor]]
 
@@ -83,10 +82,7 @@ def nndsvda(chunks: Chunks, nb_concepts: int, generator: torch.Generator) -> Sta
         Y = torch.zeros(d, components, dtype=torch.float64, device=device)
         for _, block in chunks:
             projected = block @ Q
-            if isinstance(block, SparseRows) and block.is_narrow:
-                block.add_cross_product(projected, Y)
-            else:
-                Y += block.T @ projected
+            add_cross_product(block, projected, Y)
             yield
         ranks.total(0, Y)
         Q = torch.linalg.qr(Y)[0].float()
@@ -98,7 +94,7 @@ def nndsvda(chunks: Chunks, nb_concepts: int, generator: torch.Generator) -> Sta
     for rows, block in chunks:
         projected = block @ Q
         Z[rows, :components] = projected
-        gram += projected.T @ projected
+        add_cross_product(projected, projected, gram)
         yield
     ranks.total(0, gram)
     squares, rotation = torch.linalg.eigh(gram)
@@ -211,8 +207,8 @@ def concepts_for(chunks: Chunks, Z: torch.Tensor) -> Generator[None, None, torch
     gram = torch.zeros(k, k, dtype=torch.float64, device=Z.device)
     cross = torch.zeros(d, k, dtype=torch.float64, device=Z.device)
     for rows, block in chunks:
-        gram += Z[rows].T @ Z[rows]
-        cross += block.T @ Z[rows]
+        add_cross_product(Z[rows], Z[rows], gram)
+        add_cross_product(block, Z[rows], cross)
         yield
     chunks.ranks.total(0, gram, cross)
     concepts, G, B = torch.zeros(d, k, dtype=torch.float32, device=Z.device), -cross.float(), gram.float()

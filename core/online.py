@@ -29,7 +29,7 @@ import torch
 from core import state as states
 from core.batches import Batches
 from core.checks import Array, Form
-from core.chunks import SMALLEST_CHUNK, Chunks
+from core.chunks import SMALLEST_CHUNK, Chunks, add_cross_product
 from core.dictionary import Dictionary
 from core.errors import InvalidParameter, WrongShape
 from core.fit import Fit
@@ -142,8 +142,8 @@ def _encode(chunks: Chunks, Z: torch.Tensor, concepts: torch.Tensor) -> Generato
     gram, cross = (torch.zeros(width, k, dtype=torch.float64, device=concepts.device) for width in (k, d))
     for rows, block in chunks:
         z = Z[rows] = dictionary.encode(block).codes
-        gram += z.T @ z
-        cross += block.T @ z
+        add_cross_product(z, z, gram)
+        add_cross_product(block, z, cross)
         yield
     return Statistics(gram, cross, 0.0)
 

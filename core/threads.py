@@ -10,10 +10,13 @@ Torch and numba are imported only where they are needed: this module is loaded w
 import os
 import threading
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import torch
 
 # Threads that wait by spinning take the cores that other pools and processes need. On two cores with one busy
 # neighbour a fit took 8 s spinning and 1.5 s sleeping; with none, 0.8 and 1.0 s. OpenMP reads this once, when it
@@ -62,6 +65,14 @@ def threads_for(multiply_adds: float) -> Iterator[None]:
 def threads_of_torch_for(multiply_adds: float) -> AbstractContextManager[None]:
     """As `threads_for`, where numba has nothing to do: in half of the time."""
     return _threads_of_torch(_count_of_this_thread(), multiply_adds < SMALL_WORK)
+
+
+def threads_for_elements(x: "torch.Tensor") -> AbstractContextManager[None]:
+    """Threads for operations of torch on each number of x.
+
+    A second thread that sleeps is at work after some 25 µs, and on a busy machine after milliseconds.
+    """
+    return nullcontext() if x.numel() < LEAST_SHARED else threads_of_torch_for(8.0 * x.numel())
 
 
 @contextmanager

@@ -15,17 +15,17 @@ rows; and what a solver says that it needs.
 """
 
 from collections.abc import Callable, Generator, Iterator
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 
 import torch
 
 from core import kernels
-from core.chunks import Chunks, rows_of_slice, slices
+from core.chunks import Chunks, add_cross_product, rows_of_slice, slices
 from core.progress import FitProgress, tell
 from core.solvers.revival import revive
 from core.sparse import SparseRows
-from core.threads import LEAST_SHARED, threads_of_torch_for
+from core.threads import threads_for_elements, threads_of_torch_for
 
 REVIVE_EVERY = 5  # iterations after which dead concepts are revived
 WINDOW = 10  # iterations that the stopping rule looks back
@@ -229,13 +229,8 @@ def update_codes(
     for rows, block in chunks:
         z = Z[rows]
         violation += yield from _improve(step, z, kernels.product(block, concepts), half.products)
-        gram += kernels.product(z.T, z)
-        if isinstance(block, SparseRows) and block.is_narrow:
-            block.add_cross_product(z, cross)
-            continue
-        of_chunk = kernels.product(block.T, z)
-        with threads_for_elements(cross):
-            cross += of_chunk
+        add_cross_product(z, z, gram)
+        add_cross_product(block, z, cross)
     chunks.ranks.total(0, violation, gram, cross)
     unused = gram.diagonal() < vanished(chunks.energy)
     gram.masked_fill_(unused | unused[:, None], 0)
@@ -277,14 +272,6 @@ def violation(
 def threads_for_many(Z: torch.Tensor, B: torch.Tensor) -> AbstractContextManager[None]:
     """Threads for a step of many operations on Z (rows, k), the largest of them Z·B, most of them far smaller."""
     return threads_of_torch_for(Z.numel() * len(B) / 16)
-
-
-def threads_for_elements(x: torch.Tensor) -> AbstractContextManager[None]:
-    """Threads for operations on each number of x.
-
-    A second thread that sleeps is at work after some 25 µs, and on a busy machine after milliseconds.
-    """
-    return nullcontext() if x.numel() < LEAST_SHARED else threads_of_torch_for(8.0 * x.numel())
 
 
 def loss_from(statistics: Statistics, concepts: torch.Tensor, gram: torch.Tensor, energy: float) -> float:
