@@ -1,9 +1,9 @@
 """A whole iteration of coordinate descent on small data, in one call.
 
 What Python and torch do around each of its operations takes, for some hundred rows, ten times what the operations
-themselves do. Here sixteen rows at a time are multiplied, swept and summed up while they are in the core's cache, on
-the caller's thread alone. The iterates are those of `core.solvers.alternating.iterate`, to rounding; sums over rows
-and over features are float64 throughout, so that the loss follows from them to all its digits.
+themselves do. Here a block of rows at a time is multiplied, swept and summed up while it is in the core's cache, on the
+caller's thread alone. The iterates are those of `core.solvers.alternating.in_turn`, to rounding; sums over rows and
+over features are float64 throughout, so that the loss follows from them to all its digits.
 
 Products are made in vectors of concepts: arrays of `width` columns have k of them and zeros up to a multiple of
 sixteen. Compiled by numba; all arrays are C-contiguous.
@@ -71,6 +71,7 @@ def iterate(
 
 @compiled()
 def _improve_codes(A: Array, Z: Array, D: Array, max_sweeps: int, share: float, gram: Array, cross: Array) -> float:
+    """Z (rows, k) in place, for concepts D (d, k); ZᵀZ and AᵀZ are added to `gram` and `cross`. Answers as `_descend`."""
     (rows, k), (d, width) = Z.shape, cross.shape
     B = _gram_of(D, width).astype(D.dtype)
     inverse, concepts = _inverse_of(B), _widened(D, width)
@@ -117,6 +118,7 @@ def _descend(Z: Array, B: Array, C: Array, inverse: Array, max_sweeps: int, shar
 
 @compiled()
 def _drop(D: Array, gram: Array, vanished: float) -> None:
+    """Concepts of D (d, k) that have vanished become zero."""
     for j in range(D.shape[1]):
         if gram[j, j] < vanished:
             for f in range(D.shape[0]):
@@ -133,6 +135,7 @@ def _gram_of(D: Array, width: int) -> Array:
 
 @compiled()
 def _widened(X: Array, width: int) -> Array:
+    """X (n, k) with columns of zeros up to this width."""
     wide = np.zeros((X.shape[0], width), X.dtype)
     for i in range(X.shape[0]):
         for j in range(X.shape[1]):
