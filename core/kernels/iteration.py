@@ -1,9 +1,9 @@
 """A whole iteration of coordinate descent on small data, in one call.
 
 What Python and torch do around each of its operations takes, for some hundred rows, ten times what the operations
-themselves do. Here a block of rows at a time is multiplied, swept and summed up while it is in the core's cache, on the
-caller's thread alone. The iterates are those of `core.solvers.alternating.in_turn`, to rounding; sums over rows and
-over features are float64 throughout, so that the loss follows from them to all its digits.
+themselves do. Here a block of rows at a time is multiplied, swept and summed up while it is in the core's cache, on
+the caller's thread alone. The iterates are those of `core.solvers.alternating.in_turn`, to rounding; sums over rows
+and over features are float64 throughout, so that the loss follows from them to all its digits.
 
 Products are made in vectors of concepts: arrays of `width` columns have k of them and zeros up to a multiple of
 sixteen. Compiled by numba; all arrays are C-contiguous.
@@ -71,7 +71,11 @@ def iterate(
 
 @compiled()
 def _improve_codes(A: Array, Z: Array, D: Array, max_sweeps: int, share: float, gram: Array, cross: Array) -> float:
-    """Z (rows, k) in place, for concepts D (d, k); ZᵀZ and AᵀZ are added to `gram` and `cross`. Answers as `_descend`."""
+    """Z (rows, k) in place, for concepts D (d, k); ZᵀZ and AᵀZ are added to `gram` and `cross`.
+
+    Returns:
+        The squared violation of Z before that.
+    """
     (rows, k), (d, width) = Z.shape, cross.shape
     B = _gram_of(D, width).astype(D.dtype)
     inverse, concepts = _inverse_of(B), _widened(D, width)
