@@ -85,16 +85,8 @@ def _compare(bench: Bench, data: DataSet, of_peers: list[tuple[str, str, dict[st
         rows.append(_row(f"{library} {label}", told["seconds"], told, data, whole))
         best = min(best, (told["loss"], f"{library} {label}"))
 
-    times = [time_to(trace, target["loss"]) for trace in traces]
-    reached = [seconds for seconds in times if seconds is not None]
     result.figures += [
-        Figure(
-            f"{data}: times faster to the loss of scikit-learn's 100 iterations",
-            peer_seconds / median(reached) if len(reached) == len(times) else None,
-            "×",
-            at_least=8,
-            note=f"{median(reached):.3g} s, it {peer_seconds:.3g} s" if reached else "that loss was not reached",
-        ),
+        faster(data, peer_seconds, [time_to(trace, target["loss"]) for trace in traces], at_least=8),
         Figure(
             f"{data}: final loss above the best peer's", 100 * (own_loss / best[0] - 1), "%", at_most=0, note=best[1]
         ),
@@ -137,6 +129,18 @@ def _race(bench: Bench, data: DataSet) -> tuple[dict[str, Any], float, list[dict
         bench.say(f"{data}: scikit-learn {seconds[-1]:.2f} s, ours {time_to(traces[-1], target['loss'])} s")
     assert target is not None
     return target, median(seconds), traces
+
+
+def faster(data: DataSet, peer_seconds: float, times: list[float | None], *, at_least: float) -> Figure:
+    """Than scikit-learn's hundred iterations, of our times to their loss."""
+    reached = [seconds for seconds in times if seconds is not None]
+    return Figure(
+        f"{data}: times faster to the loss of scikit-learn's 100 iterations",
+        peer_seconds / median(reached) if len(reached) == len(times) else None,
+        "×",
+        at_least=at_least,
+        note=f"{median(reached):.3g} s, it {peer_seconds:.3g} s" if reached else "that loss was not reached",
+    )
 
 
 def time_to(trace: dict[str, Any], loss: float) -> float | None:

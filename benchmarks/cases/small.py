@@ -6,8 +6,8 @@ Each library has fitted the same data before, so that nothing is loaded or compi
 from statistics import median
 
 from benchmarks.cases import Bench
-from benchmarks.cases.fit import HUNDRED_ITERATIONS, time_to
-from benchmarks.figures import Figure, Result
+from benchmarks.cases.fit import HUNDRED_ITERATIONS, faster, time_to
+from benchmarks.figures import Result
 
 TIMES = 15
 
@@ -22,14 +22,5 @@ def run(bench: Bench) -> Result:
             trace = bench.ours.ask("trace", **given, until=told["loss"], max_seconds=60, limit_seconds=120)
             theirs.append(told["seconds"])
             ours.append(time_to(trace, told["loss"]))
-        reached = [seconds for seconds in ours[1:] if seconds is not None]
-        result.figures.append(
-            Figure(
-                f"{data}: times faster to the loss of scikit-learn's 100 iterations",
-                median(theirs[1:]) / median(reached) if len(reached) == len(ours) - 1 else None,
-                "×",
-                at_least=1,
-                note=f"{1e3 * median(reached):.3g} ms, it {1e3 * median(theirs[1:]):.3g} ms" if reached else "",
-            )
-        )
+        result.figures.append(faster(data, median(theirs[1:]), ours[1:], at_least=1))
     return result

@@ -72,8 +72,8 @@ def iterate(
         The loss ½‖A − ZD‖² of them, summed in float64; Σ v_j²/B_jj of all codes and that of all concepts, each before
         the update; and which concepts are zero or unused, bool (k,).
     """
-    arguments = A, Z, concepts, energy, vanished, code_sweeps, concept_sweeps, share
-    return of_cpu().iterate(*arguments)  # type: ignore[no-any-return]
+    told = energy, vanished, code_sweeps, concept_sweeps, share
+    return of_cpu().iterate(A, Z, concepts, *told)  # type: ignore[no-any-return]
 
 
 def solve(

@@ -45,20 +45,10 @@ def sums(x: torch.Tensor) -> tuple[float, float]:
 
 
 def iterate(
-    A: torch.Tensor,
-    Z: torch.Tensor,
-    concepts: torch.Tensor,
-    energy: float,
-    vanished: float,
-    code_sweeps: int,
-    concept_sweeps: int,
-    share: float,
+    A: torch.Tensor, Z: torch.Tensor, concepts: torch.Tensor, *told: Any
 ) -> tuple[float, float, float, torch.Tensor]:
-    """See `core.kernels.iterate`."""
-    numbers, dead = np.empty(3), np.empty(Z.shape[1], np.bool_)
-    factors = A.numpy(), Z.numpy(), concepts.numpy()
-    iteration.iterate(*factors, energy, vanished, code_sweeps, concept_sweeps, share, numbers, dead)
-    loss, of_codes, of_concepts = numbers.tolist()
+    """See `core.kernels.iterate`, whose other arguments are `told` in their order."""
+    loss, of_codes, of_concepts, dead = iteration.iterate(A.numpy(), Z.numpy(), concepts.numpy(), *told)
     return loss, of_codes, of_concepts, torch.from_numpy(dead)
 
 

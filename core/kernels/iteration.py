@@ -32,32 +32,19 @@ def iterate(
     code_sweeps: int,
     concept_sweeps: int,
     share: float,
-    numbers: Array,
-    dead: Array,
-) -> None:
-    """Codes Z (rows, k) and concepts D (d, k) of A (rows, d) after one iteration, in place; all three float32.
-
-    Args:
-        energy: ‖A‖².
-        vanished: a concept whose squared norm is below this, or that of whose codes is, is taken as zero.
-        code_sweeps, concept_sweeps, share: see `core.kernels.descend`.
-        numbers: answer, float64 (3,): the loss, and the squared violations of codes and concepts before the updates.
-        dead: answer, bool (k,): the concepts that are zero, or whose codes all are.
-    """
+) -> tuple[float, float, float, Array]:
+    """See `core.kernels.iterate`; D (d, k) are the concepts."""
     k, d = Z.shape[1], D.shape[0]
     width = (k + LANES - 1) // LANES * LANES
     gram, cross = np.zeros((k, width)), np.zeros((d, width))  # ZᵀZ and AᵀZ
-    _drop(D, _gram_of(D, width), vanished)
-    numbers[1] = _improve_codes(A, Z, D, code_sweeps, share, gram, cross)
-    for i in range(k):
-        if gram[i, i] < vanished:
-            for j in range(k):
-                gram[i, j] = gram[j, i] = 0
-            for f in range(d):
-                cross[f, i] = 0
-    numbers[2] = _improve_concepts(D, gram, cross, concept_sweeps, share)
+    of_concepts = _gram_of(D, width)
+    _drop(of_concepts, D, vanished)
+    violation_of_codes = _improve_codes(A, Z, D, of_concepts, code_sweeps, share, gram, cross)
+    _drop(gram, cross, vanished)
+    violation_of_concepts = _improve_concepts(D, gram, cross, concept_sweeps, share)
 
-    of_concepts, inner, outer = _gram_of(D, width), 0.0, 0.0
+    of_concepts, dead = _gram_of(D, width), np.empty(k, np.bool_)
+    inner = outer = 0.0
     for f in range(d):
         for j in range(k):
             inner += cross[f, j] * D[f, j]
@@ -66,18 +53,21 @@ def iterate(
         for j in range(k):
             outer += gram[i, j] * of_concepts[i, j]
     loss = 0.5 * energy - inner + 0.5 * outer
-    numbers[0] = 0.0 if loss < 0 else loss  # NaN is to be seen
+    # NaN is to be seen
+    return 0.0 if loss < 0 else loss, violation_of_codes, violation_of_concepts, dead
 
 
 @compiled()
-def _improve_codes(A: Array, Z: Array, D: Array, max_sweeps: int, share: float, gram: Array, cross: Array) -> float:
-    """Z (rows, k) in place, for concepts D (d, k); ZᵀZ and AᵀZ are added to `gram` and `cross`.
+def _improve_codes(
+    A: Array, Z: Array, D: Array, of_concepts: Array, max_sweeps: int, share: float, gram: Array, cross: Array
+) -> float:
+    """Z (rows, k) in place, for concepts D (d, k) and their gram; ZᵀZ and AᵀZ are added to `gram` and `cross`.
 
     Returns:
         The squared violation of Z before that.
     """
     (rows, k), (d, width) = Z.shape, cross.shape
-    B = _gram_of(D, width).astype(D.dtype)
+    B = of_concepts.astype(D.dtype)
     inverse, concepts = _inverse_of(B), _widened(D, width)
     z_wide, a_wide = np.zeros((BLOCK, width)), np.zeros((BLOCK, d))
     violation = 0.0
@@ -121,12 +111,14 @@ def _descend(Z: Array, B: Array, C: Array, inverse: Array, max_sweeps: int, shar
 
 
 @compiled()
-def _drop(D: Array, gram: Array, vanished: float) -> None:
-    """Concepts of D (d, k) that have vanished become zero."""
-    for j in range(D.shape[1]):
+def _drop(gram: Array, X: Array, vanished: float) -> None:
+    """Concepts that have vanished by their gram (k, width) become zero, there and in X (d, k or more)."""
+    for j in range(gram.shape[0]):
         if gram[j, j] < vanished:
-            for f in range(D.shape[0]):
-                D[f, j] = 0
+            for i in range(gram.shape[0]):
+                gram[i, j] = gram[j, i] = 0
+            for f in range(X.shape[0]):
+                X[f, j] = 0
 
 
 @compiled()

@@ -26,7 +26,7 @@ CONCEPT_SWEEPS = 12
 SWEEP_SHARE = 0.01  # of the first sweep's squared progress: a tenth of its step
 
 # Multiply-adds of an iteration, about a millisecond on one core: as long as the calls of `in_turn` take for any data.
-SMALL_WORK = 10_000_000
+WORK_AT_ONCE = 10_000_000
 LEAST_CONCEPTS = 16  # as many as are computed with, where there are fewer
 
 # The step beyond each update of D: its first weight, how the weight and its ceiling grow while the loss falls, and
@@ -64,7 +64,7 @@ def is_small(chunks: Chunks) -> bool:
     """Whether `at_once` is for this A: all that it does takes no longer than the calls that it spares."""
     (rows, d), k = chunks.A.shape, max(LEAST_CONCEPTS, chunks.nb_concepts)
     here = isinstance(chunks.A, torch.Tensor) and chunks.A.device.type == "cpu" and chunks.ranks.size == 1
-    return here and rows <= chunks.size and k * (2 * d + k) * (rows + d) < SMALL_WORK
+    return here and rows <= chunks.size and k * (2 * d + k) * (rows + d) < WORK_AT_ONCE
 
 
 def at_once(chunks: Chunks, Z: torch.Tensor, ahead: torch.Tensor) -> Generator[None, None, Iteration]:

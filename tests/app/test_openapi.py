@@ -218,12 +218,12 @@ def test_every_body_of_the_service_has_an_example() -> None:
             assert content["application/json"].get("examples"), f"{method} {path}"
 
 
-if __name__ == "__main__":
-    GOLDEN.write_text(written())
-
-
 def test_routes_are_made_once_for_all_apps() -> None:
     """And not by an app's first requests, which would wait for that."""
     one, other = ([r for r in create_app(Settings()).routes if isinstance(r, APIRoute)] for _ in range(2))
     assert len(one) > 20
     assert all(mine is theirs for mine, theirs in zip(one, other, strict=True))
+
+
+if __name__ == "__main__":
+    GOLDEN.write_text(written())

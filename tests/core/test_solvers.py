@@ -102,7 +102,7 @@ def test_the_result_is_sound_and_the_loss_told_is_the_loss(solver: str, init: st
 def test_data_is_fitted_alike_whether_small_or_not(init: str, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """hals has a kernel for small data, which all that is here is."""
     A, k, all_of_use = DATA[name]
-    monkeypatch.setattr("core.solvers.hals.SMALL_WORK", 0)
+    monkeypatch.setattr("core.solvers.hals.WORK_AT_ONCE", 0)
     model = NMF(k, init=init, seed=0, tol=0, max_iter=40)
     Z, D = model.fit(A)
     check_sound(A, Z, D, k)
