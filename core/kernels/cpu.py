@@ -48,8 +48,9 @@ def iterate(
     A: torch.Tensor, Z: torch.Tensor, concepts: torch.Tensor, *told: Any
 ) -> tuple[float, float, float, torch.Tensor]:
     """See `core.kernels.iterate`, whose other arguments are `told` in their order."""
-    loss, of_codes, of_concepts, dead = iteration.iterate(A.numpy(), Z.numpy(), concepts.numpy(), *told)
-    return loss, of_codes, of_concepts, torch.from_numpy(dead)
+    dead = torch.empty(Z.shape[1], dtype=torch.bool)
+    numbers = iteration.iterate(A.numpy(), Z.numpy(), concepts.numpy(), *told, dead.numpy())
+    return *numbers, dead
 
 
 def solve(A: torch.Tensor, prepared: Prepared, tol: float, max_sweeps: int) -> tuple[torch.Tensor, torch.Tensor]:

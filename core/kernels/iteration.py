@@ -32,8 +32,12 @@ def iterate(
     code_sweeps: int,
     concept_sweeps: int,
     share: float,
-) -> tuple[float, float, float, Array]:
-    """See `core.kernels.iterate`; D (d, k) are the concepts."""
+    dead: Array,
+) -> tuple[float, float, float]:
+    """See `core.kernels.iterate`; D (d, k) are the concepts, and which of them are zero or unused goes into `dead`.
+
+    (To return an array, Numba would unpickle its dtype, and nothing is unpickled here: docs/operations.md.)
+    """
     k, d = Z.shape[1], D.shape[0]
     width = (k + LANES - 1) // LANES * LANES
     gram, cross = np.zeros((k, width)), np.zeros((d, width))  # ZᵀZ and AᵀZ
@@ -43,7 +47,7 @@ def iterate(
     _drop(gram, cross, vanished)
     violation_of_concepts = _improve_concepts(D, gram, cross, concept_sweeps, share)
 
-    of_concepts, dead = _gram_of(D, width), np.empty(k, np.bool_)
+    of_concepts = _gram_of(D, width)
     inner = outer = 0.0
     for f in range(d):
         for j in range(k):
@@ -54,7 +58,7 @@ def iterate(
             outer += gram[i, j] * of_concepts[i, j]
     loss = 0.5 * energy - inner + 0.5 * outer
     # NaN is to be seen
-    return 0.0 if loss < 0 else loss, violation_of_codes, violation_of_concepts, dead
+    return 0.0 if loss < 0 else loss, violation_of_codes, violation_of_concepts
 
 
 @compiled()
