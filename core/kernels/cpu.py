@@ -49,7 +49,7 @@ def iterate(
 ) -> tuple[float, float, float, torch.Tensor]:
     """See `core.kernels.iterate`, whose other arguments are `told` in their order."""
     dead = torch.empty(Z.shape[1], dtype=torch.bool)
-    numbers = iteration.iterate(A.numpy(), Z.numpy(), concepts.numpy(), *told, dead.numpy())
+    numbers = iteration.iterate(A.numpy(), Z.numpy(), concepts.numpy(), dead.numpy(), *told)
     return *numbers, dead
 
 

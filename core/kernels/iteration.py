@@ -27,12 +27,12 @@ def iterate(
     A: Array,
     Z: Array,
     D: Array,
+    dead: Array,
     energy: float,
     vanished: float,
     code_sweeps: int,
     concept_sweeps: int,
     share: float,
-    dead: Array,
 ) -> tuple[float, float, float]:
     """See `core.kernels.iterate`; D (d, k) are the concepts, and which of them are zero or unused goes into `dead`.
 
