@@ -48,7 +48,7 @@ def iterate(
     A: torch.Tensor, Z: torch.Tensor, concepts: torch.Tensor, *told: Any
 ) -> tuple[float, float, float, torch.Tensor]:
     """See `core.kernels.iterate`, whose other arguments are `told` in their order."""
-    dead = torch.empty(Z.shape[1], dtype=torch.bool)
+    dead = Z.new_empty(Z.shape[1], dtype=torch.bool)
     numbers = iteration.iterate(A.numpy(), Z.numpy(), concepts.numpy(), dead.numpy(), *told)
     return *numbers, dead
 
