@@ -9,7 +9,7 @@ from core import kernels
 from core.ranks import ALONE, Ranks
 from core.scaling import exponents_of, times_power_of_two
 from core.sparse import SparseRows
-from core.threads import threads_for_elements, threads_of_torch_for
+from core.threads import SMALL_PRODUCT, threads_for_elements
 
 # Multiply-adds of one slice: about 10 ms on two cores. The size of a chunk depends on shapes alone, never on
 # measured time, so that the same data and seed give the same dictionary.
@@ -21,7 +21,11 @@ LARGEST_CHUNK = 1 << 18
 # the rows that products do at once, 128 on each of the 132 multiprocessors of an H100.
 GPU_SLICE_WORK = 4_000_000_000_000
 GPU_SMALLEST_CHUNK = 128 * 132
-MOST_SUMMED = 2048  # rows
+# Rows over which sums are float32 throughout, on the CPU: of large products, and of small ones.
+MOST_SUMMED, FEW_SUMMED = 4096, 512
+# With fewer columns to the right of a wide matrix than this, MKL takes up to four times as long as with so many rows
+# to its left: for 5000×768 values and 8 codes a row 10.8 ms and 2.6.
+FEW_COLUMNS = 12
 # Of a sparse chunk: sums over its rows are float32 throughout, so that the rounding of more rows would begin to show;
 # and now and then one is made dense, with this many values.
 MOST_SPARSE_ROWS, MOST_DENSE_VALUES = 8192, 1 << 22
@@ -60,6 +64,8 @@ class Chunks:
         if isinstance(A, SparseRows):
             most = min(MOST_SPARSE_ROWS, MOST_DENSE_VALUES // self.n_features)
             self.size = min(self.size, max(SMALLEST_CHUNK, most))
+        if A.device.type == "cpu":
+            self.size = even(self.n_rows, self.size)
 
     def survey(self) -> Generator[None, None, None]:
         """One pass over A for the attributes."""
@@ -103,22 +109,34 @@ class Chunks:
 def add_cross_product(rows: torch.Tensor, Y: torch.Tensor, to: torch.Tensor) -> None:
     """to += rowsᵀ·Y, for a chunk's rows (n, d) or others, Y (n, k) and `to` (d, k), float64.
 
-    On the CPU no sum in float32 is over more than `MOST_SUMMED` rows: over 262 144 rows of 16 values, and 4 concepts,
-    the rounding came to 2e-5, and the product took twice as long.
+    On the CPU no sum in float32 is over more than `MOST_SUMMED` rows, nor, of small products, over more than
+    `FEW_SUMMED`: over 262 144 rows of 16 values, and 4 concepts, the rounding came to 2e-5, and the product took five
+    times as long.
     """
     if isinstance(rows, SparseRows) and rows.is_narrow:
         rows.add_cross_product(Y, to)
         return
+    if isinstance(rows, SparseRows) or rows.device.type != "cpu":
+        to += kernels.product(rows.T, Y)
+        return
     (n, d), k = rows.shape, Y.shape[1]
-    if n > MOST_SUMMED and rows.device.type == "cpu" and not isinstance(rows, SparseRows):
-        whole = n - n % MOST_SUMMED
-        pieces, others = (x[:whole].reshape(-1, MOST_SUMMED, x.shape[1]) for x in (rows, Y))
-        with threads_of_torch_for(whole * d * k):
-            to += torch.bmm(pieces.mT, others).sum(dim=0, dtype=to.dtype)
+    if n > FEW_SUMMED and (k < FEW_COLUMNS or even(n, MOST_SUMMED) * d * k < SMALL_PRODUCT):
+        count = -(-n // FEW_SUMMED)
+        whole = n - n % count
+        stacks = (x[:whole].reshape(count, -1, x.shape[1]) for x in (rows, Y))
+        to += _transposed_product(*stacks).sum(dim=0, dtype=to.dtype)
         rows, Y = rows[whole:], Y[whole:]
-    of_rows = kernels.product(rows.T, Y)
-    with threads_for_elements(to):
-        to += of_rows
+    for piece in slices(len(rows), even(len(rows), MOST_SUMMED)):
+        of_piece = _transposed_product(rows[piece], Y[piece])
+        with threads_for_elements(to):
+            to += of_piece
+
+
+def _transposed_product(X: torch.Tensor, Y: torch.Tensor) -> torch.Tensor:
+    """Xᵀ·Y of two matrices, or two stacks of them."""
+    if Y.shape[-1] < FEW_COLUMNS:
+        return kernels.product(Y.mT, X).mT
+    return kernels.product(X.mT, Y)
 
 
 def chunk_size(width: int, nb_concepts: int, device: torch.device) -> int:
@@ -132,6 +150,12 @@ def rows_of_slice(work_of_row: int, device: torch.device, least: int | None = No
         rows = max(GPU_SMALLEST_CHUNK if least is None else least, GPU_SLICE_WORK // work_of_row)
         return rows - rows % GPU_SMALLEST_CHUNK if rows > GPU_SMALLEST_CHUNK else rows
     return max(SMALLEST_CHUNK if least is None else least, min(SLICE_WORK // work_of_row, LARGEST_CHUNK))
+
+
+def even(total: int, most: int) -> int:
+    """The size, at least 1 and at most `most`, of as few pieces of equal size as make up the total."""
+    pieces = max(1, -(-total // most))
+    return max(1, -(-total // pieces))
 
 
 def slices(total: int, size: int) -> Iterator[slice]:

@@ -16,7 +16,7 @@ from core.inputs import check_tensor, tensor
 from core.kernels.precision import Precision, own_precision, product
 from core.memory import free_bytes, is_small_encode, rows_of_encode
 from core.scaling import exponents_of, exponents_with, times_power_of_two
-from core.threads import threads_for
+from core.threads import threads_for_product
 
 # A gradient in float32 can be told from zero to about 1e-7, one in float64 to about 1e-15.
 ENCODE_TOL = 1e-6
@@ -155,7 +155,7 @@ class Dictionary:
         Z = self._with_its_range(_tensor(Z, "codes")).to(self.device)
         codes(self.nb_concepts).check(Z.shape)
         exponents = exponents_of(Z.amax(dim=1)) if self._exponents is None else exponents_with(Z, self._exponents)
-        with own_precision(), threads_for(float(Z.numel()) * self.n_features):
+        with own_precision(), threads_for_product(Z.numel() * self.n_features):
             if exponents is None:
                 A = product(self._matrix(Z), self.D, Precision.FLOAT32)
             else:  # with concepts in units of their own, as they were prepared

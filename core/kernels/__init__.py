@@ -9,6 +9,7 @@ nowhere else.
 
 from functools import cache
 from importlib.util import find_spec
+from math import prod
 from types import ModuleType
 from typing import Any
 
@@ -21,7 +22,7 @@ from core.kernels.prepared import Prepared as Prepared
 from core.kernels.prepared import inverse_of
 from core.kernels.prepared import prepare as prepare
 from core.kernels.prepared import prepare_with as prepare_with
-from core.threads import threads_of_torch_for
+from core.threads import threads_for_product
 
 # The priority of CUDA streams for work that somebody waits for: what is there of others' is done after it.
 URGENT = -1
@@ -105,10 +106,13 @@ def sums(x: torch.Tensor) -> tuple[float, float]:
 
 
 def product(X: torch.Tensor, Y: torch.Tensor, *, less: torch.Tensor | None = None) -> torch.Tensor:
-    """X·Y, or X·Y − less, to about float32's rounding: on CUDA devices by tensor cores. X may be sparse rows."""
+    """X·Y, or X·Y − less, to about float32's rounding: on CUDA devices by tensor cores.
+
+    X may be sparse rows; both may be stacks of matrices where there is nothing less.
+    """
     if X.device.type == "cuda" and isinstance(X, torch.Tensor):
         return precision.product(X, Y, precision.Precision.SPLIT, less=less)
-    with threads_of_torch_for(X.shape[0] * X.shape[1] * Y.shape[1]):
+    with threads_for_product(prod(X.shape) * Y.shape[-1]):
         return X @ Y if less is None else torch.addmm(less, X, Y, beta=-1)
 
 

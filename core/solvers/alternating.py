@@ -21,7 +21,7 @@ from dataclasses import dataclass, field
 import torch
 
 from core import kernels
-from core.chunks import Chunks, add_cross_product, rows_of_slice, slices
+from core.chunks import Chunks, add_cross_product, even, rows_of_slice, slices
 from core.progress import FitProgress, tell
 from core.solvers.revival import revive
 from core.sparse import SparseRows
@@ -37,6 +37,9 @@ ROUNDING_SHARE = 5e-13
 # A loss from statistics may be off by 5e-7·‖A‖²: next to nothing of one, or of a fall, that is this share of ‖A‖² or
 # more; and of no account where the loss is so large that less than that would end the fit.
 ROUGH_SHARE, LARGE_SHARE = 1e-5, 2e-3
+
+# Values of A − ZD that are held at once on the CPU.
+ERRORS_AT_ONCE = 1 << 21
 
 # Where a concept is unused, its half-vanished codes would call for entries of D beyond float32 (or the other way
 # round). One whose squared norm is below this share of ‖A‖² or below the least that has a reciprocal is taken as 0.
@@ -209,7 +212,8 @@ def in_turn(
     updated = ahead.clone()
     of_concepts = yield from update_concepts(concepts, updated, statistics)
     chunks.ranks.share(updated)
-    gram = kernels.product(updated.T, updated)
+    gram = torch.zeros_like(statistics.gram)
+    add_cross_product(updated, updated, gram)
     dead = (statistics.gram.diagonal() == 0) | (gram.diagonal() == 0)
     with threads_for_elements(updated):
         loss = loss_from(statistics, updated, gram, chunks.energy)
@@ -292,12 +296,22 @@ def direct_loss(chunks: Chunks, Z: torch.Tensor, concepts: torch.Tensor) -> Gene
         if isinstance(block, SparseRows) and block.is_narrow:
             gram = concepts.double().T @ concepts.double() if gram is None else gram
             loss += 0.5 * block.squared_error(Z[rows], concepts, gram)
-            yield
-            continue
-        error = torch.addmm(block, Z[rows], concepts.T, alpha=-1)
-        loss += 0.5 * kernels.sums(error)[1]
+        else:
+            loss += 0.5 * _squared_error(block, Z[rows], concepts)
         yield
     return chunks.ranks.total(loss)
+
+
+def _squared_error(A: torch.Tensor, Z: torch.Tensor, concepts: torch.Tensor) -> float:
+    """‖A − ZD‖²_F of a chunk. On the CPU errors of some rows replace those of others: they stay in cache, where those
+    of 20 000 rows of 512 features would take longer to be given memory than all else."""
+    at_once = max(1, ERRORS_AT_ONCE // A.shape[1]) if A.device.type == "cpu" else len(A)
+    size, total = even(len(A), at_once), 0.0
+    errors = A.new_empty(size, A.shape[1])
+    for rows in slices(len(A), size):
+        a = A[rows]
+        total += kernels.sums(torch.addmm(a, Z[rows], concepts.T, alpha=-1, out=errors[: len(a)]))[1]
+    return total
 
 
 def _is_too_rough(loss: float, losses: list[float], energy: float) -> bool:
