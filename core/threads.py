@@ -40,8 +40,8 @@ if (cores := quota()) is not None and cores < len(os.sched_getaffinity(0)):
 # Multiply-adds, about a tenth of a millisecond on one core: for less, waking a second costs more than it brings.
 SMALL_WORK = 2_000_000
 # Those of a matrix product, which does them several times as fast. On two cores that share one's units 8 million took
-# 0.29 ms on one thread and 0.49 on two, 25 million 0.89 and 0.68.
-SMALL_PRODUCT = 15_000_000
+# 0.29 ms on one thread and 0.49 on two, 25 million 0.89 and 0.68; those between as long on either.
+SMALL_PRODUCT = 10_000_000
 # Numbers, on fewer of which torch lets no second thread do what is done to each.
 LEAST_SHARED = 32_768
 
