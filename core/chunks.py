@@ -21,7 +21,8 @@ LARGEST_CHUNK = 1 << 18
 # the rows that products do at once, 128 on each of the 132 multiprocessors of an H100.
 GPU_SLICE_WORK = 4_000_000_000_000
 GPU_SMALLEST_CHUNK = 128 * 132
-# Rows over which sums are float32 throughout, on the CPU: of large products, and of small ones.
+# Rows over which sums are float32 throughout, on the CPU: of large products, and of small ones, whose errors are too
+# few to cancel.
 MOST_SUMMED, FEW_SUMMED = 4096, 512
 # With fewer columns to the right of a wide matrix than this, MKL takes up to four times as long as with so many rows
 # to its left: for 5000×768 values and 8 codes a row 10.8 ms and 2.6.
@@ -109,9 +110,9 @@ class Chunks:
 def add_cross_product(rows: torch.Tensor, Y: torch.Tensor, to: torch.Tensor) -> None:
     """to += rowsᵀ·Y, for a chunk's rows (n, d) or others, Y (n, k) and `to` (d, k), float64.
 
-    On the CPU no sum in float32 is over more than `MOST_SUMMED` rows, nor, of small products, over more than
-    `FEW_SUMMED`: over 262 144 rows of 16 values, and 4 concepts, the rounding came to 2e-5, and the product took five
-    times as long.
+    On the CPU no sum in float32 is over more than `MOST_SUMMED` rows, nor, of few concepts and of small products, over
+    more than `FEW_SUMMED`: over 262 144 rows of 16 values, and 4 concepts, the rounding came to 2e-5, and the product
+    took five times as long.
     """
     if isinstance(rows, SparseRows) and rows.is_narrow:
         rows.add_cross_product(Y, to)
