@@ -110,7 +110,7 @@ class Chunks:
 def add_cross_product(rows: torch.Tensor, Y: torch.Tensor, to: torch.Tensor) -> None:
     """to += rowsᵀ·Y, for a chunk's rows (n, d) or others, Y (n, k) and `to` (d, k), float64.
 
-    On the CPU no sum in float32 is over more than `MOST_SUMMED` rows, nor, of few concepts and of small products, over
+    On the CPU no sum in float32 is over more than `MOST_SUMMED` rows, nor, of few concepts or a small product, over
     more than `FEW_SUMMED`: over 262 144 rows of 16 values, and 4 concepts, the rounding came to 2e-5, and the product
     took five times as long.
     """
