@@ -5,7 +5,7 @@ import { h, alertPlace, tell } from "./element.js";
 const KEY = "dictserve.token";
 const NEEDED = "dictserve.needsToken"; // kept once a 401 has said so
 const LATER = new Set([429, 502, 503, 504]);
-const MOST_TRIES = 8; // of what a person waits for; what is only read is tried until they leave
+const MOST_TRIES = 30; // of what a person waits for, while a worker starts; what is only read is tried until they leave
 const MOST_SECONDS = 60; // between two tries, whatever a proxy asks for: the service itself never asks for more
 const NOW = "trynow"; // the event by which a person ends every wait
 
