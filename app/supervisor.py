@@ -8,6 +8,7 @@ import asyncio
 import contextlib
 import itertools
 import logging
+import signal
 import socket
 import time
 from collections import deque
@@ -22,9 +23,9 @@ from app.settings import Settings
 from app.worker import frames
 from app.worker.launch import Launched
 from app.worker.messages import (
-    DEVICE_ERROR_EXIT,
     ENDS_OF_FITS,
     Configure,
+    DeviceLost,
     Failed,
     Heartbeat,
     Key,
@@ -58,6 +59,7 @@ class Health:
     device: str  # as it was told, until the worker has said what it is
     heartbeat_age_seconds: float | None
     restarts: int
+    last_end: str | None  # how the one before it ended
     cached_dictionaries: int
     cached_bytes: int
     device_allocated_bytes: int | None = None  # a GPU's; none on the CPU
@@ -94,6 +96,8 @@ class Supervisor:
         self._heard_at = 0.0
         self._heartbeat = Heartbeat(0, 0)
         self._restarts = 0
+        self._last_end: str | None = None
+        self._device_lost: str | None = None
         self._ids = itertools.count(1)
         self._waiting: dict[int, asyncio.Future[list[np.ndarray]]] = {}
         self._job_listener: tuple[str, JobListener] | None = None
@@ -145,6 +149,7 @@ class Supervisor:
             device=self._device,
             heartbeat_age_seconds=round(self._silence(), 3) if heard else None,
             restarts=self._restarts,
+            last_end=self._last_end,
             cached_dictionaries=self._heartbeat.cached_dictionaries,
             cached_bytes=self._heartbeat.cached_bytes,
             device_allocated_bytes=None if memory is None else memory.allocated,
@@ -159,7 +164,7 @@ class Supervisor:
             born = time.monotonic()
             try:
                 reason = await self._live_once()
-            except (OSError, WorkerUnavailable) as error:  # no process to be had just now, or gone at once
+            except OSError as error:  # no process to be had just now
                 reason = f"could not be started: {error}"
             except Exception:  # whatever it is, the next worker is to be started
                 logger.exception("the worker's supervision failed")
@@ -167,6 +172,7 @@ class Supervisor:
             if time.monotonic() - born > STEADY_SECONDS:
                 backoff = FIRST_BACKOFF_SECONDS
             self._restarts += 1
+            self._last_end = reason
             logger.warning("the worker on %s %s; starting another in %.1f s", self._device, reason, backoff)
             await asyncio.sleep(backoff)
             backoff = min(2 * backoff, MAX_BACKOFF_SECONDS)
@@ -177,13 +183,14 @@ class Supervisor:
         process, self._first = self._first or Launched(self._settings), None
         ours = process.channel
         ours.setblocking(False)
-        self._process, self._channel, self._state = process, ours, "starting"
+        self._process, self._channel, self._state, self._device_lost = process, ours, "starting", None
         self._heard_at = time.monotonic()
         ended = process.ended()
         loop.add_reader(ours, self._receive)
         hung = None
         try:
-            self._send(self._configuration())
+            with contextlib.suppress(WorkerUnavailable):  # gone at once: how is told when it has ended
+                self._send(self._configuration())
             while not ended.done():
                 slept_at = time.monotonic()
                 await asyncio.wait({ended}, timeout=HEARTBEAT_SECONDS)
@@ -192,15 +199,18 @@ class Supervisor:
                 if hung is not None:
                     process.kill()
                     await ended
+            with contextlib.suppress(frames.Closed, BlockingIOError):
+                while True:  # what it has sent until its end
+                    self._hear(frames.receive(ours))
         finally:
             loop.remove_reader(ours)
             loop.remove_writer(ours)
             self._lose_worker()
             ours.close()
             await self._reap(process, ended)
-        if ended.result() == DEVICE_ERROR_EXIT:
-            return "has left, for its device has failed"
-        return hung or f"ended with exit code {ended.result()}"
+        if self._device_lost is not None:
+            return f"has left, for its device has failed: {self._device_lost}"
+        return hung or _end(ended.result())
 
     def _configuration(self) -> Configure:
         return Configure(
@@ -284,6 +294,8 @@ class Supervisor:
                 logger.info("the worker (process %s) is ready on %s", self.health.pid, device)
             case Heartbeat() as heartbeat:
                 self._heartbeat = heartbeat
+            case DeviceLost(why):
+                self._device_lost = why
             case Solved(task):
                 self._settle(task, frame.arrays)
             case Failed(int(task)) as failed:
@@ -366,6 +378,11 @@ class Supervisor:
                 self._process.kill()
             raise WorkerUnavailable(DIED) from None
         return True
+
+
+def _end(code: int) -> str:
+    """How a process of this exit code ended."""
+    return f"was ended by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
 
 
 _BY_NAME: dict[str, type[Exception]] = {

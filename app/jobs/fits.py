@@ -62,8 +62,7 @@ class Fits:
         self._records = Records()
         self._workers = workers
         self._ranks = RankProcesses(settings, workers)
-        self._runners: list[Runner] = []
-        self._loops: list[asyncio.Task[None]] = []
+        self._loops: dict[Runner, asyncio.Task[None]] = {}
         self._claiming = asyncio.Lock()  # held from a claim until the job is known to run here
         self._wake = asyncio.Event()
         self._stopping = False
@@ -102,14 +101,14 @@ class Fits:
         """Leave the fits under way, with a checkpoint; their jobs go back into the queue for the next start."""
         self._stopping = True
         self.end_waits()
-        leaving = {loop for runner, loop in zip(self._runners, self._loops, strict=True) if await runner.leave()}
+        leaving = {loop for runner, loop in list(self._loops.items()) if await runner.leave()}
         if leaving:
             await asyncio.wait(leaving, timeout=STOP_SECONDS)
-        for loop in self._loops:
+        for loop in self._loops.values():
             loop.cancel()
-        await asyncio.gather(*self._loops, return_exceptions=True)
+        await asyncio.gather(*self._loops.values(), return_exceptions=True)
         await self._ranks.stop()
-        for runner in self._runners:
+        for runner in list(self._loops):
             await runner.abandon()
         for task in self._keeping:
             task.cancel()
@@ -118,7 +117,7 @@ class Fits:
 
     def ended(self) -> dict[State, int]:
         """Jobs that have come to their end here, by their state then."""
-        return {state: sum(runner.ended[state] for runner in self._runners) for state in ENDED}
+        return {state: sum(runner.ended[state] for runner in self._loops) for state in ENDED}
 
     # -- what routes ask for ------------------------------------------------------------------------------
 
@@ -296,7 +295,7 @@ class Fits:
             await asyncio.wait_for(turn.wait(), 0.1 if runner is None else RETRY_SECONDS)
 
     def _runner_of(self, id: str) -> Runner | None:
-        return next((runner for runner in self._runners if runner.job is not None and runner.job.id == id), None)
+        return next((runner for runner in self._loops if runner.job is not None and runner.job.id == id), None)
 
     def _freshened(self, job: AnyJob) -> AnyJob:
         runner = self._runner_of(job.id)
@@ -317,8 +316,7 @@ class Fits:
             discard=self._discard,
             ranks=self._ranks,
         )
-        self._runners.append(runner)
-        self._loops.append(asyncio.create_task(self._run(runner), name="fits"))
+        self._loops[runner] = asyncio.create_task(self._run(runner), name="fits")
 
     async def _run(self, runner: Runner) -> None:
         outage = Outage("fits are held up")
@@ -350,7 +348,7 @@ class Fits:
             with outage.noted():
                 if not await self._records.write(self._leases.renew):
                     await self._records.write(self._leases.take_another)
-                for runner in self._runners:
+                for runner in list(self._loops):  # others may join meanwhile
                     await runner.cancel_unwanted()
 
     async def _idle(self) -> None:
@@ -387,7 +385,7 @@ class Fits:
 
         write = self._records.write
         async with self._claiming:
-            ours = {runner.job.id for runner in self._runners if runner.job is not None}
+            ours = {runner.job.id for runner in self._loops if runner.job is not None}
             await write(self._leases.end_dead)
             taken = await write(self._jobs.take_over, self._store.workplace.owner, ours)
         if taken:

@@ -22,6 +22,7 @@ export async function show(content, _, signal) {
     { title: "Fitting", value: (w) => (w.is_fitting ? "yes" : "no") },
     { title: "Heard of", isNumber: true, value: (w) => w.heartbeat_age_seconds, cell: (w) => `${seconds(w.heartbeat_age_seconds)} ago` },
     { title: "Restarts", isNumber: true, value: (w) => w.restarts },
+    { title: "The one before", value: (w) => w.last_end, cell: (w) => w.last_end ?? "–" },
     { title: "Device memory", isNumber: true, value: (w) => w.device_allocated_bytes, cell: (w) =>
       (w.device_total_bytes ? `${bytes(w.device_allocated_bytes)} of ${bytes(w.device_total_bytes)}` : "– (no GPU)") },
     { title: "Prepared", isNumber: true, value: (w) => w.cached_dictionaries, cell: (w) => `${w.cached_dictionaries ?? 0}, ${bytes(w.cached_bytes ?? 0)}` },

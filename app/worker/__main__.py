@@ -3,6 +3,7 @@
 With ``RANK SIZE RENDEZVOUS`` after these it is one of the SIZE processes that share out the rows of one fit.
 """
 
+import contextlib
 import gc
 import logging
 import os
@@ -11,7 +12,6 @@ import socket
 import sys
 
 from app import logs
-from app.worker.messages import DEVICE_ERROR_EXIT
 from app.worker.parent import die_with
 
 
@@ -30,7 +30,8 @@ def main() -> None:
     gc.disable()  # see app/commands/service.py
     import core  # noqa: F401 - before torch: it settles how the threads of both pools wait
     from app.worker.device import DeviceFailed
-    from app.worker.frames import Closed
+    from app.worker.frames import Closed, send
+    from app.worker.messages import DeviceLost
 
     logger, code, of_ranks = logging.getLogger("dictserve.worker"), 0, sys.argv[3:]
     if of_ranks:
@@ -49,7 +50,10 @@ def main() -> None:
         logger.debug("the service has closed the channel")
     except DeviceFailed as error:
         logger.error("the device has failed: %s", error)
-        code = DEVICE_ERROR_EXIT
+        code = 1
+        if not of_ranks:
+            with contextlib.suppress(Closed):
+                send(channel, DeviceLost(str(error)[:1000]))
     logging.shutdown()
     # At once: to take all modules down, as Python does at an end, costs most of a second and is of no use, and to
     # take down what is on a device that has failed may never end.

@@ -131,6 +131,12 @@ class Heartbeat(Message, frozen=True):
     device_memory: DeviceMemory | None = None  # of a GPU
 
 
+class DeviceLost(Message, frozen=True):
+    """The last message of a worker whose device cannot be used any more, and why that is."""
+
+    why: str
+
+
 class Solved(Message, frozen=True):
     """Arrays: the answer's rows, of as many as a turn sufficed for, from the first of those asked for on; of an
     encode also whether each row converged (uint8), and with ``reconstruct`` each row's relative error."""
@@ -203,7 +209,8 @@ class Compared(Message, frozen=True):
 
 
 ENDS_OF_FITS = (Fitted, FitStopped, FitCancelled, Failed)
-DEVICE_ERROR_EXIT = 70  # the exit code of a worker whose device cannot be used any more
 
 ToWorker = Configure | Solve | Fit | CancelFit | StopFit
-FromWorker = Ready | Heartbeat | Solved | Failed | FitBegun | FitProgress | Fitted | FitCancelled | FitStopped
+FromWorker = (
+    Ready | Heartbeat | DeviceLost | Solved | Failed | FitBegun | FitProgress | Fitted | FitCancelled | FitStopped
+)

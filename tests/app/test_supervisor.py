@@ -79,6 +79,7 @@ def test_it_begins_with_the_process_that_was_launched_before(settings: Settings,
         await asyncio.wait_for(supervisor.wait_ready(), 100)
         health = supervisor.health
         assert (health.pid == first.pid, health.restarts) == (not dies, int(dies))
+        assert health.last_end == ("was ended by SIGKILL" if dies else None)
         await supervisor.stop()
         assert await first.ended() == (-signal.SIGKILL if dies else 0)
 

@@ -173,5 +173,8 @@ def test_a_device_that_fails_costs_its_worker_and_nothing_else(
         job = client.get(f"/jobs/{id}").json()
         assert (job["state"], job["attempts"]) == ("succeeded", 2)
         assert 0 < job["resumed_from"] < 300
-        assert client.get("/readyz").json()["workers"][0]["restarts"] == 2
+        (worker,) = client.get("/readyz").json()["workers"]
+        assert worker["restarts"] == 2
+        assert worker["last_end"].startswith("has left, for its device has failed: task ")
+        assert worker["last_end"].endswith("CUDA error: an illegal memory access was encountered")
     assert caplog.text.count("the worker on cpu has left, for its device has failed") == 2
