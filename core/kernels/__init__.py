@@ -62,7 +62,7 @@ def iterate(
 ) -> tuple[float, float, float, torch.Tensor]:
     """Codes Z (rows, k), then concepts (d, k), of A (rows, d), each improved once by `descend`, in place.
 
-    For small data: float32, on the CPU, and there on one thread.
+    For data of small or middling size: float32, on the CPU.
 
     Args:
         energy: ‖A‖².
@@ -70,8 +70,8 @@ def iterate(
         code_sweeps, concept_sweeps: `max_sweeps` of each.
 
     Returns:
-        The loss ½‖A − ZD‖² of them, summed in float64; Σ v_j²/B_jj of all codes and that of all concepts, each before
-        the update; and which concepts are zero or unused, bool (k,).
+        The loss ½‖A − ZD‖² of them, which may be off by 5e-7·‖A‖²; Σ v_j²/B_jj of all codes and that of all
+        concepts, each before the update; and which concepts are zero or unused, bool (k,).
     """
     told = energy, vanished, code_sweeps, concept_sweeps, share
     return of_cpu().iterate(A, Z, concepts, *told)  # type: ignore[no-any-return]

@@ -49,7 +49,9 @@ def iterate(
 ) -> tuple[float, float, float, torch.Tensor]:
     """See `core.kernels.iterate`, whose other arguments are `told` in their order."""
     dead = Z.new_empty(Z.shape[1], dtype=torch.bool)
-    numbers = iteration.iterate(A.numpy(), Z.numpy(), concepts.numpy(), dead.numpy(), *told)
+    (rows, d), k = A.shape, Z.shape[1]
+    with threads_for(k * (2 * d + k) * (rows + d)):
+        numbers = iteration.iterate(A.numpy(), Z.numpy(), concepts.numpy(), dead.numpy(), *told)
     return *numbers, dead
 
 

@@ -1,9 +1,11 @@
-"""A whole iteration of coordinate descent on small data, in one call.
+"""A whole iteration of coordinate descent on data of small or middling size, in one call.
 
 What Python and torch do around each of its operations takes, for some hundred rows, ten times what the operations
-themselves do. Here a block of rows at a time is multiplied, swept and summed up while it is in the core's cache, on
-the caller's thread alone. The iterates are those of `core.solvers.alternating.in_turn`, to rounding; sums over rows
-and over features are float64 throughout, so that the loss follows from them to all its digits.
+themselves do; and for some thousand, each of them would wake a second thread, which takes up to half a millisecond
+where it has gone to sleep. Here threads are woken twice: each improves the codes of some rows, and then the concepts
+in some features. A block of rows at a time is multiplied, swept and summed up while it is in the core's cache. The
+iterates are those of `core.solvers.alternating.in_turn`, to rounding, and the same on any number of threads. Sums are
+float32 over a block and float64 beyond.
 
 Products are made in vectors of concepts: arrays of `width` columns have k of them and zeros up to a multiple of
 sixteen. Compiled by numba; all arrays are C-contiguous.
@@ -11,6 +13,7 @@ sixteen. Compiled by numba; all arrays are C-contiguous.
 
 from typing import Any
 
+import numba
 import numpy as np
 
 from core.compiled import compiled
@@ -19,7 +22,9 @@ from core.kernels.lanes import LANES, add_scaled, load, store
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
-BLOCK = 64  # rows
+BLOCK = 96  # rows: tiles of sixteen to sweep, and groups of six to multiply
+FEATURES = 48  # that are improved together, likewise
+PARTS = 16  # of the rows, at most, each with a gram of its own
 
 
 @compiled()
@@ -38,79 +43,143 @@ def iterate(
 
     (To return an array, Numba would unpickle its dtype, and nothing is unpickled here: docs/operations.md.)
     """
-    k, d = Z.shape[1], D.shape[0]
+    (rows, k), d = Z.shape, D.shape[0]
     width = (k + LANES - 1) // LANES * LANES
-    gram, cross = np.zeros((k, width)), np.zeros((d, width))  # ZᵀZ and AᵀZ
     of_concepts = _gram_of(D, width)
     _drop(of_concepts, D, vanished)
-    violation_of_codes = _improve_codes(A, Z, D, of_concepts, code_sweeps, share, gram, cross)
-    _drop(gram, cross, vanished)
-    violation_of_concepts = _improve_concepts(D, gram, cross, concept_sweeps, share)
+    wide = Z if k == width else np.zeros((rows, width), Z.dtype)
+    blocks = (rows + BLOCK - 1) // BLOCK
+    parts = max(1, min(PARTS, blocks, 2 * rows // k))
+    grams, of_parts = np.zeros((parts, k, width)), np.zeros(parts)
+    _improve_codes(A, Z, wide, D, of_concepts, code_sweeps, share, grams, of_parts)
+    gram = grams.sum(axis=0)
+    _drop(gram, D[:0], vanished)
 
+    of_pieces = np.zeros((2, (d + FEATURES - 1) // FEATURES))
+    _improve_concepts(A, wide, D, gram, concept_sweeps, share, of_pieces)
     of_concepts = _gram_of(D, width)
-    inner = outer = 0.0
-    for f in range(d):
-        for j in range(k):
-            inner += cross[f, j] * D[f, j]
+    outer = 0.0
     for i in range(k):
         dead[i] = gram[i, i] == 0 or of_concepts[i, i] == 0
         for j in range(k):
             outer += gram[i, j] * of_concepts[i, j]
-    loss = 0.5 * energy - inner + 0.5 * outer
+    loss = 0.5 * energy - of_pieces[0].sum() + 0.5 * outer
     # NaN is to be seen
-    return 0.0 if loss < 0 else loss, violation_of_codes, violation_of_concepts
+    return 0.0 if loss < 0 else loss, of_parts.sum(), of_pieces[1].sum()
+
+
+@compiled(parallel=True)
+def _improve_codes(
+    A: Array,
+    Z: Array,
+    wide: Array,
+    D: Array,
+    of_concepts: Array,
+    max_sweeps: int,
+    share: float,
+    grams: Array,
+    violations: Array,
+) -> None:
+    """Z (rows, k) in place, also as `wide` (rows, width), for concepts D (d, k) and their gram.
+
+    ZᵀZ goes into `grams` (parts, k, width), and the squared violation before that into `violations` (parts,).
+    """
+    less, B = -_widened(D, wide.shape[1]), of_concepts.astype(D.dtype)
+    inverse, parts, blocks = _inverse_of(B), len(grams), (len(Z) + BLOCK - 1) // BLOCK
+    for part in numba.prange(parts):
+        first, last = part * blocks // parts * BLOCK, min(len(Z), (part + 1) * blocks // parts * BLOCK)
+        violations[part] = _improve_rows(
+            A[first:last], Z[first:last], wide[first:last], less, B, inverse, max_sweeps, share, grams[part]
+        )
 
 
 @compiled()
-def _improve_codes(
-    A: Array, Z: Array, D: Array, of_concepts: Array, max_sweeps: int, share: float, gram: Array, cross: Array
+def _improve_rows(
+    A: Array,
+    Z: Array,
+    wide: Array,
+    less: Array,
+    B: Array,
+    inverse: Array,
+    max_sweeps: int,
+    share: float,
+    gram: Array,
 ) -> float:
-    """Z (rows, k) in place, for concepts D (d, k) and their gram; ZᵀZ and AᵀZ are added to `gram` and `cross`.
-
-    Returns:
-        The squared violation of Z before that.
-    """
-    (rows, k), (d, width) = Z.shape, cross.shape
-    B = of_concepts.astype(D.dtype)
-    inverse, concepts = _inverse_of(B), _widened(D, width)
-    z_wide, a_wide = np.zeros((BLOCK, width)), np.zeros((BLOCK, d))
-    violation = 0.0
+    """`_improve_codes` of some rows, given −D (d, width); returns their squared violation."""
+    (rows, k), width = Z.shape, wide.shape[1]
+    G, violation = np.empty((BLOCK, width), Z.dtype), 0.0
     for start in range(0, rows, BLOCK):
-        a, z = A[start : start + BLOCK], Z[start : start + BLOCK]
-        here = z.shape[0]
-        C = np.zeros((here, width), D.dtype)
-        _add_product(a, concepts, C)
-        violation += _descend(z, B, C, inverse, max_sweeps, share)
-        for s in range(here):
-            for j in range(k):
-                z_wide[s, j] = z[s, j]
-            for f in range(d):
-                a_wide[s, f] = a[s, f]
-        _add_product(z_wide[:here, :k].T, z_wide, gram)
-        _add_product(a_wide[:here].T, z_wide, cross)
+        stop = min(rows, start + BLOCK)
+        z, g = Z[start:stop], G[: stop - start]
+        g[:] = 0
+        _add_product(A[start:stop], less, g)
+        violation += _descend(z, g, B, inverse, max_sweeps, share)
+        if k < width:
+            _copy(z, wide[start:stop])
+    _add_gram(wide, gram)
     return violation
 
 
-@compiled()
-def _improve_concepts(D: Array, gram: Array, cross: Array, max_sweeps: int, share: float) -> float:
-    B, C = gram.astype(D.dtype), cross.astype(D.dtype)
-    return _descend(D, B, C, _inverse_of(B), max_sweeps, share)
+@compiled(parallel=True)
+def _improve_concepts(
+    A: Array, wide: Array, D: Array, gram: Array, max_sweeps: int, share: float, of_pieces: Array
+) -> None:
+    """D (d, k) in place, for codes `wide` (rows, width) and their gram (k, width).
+
+    For each piece of the features ⟨AᵀZ, D⟩ goes into `of_pieces[0]`, and D's squared violation before into
+    `of_pieces[1]`.
+    """
+    B = gram.astype(D.dtype)
+    inverse, pieces = _inverse_of(B), of_pieces.shape[1]
+    for piece in numba.prange(pieces):
+        first, last = piece * FEATURES, min(len(D), (piece + 1) * FEATURES)
+        of_pieces[0, piece], of_pieces[1, piece] = _improve_features(
+            A[:, first:last], wide, D[first:last], B, inverse, max_sweeps, share
+        )
 
 
 @compiled()
-def _descend(Z: Array, B: Array, C: Array, inverse: Array, max_sweeps: int, share: float) -> float:
-    """Rows Z (rows, k) in place, given B (k, width) and C (rows, width); their squared violation before that."""
-    (rows, k), ZB = Z.shape, np.zeros_like(C)
-    _add_product(Z, B, ZB)
-    G, violation, total = np.empty_like(Z), np.empty(rows, Z.dtype), 0.0
-    for i in range(rows):
+def _improve_features(
+    A: Array, wide: Array, D: Array, B: Array, inverse: Array, max_sweeps: int, share: float
+) -> tuple[float, float]:
+    (features, k), width = D.shape, wide.shape[1]
+    cross, G = np.zeros((features, width)), np.empty((features, width), D.dtype)
+    together = np.empty((BLOCK, features), D.dtype)  # what lies whole rows apart would be of few sets of a cache
+    for start in range(0, len(wide), BLOCK):
+        a = A[start : start + BLOCK]
+        _copy(a, together)
+        G[:] = 0
+        _add_product(together[: len(a)].T, wide[start : start + BLOCK], G)
+        for f in range(features):
+            for j in range(width):
+                cross[f, j] += G[f, j]
+    for f in range(features):
         for j in range(k):
-            G[i, j] = ZB[i, j] - C[i, j]
+            if inverse[j] == 0:
+                cross[f, j] = 0
+            G[f, j] = -cross[f, j]
+    violation, inner = _descend(D, G, B, inverse, max_sweeps, share), 0.0
+    for f in range(features):
+        for j in range(k):
+            inner += cross[f, j] * D[f, j]
+    return inner, violation
+
+
+@compiled()
+def _descend(Z: Array, G: Array, B: Array, inverse: Array, max_sweeps: int, share: float) -> float:
+    """Rows Z (rows, k) in place, given B (k, width) and −C in G (rows, width), which is used up; returns their
+    squared violation before that."""
+    (rows, k), total = Z.shape, 0.0
+    _add_product(Z, B, G)
+    g, violation = np.empty((LANES, k), Z.dtype), np.empty(LANES, Z.dtype)
     for first in range(0, rows, LANES):
-        last = min(rows, first + LANES)
-        descend_tile(Z[first:last], G[first:last], B, inverse, violation[first:last], max_sweeps, share)
-    for i in range(rows):
-        total += violation[i]
+        here = min(LANES, rows - first)
+        for i in range(here):
+            for j in range(k):
+                g[i, j] = G[first + i, j]
+        descend_tile(Z[first : first + here], g[:here], B, inverse, violation, max_sweeps, share)
+        for i in range(here):
+            total += violation[i]
     return total
 
 
@@ -128,19 +197,39 @@ def _drop(gram: Array, X: Array, vanished: float) -> None:
 @compiled()
 def _gram_of(D: Array, width: int) -> Array:
     """Dᵀ·D (k, width) of D (d, k), float64."""
-    whole, gram = D.astype(np.float64), np.zeros((D.shape[1], width))
-    _add_product(whole.T, _widened(whole, width), gram)
+    gram = np.zeros((D.shape[1], width))
+    _add_gram(_widened(D, width), gram)
     return gram
+
+
+@compiled()
+def _add_gram(X: Array, gram: Array) -> None:
+    """`gram` (k, width), float64, grows by Xᵀ·X of X (rows, width)."""
+    k, width = gram.shape
+    of_block = np.empty((k, width), X.dtype)
+    for start in range(0, len(X), BLOCK):
+        x = X[start : start + BLOCK]
+        of_block[:] = 0
+        _add_product(x[:, :k].T, x, of_block)
+        for i in range(k):
+            for j in range(width):
+                gram[i, j] += of_block[i, j]
 
 
 @compiled()
 def _widened(X: Array, width: int) -> Array:
     """X (n, k) with columns of zeros up to this width."""
     wide = np.zeros((X.shape[0], width), X.dtype)
+    _copy(X, wide)
+    return wide
+
+
+@compiled()
+def _copy(X: Array, to: Array) -> None:
+    """X (n, k) into the first columns of another."""
     for i in range(X.shape[0]):
         for j in range(X.shape[1]):
-            wide[i, j] = X[i, j]
-    return wide
+            to[i, j] = X[i, j]
 
 
 @compiled()
@@ -154,26 +243,24 @@ def _inverse_of(B: Array) -> Array:
 
 @compiled()
 def _add_product(X: Array, Y: Array, G: Array) -> None:
-    """G (n, width) grows by X (n, m), which may lie in memory as it likes, times Y (m or more, width)."""
+    """G (n, width) grows by X (n, m), which may lie in memory as it likes, times Y (m or more, width).
+
+    Six rows at a time: with AVX2 their sums fill the registers that the vectors leave.
+    """
     (n, m), vectors = X.shape, G.shape[1] // LANES
     for v in range(vectors):
-        for i in range(0, n // 8 * 8, 8):
+        for i in range(0, n // 6 * 6, 6):
             at = i * vectors + v
-            g0, g1 = load(G, at), load(G, at + vectors)
-            g2, g3 = load(G, at + 2 * vectors), load(G, at + 3 * vectors)
-            g4, g5 = load(G, at + 4 * vectors), load(G, at + 5 * vectors)
-            g6, g7 = load(G, at + 6 * vectors), load(G, at + 7 * vectors)
+            g0, g1, g2 = load(G, at), load(G, at + vectors), load(G, at + 2 * vectors)
+            g3, g4, g5 = load(G, at + 3 * vectors), load(G, at + 4 * vectors), load(G, at + 5 * vectors)
             for s in range(m):
                 y = load(Y, s * vectors + v)
                 g0, g1 = add_scaled(g0, X[i, s], y), add_scaled(g1, X[i + 1, s], y)
                 g2, g3 = add_scaled(g2, X[i + 2, s], y), add_scaled(g3, X[i + 3, s], y)
                 g4, g5 = add_scaled(g4, X[i + 4, s], y), add_scaled(g5, X[i + 5, s], y)
-                g6, g7 = add_scaled(g6, X[i + 6, s], y), add_scaled(g7, X[i + 7, s], y)
-            store(G, at, g0), store(G, at + vectors, g1)
-            store(G, at + 2 * vectors, g2), store(G, at + 3 * vectors, g3)
-            store(G, at + 4 * vectors, g4), store(G, at + 5 * vectors, g5)
-            store(G, at + 6 * vectors, g6), store(G, at + 7 * vectors, g7)
-        for i in range(n // 8 * 8, n):
+            store(G, at, g0), store(G, at + vectors, g1), store(G, at + 2 * vectors, g2)
+            store(G, at + 3 * vectors, g3), store(G, at + 4 * vectors, g4), store(G, at + 5 * vectors, g5)
+        for i in range(n // 6 * 6, n):
             g = load(G, i * vectors + v)
             for s in range(m):
                 g = add_scaled(g, X[i, s], load(Y, s * vectors + v))

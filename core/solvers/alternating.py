@@ -83,15 +83,13 @@ class Iteration:
 
     Attributes:
         concepts: (d, k), after it.
-        loss: ½‖A − ZD‖²_F of them.
-        is_exact: whether the loss is right to all its digits; else it may be off by 5e-7·‖A‖².
+        loss: ½‖A − ZD‖²_F of them, which may be off by 5e-7·‖A‖².
         of_codes, of_concepts: squared violations before the updates.
         dead: bool (k,), the concepts that are zero, or that no row uses.
     """
 
     concepts: torch.Tensor
     loss: float
-    is_exact: bool
     of_codes: torch.Tensor | float
     of_concepts: torch.Tensor | float
     dead: torch.Tensor
@@ -176,7 +174,7 @@ def alternate(
         done = yield from tell(iterate(chunks, Z, ahead), told)
         updated, dead = done.concepts, done.dead
         loss, of_concepts, any_dead = ranks.first(done.loss, float(done.of_concepts), bool(dead.any()))
-        if not done.is_exact and (ending or _is_too_rough(loss, losses, chunks.energy)):
+        if ending or _is_too_rough(loss, losses, chunks.energy):
             (loss,) = ranks.first((yield from tell(direct_loss(chunks, Z, updated), told)))
         with threads_for_elements(updated):
             ahead = start_from(reached, updated, not losses or loss <= losses[-1])
@@ -217,7 +215,7 @@ def in_turn(
     dead = (statistics.gram.diagonal() == 0) | (gram.diagonal() == 0)
     with threads_for_elements(updated):
         loss = loss_from(statistics, updated, gram, chunks.energy)
-    return Iteration(updated, loss, False, statistics.violation, of_concepts, dead)
+    return Iteration(updated, loss, statistics.violation, of_concepts, dead)
 
 
 def update_codes(

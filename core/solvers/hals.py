@@ -25,8 +25,9 @@ CODE_SWEEPS = 6
 CONCEPT_SWEEPS = 12
 SWEEP_SHARE = 0.01  # of the first sweep's squared progress: a tenth of its step
 
-# Multiply-adds of an iteration, about a millisecond on one core: as long as the calls of `in_turn` take for any data.
-WORK_AT_ONCE = 10_000_000
+# What `at_once` is for: so many multiply-adds of an iteration, on two cores some 10 ms (beside more of them it hardly
+# matters how often threads are woken), and so many values, which stay in the last cache until they are read again.
+WORK_AT_ONCE, VALUES_AT_ONCE = 300_000_000, 4_000_000
 LEAST_CONCEPTS = 16  # as many as are computed with, where there are fewer
 
 # The step beyond each update of D: its first weight, how the weight and its ceiling grow while the loss falls, and
@@ -61,14 +62,15 @@ CONCEPTS = Half(partial(sweeps, max_sweeps=CONCEPT_SWEEPS), products=6)
 
 
 def is_small(chunks: Chunks) -> bool:
-    """Whether `at_once` is for this A: all that it does takes no longer than the calls that it spares."""
+    """Whether `at_once` is for this A."""
     (rows, d), k = chunks.A.shape, max(LEAST_CONCEPTS, chunks.nb_concepts)
     here = isinstance(chunks.A, torch.Tensor) and chunks.A.device.type == "cpu" and chunks.ranks.size == 1
-    return here and rows <= chunks.size and k * (2 * d + k) * (rows + d) < WORK_AT_ONCE
+    is_slice = rows <= chunks.size and rows * d <= VALUES_AT_ONCE
+    return here and is_slice and k * (2 * d + k) * (rows + d) < WORK_AT_ONCE
 
 
 def at_once(chunks: Chunks, Z: torch.Tensor, ahead: torch.Tensor) -> Generator[None, None, Iteration]:
-    """`in_turn` of `CODES` and `CONCEPTS` for small data, to rounding; the loss is exact."""
+    """`in_turn` of `CODES` and `CONCEPTS` for data of small or middling size, to rounding."""
     updated = ahead.clone()
     loss, of_codes, of_concepts, dead = kernels.iterate(
         chunks.read(slice(None)),
@@ -81,7 +83,7 @@ def at_once(chunks: Chunks, Z: torch.Tensor, ahead: torch.Tensor) -> Generator[N
         share=SWEEP_SHARE,
     )
     yield
-    return Iteration(updated, loss, True, of_codes, of_concepts, dead)
+    return Iteration(updated, loss, of_codes, of_concepts, dead)
 
 
 class Extrapolation:
