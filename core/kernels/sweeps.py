@@ -51,14 +51,15 @@ def sweep_row(z: Array, g: Array, B: Array, inverse: Array) -> tuple[float, bool
 
 
 @compiled()
-def _move(z: Array, g: Array, active: Array, flips: Array, j: int, inverse: float):  # type: ignore[no-untyped-def]
-    """Coordinate j of the active rows to its minimum: by how much. `flips` grows where it joins or leaves."""
-    here = load(z, j)
-    moved = where_positive(load(active, 0), positive_part(add_scaled(here, -inverse, load(g, j))), here)
-    store(z, j, moved)
-    flip = where_positive(here, where_positive(moved, zeros_of(z), here), moved)
-    store(flips, 0, larger(load(flips, 0), flip))
-    return subtract(moved, here)
+def _moved(z, g, active, inverse: float):  # type: ignore[no-untyped-def]
+    """A coordinate of the active rows at its minimum."""
+    return where_positive(active, positive_part(add_scaled(z, -inverse, g)), z)
+
+
+@compiled()
+def _flipped(flips, z, moved, nothing):  # type: ignore[no-untyped-def]
+    """`flips`, above zero also where the coordinate joins the support or leaves it."""
+    return larger(flips, where_positive(z, where_positive(moved, nothing, z), moved))
 
 
 @compiled()
@@ -66,25 +67,28 @@ def sweep_lanes(z: Array, g: Array, B: Array, inverse: Array, active: Array, fli
     """The same for the rows whose lane of `active` (LANES,) is above zero; z and g are (k, LANES).
 
     `progress` (LANES,) and `flips` (LANES,), which is above zero where the support changed, are answers. Four
-    coordinates at a time: the gradient of each after the moves before it, then that of all the rest at once.
+    coordinates at a time: the gradient of each after the moves before it, in registers, for each waits for the one
+    before; then that of all at once.
     """
-    k = B.shape[0]
-    flips[:] = 0
-    total = zeros_of(z)
+    k, here, nothing = B.shape[0], load(active, 0), zeros_of(z)
+    flip, total = nothing, nothing
     for j in range(0, k // 4 * 4, 4):
         b0, b1, b2, b3 = B[j], B[j + 1], B[j + 2], B[j + 3]
-        g1, g2, g3 = load(g, j + 1), load(g, j + 2), load(g, j + 3)
-        d0 = _move(z, g, active, flips, j, inverse[j])
-        store(g, j + 1, add_scaled(g1, b0[j + 1], d0))
-        d1 = _move(z, g, active, flips, j + 1, inverse[j + 1])
-        store(g, j + 2, add_scaled(add_scaled(g2, b0[j + 2], d0), b1[j + 2], d1))
-        d2 = _move(z, g, active, flips, j + 2, inverse[j + 2])
-        store(g, j + 3, add_scaled(add_scaled(add_scaled(g3, b0[j + 3], d0), b1[j + 3], d1), b2[j + 3], d2))
-        d3 = _move(z, g, active, flips, j + 3, inverse[j + 3])
-        store(g, j + 1, g1)
-        store(g, j + 2, g2)
-        store(g, j + 3, g3)
+        z0, z1, z2, z3 = load(z, j), load(z, j + 1), load(z, j + 2), load(z, j + 3)
+        m0 = _moved(z0, load(g, j), here, inverse[j])
+        d0 = subtract(m0, z0)
+        m1 = _moved(z1, add_scaled(load(g, j + 1), b0[j + 1], d0), here, inverse[j + 1])
+        d1 = subtract(m1, z1)
+        g2 = add_scaled(add_scaled(load(g, j + 2), b0[j + 2], d0), b1[j + 2], d1)
+        m2 = _moved(z2, g2, here, inverse[j + 2])
+        d2 = subtract(m2, z2)
+        g3 = add_scaled(add_scaled(add_scaled(load(g, j + 3), b0[j + 3], d0), b1[j + 3], d1), b2[j + 3], d2)
+        m3 = _moved(z3, g3, here, inverse[j + 3])
+        d3 = subtract(m3, z3)
         if any_lane(d0) or any_lane(d1) or any_lane(d2) or any_lane(d3):
+            store(z, j, m0), store(z, j + 1, m1), store(z, j + 2, m2), store(z, j + 3, m3)
+            flip = _flipped(_flipped(flip, z0, m0, nothing), z1, m1, nothing)
+            flip = _flipped(_flipped(flip, z2, m2, nothing), z3, m3, nothing)
             total = add_product(total, multiply(d0, d0), splat(b0[j]))
             total = add_product(total, multiply(d1, d1), splat(b1[j + 1]))
             total = add_product(total, multiply(d2, d2), splat(b2[j + 2]))
@@ -93,8 +97,12 @@ def sweep_lanes(z: Array, g: Array, B: Array, inverse: Array, active: Array, fli
                 moved = add_scaled(add_scaled(load(g, m), b0[m], d0), b1[m], d1)
                 store(g, m, add_scaled(add_scaled(moved, b2[m], d2), b3[m], d3))
     for j in range(k // 4 * 4, k):
-        delta, b = _move(z, g, active, flips, j, inverse[j]), B[j]
-        total = add_product(total, multiply(delta, delta), splat(b[j]))
+        z0, b0 = load(z, j), B[j]
+        m0 = _moved(z0, load(g, j), here, inverse[j])
+        d0 = subtract(m0, z0)
+        store(z, j, m0)
+        flip, total = _flipped(flip, z0, m0, nothing), add_product(total, multiply(d0, d0), splat(b0[j]))
         for m in range(k):
-            store(g, m, add_scaled(load(g, m), b[m], delta))
+            store(g, m, add_scaled(load(g, m), b0[m], d0))
+    store(flips, 0, flip)
     store(progress, 0, total)
