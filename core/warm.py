@@ -19,8 +19,8 @@ from core.nmf import NMF
 
 def warm() -> None:
     """Run every compiled path of a fit and of encodes in float32 once, on problems of a few milliseconds."""
-    for nb_concepts in (16, 128):  # small data, of which an iteration is one kernel, and other
-        NMF(nb_concepts, seed=0).fit(_activations(), max_iter=2)
+    A = _activations()
+    NMF(16, seed=0).fit(A, D=A[:16], max_iter=2)  # from the best codes for D, by the kernel that large fits use
     warm_encodes(torch.float32)
 
 
