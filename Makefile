@@ -97,7 +97,7 @@ soak: install
 # models and a torchvision that fits torch's build; its factorisation needs neither, so it comes alone. Servers get
 # folders of their own, where what they require changes nothing of ours (MLServer wants an older FastAPI and uvloop).
 PEERS := $(VENV)/peers
-bench: install
+bench: install kernels
 	-$(PIP) install -qq --constraint constraints.txt --group bench
 	-$(PIP) install -qq --constraint constraints.txt --no-deps overcomplete
 	-test -d $(PEERS)/litserve || $(PIP) install -qq --constraint constraints.txt --target $(PEERS)/litserve litserve

@@ -7,7 +7,8 @@ Cichocki, Zdunek & Amari 2007, with several sweeps of one factor for each matrix
 Extrapolation with restart follows Ang & Gillis 2019, but for D alone: Z's sweeps solve so nearly that where they
 start from hardly matters, which saves a second n × k array, and the loss is that of Z and D themselves.
 
-Memory in bytes beside what all solvers hold: 8·c·k for a chunk of c rows.
+Memory in bytes beside what all solvers hold: 8·c·k for a chunk of c rows; where an iteration is one call
+(`is_small`), up to 20·n·k.
 """
 
 from collections.abc import Generator, Iterator
