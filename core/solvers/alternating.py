@@ -25,7 +25,7 @@ from core.chunks import Chunks, add_cross_product, even, rows_of_slice, slices
 from core.progress import FitProgress, tell
 from core.solvers.revival import revive
 from core.sparse import SparseRows
-from core.threads import threads_for_elements, threads_of_torch_for
+from core.threads import threads_for_elements, threads_for_product, threads_of_torch_for
 
 REVIVE_EVERY = 5  # iterations after which dead concepts are revived
 WINDOW = 10  # iterations that the stopping rule looks back
@@ -308,7 +308,9 @@ def _squared_error(A: torch.Tensor, Z: torch.Tensor, concepts: torch.Tensor) -> 
     errors = A.new_empty(size, A.shape[1])
     for rows in slices(len(A), size):
         a = A[rows]
-        total += kernels.sums(torch.addmm(a, Z[rows], concepts.T, alpha=-1, out=errors[: len(a)]))[1]
+        with threads_for_product(Z[rows].numel() * A.shape[1]):
+            torch.addmm(a, Z[rows], concepts.T, alpha=-1, out=errors[: len(a)])
+        total += kernels.sums(errors[: len(a)])[1]
     return total
 
 
