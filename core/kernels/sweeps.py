@@ -51,13 +51,13 @@ def sweep_row(z: Array, g: Array, B: Array, inverse: Array) -> tuple[float, bool
 
 
 @compiled()
-def _moved(z, g, active, inverse: float):  # type: ignore[no-untyped-def]
+def _moved(z: Any, g: Any, active: Any, inverse: float) -> Any:
     """A coordinate of the active rows at its minimum."""
     return where_positive(active, positive_part(add_scaled(z, -inverse, g)), z)
 
 
 @compiled()
-def _flipped(flips, z, moved, nothing):  # type: ignore[no-untyped-def]
+def _flipped(flips: Any, z: Any, moved: Any, nothing: Any) -> Any:
     """`flips`, above zero also where the coordinate joins the support or leaves it."""
     return larger(flips, where_positive(z, where_positive(moved, nothing, z), moved))
 
