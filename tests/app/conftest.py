@@ -62,7 +62,19 @@ class WorkerDouble(Supervisor):
 
     @property
     def health(self) -> Health:
-        return Health("ready" if self.alive else "down", 1, self._device, 0.0, 0, 0, 0, 3, 4, 5)
+        return Health(
+            state="ready" if self.alive else "down",
+            pid=1,
+            device=self._device,
+            heartbeat_age_seconds=0.0,
+            restarts=0,
+            last_end=None,
+            cached_dictionaries=0,
+            cached_bytes=0,
+            device_allocated_bytes=3,
+            device_reserved_bytes=4,
+            device_total_bytes=5,
+        )
 
     async def solve(self, key: Key, rows: Rows) -> list[np.ndarray]:
         if not self.alive:
