@@ -27,10 +27,15 @@ def warm() -> None:
 def warm_encodes(dtype: torch.dtype) -> None:
     """Run every compiled path of encodes in this dtype once."""
     A = _activations()
-    at = torch.linspace(0, 1, A.shape[1])
-    alike = torch.exp(-((at[:, None] - at) ** 2) / 0.005)  # bumps that overlap: concepts that nearly depend
-    for D, rows in ((A[:64], A), (A[:128], A), (alike, A[:4])):  # three kernels, of which the last takes its time
-        Dictionary(D, dtype=dtype).encode(rows)
+    for D in (A[:64], A[:128]):  # two kernels
+        Dictionary(D, dtype=dtype).encode(A)
+    _warm_where_concepts_depend(dtype)
+
+
+def _warm_where_concepts_depend(dtype: torch.dtype) -> None:
+    at = torch.linspace(0, 1, 64)
+    alike = torch.exp(-((at[:, None] - at) ** 2) / 0.005)  # bumps that overlap
+    Dictionary(alike, dtype=dtype).encode(_activations()[:4])  # few: this kernel takes its time
 
 
 def warm_on(device: torch.device) -> None:
@@ -80,19 +85,21 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m core.warm", description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--every-level", action="store_true", help="for processors of other levels, too")
     only = parser.add_mutually_exclusive_group()
-    only.add_argument("--float64", action="store_true", help="only what encodes in float64")
+    only.add_argument("--half", action="store_true", help="only what takes half of the time")
     only.add_argument("--as-kept", action="store_true", help="only what is kept for another level, and run nothing")
     given = parser.parse_args()
     if given.as_kept:
         _compile_as_kept()
-    elif given.float64:
+    elif given.half:
+        _warm_where_concepts_depend(torch.float32)
         warm_encodes(torch.float64)
     else:
-        # Numba compiles one kernel at a time in a process, for nearly two minutes: two processes take half of that.
-        with subprocess.Popen([sys.executable, "-m", "core.warm", "--float64"]) as beside:
+        # Numba compiles one kernel at a time in a process, for three minutes: two processes take half of that. What
+        # the other has compiled by then is found.
+        with subprocess.Popen([sys.executable, "-m", "core.warm", "--half"]) as beside:
             warm()
         if beside.returncode != 0:
-            sys.exit("the kernels for float64 could not be compiled")
+            sys.exit("half of the kernels could not be compiled")
     if given.every_level:
         compile_for_other_levels()
 
