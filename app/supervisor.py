@@ -382,7 +382,11 @@ class Supervisor:
 
 def _end(code: int) -> str:
     """How a process of this exit code ended."""
-    return f"was ended by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
+    if code >= 0:
+        return f"ended with exit code {code}"
+    # those that are for a program's own use have no names
+    named = -code in set(signal.Signals)
+    return f"was ended by {signal.Signals(-code).name}" if named else f"was ended by signal {-code}"
 
 
 _BY_NAME: dict[str, type[Exception]] = {

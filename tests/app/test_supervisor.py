@@ -10,7 +10,7 @@ import pytest
 
 from app.errors import WorkerUnavailable
 from app.settings import Settings
-from app.supervisor import Supervisor
+from app.supervisor import Supervisor, _end
 from app.worker import frames
 from app.worker.launch import Launched, channel
 from app.worker.messages import Key
@@ -84,3 +84,11 @@ def test_it_begins_with_the_process_that_was_launched_before(settings: Settings,
         assert await first.ended() == (-signal.SIGKILL if dies else 0)
 
     asyncio.run(run())
+
+
+@pytest.mark.parametrize(
+    ("code", "told"),
+    [(0, "ended with exit code 0"), (-15, "was ended by SIGTERM"), (-40, "was ended by signal 40")],
+)
+def test_how_a_process_has_ended_is_told_by_its_signal(code: int, told: str) -> None:
+    assert _end(code) == told
