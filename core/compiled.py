@@ -87,10 +87,7 @@ class _Kept(IndexDataCacheFile):
         self._kernel = f"{kernel}.{sys.implementation.cache_tag}"
 
     def load(self, key: Any) -> Any:
-        try:
-            return self._load_data(self._name(key))
-        except FileNotFoundError:
-            return None
+        return self._read(self._name(key))
 
     def save(self, key: Any, data: Any) -> None:
         try:
@@ -110,8 +107,19 @@ class _Kept(IndexDataCacheFile):
     def signatures(self) -> Iterator[Any]:
         """The types of arguments for which there is machine code of these sources."""
         for path in sorted(self._directory.glob(self._of_sources("*"))):
-            _, _, _, signature, *_ = self._load_data(path.name)
-            yield signature.args
+            if (kept := self._read(path.name)) is not None:
+                _, _, _, signature, *_ = kept
+                yield signature.args
+
+    def _read(self, name: str) -> Any:
+        """What is kept in this file; None where there is no such, or it is cut off: a machine lost its power."""
+        try:
+            return self._load_data(name)
+        except FileNotFoundError:
+            return None
+        except Exception as error:  # whatever unpickling may raise
+            warnings.warn(f"{self._directory / name} cannot be read ({error!r}) and is made anew", stacklevel=3)
+            return None
 
     def _name(self, key: Any) -> str:
         return self._of_sources(_digest(repr(key).encode()))

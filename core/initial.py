@@ -166,8 +166,9 @@ DEFAULT_START = "nndsvda"
 def given(chunks: Chunks, Z: torch.Tensor | None, D: torch.Tensor | None) -> Start:
     """A start from given factors of the right shape, in copies: Z (n, k), D (k, d) or both.
 
-    One that is missing is the best for the other, its zeros filled as in `nndsvda`. Concepts that are given get
-    norm one, and Z is taken to those units.
+    One that is missing is the best for the other, its zeros filled as in `nndsvda`. Where the one that is given has
+    nothing of a concept the other gets nothing either: filled alike, such concepts would stay alike in updates that
+    treat them so, while what is zero is revived. Concepts that are given get norm one, and Z is taken to those units.
 
     Raises:
         OutOfRange: Z in those units exceeds float32.
@@ -175,9 +176,11 @@ def given(chunks: Chunks, Z: torch.Tensor | None, D: torch.Tensor | None) -> Sta
     of_rows, of_features = yield from _fills(chunks)
     if D is None:
         assert Z is not None  # noqa: S101 - one of the two is given
-        Z = yield from _scaled(chunks, Z, 1 / _or_one(_column_norms(chunks, Z)))
+        norms = _column_norms(chunks, Z)
+        Z = yield from _scaled(chunks, Z, 1 / _or_one(norms))
         D = yield from concepts_for(chunks, Z)
         _fill(D, of_features)
+        D[norms == 0] = 0
         return Z, D
     norms = torch.linalg.vector_norm(D, dim=1, dtype=torch.float64)
     D = (D / _or_one(norms)[:, None]).float()
@@ -185,6 +188,7 @@ def given(chunks: Chunks, Z: torch.Tensor | None, D: torch.Tensor | None) -> Sta
     if Z is None:
         Z = yield from codes_for(chunks, D)
         _fill(Z, of_rows[:, None])
+        Z[:, norms == 0] = 0
     else:
         Z = yield from _scaled(chunks, Z, norms * 2.0**-chunks.exponent)
     return Z, D

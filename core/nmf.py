@@ -340,7 +340,8 @@ class NMF(Estimator, torch.nn.Module):
         self.online_sums = torch.tensor(
             [memory.rows, memory.weight, memory.loss, memory.energy], dtype=torch.float64, device=self.device
         )
-        self.__dict__.pop("Z_", None)  # codes of another dictionary
+        for name in ("Z_", "loss_history_"):  # of another dictionary
+            self.__dict__.pop(name, None)
 
     def _remembered(self) -> Memory | None:
         gram, cross, sums = self.online_gram, self.online_cross, self.online_sums
@@ -454,8 +455,9 @@ class NMF(Estimator, torch.nn.Module):
         errors: list[str] = args[-1]
         told = len(errors)
         saved = state_dict.get(prefix + "D")
-        if saved is not None and self.D is None:  # a fitted state into a model without a dictionary
-            self.D = torch.empty(self.nb_concepts, saved.shape[-1], dtype=torch.float32, device=self.device)
+        if saved is not None:  # into a tensor of its own: whoever was given the D before keeps it as it is
+            n_features = saved.shape[-1] if self.D is None else self.D.shape[1]
+            self.D = torch.empty(self.nb_concepts, n_features, dtype=torch.float32, device=self.device)
         for name in REMEMBERED:  # which only some states have
             saved = state_dict.get(prefix + name)
             setattr(self, name, None if saved is None else torch.empty_like(saved, device=self.device))
@@ -464,7 +466,8 @@ class NMF(Estimator, torch.nn.Module):
             for name, buffer in before.items():
                 setattr(self, name, buffer)
             return
-        self.__dict__.pop("Z_", None)  # codes of another dictionary
+        for name in ("Z_", "loss_history_"):  # of another dictionary
+            self.__dict__.pop(name, None)
         self._keep_names(None)
 
     # half precision would lose a dictionary's digits, and the arithmetic is in float32 in any case

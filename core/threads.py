@@ -89,11 +89,12 @@ def _threads_of_torch(count: int, is_small: bool) -> Iterator[None]:
     if not is_small or count == 1:
         yield
         return
-    _small.begin(count)
+    work = object()
     try:
+        _small.begin(work, count)  # within: Ctrl-C may come as soon as it has begun
         yield
     finally:
-        _small.end(count)
+        _small.end(work, count)
 
 
 class _Small:
@@ -105,23 +106,23 @@ class _Small:
 
     def __init__(self) -> None:
         self.lock = threading.Lock()
-        self.under_way = 0
+        self.under_way: set[object] = set()
         self.count = 1  # torch's, before the first of it began
 
-    def begin(self, count: int) -> None:
+    def begin(self, work: object, count: int) -> None:
         import torch
 
         with self.lock:
-            if self.under_way == 0:
+            if not self.under_way:
                 self.count = count
-            self.under_way += 1
+            self.under_way.add(work)
             torch.set_num_threads(1)
 
-    def end(self, count: int) -> None:
+    def end(self, work: object, count: int) -> None:
         import torch
 
         with self.lock:
-            self.under_way -= 1
+            self.under_way.discard(work)
             torch.set_num_threads(count)
 
 

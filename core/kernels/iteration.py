@@ -46,14 +46,17 @@ def iterate(
     (rows, k), d = Z.shape, D.shape[0]
     width = (k + LANES - 1) // LANES * LANES
     of_concepts = _gram_of(D, width)
-    _drop(of_concepts, D, vanished)
+    _drop(of_concepts, vanished)
+    _follow(of_concepts, D)
     wide = Z if k == width else np.zeros((rows, width), Z.dtype)
     blocks = (rows + BLOCK - 1) // BLOCK
     parts = max(1, min(PARTS, blocks, 2 * rows // k))
     grams, of_parts = np.zeros((parts, k, width)), np.zeros(parts)
     _improve_codes(A, Z, wide, D, of_concepts, code_sweeps, share, grams, of_parts)
-    gram = grams.sum(axis=0)
-    _drop(gram, D[:0], vanished)
+    gram = grams[0]
+    for part in range(1, parts):
+        _add(grams[part], gram)
+    _drop(gram, vanished)
 
     of_pieces = np.zeros((2, (d + FEATURES - 1) // FEATURES))
     _improve_concepts(A, wide, D, gram, concept_sweeps, share, of_pieces)
@@ -150,9 +153,7 @@ def _improve_features(
         _copy(a, together)
         G[:] = 0
         _add_product(together[: len(a)].T, wide[start : start + BLOCK], G)
-        for f in range(features):
-            for j in range(width):
-                cross[f, j] += G[f, j]
+        _add(G, cross)
     for f in range(features):
         for j in range(k):
             if inverse[j] == 0:
@@ -184,14 +185,21 @@ def _descend(Z: Array, G: Array, B: Array, inverse: Array, max_sweeps: int, shar
 
 
 @compiled()
-def _drop(gram: Array, X: Array, vanished: float) -> None:
-    """Concepts that have vanished by their gram (k, width) become zero, there and in X (d, k or more)."""
+def _drop(gram: Array, vanished: float) -> None:
+    """What has vanished by its place on the diagonal of a gram (k, width) becomes zero in all of it."""
     for j in range(gram.shape[0]):
         if gram[j, j] < vanished:
             for i in range(gram.shape[0]):
                 gram[i, j] = gram[j, i] = 0
-            for f in range(X.shape[0]):
-                X[f, j] = 0
+
+
+@compiled()
+def _follow(gram: Array, D: Array) -> None:
+    """Concepts D (d, k) that are zero in their gram become zero."""
+    for j in range(gram.shape[0]):
+        if gram[j, j] == 0:
+            for f in range(D.shape[0]):
+                D[f, j] = 0
 
 
 @compiled()
@@ -211,9 +219,14 @@ def _add_gram(X: Array, gram: Array) -> None:
         x = X[start : start + BLOCK]
         of_block[:] = 0
         _add_product(x[:, :k].T, x, of_block)
-        for i in range(k):
-            for j in range(width):
-                gram[i, j] += of_block[i, j]
+        _add(of_block, gram)
+
+
+@compiled()
+def _add(X: Array, to: Array) -> None:
+    for i in range(X.shape[0]):
+        for j in range(X.shape[1]):
+            to[i, j] += X[i, j]
 
 
 @compiled()

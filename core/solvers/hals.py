@@ -8,7 +8,7 @@ Extrapolation with restart follows Ang & Gillis 2019, but for D alone: Z's sweep
 start from hardly matters, which saves a second n × k array, and the loss is that of Z and D themselves.
 
 Memory in bytes beside what all solvers hold: 8·c·k for a chunk of c rows; where an iteration is one call
-(`is_small`), up to 20·n·k.
+(`is_small`), up to 20·n·k, of a k that is the next multiple of sixteen.
 """
 
 from collections.abc import Generator, Iterator
@@ -30,6 +30,9 @@ SWEEP_SHARE = 0.01  # of the first sweep's squared progress: a tenth of its step
 # matters how often threads are woken), and so many values, which stay in the last cache until they are read again.
 WORK_AT_ONCE, VALUES_AT_ONCE = 300_000_000, 4_000_000
 LEAST_CONCEPTS = 16  # as many as are computed with, where there are fewer
+# Its products are sums in sequence, which beyond so many concepts are rougher than torch's, and sweeps, which grow with
+# their square, take longer than a slice should.
+MOST_CONCEPTS = 256
 
 # The step beyond each update of D: its first weight, how the weight and its ceiling grow while the loss falls, and
 # how it shrinks when the loss rises (η, γ and γ̄ of Ang & Gillis).
@@ -65,6 +68,8 @@ CONCEPTS = Half(partial(sweeps, max_sweeps=CONCEPT_SWEEPS), products=6)
 def is_small(chunks: Chunks) -> bool:
     """Whether `at_once` is for this A."""
     (rows, d), k = chunks.A.shape, max(LEAST_CONCEPTS, chunks.nb_concepts)
+    if k > MOST_CONCEPTS:
+        return False
     here = isinstance(chunks.A, torch.Tensor) and chunks.A.device.type == "cpu" and chunks.ranks.size == 1
     is_slice = rows <= chunks.size and rows * d <= VALUES_AT_ONCE
     return here and is_slice and k * (2 * d + k) * (rows + d) < WORK_AT_ONCE
@@ -96,8 +101,8 @@ class Extrapolation:
 
     def __init__(self, numbers: dict[str, float] | None = None) -> None:
         self._numbers = {} if numbers is None else numbers
-        if not self._numbers:
-            self._numbers.update(weight=FIRST_WEIGHT, last_good=FIRST_WEIGHT, ceiling=1.0)
+        for name, first in (("weight", FIRST_WEIGHT), ("last_good", FIRST_WEIGHT), ("ceiling", 1.0)):
+            self._numbers.setdefault(name, first)
 
     @property
     def weight(self) -> float:

@@ -123,6 +123,21 @@ def test_a_full_disk_costs_no_more_than_compiling_again(tmp_path: Path, monkeypa
     assert kept.load("key") is None
 
 
+@pytest.mark.parametrize("length", [0, 1, 5])
+def test_what_is_cut_off_is_made_anew(tmp_path: Path, length: int) -> None:
+    """As a machine that lost its power may leave it, or a copy on a disk that was full."""
+    kept = _Kept(str(tmp_path), "core.kernels.k")
+    kept.save("key", "data")
+    (path,) = tmp_path.glob("*.nbc")
+    path.write_bytes(path.read_bytes()[:length])
+    with pytest.warns(UserWarning, match=f"{path.name} cannot be read"):
+        assert kept.load("key") is None
+    with pytest.warns(UserWarning, match="cannot be read"):
+        assert list(kept.signatures()) == []
+    kept.save("key", "data")
+    assert kept.load("key") == "data"
+
+
 def test_it_can_be_emptied(tmp_path: Path) -> None:
     kept, of_another = _Kept(str(tmp_path), "core.kernels.k"), _Kept(str(tmp_path), "core.kernels.kk")
     kept.save("key", "data")

@@ -363,6 +363,25 @@ def test_state_dict_and_save(fitted: NMF) -> None:
         NMF(11).load_state_dict(fitted.state_dict())
 
 
+def test_a_state_that_is_loaded_is_another_dictionary(fitted: NMF) -> None:
+    """Nothing of the one before is told of it, and who was given that has it as it was."""
+    A = planted(20, 40, 10)[0]
+    model = NMF(10, seed=0)
+    _, D = model.fit(A, max_iter=3)
+    before = D.clone()
+    model.load_state_dict(fitted.state_dict())
+    assert torch.equal(D, before)
+    assert not hasattr(model, "Z_")
+    assert not hasattr(model, "loss_history_")
+    model.partial_fit(A)
+    assert len(model.loss_history_) == 1
+    with torch.inference_mode():
+        model = NMF(10, seed=0)
+        model.fit(A, max_iter=3)
+    model.load_state_dict(fitted.state_dict())
+    assert torch.equal(model.encode(A), fitted.encode(A))
+
+
 def test_to_moves_it_with_and_without_a_dictionary(fitted: NMF) -> None:
     assert NMF(3).to("meta").device == torch.device("meta")
     model = NMF(10)

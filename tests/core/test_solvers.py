@@ -257,3 +257,23 @@ def test_an_unknown_name_is_told_the_known_ones() -> None:
     assert all(solver_named(name) is solver for name, solver in SOLVERS.items())
     with pytest.raises(errors.UnknownSolver, match=r"'cd'; available: 'hals', 'mu', 'pgd', 'anls'$"):
         solver_named("cd")
+
+
+@solvers
+@pytest.mark.parametrize("given", ["Z", "D", "all of Z", "all of D"])
+def test_concepts_that_are_zero_at_the_start_become_different_ones(solver: str, given: str) -> None:
+    """Those given next to the four of an earlier fit, say: filled alike they would stay alike for good."""
+    A = planted(120, 40, 8, noise=0)[0]
+    Z, D = NMF(4, seed=0).fit(A)
+    start = {
+        "Z": {"Z": np.hstack([Z, np.zeros((120, 4))])},
+        "D": {"D": np.vstack([D, np.zeros((4, 40))])},
+        "all of Z": {"Z": np.zeros((120, 8))},
+        "all of D": {"D": np.zeros((8, 40))},
+    }[given]
+    plain, grown = (NMF(8, seed=0, solver=solver, max_iter=200) for _ in range(2))
+    plain.fit(A)
+    _, D = grown.fit(A, **start)
+    assert grown.loss_history_[-1] < 2 * plain.loss_history_[-1] + 1e-4 * float((A**2).sum())
+    apart = D / D.norm(dim=1, keepdim=True)
+    assert float((apart @ apart.T).fill_diagonal_(0).max()) < 0.99

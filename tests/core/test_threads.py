@@ -6,7 +6,7 @@ import numba
 import pytest
 import torch
 
-from core import kernels
+from core import kernels, threads
 from core.threads import SMALL_WORK, quota, threads_for
 
 
@@ -86,6 +86,21 @@ def test_a_thread_that_was_told_to_be_alone_stays_so() -> None:
     thread.join()
     torch.set_num_threads(count)
     assert seen == [1]
+
+
+def test_who_is_interrupted_as_small_work_begins_has_all_threads_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    count, begin = torch.get_num_threads(), threads._small.begin
+
+    def interrupted(work: object, count: int) -> None:
+        begin(work, count)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(threads._small, "begin", interrupted)
+        with pytest.raises(KeyboardInterrupt), threads_for(SMALL_WORK - 1):
+            pass
+    assert torch.get_num_threads() == count
+    assert not threads._small.under_way
 
 
 @pytest.mark.parametrize("work", [SMALL_WORK - 1, SMALL_WORK])

@@ -42,20 +42,25 @@ def test_an_iteration_at_once_is_one_in_turn(rows: int, d: int, k: int) -> None:
     assert torch.equal(ahead, D.T)
 
 
+def test_many_concepts_are_not_swept_at_once() -> None:
+    for k, is_small in ((256, True), (257, False)):
+        assert hals.is_small(started(30, 30, k, size=30)[0]) == is_small
+
+
 @pytest.mark.parametrize(("rows", "d", "k"), [(1797, 200, 24), (700, 30, 64), (97, 49, 3)])
 def test_an_iteration_at_once_is_the_same_on_any_number_of_threads(rows: int, d: int, k: int) -> None:
     told = []
-    count = numba.get_num_threads()
+    of_numba, of_torch = numba.get_num_threads(), torch.get_num_threads()
     try:
-        for threads in (1, min(2, count)):
+        for threads in (1, min(2, of_numba)):
             numba.set_num_threads(threads)
             torch.set_num_threads(threads)
             chunks, Z, D = started(rows, d, k, size=rows)
             assert hals.is_small(chunks)
             told.append((run(hals.at_once(chunks, Z, D.T.contiguous())), Z))
     finally:
-        numba.set_num_threads(count)
-        torch.set_num_threads(count)
+        numba.set_num_threads(of_numba)
+        torch.set_num_threads(of_torch)
     (one, of_one), (other, of_other) = told
     assert torch.equal(of_one, of_other)
     assert torch.equal(one.concepts, other.concepts)
