@@ -42,6 +42,8 @@ SMALL_WORK = 2_000_000
 # Those of a matrix product, which does them several times as fast. On two cores that share one's units 8 million took
 # 0.29 ms on one thread and 0.49 on two, 25 million 0.89 and 0.68; those between as long on either.
 SMALL_PRODUCT = 10_000_000
+# What numba's threads are waited for with: nothing, but where they serve one thread at a time (see `settle_layer`).
+_turn: AbstractContextManager[Any] = nullcontext()
 # Numbers, on fewer of which torch lets no second thread do what is done to each.
 LEAST_SHARED = 32_768
 
@@ -61,7 +63,7 @@ def share(processes: int) -> None:
 def threads_for(multiply_adds: float) -> Iterator[None]:
     """Within: torch and numba use one thread for small work, and all that torch was given otherwise."""
     count, is_small = _count_of_this_thread(), multiply_adds < SMALL_WORK
-    with _threads_of_numba(1 if is_small else count), _threads_of_torch(count, is_small):
+    with _turn, _threads_of_numba(1 if is_small else count), _threads_of_torch(count, is_small):
         yield
 
 
@@ -180,9 +182,13 @@ def _numba() -> Any:
 
 def settle_layer(config: Any) -> None:
     """Have numba, before it compiles anything that runs in parallel, share torch's OpenMP where that is there."""
+    global _turn
     try:
         import numba.np.ufunc.omppool  # noqa: F401
-    except ImportError:  # no OpenMP library on this machine
+    except (
+        ImportError
+    ):  # no OpenMP library on this machine, and numba's own threads: it ends a process where two use them
         config.THREADING_LAYER = "workqueue"
+        _turn = threading.RLock()
     else:
         config.THREADING_LAYER = "omp"

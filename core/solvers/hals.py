@@ -30,8 +30,8 @@ SWEEP_SHARE = 0.01  # of the first sweep's squared progress: a tenth of its step
 # matters how often threads are woken), and so many values, which stay in the last cache until they are read again.
 WORK_AT_ONCE, VALUES_AT_ONCE = 300_000_000, 4_000_000
 LEAST_CONCEPTS = 16  # as many as are computed with, where there are fewer
-# Its products are sums in sequence, which beyond so many concepts are rougher than torch's, and sweeps, which grow with
-# their square, take longer than a slice should.
+# Its products are sums in sequence, which beyond so many concepts are rougher than torch's; and sweeps, which grow
+# with their square, take longer than a slice should.
 MOST_CONCEPTS = 256
 
 # The step beyond each update of D: its first weight, how the weight and its ceiling grow while the loss falls, and

@@ -8,6 +8,7 @@ import torch
 
 from core import kernels, threads
 from core.threads import SMALL_WORK, quota, threads_for
+from tests.core.fresh import run_fresh
 
 
 def test_small_work_leaves_the_other_threads_asleep() -> None:
@@ -111,6 +112,31 @@ def test_numbas_count_is_left_as_it_was(work: int) -> None:
         with threads_for(work):
             pass
         assert numba.get_num_threads() == count
+
+
+WITHOUT_OPENMP = """
+import sys
+sys.modules["numba.np.ufunc.omppool"] = None
+import threading
+import numba, torch
+from core import NMF, Dictionary
+A = torch.rand(400, 128, generator=torch.Generator().manual_seed(0))
+dictionary = Dictionary(A[:64])
+expected = dictionary.encode(A).codes
+told = []
+def work():
+    NMF(8, seed=0).fit(A, max_iter=5)
+    told.extend(torch.equal(dictionary.encode(A).codes, expected) for _ in range(10))
+threads = [threading.Thread(target=work) for _ in range(3)]
+for thread in threads: thread.start()
+for thread in threads: thread.join()
+print(numba.threading_layer(), len(told), all(told))
+"""
+
+
+def test_threads_share_a_dictionary_without_openmp() -> None:
+    """Numba ends a process of which two threads use its own threads at once."""
+    assert run_fresh(WITHOUT_OPENMP) == "workqueue 30 True"
 
 
 def test_quota(tmp_path: Path) -> None:
