@@ -43,6 +43,7 @@ logger = logging.getLogger("dictserve")
 HEARTBEAT_SECONDS = 1.0
 FIRST_BACKOFF_SECONDS = 0.1
 MAX_BACKOFF_SECONDS = 10.0
+KILLED_SECONDS = 10.0  # that a process may take to end of SIGKILL: its memory is given back
 STEADY_SECONDS = 30.0  # a worker that lived this long clears the record of deaths before it
 DIED = "the worker died; send the request again in a moment"
 
@@ -198,7 +199,11 @@ class Supervisor:
                 hung = self._hung()
                 if hung is not None:
                     process.kill()
-                    await ended
+                    await asyncio.wait({ended}, timeout=KILLED_SECONDS)
+                    if not ended.done():
+                        loop.remove_reader(ours)
+                        self._give_up(hung)
+                        await ended  # no other may have its device before
             with contextlib.suppress(frames.Closed, BlockingIOError):
                 while True:  # what it has sent until its end
                     self._hear(frames.receive(ours))
@@ -237,6 +242,12 @@ class Supervisor:
     def _silence(self) -> float:
         return time.monotonic() - self._heard_at
 
+    def _give_up(self, hung: str) -> None:
+        """Let nobody wait for a worker that outlives SIGKILL: in a call of a driver, or on a mount that is away."""
+        self._last_end = f"{hung}, but the system does not let it go"
+        logger.error("the worker on %s %s; its machine may have to be started anew", self._device, self._last_end)
+        self._lose_worker()
+
     def _lose_worker(self) -> None:
         """Tell everything that waits for the worker that it is gone."""
         self._state, self._channel, self._process = "down", None, None
@@ -262,7 +273,7 @@ class Supervisor:
             await asyncio.wait({ended}, timeout=1.0)
         if not ended.done():
             process.kill()
-            await ended
+            await asyncio.wait({ended}, timeout=KILLED_SECONDS)
 
     # -- hearing ------------------------------------------------------------------------------------------
 

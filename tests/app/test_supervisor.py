@@ -8,12 +8,13 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
+from app import supervisor as supervisors
 from app.errors import WorkerUnavailable
 from app.settings import Settings
 from app.supervisor import Supervisor, _end
 from app.worker import frames
 from app.worker.launch import Launched, channel
-from app.worker.messages import Key
+from app.worker.messages import Key, Ready
 
 ROW = np.ones((1, 4), np.float32)
 
@@ -82,6 +83,53 @@ def test_it_begins_with_the_process_that_was_launched_before(settings: Settings,
         assert health.last_end == ("was ended by SIGKILL" if dies else None)
         await supervisor.stop()
         assert await first.ended() == (-signal.SIGKILL if dies else 0)
+
+    asyncio.run(run())
+
+
+class Stuck:
+    """A process that outlives SIGKILL for as long as it likes, as in a call of a driver that never returns."""
+
+    pid = 1
+
+    def __init__(self) -> None:
+        self.channel, self.theirs = channel()
+        self.kills = 0
+        self.end: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+
+    def kill(self) -> None:
+        self.kills += 1
+
+    def ended(self) -> asyncio.Future[int]:
+        return self.end
+
+
+def test_nobody_waits_for_a_worker_that_cannot_be_killed(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who waits for it is told; another is started once it has gone, since it may still hold the device."""
+    monkeypatch.setattr(supervisors, "HEARTBEAT_SECONDS", 0.01)
+    monkeypatch.setattr(supervisors, "KILLED_SECONDS", 0.05)
+    settings = settings.model_copy(update={"worker_hang_seconds": 0.1})
+
+    async def run() -> None:
+        stuck, heard = Stuck(), []
+        others = [Stuck()]
+        monkeypatch.setattr(supervisors, "Launched", lambda settings: others[0])
+        supervisor = Supervisor(settings, "cuda:0", first=stuck)  # type: ignore[arg-type]
+        await supervisor.start()
+        frames.send(stuck.theirs, Ready("cuda:0", {}, 1))
+        await asyncio.wait_for(supervisor.wait_ready(), 5)
+        supervisor._job_listener = ("job", heard.append)
+        with pytest.raises(WorkerUnavailable):
+            await asyncio.wait_for(supervisor.solve(Key("encode", "digits", 1), ROW), 5)
+        assert (stuck.kills, heard, supervisor.health.state, supervisor.health.restarts) == (1, [None], "down", 0)
+        told = supervisor.health.last_end
+        assert told is not None
+        assert told.endswith("was killed, but the system does not let it go")
+        stuck.end.set_result(-signal.SIGKILL)
+        frames.send(others[0].theirs, Ready("cuda:0", {}, 1))
+        await asyncio.wait_for(supervisor.wait_ready(), 5)
+        assert supervisor.health.restarts == 1
+        await asyncio.wait_for(supervisor.stop(), 5)  # of one that does not go, either
 
     asyncio.run(run())
 
