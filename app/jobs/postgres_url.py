@@ -26,12 +26,16 @@ def driver_told(url: str) -> tuple[sql.URL, dict[str, Any]]:
     beyond_password = url.partition("@")[2]
     if "@" in beyond_password:
         raise ValueError("there is more than one @: in a user, a password or a parameter it is written %40")
+    if "," in beyond_password.partition("/")[0]:
+        raise ValueError("there is more than one host: name one that leads to the one that writes, as a proxy does")
     try:
         parsed = sql.make_url(url)
     except (ValueError, sql.exc.ArgumentError):
         raise ValueError("it is not of the form postgresql://user:password@host:port/name") from None
     if parsed.username is None or parsed.host is None:
         raise ValueError("a user or a host is missing: it is of the form postgresql://user:password@host:port/name")
+    if parsed.port is not None and not 0 < parsed.port < 65536:
+        raise ValueError(f"there is no port {parsed.port}")
     given = parse_qsl(beyond_password.partition("?")[2], keep_blank_values=True)
     told = dict(given)
     for name, value in given:

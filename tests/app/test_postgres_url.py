@@ -96,6 +96,10 @@ def by_name(url: str) -> str:
         (f"{AT}?sslmode=require&sslcert={__file__}&sslkey={__file__}", "are not a certificate and its key"),
         ("postgresql://dictserve:s3cret@database:port/jobs", "not of the form"),
         ("postgresql://dictserve:x@s3cret@database/jobs", "more than one @"),
+        ("postgresql://dictserve:s3cret@one,other/jobs", "more than one host: name one"),
+        ("postgresql://dictserve:s3cret@one:5432,other:5432/jobs", "more than one host: name one"),
+        ("postgresql://dictserve:s3cret@database:99999/jobs", "there is no port 99999"),
+        ("postgresql://dictserve:s3cret@database:0/jobs", "there is no port 0"),
         ("postgresql:///jobs", "a user or a host is missing"),
     ],
 )
