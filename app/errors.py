@@ -25,7 +25,8 @@
     ├── JobDamaged             the job's record cannot be read
     ├── DataUnavailable        the data directory is away
     ├── StoreUnavailable       the store cannot be read or written
-    │   └── StoreFull          ... for want of space
+    │   ├── StoreFull          ... for want of space
+    │   └── StoreAway          ... now: the object store does not answer
     ├── JobsUnavailable        the jobs' database cannot be used
     │   └── JobsAway           ... now: it is away, locked or full
     ├── Overloaded             the queue is full; come back later
@@ -195,6 +196,10 @@ class StoreUnavailable(AppError):
 
 
 class StoreFull(StoreUnavailable):
+    pass
+
+
+class StoreAway(StoreUnavailable):
     pass
 
 

@@ -12,7 +12,7 @@ from fastapi import Depends, Request
 from app.batcher import Batcher
 from app.comparison import Comparisons
 from app.concepts import Concepts
-from app.errors import InvalidFields, JobsAway, JobsUnavailable, StoreUnavailable, UnknownDictionary
+from app.errors import InvalidFields, JobsAway, JobsUnavailable, StoreAway, StoreUnavailable, UnknownDictionary
 from app.jobs.database import Database
 from app.jobs.fits import Fits
 from app.jobs.jobs import Jobs
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("dictserve")
 
-AGAIN_SECONDS = 2.0  # between two times that the jobs' database is looked for at a start
+AGAIN_SECONDS = 2.0  # between two times that what jobs need is looked for at a start
 
 
 class Services:
@@ -60,24 +60,22 @@ class Services:
         self._starting: asyncio.Task[None] | None = None  # of fits, where that waits
 
     def open(self) -> None:
-        """Open the store and the jobs' database, declare this process alive, and sweep what dead ones left.
+        """Open the store and the jobs' database, sweep the store, and declare this process alive.
 
         Raises:
             StoreUnavailable, JobsUnavailable: that cannot be, nor will it by itself.
         """
         if not self._opened:
             self.store.workplace.open()
-            with contextlib.suppress(JobsAway):  # `start` tries again: dictionaries do not need it
+            with contextlib.suppress(JobsAway, StoreAway):  # `start` tries again: what is at hand needs neither
                 self._open_jobs()
             self._opened = True
 
     def _open_jobs(self) -> None:
         self.database.open()
         claim(self.store, self.database)
-        self.leases.take()
-        self.leases.end_dead()
-        self.store.workplace.sweep(self.leases.alive)
         self.store.sweep()
+        self.leases.take()  # last: from now on it is to be renewed
         self._jobs_are_open = True
 
     async def start(self) -> None:
@@ -88,7 +86,8 @@ class Services:
         await self._start_fits()
 
     async def _start_fits(self) -> None:
-        """Now, or as soon as the jobs' database is there: meanwhile dictionaries are served, and nothing else."""
+        """Now, or as soon as the jobs' database and the object store are there: meanwhile what needs neither is
+        served."""
         outage = Outage("jobs are not served")
 
         async def started() -> bool:

@@ -14,11 +14,12 @@ if TYPE_CHECKING:
 
 @dataclass
 class _Count:
-    """How many of a kind are whole, damaged and left in their place, and damaged and set aside."""
+    """How many of a kind are whole, damaged and left in their place, damaged and set aside, and cannot be read."""
 
     whole: int = 0
     left: int = 0
     aside: int = 0
+    unread: int = 0
 
     @classmethod
     def of(cls, findings: "Iterator[Finding | None]", repair: bool) -> "_Count":
@@ -28,8 +29,10 @@ class _Count:
             if finding is None:
                 count.whole += 1
                 continue
-            typer.echo(f"damaged: {finding.where}: {finding.what}")
-            if repair and finding.set_aside is not None:
+            typer.echo(str(finding))
+            if not finding.is_damage:
+                count.unread += 1
+            elif repair and finding.set_aside is not None:
                 typer.echo(f"         set aside as {finding.set_aside()}")
                 count.aside += 1
             else:
@@ -38,7 +41,13 @@ class _Count:
 
     def __str__(self) -> str:
         aside = f", {self.aside} of them set aside" if self.aside else ""
-        return f"{self.left + self.aside} damaged{aside}"
+        unread = f", {self.unread} cannot be read" if self.unread else ""
+        return f"{self.left + self.aside} damaged{aside}{unread}"
+
+    @property
+    def remains(self) -> bool:
+        """Whether any are left that are not known to be whole."""
+        return self.left + self.unread > 0
 
 
 def check(
@@ -57,7 +66,8 @@ def check(
 ) -> None:
     """Read every byte of a store, and tell what is damaged. Nothing is ever deleted.
 
-    Exit code 1 says that something is damaged and still in its place. Entries that no service made are told, too.
+    Exit code 1 says that something is damaged and still in its place, or cannot be read. Entries that no service made
+    are told, too.
     """
     from app.commands.service import settings_of
     from app.errors import AppError
@@ -77,12 +87,10 @@ def check(
             opened.sweep()
         versions = _Count.of(damaged(opened), repair)
         checkpoints = _Count.of(damaged_checkpoints(opened), repair)
-        left = versions.left + checkpoints.left
         for stray in strays(opened):
             typer.echo(f"stray: {stray.where}: {stray.what}")
         if (fault := database_fault(opened.workplace.database)) is not None:
-            typer.echo(f"damaged: {fault.where}: {fault.what}")
-            left += 1
+            typer.echo(str(fault))
     except AppError as error:
         sys.exit(f"dictserve: {error}")
     finally:
@@ -90,4 +98,4 @@ def check(
     typer.echo(f"{versions.whole} versions are whole, {versions}")
     if checkpoints != _Count():
         typer.echo(f"{checkpoints.whole} checkpoints of fits are whole, {checkpoints}")
-    raise typer.Exit(1 if left else 0)
+    raise typer.Exit(1 if versions.remains or checkpoints.remains or fault is not None else 0)

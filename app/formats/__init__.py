@@ -75,6 +75,9 @@ UNTOLD_TYPES = frozenset(
     {"", "application/x-www-form-urlencoded", "application/octet-stream", "binary/octet-stream", "text/plain"}
 )
 
+# Of bodies that hold fields alone; a patch of them is one of RFC 7396.
+FIELD_TYPES = UNTOLD_TYPES | {*JSON.media_types, "application/merge-patch+json"}
+
 ARCHIVES = {
     b"\x1f\x8b": "the body is compressed by gzip: send it as it was before that",
     b"PK\x03\x04": "the body is a zip archive, such as an npz: send its arrays one by one, as npy",
@@ -104,10 +107,23 @@ def request_format(content_type: str, head: bytes) -> Format:
     )
 
 
+def require_fields(content_type: str) -> None:
+    """Raises UnsupportedMediaType where a body that is to hold fields alone is said to be of another kind."""
+    media_type = _media_type(content_type)
+    if media_type not in FIELD_TYPES:
+        raise UnsupportedMediaType(
+            f"Content-Type {media_type!r} is not read here: fields are sent as {JSON.media_types[0]}"
+        )
+
+
+def _media_type(content_type: str) -> str:
+    return content_type.partition(";")[0].strip().lower()
+
+
 @lru_cache(maxsize=64)
 def _told_format(content_type: str) -> Format | None:
     """None where it does not say."""
-    media_type = content_type.partition(";")[0].strip().lower()
+    media_type = _media_type(content_type)
     for candidate in FORMATS:
         if media_type in candidate.media_types:
             return candidate

@@ -17,7 +17,7 @@ import numpy as np
 import orjson
 from msgspec import Meta, Raw, Struct
 
-from app.errors import InvalidFields, MalformedBody
+from app.errors import FieldError, InvalidFields, MalformedBody
 from app.formats import json_format
 from app.formats.bfloat16 import widened
 from app.worker.messages import Task
@@ -96,6 +96,8 @@ class InferenceRequest(_Strict, frozen=True):
 
 Told = TypeVar("Told")
 
+DATA = ("inputs", 0, "data")  # where the numbers of a request are
+
 
 def json_length(told: str | None) -> int | None:
     """What the header ``Inference-Header-Content-Length`` says; None where it is absent."""
@@ -117,7 +119,14 @@ def decoded(text: bytes, struct: type[Told]) -> Told:
     except msgspec.ValidationError as error:
         raise _invalid(error) from None
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise json_format.malformed(error, text, "data") from None
+        told = json_format.malformed(error, text, DATA[-1])
+        raise (of_input(told) if isinstance(told, InvalidFields) else told) from None
+
+
+def of_input(error: InvalidFields) -> InvalidFields:
+    """What is wrong with `data`, told of that of the request's input."""
+    placed = [FieldError((*DATA, *e.loc[1:]), e.msg) if e.loc[:1] == DATA[-1:] else e for e in error.errors]
+    return InvalidFields(placed, error.count)
 
 
 def read(body: memoryview, json_bytes: int | None) -> tuple[InferenceRequest, np.ndarray]:
@@ -202,17 +211,26 @@ def _array(told: Input, binary: memoryview) -> np.ndarray:
 
 def _numbers(told: Input, dtype: np.dtype[np.generic]) -> np.ndarray:
     """The numbers in the JSON: in one run, whatever the shape, or in rows as the shape has them."""
-    array = json_format.numbers(told.data, "data")
+    try:
+        array = json_format.numbers(told.data, DATA[-1])
+    except InvalidFields as error:
+        raise of_input(error) from None
     if array.size != math.prod(told.shape) or (array.ndim == 2 and list(array.shape) != told.shape):
-        raise InvalidFields.at("data", msg=f"its shape is {list(array.shape)}, which does not make {told.shape}")
+        raise InvalidFields.at(*DATA, msg=f"its shape is {list(array.shape)}, which does not make {told.shape}")
     if dtype.kind in "iu" and told.datatype != "BF16":
-        with np.errstate(invalid="ignore"):  # what the dtype cannot hold comes out as something else
-            fits = array.astype(dtype) == array
-        if not fits.all():
-            raise InvalidFields.at(
-                "data", int(fits.argmin()), msg=f"{array.flat[fits.argmin()]:g} is no {told.datatype}"
-            )
+        _require_whole(array, told.datatype)
     return array.reshape(told.shape)
+
+
+def _require_whole(array: np.ndarray, datatype: str) -> None:
+    """Raises InvalidFields where a number is not of an integer's datatype. The largest of 64 bits is, as float64 has
+    it, one more than the datatype has: it cannot be told from that."""
+    limits = np.iinfo(DATATYPES[datatype])
+    fits = (array >= float(limits.min)) & (array <= float(limits.max)) & (array == np.trunc(array))
+    if not fits.all():
+        at = np.unravel_index(fits.argmin(), array.shape)
+        number = repr(float(array[at])).removesuffix(".0")
+        raise InvalidFields.at(*DATA, *map(int, at), msg=f"{number} is no {datatype}")
 
 
 def _invalid(error: msgspec.ValidationError) -> InvalidFields:

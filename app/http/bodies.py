@@ -19,11 +19,12 @@ import pydantic
 from fastapi import Request, Response
 
 from app.errors import BodyTooLarge, InvalidFields, MalformedBody, UnsupportedMediaType
-from app.formats import CSV, JSON, NPY, SAFETENSORS, Format, answer_format, request_format
+from app.formats import CSV, JSON, NPY, SAFETENSORS, Format, answer_format, request_format, require_fields
 from app.formats.answer import Answer, Scalar
 from app.formats.buffer import Buffer
 from app.formats.csv_format import LINE_END
 from app.formats.json_format import first_repeated
+from app.formats.npy_format import MAGIC
 from app.http.head import header
 from app.http.inflate import CODINGS, inflated
 from app.http.leaving import Gone
@@ -118,23 +119,31 @@ async def read_payload(
         BodyTooLarge, UnsupportedMediaType, NotAcceptable, MalformedBody, InvalidFields: as their names say.
         Overloaded: there is no room for it beside other bodies.
     """
+
+    def limit(format: Format) -> Limit:
+        if upload is None or format is JSON:
+            return in_memory(settings, is_json=format is JSON)
+        return _limit(settings, is_json=False)
+
     _refuse_encodings(request)
-    _declared(request, max(_limit(settings, is_json=True), _limit(settings, is_json=False)))
+    content_type = header(request.scope, b"content-type")
+    # the one that the type says; where it says none, the first bytes may be of any
+    possible = [request_format(content_type, head) for head in (b"{", MAGIC)]
+    _declared(request, max(map(limit, possible)))
     incoming = _Incoming(request)
     head = await incoming.chunk()
     while len(head) < HEAD_BYTES and not incoming.ended:
         head += await incoming.chunk()
     if not head:
         raise MalformedBody('the body is empty; send JSON such as {"data": [[0.5, 1.2]], …} or an npy array')
-    format = request_format(header(request.scope, b"content-type"), head)
+    format = request_format(content_type, head)
     accept = header(request.scope, b"accept")
     if answers_array:
         answer_format(accept, format)  # refuse what cannot be answered before the body has come
-    limit = _limit(settings, is_json=format is JSON)
     if upload is None or format is JSON:
-        body: Buffer = await incoming.whole(in_memory(settings, is_json=format is JSON), head)
+        body: Buffer = await incoming.whole(limit(format), head)
     else:
-        body = await incoming.to_file(upload, limit, head)
+        body = await incoming.to_file(upload, limit(format), head)
     query = _query(request.scope["query_string"])
 
     def parse() -> Model:
@@ -162,8 +171,7 @@ def _is_as_curls_d_leaves_it(request: Request, format: Format, body: Buffer) -> 
 async def read_fields(request: Request, model: type[Model], limit: Limit) -> Model:
     """Read a JSON body that holds no array into its model; raises as ``read_payload`` does."""
     _refuse_encodings(request)
-    if request_format(header(request.scope, b"content-type"), b"{") is not JSON:
-        raise UnsupportedMediaType("fields are sent as application/json")
+    require_fields(header(request.scope, b"content-type"))
     body = await _Incoming(request).whole(limit)
 
     def parse() -> Model:

@@ -9,6 +9,7 @@ from typing import Annotated, Any
 import orjson
 from fastapi import Header, Response
 
+from app.errors import InvalidFields
 from app.store.hashed import sha256
 
 IfMatch = Annotated[str, Header()]
@@ -45,3 +46,15 @@ def tagged_json(told: Mapping[str, Any], if_none_match: str) -> Response:
 def is_known(body: bytes, if_match: str) -> bool:
     """Whether the client knows this JSON as it is now, or says nothing of what it knows."""
     return not if_match or bool({f'"{sha256(body)}"', "*"} & {part.strip() for part in if_match.split(",")})
+
+
+def is_to_be_new(if_none_match: str) -> bool:
+    """Whether what is put may have no version yet, as `*` says.
+
+    Raises:
+        InvalidFields: the header names tags, which would let it have all versions but those.
+    """
+    told = {part.strip() for part in if_none_match.split(",")} - {""}
+    if told - {"*"}:
+        raise InvalidFields.at("header", "if-none-match", msg="`*` alone is read here; If-Match takes an ETag")
+    return bool(told)

@@ -23,6 +23,11 @@ logger = logging.getLogger("dictserve.access")
 
 ID_HEADER = b"x-request-id"
 _ID = re.compile(rb"[A-Za-z0-9._:/+=-]{1,128}")
+_OF_SCOPE = "dictserve.request_id"
+_INSTANCE = secrets.token_hex(4)  # tells ids of this process from those of others
+_numbers = itertools.count(1)
+INSTEAD = "dictserve.instead"  # of an ASGI scope: the app that its connection has answer, in the service's place
+PRIVATE = b"private, no-cache"
 BEGINNINGS = {"http.response.start", WHOLE}  # messages with a status and headers
 METHODS = {"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"}
 
@@ -34,21 +39,14 @@ class Observed:
         self._app = app
         self._metrics = metrics
         self._access_log = access_log
-        self._instance = secrets.token_hex(4)  # tells ids of this process from those of others
-        self._numbers = itertools.count(1)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
         begun = time.perf_counter()
-        id = headers_of(scope).get(ID_HEADER, b"")
-        if _ID.fullmatch(id) is None:
-            id = f"{self._instance}{next(self._numbers):08x}".encode()
-        told = {"request_id": id.decode()}
-        if (trace := logs.trace_id(header(scope, b"traceparent"))) is not None:
-            told["trace_id"] = trace
-        logs.of_request.set(told)
+        id = id_of(scope)
+        logs.of_request.set(_told_of(scope))
         status = "gone"  # the client, before it had an answer
         is_read = scope["method"] in ("GET", "HEAD")
 
@@ -62,7 +60,7 @@ class Observed:
             await send(message)
 
         try:
-            await self._app(scope, receive, send_observed)
+            await scope.get(INSTEAD, self._app)(scope, receive, send_observed)
         except Gone:
             status = scope.get(REFUSED, status)
         except asyncio.CancelledError:
@@ -73,17 +71,51 @@ class Observed:
             await answer_to(error).response_to(Request(scope))(scope, receive, send_observed)
         finally:
             seconds = time.perf_counter() - begun
-            method = scope["method"] if scope["method"] in METHODS else "other"
             route = route_of(scope) or "none"  # the pattern: a name or id in a path is no label's value
-            self._metrics.observe(method, route, status, seconds)
+            self._metrics.observe(_method(scope), route, status, seconds)
             if self._access_log:
-                line = {"method": method, "path": scope["path"], "status": status, "ms": round(1000 * seconds, 3)}
-                logger.info("request", extra=line)
+                _log(scope, status, seconds)
+
+
+def id_of(scope: Scope) -> bytes:
+    """The request's own id, or the one that it is given."""
+    id: bytes | None = scope.get(_OF_SCOPE)
+    if id is None:
+        id = headers_of(scope).get(ID_HEADER, b"")
+        if _ID.fullmatch(id) is None:
+            id = f"{_INSTANCE}{next(_numbers):08x}".encode()
+        scope[_OF_SCOPE] = id
+    return id
+
+
+def log_unserved(scope: Scope, status: str, seconds: float) -> None:
+    """The line of a request that no app was asked, on its behalf."""
+    before = logs.of_request.set(_told_of(scope))
+    _log(scope, status, seconds)
+    logs.of_request.reset(before)
+
+
+def _told_of(scope: Scope) -> dict[str, str]:
+    told = {"request_id": id_of(scope).decode()}
+    if (trace := logs.trace_id(header(scope, b"traceparent"))) is not None:
+        told["trace_id"] = trace
+    return told
+
+
+def _method(scope: Scope) -> str:
+    return scope["method"] if scope["method"] in METHODS else "other"
+
+
+def _log(scope: Scope, status: str, seconds: float) -> None:
+    line = {"method": _method(scope), "path": scope["path"], "status": status, "ms": round(1000 * seconds, 3)}
+    logger.info("request", extra=line)
 
 
 def _keep_private(headers: list[tuple[bytes, bytes]]) -> None:
     """A cache that many share knows nothing of `X-API-Key`, and what is asked for again may have changed."""
-    if not any(name.lower() == b"cache-control" for name, _ in headers):
-        headers.append((b"cache-control", b"private, no-cache"))
-    if not any(name.lower() == b"x-content-type-options" for name, _ in headers):
+    told = {name.lower(): value for name, value in headers}
+    if told.get(b"cache-control", b"no-cache") == b"no-cache":  # which FastAPI says of events
+        headers[:] = [(name, value) for name, value in headers if name.lower() != b"cache-control"]
+        headers.append((b"cache-control", PRIVATE))
+    if b"x-content-type-options" not in told:
         headers.append((b"x-content-type-options", b"nosniff"))

@@ -43,10 +43,9 @@ class ErrorAnswer:
     def response_to(self, request: Request) -> Response:
         """The problem as it is, or in the Open Inference Protocol's own form to a request of that protocol. Faults of
         this side are logged, for whoever has the answer's request id to look for."""
-        path = request.url.path
         if self.problem.status in FAULTS and self.problem.type != INTERNAL.slug:  # which is logged whole already
-            logger.error("%s %s: %s: %s", request.method, path, self.problem.type, self.problem.detail)
-        if is_of_protocol(path):
+            logger.error("%s %s: %s: %s", request.method, request.url.path, self.problem.type, self.problem.detail)
+        if is_of_protocol(request.scope["path"]):  # by which it is routed, whatever the host is
             body, media_type = msgspec.json.encode({"error": self.problem.detail}), "application/json"
         else:
             body, media_type = self.body, "application/problem+json"

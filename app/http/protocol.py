@@ -19,18 +19,19 @@ import asyncio
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from http import HTTPStatus
 from typing import Any, cast
+from urllib.parse import unquote
 
 import httptools
-from starlette.requests import Request
+from fastapi import Request, Response
 from starlette.types import Receive, Scope, Send
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 
 from app.errors import AppError, HeadersTooLarge, MalformedRequest, RequestTimeout, TooManyConnections
 from app.http.access import WATCHING
 from app.http.leaving import LEAVING, REFUSED, Leaving
-from app.http.problems import ErrorAnswer, answer_to
+from app.http.observed import ID_HEADER, INSTEAD, id_of, log_unserved
+from app.http.problems import METHODS, answer_to
 from app.http.ready import WHOLE
 from app.settings import Settings
 
@@ -51,6 +52,14 @@ class _Reading:
     since: float
     waiting: int
     taken: int = 0
+
+
+@dataclass
+class _Refusal:
+    """What a request is refused with, and its scope, as far as that was known then."""
+
+    error: AppError
+    scope: Scope
 
 
 class BoundedProtocol(HttpToolsProtocol):
@@ -76,7 +85,7 @@ class BoundedProtocol(HttpToolsProtocol):
         )
         self._is_within = False  # a request, of which the first bytes have come
         self._refused = False
-        self._refusal: AppError | None = None  # of what follows a request that is still being answered
+        self._refusal: _Refusal | None = None  # of what follows a request that is still being answered
 
     # -- what happens on the connection -------------------------------------------------------------------
 
@@ -85,7 +94,7 @@ class BoundedProtocol(HttpToolsProtocol):
         if self._are_too_many() and not self.watch.make_room(self):
             self.is_spare = True
             if self._are_too_many() and not self.watch.make_room(self):
-                self._refuse(self._too_many())
+                self._refuse(_Refusal(self._too_many(), self._coming()))
         self.watch.begin(self)
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -104,8 +113,11 @@ class BoundedProtocol(HttpToolsProtocol):
         self._untold += len(data)
         try:
             self._parse(data)
+        except httptools.HttpParserInvalidMethodError:
+            told = f"a request of HTTP/1.1 begins with its method; there are {', '.join(METHODS)}"
+            self._refuse_next(MalformedRequest(told))
         except httptools.HttpParserError:
-            self.send_400_response("")
+            self._refuse_next(MalformedRequest("this is not a request of HTTP/1.1"))
         if self._untold > self.settings.max_header_bytes and not self._is_refused:
             self._refuse_headers()
 
@@ -162,7 +174,9 @@ class BoundedProtocol(HttpToolsProtocol):
         super().on_headers_complete()
 
     def _why_unread(self, is_old: bool) -> str | None:
-        """What RFC 9112 has refused that the parser lets pass; None where nothing is."""
+        """What RFC 9112 has refused that the parser lets pass, and what is no server's; None where nothing is."""
+        if self.parser.get_method() == b"CONNECT":  # of a place, where others have a path
+            return "CONNECT asks a proxy for a tunnel, and this is none"
         if not is_old and [name for name, _ in self.headers].count(b"host") != 1:  # 3.2
             return "a request of HTTP/1.1 has one header Host"
         codings = [value.lower() for name, value in self.headers if name == b"transfer-encoding"]
@@ -178,7 +192,8 @@ class BoundedProtocol(HttpToolsProtocol):
         if self.is_spare and cycle.scope["path"] not in WATCHING:
             self.is_spare = False
             if self._are_too_many():
-                self.is_spare, app = True, self._answer_too_many
+                self.is_spare, cycle.keep_alive = True, False
+                cycle.scope[INSTEAD] = self._answer_too_many  # type: ignore[literal-required]
         super()._start_asgi_task(cycle, app)
 
     def on_body(self, body: bytes) -> None:
@@ -213,9 +228,6 @@ class BoundedProtocol(HttpToolsProtocol):
             self._enter("headers" if self._is_within else "idle")
             self._received = int(self._is_within)  # of the next request
 
-    def send_400_response(self, msg: str) -> None:
-        self._refuse_next(MalformedRequest("this is not a request of HTTP/1.1"))
-
     # -- what is looked at now and then -------------------------------------------------------------------
 
     def look(self, now: float) -> None:
@@ -230,12 +242,13 @@ class BoundedProtocol(HttpToolsProtocol):
         taken = now - self._since
         if self._phase == "headers" and taken > self.settings.header_seconds:
             if self._received:
-                self._refuse(RequestTimeout(f"the headers took longer than {self.settings.header_seconds:g} s"))
+                told = f"the headers took longer than {self.settings.header_seconds:g} s"
+                self._refuse(_Refusal(RequestTimeout(told), self._coming()))
             else:
                 self.transport.close()
         elif self._phase == "body" and taken > self._allowed(self._received):
-            rate = f"{self.settings.min_bytes_per_second} bytes a second"
-            self._refuse(RequestTimeout(f"the body came too slowly, with less than {rate}"))
+            told = f"the body came too slowly, with less than {self.settings.min_bytes_per_second} bytes a second"
+            self._refuse(_Refusal(RequestTimeout(told), self._coming()))
         elif taken > self._patience():
             self.transport.close()
 
@@ -277,10 +290,7 @@ class BoundedProtocol(HttpToolsProtocol):
 
     async def _answer_too_many(self, scope: Scope, receive: Receive, send: Send) -> None:
         """An app, in the place of the service's."""
-        answer = answer_to(self._too_many()).response_to(Request(scope))
-        answer.headers["connection"] = "close"
-        self.count(str(answer.status_code), 0.0)
-        await answer(scope, receive, send)
+        await answer_to(self._too_many()).response_to(Request(scope))(scope, receive, send)
 
     # -- ending it ----------------------------------------------------------------------------------------
 
@@ -301,31 +311,53 @@ class BoundedProtocol(HttpToolsProtocol):
         """Whether what comes is a request that is refused, or follows one."""
         return self._refused or self._refusal is not None
 
+    def _coming(self) -> Scope:
+        """The scope of the request that comes. Before its headers are there, it has what is known of it; to be told
+        and logged, not to be served."""
+        if self._phase == "body":
+            return cast(Scope, self.cycle.scope)
+        if not self._is_within or not self.url:
+            return {"type": "http", "method": "", "path": "", "headers": []}
+        method, path = self.parser.get_method().decode(), unquote(self.url.partition(b"?")[0].decode("latin-1"))
+        return {"type": "http", "method": method, "path": path, "headers": self.headers}
+
     def _refuse_next(self, error: AppError) -> None:
         """Refuse the request that comes, after the answers that those before it are due."""
+        refusal = _Refusal(error, self._coming())
         if self._phase != "answer" and not (self.pipeline and self.pipeline[0][0] is self.cycle):
-            self._refuse(error)
+            self._refuse(refusal)
             return
         if self.cycle.more_body:  # what came of it is not to be served
             self.pipeline.popleft()
-        self._refusal = error
+        self._refusal = refusal
         self.flow.pause_reading()
 
-    def _refuse(self, error: AppError) -> None:
-        """Answer with the error's problem, unless an answer has begun, and close."""
+    def _refuse(self, refusal: _Refusal) -> None:
+        """Answer with the error's problem, unless the request has its answer or the beginning of one, and close."""
         self._refused = True
-        begun = self.cycle is not None and self.cycle.response_started and not self.cycle.response_complete
-        if not begun and not self.transport.is_closing():
-            answer = answer_to(error)
-            status = str(answer.problem.status)
-            if self._served is not None and not self._served.response_complete:
-                self._served.scope[REFUSED] = status  # type: ignore[literal-required]
+        scope, served = refusal.scope, self._served
+        is_served = served is not None and served.scope is scope
+        is_answered = served is not None and is_served and served.response_started
+        if not is_answered and not self.transport.is_closing():
+            answer = answer_to(refusal.error).response_to(Request(scope))
+            status, seconds = str(answer.status_code), self.loop.time() - self._since
+            if is_served:
+                scope[REFUSED] = status
             else:  # nobody else knows of it
-                self.count(status, self.loop.time() - self._since)
-            self.transport.write(_raw(answer))
-        if self._served is not None:
-            self._tell_gone(self._served)
+                self.count(status, seconds)
+                if self.settings.access_log:
+                    log_unserved(scope, status, seconds)
+            self.transport.write(self._raw(answer, id_of(scope)))
+        if served is not None:
+            self._tell_gone(served)
         self.transport.close()
+
+    def _raw(self, answer: Response, id: bytes) -> bytes:
+        """A whole answer, the connection's last."""
+        own = (ID_HEADER, id), (b"connection", b"close")
+        headers = *self.server_state.default_headers, *answer.raw_headers, *own
+        lines = [name + b": " + value + b"\r\n" for name, value in headers]
+        return b"".join((STATUS_LINE[answer.status_code], *lines, b"\r\n", answer.body))
 
     @staticmethod
     def _tell_gone(cycle: RequestResponseCycle) -> None:
@@ -418,15 +450,3 @@ def bounded(settings: Settings, count: Count) -> type[BoundedProtocol]:
     """The protocol with these settings' bounds, which has answers counted that are its own."""
     told = {"settings": settings, "watch": _Watch(), "count": staticmethod(count)}
     return type("Bounded", (BoundedProtocol,), told)
-
-
-def _raw(answer: ErrorAnswer) -> bytes:
-    """A whole HTTP answer, for where no request is being served."""
-    status = HTTPStatus(answer.problem.status)
-    headers = answer.headers | {
-        "Content-Type": "application/problem+json",
-        "Content-Length": str(len(answer.body)),
-        "Connection": "close",
-    }
-    lines = [f"HTTP/1.1 {status.value} {status.phrase}", *(f"{name}: {value}" for name, value in headers.items())]
-    return "\r\n".join(lines).encode() + b"\r\n\r\n" + answer.body

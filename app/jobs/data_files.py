@@ -4,6 +4,7 @@ Nothing leads out of the directory: patterns with a root or `..` are refused, an
 of the kernel once the file is open, lies elsewhere (``app.formats.npy_file``).
 """
 
+import os
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path, PurePosixPath
@@ -11,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from app.errors import InvalidFields, MalformedBody
+from app.errors import AppError, DataUnavailable, InvalidFields, MalformedBody
 from app.formats.npy_file import DataFile, LeadsOut, opened, reason, unreadable
 from app.settings import Settings
 from app.worker.messages import Files
@@ -49,8 +50,12 @@ class Named:
 
     @property
     def identity(self) -> list[Any]:
-        """What tells two requests apart. Files may change between a request and its retry, which stay one."""
-        return [self.patterns, self.clip]
+        return identity_of(self.patterns, self.clip)
+
+
+def identity_of(patterns: list[str], clip: bool) -> list[Any]:
+    """What tells two requests apart. Files may change between a request and its retry, which stay one."""
+    return [patterns, clip]
 
 
 class DataFiles:
@@ -66,6 +71,7 @@ class DataFiles:
         Raises:
             InvalidFields: fits from files are off; a pattern is none, matches nothing or too much; a file leads out
                 of the directory, is no npy of activations, or does not go with the ones before it.
+            DataUnavailable: the directory is away.
         """
         settings, files = self._settings, []
         rows = n_features = 0
@@ -77,7 +83,7 @@ class DataFiles:
             except LeadsOut as error:
                 raise InvalidFields.at("files", msg=str(error)) from None
             except (OSError, MalformedBody, WrongShape) as error:
-                raise InvalidFields.at("files", msg=f"{name}: {reason(error)}") from None
+                raise self._refusal(name, error, "files", told=name) from None
             if width > settings.max_features:
                 msg = f"{name} has {width} columns; at most {settings.max_features} are taken"
                 raise InvalidFields.at("files", msg=msg)
@@ -131,13 +137,9 @@ class DataFiles:
         root, limit = self._directory(), self._settings.max_files
         names: dict[str, None] = {}
         for index, pattern in enumerate(patterns):
-            told, parts = repr(pattern[:60]), PurePosixPath(pattern).parts
-            if not parts or ".." in parts or pattern.startswith("/") or not pattern.isprintable():
-                msg = f"{told} is not taken: patterns are relative to the data directory, without `..`"
-                raise InvalidFields.at("files", index, msg=msg)
-            if len(parts) > MAX_PARTS or parts.count("**") > MAX_DEEP:
-                msg = f"{told} is not taken: a pattern has at most {MAX_PARTS} parts, and `**` {MAX_DEEP} times"
-                raise InvalidFields.at("files", index, msg=msg)
+            told = repr(pattern[:60])
+            if (why := _why_not_taken(pattern)) is not None:
+                raise InvalidFields.at("files", index, msg=f"{told} is not taken: {why}")
             found: set[str] = set()
             try:
                 for path in root.glob(pattern):
@@ -146,8 +148,9 @@ class DataFiles:
                     if len(found) > limit:
                         break
             except (OSError, ValueError) as error:
-                raise InvalidFields.at("files", index, msg=f"{told}: {reason(error)}") from None
+                raise self._refusal(pattern, error, "files", index, told=told) from None
             if not found:
+                self._require_there()
                 raise InvalidFields.at("files", index, msg=f"{told} matches no file of the data directory")
             if (unnamed := next((name for name in found if not _is_text(name)), None)) is not None:
                 msg = f"{told} matches {unnamed!a}, whose name is not UTF-8; rename it"
@@ -157,11 +160,41 @@ class DataFiles:
                 raise InvalidFields.at("files", index, msg=f"more than {limit} files; at most so many are taken")
         return list(names)
 
+    def _require_there(self) -> None:
+        """Raises DataUnavailable where the directory is away; one with nothing mounted is there, and empty."""
+        try:
+            with os.scandir(self._directory()) as entries:
+                is_empty = next(entries, None) is None
+        except OSError as error:
+            raise DataUnavailable(f"the data directory cannot be read now: {reason(error)}") from None
+        if is_empty:
+            raise DataUnavailable("the data directory is empty now")
+
+    def _refusal(self, name: str, error: Exception, *where: str | int, told: str) -> AppError:
+        """What is to be said of a request for files that cannot be read: nothing against it while the directory is
+        away."""
+        away = unreadable(self._directory(), name, error)
+        return away if isinstance(away, DataUnavailable) else InvalidFields.at(*where, msg=f"{told}: {reason(error)}")
+
     def _directory(self) -> Path:
         if self._root is None:
             msg = "fits from files are off here; whoever runs the service turns them on with DICTSERVE_DATA_DIR"
             raise InvalidFields.at("files", msg=msg)
         return self._root
+
+
+def _why_not_taken(pattern: str) -> str | None:
+    """What is wrong with a pattern as it is written, if anything."""
+    parts = PurePosixPath(pattern).parts
+    if not pattern.isprintable():
+        return "it has a character that is not printable; `?` stands for any"
+    if not parts:
+        return "it means the data directory itself, not files in it"
+    if ".." in parts or pattern.startswith("/"):
+        return "patterns are relative to the data directory, without `..`"
+    if len(parts) > MAX_PARTS or parts.count("**") > MAX_DEEP:
+        return f"a pattern has at most {MAX_PARTS} parts, and `**` {MAX_DEEP} times"
+    return None
 
 
 def _is_text(name: str) -> bool:

@@ -13,11 +13,12 @@ import time
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import orjson
 
 from app.errors import InvalidFields, JobsUnavailable, KeyReused, UnknownDictionary, UnknownJob
-from app.jobs.data_files import DataFiles, Named
+from app.jobs.data_files import DataFiles, Named, identity_of
 from app.jobs.jobs import ENDED, Jobs, Record
 from app.jobs.leases import Leases
 from app.jobs.ranks import RankProcesses
@@ -64,6 +65,7 @@ class Fits:
         self._ranks = RankProcesses(settings, workers)
         self._loops: dict[Runner, asyncio.Task[None]] = {}
         self._claiming = asyncio.Lock()  # held from a claim until the job is known to run here
+        self._alive: set[str] | None = None  # who was, when what the dead had staged was last swept
         self._wake = asyncio.Event()
         self._stopping = False
         self._turn = asyncio.Event()  # set, and replaced by the next, each time a job ends
@@ -125,6 +127,18 @@ class Fits:
         """Raises Overloaded where `submit` would do so now, before anything has come of the data."""
         await self._records.read(self._jobs.require_room, self._settings.queue_jobs, idempotency_key)
 
+    async def of_files(self, parameters: FitRequest, idempotency_key: str | None) -> Job | None:
+        """The job that a request for files has made, where this is one, with its key, that comes again. Asked before
+        they are looked for: they may be gone, or the data directory away.
+
+        Raises:
+            KeyReused: the key was used with other parameters or data.
+        """
+        if parameters.files is None or idempotency_key is None:
+            return None
+        identity = identity_of(parameters.files, parameters.clip)
+        return await self._of_key(idempotency_key, _request_hash(parameters, identity))
+
     async def submit(self, parameters: FitRequest, data: Staged | Named, idempotency_key: str | None = None) -> Job:
         """A new job for activations; durable when this returns. A key that was used gives the job it made.
 
@@ -146,16 +160,12 @@ class Fits:
             raise
 
     async def _submit(self, parameters: FitRequest, data: Staged | Named, idempotency_key: str | None) -> Job:
-        told = {name: getattr(parameters, name) for name in FitParameters.model_fields if name != "name"}
-        if parameters.epochs is None:  # not of a fit that is not online, nor of requests of versions before it
-            del told["epochs"]
-        request = orjson.dumps([parameters.name, told, *data.identity], option=orjson.OPT_SORT_KEYS)
-        request_hash = hashlib.sha256(request).hexdigest()
+        request_hash = _request_hash(parameters, data.identity)
         if idempotency_key is not None and (earlier := await self._of_key(idempotency_key, request_hash)):
             await self.uploads.threads(self.uploads.discard, data.file)
             return earlier
-        self._store.require_free(parameters.name)
-        pinned = told | {"init": await asyncio.to_thread(self._pinned_init, parameters, data.n_features)}
+        await asyncio.to_thread(self._store.require_free, parameters.name)  # which may read many records
+        pinned = _told(parameters) | {"init": await asyncio.to_thread(self._pinned_init, parameters, data.n_features)}
         pinned["clip"] = parameters.clip
         if isinstance(data, Named):
             pinned["files"] = data.patterns
@@ -386,17 +396,20 @@ class Fits:
         write = self._records.write
         async with self._claiming:
             ours = {runner.job.id for runner in self._loops if runner.job is not None}
-            await write(self._leases.end_dead)
+            alive = await write(self._leases.end_dead)
             taken = await write(self._jobs.take_over, self._store.workplace.owner, ours)
         if taken:
             self._wake.set()
         # One by one: all at once would take so long, on a database that is far away, that what comes meanwhile is
         # refused.
         await write(self.uploads.sweep, self._leases.alive, self._jobs.data_files)
-        await write(self.checkpoints.sweep, self._leases.alive, self._jobs.unended)
+        await write(self.checkpoints.sweep, self._jobs.unended)
         retained = timedelta(days=self._settings.job_retention_days)
         await write(self._jobs.forget_ended, datetime.now(UTC) - retained)
         await asyncio.to_thread(settle, taken)  # apart: it may wait for a network, and the lease for those writes
+        if self._alive is None or self._alive - alive:  # whoever ended those leases may have another disk
+            await asyncio.to_thread(self._store.workplace.sweep, self._leases.alive)
+        self._alive = alive
 
     def _end_turn(self) -> None:
         turn, self._turn = self._turn, asyncio.Event()
@@ -406,3 +419,17 @@ class Fits:
         """Remove what a job that has ended leaves on the disk."""
         self.uploads.discard(record.data["file"])
         self.checkpoints.discard(record.job.id)
+
+
+def _told(parameters: FitRequest) -> dict[str, Any]:
+    """What a fit is told beside its name and data."""
+    told = {name: getattr(parameters, name) for name in FitParameters.model_fields if name != "name"}
+    if parameters.epochs is None:  # not of a fit that is not online, nor of requests of versions before it
+        del told["epochs"]
+    return told
+
+
+def _request_hash(parameters: FitRequest, identity: list[Any]) -> str:
+    """Of a request for data of this identity: the same of one that is sent again."""
+    request = orjson.dumps([parameters.name, _told(parameters), *identity], option=orjson.OPT_SORT_KEYS)
+    return hashlib.sha256(request).hexdigest()

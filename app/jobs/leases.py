@@ -81,11 +81,12 @@ class Leases:
         with self._database.transaction() as connection:
             connection.execute(leases.delete().where(leases.c.owner == self._workplace.owner))
 
-    def end_dead(self) -> None:
-        """End the leases of dead processes."""
-        if not self.renew():
-            return
-        gone = [owner for owner in self.alive() if self._workplace.lock_is_free(owner)]
+    def end_dead(self) -> set[str]:
+        """End the leases of dead processes: the owners that have one then."""
+        renewed, owners = self.renew(), self.alive()
+        if not renewed:
+            return owners
+        gone = [owner for owner in owners if self._workplace.lock_is_free(owner)]
         dead: sql.ColumnElement[bool] = leases.c.owner.in_(gone)
         if time.monotonic() >= self._judges_from:
             # Where ours has run out by now, it was this process that was held up, or the clock was set.
@@ -97,6 +98,7 @@ class Leases:
             ended = connection.execute(leases.delete().where(others, dead).returning(leases.c.owner)).scalars().all()
         for owner in ended:
             logger.warning("process %s %s", owner, "has died" if owner in gone else "does not renew its lease")
+        return owners - set(ended)
 
     def alive(self) -> set[str]:
         """The owners that have a lease."""

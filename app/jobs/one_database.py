@@ -12,11 +12,11 @@ from typing import Protocol
 
 import orjson
 
-from app.errors import JobsAway, JobsUnavailable, StoreUnavailable
+from app.errors import JobsAway, JobsUnavailable, StoreAway, StoreUnavailable
 from app.jobs.database import Database
 from app.jobs.migrations import identity_of
 from app.store.bucket import PRIVATE, Bucket
-from app.store.disk import Unreadable, read_regular, store_errors
+from app.store.disk import NoRegularFile, read_regular, store_errors
 from app.store.store import Store
 from app.store.workplace import Workplace
 
@@ -76,7 +76,7 @@ class _InDirectory:
         try:
             with store_errors():
                 return read_regular(self._path).decode(errors="replace") if self._path.exists() else None
-        except Unreadable as error:
+        except NoRegularFile as error:
             raise StoreUnavailable(f"{self.where} cannot be read: {error}") from None
 
     def create(self, identity: str) -> None:
@@ -119,6 +119,8 @@ def _require(marker: _Marker, identity: str | None) -> str | None:
 def _put(marker: _Marker, identity: str) -> None:
     try:
         marker.create(identity)
+    except StoreAway:  # it is asked for again
+        raise
     except StoreUnavailable as error:  # for want of room or of a right: jobs are served all the same, as ever
         logger.warning("%s, which says whose the store is, cannot be written: %s", marker.where, error)
         return

@@ -180,7 +180,7 @@ class Runner:
         if "sha256" in record.data:
             await reach(store, self._uploads.fetch, record.data)
         try:
-            await reach(store, self._checkpoints.adopt, job.id)
+            running.objects_before = await reach(store, self._checkpoints.adopt, job.id)
         except StoreUnavailable as error:  # the fit may do without, and by its end the store may be there
             logger.warning("job %s begins without what others may have of it: %s", job.id, error)
         if job.parameters["init"] not in INIT_METHODS:  # the worker is not to wait for a network
@@ -196,9 +196,9 @@ class Runner:
         events: asyncio.Queue[Frame | None] = asyncio.Queue()
         try:
             if (ranks := _ranks_of(job)) > 1:
-                await self._ranks.tell_job(job.id, self._fit_message(running.record), events.put_nowait, ranks)
+                await self._ranks.tell_job(job.id, self._fit_message(running), events.put_nowait, ranks)
             else:
-                await self._worker.tell_job(job.id, self._fit_message(running.record), events.put_nowait)
+                await self._worker.tell_job(job.id, self._fit_message(running), events.put_nowait)
             running.on_worker = True
         except WorkerUnavailable:
             await self._requeue(running, worker_died=False)
@@ -341,7 +341,8 @@ class Runner:
         """Where the job runs."""
         return self._ranks if _ranks_of(job) > 1 else self._worker
 
-    def _fit_message(self, record: Record) -> Fit:
+    def _fit_message(self, running: Running) -> Fit:
+        record = running.record
         data = record.data
         elsewhere = ("clip", "files", "online", "epochs", "ranks")
         parameters = {name: value for name, value in record.job.parameters.items() if name not in elsewhere}
@@ -355,17 +356,18 @@ class Runner:
             rows=data["rows"],
             n_features=data["n_features"],
             data_sha256=data.get("sha256", ""),
-            checkpoint=self._checkpoint_place(record.job.id),
+            checkpoint=self._checkpoint_place(running),
             online=self._data_files.in_place(Named.of_record(data)) if online else None,
             **parameters,
         )
 
-    def _checkpoint_place(self, job: str) -> CheckpointPlace | None:
-        interval = self._settings.checkpoint_interval_seconds
+    def _checkpoint_place(self, running: Running) -> CheckpointPlace | None:
+        job, interval = running.job.id, self._settings.checkpoint_interval_seconds
         if interval == 0:
             return None
         path, staged = self._checkpoints.path(job).absolute(), self._checkpoints.staged(job).absolute()
-        return CheckpointPlace(str(path), str(staged), interval, self._checkpoints.shared_as(job))
+        shared_as = self._checkpoints.shared_as(job)
+        return CheckpointPlace(str(path), str(staged), interval, shared_as, running.objects_before)
 
 
 def _ranks_of(job: Job) -> int:

@@ -24,6 +24,7 @@ class Running:
     seconds_before: float = 0.0  # of the attempts before this one
     seconds_kept: float = 0.0  # of those, what came into the checkpoint
     on_worker: bool = False
+    objects_before: list[str] = field(default_factory=list)  # the checkpoints of the attempts before this one
     held_up_at: int = 0  # the furthest iteration after which its files could not be read
     stopped: threading.Event = field(default_factory=threading.Event)  # ends the staging of files
 

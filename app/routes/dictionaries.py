@@ -1,7 +1,6 @@
 """``/dictionaries``: what has been fitted, and how good it is."""
 
 import asyncio
-import logging
 from collections.abc import Mapping
 from typing import Annotated, TypeVar
 
@@ -9,10 +8,10 @@ import numpy as np
 from fastapi import APIRouter, Header, Request, Response
 
 from app import __version__
-from app.errors import DictionaryDamaged, InvalidFields, PreconditionFailed, UnknownDictionary
+from app.errors import InvalidFields, PreconditionFailed, UnknownDictionary
 from app.formats import NPY, answer_format
 from app.http.bodies import Limit, array_answer, read_fields, read_payload
-from app.http.etags import IfMatch, IfNoneMatch, is_known, tagged, tagged_body
+from app.http.etags import IfMatch, IfNoneMatch, is_known, is_to_be_new, tagged, tagged_body
 from app.http.shares import share_of_answers
 from app.routes import examples
 from app.routes.openapi import ETAG, TAGGED, UNCHANGED, array_answers, array_body, header, json_body, problems
@@ -21,8 +20,6 @@ from app.schemas import DictionaryList, ImportRequest, LabelRequest, WeightsAnsw
 from app.services import ServicesDep
 from app.store.references import Reference
 from app.store.store import DictionaryRecord, Labels, Store
-
-logger = logging.getLogger("dictserve")
 
 LABELS = Limit(8 * 1024 * 1024, "Set fewer labels at a time")
 K = TypeVar("K")
@@ -41,10 +38,9 @@ router = APIRouter(prefix="/dictionaries", tags=["dictionaries"], dependencies=K
     },
 )
 def list_dictionaries(services: ServicesDep) -> DictionaryList:
-    """Without what grows with a dictionary or its data, which is told of one at a time. In place of a damaged
-    version, which is told of when it is asked for, stands the latest before it."""
-    found = [_latest_whole(services.store, name) for name in services.store.names()]
-    return DictionaryList(dictionaries=[record for record in found if record is not None])
+    """Without what grows with a dictionary or its data, which is told of one at a time. In place of a version that is
+    damaged or cannot be read, which is told of when it is asked for, stands the latest before it."""
+    return DictionaryList(dictionaries=services.store.latest())
 
 
 @router.get(
@@ -97,7 +93,7 @@ def get_weights(
     summary="Import a dictionary made elsewhere",
     responses={
         201: {"headers": {"Location": header("The new version.")}},
-        **problems(400, 409, 412, 413, 415, 422, 503, 507),
+        **problems(400, 409, 412, 413, 415, 422, 500, 503, 507),
     },
     openapi_extra=array_body(ImportRequest, examples.IMPORT, examples.IMPORT_CSV),
 )
@@ -106,17 +102,19 @@ async def import_dictionary(
     request: Request,
     response: Response,
     services: ServicesDep,
+    if_match: IfMatch = "",
     if_none_match: Annotated[str, Header(description="`*`: where the name has a version, the answer is 412.")] = "",
 ) -> DictionaryRecord:
     """The next version of the name. It has no metrics: those are of a dictionary and the data it was fitted to."""
     wanted = parsed(reference)
     if wanted.version is not None:
         raise InvalidFields.at("reference", msg=f"an import makes the next version of {wanted.name!r}; leave out `@`")
+    only_first = is_to_be_new(if_none_match)
     payload = await read_payload(request, ImportRequest, services.settings, answers_array=False)
     D = payload.fields.data
     if len(D) > services.settings.max_concepts:
         raise InvalidFields.at("data", msg=f"{len(D)} concepts; at most {services.settings.max_concepts} are taken")
-    record = await asyncio.to_thread(_import, services.store, wanted.name, D, only_first=if_none_match.strip() == "*")
+    record = await asyncio.to_thread(_import, services.store, wanted, D, if_match, only_first=only_first)
     response.headers["Location"] = f"/dictionaries/{record.name}@{record.version}"
     return record
 
@@ -154,17 +152,6 @@ def delete_dictionary(reference: str, services: ServicesDep, if_match: IfMatch =
             _require_match(store.described(wanted), if_match)
 
     store.remove(name, versions, require)
-
-
-def _latest_whole(store: Store, name: str) -> DictionaryRecord | None:
-    for version in reversed(store.versions(name)):
-        try:
-            return store.described(Reference(name, version))
-        except DictionaryDamaged as error:
-            logger.error("left out of the list: %s", error)
-        except UnknownDictionary:
-            continue  # removed since it was listed
-    return None
 
 
 def _label(store: Store, reference: Reference, patch: LabelRequest, if_match: str) -> DictionaryRecord:
@@ -206,7 +193,19 @@ def _require_match(record: DictionaryRecord, if_match: str) -> None:
         raise PreconditionFailed(told)
 
 
-def _import(store: Store, name: str, D: np.ndarray, *, only_first: bool) -> DictionaryRecord:
+def _require_latest_matches(store: Store, latest: Reference, if_match: str) -> None:
+    """As ``_require_match``; of a name without a version there is nothing that the client could know."""
+    try:
+        record = store.described(latest)
+    except UnknownDictionary as error:
+        raise PreconditionFailed(f"If-Match asks for one that is there, and {error}") from None
+    _require_match(record, if_match)
+
+
+def _import(store: Store, latest: Reference, D: np.ndarray, if_match: str, *, only_first: bool) -> DictionaryRecord:
+    if if_match:
+        _require_latest_matches(store, latest, if_match)
+    name = latest.name
     record = store.publish(
         name,
         D,

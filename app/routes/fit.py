@@ -17,7 +17,8 @@ from app.routes import examples
 from app.routes.openapi import RETRY_AFTER, array_body, header, problems
 from app.routes.prefer import APPLIED, Prefer, waited_for
 from app.schemas import FitRequest, Job
-from app.services import ServicesDep
+from app.services import Services, ServicesDep
+from app.settings import Settings
 from app.store.uploads import Staged
 
 router = APIRouter(tags=["fit"])
@@ -48,32 +49,45 @@ async def fit(
     With the header `Prefer: wait=30` it waits up to 30 s for the job's end, and then answers 200 with its record.
     With `Idempotency-Key` a request can be sent again: the same key gives the job that it made the first time.
     """
-    await services.fits.require_room(idempotency_key)
-    uploads = services.fits.uploads
-    upload = uploads.new_path()
-    try:
-        fields = (await read_payload(request, FitRequest, services.settings, upload, answers_array=False)).fields
-        if fields.nb_concepts > services.settings.max_concepts:
-            raise InvalidFields.at("nb_concepts", msg=f"at most {services.settings.max_concepts}")
-        if fields.max_iter > services.settings.max_iterations:
-            raise InvalidFields.at("max_iter", msg=f"at most {services.settings.max_iterations}")
-        if fields.ranks > services.settings.max_ranks:
-            raise InvalidFields.at("ranks", msg=f"at most {services.settings.max_ranks}")
-        data = await uploads.threads(_data, services.fits, fields, upload)
-        take_rows(request, data.rows)
-        if services.tracing is not None:
-            services.tracing.note(fields.name, data.rows)
-    except BaseException:
-        await uploads.threads(uploads.discard, upload.name)
-        raise
-    job = await services.fits.submit(fields, data, idempotency_key)
-    del fields, data
+    job = await _job(request, services, idempotency_key)
     share_of_bodies(request.scope).hold(0)  # before a wait that may be long
     job = await waited_for(services.fits, job, prefer, response)
     response.headers["Location"] = f"/jobs/{job.id}"
     if job.state in ENDED:
         response.status_code = 200
     return job
+
+
+async def _job(request: Request, services: Services, idempotency_key: str | None) -> Job:
+    """The job that a request makes, or that one with its key has made."""
+    fits, uploads = services.fits, services.fits.uploads
+    await fits.require_room(idempotency_key)
+    upload = uploads.new_path()
+    try:
+        fields = (await read_payload(request, FitRequest, services.settings, upload, answers_array=False)).fields
+        _check(fields, services.settings)
+        if (earlier := await fits.of_files(fields, idempotency_key)) is not None:
+            return earlier
+        data = await uploads.threads(_data, fits, fields, upload)
+        take_rows(request, data.rows)
+        if services.tracing is not None:
+            services.tracing.note(fields.name, data.rows)
+    except BaseException:
+        await uploads.threads(uploads.discard, upload.name)
+        raise
+    return await fits.submit(fields, data, idempotency_key)
+
+
+def _check(fields: FitRequest, settings: Settings) -> None:
+    """What is asked of a request before its activations are looked at."""
+    if fields.nb_concepts > settings.max_concepts:
+        raise InvalidFields.at("nb_concepts", msg=f"at most {settings.max_concepts}")
+    if fields.max_iter > settings.max_iterations:
+        raise InvalidFields.at("max_iter", msg=f"at most {settings.max_iterations}")
+    if fields.ranks > settings.max_ranks:
+        raise InvalidFields.at("ranks", msg=f"at most {settings.max_ranks}")
+    if fields.files is not None and fields.data is not None:
+        raise InvalidFields.at("files", msg="only without `data`: a fit has one or the other")
 
 
 def _data(fits: Fits, fields: FitRequest, upload: Path) -> Staged | Named:
@@ -84,8 +98,6 @@ def _data(fits: Fits, fields: FitRequest, upload: Path) -> Staged | Named:
         if fields.epochs is not None:
             raise InvalidFields.at("epochs", msg="only with `files`: what is sent is fitted as a whole")
         return fits.uploads.stage(fields.data, upload)
-    if fields.data is not None:
-        raise InvalidFields.at("files", msg="only without `data`: a fit has one or the other")
     named = fits.data_files.find(fields.files, clip=fields.clip, stage_as=upload.name)
     if fields.epochs is not None and fields.ranks > 1:
         raise InvalidFields.at("ranks", msg="only 1 with `epochs`: an online fit is one process's")

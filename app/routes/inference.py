@@ -12,7 +12,14 @@ import numpy as np
 from fastapi import APIRouter, Depends, Request, Response
 
 from app import __version__
-from app.errors import BodyTooLarge, DictionaryDamaged, InvalidFields, UnknownDictionary, WorkerUnavailable
+from app.errors import (
+    BodyTooLarge,
+    DictionaryDamaged,
+    InvalidFields,
+    StoreUnavailable,
+    UnknownDictionary,
+    WorkerUnavailable,
+)
 from app.formats import inference_format
 from app.formats.inference_format import LENGTH_HEADER, InferenceRequest
 from app.http.access import take_rows
@@ -198,19 +205,26 @@ async def _read(
     def parse() -> tuple[InferenceRequest, EncodeRequest | DecodeRequest]:
         told, array = inference_format.read(body, length)
         _require_input(told, reference)
-        fields: dict[str, object] = {"dictionary": str(reference)}
-        if told.parameters.task == "decode":
-            if told.parameters.clip:
-                raise InvalidFields.at(
-                    "parameters", "clip", msg="activations alone are clipped, and decode takes codes"
-                )
-            return told, validated(DecodeRequest, fields, array, settings)
-        if told.parameters.clip:
-            fields["clip"] = True
-        fields["reconstruct"] = "relative_error" in _wanted(told)
-        return told, validated(EncodeRequest, fields, array, settings)
+        try:
+            return told, _fields(told, reference, array, settings)
+        except InvalidFields as error:
+            raise inference_format.of_input(error) from None
 
     return await aside(len(body), parse)
+
+
+def _fields(
+    told: InferenceRequest, reference: Reference, array: np.ndarray, settings: Settings
+) -> EncodeRequest | DecodeRequest:
+    fields: dict[str, object] = {"dictionary": str(reference)}
+    if told.parameters.task == "decode":
+        if told.parameters.clip:
+            raise InvalidFields.at("parameters", "clip", msg="activations alone are clipped, and decode takes codes")
+        return validated(DecodeRequest, fields, array, settings)
+    if told.parameters.clip:
+        fields["clip"] = True
+    fields["reconstruct"] = "relative_error" in _wanted(told)
+    return validated(EncodeRequest, fields, array, settings)
 
 
 def _require_input(told: InferenceRequest, reference: Reference) -> None:
@@ -265,7 +279,7 @@ def _require_worker(services: Services) -> None:
 
 
 def _states(services: Services) -> list[ModelState]:
-    """A damaged version hides no other."""
+    """A version that is damaged, or cannot be read now, hides no other."""
     is_ready = services.workers.is_ready
     store = services.store
     states = []
@@ -273,7 +287,7 @@ def _states(services: Services) -> list[ModelState]:
         told = {"name": reference.name, "version": str(reference.version)}
         try:
             store.record(reference)
-        except DictionaryDamaged as error:
+        except (DictionaryDamaged, StoreUnavailable) as error:
             states.append(ModelState(**told, state=UNAVAILABLE, reason=str(error)))
         except UnknownDictionary:
             continue  # removed since it was listed

@@ -15,6 +15,9 @@ from app.schemas import Job, JobList, State
 from app.services import ServicesDep
 
 _EVENT = re.compile(r"(\d{1,9})-(\d{1,9})", re.ASCII)
+END = "end"  # the last event, and its id
+
+LastEventId = Annotated[str, Header()]
 
 router = APIRouter(prefix="/jobs", tags=["fit"], dependencies=KNOWN_ALONE)
 
@@ -35,37 +38,48 @@ async def list_jobs(
 @router.get(
     "/{id}",
     summary="A job, with its progress",
-    responses={200: {"headers": APPLIED | RETRY_AFTER}, **problems(404, 422, 503)},
+    responses={200: {"headers": APPLIED | RETRY_AFTER}, **problems(404, 422, 500, 503)},
 )
 async def get_job(id: str, response: Response, services: ServicesDep, prefer: Prefer = "") -> Job:
     """With the header `Prefer: wait=30` it waits up to 30 s for the job's end."""
     return await waited_for(services.fits, await services.fits.get(id), prefer, response)
 
 
-async def _existing(id: str, services: ServicesDep) -> Job:
-    """An unknown job is told before the stream begins, while it can still be a 404."""
-    return await services.fits.get(id)
+async def _existing(id: str, services: ServicesDep, response: Response, last_event_id: LastEventId = "") -> Job:
+    """What is no stream is told before one begins: an unknown job by a 404, and to who has had the end by a 204 that
+    there is no more, without which an EventSource asks for ever."""
+    job = await services.fits.get(id)
+    if _is_told(job, last_event_id):
+        response.status_code = 204
+    return job
 
 
 @router.get(
     "/{id}/events",
     summary="A job's progress as it comes (server-sent events)",
     response_class=EventSourceResponse,
-    responses=problems(404, 422, 503),
+    responses={204: {"description": "The `end` has been had."}, **problems(404, 422, 500, 503)},
 )
 async def follow_job(
-    begun: Annotated[Job, Depends(_existing)], services: ServicesDep, last_event_id: Annotated[str, Header()] = ""
+    begun: Annotated[Job, Depends(_existing)], services: ServicesDep, last_event_id: LastEventId = ""
 ) -> AsyncIterable[ServerSentEvent]:
     """Events `progress`, then one `end` with the job's record. After a break the browser sends `Last-Event-ID`, and
     what it has had is not sent again."""
+    if _is_told(begun, last_event_id):
+        return
     had = _position(last_event_id)
     async for job in services.fits.follow(begun):
         at = (job.attempts, job.progress.iteration)
         if job.state in ENDED:
-            yield ServerSentEvent(data=job, event="end", id="end")
+            yield ServerSentEvent(data=job, event=END, id=END)
         elif at > had:
             had = at
             yield ServerSentEvent(data=job.progress, event="progress", id=f"{at[0]}-{at[1]}")
+
+
+def _is_told(job: Job, last_event_id: str) -> bool:
+    """Whether there is nothing to come of the job's events after this one."""
+    return job.state in ENDED and last_event_id == END
 
 
 def _position(event_id: str) -> tuple[int, int]:
@@ -78,7 +92,7 @@ def _position(event_id: str) -> tuple[int, int]:
     "/{id}",
     summary="Cancel a job, or remove the record of one that has ended",
     response_model=Job,
-    responses={204: {"description": "The record is removed."}, **problems(404, 422, 503)},
+    responses={204: {"description": "The record is removed."}, **problems(404, 422, 500, 503)},
 )
 async def delete_job(id: str, services: ServicesDep) -> Job | Response:
     """Cancelling takes effect within a slice of the fit: the answer is the job's record after it."""
@@ -86,7 +100,7 @@ async def delete_job(id: str, services: ServicesDep) -> Job | Response:
     return Response(status_code=204) if job is None else job
 
 
-@router.post("/{id}/cancel", summary="Cancel a job", responses=problems(404, 422, 503))
+@router.post("/{id}/cancel", summary="Cancel a job", responses=problems(404, 422, 500, 503))
 async def cancel_job(id: str, services: ServicesDep) -> Job:
     """As `DELETE` of a job that has not ended. One that has stays as it is, so that this can be sent twice."""
     return await services.fits.cancel(id)

@@ -19,9 +19,9 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from app.errors import StoreFull, StoreUnavailable
+from app.errors import StoreAway, StoreFull, StoreUnavailable
 from app.line import Line, give_up_in_time
-from app.store.disk import fsync_directory, locked
+from app.store.disk import fsync_directory, locked, store_errors, told
 from app.store.object_store import ObjectStore
 
 PRIVATE = ".dictserve"  # a prefix that no dictionary can have
@@ -31,8 +31,11 @@ STAGING = f"{PRIVATE}/staging"
 # Parts of large uploads go ten at a time: by default all connections would be theirs, and encodes would wait for one.
 S3_CONFIG = {"connect_timeout": 2, "read_timeout": 10, "retries": {"max_attempts": 0}, "max_pool_connections": 100}
 S3_ATTEMPTS = 2
+PIECE_BYTES, PIECES_AT_ONCE = 8 * 2**20, 8  # of a download: so much of it is in memory
 FULL = {"QuotaExceeded", "XMinioAdminBucketQuotaExceeded", "XMinioStorageFull", "InsufficientStorage", "507"}
 TAKEN = {"PreconditionFailed", "ConditionalRequestConflict", "412", "409"}
+MISSET = {"NoCredentialsError", "PartialCredentialsError", "ProfileNotFound", "ParamValidationError"}
+TOO_MANY_REQUESTS = 429
 
 
 @dataclass(frozen=True)
@@ -52,8 +55,8 @@ class Entry:
 class Bucket:
     """Objects under a prefix.
 
-    Every method raises StoreUnavailable where the object store does not answer, or refuses, and StoreFull where it
-    has no room.
+    Every method raises StoreAway where the object store does not answer, StoreUnavailable where it refuses, and
+    StoreFull where it has no room; what reads or writes a file of the local disk does so for that disk, too.
     """
 
     _writing = threading.Lock()  # of all buckets: those of one process may be the same
@@ -88,18 +91,37 @@ class Bucket:
             content: bytes = self._fs.cat_file(self._path(key))
         return content
 
+    def entry(self, key: str) -> Entry:
+        """An object as it is now. Raises FileNotFoundError where there is no such object."""
+        with self._asked():
+            return _entry(self._fs.info(self._path(key)))
+
     def tag(self, key: str) -> str | None:
         """Which content it has now; None where there is no such object."""
         try:
-            with self._asked():
-                return _entry(self._fs.info(self._path(key))).tag
+            return self.entry(key).tag
         except FileNotFoundError:
             return None
 
     def download(self, key: str, path: Path) -> None:
         """Raises FileNotFoundError where there is no such object."""
-        with self._asked():
-            self._fs.get_file(self._path(key), str(path))
+        entry = self.entry(key)
+        with store_errors(), path.open("wb") as file:  # here, where the disk's errors are told from the others
+            for start in range(0, entry.size, PIECES_AT_ONCE * PIECE_BYTES):
+                file.writelines(self._pieces(key, start, entry.size))
+        if self.tag(key) != entry.tag:
+            raise _replaced(key)
+
+    def _pieces(self, key: str, start: int, end: int) -> list[bytes]:
+        """As much of an object, from ``start`` on, as is read at once."""
+        starts = list(range(start, end, PIECE_BYTES))[:PIECES_AT_ONCE]
+        ends = [min(start + PIECE_BYTES, end) for start in starts]
+        try:
+            with self._asked():
+                found = self._fs.cat_ranges([self._path(key)] * len(starts), starts, ends, on_error="raise")
+        except FileNotFoundError as error:
+            raise _replaced(key) from error
+        return list(found)
 
     # -- writing ------------------------------------------------------------------------------------------
 
@@ -125,8 +147,11 @@ class Bucket:
         return True
 
     def upload(self, path: Path, key: str) -> None:
-        with self._asked():
-            self._fs.put_file(str(path), self._path(key))
+        with store_errors(), path.open("rb"), self._asked():  # first: what cannot be read is the disk's own fault
+            self._send(path, key)
+
+    def _send(self, path: Path, key: str) -> None:
+        self._fs.put_file(str(path), self._path(key))
 
     def copy(self, key: str, to: str) -> None:
         with self._asked():
@@ -171,11 +196,15 @@ class Bucket:
             return error
         if _code(error) in FULL or (isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)):
             return StoreFull("the object store has no room left; nothing was written")
-        if isinstance(error, PermissionError):
-            return StoreUnavailable(f"the object store refuses this service: {_code(error) or 'access denied'}")
-        unavailable = StoreUnavailable(f"the object store cannot be used: {_code(error) or type(error).__name__}")
-        self._line.lose(unavailable, error)
-        return unavailable
+        if (refusal := self._refusal(error)) is not None:
+            return StoreUnavailable(f"the object store refuses this service: {refusal}")
+        away = StoreAway(f"the object store cannot be used: {_code(error) or type(error).__name__}")
+        self._line.lose(away, error)
+        return away
+
+    def _refusal(self, error: Exception) -> str | None:
+        """Why to ask again would not help; None where it may."""
+        return (_code(error) or "access denied") if isinstance(error, PermissionError) else None
 
 
 class S3Bucket(Bucket):
@@ -210,6 +239,22 @@ class S3Bucket(Bucket):
                 raise
         return True
 
+    def _send(self, path: Path, key: str) -> None:
+        try:
+            super()._send(path, key)
+        except OSError as error:
+            if error.errno == errno.EIO and not _code(error):  # the server's all have its word, or another number
+                raise told(error) from error
+            raise
+
+    def _refusal(self, error: Exception) -> str | None:
+        if (status := _status(error)) is not None:
+            is_busy = status >= 500 or status == TOO_MANY_REQUESTS or isinstance(error, TimeoutError)
+            return None if is_busy else _code(error) or str(status)
+        if isinstance(error, ValueError) or type(error).__name__ in MISSET:  # with such settings nothing is sent
+            return " ".join(str(error).split())
+        return super()._refusal(error)
+
 
 class LocalBucket(Bucket):
     """A directory, for tests and for whoever has a file system that is shared but keeps no locks over renames."""
@@ -234,12 +279,12 @@ class LocalBucket(Bucket):
             return False
         return True
 
-    def upload(self, path: Path, key: str) -> None:
-        with self._asked():
-            self._place(key, lambda staged: shutil.copyfile(path, staged), os.replace)
+    def _send(self, path: Path, key: str) -> None:
+        self._place(key, lambda staged: shutil.copyfile(path, staged), os.replace)
 
     def copy(self, key: str, to: str) -> None:
-        self.upload(Path(self._path(key)), to)
+        with self._asked():
+            self._send(Path(self._path(key)), to)
 
     def replace(self, key: str, content: bytes, tag: str) -> bool:
         Path(self._root, STAGING).mkdir(parents=True, exist_ok=True)
@@ -273,14 +318,30 @@ def bucket_of(store: ObjectStore) -> Bucket:
         raise StoreUnavailable(f"{store.url} cannot be used: {error}") from error
 
 
+def _replaced(key: str) -> StoreUnavailable:
+    return StoreUnavailable(f"the object {key} was replaced or removed while it was read")
+
+
 def _entry(info: dict[str, Any]) -> Entry:
     changed = next((info[key] for key in ("LastModified", "mtime", "created", "updated") if info.get(key)), None)
     seconds = changed.timestamp() if isinstance(changed, datetime) else float(changed or time.time())
-    tag = info.get("ETag") or info.get("etag") or f"{seconds}-{info['size']}"
+    tag = info.get("ETag") or info.get("etag") or f"{changed}-{info['size']}"
     return Entry(info["size"] or 0, str(tag), seconds)
 
 
 def _code(error: BaseException) -> str:
     """S3's word for an error; none where it did not answer."""
-    response = getattr(error, "response", None) or getattr(error.__cause__, "response", None)
-    return str(response.get("Error", {}).get("Code", "")) if isinstance(response, dict) else ""
+    return str(_answer(error).get("Error", {}).get("Code", ""))
+
+
+def _status(error: BaseException) -> int | None:
+    """The HTTP status of S3's answer; None where it did not answer."""
+    status: int | None = _answer(error).get("ResponseMetadata", {}).get("HTTPStatusCode")
+    return status
+
+
+def _answer(error: BaseException) -> dict[str, Any]:
+    for told_by in (error, error.__cause__, error.__context__):
+        if isinstance(response := getattr(told_by, "response", None), dict):
+            return response
+    return {}

@@ -2,7 +2,7 @@
 
 A service refuses a damaged version when somebody asks for it, and passes over a damaged checkpoint; this finds them
 before. Nothing is ever deleted: a repair sets what is damaged aside, where it can be looked at, and the number of a
-version is not given again.
+version is not given again. What a disk does not give is told too, and left: it may be whole, and read the next time.
 """
 
 import os
@@ -13,10 +13,14 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from app.errors import DictionaryDamaged, UnknownDictionary
+from app.errors import DictionaryDamaged, StoreUnavailable, UnknownDictionary
 from app.store.checkpoint_file import CheckpointUnusable, read_steps
 from app.store.checkpoints import Checkpoints
+from app.store.disk import NO_FILE, store_errors
 from app.store.store import Store
+
+# What SQLite meets on the way to a database, which says nothing of what is in it.
+PASSING = (sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_IOERR, sqlite3.SQLITE_BUSY)
 
 
 @dataclass(frozen=True)
@@ -27,11 +31,16 @@ class Finding:
         where: a version's reference, or a path within the store.
         what: is wrong with it.
         set_aside: where a repair can do so: does it, and returns where it is from now on.
+        is_damage: else it cannot be read now, and may be whole.
     """
 
     where: str
     what: str
     set_aside: Callable[[], Path | str] | None = None
+    is_damage: bool = True
+
+    def __str__(self) -> str:
+        return f"{'damaged' if self.is_damage else 'unreadable'}: {self.where}: {self.what}"
 
 
 def damaged(store: Store) -> Iterator[Finding | None]:
@@ -41,15 +50,23 @@ def damaged(store: Store) -> Iterator[Finding | None]:
         StoreUnavailable: the store itself cannot be read.
     """
     for name in store.names():
-        for version in store.versions(name):
+        try:
+            versions = store.versions(name)
+        except StoreUnavailable as error:
+            yield Finding(name, str(error), is_damage=False)
+            continue
+        for version in versions:
             aside: Callable[[], Path | str] | None = partial(store.set_aside, name, version)
+            where = f"{name}@{version}"
             try:
                 store.load(name, version, cached=False)
                 store.labels(name, version)
                 aside = None  # the dictionary is whole: it stays, whatever its figures are
                 store.figures(name, version, cached=False)
             except DictionaryDamaged as error:
-                yield Finding(f"{name}@{version}", str(error), aside)
+                yield Finding(where, str(error), aside)
+            except StoreUnavailable as error:
+                yield Finding(where, str(error), is_damage=False)
             except UnknownDictionary:
                 continue  # removed in the meantime
             else:
@@ -58,15 +75,20 @@ def damaged(store: Store) -> Iterator[Finding | None]:
 
 def damaged_checkpoints(store: Store) -> Iterator[Finding | None]:
     """What is wrong with each checkpoint, None where it is whole. The fit of a damaged one starts again, no more."""
-    for path in sorted(store.workplace.checkpoints.iterdir()) if store.workplace.checkpoints.is_dir() else []:
+    directory = store.workplace.checkpoints
+    with store_errors():
+        paths = sorted(directory.iterdir()) if directory.is_dir() else []
+    for path in paths:
+        where = str(path.relative_to(store.root))
         try:
             for _ in read_steps(path):
                 pass
         except FileNotFoundError:
             continue  # its fit has ended in the meantime, or has written the next
         except (CheckpointUnusable, OSError) as error:
-            where = str(path.relative_to(store.root))
-            yield Finding(where, f"a checkpoint: {error}", partial(Checkpoints(store.workplace).set_aside, path))
+            is_damage = isinstance(error, CheckpointUnusable) or error.errno in NO_FILE
+            aside = partial(Checkpoints(store.workplace).set_aside, path) if is_damage else None
+            yield Finding(where, f"a checkpoint: {error}", aside, is_damage)
         else:
             yield None
 
@@ -79,13 +101,14 @@ def strays(store: Store) -> Iterator[Finding]:
 
 def database_fault(path: Path) -> Finding | None:
     """What SQLite finds wrong with the jobs' database; None where it is whole, or not there."""
-    if not path.exists():
-        return None
     try:
-        told = _quick_check(path)
+        with store_errors():
+            if not path.exists():
+                return None
+            told = _quick_check(path)
     except sqlite3.DatabaseError as error:
-        if getattr(error, "sqlite_errorcode", 0) & 0xFF == sqlite3.SQLITE_CANTOPEN:
-            return Finding(path.name, f"the jobs' database cannot be opened: {error}")
+        if getattr(error, "sqlite_errorcode", 0) & 0xFF in PASSING:
+            return Finding(path.name, f"the jobs' database cannot be read: {error}", is_damage=False)
         told = str(error)
     return None if told == "ok" else Finding(path.name, f"the jobs' database is damaged: {told}")
 

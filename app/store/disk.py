@@ -14,30 +14,32 @@ from app.errors import StoreFull, StoreUnavailable
 LOCK_SECONDS = 5.0  # for which a lock is waited for: nobody who is at work has it for as long
 FIRST_PAUSE_SECONDS, LAST_PAUSE_SECONDS = 0.0005, 0.02  # between two looks whether it is free
 
+NO_FILE = (errno.ELOOP, errno.ENXIO)  # a link or a socket is in a file's place; the disk's other errors may pass
 
-class Unreadable(Exception):
-    """A file is there, and cannot be read."""
+
+class NoRegularFile(Exception):
+    """Something else is in a file's place, and will be whenever it is read."""
 
 
 def read_regular(path: Path) -> bytes:
     """What is in a file; a link that somebody has planted is not followed, and a pipe not waited for.
 
     Raises:
-        Unreadable: it is no file, or the disk does not give it.
-        OSError: of other kinds, above all FileNotFoundError.
+        NoRegularFile: it is no file.
+        OSError: of other kinds, above all FileNotFoundError; or the disk does not give it now.
     """
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
         try:
             if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-                raise Unreadable("it is no regular file")
+                raise NoRegularFile("it is no regular file")
             with open(descriptor, "rb", closefd=False) as file:
                 return file.read()
         finally:
             os.close(descriptor)
     except OSError as error:
-        if error.errno in (errno.ELOOP, errno.EACCES, errno.EPERM, errno.EIO, errno.ENXIO):
-            raise Unreadable(os.strerror(error.errno)) from None
+        if error.errno in NO_FILE:
+            raise NoRegularFile(os.strerror(error.errno)) from None
         raise
 
 
@@ -91,10 +93,10 @@ def store_errors() -> Iterator[None]:
         raise told(error) from error
 
 
-def told(error: OSError, name: str = "") -> StoreUnavailable:
-    """As the store's, or as that of the directory of a name."""
+def told(error: OSError, of: str = "") -> StoreUnavailable:
+    """As the store's, or as that of one thing in it."""
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return StoreFull("the store's disk is full; nothing was written")
     reason = os.strerror(error.errno) if error.errno else type(error).__name__
-    what = f"the directory of {name} cannot be read" if name else "the store cannot be used"
+    what = f"{of} cannot be read" if of else "the store cannot be used"
     return StoreUnavailable(f"{what}: {reason}")

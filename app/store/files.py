@@ -18,7 +18,7 @@ from pathlib import Path
 
 from app.errors import DictionaryDamaged, NameTaken, PreconditionFailed, StoreUnavailable, UnknownDictionary
 from app.kept import keep
-from app.store.disk import Unreadable, fsync_directory, read_regular, store_errors, told, write_durably
+from app.store.disk import NoRegularFile, fsync_directory, read_regular, store_errors, told, write_durably
 from app.store.hashed import Hashed, require_whole
 from app.store.references import NAME, VERSION, check_name
 from app.store.workplace import Workplace
@@ -104,13 +104,14 @@ class Files:
                 versions = sorted(
                     int(e.name) for e in entries if VERSION.fullmatch(e.name) and e.is_dir(follow_symlinks=False)
                 )
-        except (FileNotFoundError, NotADirectoryError) as error:
+        except (FileNotFoundError, NotADirectoryError):
             self._listings.pop(name, None)
-            if not self._root.is_dir():  # what is gone with the whole store may come back with it
-                raise told(error) from error
+            with store_errors():
+                if not self._root.is_dir():  # what is gone with the whole store may come back with it
+                    raise
             return []
         except OSError as error:
-            raise told(error, name) from error
+            raise told(error, _directory_of(name)) from error
         self._note(name, versions)
         if now_ns - found.st_ctime_ns > SETTLED_NS:
             keep(self._listings, name, _Listing(found.st_ino, found.st_ctime_ns, versions.copy()))
@@ -141,12 +142,18 @@ class Files:
         StoreUnavailable: where what is there cannot be read, for nothing could be published beside it.
         """
         directory = self._root / name
-        if directory.is_symlink() or (directory.exists() and not directory.is_dir()):
-            raise NameTaken(f"the store has something called {name!r} that is no dictionary; use another name")
-        if directory.exists() and not os.access(directory, os.R_OK | os.W_OK | os.X_OK):
+        try:
+            if not stat.S_ISDIR(directory.lstat().st_mode):
+                raise NameTaken(f"the store has something called {name!r} that is no dictionary; use another name")
+            if os.access(directory, os.R_OK | os.W_OK | os.X_OK):
+                return
             is_read_only = os.statvfs(directory).f_flag & os.ST_RDONLY
-            reason = os.strerror(errno.EROFS) if is_read_only else "its mode or owner forbids it"
-            raise StoreUnavailable(f"the store's directory of {name!r} cannot be used: {reason}")
+        except FileNotFoundError:
+            return
+        except OSError as error:
+            raise told(error, _directory_of(name)) from error
+        reason = os.strerror(errno.EROFS) if is_read_only else "its mode or owner forbids it"
+        raise StoreUnavailable(f"the store's directory of {name!r} cannot be used: {reason}")
 
     def meta(self, name: str, version: int, *, cached: bool = False) -> bytes:
         return self._read(name, version, META_FILE)
@@ -157,55 +164,56 @@ class Files:
         return content
 
     def labels(self, name: str, version: int) -> bytes | None:
-        try:
-            return read_regular(self._directory(name, version) / LABELS_FILE)
-        except FileNotFoundError:
-            return None
-        except Unreadable as error:
-            raise DictionaryDamaged(f"{LABELS_FILE} of {name}@{version} cannot be read ({error})") from None
-        except OSError as error:
-            raise told(error) from error
+        return self._read_if_there(name, version, LABELS_FILE)
 
     def _directory(self, name: str, version: int) -> Path:
         return self._root / name / str(version)
 
     def _read(self, name: str, version: int, file: str) -> bytes:
         """A file that the version has. One without it is damaged; one that is no longer there has been removed."""
-        directory = self._directory(name, version)
+        content = self._read_if_there(name, version, file)
+        if content is not None:
+            return content
         with store_errors():
-            try:
-                return read_regular(directory / file)
-            except (FileNotFoundError, NotADirectoryError):
-                if directory.is_dir():
-                    raise DictionaryDamaged(
-                        f"{name}@{version} has no {file}; restore it, or use another version"
-                    ) from None
-            except Unreadable as error:
-                said = f"{file} of {name}@{version} cannot be read ({error})"
-                raise DictionaryDamaged(f"{said}; restore it, or use another version") from None
+            if self._directory(name, version).is_dir():
+                raise DictionaryDamaged(f"{name}@{version} has no {file}; restore it, or use another version")
         raise UnknownDictionary(f"{name}@{version} has been removed")
+
+    def _read_if_there(self, name: str, version: int, file: str) -> bytes | None:
+        """What the disk does not give now is not damaged for that: it may the next time."""
+        try:
+            return read_regular(self._directory(name, version) / file)
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+        except NoRegularFile as error:
+            said = f"{file} of {name}@{version} cannot be read ({error})"
+            raise DictionaryDamaged(f"{said}; restore it, or use another version") from None
+        except OSError as error:
+            raise told(error, f"{file} of {name}@{version}") from error
 
     def strays(self) -> Iterator[tuple[str, str]]:
         """Entries that no service made, and what they are."""
-        for entry in sorted(self._root.iterdir()):
+        with store_errors(), os.scandir(self._root) as listed:
+            entries = sorted(listed, key=lambda entry: entry.name)
+        for entry in entries:
             where = entry.name
             if where.startswith("."):
                 continue  # the store's own
             if entry.is_symlink():
                 yield where, "a symbolic link; dictionaries are directories"
-            elif not entry.is_dir():
+            elif not entry.is_dir(follow_symlinks=False):
                 yield where, "a file; dictionaries are directories"
             elif not _is_name(where):
                 yield where, "not a dictionary's name"
             else:
                 try:
-                    known, inside = {str(version) for version in self.versions(where)}, sorted(entry.iterdir())
+                    known, inside = {str(version) for version in self.versions(where)}, sorted(os.listdir(entry))
                 except (StoreUnavailable, OSError) as error:
                     yield where, f"a directory that cannot be read ({error})"
                     continue
                 for inner in inside:
-                    if inner.name not in known and not inner.name.startswith("."):
-                        yield f"{where}/{inner.name}", "not a version's directory"
+                    if inner not in known and not inner.startswith("."):
+                        yield f"{where}/{inner}", "not a version's directory"
 
     # -- writing ------------------------------------------------------------------------------------------
 
@@ -293,6 +301,10 @@ class Files:
             fsync_directory(directory)
             fsync_directory(quarantine)
         return aside
+
+
+def _directory_of(name: str) -> str:
+    return f"the directory of {name}"
 
 
 def not_the_first(name: str) -> PreconditionFailed:

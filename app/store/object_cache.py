@@ -6,7 +6,7 @@ import secrets
 from contextlib import suppress
 from pathlib import Path
 
-from app.store.disk import Unreadable, read_regular
+from app.store.disk import NoRegularFile, read_regular
 
 logger = logging.getLogger("dictserve")
 
@@ -26,7 +26,7 @@ class ObjectCache:
         try:
             content = read_regular(path)
             os.utime(path)
-        except (OSError, Unreadable):
+        except (OSError, NoRegularFile):
             return None
         return content
 

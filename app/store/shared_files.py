@@ -41,8 +41,9 @@ class SharedFiles:
             staged.unlink(missing_ok=True)
         return True
 
-    def has(self, name: str) -> bool:
-        return self._bucket.tag(self.key(name)) is not None
+    def names(self) -> set[str]:
+        """What there is now."""
+        return {_name(key) for key in self._bucket.entries(self._folder)}
 
     def discard(self, name: str) -> None:
         """Remove one that is not needed any more. One that cannot be removed now is left to a sweep."""
@@ -51,8 +52,12 @@ class SharedFiles:
         except StoreUnavailable as error:
             logger.warning("an object of a job stays until it can be removed: %s", error)
 
-    def sweep(self, needed: Callable[[], set[str]]) -> None:
-        """Remove, now and then, what is old and, asked after that, no unended job needs."""
+    def sweep(self, unneeded: Callable[[set[str]], set[str]], grace_seconds: float = GRACE_SECONDS) -> None:
+        """Remove, now and then, what has some age and no unended job needs.
+
+        Args:
+            unneeded: picks the names of these out of those that it is given, which were listed before.
+        """
         if time.monotonic() < self._next_sweep:
             return
         self._next_sweep = time.monotonic() + SWEEP_SECONDS
@@ -61,6 +66,10 @@ class SharedFiles:
         except StoreUnavailable as error:
             logger.warning("objects of jobs that have ended stay for now: %s", error)
             return
-        old = {key for key, entry in entries.items() if entry.changed < time.time() - GRACE_SECONDS}
-        for name in {key.rpartition("/")[2] for key in old} - (needed() if old else set()):
+        old = {_name(key) for key, entry in entries.items() if entry.changed < time.time() - grace_seconds}
+        for name in unneeded(old) if old else ():
             self.discard(name)
+
+
+def _name(key: str) -> str:
+    return key.rpartition("/")[2]

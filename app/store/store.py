@@ -5,7 +5,9 @@ local directory (``app.store.files``) or in an object store (``app.store.objects
 lies in ``.dictserve/`` of the local directory (``app.store.workplace``), a name that no dictionary can have.
 """
 
+import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
@@ -27,6 +29,8 @@ from app.store.objects import Objects
 from app.store.references import Reference, check_name
 from app.store.weights import WEIGHTS_FILE
 from app.store.workplace import Workplace
+
+logger = logging.getLogger("dictserve")
 
 FORMAT = 1
 
@@ -108,7 +112,7 @@ class Shelf(Protocol):
 
         Raises:
             UnknownDictionary: the version has been removed.
-            DictionaryDamaged: it is there, and this part of it cannot be read.
+            DictionaryDamaged: it is there, without this part or with something else in its place.
         """
 
     def content(self, name: str, version: int, file: str, sha256: str, *, cached: bool = True) -> bytes:
@@ -195,9 +199,47 @@ class Store:
         """Whether ``versions`` of this name takes no network."""
         return self._shelf.knows(name)
 
+    def latest(self) -> list[DictionaryRecord]:
+        """The latest version of each name, described. One that is damaged, or that a disk does not give now, hides
+        neither those before it nor other names.
+
+        Raises:
+            StoreUnavailable: no version can be read, or an object store is away: that has all of them or none.
+        """
+        faults: list[StoreUnavailable] = []
+        found = [self._latest_readable(name, faults) for name in self.names()]
+        latest = [record for record in found if record is not None]
+        if faults and not latest:
+            raise faults[0]
+        return latest
+
+    def _latest_readable(self, name: str, faults: list[StoreUnavailable]) -> DictionaryRecord | None:
+        """Its latest version that can be told of now; what a disk does not give goes to the faults."""
+        for version in reversed(self.versions(name)):
+            try:
+                return self.described(Reference(name, version))
+            except UnknownDictionary:
+                continue  # removed since it was listed
+            except DictionaryDamaged as error:
+                logger.error("left out of the list: %s", error)
+            except StoreUnavailable as error:
+                if not self._shelf.is_near:
+                    raise
+                logger.error("left out of the list: %s", error)
+                faults.append(error)
+        return None
+
     def require_free(self, name: str) -> None:
-        """Raises NameTaken where something else than dictionaries has the name."""
+        """Raises NameTaken where something else than dictionaries has the name.
+
+        StoreUnavailable: where a disk does not give the record of one of its versions. No job could tell whether it
+        has published that one already: it would wait, with others behind it.
+        """
         self._shelf.require_free(name)
+        if self._shelf.is_near:
+            for version in self.versions(name):
+                with suppress(DictionaryDamaged, UnknownDictionary):
+                    self._record_near(name, version, cached=True)
 
     def at_hand(self, reference: Reference) -> DictionaryRecord | None:
         """The record of a version that can be told of and loaded without waiting for a network; None of others.
@@ -351,7 +393,7 @@ class Store:
             told: the record's other fields (``parameters``, ``metrics``, …).
         """
         check_name(name)
-        self.require_free(name)
+        self._shelf.require_free(name)
         files = {WEIGHTS_FILE: weights_file.written(D)}
         if figures is not None:
             files[FIGURES_FILE] = Hashed.of(figures)

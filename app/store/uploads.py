@@ -103,28 +103,27 @@ class Uploads:
     def stage_blocks(
         self, file: str, rows: int, n_features: int, blocks: Iterable[np.ndarray], stopped: Callable[[], bool]
     ) -> Staged | None:
-        """Activations that come in blocks of rows, made durable one by one; None once ``stopped`` says so.
+        """Activations that come in blocks of rows, made durable; None once ``stopped`` says so.
+
+        They come into their place as a whole: another attempt at the job may have put the same there, and use it.
 
         Raises:
             Whatever ``blocks`` raises; StoreUnavailable, StoreFull.
         """
         self.require_room(rows, n_features)
-        path, digest = self.path(file), hashlib.sha256()
-        path.unlink(missing_ok=True)  # what an earlier attempt left
-        with store_errors(), path.open("xb") as staged:
-            _write_header(staged, rows, n_features)
-            data_offset = staged.tell()
-            for block in blocks:
-                if stopped():
-                    return None
-                staged.write(block.data)
-                digest.update(block.data)
-            staged.flush()
-            os.fsync(staged.fileno())
+        path, half = self.path(file), self._workplace.staging / self._workplace.owned_name()
         with store_errors():
-            fsync_directory(path.parent)
+            try:
+                if (written := _write_blocks(half, rows, n_features, blocks, stopped)) is None:
+                    return None
+                half.replace(path)
+                fsync_directory(path.parent)
+            finally:
+                half.unlink(missing_ok=True)
+        self.note_on_record(file)  # its job may have ended elsewhere by now: nobody else would remove it
         self._share(path)
-        return Staged(file, data_offset, rows, n_features, digest.hexdigest())
+        data_offset, sha256 = written
+        return Staged(file, data_offset, rows, n_features, sha256)
 
     def _share(self, path: Path) -> None:
         if self._shared is not None:
@@ -135,15 +134,18 @@ class Uploads:
 
         Raises:
             DataChanged: they are gone.
+            StoreUnavailable: the disk, or where they were staged, cannot be used now.
         """
         path = self.path(data["file"])
         nbytes = data["data_offset"] + data["rows"] * data["n_features"] * np.dtype(np.float32).itemsize
         self.note_on_record(data["file"])
-        if self._shared is None or (path.exists() and path.stat().st_size >= nbytes):
-            return
+        with store_errors():
+            if self._shared is None or (path.exists() and path.stat().st_size >= nbytes):
+                return
         self.require_room(data["rows"], data["n_features"])
         with store_errors():
             found = self._shared.get(path.name, self._workplace.staging / self._workplace.owned_name(), path)
+        self.note_on_record(data["file"])  # again: a sweep that came meanwhile has found nothing
         if not found:
             raise DataChanged("the activations of this fit are in the object store no more; send them again")
 
@@ -183,12 +185,30 @@ class Uploads:
     def sweep_shared(self, needed: Callable[[], set[str]]) -> None:
         """The same among the objects, now and then."""
         if self._shared is not None:
-            self._shared.sweep(needed)
+            self._shared.sweep(lambda names: names - needed())
 
 
 def _write_header(file: IO[bytes], rows: int, n_features: int) -> None:
     header = {"descr": "<f4", "fortran_order": False, "shape": (rows, n_features)}
     np.lib.format.write_array_header_1_0(file, header)
+
+
+def _write_blocks(
+    path: Path, rows: int, n_features: int, blocks: Iterable[np.ndarray], stopped: Callable[[], bool]
+) -> tuple[int, str] | None:
+    """Where the rows begin in the file, which is durable, and their SHA-256."""
+    digest = hashlib.sha256()
+    with path.open("xb") as file:
+        _write_header(file, rows, n_features)
+        data_offset = file.tell()
+        for block in blocks:
+            if stopped():
+                return None
+            file.write(block.data)
+            digest.update(block.data)
+        file.flush()
+        os.fsync(file.fileno())
+    return data_offset, digest.hexdigest()
 
 
 def _holds(upload: Path, A: np.ndarray) -> bool:

@@ -5,6 +5,7 @@ Several processes may share it: each marks what it stages as its own, and only w
 """
 
 import fcntl
+import logging
 import os
 import secrets
 import shutil
@@ -14,6 +15,8 @@ from pathlib import Path
 from typing import IO
 
 from app.store.disk import fsync_directory, locked, store_errors, write_durably
+
+logger = logging.getLogger("dictserve")
 
 
 class Workplace:
@@ -61,14 +64,14 @@ class Workplace:
 
     def lock_is_free(self, owner: str) -> bool:
         """Whether the process that called itself this was on this machine and is dead. False where its lock does not
-        tell: it was on another machine, or had another store."""
+        tell: it was on another machine, had another store, or was another user, whose files are not to be opened."""
         if owner.partition("-")[0] != MACHINE:
             return False
         with store_errors():
             try:
                 with (self._owners / owner).open() as file:
                     fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)  # shared: others may ask at the same time
-            except (BlockingIOError, FileNotFoundError):
+            except (BlockingIOError, FileNotFoundError, PermissionError):
                 return False
         return True
 
@@ -97,17 +100,28 @@ class Workplace:
             owners = alive()
             for leaving in staged:
                 if owner_of(leaving) not in owners:
-                    # Its owner may live after all: it must publish this whole or not at all.
-                    with suppress(FileNotFoundError):
-                        swept = leaving.rename(self.staging / self.owned_name())
+                    swept = self.staging / self.owned_name()
+                    with _left_where_it_must_be(swept), suppress(FileNotFoundError):
+                        # Its owner may live after all: it must publish this whole or not at all.
+                        leaving.rename(swept)
                         shutil.rmtree(swept) if swept.is_dir() else swept.unlink()
             for lock in locks:
                 if lock.name not in owners and not self._is_starting(lock.name):
-                    lock.unlink(missing_ok=True)
+                    with _left_where_it_must_be(lock):
+                        lock.unlink(missing_ok=True)
 
     def _is_starting(self, owner: str) -> bool:
         """Whether an owner without a lease is a process of this machine, which will have one soon."""
         return owner.partition("-")[0] == MACHINE and not self.lock_is_free(owner)
+
+
+@contextmanager
+def _left_where_it_must_be(leaving: Path) -> Iterator[None]:
+    """What cannot be removed, as another user's, is told of and left: it is to keep nobody from starting."""
+    try:
+        yield
+    except OSError as error:
+        logger.warning("%s, which a dead process has left, stays in the store: %s", leaving, error)
 
 
 def _machine() -> str:

@@ -11,6 +11,7 @@ import threading
 import time
 from collections.abc import Callable, Generator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -267,7 +268,8 @@ class Writing:
             self._give_up(error)
 
     def abandon(self) -> None:
-        """From now on nothing comes into its place, and what others could go on from does not stay."""
+        """From now on nothing comes into its place. An object that is on its way may come: where its job has ended by
+        then, the service sweeps it."""
         with self._renaming:
             self._abandoned = True
 
@@ -299,10 +301,11 @@ class Writing:
             return
         try:
             bucket.upload(path, key)
-            if self._abandoned:  # on the way: its job may have ended, and what it left may have been removed, before
-                _remove(lambda: bucket.delete(key))
         except StoreUnavailable as error:
             logger.warning("a checkpoint of job %s is on this machine alone: %s", self._told.job, error)
+            return
+        for earlier in self._place.replaces:
+            _remove(partial(bucket.delete, earlier))
 
     def _give_up(self, error: Exception) -> None:
         logger.warning("job %s goes on without a checkpoint, for none can be written: %s", self._told.job, error)
@@ -323,7 +326,7 @@ def _remove(remove: Callable[[], None]) -> None:
     try:
         remove()
     except (OSError, StoreUnavailable) as error:
-        logger.warning("a checkpoint that was given up stays until it can be removed: %s", error)
+        logger.warning("a checkpoint that nobody needs stays until it can be removed: %s", error)
 
 
 def _of(fit: Fit) -> dict[str, Any]:

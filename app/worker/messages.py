@@ -58,6 +58,7 @@ class CheckpointPlace(msgspec.Struct, frozen=True):
     staged: str  # where it is written before, on the same file system
     interval_seconds: float
     shared_as: str | None = None  # the object that each is to be, too
+    replaces: list[str] = []  # objects of earlier attempts, that are needed until there is that one
 
 
 class Files(msgspec.Struct, frozen=True):

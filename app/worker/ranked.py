@@ -206,6 +206,8 @@ class RankedFit:
             fsync_directory(Path(place.path).parent)
             if self._store.bucket is not None and place.shared_as is not None:
                 self._store.bucket.upload(Path(place.path), place.shared_as)
+                for earlier in place.replaces:
+                    self._store.bucket.delete(earlier)
         except (OSError, StoreUnavailable) as error:
             logger.warning("job %s goes on without a checkpoint, for none can be written: %s", self._fit.job, error)
         return True

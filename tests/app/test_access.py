@@ -39,6 +39,7 @@ OPERATIONS = [
     for path, operations in create_app(Settings()).openapi()["paths"].items()
     for method in operations
 ]
+READING = {("POST", "/encode"), ("POST", "/decode")}
 PROBES = {"/livez", "/readyz", "/v2/health/live", "/v2/health/ready"}
 
 
@@ -104,6 +105,29 @@ def test_reading_does_not_let_one_write(client: TestClient, method: str, path: s
     assert answer.json()["type"] == "forbidden"
     assert "scope write" in answer.json()["detail"]
     assert client.request(method, path, content=ROW, headers=bearer(WRITER)).status_code not in (401, 403)
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "said"), [("POST", "/encode/", "; there is /encode"), ("DELETE", "/nothing", "")]
+)
+def test_a_path_that_is_none_is_told_to_whoever_has_a_token(
+    client: TestClient, method: str, path: str, said: str
+) -> None:
+    assert client.request(method, path).status_code == 401
+    for token in (READER, WRITER):
+        answer = client.request(method, path, headers=bearer(token))
+        assert (answer.status_code, answer.json()["type"]) == (404, "not-found")
+        assert answer.json()["detail"] == f"Not Found: {method} {path}{said}"
+
+
+def test_what_is_not_known_to_read_needs_leave_to_write(client: TestClient) -> None:
+    """Of a route, whatever its method."""
+    for method, path in OPERATIONS:
+        if (method, path) in READING or method == "GET" or path.startswith("/v2"):
+            continue
+        path = path.format(reference="d", id="none")
+        assert client.request(method, path, headers=bearer(READER)).status_code == 403
+        assert client.request("LINK", path, headers=bearer(READER)).status_code == 403
 
 
 def test_requests_are_limited(client: TestClient) -> None:

@@ -1,14 +1,18 @@
 """`dictserve check` finds what is damaged, and its repair loses nothing."""
 
+import errno
+import os
 import sqlite3
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from typer.testing import CliRunner
 
 from app.cli import main
+from app.errors import StoreUnavailable
 from app.jobs.database import Database
 from app.store import figures_file
 from app.store.checkpoint_file import FORMAT, Rows, Told, write
@@ -120,11 +124,94 @@ def test_a_damaged_database_is_told(store: Store) -> None:
         sqlite3.connect(store.workplace.database).execute("select * from jobs")
 
 
-def test_checkpoints_are_looked_at_too(store: Store) -> None:
+@pytest.fixture
+def withheld(monkeypatch: pytest.MonkeyPatch) -> dict[str, int]:
+    """Files that a disk does not give the first time, by the ends of their paths, and the errors that it tells."""
+    errors: dict[str, int] = {}
+    opening = os.open
+
+    def failing(path: Any, *args: Any, **told: Any) -> int:
+        for end in [end for end in errors if str(path).endswith(end)]:
+            raise OSError(code := errors.pop(end), os.strerror(code))
+        return opening(path, *args, **told)
+
+    monkeypatch.setattr("os.open", failing)
+    return errors
+
+
+@pytest.mark.parametrize("code", [errno.EIO, errno.EACCES, errno.ESTALE], ids=errno.errorcode.get)
+@pytest.mark.parametrize("file", [WEIGHTS_FILE, META_FILE, LABELS_FILE, FIGURES_FILE])
+def test_what_a_disk_does_not_give_for_a_moment_is_told_and_left(
+    store: Store, withheld: dict[str, int], file: str, code: int
+) -> None:
+    """A repair set whole versions aside for it."""
+    store.publish("a", D, figures_file.written({"uses": np.zeros(2, np.int64)}), **TOLD)
+    flip_a_bit(store.root / "b" / "1")  # which is looked at all the same
+    withheld[f"a/3/{file}"] = code
+    returned, told = run(store, "--repair")
+    assert returned == 1
+    assert told.startswith(f"unreadable: a@3: {file} of a@3 cannot be read: {os.strerror(code)}\ndamaged: b@1: ")
+    assert told.endswith("2 versions are whole, 1 damaged, 1 of them set aside, 1 cannot be read\n")
+    assert run(store) == (0, "3 versions are whole, 0 damaged\n")
+
+
+def test_a_name_that_a_disk_does_not_give_for_a_moment_ends_no_check(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    versions, asked = Store.versions, []
+
+    def failing(self: Store, name: str) -> list[int]:
+        asked.append(name)
+        if asked == ["a"]:
+            raise StoreUnavailable("the directory of a cannot be read: Input/output error")
+        return versions(self, name)
+
+    monkeypatch.setattr(Store, "versions", failing)
+    code, told = run(store)
+    assert code == 1
+    assert told.startswith("unreadable: a: the directory of a cannot be read")
+    assert told.endswith("1 versions are whole, 0 damaged, 1 cannot be read\n")
+
+
+def test_a_database_that_a_disk_does_not_give_is_not_damaged(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    def failing(path: Path) -> str:
+        error = sqlite3.OperationalError("disk I/O error")
+        error.sqlite_errorcode = sqlite3.SQLITE_IOERR | 1 << 8  # SQLITE_IOERR_READ
+        raise error
+
+    store.workplace.database.touch()
+    monkeypatch.setattr("app.store.check._quick_check", failing)
+    code, told = run(store)
+    assert code == 1
+    assert told.startswith("unreadable: jobs.sqlite3: the jobs' database cannot be read: disk I/O error\n")
+
+
+def put_checkpoints(store: Store) -> None:
     for job in ("a", "b"):
         with (store.workplace.checkpoints / f"1-dead.{job}.safetensors").open("wb", buffering=0) as file:
             told = Told(FORMAT, job, {}, {"iteration": 1}, 0.0)
             write(file, told, {"Z": Rows("F32", D.shape, D.__getitem__)}, lambda: False)
+
+
+def test_a_checkpoint_that_a_disk_does_not_give_for_a_moment_stays(store: Store, withheld: dict[str, int]) -> None:
+    """Its fit may live. A link in its place is none, and will never be."""
+    put_checkpoints(store)
+    withheld["1-dead.a.safetensors"] = errno.EIO
+    code, output = run(store, "--repair")
+    assert code == 1
+    assert output.startswith("unreadable: .dictserve/checkpoints/1-dead.a.safetensors: a checkpoint: ")
+    assert output.endswith("1 checkpoints of fits are whole, 0 damaged, 1 cannot be read\n")
+    assert run(store)[0] == 0
+    planted = store.workplace.checkpoints / "1-dead.b.safetensors"
+    planted.unlink()
+    planted.symlink_to("1-dead.a.safetensors")
+    code, output = run(store, "--repair")
+    assert (code, "set aside" in output) == (0, True)
+    assert (store.workplace.quarantine / planted.name).is_symlink()
+
+
+def test_checkpoints_are_looked_at_too(store: Store) -> None:
+    put_checkpoints(store)
     assert run(store) == (0, "3 versions are whole, 0 damaged\n2 checkpoints of fits are whole, 0 damaged\n")
     damaged = store.workplace.checkpoints / "1-dead.b.safetensors"
     damaged.write_bytes(damaged.read_bytes()[:-1])

@@ -8,7 +8,7 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -288,38 +288,143 @@ def test_nothing_comes_after_a_cancel(store: Store, monkeypatch: pytest.MonkeyPa
     assert list(store.workplace.checkpoints.iterdir()) == list(store.workplace.staging.iterdir()) == []
 
 
-@pytest.mark.parametrize("ends_on_the_way", [False, True])
-def test_an_object_that_comes_after_its_fit_s_end_does_not_stay(
-    store: Store, monkeypatch: pytest.MonkeyPatch, ends_on_the_way: bool
+class Host:
+    """One of several replicas, each with a disk of its own and what it says to the bucket that they share."""
+
+    def __init__(self, folder: Path) -> None:
+        self.store = Store(folder)
+        self.store.workplace.open()
+        self.bucket = bucket_of(ObjectStore(f"memory://{folder.parent}"))
+        self.checkpoints = Checkpoints(self.store.workplace, SharedFiles(self.bucket, "checkpoints"))
+
+    def writes(self, iteration: int, replaces: Sequence[str] = (), job: str = "1") -> fitting.Writing:
+        there = self.checkpoints
+        place = CheckpointPlace(
+            str(there.path(job)), str(there.staged(job)), 30.0, there.shared_as(job), list(replaces)
+        )
+        rows = Rows("F32", (4, 4), lambda rows: np.ones((rows.stop - rows.start, 4), np.float32))
+        told = Told(checkpoint_file.FORMAT, job, {}, {"iteration": float(iteration)}, 0.0)
+        return fitting.Writing(place, told, {"Z": rows}, self.bucket)
+
+    def keeps(self, iteration: int, replaces: Sequence[str] = (), job: str = "1") -> None:
+        assert self.writes(iteration, replaces, job).ended.wait(10)
+
+    @contextmanager
+    def keeps_slowly(self, iteration: int, monkeypatch: pytest.MonkeyPatch) -> Iterator[fitting.Writing]:
+        """Within, the checkpoint is on its way to the bucket."""
+        begun, may_go_on = threading.Event(), threading.Event()
+        upload = self.bucket.upload
+
+        def slow(path: Path, key: str) -> None:
+            begun.set()
+            assert may_go_on.wait(10)
+            upload(path, key)
+
+        with monkeypatch.context() as slowly:
+            slowly.setattr(self.bucket, "upload", slow)
+            writing = self.writes(iteration)
+            assert begun.wait(10)
+            yield writing
+            may_go_on.set()
+            assert writing.ended.wait(10)
+
+    def goes_on_from(self) -> int:
+        self.checkpoints.adopt("1")
+        return iteration_of(str(self.checkpoints.path("1")))
+
+    def objects(self) -> set[str]:
+        return {key.rpartition("/")[2] for key in self.bucket.entries(".dictserve/checkpoints")}
+
+
+@pytest.fixture
+def hosts(tmp_path: Path) -> Iterator[tuple[Host, Host, Host]]:
+    hosts = Host(tmp_path / "a"), Host(tmp_path / "b"), Host(tmp_path / "c")
+    yield hosts
+    for host in hosts:
+        host.store.workplace.close()
+
+
+@pytest.mark.parametrize("hears_of_it", [False, True])
+def test_an_attempt_that_was_lost_costs_the_one_after_it_no_object(
+    hosts: tuple[Host, Host, Host], monkeypatch: pytest.MonkeyPatch, hears_of_it: bool
 ) -> None:
-    """The service has removed what there was of the job by then: nobody else would."""
-    bucket = bucket_of(ObjectStore(f"memory://{store.workplace.owner}"))
-    begun, may_go_on = threading.Event(), threading.Event()
-    upload = bucket.upload
+    lost, holder, third = hosts
+    with lost.keeps_slowly(10, monkeypatch) as writing:
+        holder.keeps(500)
+        if hears_of_it:
+            writing.abandon()
+    assert third.goes_on_from() == 500
 
-    def slow(path: Path, key: str) -> None:
-        begun.set()
-        assert may_go_on.wait(10)
-        upload(path, key)
 
-    monkeypatch.setattr(bucket, "upload", slow)
-    checkpoints = Checkpoints(store.workplace, SharedFiles(bucket, "checkpoints"))
-    places = (
-        str(store.workplace.checkpoints / "1"),
-        str(store.workplace.staging / "1"),
-        30.0,
-        checkpoints.shared_as("1"),
-    )
-    rows = Rows("F32", (4, 4), lambda rows: np.ones((rows.stop - rows.start, 4), np.float32))
-    told = Told(checkpoint_file.FORMAT, "1", {}, {"iteration": 1.0}, 0.0)
-    writing = fitting.Writing(CheckpointPlace(*places), told, {"Z": rows}, bucket)
-    assert begun.wait(10)
-    if ends_on_the_way:
+def test_an_object_whose_successor_is_abandoned_on_the_way_stays(
+    hosts: tuple[Host, Host, Host], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A fit leaves its checkpoint so where its files are away, and at its end: it is not published yet."""
+    mine, other, _ = hosts
+    mine.keeps(400)
+    with mine.keeps_slowly(500, monkeypatch) as writing:
         writing.abandon()
-        checkpoints.discard("1")
-    may_go_on.set()
-    assert writing.ended.wait(10)
-    assert checkpoints.exists("1") is not ends_on_the_way
+        assert other.goes_on_from() == 400
+    assert other.goes_on_from() == 500
+
+
+def test_an_object_that_comes_after_its_job_s_end_is_swept_however_new_it_is(
+    hosts: tuple[Host, Host, Host], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever ended it has removed what there was of it by then."""
+    mine, other, _ = hosts
+    mine.keeps(1, job="unended")
+    with mine.keeps_slowly(1, monkeypatch) as writing:
+        writing.abandon()
+        other.checkpoints.discard("1")
+    assert len(other.objects()) == 2
+    other.checkpoints.sweep_shared(lambda: {"unended"})
+    assert other.objects() == {f"{mine.store.workplace.owner}.unended.safetensors"}
+
+
+def test_the_first_object_of_an_attempt_replaces_those_before_it(hosts: tuple[Host, Host, Host]) -> None:
+    """However far they are: the fit may have begun again, for they could not be used."""
+    first, second, third = hosts
+    first.bucket.put(".dictserve/checkpoints/1.safetensors", b"an earlier version's, which names no owner")
+    first.keeps(500)
+    second.keeps(1, job="other")
+    before = second.checkpoints.adopt("1")
+    assert len(before) == 2
+    assert first.objects() >= {"1.safetensors", f"{first.store.workplace.owner}.1.safetensors"}
+    second.keeps(30, before)
+    assert third.goes_on_from() == 30
+    mine = f"{second.store.workplace.owner}.1.safetensors"
+    assert first.objects() == {mine, f"{second.store.workplace.owner}.other.safetensors"}
+    assert second.checkpoints.adopt("1") == []  # it replaces its own anyway
+    assert third.checkpoints.adopt("1") == [f".dictserve/checkpoints/{mine}"]
+
+
+def test_an_object_that_cannot_be_had_is_left_to_others(
+    hosts: tuple[Host, Host, Host], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The fit starts again here, and what it comes to is not to be instead of what was further on."""
+    first, second, third = hosts
+    first.keeps(500)
+
+    def refuse(*_: object) -> None:
+        raise OSError(5, "Input/output error")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "replace", refuse)
+        before = second.checkpoints.adopt("1")
+    second.keeps(10, before)
+    assert third.goes_on_from() == 500
+
+
+def test_an_earlier_version_s_object_is_gone_on_from_and_swept(hosts: tuple[Host, Host, Host]) -> None:
+    first, second, _ = hosts
+    first.keeps(7)
+    first.bucket.upload(first.checkpoints.path("1"), ".dictserve/checkpoints/1.safetensors")
+    first.bucket.delete(str(first.checkpoints.shared_as("1")))
+    assert second.checkpoints.exists("1")
+    assert second.goes_on_from() == 7
+    second.checkpoints.sweep_shared(set)
+    assert second.objects() == set()
 
 
 def test_the_loop_serves_on_while_a_checkpoint_is_written(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -410,34 +515,42 @@ def test_a_checkpoint_of_another_format_is_told_as_such(tmp_path: Path, monkeypa
 # --- where they lie ---------------------------------------------------------------------------------------------
 
 
-def test_who_takes_a_job_up_takes_its_newest_checkpoint_over(store: Store) -> None:
+def put(store: Store, owner: str, iteration: int, *, age: int = 0, job: str = "job") -> None:
+    told = msgspec.structs.replace(TOLD, numbers={"iteration": float(iteration)})
+    path = store.workplace.checkpoints / f"{owner}.{job}.safetensors"
+    with path.open("wb", buffering=0) as file:
+        checkpoint_file.write(file, told, {}, lambda: False)
+    os.utime(path, (0, 10**9 - age))
+
+
+@pytest.mark.parametrize("furthest", ["1-old", "2-new", "mine"])
+def test_who_takes_a_job_up_takes_the_checkpoint_over_that_is_furthest_on(store: Store, furthest: str) -> None:
+    """Not the newest: an attempt that was lost may have written that."""
     checkpoints = Checkpoints(store.workplace)
-    for age, owner in ((1, "1-newest"), (3, "1-old"), (2, store.workplace.owner)):
-        path = store.workplace.checkpoints / f"{owner}.job.safetensors"
-        path.write_text(owner)
-        os.utime(path, ns=(0, 10**9 * (10 - age)))
-    (store.workplace.checkpoints / "1-old.other.safetensors").write_text("")
+    for name, age in (("2-new", 1), ("mine", 2), ("1-old", 3)):
+        owner = store.workplace.owner if name == "mine" else name
+        put(store, owner, 500 if name == furthest else 10 - age, age=age)
+    put(store, "1-old", 900, job="other")
     assert checkpoints.exists("job")
-    checkpoints.adopt("job")
-    assert checkpoints.path("job").read_text() == "1-newest"
-    assert sorted(map(job_of, store.workplace.checkpoints.iterdir())) == ["job", "other"]
+    assert checkpoints.adopt("job") == []
+    assert iteration_of(str(checkpoints.path("job"))) == 500
+    assert sorted(job_of(path.name) for path in store.workplace.checkpoints.iterdir()) == ["job", "other"]
     checkpoints.discard("job")
     assert not checkpoints.exists("job")
     assert checkpoints.exists("other")
 
 
-def test_a_sweep_takes_what_is_no_living_process_and_no_unended_job_s(store: Store) -> None:
-    other = Store(store.root)
-    for owner in (store.workplace.owner, other.workplace.owner, "1-dead"):
+def test_a_sweep_takes_what_is_no_unended_job_s_whoever_is_alive(store: Store) -> None:
+    """A job that was this process's may have ended on another replica, which has a disk of its own."""
+    for owner in (store.workplace.owner, "1-dead"):
         for job in ("unended", "ended"):
-            (store.workplace.checkpoints / f"{owner}.{job}.safetensors").write_text("")
-    Checkpoints(store.workplace).sweep(lambda: {store.workplace.owner, other.workplace.owner}, lambda: {"unended"})
+            put(store, owner, 1, job=job)
+
+    def unended() -> set[str]:
+        put(store, store.workplace.owner, 1, job="added")  # since its files were listed
+        return {"unended"}
+
+    Checkpoints(store.workplace).sweep(unended)
     left = {path.name for path in store.workplace.checkpoints.iterdir()}
-    assert left == {
-        *(
-            f"{owner}.{job}.safetensors"
-            for owner in (store.workplace.owner, other.workplace.owner)
-            for job in ("unended", "ended")
-        ),
-        "1-dead.unended.safetensors",
-    }
+    of_mine = {f"{store.workplace.owner}.{job}.safetensors" for job in ("unended", "added")}
+    assert left == of_mine | {"1-dead.unended.safetensors"}

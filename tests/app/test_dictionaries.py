@@ -1,6 +1,8 @@
 """``/dictionaries``: import, weights, labels, removal, and what has not changed."""
 
+import errno
 import io
+import os
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -151,6 +153,19 @@ def test_labels_that_are_refused(client: TestClient, digits: str, patch: dict[st
     assert client.get(URL).json()["labels"] == {}
 
 
+def test_labels_are_read_as_a_patch_of_json_too(client: TestClient, digits: str) -> None:
+    told = {"content-type": "application/merge-patch+json; charset=utf-8"}
+    answer = client.patch(URL, content=b'{"labels": {"a": "b"}}', headers=told)
+    assert (answer.status_code, answer.json()["labels"]) == (200, {"a": "b"})
+
+
+@pytest.mark.parametrize("type", ["application/xml", "application/x-npy", "text/csv", "multipart/form-data"])
+def test_labels_are_of_no_other_type(client: TestClient, digits: str, type: str) -> None:
+    answer = client.patch(URL, content=b"{}", headers={"content-type": type})
+    assert answer.status_code == 415
+    assert answer.json()["detail"] == f"Content-Type {type!r} is not read here: fields are sent as application/json"
+
+
 @pytest.mark.parametrize(
     ("content", "status", "type"),
     [
@@ -285,6 +300,41 @@ def test_a_name_that_is_to_be_new_is(client: TestClient, store: Store) -> None:
     assert client.put("/dictionaries/new", json={"data": D.tolist()}).status_code == 201
 
 
+@pytest.mark.parametrize("told", ["*", "*, *", " *"])
+def test_whoever_asks_for_a_new_name_in_several_lines_asks_for_one(
+    client: TestClient, digits: str, told: str
+) -> None:
+    answer = client.put(URL, json={"data": D.tolist()}, headers={"if-none-match": told})
+    assert (answer.status_code, answer.json()["type"]) == (412, "precondition-failed")
+
+
+@pytest.mark.parametrize("told", ['"abc"', '"*"', '*, "abc"', "abc"])
+def test_an_import_unless_something_is_there_is_refused(
+    client: TestClient, store: Store, digits: str, told: str
+) -> None:
+    answer = client.put(URL, json={"data": D.tolist()}, headers={"if-none-match": told})
+    assert answer.status_code == 422
+    assert answer.json()["errors"][0]["loc"] == ["header", "if-none-match"]
+    assert store.versions("digits") == [1]
+
+
+def test_what_has_changed_gets_no_version_of_who_knows_it_as_it_was(
+    client: TestClient, digits: str, store: Store
+) -> None:
+    def put(if_match: str, url: str = URL) -> tuple[int, str]:
+        answer = client.put(url, json={"data": D.tolist()}, headers={"if-match": if_match})
+        return answer.status_code, answer.json().get("type", "")
+
+    known = client.get(URL).headers["etag"]
+    failed = (412, "precondition-failed")
+    assert put('"other"') == put(f"W/{known}") == put("*", "/dictionaries/new") == failed
+    assert put(f'"other", {known}') == (201, "")
+    assert put(known) == failed  # that was of the version before
+    assert put("*") == (201, "")
+    assert store.versions("digits") == [1, 2, 3]
+    assert store.versions("new") == []
+
+
 def test_of_those_who_would_make_a_new_name_at_once_one_does(client: TestClient, store: Store) -> None:
     def put(_: int) -> int:
         answer = client.put("/dictionaries/new", json={"data": D.tolist()}, headers={"if-none-match": "*"})
@@ -301,3 +351,43 @@ def test_what_is_damaged_is_told_in_the_log_with_the_request(
     (store.root / digits / "1" / "dictionary.safetensors").write_bytes(b"x")
     assert client.get("/dictionaries/digits/weights").status_code == 500
     assert "GET /dictionaries/digits/weights: dictionary-damaged: " in caplog.text
+
+
+def test_a_record_that_the_disk_does_not_give_hides_no_other(
+    settings: Settings, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It may be passing, and is a 503, but where that stands for a list of others."""
+    for name in ("a", "a", "b"):
+        publish(store, name, D)
+    opening = os.open
+
+    def failing(path: Any, *args: Any, **told: Any) -> int:
+        if str(path).endswith("a/2/meta.json"):
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        return opening(path, *args, **told)
+
+    monkeypatch.setattr("os.open", failing)
+    with TestClient(create_app(settings, supervisor=WorkerDouble(settings))) as client:
+        listed = client.get("/dictionaries").json()["dictionaries"]
+        assert [(told["name"], told["version"]) for told in listed] == [("a", 1), ("b", 1)]
+        states = {(told["name"], told["version"]): told for told in client.post("/v2/repository/index").json()}
+        assert {key: told["state"] for key, told in states.items()} == {
+            ("a", "1"): "READY",
+            ("a", "2"): "UNAVAILABLE",
+            ("b", "1"): "READY",
+        }
+        said = "meta.json of a@2 cannot be read: Input/output error"
+        assert states["a", "2"]["reason"] == said
+        fit = {"nb_concepts": 2, "data": [[1, 0], [0, 1]]}
+        encode = {"data": [[1, 2, 3, 4]]}
+        for answer in (
+            client.get("/dictionaries/a"),
+            client.post("/encode", json=encode | {"dictionary": "a"}),
+            client.post("/fit", json=fit | {"name": "a"}),
+        ):
+            assert (answer.status_code, answer.json()["detail"]) == (503, said)
+            assert int(answer.headers["retry-after"]) > 0
+        assert client.post("/encode", json=encode | {"dictionary": "a@1"}).status_code == 200
+        assert client.post("/fit", json=fit | {"name": "b"}).status_code == 202
+        assert client.delete("/dictionaries/a@2").status_code == 204
+        assert client.post("/fit", json=fit | {"name": "a"}).status_code == 202

@@ -1,20 +1,25 @@
 """``files`` of ``/fit``: what may be named, what is checked when, and what comes of files that change."""
 
+import errno
 import os
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
 import pytest
 from fastapi.testclient import TestClient
 
+from app.errors import DataUnavailable, StoreFull
 from app.formats import npy_file
 from app.jobs import data_files
 from app.main import create_app
 from app.settings import Settings
 from app.store.store import Store
+from app.store.uploads import Staged, Uploads
+from app.store.workplace import Workplace, owner_of
 from tests.app.conftest import WorkerDouble, ended, publish
 from tests.waiting import until
 
@@ -125,8 +130,9 @@ def test_patterns(client: TestClient, data: Path, patterns: list[str], names: li
         ("layer4/../a.npy", "without `..`"),
         ("/etc/passwd", "relative to the data directory"),
         ("{data}/layer4/a.npy", "relative to the data directory"),
-        ("a\0b", "relative to the data directory"),
-        (".", "relative to the data directory"),
+        ("a\0b", "'a\\x00b' is not taken: it has a character that is not printable"),
+        (".", "'.' is not taken: it means the data directory itself"),
+        ("./", "'./' is not taken: it means the data directory itself"),
         ("", "at least 1 character"),
         ("x" * 1025, "at most 1024"),
         ("x" * 300, "File name too long" if sys.version_info < (3, 13) else "matches no file"),
@@ -137,6 +143,7 @@ def test_patterns(client: TestClient, data: Path, patterns: list[str], names: li
         ("*/" * 500 + "a.npy", "at most 100 parts"),
         ("nothing/*.npy", "'nothing/*.npy' matches no file"),
         ("layer4/deep", "matches no file"),
+        ("layer4/deep/*.npy", "matches no file"),
         ("layer4/pipe.npy", "matches no file"),
         ("out.npy", "out.npy leads out of the data directory"),
         ("out/secret.npy", "leads out of the data directory"),
@@ -269,6 +276,41 @@ def test_clip_makes_negatives_zero(client: TestClient, data: Path, worker: Worke
     np.testing.assert_array_equal(staged(worker), np.vstack([A[:6], np.zeros((4, 4))]))
 
 
+def absent(data: Path, patched: pytest.MonkeyPatch) -> None:
+    data.rename(data.with_name("elsewhere"))
+
+
+def empty(data: Path, patched: pytest.MonkeyPatch) -> None:
+    absent(data, patched)
+    data.mkdir()
+
+
+def unlisted(data: Path, patched: pytest.MonkeyPatch) -> None:
+    def stale(*_: object) -> None:
+        raise OSError(errno.ESTALE, "as of a network's disk", str(data))
+
+    patched.setattr(Path, "glob", stale)
+
+
+def unopened(data: Path, patched: pytest.MonkeyPatch) -> None:
+    def broken(*_: object) -> None:
+        raise OSError(errno.EIO, "as of a disk that fails", str(data))
+
+    patched.setattr(data_files, "opened", broken)
+
+
+@pytest.mark.parametrize("away", [absent, empty, unlisted, unopened])
+def test_a_directory_that_is_away_is_not_the_requests_fault(
+    client: TestClient, data: Path, monkeypatch: pytest.MonkeyPatch, away: Callable[[Path, pytest.MonkeyPatch], None]
+) -> None:
+    with monkeypatch.context() as patched:
+        away(data, patched)
+        answer = client.post("/fit", json=FIT)
+    assert (answer.status_code, answer.json()["type"]) == (503, "data-unavailable"), answer.text
+    assert int(answer.headers["retry-after"]) > 0
+    assert client.get("/jobs").json()["jobs"] == []
+
+
 def other_values(path: Path) -> None:
     np.save(path, A[6:] + 1)
     os.utime(path, ns=(0, 0))
@@ -369,6 +411,90 @@ def test_a_key_is_of_the_files_that_are_named(client: TestClient, data: Path) ->
     assert client.post("/fit", json=FIT, headers=headers).json()["id"] == first["id"]
     other = client.post("/fit", json=FIT | {"files": ["layer4/a.npy"]}, headers=headers)
     assert other.json()["type"] == "idempotency-key-reused"
+
+
+def removed(data: Path, patched: pytest.MonkeyPatch) -> None:
+    for path in (data / "layer4").glob("*.npy"):
+        path.unlink()
+
+
+def full(data: Path, patched: pytest.MonkeyPatch) -> None:
+    def refused(*_: object) -> None:
+        raise StoreFull("no room")
+
+    patched.setattr(Uploads, "require_room", refused)
+
+
+@pytest.mark.parametrize("meanwhile", [removed, absent, empty, unopened, full])
+def test_a_request_that_comes_again_has_its_job_whatever_has_become_of_its_files(
+    client: TestClient,
+    data: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    meanwhile: Callable[[Path, pytest.MonkeyPatch], None],
+) -> None:
+    headers = {"idempotency-key": "abc"}
+    first = ended(client, client.post("/fit", json=FIT, headers=headers).json()["id"])
+    meanwhile(data, monkeypatch)
+    again = client.post("/fit", json=FIT, headers=headers)
+    assert (again.status_code, again.json()) == (200, first)
+    other = client.post("/fit", json=FIT | {"clip": True}, headers=headers)
+    assert (other.status_code, other.json()["type"]) == (422, "idempotency-key-reused"), other.text
+    both = client.post("/fit", json=FIT | {"data": A.tolist()}, headers=headers)
+    assert both.json()["errors"][0]["loc"] == ["files"], both.text
+
+
+# --- two attempts at one job -----------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def attempts(tmp_path: Path) -> Iterator[tuple[Uploads, Uploads]]:
+    """What two services on one store stage: the one that was taken for dead, and the one that has the job."""
+    workplaces = [Workplace(tmp_path / "models" / ".dictserve") for _ in range(2)]
+    for workplace in workplaces:
+        workplace.open()
+    yield Uploads(workplaces[0]), Uploads(workplaces[1])
+    for workplace in workplaces:
+        workplace.close()
+
+
+def rows_in(uploads: Uploads, staged: Staged) -> np.ndarray:
+    return np.memmap(uploads.path(staged.file), np.float32, "r", staged.data_offset, A.shape)
+
+
+@pytest.mark.parametrize("ends", ["cancelled", "without its files", "whole"])
+def test_an_attempt_that_was_lost_leaves_what_another_has_staged(
+    attempts: tuple[Uploads, Uploads], ends: str
+) -> None:
+    lost, holder = attempts
+    file = holder.new_path().name
+    staged = holder.stage_blocks(file, *A.shape, [A[:6], A[6:]], lambda: False)
+    assert staged is not None
+
+    def blocks() -> Iterator[np.ndarray]:
+        np.testing.assert_array_equal(rows_in(holder, staged), A)
+        yield A[:6]
+        np.testing.assert_array_equal(rows_in(holder, staged), A)
+        if ends == "without its files":
+            raise DataUnavailable("away")
+        yield A[6:]
+
+    begun = iter([False, ends == "cancelled"])
+    with pytest.raises(DataUnavailable) if ends == "without its files" else nullcontext():
+        again = lost.stage_blocks(file, *A.shape, blocks(), lambda: next(begun))
+        assert again == (None if ends == "cancelled" else staged)
+    np.testing.assert_array_equal(rows_in(holder, staged), A)
+    workplace = holder.path(file).parent.parent
+    assert list((workplace / "staging").iterdir()) == []
+
+
+def test_what_is_staged_after_its_job_has_ended_is_swept(attempts: tuple[Uploads, Uploads]) -> None:
+    """Though the process lives that took the request."""
+    lost, holder = attempts
+    file = holder.new_path().name
+    holder.discard(file)
+    assert lost.stage_blocks(file, *A.shape, [A], lambda: False) is not None
+    lost.sweep(lambda: {owner_of(Path(file))}, set)
+    assert not lost.path(file).exists()
 
 
 # --- online fits ------------------------------------------------------------------------------------------------

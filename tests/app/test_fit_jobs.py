@@ -26,6 +26,7 @@ from app.jobs.jobs import ENDED, Jobs
 from app.jobs.leases import Leases
 from app.main import create_app
 from app.schemas import FitRequest
+from app.services import Services
 from app.settings import Settings
 from app.store.references import Reference
 from app.store.store import Store
@@ -33,6 +34,7 @@ from app.store.uploads import Uploads
 from app.supervisor import JobListener
 from app.worker.frames import Frame
 from app.worker.messages import Failed, FitBegun, FitProgress, ToWorker
+from app.workers import Workers
 from demo.service import npy
 from tests.app.conftest import WorkerDouble, ended
 from tests.waiting import SOON_SECONDS, until
@@ -47,12 +49,26 @@ def settings(settings: Settings, database_url: str) -> Settings:
     return settings.model_copy(update={"database_url": database_url})
 
 
-@pytest.mark.parametrize("last", ["1-" + "9" * 5000, "9" * 5000 + "-1", "end", "1-1-1"])
+@pytest.mark.parametrize("last", ["1-" + "9" * 5000, "9" * 5000 + "-1", "ended", "1-1-1"])
 def test_events_after_one_that_there_never_was_are_all_told(client: TestClient, last: str) -> None:
     id = client.post("/fit", json=FIT).json()["id"]
     ended(client, id)
     answer = client.get(f"/jobs/{id}/events", headers={"last-event-id": last})
     assert "event: end" in answer.text
+
+
+def test_who_has_had_the_end_of_a_jobs_events_is_told_that_nothing_follows(
+    client: TestClient, worker: WorkerDouble
+) -> None:
+    """Or an EventSource that is not closed asks again for ever."""
+    worker.fits_hang = True
+    id = client.post("/fit", json=FIT).json()["id"]
+    with ThreadPoolExecutor(1) as pool:  # it cannot have had the end of one that has not ended
+        following = pool.submit(client.get, f"/jobs/{id}/events", headers={"last-event-id": "end"})
+        client.post(f"/jobs/{id}/cancel")
+        assert (following.result().status_code, "event: end" in following.result().text) == (200, True)
+    answer = client.get(f"/jobs/{id}/events", headers={"last-event-id": "end"})
+    assert (answer.status_code, answer.content) == (204, b"")
 
 
 def test_a_fit_is_accepted_runs_and_publishes(client: TestClient, store: Store) -> None:
@@ -658,6 +674,26 @@ def test_a_database_that_is_far_away_takes_every_fit(
         answers = [client.post("/fit", json=FIT) for _ in range(5)]
         monkeypatch.undo()
     assert [answer.status_code for answer in answers] == [202] * 5, answers[-1].text
+
+
+def test_what_a_lost_machine_had_staged_is_removed_once_its_lease_is_ended(
+    settings: Settings, worker: WorkerDouble, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Which may be long after the start, and by another service."""
+    monkeypatch.setattr(fits, "TAKEOVER_SECONDS", 0.01)
+    lost = Services(settings, Workers(settings, [worker]))
+    workplace = lost.store.workplace
+    workplace.owner = "another-1-a"
+    lost.open()
+    staged = workplace.staging / workplace.owned_name()
+    staged.mkdir()
+    with TestClient(create_app(settings, supervisor=worker)) as client:
+        time.sleep(0.1)
+        assert staged.exists()
+        lost.leases.give_back()
+        until(lambda: list(workplace.staging.iterdir()) == [])
+        services: Services = client.app.state.services  # type: ignore[attr-defined]
+        assert [lock.name for lock in (workplace.directory / "owners").iterdir()] == [services.store.workplace.owner]
 
 
 def test_data_that_is_slow_to_remove_costs_nobody_the_lease(

@@ -1,6 +1,8 @@
 """The parser of the Open Inference Protocol's bodies: what it reads, and what it refuses without harm."""
 
 import json
+import re
+from typing import Any
 
 import numpy as np
 import pytest
@@ -58,13 +60,29 @@ def test_whole_numbers_in_json() -> None:
     np.testing.assert_array_equal(read(memoryview(as_json([0, 255], [2], "UINT8")), None)[1], [0, 255])
 
 
+@pytest.mark.parametrize("datatype", [name for name in DATATYPES if "INT" in name])
+def test_the_extremes_of_integers_in_json(datatype: str) -> None:
+    limits = np.iinfo(DATATYPES[datatype])
+    extremes = [int(limits.min), int(limits.max)]
+    _, told = read(memoryview(as_json(extremes, [2], datatype)), None)
+    np.testing.assert_array_equal(told, np.array(extremes, np.float64))
+
+
 @pytest.mark.parametrize(
-    ("data", "datatype", "index"),
-    [([1, 1.5], "INT32", 1), ([256, 0], "UINT8", 0), ([0, -1], "UINT64", 1), ([0, 2**63], "INT64", 1)],
+    ("data", "datatype", "said"),
+    [
+        ([1, 1.5], "INT32", "1: 1.5"),
+        ([256, 0], "UINT8", "0: 256"),
+        ([[1, 2], [3, 300]], "INT8", "1.1: 300"),
+        ([0, -1], "UINT64", "1: -1"),
+        ([0, 2**64 + 2**12], "UINT64", "1: 1.8446744073709556e+19"),  # the next number that float64 has
+        ([0, 2**63 + 2**11], "INT64", "1: 9.223372036854778e+18"),
+        ([0, 2**31], "INT32", "1: 2147483648"),
+    ],
 )
-def test_numbers_that_are_not_of_the_datatype(data: list[float], datatype: str, index: int) -> None:
-    with pytest.raises(AppError, match=rf"data\.{index}: .* is no {datatype}"):
-        read(memoryview(as_json(data, [2], datatype)), None)
+def test_numbers_that_are_not_of_the_datatype(data: list[Any], datatype: str, said: str) -> None:
+    with pytest.raises(AppError, match=rf"^inputs\.0\.data\.{re.escape(said)} is no {datatype}$"):
+        read(memoryview(as_json(data, list(np.shape(data)), datatype)), None)
 
 
 def test_what_is_written_has_the_outputs_in_order() -> None:

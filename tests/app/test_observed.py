@@ -115,6 +115,13 @@ def test_a_request_has_an_id(client: TestClient) -> None:
     assert client.get("/nowhere").headers["x-request-id"]
 
 
+def test_a_cache_that_others_share_keeps_no_events(client: TestClient) -> None:
+    """The framework says `no-cache` of them, and a shared one may keep what has to be asked for again."""
+    id = client.post("/fit?name=x&nb_concepts=2&max_iter=5", content=ROWS, headers={"Prefer": "wait=20"}).json()["id"]
+    headers = client.get(f"/jobs/{id}/events").headers
+    assert headers.get_list("cache-control") == ["private, no-cache"]
+
+
 def test_metrics_need_a_token_unless_they_are_open(tmp_path: Path) -> None:
     add(tmp_path / "tokens", "a", ["read"], new_token(), {})
     for metrics_open, status in ((False, 401), (True, 200)):

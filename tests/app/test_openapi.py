@@ -4,6 +4,7 @@
 """
 
 import json
+import sqlite3
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -96,6 +97,16 @@ def test_what_needs_the_store_or_the_jobs_tells_that_they_may_be_away() -> None:
     for call, path, responses in RESPONSES:
         if path.startswith(("/fit", "/jobs", "/encode", "/decode", "/dictionaries", "/v2/models", "/v2/repository")):
             assert "503" in responses, call
+
+
+def test_what_reads_a_jobs_record_tells_that_it_may_be_damaged(client: TestClient, tmp_path: Path) -> None:
+    id = client.get("/jobs").json()["jobs"][0]["id"]
+    with sqlite3.connect(tmp_path / "models" / ".dictserve" / "jobs.sqlite3") as database:
+        database.execute("UPDATE jobs SET progress = '{'")
+    for method, path in (("get", "/jobs/{id}"), ("get", "/jobs/{id}/events"), ("post", "/jobs/{id}/cancel")):
+        answer = client.request(method, path.format(id=id))
+        assert (answer.status_code, answer.json()["type"]) == (500, "job-damaged")
+        assert "500" in DOCUMENT["paths"][path][method]["responses"], f"{method} {path}"
 
 
 def test_readyz_answers_the_same_either_way() -> None:

@@ -2,12 +2,15 @@
 
 import asyncio
 import json
+import re
 
 import numpy as np
 import pytest
 from uvicorn.config import Config
 from uvicorn.server import ServerState
 
+from app import logs
+from app.http import protocol as http_protocol
 from app.http.protocol import bounded
 from app.main import create_app
 from app.settings import Settings
@@ -171,6 +174,151 @@ def test_half_a_request_behind_an_answer_has_the_time_of_headers(settings: Setti
     for sent in ([request() + b"GET /livez HT"], [request(), b"GET /livez HT"]):
         socket = served(settings, [*sent, *[b""] * 80], 1)
         assert [answer[:12] for answer in socket.written] == [b"HTTP/1.1 200", b"HTTP/1.1 408"]
+
+
+@pytest.fixture
+def impatient(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> Settings:
+    """With a line for each request; who sends `NOTHING` for so long is too slow."""
+    monkeypatch.setattr(http_protocol, "LOOK_SECONDS", 0.02)
+    return settings.model_copy(update={"header_seconds": 0.1, "transfer_seconds": 0.1, "access_log": True})
+
+
+NOTHING = [b""] * 30
+LARGE = "A: " + 70_000 * "x" + "\r\n"  # more than headers may have
+
+
+@pytest.mark.parametrize(
+    "sent",
+    [
+        b"POST /encode HTTP/1.1\r\nHost: x\r\nContent-Encoding: gzip\r\nContent-Length: 100\r\n\r\n",
+        b"GET /livez HTTP/1.1\r\nHost: x\r\nContent-Length: 10\r\n\r\nab",
+    ],
+    ids=["refused", "served"],
+)
+def test_a_request_has_one_answer_though_its_body_never_comes(impatient: Settings, sent: bytes) -> None:
+    """A proxy would take the second for that to the next request."""
+    socket = served(impatient, [sent, *NOTHING], 1)
+    assert b"".join(socket.written).count(b"HTTP/1.1 ") == 1
+    assert socket.closed
+
+
+@pytest.mark.parametrize(
+    ("sent", "status"),
+    [
+        (f"GET /v2 HTTP/1.1\r\nHost: x\r\n{LARGE}\r\n".encode(), 431),
+        (b"GET /v2/models/digits HTTP/1.1\r\n\r\n", 400),
+        (b"GET /v2/models/digits HTTP/1.1\r\nHo", 408),
+        (request(path="/v2/models/digits/infer")[:-1], 408),
+    ],
+    ids=["large headers", "no host", "headers without an end", "a body without an end"],
+)
+def test_refusals_of_the_inference_protocol_have_its_form(impatient: Settings, sent: bytes, status: int) -> None:
+    (answer,) = served(impatient, [sent, *NOTHING], 0).written
+    line, headers, body = read(answer)
+    assert line.startswith(b"HTTP/1.1 %d " % status)
+    assert headers[b"content-type"] == b"application/json"
+    assert list(json.loads(body)) == ["error"]
+
+
+# id: (what is sent, status, method and path as far as they are known)
+REFUSED: dict[str, tuple[list[bytes], int, str, str]] = {
+    "large headers": (
+        [f"GET /jobs?limit=1 HTTP/1.1\r\nX-Request-ID: r\r\n{LARGE}\r\n".encode()],
+        431,
+        "GET",
+        "/jobs",
+    ),
+    "no host": ([b"GET /jobs HTTP/1.1\r\nX-Request-ID: r\r\n\r\n"], 400, "GET", "/jobs"),
+    "no host, and another behind it": (
+        [b"DELETE /a%20b HTTP/1.1\r\nX-Request-ID: r\r\n\r\nGET /livez HTTP/1.1\r\nHost: x\r\n\r\n"],
+        400,
+        "DELETE",
+        "/a b",
+    ),
+    "a body without an end": ([request()[:-1], *NOTHING], 408, "POST", "/encode"),
+    "headers without an end": ([b"GET /livez HTTP/1.1\r\nX-Request-ID: r\r\nHo", *NOTHING], 408, "GET", "/livez"),
+    "a line without an end": ([b"GE", *NOTHING], 408, "other", ""),
+    "no request": ([b"garbage\r\n\r\n"], 400, "other", ""),
+}
+
+
+@pytest.mark.parametrize("answered", [0, 1], ids=["first", "after another"])
+@pytest.mark.parametrize("case", REFUSED.values(), ids=REFUSED.keys())
+def test_each_refusal_has_an_id_and_a_line(
+    impatient: Settings,
+    capsys: pytest.CaptureFixture[str],
+    case: tuple[list[bytes], int, str, str],
+    answered: int,
+) -> None:
+    logs.configure("json", "info")
+    (begun, *more), status, method, path = case
+    before = b"GET /readyz HTTP/1.1\r\nHost: x\r\nX-Request-ID: before\r\n\r\n" * answered
+    socket = served(impatient, [before + begun, *more], answered)
+    line, headers, _ = read(socket.written[-1])
+    assert line.startswith(b"HTTP/1.1 %d " % status)
+    id = headers[b"x-request-id"].decode()
+    assert id == "r" if b"X-Request-ID: r" in begun else re.fullmatch("[0-9a-f]{16}", id)
+    lines = [json.loads(line) for line in capsys.readouterr().err.splitlines()]
+    (told,) = [line for line in lines if line["event"] == "request" and line["status"] == str(status)]
+    assert (told["request_id"], told["method"], told["path"]) == (id, method, path)
+
+
+@pytest.mark.parametrize("length", [len(BODY), 1_000_000])
+def test_one_request_too_many_is_answered_as_others_are(
+    impatient: Settings, capsys: pytest.CaptureFixture[str], length: int
+) -> None:
+    logs.configure("json", "info")
+    settings = impatient.model_copy(update={"max_connections": 0})
+    sent = request().replace(str(len(BODY)).encode(), str(length).encode())
+    answer = b"".join(served(settings, [sent], 1).written)
+    assert answer.startswith(b"HTTP/1.1 503 ")
+    assert answer.count(b"connection: close") == 1
+    assert b"\r\nx-request-id: r\r\n" in answer
+    lines = [json.loads(line) for line in capsys.readouterr().err.splitlines()]
+    assert [(line["request_id"], line["status"]) for line in lines if line.get("path") == "/encode"] == [("r", "503")]
+
+
+def test_one_connection_too_many_is_told_with_an_id(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(http_protocol, "SPARE_CONNECTIONS", 0)
+    socket = served(settings.model_copy(update={"max_connections": 0}), [], 0)
+    line, headers, body = read(b"".join(socket.written))
+    assert line == b"HTTP/1.1 503 Service Unavailable"
+    assert (headers[b"retry-after"], headers[b"connection"]) == (b"1", b"close")
+    assert headers[b"x-request-id"]
+    assert json.loads(body)["type"] == "too-many-connections"
+
+
+@pytest.mark.parametrize(
+    ("line", "told"),
+    [
+        ("CONNECT localhost:80 HTTP/1.1", "CONNECT asks a proxy for a tunnel, and this is none"),
+        ("FOO /livez HTTP/1.1", "begins with its method; there are DELETE, GET, HEAD, PATCH, POST, PUT"),
+        ("GET /livez HTTP/9.9", "this is not a request of HTTP/1.1"),
+    ],
+)
+def test_what_is_not_read_is_told_why(settings: Settings, line: str, told: str) -> None:
+    (answer,) = served(settings, [f"{line}\r\nHost: x\r\n\r\n".encode()], 0).written
+    assert answer.startswith(b"HTTP/1.1 400 ")
+    assert told in json.loads(answer.partition(b"\r\n\r\n")[2])["detail"]
+
+
+@pytest.mark.parametrize(
+    ("path", "type", "limits"),
+    [
+        ("/encode", "application/json", {"max_json_bytes": 1000}),
+        ("/encode?dictionary=digits", "text/csv", {"bodies_bytes": 1000}),
+        ("/encode?dictionary=digits", "", {"bodies_bytes": 1000}),
+        ("/fit", "application/json", {"max_json_bytes": 1000}),
+        ("/fit?name=a&nb_concepts=1", "text/csv", {"max_body_bytes": 1000}),
+    ],
+)
+def test_a_length_over_the_limit_is_told_before_the_body_is_asked_for(
+    settings: Settings, path: str, type: str, limits: dict[str, int]
+) -> None:
+    more = f"Expect: 100-continue\r\nContent-Type: {type}\r\n"
+    sent = request(path=path, body=bytes(2000), more=more)[:-2000]
+    answer = b"".join(served(settings.model_copy(update=limits), [sent], 1).written)
+    assert answer.startswith(b"HTTP/1.1 413 ")
 
 
 @pytest.mark.parametrize("protocol", ["h2c", "websocket"])

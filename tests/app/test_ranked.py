@@ -3,6 +3,8 @@
 import socket
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -10,9 +12,13 @@ import pytest
 import core
 from app.errors import KINDS, WorkerFailed, kind_of
 from app.settings import Settings
+from app.store.checkpoints import Checkpoints
+from app.store.object_store import ObjectStore
+from app.store.shared_files import SharedFiles
+from app.store.store import Store
 from app.supervisor import error_of
 from app.worker import frames, launch, ranked
-from app.worker.messages import Configure, Failed, Fit
+from app.worker.messages import CheckpointPlace, Configure, Failed, Fit
 from app.worker.watch import EXIT_CODE
 from core.errors import RankLost
 
@@ -101,3 +107,19 @@ def _is_untold(channel: tuple[socket.socket, socket.socket], folder: Path) -> No
 def test_no_message_makes_a_lost_rank_of_a_clients_request() -> None:
     error = error_of(Failed("j", "RankLost", "rank 1 of 2 has lost another"))
     assert (type(error), kind_of(error).status) == (WorkerFailed, 500)
+
+
+def test_the_object_of_its_checkpoint_replaces_those_of_earlier_attempts(tmp_path: Path) -> None:
+    store = Store(tmp_path / "models", ObjectStore(f"memory://{tmp_path}"))
+    store.workplace.open()
+    assert store.bucket is not None
+    store.bucket.put(".dictserve/checkpoints/dead.job.safetensors", b"an earlier one")
+    checkpoints = Checkpoints(store.workplace, SharedFiles(store.bucket, "checkpoints"))
+    before, shared_as = checkpoints.adopt("job"), checkpoints.shared_as("job")
+    place = CheckpointPlace(str(checkpoints.path("job")), str(checkpoints.staged("job")), 1.0, shared_as, before)
+    fit = Fit("job", "a", 0, 4, 2, 1, "hals", 1, 0.0, "auto", 0, checkpoint=place)
+    ranks: Any = SimpleNamespace(rank=0)
+    steps: Any = SimpleNamespace(state=lambda: {"D": torch.ones(1, 2), "losses": torch.ones(3)})
+    assert ranked.RankedFit(fit, ranks, torch.device("cpu"), store, lambda *_: None)._keep(steps, place)
+    assert set(store.bucket.entries(".dictserve/checkpoints")) == {shared_as}
+    store.workplace.close()

@@ -1,5 +1,6 @@
 """The store: a reader sees a whole version or none, and a damaged one never hides another; wherever the bytes lie."""
 
+import errno
 import json
 import os
 import shutil
@@ -22,7 +23,7 @@ from app.store.bucket import Bucket, bucket_of
 from app.store.files import Files
 from app.store.object_store import ObjectStore
 from app.store.references import Reference, check_name
-from app.store.store import Labels, Store
+from app.store.store import DictionaryRecord, Labels, Store
 from app.store.workplace import MACHINE
 from tests.app.conftest import D, publish
 from tests.s3 import S3
@@ -221,6 +222,28 @@ def test_a_name_whose_directory_cannot_be_used_takes_no_fit(opened: Store, monke
     opened.require_free("other")
     with pytest.raises(StoreUnavailable, match="directory of 'digits' cannot be used"):
         opened.require_free("digits")
+
+
+@pytest.mark.parametrize("code", [errno.EIO, errno.EACCES, errno.ESTALE], ids=errno.errorcode.get)
+def test_a_directory_that_the_disk_does_not_give_is_waited_for(
+    opened: Store, monkeypatch: pytest.MonkeyPatch, code: int
+) -> None:
+    """A fit that has ended was failed for it: what waits for the store knows no errors of disks."""
+    publish(opened, "digits", D)
+    look = os.stat
+
+    def failing(path: Any, *args: Any, **told: Any) -> os.stat_result:
+        if Path(path).name in (opened.root.name, "digits"):
+            raise OSError(code, os.strerror(code))
+        return look(path, *args, **told)
+
+    monkeypatch.setattr("os.stat", failing)
+    told = f"the directory of digits cannot be read: {os.strerror(code)}"
+    for asked in (opened.require_free, lambda name: publish(opened, name, D, job="1")):
+        with pytest.raises(StoreUnavailable, match=told):
+            asked("digits")
+    with pytest.raises(StoreUnavailable, match=f"the store cannot be used: {os.strerror(code)}"):
+        opened.versions("other")  # whether it is gone with the whole store is not known
 
 
 def test_numbers_of_what_is_removed_at_once_are_not_given_again(place: Place) -> None:
@@ -441,6 +464,22 @@ def unreadable(opened: Store, monkeypatch: pytest.MonkeyPatch) -> set[str]:
     return names
 
 
+@pytest.fixture
+def withheld(monkeypatch: pytest.MonkeyPatch) -> dict[str, int]:
+    """Files that a disk does not give, by the ends of their paths, and the errors that it tells."""
+    errors: dict[str, int] = {}
+    opening = os.open
+
+    def failing(path: Any, *args: Any, **told: Any) -> int:
+        for end, code in errors.items():
+            if str(path).endswith(end):
+                raise OSError(code, os.strerror(code))
+        return opening(path, *args, **told)
+
+    monkeypatch.setattr("app.store.disk.os.open", failing)
+    return errors
+
+
 def test_a_directory_that_cannot_be_read_hides_no_other(
     opened: Store, unreadable: set[str], caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -499,6 +538,43 @@ def test_a_sweep_takes_the_leavings_of_the_dead_and_spares_the_living(opened: St
     assert {path.name for path in owners.iterdir()} == {opened.workplace.owner, starting.workplace.owner}
 
 
+@pytest.mark.parametrize("refused", ["rename", "rmtree", "unlink"])
+def test_what_cannot_be_swept_is_told_of_and_left(
+    opened: Store, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, refused: str
+) -> None:
+    """It may be another user's, and would end each start."""
+    workplace = opened.workplace
+    (workplace.staging / "123-dead.aa").mkdir()
+    (workplace.staging / "123-dead.bb").touch()
+    (workplace.directory / "owners" / "123-dead").touch()
+
+    def refuse(*_: object, **__: object) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied", "file")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(shutil if refused == "rmtree" else Path, refused, refuse)
+        workplace.sweep(set)
+    left = {str(path) for path in (*workplace.staging.iterdir(), *workplace.directory.glob("owners/123-dead"))}
+    told = {record.getMessage().partition(", which a dead process has left, stays")[0] for record in caplog.records}
+    assert len(left) == len(told) == {"rename": 2, "rmtree": 1, "unlink": 2}[refused]
+    assert told == left or refused == "rename"  # that error names both
+    workplace.sweep(set)
+    assert [*workplace.staging.iterdir(), *workplace.directory.glob("owners/123-dead")] == []
+
+
+def test_a_lock_that_may_not_be_opened_tells_nothing(opened: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another user's, who has a process on this machine, or had one."""
+    theirs = opened.workplace.directory / "owners" / f"{MACHINE}-1-other"
+    theirs.touch()
+
+    def refuse(*_: object) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "open", refuse)
+        assert not opened.workplace.lock_is_free(theirs.name)
+
+
 def test_what_is_swept_of_a_living_owner_is_published_whole_or_not_at_all(
     opened: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -555,6 +631,86 @@ def test_a_record_that_cannot_be_read_for_a_moment_may_be_the_jobs(
         assert place.bucket.entries("a").keys() == there
     assert publish(other, "a", D, job="1") == 1
     assert place.store().versions("a") == [1, 2]
+
+
+PASSING = [errno.EIO, errno.EACCES, errno.EPERM, errno.ESTALE, errno.ETIMEDOUT, errno.EMFILE]
+
+
+@pytest.mark.parametrize("code", PASSING, ids=errno.errorcode.get)
+def test_a_record_that_a_disk_does_not_give_for_a_moment_may_be_the_jobs(
+    opened: Store, withheld: dict[str, int], code: int
+) -> None:
+    publish(opened, "a", D, job="1")
+    other = Store(opened.root)
+    other.workplace.open()
+    withheld["a/1/meta.json"] = code
+    told = f"meta.json of a@1 cannot be read: {os.strerror(code)}"
+    for asked in (lambda: other.made_by("a", "1"), lambda: publish(other, "a", D, job="1")):
+        with pytest.raises(StoreUnavailable, match=told):
+            asked()
+    withheld.clear()
+    assert publish(other, "a", D, job="1") == 1
+    assert other.versions("a") == [1]
+
+
+@pytest.mark.parametrize("file", ["meta.json", "dictionary.safetensors", "labels.json"])
+def test_a_file_that_a_disk_never_gives_again_takes_its_version_alone(
+    opened: Store, withheld: dict[str, int], caplog: pytest.LogCaptureFixture, file: str
+) -> None:
+    """And new fits of its name, if it is a record: until it is restored or removed."""
+    for name in ("a", "a", "b"):
+        publish(opened, name, D)
+    withheld[f"a/2/{file}"] = errno.EIO
+    told = f"{file} of a@2 cannot be read: Input/output error"
+    store = Store(opened.root)
+    store.workplace.open()
+    for reference in ("a@1", "b"):
+        np.testing.assert_array_equal(store.load(*store.resolve(Reference.parse(reference))), D)
+    with pytest.raises(StoreUnavailable, match=told):
+        (store.labels if file == "labels.json" else store.load)("a", 2)
+    weights_alone = file == "dictionary.safetensors"
+    assert [str(record.reference) for record in store.latest()] == ["a@2" if weights_alone else "a@1", "b@1"]
+    assert (f"left out of the list: {told}" in caplog.text) is not weights_alone
+    if file == "meta.json":
+        with pytest.raises(StoreUnavailable, match=told):
+            store.require_free("a")
+    store.require_free("b")
+    assert publish(store, "b", D, job="1") == 2
+    assert publish(store, "a", D) == 3  # an import, of which there is no other attempt
+    store.remove("a", [2])
+    store.require_free("a")
+    assert publish(store, "a", D, job="2") == 4
+
+
+def test_a_disk_that_gives_no_record_at_all_is_no_empty_store(opened: Store, withheld: dict[str, int]) -> None:
+    assert opened.latest() == []
+    for name in ("a", "b"):
+        publish(opened, name, D)
+        withheld[f"{name}/1/meta.json"] = errno.EIO
+    with pytest.raises(StoreUnavailable, match=r"meta\.json of a@1"):
+        Store(opened.root).latest()
+
+
+def test_one_version_of_a_disk_may_be_away_and_an_object_store_as_a_whole(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = place.store()
+    for name in ("a", "b"):
+        publish(store, name, D)
+    assert [record.name for record in store.latest()] == ["a", "b"]
+    described = store.described
+
+    def away(reference: Reference) -> DictionaryRecord:
+        if reference.name == "b":
+            raise StoreUnavailable("away")
+        return described(reference)
+
+    monkeypatch.setattr(store, "described", away)
+    if place.objects is None:
+        assert [record.name for record in store.latest()] == ["a"]
+        return
+    with pytest.raises(StoreUnavailable, match="away"):
+        store.latest()
 
 
 def test_what_a_job_published_was_published_though_it_is_removed_at_once(

@@ -1,5 +1,6 @@
 """What is the object store's own: copies, what others see and when, those who die on the way, and no answer."""
 
+import errno
 import io
 import os
 import socket
@@ -9,21 +10,26 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
+from fastapi.testclient import TestClient
+from httpx import Response
 from typer.testing import CliRunner
 
-from app import line
+from app import line, services
 from app.cli import main
 from app.errors import (
     DataChanged,
     DictionaryDamaged,
     PreconditionFailed,
+    StoreAway,
     StoreFull,
     StoreUnavailable,
     UnknownDictionary,
 )
+from app.main import create_app
 from app.settings import Settings
 from app.store import bucket, checkpoint_file, object_cache, shared_files
 from app.store import objects as store_objects
@@ -36,8 +42,10 @@ from app.store.references import Reference
 from app.store.shared_files import GRACE_SECONDS, SWEEP_SECONDS, SharedFiles
 from app.store.store import Store
 from app.store.uploads import Uploads
-from tests.app.conftest import D, publish
+from demo.service import npy
+from tests.app.conftest import D, WorkerDouble, ended, publish
 from tests.s3 import S3
+from tests.waiting import until
 
 LISTING_SECONDS = 600.0  # longer than any machine takes for a test
 
@@ -492,8 +500,10 @@ def test_no_bucket(s3: S3, tmp_path: Path) -> None:
         ("AccessDenied", 403, StoreUnavailable, "refuses this service: AccessDenied"),
         ("QuotaExceeded", 400, StoreFull, "no room"),
         ("XMinioStorageFull", 507, StoreFull, "no room"),
-        ("SlowDown", 503, StoreUnavailable, "cannot be used: SlowDown"),
-        ("InternalError", 500, StoreUnavailable, "cannot be used: InternalError"),
+        ("InvalidRequest", 400, StoreUnavailable, "refuses this service: InvalidRequest"),
+        ("RequestTimeout", 400, StoreAway, "cannot be used: RequestTimeout"),
+        ("SlowDown", 503, StoreAway, "cannot be used: SlowDown"),
+        ("InternalError", 500, StoreAway, "cannot be used: InternalError"),
     ],
 )
 def test_what_the_server_refuses(  # type: ignore[no-untyped-def]
@@ -511,6 +521,7 @@ def test_what_the_server_refuses(  # type: ignore[no-untyped-def]
     with pytest.raises(kind, match=said) as raised:
         publish(store, "a", D)
     assert type(raised.value) is kind
+    assert store.bucket.is_up == (kind is not StoreAway)
 
 
 def test_urls_that_are_none(tmp_path: Path) -> None:
@@ -521,6 +532,120 @@ def test_urls_that_are_none(tmp_path: Path) -> None:
         Settings(store="s3://bucket/models")
     with pytest.raises(StoreUnavailable, match="cannot be used"):
         Store(tmp_path, ObjectStore("what://bucket/models"))
+
+
+def served(settings: Settings) -> TestClient:
+    return TestClient(create_app(settings, supervisor=WorkerDouble(settings)), raise_server_exceptions=False)
+
+
+def test_a_start_while_it_is_away_serves_jobs_once_it_is_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(line, "ASK_SECONDS", 0.02)
+    monkeypatch.setattr(services, "AGAIN_SECONDS", 0.02)
+    own = S3()
+    settings = Settings(
+        store=tmp_path / "own",
+        objects=own.new_url(),
+        objects_options=own.options,
+        database_url=f"sqlite:///{tmp_path / 'jobs.sqlite3'}",
+    )
+    own.server.stop()
+    with served(settings) as client:
+
+        def fit() -> Response:
+            return client.post("/fit?name=a&nb_concepts=2", content=npy(D))
+
+        assert client.get("/livez").status_code == client.get("/readyz").status_code == 200
+        assert "dictserve_store_available 0.0" in client.get("/metrics").text
+        for refused in (client.get("/dictionaries"), fit()):
+            assert (refused.status_code, refused.json()["type"]) == (503, "store-unavailable")
+        own.start()
+        accepted = until(lambda: answer if (answer := fit()).status_code == 202 else None, every=0.05)
+        assert ended(client, accepted.json()["id"])["version"] == 1
+    own.server.stop()
+
+
+@pytest.mark.parametrize("wrong", ["bucket", "credentials"])
+def test_a_start_with_what_will_not_come_by_itself_is_refused(
+    s3: S3, tmp_path: Path, wrong: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in s3.environment:
+        monkeypatch.delenv(name, raising=False)
+    for name in ("AWS_CONFIG_FILE", "AWS_SHARED_CREDENTIALS_FILE"):
+        monkeypatch.setenv(name, str(tmp_path / "none"))
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    url, options, told = "s3://there-is-none/models", s3.options, "there is no bucket"
+    if wrong == "credentials":
+        url, options, told = s3.new_url(), {"endpoint_url": s3.endpoint}, "Unable to locate credentials"
+    settings = Settings(store=tmp_path / "own", objects=url, objects_options=options)
+    with pytest.raises(StoreUnavailable, match=told) as refused, served(settings):
+        pass
+    assert not isinstance(refused.value, StoreAway)
+
+
+# -- the local disk beside it -----------------------------------------------------------------------------
+
+
+def test_what_is_brought_is_whole_however_many_pieces_it_has(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(bucket, "PIECE_BYTES", 10)
+    monkeypatch.setattr(bucket, "PIECES_AT_ONCE", 2)
+    assert store.bucket is not None
+    for nbytes in (0, 10, 20, 45):
+        content = os.urandom(nbytes)
+        store.bucket.put("a", content)
+        store.bucket.download("a", tmp_path / "a")
+        assert (tmp_path / "a").read_bytes() == content
+    with pytest.raises(FileNotFoundError):
+        store.bucket.download("b", tmp_path / "b")
+
+
+@pytest.mark.parametrize("meanwhile", ["removed", "replaced"])
+def test_what_changes_while_it_is_brought_is_asked_for_again(
+    store: Store, tmp_path: Path, meanwhile: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    objects = store.bucket
+    assert objects is not None
+    objects.put("a", b"content")
+    real = objects._fs.cat_ranges
+
+    def changed(*told: object, **how: object) -> object:
+        objects.delete("a") if meanwhile == "removed" else objects.put("a", b"longer content")
+        return real(*told, **how)
+
+    monkeypatch.setattr(objects._fs, "cat_ranges", changed)
+    with pytest.raises(StoreUnavailable, match="replaced or removed"):
+        objects.download("a", tmp_path / "a")
+
+
+@pytest.mark.parametrize(
+    ("what", "kind", "told"),
+    [
+        ("full", StoreFull, "the store's disk is full"),
+        ("away", StoreUnavailable, "the store cannot be used: No such file or directory"),
+        ("gone", StoreUnavailable, "the store cannot be used: No such file or directory"),
+        ("failing", StoreUnavailable, "the store cannot be used: Input/output error"),
+    ],
+)
+def test_errors_of_the_local_disk_are_not_told_as_the_object_stores(  # type: ignore[no-untyped-def]
+    store: Store, tmp_path: Path, what: str, kind, told: str
+) -> None:
+    objects, full = store.bucket, tmp_path / "full"
+    assert objects is not None
+    full.symlink_to("/dev/full")
+    objects.put("a", b"content")
+    moved: dict[str, Callable[[], None]] = {
+        "full": lambda: objects.download("a", full),
+        "away": lambda: objects.download("a", tmp_path / "none" / "a"),
+        "gone": lambda: objects.upload(tmp_path / "none", "b"),
+        "failing": lambda: objects.upload(Path("/proc/self/mem"), "b"),
+    }
+    with pytest.raises(kind, match=told) as raised:
+        moved[what]()
+    assert type(raised.value) is kind
+    assert objects.is_up
 
 
 # -- a directory as an object store -----------------------------------------------------------------------
@@ -603,6 +728,24 @@ def test_an_upload_is_had_by_who_takes_the_job_up(store: Store, other: Store) ->
     uploads.fetch(data)  # its own are there
 
 
+@pytest.mark.parametrize("code", [errno.EIO, errno.EACCES, errno.ESTALE], ids=errno.errorcode.get)
+def test_an_upload_that_the_disk_does_not_tell_of_is_waited_for(
+    store: Store, monkeypatch: pytest.MonkeyPatch, code: int
+) -> None:
+    uploads = Uploads(store.workplace, shared(store, "uploads"))
+    data = uploads.stage(D, uploads.new_path()).as_record()
+    look = os.stat
+
+    def failing(path: Any, *args: Any, **told: Any) -> os.stat_result:
+        if str(path).endswith(data["file"]):
+            raise OSError(code, os.strerror(code))
+        return look(path, *args, **told)
+
+    monkeypatch.setattr("os.stat", failing)
+    with pytest.raises(StoreUnavailable, match=os.strerror(code)):
+        uploads.fetch(data)
+
+
 def test_uploads_that_no_job_needs_are_swept_once_they_are_old(
     store: Store, other: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -650,16 +793,19 @@ def test_the_checkpoint_that_is_further_on_is_gone_on_with(
     assert list(other.workplace.staging.iterdir()) == []
 
 
+@pytest.mark.parametrize("asked", ["entries", "download"])
 def test_a_checkpoint_of_this_disk_is_adopted_though_objects_cannot_be_asked(
-    other: Store, monkeypatch: pytest.MonkeyPatch
+    other: Store, monkeypatch: pytest.MonkeyPatch, asked: str
 ) -> None:
+    assert other.bucket is not None
+    other.bucket.put(".dictserve/checkpoints/2-dead.job.safetensors", checkpoint(5))
     mine = Checkpoints(other.workplace, shared(other, "checkpoints"))
     (other.workplace.checkpoints / "1-dead.job.safetensors").write_bytes(checkpoint(7))
 
     def away(*_: object) -> None:
         raise StoreUnavailable("away")
 
-    monkeypatch.setattr(other.bucket, "download", away)
+    monkeypatch.setattr(other.bucket, asked, away)
     with pytest.raises(StoreUnavailable):  # so that it is asked again
         mine.adopt("job")
     assert mine.path("job").read_bytes() == checkpoint(7)
@@ -681,6 +827,29 @@ def test_a_checkpoint_is_had_by_who_takes_the_job_up(store: Store, other: Store)
     another.discard("job")
     assert not another.exists("job")
     assert list(store.bucket.entries(".dictserve")) == []
+
+
+def test_a_job_s_next_attempt_replaces_the_objects_of_those_before_it(
+    settings: Settings, worker: WorkerDouble, tmp_path: Path
+) -> None:
+    told = {"database_url": f"sqlite:///{tmp_path}/jobs.sqlite3", "objects": f"memory://{tmp_path}"}
+    settings, bucket = settings.model_copy(update=told), bucket_of(ObjectStore(told["objects"]))
+    worker.fits_hang = True
+    with TestClient(create_app(settings, supervisor=worker)) as client:
+        id = client.post("/fit", json={"name": "a", "nb_concepts": 2, "data": D.tolist()}).json()["id"]
+        until(lambda: worker.fits, every=0.01)
+        earlier = f".dictserve/checkpoints/dead.{id}.safetensors"
+        bucket.put(earlier, checkpoint(7))
+        worker.fits_hang = False
+        assert client.portal is not None
+        assert worker._listener is not None
+        client.portal.call(worker._listener, None)  # it dies
+        assert ended(client, id)["state"] == "succeeded"
+        first, second = (fit.checkpoint for fit in worker.fits)
+    assert first is not None
+    assert second is not None
+    assert (first.replaces, second.replaces) == ([], [earlier])
+    assert bucket.entries(".dictserve/checkpoints") == {}
 
 
 def test_activations_of_jobs_that_ended_elsewhere_are_swept(store: Store, other: Store) -> None:

@@ -111,6 +111,24 @@ def test_a_stop_does_not_wait_for_it(fits: Service, data: Path) -> None:
     assert fits.client.delete(f"/jobs/{id}").json()["state"] == "cancelled"
 
 
+@pytest.mark.parametrize("leaves_empty", [False, True])
+def test_a_request_meanwhile_is_told_to_come_again(fits: Service, data: Path, leaves_empty: bool) -> None:
+    with away(data, leaves_empty=leaves_empty):
+        answer = fits.client.post("/fit", json=STAGED)
+        assert "data directory" in problem(answer, 503, "data-unavailable")
+        assert int(answer.headers["retry-after"]) > 0
+    assert fits.ended(begun(fits, STAGED))["state"] == "succeeded"
+
+
+def test_one_that_comes_again_meanwhile_is_given_its_job(fits: Service, data: Path) -> None:
+    key = {"idempotency-key": "sent again"}
+    first = fits.client.post("/fit", json=STAGED, headers=key).json()["id"]
+    assert fits.ended(first)["state"] == "succeeded"
+    with away(data):
+        again = fits.client.post("/fit", json=STAGED, headers=key)
+    assert (again.status_code, again.json()["id"]) == (200, first), again.text
+
+
 def test_a_file_whose_name_is_not_text_is_refused(fits: Service, data: Path) -> None:
     odd = data / b"caf\xe9.npy".decode(errors="surrogateescape")
     np.save(odd, ROWS)
