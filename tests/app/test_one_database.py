@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -85,6 +86,26 @@ def test_a_store_whose_own_database_has_jobs_that_wait_is_not_another_databases(
     assert succeeds(settings, id)
     with served(moved) as client:
         assert client.get("/jobs").json()["jobs"] == []
+
+
+def test_where_it_cannot_be_told_whether_the_stores_own_database_has_jobs(
+    settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One that is locked may tell in a moment; one that is damaged will not."""
+    accepted(settings)
+    moved = settings.model_copy(update={"database_url": f"sqlite:///{tmp_path}/a.sqlite3"})
+    store, database = Store(settings.store), Database(str(moved.database_url))
+    database.open()
+    file, cannot = store.workplace.database, "holds jobs that have not ended cannot be told"
+    with closing(sqlite3.connect(file, isolation_level=None)) as connection:
+        connection.execute("PRAGMA journal_mode = DELETE")
+        connection.execute("BEGIN EXCLUSIVE")
+        monkeypatch.setattr("sqlite3.connect", partial(sqlite3.connect, timeout=0))
+        with pytest.raises(JobsAway, match=f"{cannot}: database is locked"):
+            claim(store, database)
+    database.close()
+    file.write_bytes(b"SQLite format 3\0" + b"x" * 5000)
+    is_refused(moved, cannot)
 
 
 def test_the_stores_own_database_is_read_as_it_is(settings: Settings, tmp_path: Path) -> None:
