@@ -6,9 +6,9 @@ set -eu
 trap 'exit 0' TERM  # the first process of a container is not ended by a signal that it has no handler for
 if [ ! -d "$NUMBA_CACHE_DIR" ]; then
     copy=$(mktemp -d "$NUMBA_CACHE_DIR.XXXXXX") || copy=
-    if ! { [ "$copy" ] && cp -rp /opt/dictserve/kernels/. "$copy" && mv -T "$copy" "$NUMBA_CACHE_DIR"; }; then
+    if ! { [ "$copy" ] && cp -rp /opt/dictserve/kernels/. "$copy" 2>/dev/null && mv -T "$copy" "$NUMBA_CACHE_DIR"; }; then
         [ -z "$copy" ] || rm -rf "$copy"
-        echo "dictserve: $NUMBA_CACHE_DIR cannot be written; kernels are compiled at each start" >&2
+        echo "dictserve: the kernels cannot be copied to $NUMBA_CACHE_DIR; they are compiled at each start" >&2
     fi
 fi
 exec dictserve "$@"
