@@ -1,6 +1,7 @@
 """What fails again and again, in the log: that it has begun, what else is wrong since, and that it is over."""
 
 import logging
+import re
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -8,6 +9,8 @@ from contextlib import contextmanager
 from app.errors import JobsUnavailable, StoreUnavailable
 
 logger = logging.getLogger("dictserve")
+
+_NUMBER = re.compile(r"\d+")
 
 
 class Outage:
@@ -39,10 +42,11 @@ class Outage:
             self.is_over()
 
     def goes_on(self, error: Exception, *, is_expected: bool = True) -> None:
-        """It has failed (again). What nobody expects is told with where it was raised."""
+        """It has failed (again). The same words with other numbers, of the bytes that are free say, are nothing new;
+        what nobody expects is told with where it was raised."""
         if self._told is None:
             self._begun = time.monotonic()
-        if self._told != (told := repr(error)):
+        if self._told != (told := _NUMBER.sub("", repr(error))):
             self._told = told
             logger.log(self._level, "%s: %s", self._what, error, exc_info=None if is_expected else error)
 

@@ -380,7 +380,8 @@ class NMF(Estimator, torch.nn.Module):
         return self.encode(A)
 
     def get_dictionary(self) -> torch.Tensor:
-        """D, (nb_concepts, n_features).
+        """D, (nb_concepts, n_features), the model's own. What torch writes into it `encode` goes by; what comes by
+        `.data` or through NumPy it does not see.
 
         Raises:
             NotFitted: before a fit.
@@ -442,7 +443,7 @@ class NMF(Estimator, torch.nn.Module):
         return times_power_of_two(Z, half), times_power_of_two(D, half)
 
     def _prepared(self) -> Dictionary:
-        """The dictionary ready to solve, kept until D is another tensor or has been written to."""
+        """The dictionary ready to solve, kept until D is another tensor or torch has written to it."""
         D = self.get_dictionary()
         if D.is_inference():  # which does not tell whether it has been
             return Dictionary(D, device=self.device)

@@ -26,6 +26,13 @@ def test_it_is_told_once_and_again_where_something_else_is_wrong(caplog: pytest.
     assert told[3].startswith("over")
 
 
+def test_other_numbers_are_nothing_else(caplog: pytest.LogCaptureFixture) -> None:
+    outage = Outage("nothing can be done")
+    for free in (17, 4096, 23):
+        outage.goes_on(OSError(f"the disk has {free} bytes"))
+    assert [record.getMessage() for record in caplog.records] == ["nothing can be done: the disk has 17 bytes"]
+
+
 def test_what_nobody_expects_is_told_with_its_place(caplog: pytest.LogCaptureFixture) -> None:
     outage = Outage("nothing can be done")
     for _ in range(3):
