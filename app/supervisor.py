@@ -93,6 +93,7 @@ class Supervisor:
         self._channel: socket.socket | None = None
         self._state: State = "down"
         self._ready = asyncio.Event()
+        self._counted = asyncio.Event()
         self.software: dict[str, str] = {}
         self._heard_at = 0.0
         self._heartbeat = Heartbeat(0, 0)
@@ -120,6 +121,10 @@ class Supervisor:
 
     async def wait_ready(self) -> None:
         await self._ready.wait()
+
+    async def wait_counted(self) -> None:
+        """Wait until ``devices`` is known, of a worker whose own device may have failed."""
+        await self._counted.wait()
 
     @property
     def is_ready(self) -> bool:
@@ -217,6 +222,10 @@ class Supervisor:
             return f"has left, for its device has failed: {self._device_lost}"
         return hung or _end(ended.result())
 
+    def _count(self, devices: int) -> None:
+        self.devices = max(devices, self.devices)
+        self._counted.set()
+
     def _configuration(self) -> Configure:
         return Configure(
             store=str(self._settings.store),
@@ -299,14 +308,16 @@ class Supervisor:
         match frame.message:
             case Ready(device, software, devices):
                 # What "auto" has found stays: a service whose GPU has gone is not to go on without, unnoticed.
-                self._device, self.devices = device, max(devices, self.devices)
+                self._device = device
+                self._count(devices)
                 self.software, self._state = software, "ready"
                 self._ready.set()
                 logger.info("the worker (process %s) is ready on %s", self.health.pid, device)
             case Heartbeat() as heartbeat:
                 self._heartbeat = heartbeat
-            case DeviceLost(why):
+            case DeviceLost(why, devices):
                 self._device_lost = why
+                self._count(devices)
             case Solved(task):
                 self._settle(task, frame.arrays)
             case Failed(int(task)) as failed:

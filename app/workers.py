@@ -74,7 +74,7 @@ class Workers:
 
     async def _find_others(self) -> None:
         first = self._all[0]
-        await first.wait_ready()
+        await first.wait_counted()  # its own may have failed, and the others be well
         for number in range(1, first.devices):
             worker = Supervisor(self._settings, f"cuda:{number}", first.devices)
             await worker.start()

@@ -53,7 +53,7 @@ def main() -> None:
         code = 1
         if not of_ranks:
             with contextlib.suppress(Closed):
-                send(channel, DeviceLost(str(error)[:1000]))
+                send(channel, DeviceLost(str(error)[:1000], error.devices))
     logging.shutdown()
     # At once: to take all modules down, as Python does at an end, costs most of a second and is of no use, and to
     # take down what is on a device that has failed may never end.

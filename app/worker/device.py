@@ -13,7 +13,15 @@ WANT_OF_MEMORY = re.compile(r"not enough memory|can't allocate memory|out of mem
 
 
 class DeviceFailed(Exception):
-    """The device cannot be used, by this process at least; another may find it well."""
+    """The device cannot be used, by this process at least; another may find it well.
+
+    Args:
+        devices: how many such there are, where that was to be found out.
+    """
+
+    def __init__(self, why: str, devices: int = 1) -> None:
+        super().__init__(why)
+        self.devices = devices
 
 
 def named(told: str) -> tuple[torch.device, str, int]:
@@ -22,8 +30,8 @@ def named(told: str) -> tuple[torch.device, str, int]:
     Raises:
         DeviceFailed: it does not do even the least.
     """
-    count = torch.cuda.device_count() if told == "auto" and torch.cuda.is_available() else 0
-    name = {"auto": "cuda:0" if count else "cpu", "cuda": "cuda:0"}.get(told, told)
+    found = torch.cuda.device_count() if told == "auto" and torch.cuda.is_available() else 0
+    name, count = {"auto": "cuda:0" if found else "cpu", "cuda": "cuda:0"}.get(told, told), max(found, 1)
     # Of the CPU there is one, whatever number a worker on it goes by.
     device = torch.device("cpu" if name.startswith("cpu") else name)
     try:
@@ -33,8 +41,8 @@ def named(told: str) -> tuple[torch.device, str, int]:
     except Exception as error:  # of a kind that depends on what is missing
         is_without = device.type == "cuda" and torch.version.cuda is None and torch.version.hip is None
         why = f"this torch ({torch.__version__}) is one without CUDA" if is_without else error
-        raise DeviceFailed(f"{name} cannot be used: {why}") from error
-    return device, name, max(count, 1)
+        raise DeviceFailed(f"{name} cannot be used: {why}", count) from error
+    return device, name, count
 
 
 def memory(device: torch.device) -> DeviceMemory | None:

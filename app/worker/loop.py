@@ -96,7 +96,8 @@ class Worker:
             lacks_memory = isinstance(error, torch.OutOfMemoryError)
             if device.has_failed(error) or (self._device.type == "cuda" and not lacks_memory):
                 # What cannot be compiled now (there is no C compiler, or nowhere to keep what it makes) never can.
-                raise DeviceFailed(f"{self._name} cannot be used: {type(error).__name__}: {error}") from error
+                why = f"{self._name} cannot be used: {type(error).__name__}: {error}"
+                raise DeviceFailed(why, self._devices) from error
             logger.warning("what %s is to do was not compiled in advance", self._name, exc_info=error)
 
     def _serve_what_waits(self) -> float:

@@ -136,6 +136,7 @@ class DeviceLost(Message, frozen=True):
     """The last message of a worker whose device cannot be used any more, and why that is."""
 
     why: str
+    devices: int = 1  # as ``Ready`` has them
 
 
 class Solved(Message, frozen=True):

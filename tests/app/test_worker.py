@@ -308,6 +308,14 @@ def test_a_device_that_is_not_there_is_told_at_once() -> None:
         device.named("cuda:99")
 
 
+def test_who_fails_on_the_first_of_several_gpus_tells_of_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 3)
+    with pytest.raises(DeviceFailed, match="cuda:0 cannot be used") as failed:
+        device.named("auto")
+    assert failed.value.devices == 3
+
+
 def test_workers_on_the_cpu_have_a_number_and_their_part_of_the_cores(store: Store) -> None:
     count = torch.get_num_threads()
     ours, theirs = channel()

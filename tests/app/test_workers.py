@@ -16,7 +16,7 @@ from app.settings import Settings
 from app.store.store import Store
 from app.supervisor import Supervisor
 from app.worker.frames import Frame
-from app.worker.messages import Configure, Key, Ready
+from app.worker.messages import Configure, DeviceLost, Key, Ready
 from app.workers import Workers
 from demo.service import npy
 from tests.app.conftest import D, WorkerDouble, publish
@@ -202,15 +202,20 @@ def test_each_device_has_a_worker_that_knows_how_many_share_the_cores() -> None:
     assert [(configure.device, configure.among) for configure in told] == [("cpu:0", 2), ("cpu:1", 2)]
 
 
+@pytest.mark.parametrize("is_well", [True, False])
 def test_gpus_that_the_first_worker_finds_get_workers_of_their_own(
-    settings: Settings, monkeypatch: pytest.MonkeyPatch
+    settings: Settings, monkeypatch: pytest.MonkeyPatch, is_well: bool
 ) -> None:
+    """Also where the first one's own cannot be used."""
+
     async def start(worker: Supervisor) -> None:
         """As a machine with three GPUs would answer."""
         told = worker._configuration()
         assert isinstance(told, Configure)
-        first = told.device == "auto"
-        worker._hear(Frame(Ready("cuda:0" if first else told.device, {}, 3 if first else 1)))
+        if told.device != "auto":
+            worker._hear(Frame(Ready(told.device, {})))
+        else:
+            worker._hear(Frame(Ready("cuda:0", {}, 3) if is_well else DeviceLost("cuda:0 cannot be used", 3)))
 
     async def run() -> None:
         monkeypatch.setattr(Supervisor, "start", start)
@@ -220,9 +225,10 @@ def test_gpus_that_the_first_worker_finds_get_workers_of_their_own(
         await workers.start()
         assert workers._finding is not None
         await workers._finding
-        assert [worker.health.device for worker in begun] == ["cuda:0", "cuda:1", "cuda:2"]
+        assert [worker.health.device for worker in begun] == ["cuda:0" if is_well else "auto", "cuda:1", "cuda:2"]
         assert begun == list(workers)
-        assert begun[0]._configuration().device == "cuda:0"  # the next one that is started has no choice any more
+        if is_well:  # the next one that is started has no choice any more
+            assert begun[0]._configuration().device == "cuda:0"
         await workers.stop()
 
     asyncio.run(run())
