@@ -203,12 +203,16 @@ def _require_latest_matches(store: Store, latest: Reference, if_match: str) -> N
 
 
 def _import(store: Store, latest: Reference, D: np.ndarray, if_match: str, *, only_first: bool) -> DictionaryRecord:
-    if if_match:
-        _require_latest_matches(store, latest, if_match)
+    def require() -> None:
+        if if_match:
+            _require_latest_matches(store, latest, if_match)
+
+    require()  # before anything is written, too
     name = latest.name
     record = store.publish(
         name,
         D,
+        require=require,
         only_first=only_first,
         parameters={"imported": True},
         data={},

@@ -223,8 +223,9 @@ class Files:
         files: Mapping[str, Hashed],
         meta: Callable[[int], bytes],
         earlier: Callable[[], int | None],
+        require: Callable[[], object],
         *,
-        only_first: bool = False,
+        only_first: bool,
     ) -> int:
         staged = self._workplace.staging / self._workplace.owned_name()
         try:
@@ -233,7 +234,7 @@ class Files:
                 staged.mkdir()
                 for file, hashed in files.items():
                     write_durably(staged / file, hashed.content)
-                return self._claim_version(staged, name, meta, earlier, only_first)
+                return self._claim_version(staged, name, meta, earlier, require, only_first)
         finally:
             shutil.rmtree(staged, ignore_errors=True)
 
@@ -243,6 +244,7 @@ class Files:
         name: str,
         meta: Callable[[int], bytes],
         earlier: Callable[[], int | None],
+        require: Callable[[], object],
         only_first: bool,
     ) -> int:
         """Rename into the version after the highest that there is or was, whatever has that number."""
@@ -252,6 +254,7 @@ class Files:
                 return published
             if only_first and self.versions(name):
                 raise not_the_first(name)
+            require()
             directory.mkdir(exist_ok=True)
             version = max((self._highest.get(name, 0), *_numbers(directory))) + 1
             write_durably(staged / META_FILE, meta(version))

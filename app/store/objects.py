@@ -217,8 +217,9 @@ class Objects:
         files: Mapping[str, Hashed],
         meta: Callable[[int], bytes],
         earlier: Callable[[], int | None],
+        require: Callable[[], object],
         *,
-        only_first: bool = False,
+        only_first: bool,
     ) -> int:
         found = self._listing(name, fresh=True)
         version = max(found.files, default=0) + 1
@@ -231,7 +232,7 @@ class Objects:
                 raise _under_way(name)
             version += 1
         try:
-            published = self._prepared(name, version, files, earlier, only_first)
+            published = self._prepared(name, version, files, earlier, require, only_first)
         except Exception:
             with suppress(StoreUnavailable):
                 self._give_up(name, version, files)
@@ -253,6 +254,7 @@ class Objects:
         version: int,
         files: Mapping[str, Hashed],
         earlier: Callable[[], int | None],
+        require: Callable[[], object],
         only_first: bool,
     ) -> int | None:
         """Have all of a version there but its record; or the version that is published already."""
@@ -267,6 +269,7 @@ class Objects:
         found = self._listing(name, fresh=True)
         if only_first and found.versions:  # of somebody who did not ask to be the first
             raise not_the_first(name)
+        require()
         if not files.keys() <= found.files.get(version, {}).keys():
             # a sweep has thought it dead: a machine that is suspended counts no time
             raise StoreUnavailable("a dictionary was swept before it was whole; nothing was published")

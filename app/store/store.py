@@ -127,8 +127,9 @@ class Shelf(Protocol):
         files: Mapping[str, Hashed],
         meta: Callable[[int], bytes],
         earlier: Callable[[], int | None],
+        require: Callable[[], object],
         *,
-        only_first: bool = False,
+        only_first: bool,
     ) -> int:
         """The next version of a name; durable when this returns.
 
@@ -137,6 +138,8 @@ class Shelf(Protocol):
             meta: makes the record of a number.
             earlier: asked at the last moment, and maybe before; a version that it tells is published already, and
                 stands for this.
+            require: asked at the last moment; where it raises nothing is published. After that, nobody publishes one
+                before this on a disk; an object store has no lock that would see to that.
             only_first: whether it may be published only where the name has no version.
 
         Raises:
@@ -382,13 +385,21 @@ class Store:
     # -- writing ------------------------------------------------------------------------------------------
 
     def publish(
-        self, name: str, D: np.ndarray, figures: bytes | None = None, *, only_first: bool = False, **told: Any
+        self,
+        name: str,
+        D: np.ndarray,
+        figures: bytes | None = None,
+        *,
+        require: Callable[[], object] = lambda: None,
+        only_first: bool = False,
+        **told: Any,
     ) -> DictionaryRecord:
         """Write D as the next version of a name; when this returns it is durable.
 
         Args:
             D: float32 of shape (nb_concepts, n_features).
             figures: the file of its concepts' figures.
+            require: asked at the last moment; where it raises nothing is published.
             only_first: whether it may be published only where the name has no version.
             told: the record's other fields (``parameters``, ``metrics``, …).
         """
@@ -419,7 +430,7 @@ class Store:
             made = self.made_by(name, record.job) if record.job is not None else None
             return None if made is None else made.version
 
-        version = self._shelf.publish(name, files, meta, earlier, only_first=only_first)
+        version = self._shelf.publish(name, files, meta, earlier, require, only_first=only_first)
         # and not what is read of it now: it was published, though somebody may have removed it since
         return made or record.model_copy(update={"version": version})
 

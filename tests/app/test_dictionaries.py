@@ -335,6 +335,19 @@ def test_what_has_changed_gets_no_version_of_who_knows_it_as_it_was(
     assert store.versions("new") == []
 
 
+def test_of_those_who_know_the_name_as_it_is_at_once_one_makes_the_next_version(
+    client: TestClient, digits: str, store: Store
+) -> None:
+    known = {"if-match": client.get(URL).headers["etag"]}
+
+    def put(_: int) -> int:
+        return client.put(URL, json={"data": D.tolist()}, headers=known).status_code
+
+    with ThreadPoolExecutor(8) as pool:
+        assert sorted(pool.map(put, range(8))) == [201] + 7 * [412]
+    assert store.versions("digits") == [1, 2]
+
+
 def test_of_those_who_would_make_a_new_name_at_once_one_does(client: TestClient, store: Store) -> None:
     def put(_: int) -> int:
         answer = client.put("/dictionaries/new", json={"data": D.tolist()}, headers={"if-none-match": "*"})
