@@ -84,19 +84,21 @@ class Checkpoints:
             theirs.unlink(missing_ok=True)
 
     def discard(self, job: str) -> None:
-        """Remove what there is of a job that has ended. What cannot be removed now is left to a sweep, and so is an
-        object that is still on its way."""
+        """Remove what there is of a job that has ended. What cannot be removed now is left to a sweep.
+
+        The files first: where there is none, the worker removes an object that was on its way.
+        """
+        try:
+            for path in (*self._of(job), self.staged(job)):
+                path.unlink(missing_ok=True)
+        except OSError as error:
+            logger.warning("a checkpoint stays until it can be removed: %s", error)
         if self._shared is not None:
             try:
                 for name in self._objects_of(job):
                     self._shared.discard(name)
             except StoreUnavailable as error:
                 logger.warning("checkpoints of job %s stay as objects until they can be removed: %s", job, error)
-        try:
-            for path in (*self._of(job), self.staged(job)):
-                path.unlink(missing_ok=True)
-        except OSError as error:
-            logger.warning("a checkpoint stays until it can be removed: %s", error)
 
     def sweep(self, unended: Callable[[], set[str]]) -> None:
         """Remove what is no unended job's, whoever is alive: a job may have ended elsewhere.

@@ -268,8 +268,8 @@ class Writing:
             self._give_up(error)
 
     def abandon(self) -> None:
-        """From now on nothing comes into its place. An object that is on its way may come: where its job has ended by
-        then, the service sweeps it."""
+        """From now on nothing comes into its place. An object that is on its way comes, unless its job has ended by
+        then: the job may go on from it."""
         with self._renaming:
             self._abandoned = True
 
@@ -304,6 +304,8 @@ class Writing:
         except StoreUnavailable as error:
             logger.warning("a checkpoint of job %s is on this machine alone: %s", self._told.job, error)
             return
+        if self._abandoned and not path.exists():  # the service has removed what there was of it: its job has ended
+            _remove(partial(bucket.delete, key))
         for earlier in self._place.replaces:
             _remove(partial(bucket.delete, earlier))
 

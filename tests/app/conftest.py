@@ -52,6 +52,7 @@ class WorkerDouble(Supervisor):
 
     async def start(self) -> None:
         self._ready.set()
+        self._counted.set()
 
     async def stop(self) -> None:
         pass

@@ -368,10 +368,20 @@ def test_an_object_whose_successor_is_abandoned_on_the_way_stays(
     assert other.goes_on_from() == 500
 
 
+def test_an_object_that_comes_after_its_job_has_ended_here_does_not_stay(
+    hosts: tuple[Host, Host, Host], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mine, _, _ = hosts
+    with mine.keeps_slowly(1, monkeypatch) as writing:
+        writing.abandon()
+        mine.checkpoints.discard("1")
+    assert mine.objects() == set()
+
+
 def test_an_object_that_comes_after_its_job_s_end_is_swept_however_new_it_is(
     hosts: tuple[Host, Host, Host], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Whoever ended it has removed what there was of it by then."""
+    """Whoever ended it, elsewhere, has removed what there was of it by then."""
     mine, other, _ = hosts
     mine.keeps(1, job="unended")
     with mine.keeps_slowly(1, monkeypatch) as writing:
