@@ -185,10 +185,8 @@ def settle_layer(config: Any) -> None:
     global _turn
     try:
         import numba.np.ufunc.omppool  # noqa: F401
-    except (
-        ImportError
-    ):  # no OpenMP library on this machine, and numba's own threads: it ends a process where two use them
+    except ImportError:  # no OpenMP library on this machine
         config.THREADING_LAYER = "workqueue"
-        _turn = threading.RLock()
+        _turn = threading.RLock()  # numba ends a process of which two threads use these at once
     else:
         config.THREADING_LAYER = "omp"
