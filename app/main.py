@@ -6,6 +6,7 @@ from contextlib import asynccontextmanager
 from functools import partial
 
 from fastapi import FastAPI
+from fastapi.routing import APIRoute
 from fastapi.telemetry import TelemetryConfig
 from starlette.types import ASGIApp
 
@@ -76,11 +77,14 @@ def create_app(
         telemetry=UNTOLD,
     )
     app.state.services = services
-    app.state.metrics = Metrics(services)
     install_handlers(app)
     for module in (fit, jobs, encode, decode, dictionaries, concepts, compare, health, inference, pages):
         # as they are: included, they would be made anew for each app by its first requests, which waited for that
         app.router.routes.extend(module.router.routes)
+    routes = (route for route in app.router.routes if isinstance(route, APIRoute))
+    app.state.metrics = Metrics(
+        services, [(method, route.path) for route in routes for method in route.methods or ()]
+    )
     tokens = None if settings.tokens_file is None else TokenFile(settings.tokens_file)
     frameworks_stack = app.build_middleware_stack
 

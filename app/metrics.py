@@ -27,9 +27,13 @@ FAULT = "500"
 
 
 class Metrics:
-    """What is counted as it happens, and what is read when somebody asks."""
+    """What is counted as it happens, and what is read when somebody asks.
 
-    def __init__(self, services: Services) -> None:
+    Args:
+        routes: what may be asked for: methods, and patterns of paths.
+    """
+
+    def __init__(self, services: Services, routes: Iterable[tuple[str, str]]) -> None:
         self._registry = CollectorRegistry()
         self._requests = Counter(
             "dictserve_requests", "Requests answered.", ["method", "route", "status"], registry=self._registry
@@ -41,6 +45,8 @@ class Metrics:
             buckets=SECONDS,
             registry=self._registry,
         )
+        for method, route in routes:
+            self._requests.labels(method, route, FAULT)  # from 0 on, else the first is no increase to an alert
         self._observers: dict[tuple[str, str, str], tuple[Callable[[], None], Callable[[float], None]]] = {}
         ProcessCollector(registry=self._registry)
         self._registry.register(_State(services))
@@ -49,7 +55,6 @@ class Metrics:
         observers = self._observers.get((method, route, status))
         if observers is None:  # finding those of some labels takes longer than to count
             observers = self._requests.labels(method, route, status).inc, self._seconds.labels(route).observe
-            self._requests.labels(method, route, FAULT)  # from 0 on, else the first is no increase to an alert
             self._observers[method, route, status] = observers
         count, time = observers
         count()

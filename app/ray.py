@@ -73,6 +73,8 @@ def deployment(arguments: dict[str, Any]) -> Application:
         click.ClickException: one of either is bad; Serve's command line tells of it in a line.
     """
     scale, settings = _read(Scale, "argument", arguments), _absolute(_read(Settings, "setting", {}))
+    if not settings.insecure:
+        settings = settings.of_local_names
     # For the proxies of a Ray that `serve run` is about to start; those of one that runs have it from their nodes.
     os.environ.setdefault(PROXIES, "app.http.ray_proxy:middlewares")
     common: dict[str, Any] = {

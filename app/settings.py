@@ -3,6 +3,7 @@
 Read from the environment (``DICTSERVE_PORT=9000``), overridden by the command line.
 """
 
+import contextlib
 import re
 from collections.abc import Iterable
 from difflib import get_close_matches
@@ -10,7 +11,6 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import (
-    DirectoryPath,
     Field,
     NonNegativeFloat,
     NonNegativeInt,
@@ -57,7 +57,7 @@ class Settings(BaseSettings):
     objects_listing_seconds: NonNegativeFloat = Field(
         2, description="Time after which what another service has published or removed is seen at the latest."
     )
-    data_dir: DirectoryPath | None = Field(
+    data_dir: Path | None = Field(
         None, description="Directory whose npy files fits may name (`files`); none may where it is not set."
     )
     database_url: str | None = Field(
@@ -78,7 +78,7 @@ class Settings(BaseSettings):
     allowed_hosts: str = Field(
         "",
         description="Names that the service answers to, with commas in between, beside addresses and local names;"
-        " by default any, but on loopback without tokens none.",
+        " by default any, but without tokens none on loopback, and on Ray unless it is `insecure`.",
     )
     insecure: bool = Field(
         False, description="Listen beyond loopback without tokens: whoever reaches the port may do everything."
@@ -99,8 +99,8 @@ class Settings(BaseSettings):
     max_file_rows: PositiveInt = Field(100_000_000, description="Most rows of the files of a fit, together.")
     online_fit_bytes: NonNegativeInt = Field(
         4096 * MIB,
-        description="Bytes of the files of a fit, as float32, past which it is an online fit: others hold up to three"
-        " times as much.",
+        description="Bytes of a fit's files and their codes, 4·rows·(features + concepts), past which it is an online"
+        " fit: others hold up to three times as much.",
     )
     max_features: PositiveInt = Field(65_536, description="Most features (columns) of activations.")
     max_concepts: PositiveInt = Field(16_384, description="Most concepts of a dictionary.")
@@ -165,6 +165,14 @@ class Settings(BaseSettings):
     )
 
     @property
+    def of_local_names(self) -> "Settings":
+        """The same, but where neither tokens nor names are told, known by none that a site could have lead here: its
+        pages would have a way in."""
+        if self.tokens_file is not None or self.allowed_hosts:
+            return self
+        return self.model_copy(update={"allowed_hosts": "localhost"})
+
+    @property
     def object_store(self) -> ObjectStore | None:
         if self.objects is None:
             return None
@@ -175,6 +183,15 @@ class Settings(BaseSettings):
     def _none_where_empty(cls, value: object) -> object:
         """An empty path would be the directory that this was started in, with all that lies there."""
         return None if value == "" else value
+
+    @field_validator("data_dir")
+    @classmethod
+    def _there_or_away(cls, value: Path | None) -> Path | None:
+        """One that does not answer now, as the directory of a server that is away, is told to those who need it."""
+        with contextlib.suppress(OSError):
+            if value is not None and not value.is_dir():
+                raise ValueError(f"there is no directory {value}")
+        return value
 
     @field_validator("tokens_file")
     @classmethod

@@ -10,6 +10,7 @@ import kubernetes_validate
 import pytest
 import yaml
 
+from app.http.access import PROBES
 from app.jobs.fits import STOP_SECONDS
 from app.main import create_app
 from app.settings import Settings
@@ -201,6 +202,13 @@ def test_the_alerts_go_by_the_job_that_the_docs_scrape() -> None:
     assert told["rule_files"] == [alerts.name]
     (job,) = (scraped["job_name"] for scraped in told["scrape_configs"])
     assert set(re.findall(r'\bjob="(\w+)"', alerts.read_text())) == {job}
+
+
+def test_answers_to_probes_are_no_load() -> None:
+    alerts = (ROOT / "deploy" / "alerts.yml").read_text()
+    left_out = set(re.findall(r'route!~"([^"]+)"', alerts))
+    assert left_out
+    assert [path for path in PROBES for routes in left_out if not re.fullmatch(routes, path)] == []
 
 
 def test_the_extras_that_replicas_need_are_named() -> None:

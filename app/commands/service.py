@@ -43,8 +43,8 @@ def serve(
             f"dictserve: {chosen.host} is more than this machine, and no tokens are set: make some with "
             "`dictserve token new` and set DICTSERVE_TOKENS_FILE, or say --insecure (DICTSERVE_INSECURE=true)"
         )
-    if chosen.tokens_file is None and not chosen.allowed_hosts and _is_loopback(chosen.host):
-        chosen = chosen.model_copy(update={"allowed_hosts": "localhost"})  # else any site's page would have a way in
+    if _is_loopback(chosen.host):
+        chosen = chosen.of_local_names
     worker = Launched(chosen)  # it imports for longer than all that comes here before it is needed
 
     try:
@@ -61,7 +61,8 @@ def serve(
             app = create_app(chosen, worker=worker)
             app.state.services.open()
         except AppError as error:
-            sys.exit(f"dictserve: {error}")
+            file = getattr(error.__cause__, "filename", None)  # of an OSError; clients are told of no paths
+            sys.exit(f"dictserve: {error}" + (f" ({file})" if file else ""))
     except BaseException:
         worker.kill()  # before it can say that there is no service
         raise

@@ -126,10 +126,10 @@ class DataFiles:
         """What the worker is told of the files of an online fit."""
         return Files(str(self._directory()), named.files, named.clip, named.epochs or 0)
 
-    def online_epochs(self, named: Named, epochs: int | None) -> int | None:
-        """Of the fit of these files: as many as were asked for, else some where they are large; None: it is no online
-        fit."""
-        nbytes = named.rows * named.n_features * np.dtype(np.float32).itemsize
+    def online_epochs(self, named: Named, nb_concepts: int, epochs: int | None) -> int | None:
+        """Of the fit of these files: as many as were asked for, else some where they, with their codes, are large;
+        None: it is no online fit."""
+        nbytes = named.rows * (named.n_features + nb_concepts) * np.dtype(np.float32).itemsize
         return EPOCHS if epochs is None and nbytes > self._settings.online_fit_bytes else epochs
 
     def _matches(self, patterns: Sequence[str]) -> list[str]:

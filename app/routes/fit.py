@@ -101,7 +101,7 @@ def _data(fits: Fits, fields: FitRequest, upload: Path) -> Staged | Named:
     named = fits.data_files.find(fields.files, clip=fields.clip, stage_as=upload.name)
     if fields.epochs is not None and fields.ranks > 1:
         raise InvalidFields.at("ranks", msg="only 1 with `epochs`: an online fit is one process's")
-    epochs = None if fields.ranks > 1 else fits.data_files.online_epochs(named, fields.epochs)
+    epochs = None if fields.ranks > 1 else fits.data_files.online_epochs(named, fields.nb_concepts, fields.epochs)
     if epochs is None:
         fits.uploads.require_room(named.rows, named.n_features)
         return named

@@ -504,14 +504,15 @@ def test_past_a_size_or_where_epochs_are_given_a_fit_of_files_is_online(
     settings: Settings,
     worker: WorkerDouble,
 ) -> None:
-    small = settings.model_copy(update={"online_fit_bytes": A.nbytes - 1})
+    nbytes = A.nbytes + 4 * len(A) * FIT["nb_concepts"]  # type: ignore[operator]
+    small = settings.model_copy(update={"online_fit_bytes": nbytes - 1})
     for given, fields, epochs in (
         (settings, {}, None),
         (settings, {"epochs": 2}, 2),
         (small, {}, 3),
         (small, {"epochs": 7}, 7),
         (small, {"epochs": 7, "max_iter": 4}, 4),
-        (small.model_copy(update={"online_fit_bytes": A.nbytes}), {}, None),
+        (small.model_copy(update={"online_fit_bytes": nbytes}), {}, None),
     ):
         with TestClient(create_app(given, supervisor=worker)) as client:
             job = ended(client, client.post("/fit", json=FIT | fields).json()["id"])

@@ -21,6 +21,7 @@ from demo.service import npy
 from tests.app.conftest import WorkerDouble
 from tests.waiting import until
 
+ROOT = Path(__file__).parents[2]
 ROWS = npy(np.ones((3, 4), np.float32))
 
 
@@ -60,11 +61,17 @@ def test_faults_are_counted_from_none_on(client: TestClient, monkeypatch: pytest
         raise RuntimeError("broken")
 
     fault = "dictserve_requests_total", "GET", "/dictionaries", "500"
-    assert client.get("/dictionaries").status_code == 200
     assert figures(client)[fault] == 0
     monkeypatch.setattr(Store, "names", broken)
     assert client.get("/dictionaries").status_code == 500
     assert figures(client)[fault] == 1
+
+
+def test_every_figure_is_told_of_in_the_docs(client: TestClient) -> None:
+    told = "".join((ROOT / path).read_text() for path in ("docs/operations.md", "deploy/alerts.yml"))
+    names = set(re.findall(r"^# TYPE (dictserve_\w+?)(?:_created)? ", client.get("/metrics").text, re.MULTILINE))
+    assert len(names) > 20
+    assert [name for name in sorted(names) if not re.search(rf"\b{name}(_total|_bucket)?\b", told)] == []
 
 
 def test_the_state_is_told(client: TestClient) -> None:

@@ -1,5 +1,6 @@
 """Settings that would do other than what whoever set them thinks."""
 
+import errno
 import resource
 from pathlib import Path
 
@@ -68,6 +69,21 @@ def test_an_empty_variable_is_no_directory(monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setenv("DICTSERVE_TOKENS_FILE", "")
     with pytest.raises(ValidationError, match="it is empty: name a file"):
         Settings()
+
+
+def test_a_directory_that_does_not_answer_is_no_wrong_setting(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Encodes need none of it: a start does not end for a server that is away."""
+    for path in (tmp_path / "absent", Path(__file__)):
+        with pytest.raises(ValidationError, match=f"there is no directory {path}"):
+            Settings(data_dir=path)
+
+    def stale(_: Path) -> bool:
+        raise OSError(errno.ESTALE, "Stale file handle")
+
+    monkeypatch.setattr(Path, "is_dir", stale)
+    assert Settings(data_dir=tmp_path).data_dir == tmp_path
 
 
 def test_what_is_no_setting_is_told() -> None:

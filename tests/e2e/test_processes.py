@@ -293,11 +293,19 @@ def test_a_start_that_cannot_be_says_why_in_a_line(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     taken = socket.create_server(("127.0.0.1", 0))
     bad: list[tuple[list[str], dict[str, str], str]] = [
-        (["--store", str(tmp_path / "file" / "models")], {}, "store cannot be used: Not a directory"),
+        (
+            ["--store", str(tmp_path / "file" / "models")],
+            {},
+            f"store cannot be used: Not a directory ({tmp_path}/file",
+        ),
         (["--port", "99999"], {}, "setting port"),
         ([], {"DICTSERVE_MAX_ROWS": "many"}, "setting max_rows"),
         ([], {"DICTSERVE_DEVICES": "tpu"}, "setting devices"),
-        ([], {"DICTSERVE_DATA_DIR": str(tmp_path / "file")}, "setting data_dir"),
+        (
+            [],
+            {"DICTSERVE_DATA_DIR": str(tmp_path / "file")},
+            f"setting data_dir: Value error, there is no directory {tmp_path}/file",
+        ),
         ([], {"DICTSERVE_OBJECTS_OPTIONS": "x"}, "setting objects_options: it is not JSON"),
         (["--host", "localhost:8"], {}, "nothing can listen on 'localhost:8'"),
         (["--port", str(taken.getsockname()[1])], {}, "Address already in use"),

@@ -344,6 +344,12 @@ def test_large_answers_come_whole_and_each_with_one_id(ray: OnRay, expected: np.
 
 
 @pytest.mark.slow
+def test_no_site_can_lead_its_pages_here(ray: OnRay) -> None:
+    """There are no tokens: only names that nobody can register are answered to."""
+    for host, status in (("127.0.0.1:8000", 200), ("node-1", 200), ("evil.example", 403)):
+        assert ray.clients[0].get("/dictionaries", headers={"Host": host}).status_code == status, host
+
+
 def test_a_worker_has_as_many_threads_as_its_replica_has_cpus(ray: OnRay) -> None:
     worker = ray.clients[0].get("/readyz").json()["workers"][0]["pid"]
     assert b"OMP_NUM_THREADS=1" in Path(f"/proc/{worker}/environ").read_bytes().split(b"\0")
