@@ -10,6 +10,7 @@ import contextlib
 import hashlib
 import logging
 import time
+from collections import Counter, defaultdict
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -45,6 +46,7 @@ RENEWALS = 6  # of a lease, in its time
 CANCEL_SECONDS = 5.0
 STOP_SECONDS = 10.0  # in which the fit under way ends its iteration and writes its checkpoint, at a stop
 FOLLOW_SECONDS = 0.25
+MAX_ASIDE = 3  # fits of a worker that wait for their files while others go on; each may take a thread for good
 
 
 class Fits:
@@ -64,6 +66,8 @@ class Fits:
         self._workers = workers
         self._ranks = RankProcesses(settings, workers)
         self._loops: dict[Runner, asyncio.Task[None]] = {}
+        self._turns: defaultdict[Supervisor, asyncio.Lock] = defaultdict(asyncio.Lock)
+        self._ended: Counter[State] = Counter()
         self._claiming = asyncio.Lock()  # held from a claim until the job is known to run here
         self._alive: set[str] | None = None  # who was, when what the dead had staged was last swept
         self._wake = asyncio.Event()
@@ -119,7 +123,7 @@ class Fits:
 
     def ended(self) -> dict[State, int]:
         """Jobs that have come to their end here, by their state then."""
-        return {state: sum(runner.ended[state] for runner in self._loops) for state in ENDED}
+        return {state: self._ended[state] for state in ENDED}
 
     # -- what routes ask for ------------------------------------------------------------------------------
 
@@ -316,6 +320,9 @@ class Fits:
     def _begin(self, worker: Supervisor) -> None:
         runner = Runner(
             worker,
+            self._turns[worker],
+            may_step_aside=self._may_step_aside,
+            ended=self._ended,
             settings=self._settings,
             jobs=self._jobs,
             records=self._records,
@@ -330,24 +337,45 @@ class Fits:
 
     async def _run(self, runner: Runner) -> None:
         outage = Outage("fits are held up")
-        while not self._stopping:
+        while not self._stopping and not self._is_spare(runner):
             with outage.noted():
-                await runner.wait_ready()
-                async with self._claiming:
-                    record = await self._records.write(
-                        self._jobs.claim, self._store.workplace.owner, reads_files=self._reads_files
-                    )
+                try:
+                    await runner.wait_ready()
+                    await runner.step_in()
+                    async with self._claiming:
+                        record = await self._records.write(
+                            self._jobs.claim, self._store.workplace.owner, reads_files=self._reads_files
+                        )
+                        if record is not None:
+                            runner.take(record)
                     if record is not None:
-                        runner.take(record)
+                        outage.is_over()  # and not when the fit is
+                        await runner.run()
+                finally:
+                    runner.step_aside()
                 if record is None:
                     await self._idle()
                 else:
-                    outage.is_over()  # and not when the fit is
-                    await runner.run()
                     self._end_turn()
                     self._wake.set()  # it may be back in the queue, and another worker idle
             if outage.lasts:
                 await asyncio.sleep(RETRY_SECONDS)
+        del self._loops[runner]
+
+    def _is_spare(self, runner: Runner) -> bool:
+        """Whether another runs the jobs of this one's worker, as one does that was begun while this one waited."""
+        return any(other.is_in or other.job is None for other in self._beside(runner))
+
+    def _may_step_aside(self, runner: Runner) -> bool:
+        """Whether others may go before a fit that waits; then there is a runner for them."""
+        if sum(not other.is_in and other.job is not None for other in self._beside(runner)) >= MAX_ASIDE:
+            return False
+        if not self._is_spare(runner):
+            self._begin(runner.worker)
+        return True
+
+    def _beside(self, runner: Runner) -> list[Runner]:
+        return [other for other in self._loops if other is not runner and other.worker is runner.worker]
 
     async def _keep_lease(self) -> None:
         """Renew the lease, and see whether the jobs under way are still ours and wanted."""

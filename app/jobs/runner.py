@@ -1,4 +1,4 @@
-"""One worker's fits, one at a time: each from its claimed record to its end, or back into the queue."""
+"""A fit, from its claimed record to its end, or back into the queue. Of those of a worker one at a time is in."""
 
 import asyncio
 import contextlib
@@ -17,7 +17,7 @@ from app.jobs.data_files import DataFiles, Named
 from app.jobs.jobs import ENDED, JobLost, Jobs, Record
 from app.jobs.ranks import RankProcesses
 from app.jobs.reach import Cancelled, Patience, reach
-from app.jobs.records import Records
+from app.jobs.records import RETRY_SECONDS, Records
 from app.jobs.running import Running, history_of
 from app.outage import Outage
 from app.problems import problem_of
@@ -50,16 +50,19 @@ MAX_SERVICE_DEATHS = 10  # with no checkpoint further: others kill services too,
 
 
 class Runner:
-    """Runs jobs on one worker; one over several ranks runs on these, in that worker's turn.
+    """Runs jobs on one worker, one after another; a job over several ranks runs on these, in its stead.
 
     Attributes:
-        ended: jobs that it has run to their end, by their state then.
+        is_in: whether it is this runner's turn, of those of its worker. One that waits for files steps aside.
     """
 
     def __init__(
         self,
         worker: Supervisor,
+        turn: asyncio.Lock,
         *,
+        may_step_aside: Callable[["Runner"], bool],
+        ended: Counter[State],
         settings: Settings,
         jobs: Jobs,
         records: Records,
@@ -70,9 +73,12 @@ class Runner:
         discard: Callable[[Record], None],
         ranks: RankProcesses,
     ) -> None:
-        self.ended: Counter[State] = Counter()
+        self.is_in = False
+        self.worker = worker
+        self._turn = turn
+        self._may_step_aside = may_step_aside
         self._running: Running | None = None
-        self._worker = worker
+        self._ended = ended  # by their state then
         self._settings = settings
         self._jobs = jobs
         self._records = records
@@ -85,7 +91,22 @@ class Runner:
         self._ranks = ranks
 
     async def wait_ready(self) -> None:
-        await self._worker.wait_ready()
+        await self.worker.wait_ready()
+
+    async def step_in(self) -> None:
+        """Wait for this runner's turn. Raises Cancelled where the job is to end meanwhile."""
+        while not self.is_in:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(RETRY_SECONDS):
+                    self.is_in = await self._turn.acquire()
+            if self._running is not None and self._running.stopped.is_set():
+                raise Cancelled
+
+    def step_aside(self) -> None:
+        """Let another have its turn."""
+        if self.is_in:
+            self.is_in = False
+            self._turn.release()
 
     @property
     def job(self) -> Job | None:
@@ -187,18 +208,19 @@ class Runner:
             await reach(store, self._store.bring, Reference.parse(job.parameters["init"]))
         while (away := await self._fit(running, patience)) is not None:
             running.on_worker, running.seconds_before = False, running.progress.seconds
-            await patience.wait(away)
+            await self._wait_aside(patience, away)
 
     async def _fit(self, running: Running, patience: Patience) -> DataUnavailable | None:
         """Have the fit run until it has come to an end, or its files cannot be read for now: then it goes on, from
         its last checkpoint, when this is called again."""
         job = running.job
+        await self.step_in()
         events: asyncio.Queue[Frame | None] = asyncio.Queue()
         try:
             if (ranks := _ranks_of(job)) > 1:
                 await self._ranks.tell_job(job.id, self._fit_message(running), events.put_nowait, ranks)
             else:
-                await self._worker.tell_job(job.id, self._fit_message(running), events.put_nowait)
+                await self.worker.tell_job(job.id, self._fit_message(running), events.put_nowait)
             running.on_worker = True
         except WorkerUnavailable:
             await self._requeue(running, worker_died=False)
@@ -264,8 +286,14 @@ class Runner:
                 if read > furthest:  # they were there in between
                     furthest = read
                     patience.is_over()
-                await patience.wait(error)
+                await self._wait_aside(patience, error)
         raise Cancelled
+
+    async def _wait_aside(self, patience: Patience, error: DataUnavailable | StoreUnavailable) -> None:
+        """Wait for what is away while others have the worker."""
+        if self._may_step_aside(self):
+            self.step_aside()
+        await patience.wait(error)
 
     async def _publish(self, running: Running, fitted: Sequence[np.ndarray], seconds: float) -> None:
         D, metrics, _, figures = fitted
@@ -285,7 +313,7 @@ class Runner:
                 metrics=orjson.loads(metrics.tobytes()),
                 loss_history=running.loss_history,
                 seconds=running.seconds_before + seconds,
-                software=self._worker.software,
+                software=self.worker.software,
                 job=job.id,
             ).version
 
@@ -304,7 +332,7 @@ class Runner:
     async def _end(self, running: Running, state: State, write: Callable[..., object], *outcome: Any) -> None:
         """Write how a job ended; its data and its checkpoint are not needed any more."""
         await self._records.surely(write, running.record, *outcome)
-        self.ended[state] += 1
+        self._ended[state] += 1
         await asyncio.to_thread(self._discard, running.record)
 
     async def _fail(self, running: Running, error: Exception) -> None:
@@ -339,7 +367,7 @@ class Runner:
 
     def _place(self, job: Job) -> Supervisor | RankProcesses:
         """Where the job runs."""
-        return self._ranks if _ranks_of(job) > 1 else self._worker
+        return self._ranks if _ranks_of(job) > 1 else self.worker
 
     def _fit_message(self, running: Running) -> Fit:
         record = running.record

@@ -400,6 +400,31 @@ def test_a_fit_whose_files_stay_away_fails_in_time(
     assert job["progress"]["iteration"] == 8  # type: ignore[index]
 
 
+def test_of_fits_that_wait_for_files_a_few_let_others_go_before(
+    settings: Settings, worker: WorkerDouble, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(reach, "RETRY_SECONDS", 0.01)
+    is_away, fit = True, worker.tell_job
+
+    async def held_up(job: str, message: ToWorker, listener: JobListener) -> None:
+        if is_away:
+            listener(Frame(Failed(job, "DataUnavailable", "the data directory is not there")))
+        else:
+            await fit(job, message, listener)
+
+    monkeypatch.setattr(worker, "tell_job", held_up)
+    with TestClient(create_app(settings, supervisor=worker)) as client:
+        ids = [client.post("/fit", json=FIT).json()["id"] for _ in range(fits.MAX_ASIDE + 3)]
+        states = ["running"] * (fits.MAX_ASIDE + 1) + ["queued"] * 2  # the last of those that run has stayed in
+        until(lambda: [client.get(f"/jobs/{id}").json()["state"] for id in ids] == states)
+        assert client.delete(f"/jobs/{ids[0]}").json()["state"] == "cancelled"
+        until(lambda: client.get(f"/jobs/{ids[-2]}").json()["state"] == "running")
+        is_away = False
+        assert {ended(client, id)["state"] for id in ids[1:]} == {"succeeded"}
+        loops = client.app.state.services.fits._loops  # type: ignore[attr-defined]
+        until(lambda: len(loops) == 1)
+
+
 def test_a_fit_that_waits_for_the_store_can_be_cancelled(
     settings: Settings, worker: WorkerDouble, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -96,6 +96,46 @@ def test_one_that_has_not_begun_waits_too_and_is_cancelled_meanwhile(fits: Servi
     assert fits.ended(unwanted)["state"] == "succeeded"
 
 
+@pytest.mark.parametrize("waiting", [ONLINE, STAGED])
+def test_others_go_before_one_that_waits(fits: Service, data: Path, waiting: dict[str, object]) -> None:
+    first = begun(fits, LONG)
+    fits.until(first, "running", iteration=1)
+    id = begun(fits, waiting)
+    seen = waits(fits)
+    with away(data):
+        assert fits.client.delete(f"/jobs/{first}").json()["state"] == "cancelled"
+        until_waits(fits, seen + 1)
+        for name in ("other", "another"):
+            other = fits.ended(fits.fit(ROWS, name=name, nb_concepts=4))
+            assert other["state"] == "succeeded", other
+        assert fits.job(id)["state"] == "running"
+        last = fits.fit(ROWS, name="last", nb_concepts=4, solver="mu", tol=0, max_iter=100_000)
+        fits.until(last, "running", iteration=1)
+    assert fits.client.delete(f"/jobs/{last}").json()["state"] == "cancelled"
+    if waiting is ONLINE:
+        fits.until(id, "running", iteration=1)
+        job = fits.client.delete(f"/jobs/{id}").json()
+    else:
+        job = fits.ended(id)
+    assert (job["state"], job["attempts"]) == ("cancelled" if waiting is ONLINE else "succeeded", 1)
+
+
+def test_one_that_waits_for_its_turn_is_cancelled_meanwhile(fits: Service, data: Path) -> None:
+    """Its files are there again, and another has its worker meanwhile."""
+    online = begun(fits, ONLINE)
+    fits.until(online, "running", iteration=20)
+    seen = waits(fits)
+    with away(data):
+        until_waits(fits, seen + 1)
+        long = fits.fit(ROWS, name="last", nb_concepts=4, solver="mu", tol=0, max_iter=100_000)
+        fits.until(long, "running", iteration=1)
+    at = fits.job(online)["progress"]["iteration"]
+    time.sleep(1.5)
+    assert fits.job(online)["progress"]["iteration"] == at
+    assert fits.client.delete(f"/jobs/{online}").json()["state"] == "cancelled"
+    assert fits.client.delete(f"/jobs/{long}").json()["state"] == "cancelled"
+
+
 def test_a_stop_does_not_wait_for_it(fits: Service, data: Path) -> None:
     id = begun(fits, ONLINE)
     fits.until(id, "running", iteration=20)
