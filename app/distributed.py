@@ -41,6 +41,10 @@ T = TypeVar("T")
 OF_ALL = ("nb_concepts", "solver", "max_iter", "tol", "init", "seed")
 
 
+class AgreedError(Exception):
+    """What was wrong once the ranks had met: all of them end with it, and rank 0 tells it."""
+
+
 def main() -> NoReturn:
     """Leaves at once, however it ends: torch's threads, which an ordinary exit waits for, may wait for another rank;
     and one that is still there as modules are taken down ends the process as if it had failed."""
@@ -48,9 +52,9 @@ def main() -> NoReturn:
     rank = int(os.environ.get("RANK", "0"))
     try:
         _fit(arguments, _parameters(arguments), rank, int(os.environ.get("WORLD_SIZE", "1")))
-    except (CoreError, InvalidFields) as error:
-        _end(rank, str(error) if rank == 0 or isinstance(error, RankLost) else "")  # else all say the same
-    except (AppError, OSError) as error:
+    except AgreedError as error:
+        _end(rank, str(error) if rank == 0 else "")
+    except (AppError, CoreError, OSError) as error:  # of this rank, or found by it before it has met the others
         _end(rank, str(error))
     except Exception:
         _end(rank, traceback.format_exc())
@@ -123,7 +127,12 @@ def _fit(arguments: argparse.Namespace, parameters: FitParameters, rank: int, si
     patience = timedelta(seconds=arguments.patience_seconds)
     with ranked.joined_by_environment(rank, size, local_size, device, patience) as ranks:
         mine = A[ranked.share_of(len(A), rank, size)]
-        ranked.RankedFit(fit, ranks, device, store, tell if rank == 0 else _quiet).run(mine)
+        try:
+            ranked.RankedFit(fit, ranks, device, store, tell if rank == 0 else _quiet).run(mine)
+        except RankLost:
+            raise
+        except CoreError as error:
+            raise AgreedError(str(error)) from error
     for fitted, (D, metrics, losses, figures) in results:
         record: dict[str, Any] = {"loss": float(losses[-1]) if len(losses) else 0.0, "iterations": len(losses)}
         record |= {"seconds": fitted.seconds, "ranks": size, "metrics": orjson.loads(metrics.tobytes())}

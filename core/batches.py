@@ -1,6 +1,6 @@
 """The batches of an online fit, epoch by epoch: blocks of rows from all over a matrix, or what an iterable gives."""
 
-from collections.abc import Generator, Iterable, Iterator, Sized
+from collections.abc import Generator, Iterable, Iterator
 from itertools import islice
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, cast
 
@@ -67,14 +67,22 @@ def opened(x: Matrix | Rows | Iterable[Any], form: Form, batch_rows: int) -> Bat
     if hasattr(x, "shape") and hasattr(x, "__getitem__"):
         form.check(x.shape)
         return Blocks(cast(Rows, x), form, batch_rows)
-    if isinstance(x, Iterable) and isinstance(x, Sized):
-        if len(x) == 0:
+    if isinstance(x, Iterable) and (length := _length(x)) is not None:
+        if length == 0:
             raise WrongShape(f"{form.name} are an iterable without a single batch; at least one is needed")
         return Given(x, form)
     raise WrongDtype(
         f"{form.name} are {inputs.type_of(x)}; pass {inputs.KINDS}, something whose slices of rows are such, or an "
         "iterable of batches that has a length and can be iterated again (partial_fit takes a stream)"
     )
+
+
+def _length(x: object) -> int | None:
+    """Of what has one, which a method `__len__` alone does not tell: a DataLoader's asks its data for theirs."""
+    try:
+        return len(x)  # type: ignore[arg-type]
+    except TypeError:
+        return None
 
 
 class Blocks:

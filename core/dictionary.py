@@ -11,11 +11,12 @@ import torch
 from core import kernels
 from core.checks import activations, at_least_one, check_dtype, check_values, codes, concepts, is_number
 from core.chunks import slices
-from core.errors import InvalidParameter, OutOfRange
-from core.inputs import check_tensor, tensor
+from core.errors import InvalidParameter, OutOfRange, WrongDtype
+from core.inputs import check_kind, tensor
 from core.kernels.precision import Precision, own_precision, product
 from core.memory import free_bytes, is_small_encode, rows_of_encode
 from core.scaling import exponents_of, exponents_with, times_power_of_two
+from core.sparse import is_sparse
 from core.threads import threads_for_product
 
 # A gradient in float32 can be told from zero to about 1e-7, one in float64 to about 1e-15.
@@ -212,8 +213,10 @@ class Dictionary:
 
 
 def _tensor(x: torch.Tensor | np.ndarray[Any, Any], name: str) -> torch.Tensor:
+    check_kind(x, name)
+    if is_sparse(x) or (isinstance(x, torch.Tensor) and x.layout != torch.strided):
+        raise WrongDtype(f"{name} are sparse, which NMF takes and a Dictionary does not; pass them dense")
     if isinstance(x, torch.Tensor):
-        check_tensor(x, name)
         return x.detach()
     array = np.asarray(x)
     check_dtype(array.dtype, name=name)

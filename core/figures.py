@@ -33,7 +33,8 @@ class Figures:
         uses: (k,) int64, rows with a code above zero.
         largest: (k,) float32, the largest code.
         histogram: (k, 20) int64, codes above zero, in equal bins from zero to the largest (which the last includes).
-        top_rows, top_codes: (k, 10) int64 and float32, the rows with the largest codes above zero, likewise.
+        top_rows, top_codes: (k, 10) int64 and float32, the rows with the largest codes above zero, likewise;
+            of equal ones those that come first.
         together, overlap: (k, 10) int64 and float32, the other concepts that are active in the same rows, by the rows
             that both are active in over those that either is (Jaccard's index), likewise.
     """
@@ -102,14 +103,27 @@ def _strongest(Z: torch.Tensor, ranks: Ranks) -> Generator[None, None, tuple[tor
     for part in _rows(Z):
         z = Z[part]
         uses += (z > 0).sum(dim=0)
-        best = z.topk(min(TOP_ROWS, len(z)), dim=0)
+        best = _rows_of_largest(z)
         first = before + part.start
-        codes, rows = _top(torch.cat([codes, best.values]), torch.cat([rows, best.indices + first]))
+        codes, rows = _top(torch.cat([codes, z.gather(0, best)]), torch.cat([rows, best + first]))
         yield
     ranks.total(0, uses)
     codes, rows = _top(ranks.gather(codes), ranks.gather(rows))
     largest = codes[0].clone() if len(codes) else Z.new_zeros(k)
     return uses, largest, *_padded(rows.T, codes.T, TOP_ROWS)
+
+
+def _rows_of_largest(z: torch.Tensor) -> torch.Tensor:
+    """Of each concept's codes (n, k) the largest ones' rows, in order; of equal ones those that come first."""
+    best = z.topk(min(TOP_ROWS + 1, len(z)), dim=0)
+    rows = best.indices[:TOP_ROWS]
+    if len(z) > TOP_ROWS:  # of the least ones topk has taken any
+        least, next_one = best.values[-2:]
+        tied = ((least == next_one) & (least > 0)).nonzero()[:, 0]
+        # bits of non-negative floats are in the order of their values; no two keys are equal
+        keys = (z[:, tied].view(torch.int32).long() << 32) - torch.arange(len(z), device=z.device)[:, None]
+        rows[:, tied] = keys.topk(TOP_ROWS, dim=0).indices
+    return rows.sort(dim=0).values
 
 
 def _top(codes: torch.Tensor, rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

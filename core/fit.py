@@ -6,9 +6,9 @@ from dataclasses import dataclass, field, replace
 import torch
 
 from core import state as states
-from core.checks import Form
+from core.checks import Form, at_least_one
 from core.chunks import Chunks
-from core.errors import OutOfRange, WrongShape
+from core.errors import InvalidParameter, OutOfRange, WrongShape
 from core.initial import DEFAULT_START, STARTS, all_finite, given
 from core.inputs import Source, read_steps
 from core.kernels.precision import own_precision
@@ -63,10 +63,18 @@ class Fit:
             return None
         return states.taken(self._codes, self._past, self._chunks.energy, self._chunks.exponent)
 
+    def check(self) -> None:
+        """Raises InvalidParameter where `max_iter` or the state will not do, whatever A is."""
+        self.max_iter = at_least_one("max_iter", self.max_iter)
+        if self.saved is not None:
+            if self.Z is not None or self.D is not None:
+                raise InvalidParameter("state is given along with Z or D; it holds both: pass it alone")
+            states.check(self.saved, self.max_iter)
+
     def check_shape(self, shape: tuple[int, ...]) -> None:
         """Raises WrongShape or InvalidParameter where Z, D or a state does not belong to an A of this shape."""
         if self.saved is not None:
-            states.check(self.saved, (shape[0], shape[1]), self.nb_concepts, self.max_iter)
+            states.check_shape(self.saved, shape, self.nb_concepts)
         if self.Z is not None and len(self.Z) != shape[0]:
             raise WrongShape(f"Z has {len(self.Z)} rows; A has {shape[0]}")
         if self.D is not None and len(self.D) != self.nb_concepts:
@@ -75,8 +83,8 @@ class Fit:
             raise WrongShape(f"D has {self.D.shape[1]} columns; A has {shape[1]} features")
 
     def steps(self, opened: Callable[[], Source], form: Form) -> Generator[FitProgress, None, Fitted]:
-        told = FitProgress(0, self.max_iter) if self.saved is None else states.progress(self.saved, self.max_iter)
-        A = yield from tell(self.ranks.agreed(self._read(opened, form)), told)
+        A = yield from self.ranks.agreed(self._read(opened, form))
+        told = self._begun()
         if self.ranks.size > 1:
             self._agree(*A.shape)
         chunks = Chunks(A, self.nb_concepts, self.ranks)
@@ -89,6 +97,7 @@ class Fit:
         if self.saved is not None:
             Z, D, self._past = states.restored(self.saved, chunks.energy, chunks.exponent, self.device)
             losses, self.saved = states.losses_of(self.saved), None
+            yield from tell(_check_values(Z, D, self._past, chunks), told)
         else:
             if self.Z is None and self.D is None:
                 start = STARTS[self.init or DEFAULT_START](chunks, self.nb_concepts, self.generator)
@@ -112,7 +121,12 @@ class Fit:
         yield from tell(_with_unit_concepts(Z, D, chunks), told)
         return Fitted(Z, D, losses)
 
-    def _read(self, opened: Callable[[], Source], form: Form) -> Generator[None, None, torch.Tensor | SparseRows]:
+    def _begun(self) -> FitProgress:
+        return FitProgress(0, self.max_iter) if self.saved is None else states.progress(self.saved, self.max_iter)
+
+    def _read(
+        self, opened: Callable[[], Source], form: Form
+    ) -> Generator[FitProgress, None, torch.Tensor | SparseRows]:
         source = opened()
         if not isinstance(source, Iterator):
             rows, n_features = source.shape
@@ -120,7 +134,7 @@ class Fit:
             stays = is_sparse(source) or (isinstance(source, torch.Tensor) and source.device == self.device)
             held = 4 * rows * n_features if stays else 0
             check_fit(rows, n_features, self.nb_concepts, self.device, held=held, solver=self.solver)
-        A = yield from read_steps(source, form, self.device)
+        A = yield from tell(read_steps(source, form, self.device), self._begun())
         self.check_shape(A.shape)
         return A
 
@@ -136,7 +150,7 @@ class Fit:
                 "the start's place in its list": list(STARTS).index(self.init or DEFAULT_START),
                 "whether Z is given": self.Z is not None,
                 "whether D is given": self.D is not None,
-                "the state's iteration": 0 if self.saved is None else float(self.saved["iteration"]),
+                **{f"the state's {name}": float((self.saved or {}).get(name, 0)) for name in ("iteration", "energy")},
             }
         )
         if self.ranks.total(n_rows) == 0:
@@ -177,6 +191,16 @@ def zeros(chunks: Chunks) -> tuple[torch.Tensor, torch.Tensor]:
     k, device = chunks.nb_concepts, chunks.A.device
     Z = torch.zeros(chunks.n_rows, k, dtype=torch.float32, device=device)
     return Z, torch.zeros(k, chunks.n_features, dtype=torch.float32, device=device)
+
+
+def _check_values(Z: torch.Tensor, D: torch.Tensor, past: Past, chunks: Chunks) -> Generator[None, None, None]:
+    """Raises InvalidParameter where a state has values that no fit comes to."""
+    are_sound = states.is_sound(D) and (past.ahead is None or states.is_sound(past.ahead))
+    for rows in chunks.slices():
+        are_sound = are_sound and states.is_sound(Z[rows])
+        yield
+    if chunks.ranks.any(not are_sound):
+        raise InvalidParameter(states.UNSOUND)
 
 
 def _with_unit_concepts(Z: torch.Tensor, D: torch.Tensor, chunks: Chunks) -> Generator[None, None, None]:

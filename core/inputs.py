@@ -41,7 +41,7 @@ def opened(x: Input, form: Form) -> Source:
         WrongDtype: neither a matrix nor an iterable, or a matrix of anything but real numbers.
         WrongShape: a matrix whose shape does not fit.
     """
-    check_tensor(x, form.name)
+    check_kind(x, form.name)
     if isinstance(x, torch.Tensor) and resident.is_resident(x):
         return resident.shaped(x, form)
     whole = matrix(x, form.name)
@@ -126,24 +126,24 @@ def tensor(x: Array) -> torch.Tensor:
 
 def matrix(x: Any, name: str) -> Array | SparseMatrix | None:
     """An array on the same memory where that can be had, or a SciPy sparse matrix; None for what is no matrix."""
+    check_kind(x, name)
     if is_sparse(x):
         return x
     if isinstance(x, torch.Tensor):
-        check_tensor(x, name)
         if x.layout != torch.strided:
             return of_tensor(x, name)
         x = x.detach().cpu()
         if x.dtype == torch.bfloat16:  # which numpy does not have
             x = x.float()
         return x.resolve_conj().resolve_neg().numpy()
-    if np.ma.is_masked(x):
-        raise WrongDtype(f"{name} are a masked array; pass x.filled(0), or whatever stands for what is masked")
     return np.asarray(x) if hasattr(x, "__array__") else None
 
 
-def check_tensor(x: object, name: str) -> None:
-    """Raises WrongDtype or WrongShape where `x` is a tensor of a kind that cannot be read as real numbers."""
+def check_kind(x: object, name: str) -> None:
+    """Raises WrongDtype or WrongShape where `x` is a tensor or array that cannot be read as real numbers."""
     if not isinstance(x, torch.Tensor):
+        if np.ma.is_masked(x):
+            raise WrongDtype(f"{name} are a masked array; pass x.filled(0), or whatever stands for what is masked")
         return
     if x.is_nested:
         raise WrongShape(f"{name} are a nested tensor; pass a list of its parts, whose rows are all as wide")

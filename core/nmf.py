@@ -26,6 +26,7 @@ from core.state import State
 
 # What is remembered of the rows that `partial_fit` or `fit_online` has seen; with D it is all that they go on from.
 REMEMBERED = ("online_gram", "online_cross", "online_sums", "online_first")
+IN_FLOAT32 = ("D", "online_first")  # the rest of a state is in float64
 
 
 class NMF(Estimator, torch.nn.Module):
@@ -168,18 +169,17 @@ class NMF(Estimator, torch.nn.Module):
         Z and D with which this one would have, to the bit where it runs on as many threads. The tensors of a state
         that is given become the fit's own, which writes to them.
 
-        With `ranks`, a slice may wait for the other processes; an error in the rows of one is raised in all of them.
-        `Z_` and the state's Z are those of this process's rows, D and the losses are the same in all.
+        With `ranks`, a slice may wait for the other processes, and all is checked in the first ones: what one of them
+        must refuse is raised in all. `Z_` and the state's Z are those of this process's rows, D and the losses the
+        same in all of them.
         """
-        if state is not None and (Z is not None or D is not None):
-            raise InvalidParameter("state is given along with Z or D; it holds both: pass it alone")
         form = checks.activations(least_rows=1 if ranks.size == 1 else 0)
         fit = Fit(
             nb_concepts=self.nb_concepts,
             solver=self.solver,
             init=self.init,
             tol=self.tol,
-            max_iter=self.max_iter if max_iter is None else at_least_one("max_iter", max_iter),
+            max_iter=self.max_iter if max_iter is None else max_iter,
             generator=self._generator(),
             device=self.device,
             callback=callback,
@@ -193,6 +193,7 @@ class NMF(Estimator, torch.nn.Module):
                 fit.Z = inputs.as_tensor(Z, of_codes, self.device)
             if D is not None:
                 fit.D = inputs.as_tensor(D, checks.concepts(), self.device)
+            fit.check()
             source = inputs.opened(A, form)
             if not isinstance(source, Iterator):
                 fit.check_shape(source.shape)
@@ -282,7 +283,7 @@ class NMF(Estimator, torch.nn.Module):
         if given is not None and len(given) != self.nb_concepts:
             raise WrongShape(f"D has {len(given)} rows; nb_concepts is {self.nb_concepts}")
         form = checks.activations(None if given is None else given.shape[1])
-        inputs.check_tensor(A, form.name)
+        inputs.check_kind(A, form.name)
         shape = getattr(A, "shape", None) or (0, 1)
         source = batches.opened(A, form, batch_rows or batch_rows_for(int(shape[-1]), self.nb_concepts))
         fit = self._online(at_least_one("epochs", epochs), given, state)
@@ -467,6 +468,9 @@ class NMF(Estimator, torch.nn.Module):
             for name, buffer in before.items():
                 setattr(self, name, buffer)
             return
+        for name in before:  # with assign=True they are the state's own, whatever its dtype and device
+            if (loaded := getattr(self, name)) is not None:
+                setattr(self, name, loaded.to(self.device, torch.float32 if name in IN_FLOAT32 else torch.float64))
         for name in ("Z_", "loss_history_"):  # of another dictionary
             self.__dict__.pop(name, None)
         self._keep_names(None)

@@ -209,6 +209,8 @@ class OnlineFit:
             d = state["D"].shape[-1] if isinstance(state["D"], torch.Tensor) and state["D"].ndim else 0
         shapes = {"D": (k, d), "gram": (k, k), "cross": (d, k), "losses": (iteration,)}
         states.check_tensors(state, shapes, float64={"gram", "cross", "losses"})
+        if not all(states.is_sound(torch.as_tensor(state[name])) for name in ("D", "gram", "cross")):
+            raise InvalidParameter(states.UNSOUND)
         if not 0 < iteration < total:
             raise InvalidParameter(f"the state is that after iteration {iteration}; max_iter is {total}")
 

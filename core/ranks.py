@@ -6,16 +6,18 @@ between steps is a sum, or a number of rank 0, which all of them take; rounding 
 """
 
 from collections.abc import Generator, Mapping
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
 
 from core import errors
-from core.errors import CoreError, InvalidParameter, RankLost
+from core.errors import CoreError, InvalidArray, InvalidParameter, RankLost
 from core.progress import Result
 
 TOLD_CHARACTERS = 1000  # of an error, to the other ranks
+
+Slice = TypeVar("Slice")
 
 
 class Ranks:
@@ -56,7 +58,7 @@ class Ranks:
         """The rows (n, d) of all ranks, those of rank 0 first; n may be another on each."""
         return rows
 
-    def agreed(self, work: Generator[None, None, Result]) -> Generator[None, None, Result]:
+    def agreed(self, work: Generator[Slice, None, Result]) -> Generator[Slice, None, Result]:
         """The work, which exchanges nothing; an error of `core.errors` on one rank is raised on all of them."""
         return work
 
@@ -122,7 +124,7 @@ class ProcessGroup(Ranks):
         self._exchange(dist.all_gather, parts, padded)
         return torch.cat([part[:count] for part, count in zip(parts, counts, strict=True)]).to(rows.device)
 
-    def agreed(self, work: Generator[None, None, Result]) -> Generator[None, None, Result]:
+    def agreed(self, work: Generator[Slice, None, Result]) -> Generator[Slice, None, Result]:
         try:
             result = yield from work
         except CoreError as error:
@@ -139,7 +141,7 @@ class ProcessGroup(Ranks):
             return None
         name, rank, message, *_ = bytes(texts.tolist()).decode().split("\0")
         kind: type[CoreError] = getattr(errors, name)
-        return kind(f"{message} (among the rows of rank {rank})")
+        return kind(f"{message} ({'among the rows of' if issubclass(kind, InvalidArray) else 'on'} rank {rank})")
 
     def require_same(self, numbers: Mapping[str, float]) -> None:
         rows = self.gather(self._told(*numbers.values())[None])

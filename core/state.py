@@ -27,6 +27,7 @@ State: TypeAlias = dict[str, torch.Tensor | float]
 
 TENSORS, NUMBERS = ("Z", "D", "losses"), ("iteration", "kkt_residual", "converged", "energy")
 EXTRAPOLATION = "extrapolation_"  # and what the solver calls its number
+UNSOUND = "the state holds negative, NaN or infinite values; pass one as `state()` of a fit's steps gave it"
 SAME_ENERGY = 1e-6  # relative, of A read again: other threads may sum it up in another order
 
 
@@ -51,17 +52,20 @@ def taken(Z: torch.Tensor, past: Past, energy: float, exponent: int) -> State | 
     }
 
 
-def check(state: State, shape: tuple[int, int], nb_concepts: int, max_iter: int) -> None:
-    """Raises InvalidParameter where no fit of an A of this shape (n, d) can go on from the state."""
+def check(state: State, max_iter: int) -> None:
+    """Raises InvalidParameter where no fit can go on from the state, whatever its A."""
     check_entries(state, TENSORS, NUMBERS)
-    n, d = shape
     iteration = int(state["iteration"])
-    shapes: dict[str, tuple[int, ...]] = {"Z": (n, nb_concepts), "D": (nb_concepts, d), "losses": (iteration,)}
-    if "ahead" in state:
-        shapes["ahead"] = (nb_concepts, d)
-    check_tensors(state, shapes, float64={"losses"})
+    check_tensors(state, {"losses": (iteration,)}, float64={"losses"})
     if not 0 < iteration < max_iter:
         raise InvalidParameter(f"the state is that after iteration {iteration}; max_iter is {max_iter}")
+
+
+def check_shape(state: State, shape: tuple[int, ...], nb_concepts: int) -> None:
+    """Raises InvalidParameter where no fit of an A of this shape (n, d) can go on from the state, else checked."""
+    n, d = shape
+    shapes = {"Z": (n, nb_concepts), "D": (nb_concepts, d), "ahead": (nb_concepts, d)}
+    check_tensors(state, {name: shapes[name] for name in shapes if name in state}, float64=())
 
 
 def check_entries(state: State, tensors: Iterable[str], numbers: Iterable[str]) -> None:
@@ -92,6 +96,11 @@ def check_tensors(state: State, shapes: Mapping[str, tuple[int, ...]], *, float6
             raise InvalidParameter(f"{name} of the state is {told}; of this fit it is {dtype} of shape {expected}")
 
 
+def is_sound(x: torch.Tensor) -> bool:
+    """Whether all values are finite and non-negative."""
+    return bool(((x >= 0) & (x < math.inf)).all())
+
+
 def progress(state: State, max_iter: int) -> FitProgress:
     """What the fit told last."""
     return _past(state, 1.0, None).progress(max_iter, float(state["energy"]))
@@ -120,7 +129,7 @@ def _past(state: State, unit: float, ahead: torch.Tensor | None) -> Past:
 def restored(
     state: State, energy: float, exponent: int, device: torch.device
 ) -> tuple[torch.Tensor, torch.Tensor, Past]:
-    """Z, D and the past of a state that `check` has let pass. Z is the state's own where it is on the device.
+    """Z, D and the past of a state that the checks have passed. Z is the state's own where it is on the device.
 
     Raises:
         InvalidParameter: the state is that of other activations.

@@ -155,7 +155,7 @@ class RankedFit:
                 self._tell(self._progress(latest))
             if place is not None and time.monotonic() >= next_checkpoint and self._keep(steps, place):
                 next_checkpoint = time.monotonic() + place.interval_seconds
-        Z = run(measured_codes_steps(nmf, _tensor(A)))
+        Z = run(self._ranks.agreed(measured_codes_steps(nmf, _tensor(A))))
         measured = run(measure_steps(_tensor(A), Z, nmf.get_dictionary(), self._ranks))
         measured = replace(measured, figures=run(figure_steps(Z, measured.figures, self._ranks)))
         self._tell(self._progress(latest))

@@ -1,14 +1,17 @@
 """A rank that has lost another ends untold: the job goes on with new ranks, and nobody's request was wrong."""
 
 import socket
-from collections.abc import Iterator
+import sys
+from collections.abc import Callable, Generator, Iterator
+from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
 
+import app.distributed
 import core
 from app.errors import KINDS, WorkerFailed, kind_of
 from app.settings import Settings
@@ -20,7 +23,9 @@ from app.supervisor import error_of
 from app.worker import frames, launch, ranked
 from app.worker.messages import CheckpointPlace, Configure, Failed, Fit
 from app.worker.watch import EXIT_CODE
-from core.errors import RankLost
+from core import ProcessGroup
+from core.errors import CoreError, InvalidParameter, OutOfRange, RankLost
+from core.ranks import Ranks
 
 import torch  # isort: skip
 
@@ -102,6 +107,84 @@ def _is_untold(channel: tuple[socket.socket, socket.socket], folder: Path) -> No
     ours.setblocking(False)
     with pytest.raises(BlockingIOError):
         ours.recv(1)
+
+
+@pytest.fixture
+def second(channel: object, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """`app.distributed` as rank 1, which ends as if something were wrong."""
+    np.save(tmp_path / "a.npy", np.ones((4, 2), np.float32))
+    np.save(tmp_path / "flat.npy", np.ones(4, np.float32))
+    monkeypatch.setenv("RANK", "1")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+
+    def run(*told: str) -> None:
+        output = ["--output", str(tmp_path / "d"), "--device", "cpu"]
+        monkeypatch.setattr(sys, "argv", ["app.distributed", *output, *(word.format(tmp_path) for word in told)])
+        with pytest.raises(Ended) as ended:
+            app.distributed.main()
+        assert ended.value.args == (1,)
+
+    return run
+
+
+@pytest.mark.parametrize(
+    ("told", "words"),
+    [
+        (["--data", "{}/flat.npy", "--nb-concepts", "1"], "must hold (rows, n_features)"),
+        (["--data", "{}/a.npy", "--nb-concepts", "0"], "nb_concepts"),
+        (["--data", "{}/a.npy", "--nb-concepts", "1", "--solver", "x"], "solver"),
+    ],
+)
+def test_each_rank_tells_what_it_refuses_before_it_has_met_the_others(
+    told: list[str], words: str, second: Callable[..., None], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Whichever ends first has torchrun end the others, untold."""
+    second(*told)
+    said = capsys.readouterr().err
+    assert said.startswith("app.distributed: rank 1: ")
+    assert words in said
+
+
+@pytest.mark.parametrize(("error", "is_told"), [(InvalidParameter("x"), False), (RankLost("x"), True)])
+def test_what_all_ranks_have_agreed_on_is_told_by_the_first(
+    error: Exception,
+    is_told: bool,
+    second: Callable[..., None],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def wrong(*_: object) -> None:
+        raise error
+
+    monkeypatch.setattr(ranked, "joined_by_environment", lambda *_: nullcontext(SimpleNamespace(rank=1)))
+    monkeypatch.setattr(ranked.RankedFit, "run", wrong)
+    second("--data", "{}/a.npy", "--nb-concepts", "1")
+    assert capsys.readouterr().err == ("app.distributed: rank 1: x\n" if is_told else "")
+
+
+def test_what_is_wrong_as_a_fit_is_measured_is_for_all_ranks_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where one alone raised it, the others would wait for its figures."""
+    agreed_on = []
+
+    class Hearing(Ranks):
+        def agreed(self, work: Generator[Any, None, Any]) -> Generator[Any, None, Any]:
+            try:
+                return (yield from work)
+            except CoreError as error:
+                agreed_on.append(error)
+                raise
+
+    def wrong(*_: object) -> Iterator[None]:
+        yield
+        raise OutOfRange("x")
+
+    monkeypatch.setattr(ranked, "measured_codes_steps", wrong)
+    fit, ranks = Fit("job", "a", 0, 4, 2, 1, "hals", 1, 0.0, "auto", 0), cast(ProcessGroup, Hearing())
+    with pytest.raises(OutOfRange) as raised:
+        ranked.RankedFit(fit, ranks, torch.device("cpu"), Store(tmp_path), lambda *_: None).run(np.ones((4, 2), "f"))
+    assert agreed_on == [raised.value]
 
 
 def test_no_message_makes_a_lost_rank_of_a_clients_request() -> None:

@@ -17,6 +17,7 @@ from core.errors import CoreError
 from core.figures import figure_steps
 from core.metrics import measure_steps
 from core.progress import run
+from core.state import State
 from tests.core.problems import planted
 
 MAX_ITER = 30
@@ -129,11 +130,17 @@ def refusal(ranks: Counting, **told: object) -> str:
     if ranks.rank == 1:
         A[3, 2] = told.get("value", A[3, 2])
         Z = np.ones((len(A), 1)) * told["Z"] if "Z" in told else None  # type: ignore[operator]
+    given = {"max_iter": 4, "Z": Z, **told.get("given", ({}, {}))[ranks.rank > 0]}  # type: ignore[index]
     try:
-        NMF(int(told["nb_concepts"][ranks.rank > 0]), seed=0).fit(A, 2, Z=Z, ranks=ranks)  # type: ignore[index]
+        NMF(int(told.get("nb_concepts", (8, 8))[ranks.rank > 0]), seed=0).fit(A, **given, ranks=ranks)  # type: ignore[index,arg-type]
     except CoreError as error:
         return f"{type(error).__name__}: {error}"
     return ""
+
+
+def state_of(A: np.ndarray, ranks: Counting) -> State:
+    steps = NMF(8, seed=0).fit_steps(A, 4, ranks=ranks)
+    return next(state for _ in steps if (state := steps.state()) is not None)
 
 
 def main(rank: int, size: int, folder: Path) -> None:
@@ -142,10 +149,16 @@ def main(rank: int, size: int, folder: Path) -> None:
     ranks = Counting()
     told: dict[str, object] = {name: told_of(case, ranks) for name, case in CASES.items()}
     told["exchanged"] = [exchanged(repeats, ranks) for repeats in (1, 10)]
-    told["NaN"] = refusal(ranks, nb_concepts=(8, 8), value=float("nan"))
-    told["NaN in Z"] = refusal(ranks, nb_concepts=(8, 8), Z=np.full(8, np.nan))
-    told["another width of Z"] = refusal(ranks, nb_concepts=(8, 8), Z=np.ones(7))
+    told["NaN"] = refusal(ranks, value=float("nan"))
+    told["NaN in Z"] = refusal(ranks, Z=np.full(8, np.nan))
+    told["another width of Z"] = refusal(ranks, Z=np.ones(7))
     told["another k"] = refusal(ranks, nb_concepts=(8, 9))
+    state, of_others = (state_of(scale * small(), ranks) for scale in (1, 2))
+    told["no max_iter"] = refusal(ranks, given=({}, {"max_iter": 0}))
+    told["a state and D"] = refusal(ranks, given=({"state": state}, {"state": state, "D": small()[:8]}))
+    told["no state"] = refusal(ranks, given=({"state": state}, {"state": {}}))
+    told["a state of others"] = refusal(ranks, given=({"state": state}, {"state": of_others}))
+    told["a state with NaN"] = refusal(ranks, given=({"state": state}, {"state": state | {"Z": state["Z"] * np.nan}}))
     told["stopped by rank 1"] = len(stopped(ranks))
     (folder / f"{rank}.json").write_text(json.dumps(told))
     dist.destroy_process_group()

@@ -6,6 +6,7 @@ import pytest
 import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
+from scipy import sparse
 
 from core import Dictionary, errors, scaling
 from core.dictionary import ENCODE_TOL
@@ -471,3 +472,18 @@ def test_only_real_numbers_are_read(bad) -> None:  # type: ignore[no-untyped-def
             read(bad)
     with pytest.raises(errors.InvalidParameter, match="tol"):
         dictionary.encode(np.ones((1, 3)), tol=10**400)
+
+
+@pytest.mark.parametrize(
+    ("bad", "words"),
+    [
+        (np.ma.masked_greater(np.eye(3), 0.5), r"a masked array; pass x.filled\(0\)"),
+        (torch.eye(3).to_sparse(), "sparse, which NMF takes"),
+        (sparse.csr_array(np.eye(3)), "sparse, which NMF takes"),
+    ],
+)
+def test_masked_and_sparse_ones_are_refused(bad, words: str) -> None:  # type: ignore[no-untyped-def]
+    dictionary = Dictionary(np.ones((3, 3)))
+    for read in (Dictionary, dictionary.encode, dictionary.decode):
+        with pytest.raises(errors.WrongDtype, match=words):
+            read(bad)

@@ -359,6 +359,12 @@ def test_state_dict_and_save(fitted: NMF) -> None:
     model = NMF(10)
     model.load_state_dict({"D": fitted.get_dictionary().double()})
     assert model.get_dictionary().dtype == torch.float32
+    state = NMF(10).partial_fit(A[:5]).state_dict()
+    assert len(state) == 5
+    others = {name: x.double() if x.dtype == torch.float32 else x.float() for name, x in state.items()}
+    for assign in (False, True):
+        model.load_state_dict(others, assign=assign)
+        assert [x.dtype for x in model.state_dict().values()] == [x.dtype for x in state.values()]
     with pytest.raises(RuntimeError, match="size mismatch"):
         NMF(11).load_state_dict(fitted.state_dict())
 

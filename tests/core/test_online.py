@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import sparse
 from sklearn.decomposition import MiniBatchNMF
+from torch.utils.data import DataLoader, IterableDataset
 
 from core import NMF, errors
 from core.checks import Form, activations
@@ -179,11 +180,19 @@ def test_batches_are_taken_in_their_order_and_again_each_epoch() -> None:
     assert model.loss_history_[-1] == pytest.approx(loss(A, model), rel=0.05)
 
 
+class Stream(IterableDataset[np.ndarray]):
+    """Of which a DataLoader has no length."""
+
+    def __iter__(self) -> Iterator[np.ndarray]:
+        return iter(A)
+
+
 @pytest.mark.parametrize(
     ("data", "error", "words"),
     [
         ((row for row in A), errors.WrongDtype, "partial_fit takes a stream"),
         (3, errors.WrongDtype, "iterable of batches that has a length"),
+        (DataLoader(Stream(), batch_size=100), errors.WrongDtype, "iterable of batches that has a length"),
         (A[0, 0], errors.WrongShape, "dimensions"),
         ([], errors.WrongShape, "without a single batch"),
         ([A, A[:, 1:]], errors.WrongShape, "batch 1 have 39 columns; batch 0 has 40"),
@@ -329,6 +338,9 @@ def test_a_state_of_another_fit_is_refused() -> None:
     ):
         with pytest.raises(errors.InvalidParameter, match=words):
             model.fit_online(data, 3, state=state)
+    state["cross"][0, 0] = float("nan")  # type: ignore[index]
+    with pytest.raises(errors.InvalidParameter, match="negative, NaN or infinite"):
+        NMF(8).fit_online(A, 3, batch_rows=100, state=state)
 
 
 # --- partial_fit ------------------------------------------------------------------------------------------------

@@ -84,6 +84,12 @@ def test_what_is_wrong_on_one_rank_is_told_by_all(told: Told) -> None:
         assert of_rank["NaN in Z"].endswith("(among the rows of rank 1)")
         assert of_rank["another width of Z"].startswith("WrongShape: codes have ")
         assert "nb_concepts is 9 on rank 1 and 8 on rank 0" in of_rank["another k"]
+        assert of_rank["no max_iter"].startswith("InvalidParameter: max_iter is 0; it must be")
+        assert of_rank["no max_iter"].endswith("(on rank 1)")
+        assert of_rank["a state and D"].startswith("InvalidParameter: state is given along with Z or D")
+        assert of_rank["no state"].startswith("InvalidParameter: the state lacks 'Z'")
+        assert of_rank["a state of others"].startswith("InvalidParameter: the state's energy is ")
+        assert of_rank["a state with NaN"].startswith("InvalidParameter: the state holds negative, NaN or infinite")
 
 
 @pytest.mark.slow

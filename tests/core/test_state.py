@@ -156,6 +156,18 @@ def test_what_is_no_state_of_this_fit_is_refused_by_the_call(change: object, opt
     state = interrupted(NMF(8, seed=0), A, 5)
     with pytest.raises(errors.InvalidParameter, match=words):
         NMF(8).fit_steps(A, state=change(state), **options)  # type: ignore[operator]
+    with pytest.raises(errors.InvalidParameter, match=words):  # of batches some is only known once they are read
+        NMF(8).fit([A[:60], A[60:]], state=change(state), **options)  # type: ignore[operator]
+
+
+@pytest.mark.parametrize("name", ["Z", "D", "ahead"])
+@pytest.mark.parametrize("value", [-1.0, float("nan"), float("inf")])
+def test_a_state_with_values_that_no_fit_comes_to_is_refused(name: str, value: float) -> None:
+    state = interrupted(NMF(8, seed=0), A, 5)
+    assert state is not None
+    state[name][3, 2] = value  # type: ignore[index]
+    with pytest.raises(errors.InvalidParameter, match="negative, NaN or infinite"):
+        NMF(8).fit(A, state=state)
 
 
 @pytest.mark.parametrize("other", [A + 1, np.zeros_like(A)])
