@@ -31,6 +31,7 @@
     │   └── JobsAway           ... now: it is away, locked or full
     ├── Overloaded             the queue is full; come back later
     ├── WorkerUnavailable      the worker is down or starting; come back later
+    │   ├── WorkerStarts       ... the latter, in a few seconds
     │   └── WorkerCompiles     ... or compiles what this needs, which takes up to a minute
     ├── Stopping               the service stops, and does not wait any longer
     ├── FitAbandoned           a fit that took the worker down too often
@@ -219,6 +220,10 @@ class WorkerUnavailable(AppError):
     pass
 
 
+class WorkerStarts(WorkerUnavailable):
+    pass
+
+
 class WorkerCompiles(WorkerUnavailable):
     pass
 
@@ -278,6 +283,7 @@ KINDS: Mapping[type[Exception], Kind] = {
     JobsUnavailable: Kind(503, "jobs-unavailable", "The jobs' database cannot be used", retry_after_seconds=5),
     Overloaded: Kind(503, "overloaded", "Too much is waiting already", retry_after_seconds=1),
     WorkerUnavailable: Kind(503, "worker-unavailable", "The worker is not ready", retry_after_seconds=2),
+    WorkerStarts: Kind(503, "worker-unavailable", "The worker is not ready", retry_after_seconds=5),
     WorkerCompiles: Kind(503, "worker-unavailable", "The worker is not ready", retry_after_seconds=10),
     Stopping: Kind(503, "stopping", "The service stops", retry_after_seconds=5),
     FitAbandoned: Kind(500, "fit-abandoned", "The fit took the worker down"),

@@ -18,7 +18,7 @@ from typing import Literal
 
 import numpy as np
 
-from app.errors import KINDS, AppError, WorkerFailed, WorkerUnavailable
+from app.errors import KINDS, AppError, WorkerFailed, WorkerStarts, WorkerUnavailable
 from app.settings import Settings
 from app.worker import frames
 from app.worker.launch import Launched
@@ -352,7 +352,7 @@ class Supervisor:
         future = self._waiting[number] = asyncio.get_running_loop().create_future()
         try:
             if self._state != "ready":
-                raise WorkerUnavailable("the worker is starting; send the request again in a moment")
+                raise WorkerStarts("the worker is starting; send the request again in a moment")
             self._send(Solve(number, key), [rows])
         except Exception as error:
             self._settle(number, error)

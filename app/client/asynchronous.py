@@ -1,7 +1,7 @@
 """The client for asyncio: `app.client.blocking` with `await`; all that is no I/O is shared."""
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from functools import partial
 from types import TracebackType
 from typing import Any, Literal, Self, Unpack, cast, overload
@@ -11,7 +11,7 @@ import httpx
 from app.client import calls
 from app.client.answers import Answer, Encoded
 from app.client.bodies import Array, Body
-from app.client.calls import Call, EncodeOptions, FitParameters, Parameter, Record, Reference, T
+from app.client.calls import Call, EncodeOptions, Files, FitParameters, Parameter, Record, Reference, T
 from app.client.config import (
     DEFAULT_RETRIES,
     DEFAULT_TIMEOUT_SECONDS,
@@ -30,7 +30,8 @@ class AsyncClient:
     """As `Client`, with every method to be awaited. Several event loops may use it, one after another or at once.
 
     Raises:
-        ValueError: the URL is none of HTTP, or the token none that a header can hold.
+        ValueError: the URL is none of HTTP, the token none that a header can hold, or the environment names proxies
+            or certificates that cannot be used.
         DictserveError: from every method, see `app.client.errors`.
     """
 
@@ -95,7 +96,7 @@ class AsyncClient:
         ranks: int | None = None,
         clip: bool | None = None,
         epochs: int | None = None,
-        files: Sequence[str] | None = None,
+        files: Files | None = None,
         wait: bool = True,
         progress: bool | None = None,
     ) -> "AsyncDictionary | AsyncJob":
@@ -208,7 +209,7 @@ class AsyncClient:
     async def ready(self) -> bool:
         """As `Client.ready`."""
         try:
-            return await self.send(calls.ready())
+            return await self.send(calls.ready(), self._policy.once())
         except Unavailable:
             return False
 

@@ -1,7 +1,7 @@
 """The client that waits for its answers."""
 
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from types import TracebackType
 from typing import Any, Literal, Self, Unpack, cast, overload
@@ -11,7 +11,7 @@ import httpx
 from app.client import calls
 from app.client.answers import Answer, Encoded
 from app.client.bodies import Array, Body
-from app.client.calls import Call, EncodeOptions, FitParameters, Parameter, Record, Reference, T
+from app.client.calls import Call, EncodeOptions, Files, FitParameters, Parameter, Record, Reference, T
 from app.client.config import DEFAULT_RETRIES, DEFAULT_TIMEOUT_SECONDS, Pools, http_options, without_password
 from app.client.display import shown
 from app.client.errors import Unavailable
@@ -40,7 +40,8 @@ class Client:
         transport: of httpx, in place of the network.
 
     Raises:
-        ValueError: the URL is none of HTTP, or the token none that a header can hold.
+        ValueError: the URL is none of HTTP, the token none that a header can hold, or the environment names proxies
+            or certificates that cannot be used.
         DictserveError: from every method, see `app.client.errors`.
     """
 
@@ -105,7 +106,7 @@ class Client:
         ranks: int | None = None,
         clip: bool | None = None,
         epochs: int | None = None,
-        files: Sequence[str] | None = None,
+        files: Files | None = None,
         wait: bool = True,
         progress: bool | None = None,
     ) -> "Dictionary | Job":
@@ -241,13 +242,13 @@ class Client:
     # -- the service --------------------------------------------------------------------------------------
 
     def ready(self) -> bool:
-        """Whether the service is there and takes work.
+        """Whether the service is there and takes work; it is asked once.
 
         Raises:
             UnreadableAnswer: something else answers at its URL, such as a page to log in at.
         """
         try:
-            return self.send(calls.ready())
+            return self.send(calls.ready(), self._policy.once())
         except Unavailable:
             return False
 

@@ -6,6 +6,7 @@ Format: https://numpy.org/doc/stable/reference/generated/numpy.lib.format.html
 
 import io
 import os
+import stat
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -90,7 +91,7 @@ def body_of(data: object) -> Body:
 
     Raises:
         TypeError: it holds something other than numbers.
-        ValueError: a path with another suffix, or ragged lists.
+        ValueError: a path with another suffix, or of what is no file; or ragged lists.
         OSError: the file cannot be read.
     """
     if isinstance(data, Held | OnDisk):
@@ -104,6 +105,8 @@ def file_body(path: Path) -> OnDisk:
     format = path.suffix.lower().removeprefix(".")
     if format not in MEDIA_TYPES or format == "json":  # JSON would have to hold the other fields too
         raise ValueError(f"{path} is not sent as a file: its suffix is to be .npy, .safetensors or .csv")
+    if not stat.S_ISREG(path.stat().st_mode):  # a pipe's length is not known, and it is read but once
+        raise ValueError(f"{path} is no file on a disk: read it, and send the array")
     with path.open("rb") as file:
         return OnDisk(MEDIA_TYPES[format], path, os.fstat(file.fileno()).st_size)
 

@@ -1,6 +1,7 @@
 """Each call of the HTTP API as a value: what to send, and how to read the answer. Neither sends anything."""
 
 import operator
+import os
 import uuid
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -8,10 +9,12 @@ from typing import Any, Generic, Literal, Protocol, Required, TypedDict, TypeVar
 from urllib.parse import quote
 
 import msgspec
+import numpy as np
 
 from app.client import answers
 from app.client.answers import Answer
 from app.client.bodies import MEDIA_TYPES, Array, Body, Held, body_of
+from app.client.codes import codes_body
 from app.client.errors import InvalidRequest
 
 T = TypeVar("T")
@@ -27,6 +30,7 @@ class Known(Protocol):
 
 Reference = str | Known  # what a dictionary is told by
 Parameter = Reference | int | float | bool | None  # None is left out: the service's default holds
+Files = str | os.PathLike[str] | Sequence[str | os.PathLike[str]]  # of the service's, or patterns of theirs
 MOST_JOBS = 1000  # in an answer
 
 
@@ -43,7 +47,7 @@ class FitParameters(TypedDict, total=False):
     ranks: int | None
     clip: bool | None
     epochs: int | None
-    files: Sequence[str] | None
+    files: Files | None
 
 
 class EncodeOptions(TypedDict, total=False):
@@ -79,7 +83,7 @@ class Call(Generic[T]):
         return {**self.headers, **of_body}
 
 
-def fit(A: object, parameters: Mapping[str, Parameter], files: Sequence[str] | None = None) -> Call[Record]:
+def fit(A: object, parameters: Mapping[str, Parameter], files: Files | None = None) -> Call[Record]:
     """Of A, or of files of the service's. The key makes it repeatable: sent again, it gives the first job.
 
     Raises:
@@ -90,9 +94,10 @@ def fit(A: object, parameters: Mapping[str, Parameter], files: Sequence[str] | N
     headers = {"Idempotency-Key": uuid.uuid4().hex, "Accept": MEDIA_TYPES["json"]}
     if files is None:
         return Call("POST", "/fit", answers.job, _query(parameters), headers, body_of(A))
-    patterns = [files] if isinstance(files, str) else list(files)
+    patterns = [os.fspath(each) for each in ([files] if isinstance(files, str | os.PathLike) else files)]
     told = {name: _told(value) for name, value in parameters.items() if value is not None} | {"files": patterns}
-    return Call("POST", "/fit", answers.job, {}, headers, Held(MEDIA_TYPES["json"], (msgspec.json.encode(told),)))
+    body = Held(MEDIA_TYPES["json"], (msgspec.json.encode(told, enc_hook=_number),))
+    return Call("POST", "/fit", answers.job, {}, headers, body)
 
 
 def encode(
@@ -117,7 +122,7 @@ def encode(
 
 def decode(Z: object, dictionary: Reference, *, dtype: str) -> Call[Array]:
     parameters = {"dictionary": reference_of(dictionary), "dtype": dtype}
-    return Call("POST", "/decode", answers.npy, parameters, _accept("npy"), body_of(Z))
+    return Call("POST", "/decode", answers.npy, parameters, _accept("npy"), codes_body(Z))
 
 
 def solve_as(format: str, task: str, body: Body, parameters: Mapping[str, Parameter]) -> Call[bytearray]:
@@ -196,6 +201,9 @@ def ready() -> Call[bool]:
 
 
 def job_path(id: str) -> str:
+    """Raises TypeError: this is no id."""
+    if not isinstance(id, str):
+        raise TypeError(f"a job is told by its id, and not by {id!r:.60}")
     return f"/jobs/{_segment(id)}"
 
 
@@ -241,6 +249,13 @@ def _whole(index: int) -> int:
 
 def _told(value: Parameter) -> Parameter:
     return reference_of(value) if hasattr(value, "reference") else value
+
+
+def _number(value: object) -> object:
+    """A number of numpy's as Python's."""
+    if not isinstance(value, np.generic):
+        raise TypeError(f"{value!r:.60} is no parameter")
+    return value.item()
 
 
 def _query(parameters: Mapping[str, Parameter]) -> dict[str, str]:

@@ -33,7 +33,7 @@ class Pools(Generic[Pool]):
         make: from how many connections there may be (None: any number), and how many idle ones are kept.
 
     Raises:
-        ValueError: a proxy that the environment names cannot be used.
+        ValueError: proxies or certificates that the environment names cannot be used.
     """
 
     def __init__(self, make: Callable[[httpx.Limits], Pool]) -> None:
@@ -85,8 +85,11 @@ class Pools(Generic[Pool]):
                     max_connections=most, max_keepalive_connections=most_idle, keepalive_expiry=KEEP_ALIVE_SECONDS
                 )
             )
-        except ImportError as error:
-            raise ValueError(f"the proxy that the environment names cannot be used: {error}") from None
+        except (ImportError, ValueError, httpx.InvalidURL) as error:
+            told = "the proxies that the environment names (HTTP_PROXY, NO_PROXY, …) cannot be used"
+            raise ValueError(f"{told}: {error}") from None
+        except OSError as error:
+            raise ValueError(f"the certificates (SSL_CERT_FILE, SSL_CERT_DIR) cannot be read: {error}") from None
 
 
 def http_options(url: str | None, token: str | None) -> dict[str, Any]:

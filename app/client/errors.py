@@ -273,6 +273,7 @@ class StillRunning(DictserveError, TimeoutError):
 
 
 _BY_STATUS: dict[int, type[DictserveError]] = {404: NotFound, 422: InvalidRequest, 429: Unavailable, 503: Unavailable}
+_OF_NO_PROBLEM = _BY_STATUS | {404: UnreadableAnswer}  # of another server, or below another path than the service's
 
 
 def error_of(status: int, body: bytes | bytearray) -> DictserveError:
@@ -283,7 +284,7 @@ def error_of(status: int, body: bytes | bytearray) -> DictserveError:
         errors = list(problem.get("errors") or ())
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         text = " ".join(body[:MAX_TOLD_CHARACTERS].decode(errors="replace").split())
-        return _BY_STATUS.get(status, DictserveError)(
+        return _OF_NO_PROBLEM.get(status, DictserveError)(
             f"the answer was {status}: {text or 'an empty body'}", status=status
         )
     cls = _BY_SLUG.get(slug) or _BY_STATUS.get(status, DictserveError)

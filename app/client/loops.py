@@ -34,7 +34,7 @@ class Loops:
         make: as of `Pools`.
 
     Raises:
-        ValueError: a proxy that the environment names cannot be used.
+        ValueError: proxies or certificates that the environment names cannot be used.
     """
 
     def __init__(self, make: Callable[[httpx.Limits], httpx.AsyncClient]) -> None:

@@ -49,6 +49,10 @@ class Policy:
         if not isinstance(self.retries, int) or self.retries < 0:
             raise ValueError(f"retries is {self.retries!r}; it is a whole number of at least 0")
 
+    def once(self) -> "Policy":
+        """As patient with one attempt, after which there is no other."""
+        return Policy(0, self.timeout_seconds)
+
 
 class Attempts:
     """The attempts of one call: each is followed by `pause_after_answer` or `pause_after_error`, then by a pause."""

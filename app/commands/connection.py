@@ -62,6 +62,8 @@ class Commands(TyperGroup):
             sys.stdin = Path(os.devnull).open()  # noqa: SIM115 - as long as the process
         if sys.stdout is None:
             sys.stdout = Path(os.devnull).open("w")  # noqa: SIM115
+        if sys.stderr is None:
+            sys.stderr = Path(os.devnull).open("w")  # noqa: SIM115
         for stream in (sys.stdout, sys.stderr):  # a terminal may lack characters that labels and curves have
             if isinstance(stream, io.TextIOWrapper):
                 stream.reconfigure(errors="replace")

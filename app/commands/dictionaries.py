@@ -1,5 +1,6 @@
 """Dictionaries: ``ls``, ``show``, ``rm``, ``import``, ``export``."""
 
+import re
 from contextlib import suppress
 from typing import Annotated
 
@@ -11,6 +12,7 @@ from app.commands.files import STDIO, Format, Input, Output, output_format, read
 from app.commands.solve import Reference
 from app.commands.tables import figure, print_json, print_line, print_pairs, print_rows
 
+CONCEPT = re.compile("[0-9]{1,18}")  # there are not as many; and of thousands of digits Python makes no number
 METRICS = (
     "relative_error",
     "r2",
@@ -119,8 +121,8 @@ def label(
     of_concepts = dict(_parted(told, "N=TEXT") for told in concept or ())
     if not (of_dictionary or of_concepts):
         raise typer.BadParameter("give a label, as task=vision or --concept 3=edges", param_hint="KEY=TEXT")
-    if wrong := [number for number in of_concepts if not (number.isascii() and number.isdigit())]:
-        raise typer.BadParameter(f"{wrong[0]!r} is not the number of a concept", param_hint="--concept")
+    if wrong := [number for number in of_concepts if not CONCEPT.fullmatch(number)]:
+        raise typer.BadParameter(f"{wrong[0]!r:.60} is not the number of a concept", param_hint="--concept")
     with connected(url) as client:
         labelled = client.label(
             dictionary, of_dictionary, concepts={int(number): text for number, text in of_concepts.items()}

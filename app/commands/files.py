@@ -1,6 +1,8 @@
 """Arrays in files and pipes: the format of what comes in, and of what goes out."""
 
 import json
+import os
+import shutil
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -21,7 +23,27 @@ Input = Annotated[Path, typer.Argument(metavar="FILE", help="An npy, csv, json o
 OptionalInput = Annotated[
     Path | None, typer.Argument(metavar="[FILE]", help="An npy, csv, json or safetensors file; - is stdin.")
 ]
-Output = Annotated[Path, typer.Option("--output", "-o", metavar="FILE", help="Where to write; - is stdout.")]
+
+
+def _with_folder(output: Path) -> Path:
+    """Looked at before anything is sent, or computed."""
+    if output != STDIO and not output.parent.is_dir():
+        raise typer.BadParameter(f"there is no folder {output.parent}")
+    return output
+
+
+Output = Annotated[
+    Path,
+    typer.Option(
+        "--output",
+        "-o",
+        metavar="FILE",
+        help="Where to write; - is stdout.",
+        dir_okay=False,
+        writable=True,
+        callback=_with_folder,
+    ),
+]
 Format = Annotated[
     Literal["npy", "csv", "json", "safetensors"] | None,
     typer.Option(help="Of the output.", show_default="by the output's suffix, else as the input"),
@@ -31,31 +53,25 @@ SNIFFED_BYTES = 4096  # text has no zero among them
 
 
 def read_input(path: Path) -> "tuple[Body, str]":
-    """A file or stdin as a body, and its format. A file goes out from the disk, unless it is JSON."""
+    """A file or stdin as a body, and its format. A file goes out from the disk, unless it is JSON; what is no file,
+    as a pipe, is read as stdin is."""
     from app.client.bodies import file_body
 
     format = _suffix(path)
-    if format is not None and format != "json":
+    if format is not None and format != "json" and path.is_file():
         return file_body(path), format
     return _body(*_read(path))
 
 
 def read_codes(path: Path) -> "tuple[Body, str]":
-    """As ``read_input``, of codes, which may also be the compressed rows that `dictserve encode --sparse` writes."""
-    import safetensors
-    import safetensors.numpy
+    """As ``read_input``, of codes, which may also be what `dictserve encode` writes of them in several arrays."""
+    from app.client.codes import codes_body
 
-    from app.client.bodies import npy_body
-
-    if _suffix(path) in ("npy", "csv"):
-        return read_input(path)
-    text, format = _read(path)
-    if format == "safetensors" and b'"indptr"' in text[: 8 + int.from_bytes(text[:8], "little")]:
-        try:
-            return npy_body(_dense(safetensors.numpy.load(text))), format
-        except safetensors.SafetensorError as error:
-            raise typer.BadParameter(f"{path}: {error}") from None
-    return _body(text, format)
+    body, format = read_input(path)
+    try:
+        return codes_body(body), format
+    except ValueError as error:
+        raise typer.BadParameter(f"{path}: {error}") from None
 
 
 def output_format(output: Path, told: str | None, otherwise: str) -> str:
@@ -70,11 +86,21 @@ def output_format(output: Path, told: str | None, otherwise: str) -> str:
 
 
 def write_output(output: Path, content: bytes | bytearray) -> None:
+    """A file is there whole, or as it was before."""
     if output == STDIO:
         sys.stdout.buffer.write(content)
         sys.stdout.buffer.flush()
+    elif output.is_symlink() or (output.exists() and not output.is_file()) or not os.access(output.parent, os.W_OK):
+        output.write_bytes(content)  # /dev/stdout, a pipe; or nothing can be put beside it
     else:
-        output.write_bytes(content)
+        beside = output.with_name(f".dictserve-{os.getpid()}.part")
+        try:
+            beside.write_bytes(content)
+            if output.exists():
+                shutil.copymode(output, beside)
+            beside.replace(output)
+        finally:
+            beside.unlink(missing_ok=True)
 
 
 def _read(path: Path) -> tuple[bytes, str]:

@@ -4,6 +4,7 @@ import json
 import re
 import sys
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext, suppress
 from typing import Any
 
 _CONTROL = re.compile(r"[\x7f-\x9f]")  # those that JSON leaves as they are
@@ -15,10 +16,11 @@ def print_json(value: Any) -> None:
 
 
 def print_line(text: str, *, err: bool = False) -> None:
-    """What a service has told, in a line."""
+    """What a service has told, in a line; what goes to stderr ends nothing where nobody can read it."""
     from app.client.text import printable
 
-    print(printable(text), file=sys.stderr if err else sys.stdout, flush=True)
+    with suppress(OSError) if err else nullcontext():
+        print(printable(text), file=sys.stderr if err else sys.stdout, flush=True)
 
 
 def print_rows(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> None:

@@ -1,14 +1,19 @@
 """The command line without a service: formats, exit codes, what it loads, what it draws."""
 
+import errno
+import io
 import json
 import os
 import shlex
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
+import numpy as np
 import pytest
 from fastapi.testclient import TestClient
+from safetensors.numpy import save
 from typer.testing import CliRunner
 
 from app import commands
@@ -104,6 +109,9 @@ def test_no_service_is_told_in_a_line() -> None:
         ["encode", "x", "absent.npy"],
         ["encode", "x", "-", "--format", "pt"],
         ["encode", "x", "-", "-o", "Z.pt"],
+        ["encode", "x", "-", "-o", "absent/Z.npy"],
+        ["encode", "x", "-", "-o", "."],
+        ["label", "x", "--concept", "9" * 5000 + "=y"],
         ["fit", "-"],
         ["fit", "--name", "x", "--nb-concepts", "2"],
         ["fit", "-", "--files", "*.npy", "--name", "x", "--nb-concepts", "2"],
@@ -114,9 +122,43 @@ def test_usage_errors_are_2(arguments: list[str]) -> None:
     assert run(*arguments)[0] == 2
 
 
-def test_files_that_cannot_be_written_are_2(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(FileNotFoundError):
-        files.write_output(tmp_path / "absent" / "Z.npy", b"")
+def test_an_output_is_there_whole_or_as_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A disk that was full left half of the new one."""
+    output = tmp_path / "Z.npy"
+    files.write_output(output, b"old")
+    output.chmod(0o640)
+
+    def to_a_full_disk(path: Path, content: bytes) -> int:
+        with path.open("wb") as file:
+            file.write(content[:1])
+        raise OSError(errno.ENOSPC, "full")
+
+    with monkeypatch.context() as told:
+        told.setattr(Path, "write_bytes", to_a_full_disk)
+        with pytest.raises(OSError, match="full"):
+            files.write_output(output, b"new")
+    assert (output.read_bytes(), list(tmp_path.iterdir())) == (b"old", [output])
+    files.write_output(output, b"new")
+    assert (output.read_bytes(), list(tmp_path.iterdir())) == (b"new", [output])
+    assert output.stat().st_mode & 0o777 == 0o640
+    (link := tmp_path / "link").symlink_to(output)  # as /dev/stdout is one
+    files.write_output(link, b"newer")
+    assert (output.read_bytes(), link.is_symlink()) == (b"newer", True)
+
+
+def test_a_pipe_is_read_as_stdin_is(tmp_path: Path) -> None:
+    os.mkfifo(pipe := tmp_path / "A.npy")
+    threading.Thread(target=pipe.write_bytes, args=(npy([[1.0]]),), daemon=True).start()
+    body, format = files.read_input(pipe)
+    assert (b"".join(body.chunks()), format) == (npy([[1.0]]), "npy")
+
+
+def test_codes_that_cannot_be_read_are_a_usage_error(tmp_path: Path) -> None:
+    parts = {"shape": [1, 2], "indptr": [0, 1], "indices": [5], "values": [1]}
+    (file := tmp_path / "Z.safetensors").write_bytes(save({name: np.array(part) for name, part in parts.items()}))
+    code, told = run("decode", "x", str(file), "--url", NOWHERE)
+    assert code == 2
+    assert "the codes cannot be read" in " ".join(told.split())
 
 
 def test_binary_is_not_written_to_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -219,6 +261,28 @@ def test_as_many_jobs_are_listed_as_are_asked_for(service: TestClient, monkeypat
     assert [job["id"] for job in json.loads(run("jobs", "--json")[1])] == newest_first
 
 
+class Full(io.StringIO):
+    """As /dev/full is."""
+
+    def write(self, _: str) -> int:
+        raise OSError(errno.ENOSPC, "full")
+
+
+@pytest.mark.parametrize("stderr", [None, Full()], ids=["closed", "full"])
+def test_a_fit_that_can_tell_nobody_of_its_progress_gives_its_dictionary(
+    service: TestClient,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    stderr: io.StringIO | None,
+) -> None:
+    (file := tmp_path / "A.npy").write_bytes(npy([[1.0, 2.0]]))
+    with monkeypatch.context() as told:
+        told.setattr(sys, "stderr", stderr)
+        main(["fit", str(file), "--name", "x", "--nb-concepts", "1"], standalone_mode=False)
+    assert capsys.readouterr().out == "x@1\n"
+
+
 def test_the_curve_falls_as_the_loss_does() -> None:
     history = [(i, 1000.0 / i) for i in range(1, 501)]
     head, *rows, foot = curve(history).splitlines()
@@ -301,10 +365,13 @@ def test_json_gives_the_terminal_no_orders_either(capsys: pytest.CaptureFixture[
     assert r"\u001b[2J\u007f\u0085\u009b31m é" in told
 
 
-@pytest.mark.parametrize("command", ["encode a - <&-", "decode a - <&-", "settings >&-", "settings <&- >&-"])
+@pytest.mark.parametrize(
+    "command", ["encode a - <&-", "decode a - <&-", "settings >&-", "settings <&- >&-", "ls 2>&-", "ls 2>/dev/full"]
+)
 def test_streams_that_are_closed_are_no_fault_of_ours(command: str) -> None:
     line = f"{shlex.quote(sys.executable)} -m app {command}"
     told = os.environ | {"DICTSERVE_URL": "http://127.0.0.1:1"}
     run = subprocess.run(["bash", "-c", line], capture_output=True, text=True, timeout=60, env=told)
     assert "Traceback" not in run.stderr
     assert run.returncode == (0 if "settings" in command else 4), run.stderr
+    assert not ("2>" in command and run.stdout)

@@ -256,6 +256,8 @@ def test_a_dictionary_is_told_by_what_the_client_knows_of_it() -> None:
     assert api.fit(A, {"init": known}).query["init"] == "digits@2"
     with pytest.raises(TypeError, match="a dictionary is told by its name"):
         api.encode(A, 7, **options)  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match="a job is told by its id, and not by 7"):
+        api.job(7)  # type: ignore[arg-type]
 
 
 def test_a_concept_is_told_by_its_index() -> None:
@@ -322,10 +324,22 @@ def test_a_client_that_is_closed_says_so() -> None:
     asyncio.run(run())
 
 
-def test_one_pattern_of_files_is_one() -> None:
-    call = api.fit(None, {"name": "a", "nb_concepts": 2}, "**/*_relu.npy")
+@pytest.mark.parametrize("files", ["**/*_relu.npy", Path("**/*_relu.npy"), [Path("**/*_relu.npy")]])
+def test_one_pattern_of_files_is_one(files: api.Files) -> None:
+    call = api.fit(None, {"name": "a", "nb_concepts": 2}, files)
     assert call.body is not None
     assert json.loads(b"".join(call.body.pieces))["files"] == ["**/*_relu.npy"]  # type: ignore[attr-defined]
+
+
+def test_a_fit_of_files_takes_numbers_of_numpy() -> None:
+    """As one of an array does, whose parameters are a query."""
+    told: dict[str, Any] = {"nb_concepts": np.int64(4), "tol": np.float32(0.5), "clip": np.bool_(False)}
+    call = api.fit(None, told, ["A.npy"])
+    assert call.body is not None
+    asked = json.loads(b"".join(call.body.pieces))  # type: ignore[attr-defined]
+    assert asked == {"nb_concepts": 4, "tol": 0.5, "clip": False, "files": ["A.npy"]}
+    with pytest.raises(TypeError, match="is no parameter"):
+        api.fit(None, {"seed": object()}, ["A.npy"])  # type: ignore[dict-item]
 
 
 IMPATIENT = [{"timeout": None}, {"timeout": 0}, {"timeout": -1}, {"retries": -1}, {"retries": None}]

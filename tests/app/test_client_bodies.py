@@ -1,6 +1,7 @@
 """What is sent for an array, a tensor, a file."""
 
 import io
+import os
 import sys
 import tracemalloc
 from pathlib import Path
@@ -8,10 +9,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+from safetensors.numpy import save
 from scipy.sparse import csr_array
 
-from app.client.bodies import MEDIA_TYPES, Body, as_array, body_of
+from app.client.bodies import MEDIA_TYPES, Body, Held, OnDisk, as_array, body_of
+from app.client.codes import codes_body
 from app.formats import FORMATS
+from app.sparse import compressed_rows
 
 
 def sent(body: Body) -> bytes:
@@ -107,6 +111,52 @@ def test_files_of_other_kinds_and_absent_ones(tmp_path: Path) -> None:
         body_of(tmp_path / "a.pt")
     with pytest.raises(FileNotFoundError):
         body_of(tmp_path / "a.npy")
+
+
+def test_a_pipe_is_no_file(tmp_path: Path) -> None:
+    """It was opened, its length taken for 0, and opened again by each sending, whose time that took was nobody's."""
+    os.mkfifo(path := tmp_path / "A.npy")
+    end = os.open(path, os.O_RDWR)  # so that nobody waits for the other one
+    try:
+        with pytest.raises(ValueError, match=r"A\.npy is no file on a disk"):
+            body_of(path)
+    finally:
+        os.close(end)
+
+
+CODES = np.array([[0, 1.5, 0], [2, 0, 0.25]], np.float32)
+BESIDE = {"relative_error": np.ones(2, np.float32)}
+ANSWERED = {
+    "sparse": compressed_rows(CODES),
+    "sparse and reconstructed": compressed_rows(CODES) | BESIDE,
+    "reconstructed": {"codes": CODES} | BESIDE,
+}
+
+
+@pytest.mark.parametrize("kind", ANSWERED)
+def test_what_an_encode_answers_are_codes_from_a_file_as_from_a_pipe(tmp_path: Path, kind: str) -> None:
+    content = save(ANSWERED[kind])
+    (path := tmp_path / "Z.safetensors").write_bytes(content)
+    for codes in (path, str(path), Held(MEDIA_TYPES["safetensors"], (content,))):
+        np.testing.assert_array_equal(as_read(codes_body(codes)), CODES)
+
+
+@pytest.mark.parametrize("name", ["data", "codes"])
+def test_codes_that_are_one_array_go_out_as_they_lie(tmp_path: Path, name: str) -> None:
+    (path := tmp_path / "Z.safetensors").write_bytes(save({name: CODES}))
+    assert isinstance(body := codes_body(path), OnDisk)
+    assert sent(body) == path.read_bytes()
+    np.testing.assert_array_equal(as_read(codes_body(CODES)), CODES)
+
+
+def test_codes_that_cannot_be_read_are_told_of(tmp_path: Path) -> None:
+    beyond = ANSWERED["sparse"] | {"indices": np.array([0, 1, 3], np.int32)}
+    (path := tmp_path / "Z.safetensors").write_bytes(save(beyond))
+    with pytest.raises(ValueError, match=r"Z\.safetensors: the codes cannot be read"):
+        codes_body(path)
+    path.write_bytes(save(ANSWERED["sparse"])[:-1])
+    with pytest.raises(ValueError, match=r"Z\.safetensors: the codes cannot be read"):
+        codes_body(path)
 
 
 def test_the_media_types_are_the_services() -> None:

@@ -9,6 +9,7 @@ import pytest
 from safetensors.numpy import save
 
 from app.client import (
+    AsyncClient,
     Client,
     DictserveError,
     InvalidRequest,
@@ -34,7 +35,8 @@ def test_every_problem_of_the_service_has_a_class_of_its_name(kind) -> None:  # 
 
 
 @pytest.mark.parametrize(
-    ("status", "cls"), [(404, NotFound), (429, Unavailable), (503, Unavailable), (418, DictserveError)]
+    ("status", "cls"),
+    [(404, errors.UnreadableAnswer), (429, Unavailable), (503, Unavailable), (418, DictserveError)],
 )
 @pytest.mark.parametrize("body", [b"", b"<html>502</html>", b"[]", b'{"detail": 3}', b"\xff\xfe", b"null"])
 def test_what_is_no_problem_document_is_told_by_its_status(status: int, cls: type, body: bytes) -> None:
@@ -143,9 +145,24 @@ def test_what_names_nothing_is_refused_before_it_becomes_another_path(name: str)
 
 def test_a_proxy_that_cannot_be_used_is_told_when_the_client_is_made(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "socksio", None)  # what httpx needs for such a proxy
-    monkeypatch.setenv("ALL_PROXY", "socks5://127.0.0.1:1080")
-    with pytest.raises(ValueError, match="the proxy that the environment names cannot be used"):
-        Client("http://localhost:8000")
+    for name, value in (
+        ("ALL_PROXY", "socks5://127.0.0.1:1080"),
+        ("HTTP_PROXY", "http://h:notaport"),
+        ("HTTP_PROXY", "foo://h"),
+        ("NO_PROXY", "localhost,fe80::/10"),
+    ):
+        for client in (Client, AsyncClient):
+            with monkeypatch.context() as told:
+                told.setenv(name, value)
+                with pytest.raises(ValueError, match=r"HTTP_PROXY.* cannot be used: "):
+                    client("http://localhost:8000")
+
+
+def test_certificates_that_are_not_there_are_told_when_the_client_is_made(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SSL_CERT_FILE", "/absent.pem")
+    for client in (Client, AsyncClient):
+        with pytest.raises(ValueError, match=r"SSL_CERT_FILE.* cannot be read"):
+            client("http://localhost:8000")
 
 
 def test_no_error_tells_a_password() -> None:

@@ -45,7 +45,7 @@ def far_off(date: str) -> Answering:
 NO_ANSWERS: dict[str, tuple[Answering, type[DictserveError], int]] = {
     "no gzip": (answering(200, {"content-encoding": "gzip"}, "{}"), errors.UnreadableAnswer, 1),
     "no gzip, and an error": (answering(503, {"content-encoding": "gzip"}, "{}"), Unavailable, 4),
-    "no deflate, and an error": (answering(404, {"content-encoding": "deflate"}, "{}"), errors.NotFound, 3),
+    "no deflate, and an error": (answering(404, {"content-encoding": "deflate"}, "{}"), errors.UnreadableAnswer, 1),
     "a year": (far_off("Mon, 01 Jan 99999999999999999999 00:00:00 GMT"), Unavailable, 4),
     "a zone": (far_off("Mon, 01 Jan 2024 00:00:00 +9999999999999999999"), Unavailable, 4),
     "seconds": (far_off("9" * 400), Unavailable, 4),

@@ -24,6 +24,7 @@ from app.client import (
 )
 from app.client import retries as policy
 from app.commands.connection import connected
+from app.errors import KINDS, WorkerCompiles, WorkerStarts
 from app.settings import Settings
 from tests.waiting import SOON_SECONDS
 
@@ -146,7 +147,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     return clock
 
 
-@pytest.mark.parametrize("seconds", [5, 10])
+@pytest.mark.parametrize("seconds", [KINDS[kind].retry_after_seconds for kind in (WorkerStarts, WorkerCompiles)])
 @pytest.mark.parametrize("made", [Client, connected], ids=["client", "command line"])
 def test_a_service_that_tells_when_to_come_back_is_asked_until_it_is_there(
     clock: Clock, made: Callable[[str], Client], seconds: int
@@ -233,7 +234,9 @@ def test_no_service_is_a_connection_error_that_names_the_url() -> None:
     with Client("http://nowhere:1", transport=script, retries=1) as client:
         with pytest.raises(Unreachable, match="http://nowhere:1") as caught:
             client.jobs()
+        asked = len(script.requests)
         assert not client.ready()
+    assert len(script.requests) == asked + 1  # it is told as it is now
     assert isinstance(caught.value, ConnectionError)
 
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from app import supervisor as supervisors
-from app.errors import WorkerUnavailable
+from app.errors import WorkerStarts, WorkerUnavailable
 from app.settings import Settings
 from app.supervisor import Supervisor, _end
 from app.worker import frames
@@ -116,6 +116,8 @@ def test_nobody_waits_for_a_worker_that_cannot_be_killed(settings: Settings, mon
         monkeypatch.setattr(supervisors, "Launched", lambda settings: others[0])
         supervisor = Supervisor(settings, "cuda:0", first=stuck)  # type: ignore[arg-type]
         await supervisor.start()
+        with pytest.raises(WorkerStarts):
+            await supervisor.solve(Key("encode", "digits", 1), ROW)
         frames.send(stuck.theirs, Ready("cuda:0", {}, 1))
         await asyncio.wait_for(supervisor.wait_ready(), 5)
         supervisor._job_listener = ("job", heard.append)
