@@ -4,7 +4,6 @@ import { h } from "./element.js";
 import { figure } from "./numbers.js";
 
 const MOST_TOLD = 60; // rows of a chart's table
-// Of numbers "power" would be nicer than "e", but is written with style attributes, which the policy forbids as well.
 // Plotly writes its styles into the sheet of the element of this id, if there is one; else it would make an inline one,
 // which the page's policy forbids. So it would for a map's, which we never draw, unless it finds the second.
 const SHEET = "plotly.js-style-global";
@@ -75,6 +74,8 @@ export class Chart {
     if (this.signal.aborted || !this.plot.isConnected) return;
     const [ink, line, accent, surface] = colours("--muted", "--line", "--accent", "--surface");
     const axis = { gridcolor: line, linecolor: line, zerolinecolor: line, automargin: true };
+    // Not in powers, as Plotly would tell of 1e38: those it writes with style attributes, which the policy forbids as well.
+    const log = this.log && { type: "log", dtick: spans(this.ys) };
     const trace = this.bars ? { type: "bar", marker: { color: accent } }
       : { type: "scatter", mode: this.ys.length < 3 ? "lines+markers" : "lines", line: { color: accent, width: 2 } };
     if (!this.drawn) this.plot.replaceChildren();
@@ -83,7 +84,7 @@ export class Chart {
       margin: { l: 10, r: 10, t: 10, b: 10 }, paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)", bargap: 0.1,
       font: { family: "system-ui, sans-serif", size: 12, color: ink }, hoverlabel: { bgcolor: surface, font: { color: ink } },
       xaxis: { ...axis, title: { text: this.x }, showgrid: false },
-      yaxis: { ...axis, title: { text: this.y }, ...(this.log && { type: "log", exponentformat: "e", dtick: spans(this.ys) }) },
+      yaxis: { ...axis, title: { text: this.y }, exponentformat: "e", ...log },
     }, { responsive: true, displayModeBar: false });
   }
 
@@ -99,8 +100,9 @@ export class Chart {
 
 /** Between two ticks of a logarithmic axis: a power of ten where there are several, else Plotly's own. */
 function spans(values) {
-  const above = values.filter((value) => value > 0);
-  return Math.max(...above) > 100 * Math.min(...above) ? 1 : undefined;
+  let [low, high] = [Infinity, 0];
+  for (const value of values) if (value > 0) [low, high] = [Math.min(low, value), Math.max(high, value)];
+  return high > 100 * low ? 1 : undefined;
 }
 
 /** Colours of the theme as Plotly reads them. */

@@ -1,7 +1,7 @@
 // How alike a dictionary's concepts are: the nearest of each, the closest pairs, and for a few hundred the whole map.
 
 import { call } from "./api.js";
-import { alertPlace, disabledFor, h, panel, tell } from "./element.js";
+import { alertPlace, disabledFor, h, labelled, panel, tell } from "./element.js";
 import { histogram, picture } from "./drawing.js";
 import { binned, figure, whole } from "./numbers.js";
 import { readNpy } from "./npy.js";
@@ -22,7 +22,7 @@ export function coherence(record, concepts, path, signal) {
     + "Bars to the right are concepts that hardly differ.";
   const pairs = closest(nearest, cosine);
   const name = `${record.name}@${record.version}`;
-  const link = (index) => h("a", { href: linkTo("dictionaries", name, "concepts", String(index)) }, `#${index}`, labels[index] ? ` ${labels[index]}` : "");
+  const link = (index) => h("a", { href: linkTo("dictionaries", name, "concepts", String(index)) }, `#${index}`, labelled(labels[index]));
   const parts = [panel("Nearest cosines", h("figure", {}, histogram(counts, 0, 1, words), h("figcaption", {}, words)),
     pairs.length ? [h("h3", {}, "Closest pairs"), h("div", { class: "scroll", tabindex: 0, role: "region", "aria-label": "Table: Closest pairs" },
       h("table", {}, h("tbody", {}, pairs.map(([i, j, value]) =>
@@ -62,7 +62,7 @@ function map(record, path, signal) {
 function draw(place, D) {
   const unit = Array.from({ length: D.rows }, (_, i) => {
     const row = D.row(i);
-    const norm = Math.hypot(...row) || 1;
+    const norm = Math.sqrt(row.reduce((sum, value) => sum + value * value, 0)) || 1;
     return row.map((value) => value / norm);
   });
   const cosines = new Float32Array(D.rows ** 2);

@@ -2,14 +2,14 @@
 
 import { callJson, getJson } from "./api.js";
 import { Chart } from "./charts.js";
-import { alertPlace, h, heading, newId, panel, tell } from "./element.js";
+import { alertPlace, h, heading, inTurn, labelled, newId, panel, tell } from "./element.js";
 import { histogram, imageShape, picture } from "./drawing.js";
 import { drawnShare } from "./meter.js";
 import { figure, percent, whole } from "./numbers.js";
 import { linkTo } from "./router.js";
 
 const MOST_BARS = 2000; // past it a line is drawn
-const widths = {}; // of pictures, by the number of features: what a person has set holds for the next concept
+const shownAs = {}; // the kind and the width, by the number of features: what a person has set holds for the next concept
 
 export async function show(content, [reference, index], signal) {
   const path = `dictionaries/${encodeURIComponent(reference)}`;
@@ -17,12 +17,13 @@ export async function show(content, [reference, index], signal) {
   const exact = `${concept.dictionary}@${concept.version}`;
   const link = (i, text) => h("a", { class: "button", href: linkTo("dictionaries", exact, "concepts", String(i)) }, text);
   const { rows, uses } = concept;
-  const title = () => `#${concept.concept}${concept.label ? ` ${concept.label}` : ""}`;
-  const head = heading(title(), concept.concept > 0 && link(concept.concept - 1, "Previous"), concept.concept + 1 < count && link(concept.concept + 1, "Next"));
+  const head = heading(`#${concept.concept} ${concept.label ?? ""}`.trim(), concept.concept > 0 && link(concept.concept - 1, "Previous"), concept.concept + 1 < count && link(concept.concept + 1, "Next"));
+  const entitle = () => head.querySelector("h1").replaceChildren(`#${concept.concept}`, ...labelled(concept.label));
+  entitle();
   content.append(
     h("p", {}, h("a", { href: linkTo("dictionaries", exact) }, exact), " › concept"),
     head,
-    labelForm(exact, concept, signal, () => { head.querySelector("h1").textContent = title(); }),
+    labelForm(exact, concept, signal, entitle),
     h("dl", { class: "figures" },
       told("Energy", percent(concept.energy), "Its share of all concepts' energy."),
       told("Uses", uses === null ? "–" : `${whole(uses)} of ${whole(rows)}`, concept.dead ? "Dead: no row of the fit uses it." : concept.near_dense
@@ -47,10 +48,9 @@ function labelForm(exact, concept, signal, ondone) {
   const alert = alertPlace();
   const status = h("span", { role: "status", class: "muted" });
   const input = h("input", { id, autocomplete: "off", maxlength: 500, value: concept.label ?? "", placeholder: "what it stands for" });
-  return h("form", { class: "panel", onsubmit: async (event) => {
-    event.preventDefault();
+  const save = inTurn(async (label) => {
     alert.replaceChildren();
-    const label = input.value.trim() || null;
+    status.textContent = "";
     try {
       await callJson("PATCH", `dictionaries/${encodeURIComponent(exact)}`, { signal, repeatable: true, headers: { "Content-Type": "application/json" },
         body: JSON.stringify({ concept_labels: { [concept.concept]: label } }) });
@@ -60,6 +60,10 @@ function labelForm(exact, concept, signal, ondone) {
     } catch (error) {
       tell(alert, error);
     }
+  });
+  return h("form", { class: "panel", onsubmit: (event) => {
+    event.preventDefault();
+    save(input.value.trim() || null);
   } }, h("div", { class: "filters" }, h("div", {}, h("label", { for: id }, "Label"), input), h("button", { type: "submit" }, "Save"), status), alert);
 }
 
@@ -71,8 +75,9 @@ function weightsPanel(concept, signal) {
   const kind = h("select", { id: kindId, onchange: draw }, h("option", { value: "bars" }, "bars"), h("option", { value: "picture" }, "a picture"));
   const width = h("input", { id: widthId, type: "number", min: 1, max: weights.length, oninput: draw });
   const shape = imageShape(weights.length);
-  if (shape || widths[weights.length]) kind.value = "picture";
-  width.value = widths[weights.length] ?? shape?.[0] ?? "";
+  const held = (shownAs[weights.length] ??= { kind: shape ? "picture" : "bars", width: shape?.[0] ?? "" });
+  kind.value = held.kind;
+  width.value = held.width;
   const words = (_, ys) => {
     const most = [...ys.keys()].sort((a, b) => ys[b] - ys[a]).slice(0, 5);
     return `Weights of the ${whole(ys.length)} features; the largest are of ${most.map((at) => `${at} (${figure(ys[at])})`).join(", ")}.`;
@@ -80,6 +85,7 @@ function weightsPanel(concept, signal) {
   const chart = new Chart({ x: "feature", y: "weight", bars: weights.length <= MOST_BARS, words }, signal);
 
   function draw() {
+    held.kind = kind.value;
     width.parentElement.hidden = kind.value !== "picture";
     if (kind.value === "bars") {
       place.replaceChildren(chart.element);
@@ -91,7 +97,7 @@ function weightsPanel(concept, signal) {
       place.replaceChildren(h("p", { class: "muted" }, `Give a width that divides ${weights.length} features into rows of pixels.`));
       return;
     }
-    widths[weights.length] = found[0];
+    held.width = found[0];
     const alternative = `The weights as a picture of ${found[0]} by ${found[1]} pixels; light is large. ${words(null, weights)}`;
     place.replaceChildren(h("figure", {}, picture(weights, found[0], found[1], { channels: found[2], alternative }), h("figcaption", {}, alternative)));
   }
@@ -111,7 +117,7 @@ function neighbours(exact, others, measure, help) {
   return h("div", {}, h("p", { class: "muted" }, help),
     others.length === 0 ? h("p", {}, "None.") : h("ul", { class: "grid" }, others.map((other) =>
       h("li", {}, h("a", { href: linkTo("dictionaries", exact, "concepts", String(other.concept)) },
-        h("strong", {}, `#${other.concept}${other.label ? ` ${other.label}` : ""}`), drawnShare(other[measure]),
+        h("strong", {}, `#${other.concept}`, labelled(other.label)), drawnShare(other[measure]),
         h("span", { class: "muted" }, `${measure} ${figure(other[measure])}`))))));
 }
 

@@ -1,6 +1,6 @@
 // The concepts of a dictionary as a grid: filtered, sorted, a page at a time, so that ten thousand are as quick as ten.
 
-import { h, newId, panel } from "./element.js";
+import { h, labelled, newId, panel } from "./element.js";
 import { drawnShare } from "./meter.js";
 import { figure, percent } from "./numbers.js";
 import { linkTo } from "./router.js";
@@ -59,8 +59,8 @@ export function conceptGrid(reference, concepts) {
 
   function card(i) {
     return h("li", {}, h("a", { href: linkTo("dictionaries", reference, "concepts", String(i)) },
-      h("strong", {}, `#${i}`, label(i) ? ` ${label(i)}` : "", uses?.[i] === 0 ? h("span", { class: "tag" }, "dead") : "",
-        share(i) > NEAR_DENSE_SHARE ? h("span", { class: "tag" }, "near-dense") : ""),
+      h("strong", {}, `#${i}`, uses?.[i] === 0 && h("span", { class: "tag" }, "dead"),
+        share(i) > NEAR_DENSE_SHARE && h("span", { class: "tag" }, "near-dense"), labelled(label(i))), // of which a long one is cut
       energy && drawnShare(most ? energy[i] / most : 0),
       energy && h("span", { class: "muted" }, `energy ${percent(energy[i])}`),
       uses && h("span", { class: "muted" }, `in ${percent(share(i))} of rows`),

@@ -4,7 +4,7 @@ import { call, callJson, getJson, problemOf } from "./api.js";
 import { Chart, lossChart } from "./charts.js";
 import { conceptGrid } from "./concepts.js";
 import { coherence } from "./coherence.js";
-import { alertPlace, confirmed, disabledFor, h, heading, newId, panel, tell } from "./element.js";
+import { alertPlace, confirmed, disabledFor, h, heading, inTurn, newId, panel, tell } from "./element.js";
 import { figure, moment, percent, seconds, whole } from "./numbers.js";
 import { linkTo } from "./router.js";
 
@@ -38,7 +38,7 @@ export async function show(content, [reference], signal) {
       act("Download npy", "", () => download(exactPath, exact, "npy", "application/x-npy", signal)),
       act("Download safetensors", "", () => download(exactPath, exact, "safetensors", "application/vnd.safetensors", signal)),
       act("Delete…", "danger", async () => {
-        if (!await confirmed(`Delete ${exact}? It cannot be brought back, and its number is not given again.`, "Delete it")) return;
+        if (!await confirmed(`Delete ${exact}? It cannot be brought back, and its number is not given again.`, "Delete it", signal)) return;
         await call("DELETE", exactPath, { signal });
         location.hash = "#/";
       })),
@@ -115,19 +115,19 @@ function notes(record, path, signal) {
   const text = h("input", { id: textId, autocomplete: "off", placeholder: "vision" });
   let { labels } = record;
   const draw = () => list.replaceChildren(...Object.entries(labels).flatMap(([name, value]) => [h("dt", {}, name),
-    h("dd", {}, value, " ", h("button", { type: "button", class: "quiet", "aria-label": `Remove the label ${name}`, onclick: () => set(name, null) }, "remove"))]));
-  async function set(name, value) {
+    h("dd", {}, h("bdi", {}, value), " ", h("button", { type: "button", class: "quiet", "aria-label": `Remove the label ${name}`, onclick: () => set(name, null) }, "remove"))]));
+  const set = inTurn(async (name, value) => {
     alert.replaceChildren();
     try {
       const body = JSON.stringify({ labels: { [name]: value } });
       const headers = { "Content-Type": "application/json" };
       ({ labels } = await callJson("PATCH", path, { signal, repeatable: true, headers, body }));
-      if (value !== null) key.value = text.value = "";
+      if (key.value.trim() === name && text.value.trim() === value) key.value = text.value = ""; // else of another
       draw();
     } catch (error) {
       tell(alert, error);
     }
-  }
+  });
   draw();
   const facts = (told) => h("dl", { class: "facts" }, Object.entries(told).flatMap(([name, value]) =>
     [h("dt", {}, name), h("dd", {}, typeof value === "object" && value !== null ? JSON.stringify(value).slice(0, 300) : String(value ?? "–"))]));

@@ -59,9 +59,13 @@ function shade(share) {
   return SHADES[at].map((from, channel) => from + (place - at) * (SHADES[at + 1][channel] - from));
 }
 
-/** [width, height, channels] where a row of so many features may be an image; null where it may not. */
+/**
+ * [width, height, channels] where a row of so many features may be an image; null where it may not. What is a square in
+ * colours has them at other widths, too.
+ */
 export function imageShape(features, width = null) {
-  for (const channels of [1, 3]) {
+  const isColoured = width !== null && imageShape(features)?.[2] === 3;
+  for (const channels of isColoured ? [3, 1] : [1, 3]) {
     const pixels = features / channels;
     const side = width ?? Math.sqrt(pixels);
     if (Number.isInteger(pixels) && Number.isInteger(side) && side > 1 && Number.isInteger(pixels / side)) {

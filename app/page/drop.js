@@ -12,7 +12,9 @@ export function dropZone({ label, accept, help, file = null, onfile }) {
     told.textContent = `${taken.name}, ${bytes(taken.size)}`;
     onfile(taken);
   };
-  const input = h("input", { id, type: "file", accept, "aria-describedby": `${helpId} ${wrongId}`, onchange: () => take(input.files[0]) });
+  const input = h("input", { id, type: "file", accept, "aria-describedby": `${helpId} ${wrongId}`,
+    onclick: () => { input.value = ""; }, // else the same file, chosen again, would be no change
+    onchange: () => take(input.files[0]) });
   const over = (event, is) => {
     event.preventDefault();
     element.classList.toggle("over", is);

@@ -45,6 +45,9 @@ export function placeOf([field, row, column, ...rest]) {
   return `${field}, row ${row}${column === undefined ? "" : `, column ${column}`}`;
 }
 
+/** A label behind what it is of, on its own: one that is written from right to left turns nothing around beside it. */
+export const labelled = (label) => (label ? [" ", h("bdi", {}, label)] : []);
+
 /** A section with a heading; without a title, a plain block. */
 export function panel(title, ...children) {
   const id = newId();
@@ -57,8 +60,8 @@ export function heading(title, ...actions) {
   return h("div", { class: "heading" }, h("h1", { tabindex: -1 }, title), h("div", { class: "actions" }, actions));
 }
 
-/** Ask before what cannot be undone; resolves to whether to go on. */
-export function confirmed(question, act) {
+/** Ask before what cannot be undone; resolves to whether to go on, which is not so once the view is left. */
+export function confirmed(question, act, signal) {
   return new Promise((resolve) => {
     const dialog = h("dialog", { "aria-labelledby": "question", onclose: () => {
       dialog.remove();
@@ -70,6 +73,7 @@ export function confirmed(question, act) {
         h("button", { type: "button", class: "danger", onclick: () => dialog.close("yes") }, act)));
     document.body.append(dialog);
     dialog.showModal();
+    signal.addEventListener("abort", () => dialog.close("no"));
   });
 }
 
@@ -94,5 +98,26 @@ export function debounced(milliseconds, call) {
   return (...given) => {
     clearTimeout(timer);
     timer = setTimeout(() => call(...given), milliseconds);
+  };
+}
+
+/** Call at once or, so soon after the last time, once it is time again: with the last arguments only. */
+export function atMostEvery(milliseconds, call) {
+  let [timer, last] = [0, -Infinity];
+  return (...given) => {
+    clearTimeout(timer);
+    timer = setTimeout(() => {
+      last = performance.now();
+      call(...given);
+    }, last + milliseconds - performance.now());
+  };
+}
+
+/** Begin each call once the one before has ended: what is changed twice is left as the later one would have it. */
+export function inTurn(call) {
+  let before = Promise.resolve();
+  return (...given) => {
+    const next = () => call(...given);
+    before = before.then(next, next);
   };
 }

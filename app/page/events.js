@@ -7,11 +7,19 @@ const QUIET_SECONDS = 40; // without so much as a keep-alive: the connection is 
 /**
  * Follow a job to its end; resolves to its last record. After an interruption it goes on behind what has been told.
  *
+ * There is no stream while the tab is hidden: a browser has six connections to a host for all of its tabs, and as many
+ * tabs that follow fits would leave none for anything else.
+ *
  * onprogress: called with each `progress`, and the number of the attempt that it is of.
+ * onback: awaited once the tab is shown again, before the fit is followed on.
  */
-export async function follow(id, { signal, onprogress, waiting = notice }) {
+export async function follow(id, { signal, onprogress, onback, waiting = notice }) {
   let last = "";
   for (let tries = 0; ; tries++) {
+    if (document.hidden) {
+      await shown(signal);
+      await onback();
+    }
     try {
       const headers = { Accept: "text/event-stream", ...(last && { "Last-Event-ID": last }) };
       const answer = await call("GET", `jobs/${encodeURIComponent(id)}/events`, { signal, headers, waiting });
@@ -26,16 +34,31 @@ export async function follow(id, { signal, onprogress, waiting = notice }) {
       if (signal.aborted || (error instanceof Problem && error.status)) throw error;
     }
     if (signal.aborted) throw new DOMException("left", "AbortError");
+    if (document.hidden) continue;
     const lost = { title: "The connection was lost", message: "the fit goes on all the same" };
     await pause(Math.min(1 + tries, 10), lost, signal, waiting);
   }
 }
 
-/** Events of a stream (https://html.spec.whatwg.org/multipage/server-sent-events.html), as objects of their fields. */
+/** Resolves once a hidden tab is shown; not at all where the view is left before. */
+function shown(signal) {
+  return new Promise((resolve) => {
+    document.addEventListener("visibilitychange", resolve, { signal, once: true });
+  });
+}
+
+/**
+ * Events of a stream (https://html.spec.whatwg.org/multipage/server-sent-events.html), as objects of their fields; to
+ * its end, or until the tab is hidden.
+ */
 async function* eventsOf(body) {
   const reader = body.pipeThrough(new TextDecoderStream()).getReader();
+  const end = () => reader.cancel().catch(() => {});
+  const hide = () => document.hidden && end();
+  document.addEventListener("visibilitychange", hide);
   let text = "";
   try {
+    hide();
     for (;;) {
       const { done, value } = await within(QUIET_SECONDS, reader.read());
       if (done) return;
@@ -50,7 +73,8 @@ async function* eventsOf(body) {
       }
     }
   } finally {
-    reader.cancel().catch(() => {});
+    document.removeEventListener("visibilitychange", hide);
+    end();
   }
 }
 

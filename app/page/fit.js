@@ -66,6 +66,12 @@ export async function show(content, _, signal) {
     if (send.disabled) return;
     alert.replaceChildren();
     for (const [name, place] of Object.entries(wrong)) mark(name, place, "");
+    const unread = [...form.elements].filter(({ validity }) => validity.badInput); // whose value is "", as if left out
+    for (const { name } of unread) mark(name, wrong[name], "this is no number");
+    if (unread.length) {
+      unread[0].focus();
+      return;
+    }
     const files = draft.values.files.split("\n").map((line) => line.trim()).filter(Boolean);
     if (!draft.file && !files.length) {
       mark("data", wrong.data, "choose a file first: drop it here, or use the button");

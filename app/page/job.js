@@ -2,12 +2,14 @@
 
 import { callJson, getJson } from "./api.js";
 import { lossChart } from "./charts.js";
-import { alertPlace, disabledFor, h, heading, panel, tell } from "./element.js";
+import { alertPlace, atMostEvery, disabledFor, h, heading, panel, tell } from "./element.js";
 import { follow } from "./events.js";
 import { figure, percent, seconds, whole } from "./numbers.js";
 import { linkTo } from "./router.js";
 
 const ENDED = ["succeeded", "failed", "cancelled"];
+const MOST_POINTS = 500; // of the loss, as in app/jobs/running.py
+const REDRAW_MS = 1000; // between two pictures of it
 
 export async function show(content, [id], signal) {
   const path = `jobs/${encodeURIComponent(id)}`;
@@ -19,33 +21,42 @@ export async function show(content, [id], signal) {
   const bar = h("progress", { max: 1, value: 0, "aria-label": "Iterations of the most" });
   const figures = h("dl", { class: "figures" });
   const chart = lossChart(signal);
-  let points = [...job.loss_history];
+  let points = job.loss_history;
+  const redraw = atMostEvery(REDRAW_MS, () => chart.show(...columns(points)));
   content.append(heading(`Fit of ${job.name}`, cancel, actions), alert,
     h("section", { class: "panel", "aria-label": "Progress" }, told, bar), figures, panel("Loss", chart.element),
     panel("Parameters", h("dl", { class: "facts" }, Object.entries(job.parameters).flatMap(([name, value]) =>
       [h("dt", {}, name), h("dd", {}, String(value ?? "–"))]))));
   draw();
-  chart.show(...columns(points));
+  redraw();
   if (ENDED.includes(job.state)) return;
   watch();
 
   async function watch() {
     try {
-      job = await follow(id, { signal, onprogress: (progress, attempts) => {
-        const before = job.progress.iteration;
-        job = { ...job, state: "running", progress, attempts };
-        if (progress.iteration < before) points = points.filter(([iteration]) => iteration < progress.iteration); // it began anew
-        if (progress.loss !== null) points.push([progress.iteration, progress.loss]);
-        draw();
-        chart.show(...columns(points));
-      } });
-      points = job.loss_history;
-      chart.show(...columns(points));
-      draw();
+      take(await follow(id, { signal, onprogress, onback: async () => take(await getJson(path, { signal })) }));
       actions.querySelector("a")?.focus();
     } catch (error) {
       tell(alert, error);
     }
+  }
+
+  function onprogress(progress, attempts) {
+    const before = job.progress.iteration;
+    if (attempts === job.attempts && progress.iteration <= before) return; // known, as it is of a fit that waits for its turn
+    job = { ...job, state: "running", progress, attempts };
+    if (progress.iteration < before) points = points.filter(([iteration]) => iteration < progress.iteration); // it began anew
+    if (progress.loss !== null) points = thinned([...points, [progress.iteration, progress.loss]]);
+    draw();
+    redraw();
+  }
+
+  /** Another record of it, with the losses until then. */
+  function take(record) {
+    job = record;
+    points = job.loss_history;
+    draw();
+    redraw();
   }
 
   async function end() {
@@ -77,12 +88,15 @@ export async function show(content, [id], signal) {
       const name = `${job.name}@${job.version}`;
       actions.replaceChildren(h("a", { class: "button primary", href: linkTo("dictionaries", name) }, `Look at ${name}`));
     } else {
-      actions.replaceChildren(h("a", { class: "button", href: "#/fit" }, "Back to the form, which holds what you gave it"));
+      actions.replaceChildren(h("a", { class: "button", href: "#/fit" }, "Back to the form"));
     }
     if (job.error) tell(alert, Object.assign(new Error(job.error.detail), job.error));
   }
 }
 
 const value = (title, text) => h("div", {}, h("dt", {}, title), h("dd", { class: "value" }, text));
+
+/** Every second point, once there are too many; the last always stays. */
+const thinned = (points) => (points.length > MOST_POINTS ? points.filter((_, at) => at % 2 === 0 || at === points.length - 1) : points);
 
 const columns = (points) => [points.map(([x]) => x), points.map(([, y]) => y)];

@@ -18,10 +18,17 @@ document.getElementById("theme").addEventListener("click", () => {
   setTheme(next);
 });
 matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => dispatchEvent(new Event("theme")));
-document.getElementById("token").addEventListener("click", () => askToken(null).then(show, () => {}));
+document.getElementById("token").addEventListener("click", () => askToken(null).then(showAgain, () => {}));
 document.getElementById("skip").addEventListener("click", (event) => {
   event.preventDefault(); // the address after # is the view's
   document.getElementById("view").focus();
 });
+
+/** With another token, unless something is typed in the view: that stays, and what was wrong there can be tried again. */
+function showAgain() {
+  const isTyped = [...document.querySelectorAll("#view :is(input, textarea)")].some(({ value }) => value);
+  if (!isTyped) show();
+}
+
 addEventListener("hashchange", show);
 show();

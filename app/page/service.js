@@ -8,6 +8,7 @@ import { Table } from "./table.js";
 
 const LOOK_MS = 2000;
 const JOBS = 100; // of the newest
+const COUNTERS = ["dictserve_requests_total", "dictserve_rows_total"];
 const NO_TOKEN = [401, 403]; // or one that does not do
 const ENDED = ["succeeded", "failed", "cancelled"];
 
@@ -16,6 +17,7 @@ export async function show(content, _, signal) {
   const state = h("p", { role: "status" });
   const figures = h("dl", { class: "figures" });
   const why = h("p", { class: "muted" });
+  const older = h("p", { class: "muted" });
   const workers = table("Workers", "workers", [
     { title: "Device", value: (w) => w.device },
     { title: "Process", isNumber: true, value: (w) => w.pid, cell: (w) => w.pid ?? "starting" },
@@ -37,7 +39,7 @@ export async function show(content, _, signal) {
       onclick: (event) => end(j, event.target) }, ENDED.includes(j.state) ? "remove" : "cancel") },
   ]);
   content.append(heading("Service"), alert, h("section", { class: "panel", "aria-label": "State" }, state, figures, why),
-    panel("Workers", workers.element), panel("Jobs", wrong, jobs.element));
+    panel("Workers", workers.element), panel("Jobs", wrong, jobs.element, older));
   let before = null;
   let isRefused = false;
   let looking = null;
@@ -80,7 +82,9 @@ export async function show(content, _, signal) {
       `: ${ready.workers.length === 1 ? "one worker" : `${ready.workers.length} workers`}`);
     workers.renew(ready.workers);
     if (changed(list.jobs)) jobs.renew(list.jobs);
+    older.textContent = list.next ? `These are the newest ${JOBS}.` : "";
     const now = isRefused ? null : await counted();
+    if (COUNTERS.some((name) => now?.figures[name] < before?.figures[name])) before = null; // the service began anew
     if (now) figures.replaceChildren(...drawn(now, before));
     before = now;
   }

@@ -21,7 +21,8 @@ export class Pager {
   }
 
   go(at) {
-    this.at = Math.max(0, Math.min(at, this.count - 1));
+    const last = Math.max(0, this.count - 1);
+    this.at = Math.max(0, Math.min(at, last - (last % this.size))); // where a page begins
     const to = Math.min(this.at + this.size, this.count);
     this.draw(this.at, to);
     this.back.disabled = this.at === 0;

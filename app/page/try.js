@@ -1,8 +1,8 @@
 // The view to try a dictionary in: a row, its codes, and what becomes of it when they are moved.
 
-import { call, callJson, getJson, problemOf, tellWait } from "./api.js";
+import { Problem, call, callJson, getJson, problemOf, tellWait } from "./api.js";
 import { dropZone } from "./drop.js";
-import { alertPlace, debounced, h, heading, newId, panel, tell } from "./element.js";
+import { alertPlace, debounced, h, heading, labelled, newId, panel, tell } from "./element.js";
 import { histogram, imageShape, largest, lines, picture } from "./drawing.js";
 import { isNpy, NPY, readNpy, writeNpy } from "./npy.js";
 import { figure, percent, whole } from "./numbers.js";
@@ -13,7 +13,8 @@ const SLIDERS = 12; // the strongest codes,
 const LEAST_SHARE = 1e-4; // none below this share of the largest
 const PAUSE_MS = 60; // of a moving slider, before it is decoded
 const MOST_TEXT = 2_000_000; // that a text field is given: of a longer file it says so
-const draft = { text: "", rows: null, row: 0 };
+const HINT = "[0, 1.5, 0.25, …] or 0, 1.5, 0.25, …";
+const draft = { file: null, text: "", rows: null, row: 0 }; // file: one whose rows or text have not been read yet
 
 /** What cannot be taken from what was given, before the service is asked. */
 class NoRow extends Error {
@@ -30,22 +31,15 @@ export async function show(content, [reference], signal) {
   const { inputs: [choice], dictionaries } = await dictionaryFields(["Dictionary"], [reference ?? ""], signal);
   if (!choice.input.value && dictionaries.length === 1) choice.input.value = dictionaries[0].name;
   const [textId, rowId] = [newId(), newId()];
-  const text = h("textarea", { id: textId, rows: 4, spellcheck: "false", placeholder: "[0, 1.5, 0.25, …] or 0, 1.5, 0.25, …", value: draft.text,
-    oninput: () => Object.assign(draft, { text: text.value, rows: null }) });
-  const row = h("input", { id: rowId, type: "number", min: 0, value: draft.row, oninput: () => { draft.row = Number(row.value); } });
-  const zone = dropZone({ label: "or a file", accept: ".npy,.csv,.json", help: "A .npy, .csv or .json file; one of its rows is taken.", onfile: async (file) => {
-    const buffer = await file.arrayBuffer();
-    const rows = readNpy(buffer);
-    if (!rows && isNpy(buffer)) {
-      tell(alert, new NoRow(`${file.name} is an npy file of a kind that is not read here: save rows of float32, float64 or integers`));
-      return;
-    }
-    Object.assign(draft, { rows, text: rows ? "" : new TextDecoder().decode(buffer) });
-    const isLong = draft.text.length > MOST_TEXT;
-    text.value = isLong ? "" : draft.text;
-    if (rows) text.placeholder = `${whole(rows.rows)} rows of ${whole(rows.columns)} features, of ${file.name}`;
-    else if (isLong) text.placeholder = `What is in ${file.name}`;
-    await encode();
+  const text = h("textarea", { id: textId, rows: 4, spellcheck: "false", placeholder: HINT, value: draft.text,
+    oninput: () => Object.assign(draft, { file: null, text: text.value, rows: null }) });
+  const row = h("input", { id: rowId, type: "number", min: 0, value: draft.row, oninput: () => { draft.row = row.valueAsNumber; } });
+  const zone = dropZone({ label: "or a file", accept: ".npy,.csv,.json", help: "A .npy, .csv or .json file; one of its rows is taken.", file: draft.file, onfile: (file) => {
+    Object.assign(draft, { file, text: "", rows: null });
+    text.value = "";
+    text.placeholder = HINT;
+    result.replaceChildren(); // that of another row
+    encode();
   } });
   const example = h("button", { type: "button", onclick: () => guarded(useConcept) }, "Use a concept as the row");
   content.append(heading("Try it"), panel("A row of activations",
@@ -79,7 +73,7 @@ export async function show(content, [reference], signal) {
   async function useConcept(options) {
     const concept = await getJson(`dictionaries/${encodeURIComponent(named())}/concepts/0`, options);
     text.value = JSON.stringify(concept.weights);
-    Object.assign(draft, { text: text.value, rows: null, row: 0 });
+    Object.assign(draft, { file: null, text: text.value, rows: null, row: 0 });
     row.value = 0;
     await encoded(options);
   }
@@ -88,11 +82,29 @@ export async function show(content, [reference], signal) {
     return guarded(encoded);
   }
 
+  /** Read the file that waits for it, unless another one or a text takes its place meanwhile. */
+  async function read(signal) {
+    const { file } = draft;
+    if (!file) return;
+    const content = await contentOf(file);
+    signal.throwIfAborted();
+    if (draft.file !== file) return;
+    Object.assign(draft, { file: null, ...content });
+    const { rows } = content;
+    const isLong = draft.text.length > MOST_TEXT;
+    text.value = isLong ? "" : draft.text;
+    if (rows) text.placeholder = `${whole(rows.rows)} rows of ${whole(rows.columns)} features, of ${file.name}`;
+    else if (isLong) text.placeholder = `What is in ${file.name}`;
+  }
+
   async function encoded(options) {
+    await read(options.signal);
     const [input, asked] = [rowOf(), draft.row];
     const query = new URLSearchParams({ dictionary: named(), reconstruct: true });
     const told = await callJson("POST", input.numbers ? `encode?${query}` : "encode", {
       ...options, body: input.body, headers: { "Content-Type": input.type, Accept: "application/json" },
+    }).catch((error) => {
+      throw input.numbers && error instanceof Problem ? ofRow(asked, error) : error;
     });
     const { dictionary, version, codes, relative_error: errors } = told;
     const exact = `${dictionary}@${version}`;
@@ -116,6 +128,25 @@ export async function show(content, [reference], signal) {
     const data = isJson ? draft.text : JSON.stringify(cells);
     return { numbers: null, body: `{"dictionary": ${JSON.stringify(named())}, "reconstruct": true, "data": ${data}}`, type: "application/json" };
   }
+}
+
+/** What is in a file: the rows of an npy file, the text of any other. */
+async function contentOf(file) {
+  const buffer = await file.arrayBuffer().catch(() => {
+    throw new NoRow(`${file.name} is too large to be read here, or has changed since it was chosen`, "The file cannot be read");
+  });
+  const rows = readNpy(buffer);
+  if (!rows && isNpy(buffer)) {
+    throw new NoRow(`${file.name} is an npy file of a kind that is not read here: save rows of float32, float64 or integers`);
+  }
+  return { rows, text: rows ? "" : new TextDecoder().decode(buffer) };
+}
+
+/** The row in the service's words as a person counts it: the service has been sent one alone. */
+function ofRow(row, problem) {
+  const words = (text) => text.replace("row 0,", `row ${row},`);
+  const errors = problem.errors.map((entry) => ({ ...entry, msg: words(entry.msg) }));
+  return Object.assign(problem, { message: words(problem.message), errors });
 }
 
 /** Signals for what is asked for again and again: each ends what was asked for with the one before, and `signal` all. */
@@ -224,7 +255,7 @@ function slider(i, label, exact, code, most, onmove) {
     onmove(Number(input.value));
   } });
   input.value = code;
-  const element = h("li", {}, h("label", { for: id }, h("a", { href: linkTo("dictionaries", exact, "concepts", String(i)) }, `#${i}`), label ? ` ${label}` : ""), input, shown);
+  const element = h("li", {}, h("label", { for: id }, h("a", { href: linkTo("dictionaries", exact, "concepts", String(i)) }, `#${i}`), labelled(label)), input, shown);
   return { element, set: (value) => {
     input.value = value;
     shown.textContent = figure(value);

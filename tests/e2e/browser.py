@@ -16,6 +16,7 @@ from playwright.sync_api import (
     ConsoleMessage,
     Locator,
     Page,
+    Route,
     ViewportSize,
     expect,
     sync_playwright,
@@ -113,6 +114,16 @@ class Visit:
         zone.dispatch_event("dragover", {"dataTransfer": transfer})
         zone.dispatch_event("drop", {"dataTransfer": transfer})
 
+    def hide(self, hidden: bool) -> None:
+        """What a tab is told when another one comes before it, or when it is shown again."""
+        self.page.evaluate(
+            """(value) => {
+                Object.defineProperty(document, "hidden", { value, configurable: true });
+                document.dispatchEvent(new Event("visibilitychange"));
+            }""",
+            hidden,
+        )
+
     def fill_endless(self, name: str) -> Page:
         """The form of a new fit, filled for one that goes on for minutes and is not begun."""
         page = self.open("fit")
@@ -144,6 +155,22 @@ def visiting(browser: Browser, url: str, **options: Any) -> Iterator[Visit]:
 def endless() -> np.ndarray:
     """Activations whose fit by `mu`, with `tol` 0, goes on for minutes."""
     return np.random.default_rng(0).random((2000, 128), dtype=np.float32)
+
+
+def refused_at_first(page: Page, path: str) -> list[Any]:
+    """What is sent there, of which the first is answered with a 503."""
+    sent: list[Any] = []
+
+    def answered(route: Route) -> None:
+        sent.append(route.request.post_data_json)
+        if len(sent) > 1:
+            route.continue_()
+        else:
+            later = {"title": "Not now", "detail": "ask again later"}
+            route.fulfill(status=503, json=later, headers={"retry-after": "20"})
+
+    page.route(path, answered)
+    return sent
 
 
 @contextmanager

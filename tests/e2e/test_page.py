@@ -16,7 +16,7 @@ from app.schemas import FitParameters, FitRequest
 from app.worker.messages import Solver
 from demo.digits import split_digits
 from demo.service import npy
-from tests.e2e.browser import SHOWN, Visit, endless, needs_browser, received
+from tests.e2e.browser import SHOWN, Visit, endless, needs_browser, received, refused_at_first
 from tests.e2e.conftest import Service
 
 pytestmark = [pytest.mark.slow, needs_browser]
@@ -175,11 +175,54 @@ def test_a_fit_under_way_is_followed_and_cancelled(visit: Visit) -> None:
     expect(page.get_by_role("img", name=re.compile("Loss .* from .* down to"))).to_be_visible()
     ticks = page.locator(".chart .ytick text").first
     expect(ticks).to_be_visible()
+    with page.expect_event("requestfailed", lambda request: request.url.endswith("/events")):
+        visit.hide(True)
+    with page.expect_request(re.compile("/jobs/[^/]+$")), page.expect_request("**/events") as again:
+        visit.hide(False)
+    assert re.fullmatch(r"1-[1-9]\d*", again.value.headers["last-event-id"])
+    expect(page.get_by_text("The connection was lost")).to_have_count(0)
     page.get_by_role("button", name="Cancel").click()
     expect(page.get_by_text("cancelled")).to_be_visible()
     page.get_by_role("link", name="Back to the form").click()
     assert page.get_by_label("Name").input_value() == "long"
     expect(page.get_by_text("long.npy")).to_be_visible()
+
+
+def test_a_fit_is_told_as_its_events_tell_of_it(visit: Visit, filled: Service) -> None:
+    """One that waits for its turn is not called running; of thousands of losses not each is kept and drawn."""
+    job = filled.job(filled.client.get("/jobs").json()["jobs"][0]["id"])
+    job |= {"id": "told", "state": "queued", "version": None, "attempts": 0, "loss_history": []}
+    job["progress"] |= {"iteration": 0, "loss": None}
+    many = range(1, 3001)
+    events = [("progress", f"1-{i}", job["progress"] | {"iteration": i, "loss": 1e6 / i}) for i in many]
+    held: list[Route] = []
+    visit.page.route("**/jobs/told", lambda route: route.fulfill(json=job))
+    visit.page.route("**/jobs/told/events", lambda route: held.append(route))
+    page = visit.open("jobs/told")
+    for told, shown in (
+        ([("progress", "0-0", job["progress"])], "queued: it waits for its turn"),
+        (events, "running: iteration 3 000"),
+        ([("end", "end", job | {"state": "cancelled"})], "cancelled"),
+    ):
+        drawn = page.evaluate_handle(
+            """() => {
+                const drawn = { times: 0 };
+                const count = () => { drawn.times += 1; };
+                new MutationObserver(count).observe(document.querySelector("figcaption"), { childList: true });
+                return drawn;
+            }"""
+        )
+        body = "".join(f"event: {kind}\nid: {id}\ndata: {json.dumps(data)}\n\n" for kind, id, data in told)
+        _held(page, held).fulfill(body=body, content_type="text/event-stream")
+        if told is events:
+            expect(page.get_by_text("at iteration 3000")).to_be_visible()
+            expect(page.locator(".chart .main-svg").first).to_be_visible()
+            assert page.locator(".chart").evaluate("(it) => it.data[0].x.length") <= 500
+            assert drawn.evaluate("(drawn) => drawn.times") < 30
+        if shown != "cancelled":
+            page.get_by_role("button", name="Try now").click()  # after a break of the connection
+        expect(page.get_by_text(shown)).to_be_visible()
+    expect(page.get_by_role("link", name="Back to the form", exact=True)).to_be_visible()
 
 
 def test_dictionaries_are_sorted_and_filtered(visit: Visit) -> None:
@@ -226,10 +269,22 @@ def test_a_dictionary_is_labelled_and_deleted(visit: Visit, filled: Service) -> 
     filled.client.put("/dictionaries/brief", json={"data": [[1, 0], [0, 1]]}).raise_for_status()
     page = visit.open("dictionaries/brief")
     page.get_by_label("Label", exact=True).fill("team")
-    page.get_by_label("Text", exact=True).fill("vision")
-    page.get_by_role("button", name="Set").click()
+    sent = refused_at_first(page, "**/dictionaries/brief%401")
+    for text in ("visoin", "vision"):  # the second while the first is tried again
+        page.get_by_label("Text", exact=True).fill(text)
+        page.get_by_role("button", name="Set").click()
+        expect(page.get_by_text("Trying again")).to_be_visible()
+    page.get_by_role("button", name="Try now").click()
+    expect(page.get_by_label("Label", exact=True)).to_have_value("")
+    assert [told["labels"]["team"] for told in sent] == ["visoin", "visoin", "vision"]
     page.get_by_role("button", name="Remove the label team").wait_for()
+    visit.errors.clear()  # of the refusal, which browsers log
     assert filled.client.get("/dictionaries/brief").json()["labels"] == {"team": "vision"}
+    page.get_by_role("button", name="Delete…").click()
+    page.evaluate("location.hash = '#/'")
+    expect(page.get_by_role("heading", name="Dictionaries")).to_be_visible()
+    expect(page.get_by_role("dialog")).to_have_count(0)
+    page.go_back()
     page.get_by_role("button", name="Delete…").click()
     page.get_by_role("dialog").get_by_role("button", name="Cancel").click()
     assert filled.client.get("/dictionaries/brief").status_code == 200
@@ -341,6 +396,42 @@ def test_a_concept_is_looked_at_and_labelled(visit: Visit, filled: Service) -> N
     page.get_by_label("Label").fill("")
     page.get_by_role("button", name="Save").click()
     expect(page.get_by_text("Removed.")).to_be_visible()
+
+
+def test_concepts_of_colours_of_large_weights_and_of_any_words_are_shown(visit: Visit, filled: Service) -> None:
+    """Words from right to left turn nothing around beside them, and long ones leave their neighbours as they are."""
+    D = np.zeros((3, 32, 32, 3), np.float32)
+    D[0, :16, :, 0] = D[0, 16:, :, 1] = 1e38  # red above green
+    D[1:] = np.random.default_rng(0).random((2, 32, 32, 3))
+    filled.client.put("/dictionaries/odd", content=npy(D.reshape(3, -1))).raise_for_status()
+    turned = "a\u202edesrever"
+    labels = {"labels": {"owner": turned}, "concept_labels": {"0": turned, "1": "w" * 500, "2": turned}}
+    filled.client.patch("/dictionaries/odd", json=labels).raise_for_status()
+    told = filled.client.get("/dictionaries/odd/concepts").json() | {"rows": 9, "uses": [0, 0, 9]}
+    visit.page.route("**/concepts", lambda route: route.fulfill(json=told))
+    page = visit.open("dictionaries/odd")
+    assert page.locator(".grid bdi").all_inner_texts() == [turned, "w" * 500, turned]
+    expect(page.locator("dd bdi")).to_have_text(turned)
+    card = page.locator(".grid a").filter(has_text="wwww")
+    assert card.evaluate("(it) => it.clientHeight") < 200
+    tag, strong = (card.locator(each).bounding_box() for each in (".tag", "strong"))
+    assert tag
+    assert strong
+    assert tag["y"] + tag["height"] <= strong["y"] + strong["height"]
+    page = visit.open("dictionaries/odd/concepts/0")
+    expect(page.locator("h1 bdi")).to_have_text(turned)
+    assert page.locator(".grid bdi").all_inner_texts() == ["w" * 500, turned]
+    column = "(it) => [...it.getContext('2d').getImageData(31, 0, 1, it.height).data]"
+    assert page.locator("canvas").evaluate(column) == [255, 0, 0, 255] * 16 + [0, 255, 0, 255] * 16
+    page.get_by_label("Shown as").select_option("bars")
+    expect(page.locator(".chart .ytick").first).to_be_visible()
+    page.get_by_role("link", name="Next").click()
+    expect(page.get_by_role("heading", name="#1")).to_be_visible()
+    expect(page.get_by_label("Shown as")).to_have_value("bars")
+    page = visit.open("try/odd")
+    page.get_by_role("button", name="Use a concept as the row").click()
+    expect(page.locator(".codes bdi").first).to_have_text(turned)
+    filled.client.delete("/dictionaries/odd").raise_for_status()
 
 
 def test_a_row_is_tried_and_its_codes_moved(visit: Visit, filled: Service) -> None:
@@ -465,13 +556,24 @@ def test_the_service_is_looked_at(visit: Visit, filled: Service) -> None:
 def test_the_record_of_a_job_that_has_ended_is_removed(visit: Visit, filled: Service) -> None:
     id = filled.fit(np.ones((4, 3), np.float32), name="over", nb_concepts=1)
     assert filled.ended(id)["state"] == "succeeded"
+    visit.page.route("**/jobs?*", lambda route: route.fulfill(json=route.fetch().json() | {"next": id}))
     page = visit.open("service")
+    expect(page.get_by_text("These are the newest 100.")).to_be_visible()
     row = page.get_by_role("row").filter(has=page.locator(f"a[href='#/jobs/{id}']"))
     row.get_by_role("button", name="Remove the record of the fit of over").click()
     expect(row).to_have_count(0)
     expect(page.get_by_role("region", name="Table: Jobs")).to_be_focused()  # where the button was
     assert filled.client.get(f"/jobs/{id}").status_code == 404
     assert filled.client.get("/dictionaries/over").status_code == 200
+    last = """async () => {
+        const { Table } = await import("./page/table.js");
+        const rows = [...Array(51).keys()];
+        const table = new Table({ caption: "", what: "jobs", columns: [{ value: (row) => row }], rows, page: 25 });
+        table.pager.go(50);
+        table.renew(rows.slice(1));
+        return table.pager.told.textContent;
+    }"""
+    assert page.evaluate(last) == "26 to 50 of 50 jobs"
     filled.client.delete("/dictionaries/over").raise_for_status()
 
 

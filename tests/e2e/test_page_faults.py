@@ -12,7 +12,7 @@ from playwright.sync_api import Browser, Page, Route, expect
 
 from app.http.tokens import add, new_token
 from demo.service import npy
-from tests.e2e.browser import SHOWN, Visit, endless, needs_browser, visiting
+from tests.e2e.browser import SHOWN, Visit, endless, needs_browser, refused_at_first, visiting
 from tests.e2e.conftest import Service
 
 pytestmark = [pytest.mark.slow, needs_browser]
@@ -93,11 +93,35 @@ def test_a_file_that_has_changed_since_it_was_chosen_is_told(visit: Visit, tmp_p
     start(page)
     expect(page.get_by_role("alert").filter(has_text="it has changed since it was chosen")).to_be_visible()
     assert page.get_by_label("Name").input_value() == "changed"
+    visit.page.once("filechooser", lambda chooser: choose(page, str(file)))
+    page.get_by_label("Activations").click()
+    expect(page.get_by_text("608 B")).to_be_visible()
+    start(page)
+    expect(page.get_by_role("link", name="Look at changed@1")).to_be_visible()
+
+
+def choose(page: Page, file: str) -> None:
+    """As a person does: Playwright's own `set_files` tells the page of a change where there is none."""
+    session = page.context.new_cdp_session(page)
+    found = session.send("Runtime.evaluate", {"expression": "document.querySelector('input[type=file]')"})
+    session.send("DOM.setFileInputFiles", {"files": [file], "objectId": found["result"]["objectId"]})
+    session.detach()
 
 
 def test_a_bad_parameter_is_told_beside_its_field(visit: Visit) -> None:
+    asked: list[str] = []
+    visit.page.on("request", lambda request: asked.append(request.url) if "/fit?" in request.url else None)
     visit.open("fit")
     page = fill(visit, npy(A), name="no name!", k="0")
+    most = page.get_by_label("Most iterations")
+    page.get_by_text("More parameters").click()
+    most.clear()
+    most.press_sequentially("5e")  # of which browsers tell as of an empty field
+    start(page)
+    expect(page.get_by_text("this is no number")).to_be_visible()
+    expect(most).to_be_focused()
+    assert asked == []
+    most.fill("500")
     start(page)
     for label in ("Name", "Concepts"):
         field = page.get_by_label(label)
@@ -125,6 +149,48 @@ def test_a_bad_row_is_told_by_the_service(visit: Visit, row: str, told: str) -> 
     expect(alert).to_be_visible()
     assert told in alert.inner_text() or re.search(told, alert.inner_text())
     assert page.get_by_label("Numbers, as JSON").input_value() == row
+
+
+FILES = """() => {
+    const whole = Blob.prototype.arrayBuffer;
+    Blob.prototype.arrayBuffer = async function () {
+        if (this.name === "slow.csv") await new Promise((resolve) => { globalThis.go = resolve; });
+        if (this.name === "gone.npy") throw new DOMException("changed", "NotReadableError");
+        return whole.call(this);
+    };
+}"""
+
+
+def test_a_result_is_of_the_file_that_is_named(visit: Visit) -> None:
+    """Not of one before it, and not of one that took longer to be read."""
+    page = visit.open("try/small")
+    zone, codes, alert = page.locator(".drop"), page.locator(".codes"), page.locator("form").get_by_role("alert")
+    page.evaluate(FILES)
+    for file, content, told in (
+        ("half.npy", npy(A.astype(np.float16)), "half.npy is an npy file of a kind"),
+        ("gone.npy", npy(A), "The file cannot be read: gone.npy"),
+    ):
+        visit.drop(zone, "first.npy", npy(A))
+        expect(codes).to_be_visible()
+        visit.drop(zone, file, content)
+        expect(alert).to_contain_text(told)
+        expect(codes).to_have_count(0)
+        page.get_by_role("button", name="Encode", exact=True).click()
+        expect(alert).to_contain_text(told)
+        expect(codes).to_have_count(0)
+    visit.drop(zone, "slow.csv", b"1,2,3\n")
+    visit.drop(zone, "soon.csv", b"1,2,3,4,5,6\n")
+    expect(codes).to_be_visible()
+    page.evaluate("go()")
+    page.wait_for_timeout(100)
+    expect(page.get_by_label("Numbers, as JSON")).to_have_value("1,2,3,4,5,6\n")
+    expect(codes).to_be_visible()
+    visit.drop(zone, "spoilt.npy", spoilt(float("nan")))  # whose first row is sound
+    expect(codes).to_be_visible()
+    page.get_by_label("Row, from 0").fill("4")
+    page.get_by_role("button", name="Encode", exact=True).click()
+    expect(alert).to_contain_text("row 4, column 2")
+    expect(alert).not_to_contain_text("row 0")
 
 
 @pytest.mark.parametrize(
@@ -223,11 +289,31 @@ def test_what_is_no_answer_to_a_fit_is_told_in_words(visit: Visit, small: Servic
 
 def test_a_label_that_the_service_has_not_heard_of_is_not_called_saved(visit: Visit) -> None:
     page = visit.open("dictionaries/small/concepts/0")
-    page.get_by_label("Label").fill("unheard")
+    save(page, "heard")
+    expect(page.get_by_text("Saved.")).to_be_visible()
     page.route(CALLS, a_proxys(200))
-    page.get_by_role("button", name="Save").click()
+    save(page, "unheard")
     expect(page.get_by_role("alert").filter(has_text="no answer of the service")).to_be_visible()
     expect(page.get_by_text("Saved.")).to_have_count(0)
+
+
+def test_of_two_labels_the_later_one_is_kept(visit: Visit, small: Service) -> None:
+    """Though the first is still tried again when the second is given."""
+    page = visit.open("dictionaries/small/concepts/0")
+    sent = refused_at_first(page, "**/dictionaries/small%401")
+    save(page, "first")
+    expect(page.get_by_text("Trying again")).to_be_visible()
+    save(page, "second")
+    page.get_by_role("button", name="Try now").click()
+    expect(page.get_by_role("heading", name="#0 second")).to_be_visible()
+    expect(page.get_by_text("Trying again")).to_have_count(0)
+    assert [told["concept_labels"]["0"] for told in sent] == ["first", "first", "second"]
+    assert small.client.get("/dictionaries/small").json()["concept_labels"] == {"0": "second"}
+
+
+def save(page: Page, label: str) -> None:
+    page.get_by_label("Label").fill(label)
+    page.get_by_role("button", name="Save").click()
 
 
 def test_rates_come_back_after_a_moment_without(visit: Visit) -> None:
@@ -239,6 +325,17 @@ def test_rates_come_back_after_a_moment_without(visit: Visit) -> None:
         page.unroute("**/metrics")
         expect(page.get_by_text(re.compile(r"[\d.]+ /s")).first).to_be_visible()
         expect(page.get_by_text("No rates")).to_have_count(0)
+
+
+def test_no_rate_is_told_over_a_restart_of_the_service(visit: Visit) -> None:
+    """Its counters begin anew, and a rate is not below zero."""
+    told = [f"dictserve_requests_total {count}\ndictserve_rows_total {count}\n" for count in (100, 2)]
+    later = a_proxys(404)
+    visit.page.route("**/metrics", lambda route: route.fulfill(body=told.pop(0)) if told else later(route))
+    page = visit.open("service")
+    expect(page.get_by_text("No rates")).to_be_visible()  # after which the figures stay
+    expect(page.get_by_text("2 since it started", exact=False).first).to_be_visible()
+    assert "/s" not in page.locator(".figures").inner_text()
 
 
 BROKEN_OFF = """
@@ -399,12 +496,13 @@ def test_no_token_is_asked_for_where_the_service_needs_none(visit: Visit, small:
         route.fulfill(status=answer.status_code, headers=dict(answer.headers), body=answer.content)
 
     page = visit.open("dictionaries/small/concepts/0")
+    page.get_by_label("Label").fill("refused")
     page.get_by_role("button", name="Token").click()
     page.get_by_label("Token", exact=True).fill("ds_any")  # of another service, say
     page.keyboard.press("Enter")
+    expect(page.get_by_role("dialog")).to_have_count(0)
     page.wait_for_selector(SHOWN)
     page.route(re.compile("/dictionaries/small%401$"), proxied)
-    page.get_by_label("Label").fill("refused")
     page.get_by_role("button", name="Save").click()
     expect(page.get_by_role("alert").filter(has_text="a page of another site asks for this")).to_be_visible()
     expect(page.get_by_role("dialog")).to_have_count(0)
