@@ -44,8 +44,8 @@ def digits_activations(*, epochs: int = 30, seed: int = 0) -> np.ndarray:
 
 
 class _Adam:
-    """Kingma & Ba, https://arxiv.org/abs/1412.6980, as torch.optim has it; but that loads torch's compiler, which takes
-    longer than all else here."""
+    """Kingma & Ba, https://arxiv.org/abs/1412.6980, as torch.optim has it; but that loads torch's compiler, which
+    takes longer than all else here."""
 
     def __init__(self, weights: Sequence[torch.Tensor], rate: float) -> None:
         self._rate = rate
