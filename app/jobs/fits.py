@@ -364,11 +364,11 @@ class Fits:
 
     def _is_spare(self, runner: Runner) -> bool:
         """Whether another runs the jobs of this one's worker, as one does that was begun while this one waited."""
-        return any(other.is_in or other.job is None for other in self._beside(runner))
+        return not all(other.is_aside for other in self._beside(runner))
 
     def _may_step_aside(self, runner: Runner) -> bool:
         """Whether others may go before a fit that waits; then there is a runner for them."""
-        if sum(not other.is_in and other.job is not None for other in self._beside(runner)) >= MAX_ASIDE:
+        if sum(other.is_aside for other in self._beside(runner)) >= MAX_ASIDE:
             return False
         if not self._is_spare(runner):
             self._begin(runner.worker)

@@ -109,6 +109,11 @@ class Runner:
             self._turn.release()
 
     @property
+    def is_aside(self) -> bool:
+        """Whether its job waits, for files or for its turn, while others have the worker."""
+        return self._running is not None and not self.is_in
+
+    @property
     def job(self) -> Job | None:
         """The job under way, as it was when it was claimed."""
         return None if self._running is None else self._running.job
