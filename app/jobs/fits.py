@@ -9,6 +9,7 @@ import asyncio
 import contextlib
 import hashlib
 import logging
+import random
 import time
 from collections import Counter, defaultdict
 from collections.abc import AsyncIterator
@@ -40,7 +41,9 @@ from app.workers import Workers
 
 logger = logging.getLogger("dictserve")
 
-TAKEOVER_SECONDS = 5.0  # between two looks for jobs that other processes have left
+TAKEOVER_SECONDS = 5.0  # between two looks for what other processes have left
+LOOKERS = 8  # so many look as often; of more, each less often
+SELDOM = 6  # times less often, at most: of many that die together few are left to look
 LOOK_SECONDS = 1.0  # between two looks for what other processes have done to jobs: queued them, ended them
 RENEWALS = 6  # of a lease, in its time
 CANCEL_SECONDS = 5.0
@@ -399,7 +402,7 @@ class Fits:
         outage = Outage("what dead processes have left cannot be taken up", logging.WARNING)
         beyond = 0
         while True:
-            await asyncio.sleep(TAKEOVER_SECONDS)
+            await asyncio.sleep(takeover_pause(len(self._alive or ())))
             with outage.noted():
                 await self._take_over()
                 await self._settle_doubts()  # after writes, thus after all that were asked for before
@@ -447,6 +450,16 @@ class Fits:
         """Remove what a job that has ended leaves on the disk."""
         self.uploads.discard(record.data["file"])
         self.checkpoints.discard(record.job.id)
+
+
+def takeover_pause(processes: int) -> float:
+    """Seconds that one of so many processes waits before it looks again for what others have left.
+
+    Together they ask no more of the database than `LOOKERS` do, until each looks as seldom as it may. A death is seen
+    as soon, for they do not look all at once.
+    """
+    seldom = min(max(processes / LOOKERS, 1), SELDOM)
+    return TAKEOVER_SECONDS * seldom * random.uniform(0.8, 1.2)  # noqa: S311 - no secret
 
 
 def _told(parameters: FitRequest) -> dict[str, Any]:

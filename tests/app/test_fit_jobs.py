@@ -23,7 +23,7 @@ from app.jobs import jobs as jobs_of_all
 from app.jobs.data_files import DataFiles
 from app.jobs.database import Database
 from app.jobs.jobs import ENDED, Jobs
-from app.jobs.leases import Leases
+from app.jobs.leases import Leases, leases
 from app.main import create_app
 from app.schemas import FitRequest
 from app.services import Services
@@ -43,18 +43,22 @@ A = np.arange(12, dtype=np.float32).reshape(3, 4)
 FIT = {"name": "digits", "nb_concepts": 2, "data": A.tolist()}
 
 
+# Of what is done before a job is on record, or beside that, by code that knows nothing of the database.
+ON_SQLITE = pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
+
+
 @pytest.fixture
 def settings(settings: Settings, database_url: str) -> Settings:
     """On each kind of database."""
     return settings.model_copy(update={"database_url": database_url})
 
 
-@pytest.mark.parametrize("last", ["1-" + "9" * 5000, "9" * 5000 + "-1", "ended", "1-1-1"])
-def test_events_after_one_that_there_never_was_are_all_told(client: TestClient, last: str) -> None:
+def test_events_after_one_that_there_never_was_are_all_told(client: TestClient) -> None:
     id = client.post("/fit", json=FIT).json()["id"]
     ended(client, id)
-    answer = client.get(f"/jobs/{id}/events", headers={"last-event-id": last})
-    assert "event: end" in answer.text
+    for last in ("1-" + "9" * 5000, "9" * 5000 + "-1", "ended", "1-1-1"):
+        answer = client.get(f"/jobs/{id}/events", headers={"last-event-id": last})
+        assert "event: end" in answer.text, last
 
 
 def test_who_has_had_the_end_of_a_jobs_events_is_told_that_nothing_follows(
@@ -97,15 +101,18 @@ def test_a_fit_is_accepted_runs_and_publishes(client: TestClient, store: Store) 
     assert list(store.workplace.activations.iterdir()) == []  # the data is not kept past its job
 
 
-@pytest.mark.parametrize("array", [A, A.astype(np.float64), np.asfortranarray(A), A.astype(np.int32)])
-def test_npy_with_parameters_in_the_query(client: TestClient, store: Store, array: np.ndarray) -> None:
-    answer = client.post("/fit", params={"name": "digits", "nb_concepts": 2, "seed": 7}, content=npy(array))
-    assert answer.status_code == 202, answer.text
-    assert answer.json()["parameters"]["seed"] == 7
-    assert ended(client, answer.json()["id"])["state"] == "succeeded"
-    np.testing.assert_array_equal(store.load("digits", 1), A[:2])
+def test_npy_with_parameters_in_the_query(client: TestClient, store: Store) -> None:
+    arrays = A, A.astype(np.float64), np.asfortranarray(A), A.astype(np.int32)
+    for version, array in enumerate(arrays, start=1):
+        answer = client.post("/fit", params={"name": "digits", "nb_concepts": 2, "seed": 7}, content=npy(array))
+        assert answer.status_code == 202, answer.text
+        assert answer.json()["parameters"]["seed"] == 7
+        job = ended(client, answer.json()["id"])
+        assert (job["state"], job["version"]) == ("succeeded", version)
+        np.testing.assert_array_equal(store.load("digits", version), A[:2])
 
 
+@ON_SQLITE
 def test_an_npy_of_float32_is_staged_as_it_came(client: TestClient, worker: WorkerDouble) -> None:
     worker.fits_hang = True
     client.post("/fit?name=a&nb_concepts=1", content=npy(A))
@@ -264,20 +271,21 @@ def test_a_job_is_waited_for_by_who_knows_its_id(client: TestClient, worker: Wor
     assert client.get("/jobs/1", headers={"prefer": "wait=30"}).status_code == 404
 
 
-@pytest.mark.parametrize(
-    "prefer", ["Wait=30", 'wait="30"', "handling=lenient; a=b , wait = 30", "respond-async,wait=30"]
-)
-def test_a_wait_is_heeded_as_it_may_be_written(client: TestClient, prefer: str) -> None:
-    answer = client.post("/fit", json=FIT, headers={"prefer": prefer})
-    assert (answer.status_code, answer.headers["preference-applied"]) == (200, "wait=30")
+@ON_SQLITE
+def test_a_wait_is_heeded_as_it_may_be_written(client: TestClient) -> None:
+    for prefer in ("Wait=30", 'wait="30"', "handling=lenient; a=b , wait = 30", "respond-async,wait=30"):
+        answer = client.post("/fit", json=FIT, headers={"prefer": prefer})
+        assert (answer.status_code, answer.headers.get("preference-applied")) == (200, "wait=30"), prefer
 
 
+@ON_SQLITE
 def test_preferences_in_several_lines_are_one_list(client: TestClient) -> None:
     lines = [("prefer", "respond-async"), ("prefer", "wait=100000")]
     answer = client.post("/fit", json=FIT, headers=lines)
     assert (answer.status_code, answer.headers["preference-applied"]) == (200, "wait=600")
 
 
+@ON_SQLITE
 def test_what_is_no_preference_to_wait_is_none(client: TestClient, worker: WorkerDouble) -> None:
     worker.fits_hang = True
     for prefer in ("nowait=30", "other; wait=30", "wait=-1", "wait"):
@@ -319,6 +327,7 @@ def test_whether_activations_were_clipped_is_on_record(client: TestClient) -> No
         assert record["parameters"]["clip"] is clip
 
 
+@ON_SQLITE
 def test_those_who_wait_can_be_let_go_while_later_ones_wait(client: TestClient, worker: WorkerDouble) -> None:
     worker.fits_hang = True
     headers = {"idempotency-key": "one", "prefer": "wait=600"}
@@ -381,6 +390,7 @@ def test_a_fit_that_kills_its_worker_twice_is_given_up(
     assert ended(client, client.post("/fit", json=FIT).json()["id"])["state"] == "succeeded"
 
 
+@ON_SQLITE
 def test_a_fit_whose_files_stay_away_fails_in_time(
     settings: Settings, worker: WorkerDouble, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -442,6 +452,7 @@ def test_a_fit_that_waits_for_the_store_can_be_cancelled(
         assert ended(client, id)["state"] == "cancelled"
 
 
+@ON_SQLITE
 def test_files_that_are_away_again_and_again_have_their_time_each_time(
     settings: Settings, worker: WorkerDouble, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -648,6 +659,7 @@ def test_too_many_queued_fits(settings: Settings) -> None:
         assert len(list(Store(small.store).workplace.activations.iterdir())) == unended == 5 - len(refused)
 
 
+@ON_SQLITE
 def test_a_dictionary_that_is_not_there(store: Store) -> None:
     assert store.made_by("digits", "x") is None
     assert store.versions(Reference("digits").name) == []
@@ -719,6 +731,28 @@ def test_what_a_lost_machine_had_staged_is_removed_once_its_lease_is_ended(
         until(lambda: list(workplace.staging.iterdir()) == [])
         services: Services = client.app.state.services  # type: ignore[attr-defined]
         assert [lock.name for lock in (workplace.directory / "owners").iterdir()] == [services.store.workplace.owner]
+
+
+def test_of_many_services_each_looks_less_often_for_what_dead_ones_left(
+    settings: Settings, worker: WorkerDouble, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By how many there are when it last looked."""
+    pauses = {n: [fits.takeover_pause(n) for _ in range(50)] for n in (0, 1, 8, 16, 48, 1000)}
+    told = {n: (min(pause), max(pause)) for n, pause in pauses.items()}
+    bounds = {0: (4, 6), 1: (4, 6), 8: (4, 6), 16: (8, 12), 48: (24, 36), 1000: (24, 36)}
+    assert all(low <= told[n][0] < told[n][1] <= high for n, (low, high) in bounds.items()), told
+
+    asked: list[int] = []
+    monkeypatch.setattr(fits, "takeover_pause", lambda processes: asked.append(processes) or 0.01)
+    with TestClient(create_app(settings, supervisor=worker)):
+        until(lambda: asked)
+        assert set(asked) == {1}
+        database = Database(str(settings.database_url))
+        with database.transaction() as connection:
+            for i in range(20):
+                database.insert_new(connection, leases, owner=f"other-{i}", until=2.0**40)
+        database.close()
+        until(lambda: asked[-1] == 21)
 
 
 def test_data_that_is_slow_to_remove_costs_nobody_the_lease(
