@@ -27,11 +27,13 @@ def one_write_at_a_time(application: Callable[..., Iterable[bytes]]) -> Callable
 
 
 def read_descriptions_once() -> None:
-    """Each file system has a session of its own, which would read megabytes of what the services of AWS are."""
-    from botocore.loaders import JSONFileLoader
+    """Each file system has a session of its own, which would read megabytes of what the services of AWS are, and look
+    through hundreds of directories for them."""
+    from botocore.loaders import JSONFileLoader, Loader
 
     if not isinstance(vars(JSONFileLoader)["load_file"], staticmethod):
         JSONFileLoader.load_file = staticmethod(cache(JSONFileLoader().load_file))
+        Loader.list_available_services = staticmethod(cache(Loader().list_available_services))
 
 
 class S3:
@@ -47,7 +49,13 @@ class S3:
         self.endpoint = f"http://127.0.0.1:{self._port}"
         # This process is client and server at once, on cores that are busy: it is given more time than an S3 is.
         patience = {"connect_timeout": 30, "read_timeout": 60}
-        self.options = {"key": "key", "secret": "secret", "endpoint_url": self.endpoint, "config_kwargs": patience}
+        self.options = {
+            "key": "key",
+            "secret": "secret",
+            "endpoint_url": self.endpoint,
+            "client_kwargs": {"verify": False},  # each client would read all certificates, of which this needs none
+            "config_kwargs": patience,
+        }
         self.environment = {
             "AWS_ACCESS_KEY_ID": "key",
             "AWS_SECRET_ACCESS_KEY": "secret",

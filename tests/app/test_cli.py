@@ -1,13 +1,16 @@
 """The command line without a service: formats, exit codes, what it loads, what it draws."""
 
 import errno
+import gc
 import io
 import json
 import os
 import shlex
+import signal
 import subprocess
 import sys
 import threading
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -79,6 +82,16 @@ def test_a_token_is_printed_and_its_hash_is_kept(tmp_path: Path) -> None:
     assert "already" in told
 
 
+@pytest.fixture
+def as_before() -> Iterator[None]:
+    """What a service settles for its whole process."""
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGHUP)}
+    yield
+    gc.enable()
+    for number, handler in handlers.items():
+        signal.signal(number, handler)
+
+
 @pytest.mark.parametrize(
     ("options", "told"),
     [
@@ -88,7 +101,9 @@ def test_a_token_is_printed_and_its_hash_is_kept(tmp_path: Path) -> None:
         (["--tokens-file", "absent"], "cannot be read"),
     ],
 )
-def test_a_start_that_would_be_open_to_all_is_refused(tmp_path: Path, options: list[str], told: str) -> None:
+def test_a_start_that_would_be_open_to_all_is_refused(
+    tmp_path: Path, as_before: None, options: list[str], told: str
+) -> None:
     code, output = run("serve", "--store", str(tmp_path / "models"), *options)
     assert code == 1
     assert told in output
