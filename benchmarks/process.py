@@ -1,5 +1,6 @@
 """A library in a process of its own, as an object that is asked and answers."""
 
+import io
 import json
 import os
 import selectors
@@ -7,7 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from typing import Any
 
 from benchmarks.libraries import LIBRARIES
@@ -125,3 +126,14 @@ def run_fresh(code: str, *arguments: str) -> tuple[float, str]:
         [sys.executable, "-c", code, *arguments], check=True, capture_output=True, text=True, env=os.environ
     )
     return time.perf_counter() - begun, run.stdout.strip()
+
+
+def run_here(code: str, *arguments: str) -> str:
+    """What such code prints, run in this process."""
+    own, sys.argv = sys.argv, ["-c", *arguments]
+    try:
+        with redirect_stdout(io.StringIO()) as printed:
+            exec(code, {"__name__": "__main__"})  # noqa: S102
+    finally:
+        sys.argv = own
+    return printed.getvalue().strip()

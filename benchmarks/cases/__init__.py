@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from benchmarks.data import DataSet, DataSets
 from benchmarks.libraries import OURS
-from benchmarks.process import Library
+from benchmarks.process import Library, run_fresh, run_here
 
 OF_THE_CORE = (
     "fit",
@@ -54,6 +54,10 @@ class Bench:
             request = {"A": str(data.path), "nb_concepts": data.nb_concepts, "settings": {}, "keep_D": str(path)}
             self.ours.ask("fit", limit_seconds=300, **request)
         return str(path)
+
+    def printed(self, code: str, *arguments: str) -> str:
+        """By Python code in a process of its own, or where `quick` in this one: to import torch takes seconds."""
+        return run_here(code, *arguments) if self.quick else run_fresh(code, *arguments)[1]
 
     def say(self, line: str) -> None:
         """Tell how far the run has come."""

@@ -7,6 +7,7 @@ a power of k from each measured number of concepts to the next. Then two replica
 get requests of which none went into the constants.
 """
 
+import json
 import os
 import time
 from collections.abc import Iterator, Sequence
@@ -15,13 +16,12 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import httpx
 import numpy as np
 
 from benchmarks.cases import Bench
 from benchmarks.data import overcomplete
 from benchmarks.figures import Cell, Figure, Result, Table
-from benchmarks.service.client import closed_loop, exchange
+from benchmarks.service.client import closed_loop, exchange, get
 from benchmarks.service.servers import Server, our_server, running
 from benchmarks.service.ways import NPY, OURS
 
@@ -176,7 +176,7 @@ def measure(bench: Bench, servers: Sequence[Server], kind: Kind) -> Cost:
         answer = exchange(server.port, request, limit_seconds=LIMIT_SECONDS)
     assert NPY.codes is not None
     l0 = np.count_nonzero(NPY.codes(answer)) / kind.rows
-    seconds = 0.1 if bench.quick else SECONDS
+    seconds = 0.02 if bench.quick else SECONDS
     before, own = [_processor_seconds(server) for server in servers], time.process_time()
     with ThreadPoolExecutor(len(servers)) as pool:
         loads = list(
@@ -208,7 +208,7 @@ def measure(bench: Bench, servers: Sequence[Server], kind: Kind) -> Cost:
 
 def _processor_seconds(server: Server) -> tuple[float, float]:
     """Of the HTTP process, and of its worker."""
-    workers = httpx.get(f"{server.url}/readyz", timeout=LIMIT_SECONDS).json()["workers"]
+    workers = json.loads(get(server.port, "/readyz", limit_seconds=LIMIT_SECONDS).body)["workers"]
     return _spent(server.pid), sum(_spent(worker["pid"]) for worker in workers)
 
 

@@ -126,7 +126,7 @@ def _slower(job: dict[int, float], in_process: list[float]) -> float:
 
 
 def _ask(bench: Bench, server: Server, row: bytes) -> Load:
-    seconds = 0.3 if bench.quick else ASK_SECONDS
+    seconds = 0.05 if bench.quick else ASK_SECONDS
     return closed_loop(server.port, [row], seconds=seconds, limit_seconds=LIMIT_SECONDS)
 
 

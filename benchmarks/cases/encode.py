@@ -60,7 +60,7 @@ def _compare(bench: Bench, data: DataSet, result: Result) -> None:
     D_path = bench.dictionary(data)
     D = np.load(D_path)
     name = f"{data.name}, k={len(D)}, {D.shape[1]} features"
-    exact = _exact_losses(data.fresh[: ROWS[-1]], D, seconds=0.2 if bench.quick else ORACLE_SECONDS)
+    exact = _exact_losses(data.fresh[: ROWS[-1]], D, seconds=0.05 if bench.quick else ORACLE_SECONDS)
     bench.say(f"{name}: {len(exact)} rows solved by scipy")
     small = len(D) <= D.shape[1]
     goals = {} if data.name == "smooth" else SMALL_GOALS if small else LARGE_GOALS
@@ -126,7 +126,7 @@ def _times(
                     D=D_path,
                     rows=rows,
                     settings=of_library,
-                    seconds=0.05 if bench.quick else ROUND_SECONDS,
+                    seconds=0.01 if bench.quick else ROUND_SECONDS,
                     codes=_codes(bench, library, label),
                     limit_seconds=LIMIT_SECONDS,
                 )

@@ -5,7 +5,6 @@ from statistics import median
 
 from benchmarks.cases import Bench
 from benchmarks.figures import Cell, Figure, Result, Table
-from benchmarks.process import run_fresh
 
 CODE = """
 import json, sys, time
@@ -42,7 +41,7 @@ def run(bench: Bench) -> Result:
     small, large = bench.data.to_fit[0], bench.data.planted
     calls = 50 if bench.quick else 1000
     rounds = [
-        json.loads(run_fresh(CODE, str(small.path), str(large.path), str(calls))[1]) for _ in range(bench.repeats)
+        json.loads(bench.printed(CODE, str(small.path), str(large.path), str(calls))) for _ in range(bench.repeats)
     ]
     rows: list[list[Cell]] = []
     ratios = {}

@@ -4,7 +4,6 @@ import json
 
 from benchmarks.cases import Bench
 from benchmarks.figures import Figure, Result, Table
-from benchmarks.process import run_fresh
 
 CODE = """
 import json, re, sys
@@ -26,7 +25,7 @@ ITERATIONS = 20
 
 def run(bench: Bench) -> Result:
     data = bench.data.to_fit[-1]
-    told = json.loads(run_fresh(CODE, str(data.path), str(data.nb_concepts), str(ITERATIONS))[1])
+    told = json.loads(bench.printed(CODE, str(data.path), str(data.nb_concepts), str(ITERATIONS)))
     above = (told["peak"] - told["before"]) / told["A"]
     # of tiny data, numpy's and torch's own buffers are a multiple
     goal = None if bench.quick else 3.0

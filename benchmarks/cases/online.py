@@ -11,12 +11,13 @@ import numpy as np
 from benchmarks.cases import Bench
 from benchmarks.data import DataSet
 from benchmarks.figures import Figure, Result, Table
-from benchmarks.process import run_fresh
 from core import NMF
 
 GIB = 2**30
 EPOCHS = 3
 SOME_ROWS = 20_000  # that are fitted whole, too
+TEST_ROWS = 4_000
+NOISE_ROWS = 20_000
 BATCH_ROWS = {"digits": 1024}  # so that there are two batches at least
 
 LARGE = """
@@ -26,8 +27,8 @@ import numpy as np
 import torch
 
 gib, d, k = float(sys.argv[1]), 768, 64
-SOME = int(sys.argv[2])  # rows for a full-batch fit
-POOL = 20_000  # rows of noise that all blocks draw from, each from its own place on
+# rows for a full-batch fit, others to compare on, and rows of noise that all blocks draw from, each at its own place
+SOME, TEST, POOL = map(int, sys.argv[2:])
 rng = np.random.default_rng(0)
 D = rng.standard_exponential((k, d), np.float32) * (rng.random((k, d), np.float32) < 0.3)
 noise = torch.from_numpy(0.2 * np.abs(rng.standard_normal((2 * POOL, d), np.float32)))
@@ -55,7 +56,7 @@ online.fit_online(made, 1)
 seconds, peak = time.perf_counter() - begun, status("VmHWM")
 # beside a full-batch fit of some rows, on rows that neither has seen: the planted D would be no
 # measure, for it knows nothing of the noise's mean
-some, test = made[slice(0, SOME)], made[slice(10**9, 10**9 + 4000)]
+some, test = made[slice(0, SOME)], made[slice(10**9, 10**9 + TEST)]
 whole = NMF(k, seed=0)
 whole.fit(some)
 errors = {"online": relative_error(online, test), "whole": relative_error(whole, test)}
@@ -64,8 +65,8 @@ print(json.dumps({"rows": made.shape[0], "seconds": seconds, "peak": peak, **err
 
 
 def run(bench: Bench) -> Result:
-    gib, some = (0.01, 300) if bench.quick else (40, SOME_ROWS)
-    large = json.loads(run_fresh(LARGE, str(gib), str(some))[1])
+    gib, some, test, pool = (0.01, 300, 100, 4096) if bench.quick else (40, SOME_ROWS, TEST_ROWS, NOISE_ROWS)
+    large = json.loads(bench.printed(LARGE, str(gib), str(some), str(test), str(pool)))
     bench.say(f"{gib} GiB in {large['seconds']:.0f} s")
     name = f"{gib:g} GiB of activations, {large['rows']}×768, k=64, one epoch"
     figures = [

@@ -167,7 +167,7 @@ def _load(bench: Bench, server: Server, requests: list[bytes]) -> Load:
 
 
 def _seconds(bench: Bench) -> float:
-    return 0.1 if bench.quick else ROUND_SECONDS
+    return 0.02 if bench.quick else ROUND_SECONDS
 
 
 def _figures(title: str, one: Compared, many: Compared, large: Compared) -> list[Figure]:

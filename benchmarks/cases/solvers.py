@@ -10,6 +10,7 @@ from benchmarks.process import Failed, TimedOut
 
 SOLVERS = ("mu", "pgd", "anls")
 SECONDS = 45
+QUICK_ITERATIONS = 20
 
 
 def run(bench: Bench) -> Result:
@@ -23,6 +24,7 @@ def _compare(bench: Bench, data: DataSet, result: Result) -> None:
     energy = float((data.A.astype(float) ** 2).sum())
     rows: list[list[Cell]] = []
     reference: float | None = None
+    settings = {"max_iter": QUICK_ITERATIONS} if bench.quick else {}
     for solver in ("hals", *SOLVERS):
         above = f"{data}: {solver}'s final loss above hals's"
         rise = f"{data}: largest rise of {solver}'s loss over ½‖A‖²"
@@ -32,6 +34,7 @@ def _compare(bench: Bench, data: DataSet, result: Result) -> None:
                 A=str(data.path),
                 nb_concepts=data.nb_concepts,
                 solver=solver,
+                **settings,
                 max_seconds=SECONDS,
                 limit_seconds=3 * SECONDS,
             )

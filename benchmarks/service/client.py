@@ -55,6 +55,10 @@ def exchange(port: int, request: bytes, *, limit_seconds: float) -> Answer:
         return Answer(response.status, response.headers, response.read())
 
 
+def get(port: int, path: str, *, limit_seconds: float) -> Answer:
+    return exchange(port, f"GET {path} HTTP/1.1\r\nHost: {HOST}\r\n\r\n".encode(), limit_seconds=limit_seconds)
+
+
 def closed_loop(port: int, requests: Sequence[bytes], *, seconds: float, limit_seconds: float) -> Load:
     """As many clients as there are requests; each sends its own, waits for the answer, and sends it again.
 

@@ -8,13 +8,14 @@ import sys
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
+from http.client import HTTPException
 from importlib.metadata import PackageNotFoundError, distributions, version
 from pathlib import Path
 
 import httpx
 
 from benchmarks.process import Absent, Failed
-from benchmarks.service.client import HOST
+from benchmarks.service.client import HOST, get
 from benchmarks.service.ways import BATCHING, ECHO, FASTAPI, LITSERVE, MLSERVER, OURS
 from demo.service import free_port, serve_command
 
@@ -98,8 +99,8 @@ class Server:
                 told = (folder / f"{self.name}.log").read_text().strip().splitlines()
                 self.absent = told[-1] if told else f"ended with exit code {self._process.returncode}"
                 return
-            with suppress(httpx.TransportError):
-                if httpx.get(self.url + self.ready_path, timeout=5).status_code == 200:
+            with suppress(OSError, HTTPException):
+                if get(self.port, self.ready_path, limit_seconds=5).status == 200:
                     return
             time.sleep(0.05)
         self.absent = f"not ready after {START_SECONDS} s"
