@@ -4,6 +4,7 @@ import ast
 import subprocess
 import sys
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -31,8 +32,13 @@ OF_THE_WORKER = {
 OF_THE_CLIENT = {"app/client/answers.py": {"scipy"}}
 
 
-def imported(path: Path) -> Iterator[str]:
+@cache
+def imported(path: Path) -> frozenset[str]:
     """Every module that a file imports, anywhere in it but under TYPE_CHECKING."""
+    return frozenset(_imported(path))
+
+
+def _imported(path: Path) -> Iterator[str]:
     tree = ast.parse(path.read_text())
     for node in ast.walk(tree):
         if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING":
@@ -48,25 +54,26 @@ def imported(path: Path) -> Iterator[str]:
 
 
 def sources(folder: str) -> list[Path]:
-    return sorted((ROOT / folder).rglob("*.py"))
+    found = sorted((ROOT / folder).rglob("*.py"))
+    assert len(found) > 20
+    return found
 
 
-@pytest.mark.parametrize("path", sources("core"), ids=lambda path: str(path.relative_to(ROOT)))
-def test_core_knows_nothing_of_the_service(path: Path) -> None:
+def test_core_knows_nothing_of_the_service() -> None:
     service = {"app", "fastapi", "starlette", "uvicorn", "pydantic", "httpx", "sqlalchemy", "msgspec", "orjson"}
-    assert not {name.partition(".")[0] for name in imported(path)} & service
+    for path in sources("core"):
+        assert not {name.partition(".")[0] for name in imported(path)} & service, path
 
 
-@pytest.mark.parametrize("path", sources("app"), ids=lambda path: str(path.relative_to(ROOT)))
-def test_only_the_worker_computes(path: Path) -> None:
-    names = set(imported(path))
-    if str(path.relative_to(ROOT)) not in OF_THE_WORKER:
-        may = OF_THE_CLIENT.get(str(path.relative_to(ROOT)), set())
-        assert not {name.partition(".")[0] for name in names} & HEAVY - may
-        of_core = {name for name in names if name.partition(".")[0] == "core"}
-        assert {
-            name for name in of_core if not name.startswith(("core.errors", "core.checks", "core.conventions"))
-        } <= {"core"}
+def test_only_the_worker_computes() -> None:
+    for path in sources("app"):
+        file, names = path.relative_to(ROOT).as_posix(), imported(path)
+        if file not in OF_THE_WORKER:
+            assert not {name.partition(".")[0] for name in names} & HEAVY - OF_THE_CLIENT.get(file, set()), path
+            of_core = {name for name in names if name.partition(".")[0] == "core"}
+            assert {
+                name for name in of_core if not name.startswith(("core.errors", "core.checks", "core.conventions"))
+            } <= {"core"}, path
 
 
 PICKLING = {
@@ -105,10 +112,10 @@ def code_from_data(tree: ast.AST) -> Iterator[str]:
             yield ast.unparse(node)
 
 
-@pytest.mark.parametrize("path", [*sources("app"), *sources("core")], ids=lambda path: str(path.relative_to(ROOT)))
-def test_nothing_pickles(path: Path) -> None:
-    assert not {part for name in imported(path) for part in name.split(".")} & PICKLING
-    assert list(code_from_data(ast.parse(path.read_text()))) == []
+def test_nothing_pickles() -> None:
+    for path in (*sources("app"), *sources("core")):
+        assert not {part for name in imported(path) for part in name.split(".")} & PICKLING, path
+        assert list(code_from_data(ast.parse(path.read_text()))) == [], path
 
 
 @pytest.mark.parametrize(
@@ -130,10 +137,10 @@ def test_what_may_run_data_is_seen(line: str) -> None:
     assert not list(code_from_data(ast.parse("np.load(path, allow_pickle=False); orjson.loads(text)")))
 
 
-@pytest.mark.parametrize("path", sources("app"), ids=lambda path: str(path.relative_to(ROOT)))
-def test_routes_are_known_to_main_alone(path: Path) -> None:
-    if path.name != "main.py" and path.parent.name != "routes":
-        assert not [name for name in imported(path) if name.startswith("app.routes")]
+def test_routes_are_known_to_main_alone() -> None:
+    for path in sources("app"):
+        if path.name != "main.py" and path.parent.name != "routes":
+            assert not [name for name in imported(path) if name.startswith("app.routes")], path
 
 
 def test_the_worker_needs_no_triton() -> None:

@@ -14,10 +14,25 @@ from app.main import create_app
 from app.settings import Settings
 from app.store.store import Store
 from demo.service import npy
-from tests.app.conftest import WorkerDouble, publish
+from tests.app.conftest import D, WorkerDouble, publish
 
 GOOD = [[1.0, 2.0, 3.0, 4.0]]
 MOST_CPU_SECONDS = 8.0  # of this process's own: one is promised, on a machine with nothing else to do; it was minutes
+
+
+@pytest.fixture(scope="module")
+def client(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TestClient]:
+    """One service for all tests: it takes nothing of what it is sent here."""
+    settings = Settings(store=tmp_path_factory.mktemp("bad-input") / "models")
+    with TestClient(create_app(settings, supervisor=WorkerDouble(settings)), raise_server_exceptions=False) as client:
+        publish(Store(settings.store), "digits", D)
+        yield client
+
+
+@pytest.fixture
+def digits(client: TestClient) -> str:
+    """The name of the one dictionary that there is."""
+    return "digits"
 
 
 def body(**fields: object) -> bytes:
@@ -331,12 +346,13 @@ def test_json_after_many_blanks_is_json(client: TestClient, digits: str) -> None
 
 
 @pytest.mark.parametrize("accept", ["text/html", "text/csv"])
-def test_a_record_is_json_whatever_is_accepted(client: TestClient, accept: str) -> None:
+def test_a_record_is_json_whatever_is_accepted(settings: Settings, worker: WorkerDouble, accept: str) -> None:
     headers = {"accept": accept}
-    imported = client.put("/dictionaries/d", json={"data": GOOD}, headers=headers)
-    assert (imported.status_code, imported.headers["content-type"]) == (201, "application/json")
-    fitted = client.post("/fit", json={"name": "e", "nb_concepts": 1, "data": GOOD}, headers=headers)
-    assert (fitted.status_code, fitted.headers["content-type"]) == (202, "application/json")
+    with TestClient(create_app(settings, supervisor=worker)) as client:
+        imported = client.put("/dictionaries/d", json={"data": GOOD}, headers=headers)
+        assert (imported.status_code, imported.headers["content-type"]) == (201, "application/json")
+        fitted = client.post("/fit", json={"name": "e", "nb_concepts": 1, "data": GOOD}, headers=headers)
+        assert (fitted.status_code, fitted.headers["content-type"]) == (202, "application/json")
 
 
 def test_query_beside_json_is_refused_rather_than_ignored(client: TestClient, digits: str) -> None:

@@ -4,6 +4,7 @@ import asyncio
 import os
 from collections.abc import Iterator
 
+import msgspec
 import numpy as np
 import pytest
 from fastapi.testclient import TestClient
@@ -15,6 +16,8 @@ from app.kept import KeptBytes
 from app.settings import Settings
 from app.store.references import Reference
 from app.store.store import DictionaryRecord, Store
+from app.worker.matching import compared
+from app.worker.messages import Compare
 from core.matching import match
 from tests.app.conftest import publish
 from tests.waiting import until
@@ -63,8 +66,19 @@ def test_a_comparison(client: TestClient, both: None) -> None:
 
 
 @pytest.fixture
+def here(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Comparisons are made in this process, for who asks what is known of them: each other one imports SciPy anew."""
+
+    async def compare(self: Comparisons, a: DictionaryRecord, b: DictionaryRecord) -> bytes:
+        told = Compare(str(self._settings.store), self._settings.object_store, str(a.reference), str(b.reference))
+        return msgspec.json.encode(compared(told))
+
+    monkeypatch.setattr(Comparisons, "_compare", compare)
+
+
+@pytest.fixture
 def made(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, ...]]:
-    """The references of the comparisons for which a process was started."""
+    """The references of the comparisons that were made."""
     made, real = [], Comparisons._compare
 
     async def counted(self: Comparisons, a: DictionaryRecord, b: DictionaryRecord) -> bytes:
@@ -76,7 +90,7 @@ def made(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, ...]]:
 
 
 def test_what_was_found_is_kept_by_what_was_compared(
-    client: TestClient, store: Store, both: None, made: list[tuple[str, ...]]
+    client: TestClient, store: Store, both: None, here: None, made: list[tuple[str, ...]]
 ) -> None:
     first = client.get("/dictionaries/a/compare/b")
     again = client.get("/dictionaries/a@1/compare/b")
@@ -97,7 +111,7 @@ def test_what_was_found_is_kept_by_what_was_compared(
 
 
 def test_a_tag_that_is_known_is_answered_without_comparing(
-    client: TestClient, both: None, made: list[tuple[str, ...]]
+    client: TestClient, both: None, here: None, made: list[tuple[str, ...]]
 ) -> None:
     tag = client.head("/dictionaries/a/compare/b").headers["etag"]
     assert made == [("a@1", "b@1")]
@@ -109,7 +123,7 @@ def test_a_tag_that_is_known_is_answered_without_comparing(
     assert client.get("/dictionaries/a/compare/wide", headers={"if-none-match": "*"}).status_code == 422
 
 
-def test_what_was_removed_is_not_told_from_what_is_kept(client: TestClient, both: None) -> None:
+def test_what_was_removed_is_not_told_from_what_is_kept(client: TestClient, both: None, here: None) -> None:
     tag = client.get("/dictionaries/a/compare/b").headers["etag"]
     assert client.delete("/dictionaries/b@1").status_code == 204
     for headers in ({}, {"if-none-match": tag}):

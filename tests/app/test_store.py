@@ -126,36 +126,40 @@ def edited(**fields: object) -> Callable[[bytes], bytes]:
     return lambda content: json.dumps(json.loads(content) | fields).encode()
 
 
-@pytest.mark.parametrize(
-    ("file", "change", "said"),
-    [
-        ("dictionary.safetensors", lambda _: b"x", "SHA-256"),
-        ("dictionary.safetensors", lambda content: content[:-1] + bytes([content[-1] ^ 1]), "SHA-256"),
-        ("dictionary.safetensors", None, "has no dictionary.safetensors"),
-        ("meta.json", lambda _: b"{", "cannot be read"),
-        ("meta.json", lambda _: b"[]", "cannot be read"),
-        ("meta.json", edited(format=99), "format 99"),
-        ("meta.json", edited(n_features=7), "does not hold"),
-    ],
-)
-def test_damage_is_told_and_hides_nothing(
-    place: Place, file: str, change: Callable[[bytes], bytes] | None, said: str
-) -> None:
+DAMAGE: list[tuple[str, Callable[[bytes], bytes] | None, str]] = [
+    ("dictionary.safetensors", lambda _: b"x", "SHA-256"),
+    ("dictionary.safetensors", lambda content: content[:-1] + bytes([content[-1] ^ 1]), "SHA-256"),
+    ("dictionary.safetensors", None, "has no dictionary.safetensors"),
+    ("meta.json", lambda _: b"{", "cannot be read"),
+    ("meta.json", lambda _: b"[]", "cannot be read"),
+    ("meta.json", edited(format=99), "format 99"),
+    ("meta.json", edited(n_features=7), "does not hold"),
+]
+
+
+def test_damage_is_told_and_hides_nothing(place: Place) -> None:
     opened = place.store()
-    publish(opened, "a", D)
-    publish(opened, "a", 2 * D)
+    names = [f"a{i}" for i in range(len(DAMAGE))]
+    for name, (file, change, _) in zip(names, DAMAGE, strict=True):
+        publish(opened, name, D)
+        publish(opened, name, 2 * D)
+        damage(place.bucket, f"{name}/2/{file}", change)
     publish(opened, "b", 3 * D)
-    key = f"a/2/{file}"
-    if change is None:
-        place.bucket.delete(key)
-    else:
-        place.bucket.put(key, change(place.bucket.read(key)))
     store = place.store()
-    with pytest.raises(DictionaryDamaged, match=said):
-        store.load("a", 2)
-    np.testing.assert_array_equal(store.load("a", 1), D)
-    assert store.names() == ["a", "b"]
-    assert publish(opened, "a", D) == 3
+    for name, (_, _, said) in zip(names, DAMAGE, strict=True):
+        with pytest.raises(DictionaryDamaged, match=f"{name}.*{said}"):
+            store.load(name, 2)
+        np.testing.assert_array_equal(store.load(name, 1), D)
+    assert store.names() == [*names, "b"]
+    assert [publish(opened, name, D) for name in names] == [3] * len(names)
+
+
+def damage(bucket: Bucket, key: str, change: Callable[[bytes], bytes] | None) -> None:
+    """Change what lies there, or remove it."""
+    if change is None:
+        bucket.delete(key)
+    else:
+        bucket.put(key, change(bucket.read(key)))
 
 
 def publish_with_figures(store: Store) -> None:
@@ -180,19 +184,21 @@ def test_figures_are_published_with_their_dictionary(place: Place) -> None:
         store.figures("a", 1)
 
 
-@pytest.mark.parametrize("change", [lambda _: b"x", lambda content: content[:-1] + bytes([content[-1] ^ 1]), None])
-def test_damaged_figures_are_told_and_hide_nothing(place: Place, change: Callable[[bytes], bytes] | None) -> None:
-    publish_with_figures(place.store())
-    key = "a/1/figures.safetensors"
-    if change is None:
-        place.bucket.delete(key)
-    else:
-        place.bucket.put(key, change(place.bucket.read(key)))
+def test_damaged_figures_are_told_and_hide_nothing(place: Place) -> None:
+    opened = place.store()
+    changes = [lambda _: b"x", lambda content: content[:-1] + bytes([content[-1] ^ 1]), None]
+    for version, change in enumerate(changes, start=1):
+        publish_with_figures(opened)
+        damage(place.bucket, f"a/{version}/figures.safetensors", change)
     store = place.store()
-    with pytest.raises(DictionaryDamaged, match=r"figures\.safetensors.*encodes and decodes need no figures"):
-        store.figures("a", 1)
-    np.testing.assert_array_equal(store.load("a", 1), D)
-    assert store.described(Reference("a")).version == 1
+    for version in range(1, len(changes) + 1):
+        said = r"figures\.safetensors.*encodes and decodes need no figures"
+        with pytest.raises(DictionaryDamaged, match=said) as told:
+            store.figures("a", version)
+        assert f"a@{version}" in str(told.value)
+        np.testing.assert_array_equal(store.load("a", version), D)
+        assert store.described(Reference("a", version)).version == version
+    assert store.described(Reference("a")).version == len(changes)
 
 
 def test_a_version_in_a_directory_without_its_record_is_damaged(opened: Store) -> None:

@@ -30,6 +30,7 @@ FLAGS = [
     "--headless",
     "--no-sandbox",
     "--disable-gpu",
+    "--in-process-gpu",
     "--disable-quic",
     "--no-first-run",
     "--disable-background-networking",
@@ -85,7 +86,8 @@ class Visit:
 
     def open(self, view: str = "") -> Page:
         """A view, opened anew, once it is there."""
-        self.page.goto("about:blank")
+        if "#" in self.page.url:  # the page is there already, and would but turn to another view
+            self.page.goto("about:blank")
         self.page.goto(f"{self.url}/#/{view}")
         self.page.wait_for_selector(SHOWN)
         return self.page

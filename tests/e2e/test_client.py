@@ -171,7 +171,7 @@ def test_a_gather_of_many_calls_holds_up_nobody(shared: Service) -> None:
 def test_a_restart_under_a_waiting_client(mortal: Service) -> None:
     """The stream breaks, connections are refused for a while, and the fit's end still comes."""
     with Client(mortal.url, retries=20) as client:
-        job = client.fit(FITTED, nb_concepts=32, name="x", solver="mu", tol=0, max_iter=400, wait=False)
+        job = client.fit(FITTED, nb_concepts=32, name="x", solver="mu", tol=0, max_iter=150, wait=False)
         events = job.events()
         next(events)
         mortal.kill()

@@ -244,7 +244,7 @@ def test_work_and_dictionaries_are_shared(site: Site, codes: np.ndarray) -> None
 def test_one_that_is_cut_off_loses_its_fit_and_goes_on(site: Site, codes: np.ndarray) -> None:
     """At first its packets, and those for it, get lost on the way: nobody closes a connection, and none is refused.
     Then its link is down, which it sees."""
-    id = long_fit(site.replicas[0], name="cut-off", max_iter=400)
+    id = long_fit(site.replicas[0], name="cut-off", max_iter=250)
     one, other = site.by_who_runs(id)
     until(lambda: any(id in key for key in site.bucket.entries(".dictserve/checkpoints")))
     site.cut_off.add(id)

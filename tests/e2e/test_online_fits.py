@@ -11,7 +11,7 @@ import pytest
 from tests.e2e.conftest import Service
 from tests.memory import held_bytes
 
-ROWS, FEATURES, SHARDS = 40_000, 512, 4  # 82 MB in float32 each, of float32
+ROWS, FEATURES, SHARDS = 30_000, 512, 4  # 61 MB in float32 each, of float32
 FIT = {"nb_concepts": 8, "files": ["*.npy"], "tol": 0}
 
 
@@ -46,7 +46,7 @@ def begun(service: Service, **parameters: object) -> str:
 
 @pytest.mark.slow
 def test_the_memory_of_the_worker_is_flat(service: Service) -> None:
-    """Of 246 MB more the worker holds a few batches; what any fit needs (torch's own, too) it has taken before, give
+    """Of 184 MB more the worker holds a few batches; what any fit needs (torch's own, too) it has taken before, give
     or take what the allocator keeps (9 to 76 MB were seen)."""
     service.ended(begun(service, name="one", files=["0.npy"], epochs=1))
     peak = held_bytes("VmHWM", service.worker_pid)

@@ -9,7 +9,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TypeVar
+from typing import NoReturn, TypeVar
 
 import numpy as np
 import pytest
@@ -192,7 +192,14 @@ def test_torchrun_ends_when_a_rank_is_killed(tmp_path: Path) -> None:
     assert not output.exists()
 
 
-def test_a_place_that_cannot_be_written_is_told_before_the_fit(data: Path, tmp_path: Path) -> None:
+def test_a_place_that_cannot_be_written_is_told_before_the_fit(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By a process, which costs most of a second, of the first of them."""
+
+    def end(rank: int, told: str) -> NoReturn:
+        raise SystemExit(told)
+
     (tmp_path / "models").mkdir()
     (tmp_path / "models" / "taken").write_text("")
     places = [
@@ -200,14 +207,22 @@ def test_a_place_that_cannot_be_written_is_told_before_the_fit(data: Path, tmp_p
         (["--output", str(tmp_path)], "Is a directory"),
         (["--store", str(tmp_path / "models"), "--name", "taken"], "'taken' that is no dictionary"),
     ]
+    arguments = ["--data", str(data), "--nb-concepts", "4"]
+    command = [sys.executable, "-m", "app.distributed", *arguments, *places[0][0]]
+    run = subprocess.run(
+        command, capture_output=True, text=True, timeout=PATIENCE_SECONDS, env=os.environ | {"RANK": "0"}
+    )
+    assert run.returncode == 1
+    assert places[0][1] in run.stderr
+    assert len(run.stderr.strip().splitlines()) == 1, run.stderr
+    monkeypatch.setattr(app.distributed, "_end", end)
+    monkeypatch.setenv("RANK", "0")
     for place, why in places:
-        command = [sys.executable, "-m", "app.distributed", "--data", str(data), "--nb-concepts", "4", *place]
-        run = subprocess.run(
-            command, capture_output=True, text=True, timeout=PATIENCE_SECONDS, env=os.environ | {"RANK": "0"}
-        )
-        assert run.returncode == 1
-        assert why in run.stderr
-        assert len(run.stderr.strip().splitlines()) == 1, run.stderr
+        monkeypatch.setattr(sys, "argv", ["app.distributed", *arguments, *place])
+        with pytest.raises(SystemExit) as ended:
+            app.distributed.main()
+        (line,) = str(ended.value).splitlines()
+        assert why in line
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a.npy", "models"]
 
 

@@ -9,11 +9,13 @@ from pathlib import Path
 import httpx
 import numpy as np
 import pytest
+from fastapi.testclient import TestClient
 
 from app.errors import AppError
 from app.main import create_app
 from app.settings import Settings
 from demo.service import npy
+from tests.app.conftest import WorkerDouble
 from tests.e2e.conftest import Service
 
 D = np.eye(4, 6, dtype=np.float32) + 0.1
@@ -37,6 +39,21 @@ def problem(answer: httpx.Response, status: int, type: str) -> str:
         assert int(answer.headers["retry-after"]) > 0
     detail: str = answer.json()["detail"]
     return detail
+
+
+@contextmanager
+def served_here(store: Path) -> Iterator[TestClient]:
+    """What a start on this store would serve; no process is started for it, which costs seconds."""
+    settings = Settings(store=store)
+    with TestClient(create_app(settings, supervisor=WorkerDouble(settings))) as client:
+        yield client
+
+
+def fits(client: TestClient) -> bool:
+    """Whether a fit is taken and comes to its end."""
+    answer = client.post("/fit?name=a&nb_concepts=2", content=npy(FITTED))
+    job = client.get(f"/jobs/{answer.json()['id']}", headers={"prefer": "wait=20"}).json()
+    return answer.status_code == 202 and job["state"] == "succeeded"
 
 
 def refusal(store: Path) -> str:
@@ -71,9 +88,10 @@ def long_fit(service: Service, **parameters: object) -> str:
 
 
 @contextmanager
-def suspended(service: Service) -> Iterator[None]:
-    """Its only worker stands still: a fit is under way all the same, and takes no core from what comes meanwhile."""
-    pid = service.worker_pid
+def suspended(service: Service, worker: int | None = None) -> Iterator[None]:
+    """A worker, its only one, stands still: a fit is under way all the same, and takes no core from what comes
+    meanwhile."""
+    pid = worker or service.worker_pid
     os.kill(pid, signal.SIGSTOP)
     try:
         yield

@@ -26,6 +26,7 @@ from app.worker.launch import channel
 from demo.service import npy
 from tests.e2e.conftest import Service, until_gone
 from tests.faults.asked import FITTED, ROWS, D, encode, fit, long_fit, problem, put, require_next, suspended
+from tests.waiting import until
 
 MIB = 1024 * 1024
 LARGE = np.tile(FITTED, (600, 1))  # some tenths of a second of work
@@ -126,14 +127,16 @@ def test_sigterm_under_load_cuts_nothing_off(service: Service) -> None:
     assert service.stop(30) == 0
     assert time.monotonic() - begun < 30
     until_gone(worker)
+    kept = service.checkpoint(id)
     service.start()
-    service.until(id, "running", iteration=1)
+    service.until(id, "running", iteration=kept + 1)
+    assert service.job(id)["resumed_from"] == kept
     service.client.delete(f"/jobs/{id}")
     require_next(service)
 
 
 def test_no_worker_outlives_its_service(service: Service) -> None:
-    """Not even in the midst of a fit and an encode."""
+    """Not even in the midst of a fit and an encode. The fit had no checkpoint, and begins again."""
     worker, body = service.worker_pid, npy(LARGE)
     id = long_fit(service)
     with socket.create_connection(("127.0.0.1", service.port)) as connection:
@@ -142,6 +145,8 @@ def test_no_worker_outlives_its_service(service: Service) -> None:
     service.kill()
     until_gone(worker)
     service.start()
+    service.until(id, "running", iteration=1, attempts=2)
+    assert service.job(id)["resumed_from"] is None
     service.client.delete(f"/jobs/{id}")
     require_next(service)
 
@@ -222,6 +227,15 @@ def one_name_is_put_by_both(service: Service, other: Service) -> None:
     assert encode(other, "both").status_code == 200
 
 
+def one_name_is_fitted_by_both(service: Service, other: Service) -> None:
+    """Each fit makes a version, and both know all of them."""
+    ids = [fit(s, name="fitted") for s in (service, other) for _ in range(3)]
+    assert sorted(service.ended(id)["version"] for id in ids) == [1, 2, 3, 4, 5, 6]
+    for s in (service, other):
+        assert s.client.get("/dictionaries/fitted").json()["versions"] == [1, 2, 3, 4, 5, 6]
+        assert encode(s, "fitted@5").status_code == 200
+
+
 def stopped_in_the_midst_of_requests(service: Service) -> None:
     """What takes longer than a stop waits is told so, as a problem, with `Retry-After`, and not as a fault of the
     service's own."""
@@ -260,20 +274,28 @@ def test_two_services_leave_each_others_work_alone(service: Service) -> None:
         assert len(staged) == 3
         with suspended(service):
             other = Service(service.store, DICTSERVE_SHUTDOWN_GRACE_SECONDS="1").start()
-            try:
+        try:
+            with suspended(service):
                 assert other.ended(queued)["state"] == "succeeded"  # it has a worker to spare
                 left = set(Store(service.store).workplace.activations.iterdir())
                 assert len(staged - left) == 1
                 assert encode(other, "d", ROWS).status_code == 200
                 one_name_is_put_by_both(service, other)
                 assert other.job(running)["state"] == "running"
-                stopped_in_the_midst_of_requests(other)
-            finally:
-                assert other.stop() == 0
+            service.until(running, "running")
+            assert service.job(running)["attempts"] == 1
+            assert service.client.delete(f"/jobs/{running}").json()["state"] == "cancelled"
+            one_name_is_fitted_by_both(service, other)
+            of_each = [long_fit(service) for _ in range(2)]
+            until(lambda: all(service.job(id)["state"] == "running" for id in of_each))
+            stopped_in_the_midst_of_requests(other)
+        finally:
+            assert other.stop() == 0
         upload.sendall(body[2000:])
         assert upload.recv(12) == b"HTTP/1.1 202"
-    service.until(running, "running")
-    assert service.job(running)["attempts"] == 1
-    assert service.client.delete(f"/jobs/{running}").json()["state"] == "cancelled"
+    jobs = [service.job(id) for id in of_each]
+    assert sorted((job["state"], job["attempts"]) for job in jobs) == [("queued", 1), ("running", 1)]
+    for id in of_each:
+        assert service.client.delete(f"/jobs/{id}").json()["state"] == "cancelled"
     require_next(service, "both")
     require_next(service)

@@ -14,19 +14,27 @@ from pathlib import Path
 import httpx
 import numpy as np
 import pytest
-from fastapi.testclient import TestClient
 from typer.testing import CliRunner
 
 from app.cli import main
-from app.main import create_app
-from app.settings import Settings
 from app.store.checkpoint_file import FORMAT, Rows, Told
 from app.worker import fitting
 from app.worker.messages import CheckpointPlace
 from demo.service import npy
-from tests.app.conftest import WorkerDouble
 from tests.e2e.conftest import Service, until_answered
-from tests.faults.asked import FITTED, ROWS, D, encode, fit, long_fit, problem, put, refusal, require_next
+from tests.faults.asked import (
+    FITTED,
+    ROWS,
+    D,
+    encode,
+    fit,
+    long_fit,
+    problem,
+    put,
+    refusal,
+    require_next,
+    served_here,
+)
 from tests.waiting import until
 
 DISK_BYTES = 8 * 1024 * 1024
@@ -181,8 +189,7 @@ def test_a_start_on_a_full_disk(stored: Service, disk: Path) -> None:
     ended = stored.ended(fit(stored, name="fitted"))
     assert stored.stop() == 0
     with filled(disk):
-        options = Settings(store=stored.store)
-        with TestClient(create_app(options, supervisor=WorkerDouble(options))) as client:
+        with served_here(stored.store) as client:
             only_dictionaries_are_served(client)
         stored.start()
         only_dictionaries_are_served(stored.client)
@@ -272,11 +279,11 @@ def test_a_read_only_store(stored: Service) -> None:
 
 def test_a_read_only_store_is_checked(tmp_path: Path) -> None:
     """As a snapshot of one may be: SQLite can make none of its files there."""
-    options = Settings(store=tmp_path / "models")
-    with TestClient(create_app(options, supervisor=WorkerDouble(options))) as client:
+    store = tmp_path / "models"
+    with served_here(store) as client:
         assert client.put("/dictionaries/d", content=npy(D)).status_code == 201
-    with read_only(options.store):
-        checked = CliRunner().invoke(main, ["check", "--store", str(options.store)])
+    with read_only(store):
+        checked = CliRunner().invoke(main, ["check", "--store", str(store)])
     assert (checked.exit_code, ", 0 damaged" in checked.stdout, checked.stderr) == (0, True, ""), checked.output
 
 
@@ -315,19 +322,6 @@ def test_a_store_that_is_gone_for_longer_than_idle_fits_wait(stored: Service) ->
         until(lambda: UNTAKEN in stored.log.read_text(), every=0.2)
     require_next(stored)
     assert stored.ended(fit(stored, name="fitted"))["state"] == "succeeded"
-
-
-def test_a_store_that_is_removed_for_good(stored: Service) -> None:
-    """It is told, again and again; a start makes an empty one."""
-    shutil.rmtree(stored.store)
-    for _ in range(2):
-        problem(encode(stored), 503, "store-unavailable")
-        problem(put(stored), 503, "store-unavailable")
-    assert stored.stop() == 0
-    stored.start()
-    assert stored.client.get("/dictionaries").json() == {"dictionaries": []}
-    assert put(stored).status_code == 201
-    require_next(stored)
 
 
 def truncated(path: Path) -> None:
@@ -406,3 +400,17 @@ def test_a_damaged_version(stored: Service, damage: tuple[str, Callable[[Path], 
     assert client.delete(f"/dictionaries/harmed@{harmed}").status_code == 204  # what is damaged can be removed
     assert client.delete("/dictionaries/harmed").status_code == 204
     require_next(stored)
+
+
+def test_a_store_that_is_removed_for_good(service: Service) -> None:
+    """It is told, again and again; a start makes an empty one. The last test here: no service is left running."""
+    shutil.rmtree(service.store)
+    for _ in range(2):
+        problem(encode(service), 503, "store-unavailable")
+        problem(put(service), 503, "store-unavailable")
+    assert service.stop() == 0
+    assert "Traceback" not in service.log.read_text()
+    with served_here(service.store) as client:
+        assert client.get("/dictionaries").json() == {"dictionaries": []}
+        assert client.put("/dictionaries/d", content=npy(D)).status_code == 201
+        assert client.post("/encode?dictionary=d", content=npy(ROWS)).status_code == 200
