@@ -15,6 +15,7 @@ from app.worker.launch import channel
 from app.worker.messages import CheckpointPlace, Failed, Fit, Fitted, Heartbeat, Key, Message, Solve, Solved
 from app.worker.pace import SLICES_AHEAD
 from core import Dictionary
+from core.kernels.records import FEW_ROWS
 from tests.app.conftest import D, publish
 from tests.app.test_worker import A, Turned
 
@@ -47,7 +48,7 @@ def test_a_fit_is_measured_and_told(turned: Turned, tmp_path: Path, solver: str,
     place = CheckpointPlace(str(tmp_path / "kept"), str(tmp_path / "staged"), 1e-9)
     frames.send(
         turned.channel,
-        Fit("job", str(tmp_path / "A"), 0, *A.shape, 2, solver, 20, 1e-4, "auto", 0, start, checkpoint=place),
+        Fit("job", str(tmp_path / "A"), 0, *A.shape, 2, solver, 8, 1e-4, "auto", 0, start, checkpoint=place),
     )
     *_, fitted = turned.turn()
     assert isinstance(fitted.message, Fitted), fitted.message
@@ -134,14 +135,14 @@ def solved(turned: Turned, rows: int) -> list[np.ndarray] | None:
     return said.arrays
 
 
-@pytest.mark.parametrize("rows", [1, 20])
+@pytest.mark.parametrize("rows", [1, FEW_ROWS + 1])  # so many are not recorded, but halves of them are
 def test_an_encode_that_memory_ends_for_harms_none_that_follow(
     turned: Turned, device: State, rows: int, unlogged: None
 ) -> None:
     """Wherever it ends: another process may take what was free, at any time."""
     expected = solved(turned, rows)
     assert expected is not None
-    for before in range(3):  # as it is first asked, as it is recorded, and recorded
+    for before in range(3 if rows <= FEW_ROWS else 2):  # as it is first asked, as it is recorded, and recorded
         most = 0  # that it takes
         for share in (None, 0.2, 0.5, 0.8):
             turned.worker._cache.clear()
@@ -167,7 +168,7 @@ def test_a_fit_that_memory_ends_for_fails_and_leaves_nothing(
     A.tofile(tmp_path / "A")
 
     def fitted() -> Message:
-        fit = Fit("job", str(tmp_path / "A"), 0, *A.shape, 2, solver, 6, 0.0, "auto", 0, None)
+        fit = Fit("job", str(tmp_path / "A"), 0, *A.shape, 2, solver, 3, 0.0, "auto", 0, None)
         frames.send(turned.channel, fit)
         return turned.turn()[-1].message
 

@@ -1,12 +1,13 @@
-"""Problems that the tests of this folder share."""
+"""Problems that the tests of this folder share.
+
+What takes a second to load is loaded where it is needed: processes of tests load this too.
+"""
 
 import numpy as np
 import torch
-from scipy.optimize import nnls
 
 from core.chunks import Chunks
 from core.progress import run
-from demo import digits
 
 Array = np.ndarray
 
@@ -37,6 +38,8 @@ def nearly_dependent(kind: str, nb_concepts: int, n_features: int, *, rows: int 
 
 def digits_split() -> tuple[Array, Array]:
     """(rows to fit on, held-out rows) of the digits activations."""
+    from demo import digits  # which loads scikit-learn
+
     return digits.split_digits()
 
 
@@ -48,6 +51,8 @@ def relative_error(A: Array, Z: torch.Tensor, D: torch.Tensor) -> float:
 
 def excess(A: Array, Z: torch.Tensor, D: Array) -> Array:
     """Of each row, the loss above scipy's exact minimum, over max(minimum, 1e-3·‖a‖²)."""
+    from scipy.optimize import nnls
+
     A, D, codes = A.astype(np.float64), D.astype(np.float64), Z.double().numpy()
     exact = np.array([nnls(D.T, a, maxiter=50 * len(D))[0] for a in A])
     loss = 0.5 * ((A - codes @ D) ** 2).sum(axis=1)
@@ -57,6 +62,8 @@ def excess(A: Array, Z: torch.Tensor, D: Array) -> Array:
 
 def above_least(A: Array, Z: torch.Tensor, D: Array) -> Array:
     """Of each row, ‖a − zD‖² above scipy's least, over ‖a‖²: what is promised of concepts that nearly depend."""
+    from scipy.optimize import nnls
+
     A, D, codes = A.astype(np.float64), D.astype(np.float64), Z.double().numpy()
     least = np.array([nnls(D.T, a, maxiter=50 * len(D))[1] ** 2 for a in A])
     return (((A - codes @ D) ** 2).sum(axis=1) - least) / (A**2).sum(axis=1)

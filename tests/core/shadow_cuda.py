@@ -9,8 +9,9 @@ nothing.
 
 import ctypes
 import weakref
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
+from functools import cache
 from itertools import count
 from pathlib import Path
 from types import SimpleNamespace
@@ -20,7 +21,6 @@ from unittest.mock import patch
 import torch
 import triton.runtime.interpreter as interpreter
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves, tree_map_only
 
 from core.kernels import records
 from tests.core import interpreted  # noqa: F401
@@ -225,16 +225,46 @@ def on_device(index: Any) -> Any:
 class Mode(TorchDispatchMode):
     """Sees what makes tensors on the device out of none that are there."""
 
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        return False  # nothing is compiled here: torch would load its compiler, which takes two seconds, to skip it
+
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         return operate(func, args, kwargs or {})
 
 
+# What operations are given and answer is of tuples, lists and dicts alone; torch's own walk of trees takes several
+# times as long, and most of the time of an operation.
 def tensors_of(tree: object) -> list[torch.Tensor]:
-    return [x for x in tree_leaves(tree) if isinstance(x, torch.Tensor)]
+    found: list[torch.Tensor] = []
+    _find(tree, found)
+    return found
+
+
+def _find(tree: object, found: list[torch.Tensor]) -> None:
+    if isinstance(tree, torch.Tensor):
+        found.append(tree)
+    elif type(tree) in (tuple, list):
+        for part in tree:  # type: ignore[attr-defined]
+            _find(part, found)
+    elif type(tree) is dict:
+        for part in tree.values():
+            _find(part, found)
+
+
+def changed(kind: type, change: Callable[[Any], Any], tree: Any) -> Any:
+    """The tree with what is of that kind changed."""
+    if isinstance(tree, kind):
+        return change(tree)
+    if type(tree) in (tuple, list):
+        return type(tree)([changed(kind, change, part) for part in tree])
+    if type(tree) is dict:
+        return {name: changed(kind, change, part) for name, part in tree.items()}
+    return tree
 
 
 def real_of(tree: Any) -> Any:
-    return tree_map_only(Shadow, lambda x: x.on_cpu, tree)
+    return changed(Shadow, lambda x: x.on_cpu, tree)
 
 
 def operate(func: Any, args: Any, kwargs: Any) -> Any:
@@ -251,7 +281,7 @@ def operate(func: Any, args: Any, kwargs: Any) -> Any:
     if not shadows and not to_device:
         return func(*args, **kwargs)
     answer_is_there = to_device or (bool(shadows) and told is None)
-    _check_devices(func, args, kwargs, answer_is_there=answer_is_there)
+    _check_devices(func, args, kwargs, given, answer_is_there=answer_is_there)
     if func in WAITS:
         _state.host_waits(str(func))
     written = [x for x in tensors_of(_written(func, args, kwargs)) if isinstance(x, Shadow)]
@@ -264,7 +294,7 @@ def operate(func: Any, args: Any, kwargs: Any) -> Any:
         known = of_real.get(id(x))
         return known if known is not None else Shadow(x) if answer_is_there else x
 
-    answer = args[0] if func is aten.copy_.default else tree_map_only(torch.Tensor, wrapped, answer)
+    answer = args[0] if func is aten.copy_.default else changed(torch.Tensor, wrapped, answer)
     made = [x for x in tensors_of(answer) if isinstance(x, Shadow)]
     ends(func, *real, made)
     return answer
@@ -290,14 +320,20 @@ def ends(func: Any, args: Any, kwargs: Any, made: list[Any]) -> None:
 
 
 def _written(func: Any, args: Any, kwargs: Any) -> list[object]:
-    found: list[object] = []
-    for number, argument in enumerate(func._schema.arguments):
-        if argument.alias_info is not None and argument.alias_info.is_write:
-            found.append(kwargs.get(argument.name) if argument.kwarg_only else args[number])
-    return found
+    return [kwargs.get(name) if name is not None else args[number] for number, name in _writes(func)]
 
 
-def _check_devices(func: Any, args: Any, kwargs: Any, *, answer_is_there: bool) -> None:
+@cache
+def _writes(func: Any) -> list[tuple[int, str | None]]:
+    """The arguments that are written to: their number, and the name of one that is given by name alone."""
+    return [
+        (number, argument.name if argument.kwarg_only else None)
+        for number, argument in enumerate(func._schema.arguments)
+        if argument.alias_info is not None and argument.alias_info.is_write
+    ]
+
+
+def _check_devices(func: Any, args: Any, kwargs: Any, given: list[torch.Tensor], *, answer_is_there: bool) -> None:
     """What may lie on two devices: copies, indices, and numbers."""
     if func in (aten.copy_.default, aten._to_copy.default):
         if func is aten.copy_.default:
@@ -312,8 +348,7 @@ def _check_devices(func: Any, args: Any, kwargs: Any, *, answer_is_there: bool) 
         if isinstance(args[0], Shadow):
             if any(x.dtype == torch.bool or not isinstance(x, Shadow) for x in indices):
                 _state.host_waits(f"{func} by a mask, or by indices of the host")
-            args = [args[0], *args[2:3]]  # the rest lie where they belong
-    given = tensors_of((args, kwargs))
+            given = tensors_of(([args[0], *args[2:3]], kwargs))  # the rest lie where they belong
     on_host = [x for x in given if x.dim() > 0 and not isinstance(x, Shadow)]
     if on_host and any(isinstance(x, Shadow) for x in given):
         raise Refused(f"{func}: expected all tensors to be on the same device, but found {DEVICE} and cpu")
@@ -443,8 +478,6 @@ def _lent_guard() -> Iterator[None]:
 @contextmanager
 def cuda() -> Iterator[State]:
     """While this lasts, this thread has a device `cuda:0`."""
-    import torch._dynamo  # two seconds, which torch would take on the way
-
     global _state
     _state = State()
     state, made = _state, torch.tensor

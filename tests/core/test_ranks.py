@@ -19,10 +19,18 @@ ROOT = Path(__file__).parents[2]
 Told = list[dict[str, Any]]
 
 
-@pytest.fixture(scope="module", params=[2, 3])
-def told(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Told:
+SIZES = 2, 3
+
+
+@pytest.fixture(scope="module")
+def told_by_size(tmp_path_factory: pytest.TempPathFactory) -> dict[int, Told]:
+    return told_by_ranks("tests.core.on_ranks", tmp_path_factory.mktemp("ranks"), *SIZES)
+
+
+@pytest.fixture(scope="module", params=SIZES)
+def told(request: pytest.FixtureRequest, told_by_size: dict[int, Told]) -> Told:
     """What each rank tells of its fits."""
-    return told_by_ranks("tests.core.on_ranks", request.param, tmp_path_factory.mktemp("ranks"))
+    return told_by_size[request.param]
 
 
 @cache

@@ -164,7 +164,7 @@ def test_an_online_fit(device: State) -> None:
 
 
 def test_ranks_exchange_what_lies_on_their_devices(device: State, tmp_path: Path) -> None:
-    first, second = told_by_ranks("tests.core.on_shadow_ranks", 2, tmp_path)
+    first, second = told_by_ranks("tests.core.on_shadow_ranks", tmp_path, 2)[2]
     for solver in on_shadow_ranks.SOLVERS:
         alone = on_shadow_ranks.model(solver)
         alone.fit(on_shadow_ranks.A)
