@@ -111,19 +111,25 @@ def opened(root: Path, name: str) -> Iterator[NpyFile]:
         LeadsOut, OSError.
         MalformedBody, WrongShape: it is no npy of activations.
     """
-    outside = LeadsOut(f"{name} leads out of the data directory")
     path = root / name
-    if not path.resolve().is_relative_to(root):  # not even opened
-        raise outside
+    _require_inside(root, name, path.resolve())  # else it is not even opened
     # Without waiting: a pipe would have no end.
     descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY)
     try:
         # Somebody may have put a link there meanwhile: what counts is what was opened.
-        if not Path(os.readlink(f"/proc/self/fd/{descriptor}")).is_relative_to(root):
-            raise outside
+        was_opened = Path(os.readlink(f"/proc/self/fd/{descriptor}"))
+        if not was_opened.is_relative_to(root):
+            _require_inside(root, name, path.resolve(strict=True))
+            # What has this name lies where it should: the directory was away just now, and this with it.
+            raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
         yield _with_header(name, descriptor)
     finally:
         os.close(descriptor)
+
+
+def _require_inside(root: Path, name: str, path: Path) -> None:
+    if not path.is_relative_to(root):
+        raise LeadsOut(f"{name} leads out of the data directory")
 
 
 def unreadable(root: Path, name: str, error: Exception) -> AppError:

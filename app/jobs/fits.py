@@ -459,7 +459,7 @@ def takeover_pause(processes: int) -> float:
     as soon, for they do not look all at once.
     """
     seldom = min(max(processes / LOOKERS, 1), SELDOM)
-    return TAKEOVER_SECONDS * seldom * random.uniform(0.8, 1.2)  # noqa: S311 - no secret
+    return TAKEOVER_SECONDS * seldom * random.uniform(0.8, 1.0)  # noqa: S311 - no secret
 
 
 def _told(parameters: FitRequest) -> dict[str, Any]:

@@ -7,19 +7,23 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from fastapi.testclient import TestClient
 
-from app.errors import DataUnavailable, StoreFull
+from app.errors import DataChanged, DataUnavailable, StoreFull
 from app.formats import npy_file
+from app.formats.npy_file import DataFile
 from app.jobs import data_files
 from app.main import create_app
 from app.settings import Settings
 from app.store.store import Store
 from app.store.uploads import Staged, Uploads
 from app.store.workplace import Workplace, owner_of
+from app.worker.file_rows import FileRows
+from app.worker.messages import Files
 from tests.app.conftest import WorkerDouble, ended, publish
 from tests.waiting import until
 
@@ -441,6 +445,63 @@ def test_a_request_that_comes_again_has_its_job_whatever_has_become_of_its_files
     assert (other.status_code, other.json()["type"]) == (422, "idempotency-key-reused"), other.text
     both = client.post("/fit", json=FIT | {"data": A.tolist()}, headers=headers)
     assert both.json()["errors"][0]["loc"] == ["files"], both.text
+
+
+def goes_away(data: Path) -> None:
+    data.rename(data.with_name("elsewhere"))
+
+
+def comes_back(data: Path) -> None:
+    data.with_name("elsewhere").rename(data)
+
+
+def leads_out(data: Path) -> None:
+    (data / "layer4" / "a.npy").unlink()
+    (data / "layer4" / "a.npy").symlink_to(data.with_name("secret.npy"))
+
+
+def nothing(_: Path) -> None:
+    pass
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "in_the_end", "told"),  # it is opened, and looked at
+    [
+        (nothing, goes_away, nothing, DataUnavailable),
+        (nothing, goes_away, comes_back, DataUnavailable),
+        (leads_out, nothing, nothing, DataChanged),
+    ],
+)
+def test_a_directory_that_goes_as_a_file_is_opened_is_away(
+    data: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    before: Callable[[Path], None],
+    after: Callable[[Path], None],
+    in_the_end: Callable[[Path], None],
+    told: type[Exception],
+) -> None:
+    """Its files do not lead out; a link that comes into the place of one does."""
+    status = (data / "layer4" / "a.npy").stat()
+    file = DataFile("layer4/a.npy", 6, status.st_size, status.st_mtime_ns)
+    rows = FileRows(Files(str(data), [file], clip=False, epochs=1), 4)
+    np.testing.assert_array_equal(rows[0:6], A[:6])
+    really_open, read_link = os.open, os.readlink
+
+    def opened(*given: Any) -> int:
+        before(data)
+        descriptor = really_open(*given)
+        after(data)
+        return descriptor
+
+    def link(path: Any) -> str:
+        led = read_link(path)
+        in_the_end(data)
+        return led
+
+    monkeypatch.setattr(os, "open", opened)
+    monkeypatch.setattr(os, "readlink", link)
+    with pytest.raises(told):
+        rows[0:6]
 
 
 # --- two attempts at one job -----------------------------------------------------------------------------------

@@ -739,7 +739,7 @@ def test_of_many_services_each_looks_less_often_for_what_dead_ones_left(
     """By how many there are when it last looked."""
     pauses = {n: [fits.takeover_pause(n) for _ in range(50)] for n in (0, 1, 8, 16, 48, 1000)}
     told = {n: (min(pause), max(pause)) for n, pause in pauses.items()}
-    bounds = {0: (4, 6), 1: (4, 6), 8: (4, 6), 16: (8, 12), 48: (24, 36), 1000: (24, 36)}
+    bounds = {0: (4, 5), 1: (4, 5), 8: (4, 5), 16: (8, 10), 48: (24, 30), 1000: (24, 30)}
     assert all(low <= told[n][0] < told[n][1] <= high for n, (low, high) in bounds.items()), told
 
     asked: list[int] = []

@@ -214,11 +214,11 @@ def no_nohup() -> Iterator[None]:
 
 
 def test_it_is_ended_in_order(no_nohup: None, mortal: Service) -> None:
-    """By what its whole group is sent where a terminal is closed; and, while it waits for a request, by a second
-    Ctrl-C."""
+    """While it waits for a request, by a second Ctrl-C; and by what its whole group is sent where a terminal is
+    closed."""
     id = long_fit(mortal)
     before = 0
-    for attempt, sent in enumerate(([signal.SIGHUP], [signal.SIGINT, signal.SIGINT]), start=1):
+    for attempt, sent in enumerate(([signal.SIGINT, signal.SIGINT], [signal.SIGHUP]), start=1):
         mortal.until(id, "running", iteration=before + 1)
         assert mortal.job(id)["attempts"] == attempt
         worker = mortal.worker_pid
