@@ -112,14 +112,13 @@ def opened(root: Path, name: str) -> Iterator[NpyFile]:
         MalformedBody, WrongShape: it is no npy of activations.
     """
     path = root / name
-    _require_inside(root, name, path.resolve())  # else it is not even opened
+    _require_inside(root, name, os.path.realpath(path))  # else it is not even opened
     # Without waiting: a pipe would have no end.
     descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY)
     try:
         # Somebody may have put a link there meanwhile: what counts is what was opened.
-        was_opened = Path(os.readlink(f"/proc/self/fd/{descriptor}"))
-        if not was_opened.is_relative_to(root):
-            _require_inside(root, name, path.resolve(strict=True))
+        if not _is_inside(root, os.readlink(f"/proc/self/fd/{descriptor}")):
+            _require_inside(root, name, os.path.realpath(path, strict=True))
             # What has this name lies where it should: the directory was away just now, and this with it.
             raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
         yield _with_header(name, descriptor)
@@ -127,9 +126,13 @@ def opened(root: Path, name: str) -> Iterator[NpyFile]:
         os.close(descriptor)
 
 
-def _require_inside(root: Path, name: str, path: Path) -> None:
-    if not path.is_relative_to(root):
+def _require_inside(root: Path, name: str, path: str) -> None:
+    if not _is_inside(root, path):
         raise LeadsOut(f"{name} leads out of the data directory")
+
+
+def _is_inside(root: Path, path: str) -> bool:
+    return Path(path).is_relative_to(root)
 
 
 def unreadable(root: Path, name: str, error: Exception) -> AppError:
