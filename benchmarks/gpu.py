@@ -216,8 +216,8 @@ def by_kernel(bench: Bench, work: Callable[[], object]) -> Figures:
     """Milliseconds on the device in each kernel; on the CPU, of operations."""
     on_gpu = bench.device.type == "cuda"
     # the one for devices loads torch's compiler as it starts, which takes seconds
-    of_device = partial(torch.profiler.profile, activities=[torch.profiler.ProfilerActivity.CUDA])
-    with of_device() if on_gpu else torch.autograd.profiler.profile() as profile:
+    cuda = torch.profiler.ProfilerActivity.CUDA
+    with torch.profiler.profile(activities=[cuda]) if on_gpu else torch.autograd.profiler.profile() as profile:
         work()
         bench.wait()
     return {

@@ -48,6 +48,25 @@ def test_a_password_in_a_url_is_refused_and_told_to_nobody(setting: str, url: st
 
 
 @pytest.mark.parametrize(
+    ("variable", "value", "said"),
+    [
+        ("MAX_ROWS", "many", "setting max_rows: "),
+        ("DEVICES", "tpu", "setting devices: "),
+        ("DATA_DIR", "/no/directory", "setting data_dir: Value error, there is no directory /no/directory"),
+        ("OBJECTS_OPTIONS", "x", "setting objects_options: it is not JSON"),
+    ],
+)
+def test_a_bad_setting_is_told_in_a_line(
+    monkeypatch: pytest.MonkeyPatch, variable: str, value: str, said: str
+) -> None:
+    monkeypatch.setenv(f"DICTSERVE_{variable}", value)
+    with pytest.raises(SystemExit) as ended:
+        settings_of({})
+    (line,) = str(ended.value).splitlines()
+    assert said in line
+
+
+@pytest.mark.parametrize(
     "url",
     [
         "s3://bucket/models",

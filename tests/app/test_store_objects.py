@@ -566,6 +566,47 @@ def test_a_start_while_it_is_away_serves_jobs_once_it_is_back(
     own.server.stop()
 
 
+def test_a_store_that_is_away_is_told_and_comes_back(tmp_path: Path) -> None:
+    """tests/e2e/test_hosts.py has real services, whose object store is silent."""
+    own = S3()
+    settings = Settings(
+        store=tmp_path / "own", objects=own.new_url(), objects_options=own.options, objects_listing_seconds=0.0
+    )
+    worker = WorkerDouble(settings)
+    app = create_app(settings, supervisor=worker)
+    worker.store = app.state.services.store
+    with TestClient(app) as client:
+
+        def encode(name: str) -> Response:
+            return client.post(f"/encode?dictionary={name}", content=npy(D))
+
+        def put() -> Response:
+            return client.put("/dictionaries/digits", content=npy(D))
+
+        assert put().status_code == 201
+        before = encode("digits")
+        assert before.status_code == 200
+        own.server.stop()
+        for refused in (
+            lambda: client.get("/dictionaries"),
+            lambda: client.get("/dictionaries/digits"),
+            lambda: encode("another"),
+            put,
+        ):
+            begun = time.monotonic()
+            answer = refused()
+            assert (answer.status_code, answer.json()["type"]) == (503, "store-unavailable")
+            assert int(answer.headers["retry-after"]) > 0
+            assert time.monotonic() - begun < 30
+        assert encode("digits").content == before.content  # its dictionary is at hand
+        assert client.get("/readyz").status_code == 200
+        assert "dictserve_store_available 0.0" in client.get("/metrics").text
+        own.start()
+        until(lambda: client.get("/dictionaries/digits").status_code == 200)
+        assert encode("digits").content == before.content
+    own.server.stop()
+
+
 @pytest.mark.parametrize("wrong", ["bucket", "credentials"])
 def test_a_start_with_what_will_not_come_by_itself_is_refused(
     s3: S3, tmp_path: Path, wrong: str, monkeypatch: pytest.MonkeyPatch

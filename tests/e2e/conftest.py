@@ -35,6 +35,10 @@ class Service:
         return self.process.pid
 
     @property
+    def is_running(self) -> bool:
+        return self.process is not None and self.process.poll() is None
+
+    @property
     def worker_pids(self) -> list[int | None]:
         return [worker["pid"] for worker in self.client.get("/readyz").json()["workers"]]
 
@@ -170,8 +174,7 @@ def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
 @pytest.fixture
 def mortal(shared: Service) -> Service:
     """The module's service, which the test may kill and stop: it runs again for the next."""
-    assert shared.process is not None
-    return shared if shared.process.poll() is None else shared.start()
+    return shared if shared.is_running else shared.start()
 
 
 @pytest.fixture(scope="module")

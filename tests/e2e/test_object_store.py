@@ -1,25 +1,18 @@
-"""Services whose dictionaries are in an object store, which is a server that speaks S3."""
+"""Services whose dictionaries are in an object store: the real processes, and a server that speaks S3."""
 
 import io
 import shutil
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-import httpx
 import numpy as np
 import pytest
-from fastapi.testclient import TestClient
 
-from app.main import create_app
-from app.settings import Settings
 from app.store.bucket import Bucket, bucket_of
 from app.store.object_store import ObjectStore
 from demo.digits import split_digits
 from demo.service import npy
-from tests.app.conftest import WorkerDouble
 from tests.e2e.conftest import Service, until_answered
-from tests.faults.asked import problem
 from tests.s3 import S3
 from tests.waiting import until
 
@@ -42,7 +35,7 @@ def start(tmp_path: Path) -> Iterator[Start]:
 
     yield start
     for service in services:
-        if service.process is not None and service.process.poll() is None:
+        if service.is_running:
             assert service.stop() == 0
         assert "Traceback" not in service.log.read_text()
 
@@ -51,8 +44,8 @@ def bucket(s3: S3, url: str) -> Bucket:
     return bucket_of(ObjectStore(url, s3.options))
 
 
-def codes(client: httpx.Client, dictionary: str = "digits") -> np.ndarray:
-    answer = client.post(f"/encode?dictionary={dictionary}", content=npy(HELD_OUT[:20]))
+def codes(service: Service, dictionary: str = "digits") -> np.ndarray:
+    answer = service.client.post(f"/encode?dictionary={dictionary}", content=npy(HELD_OUT[:20]))
     assert answer.status_code == 200, answer.text
     return np.load(io.BytesIO(answer.content))
 
@@ -69,10 +62,10 @@ def test_the_whole_way_of_two_services_and_the_death_of_one(s3: S3, start: Start
     one, other = start(s3, url, **shared), start(s3, url, **shared)
     job = one.ended(one.fit(FITTED, name="digits", nb_concepts=16, max_iter=20))
     assert (job["state"], job["version"]) == ("succeeded", 1)
-    before = codes(one.client)
+    before = codes(one)
     published = until_answered(other, "/dictionaries/digits", 200)
     assert published.json()["sha256"] == one.client.get("/dictionaries/digits").json()["sha256"]
-    np.testing.assert_allclose(codes(other.client), before, atol=1e-5 * before.max())
+    np.testing.assert_allclose(codes(other), before, atol=1e-5 * before.max())
     decoded = other.client.post("/decode?dictionary=digits@1", content=npy(before))
     assert decoded.status_code == 200
     again = other.fit(FITTED, name="again", nb_concepts=16, init="digits", max_iter=2)
@@ -108,37 +101,8 @@ def test_the_whole_way_of_two_services_and_the_death_of_one(s3: S3, start: Start
     assert job["resumed_from"] > 0
     assert one.client.delete(f"/jobs/{id}").json()["state"] == "cancelled"
     assert one.ended(waiting)["state"] == "succeeded"
-    np.testing.assert_allclose(codes(one.client), before, atol=1e-5 * before.max())
+    np.testing.assert_allclose(codes(one), before, atol=1e-5 * before.max())
     known = one.client.get("/dictionaries").json()["dictionaries"]
     assert [record["name"] for record in known] == ["again", "digits", "waiting"]
     assert "dictserve_store_available 1.0" in one.client.get("/metrics").text
     assert [key for key in objects.entries() if key.startswith(".dictserve/")] == [".dictserve/database"]
-
-
-def test_a_store_that_is_away_is_told_and_comes_back(tmp_path: Path) -> None:
-    """By a service in this process; tests/e2e/test_hosts.py has real ones, whose object store is silent."""
-    s3 = S3()
-    told = Settings(
-        store=tmp_path / "own", objects=s3.new_url(), objects_options=s3.options, objects_listing_seconds=0.0
-    )
-    worker = WorkerDouble(told)
-    app = create_app(told, supervisor=worker)
-    worker.store = app.state.services.store
-    with TestClient(app) as client:
-        weights = {"data": [[1] * 512]}
-        assert client.put("/dictionaries/digits", json=weights).status_code == 201
-        before = codes(client)
-        s3.server.stop()
-        for path in ("/dictionaries", "/dictionaries/digits"):
-            begun = time.monotonic()
-            problem(client.get(path), 503, "store-unavailable")
-            assert time.monotonic() - begun < 30
-        np.testing.assert_array_equal(codes(client), before)  # its dictionary is at hand
-        problem(client.post("/encode?dictionary=another", content=npy(HELD_OUT[:1])), 503, "store-unavailable")
-        problem(client.put("/dictionaries/digits", json=weights), 503, "store-unavailable")
-        assert client.get("/readyz").status_code == 200
-        assert "dictserve_store_available 0.0" in client.get("/metrics").text
-        s3.start()
-        until(lambda: client.get("/dictionaries/digits").status_code == 200)
-        np.testing.assert_array_equal(codes(client), before)
-    s3.server.stop()

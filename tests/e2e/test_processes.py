@@ -17,7 +17,6 @@ import httpx
 import numpy as np
 import pytest
 
-from app.commands.service import settings_of
 from app.jobs.runner import MAX_SERVICE_DEATHS
 from demo.digits import split_digits
 from demo.service import npy
@@ -293,25 +292,6 @@ def test_a_start_that_cannot_be_says_why_in_a_line(tmp_path: Path) -> None:
         assert said in run.stderr
         assert len(run.stderr.strip().splitlines()) == 1, run.stderr
     taken.close()
-
-
-@pytest.mark.parametrize(
-    ("variable", "value", "said"),
-    [
-        ("MAX_ROWS", "many", "setting max_rows: "),
-        ("DEVICES", "tpu", "setting devices: "),
-        ("DATA_DIR", "/no/directory", "setting data_dir: Value error, there is no directory /no/directory"),
-        ("OBJECTS_OPTIONS", "x", "setting objects_options: it is not JSON"),
-    ],
-)
-def test_a_bad_setting_is_told_in_a_line(
-    monkeypatch: pytest.MonkeyPatch, variable: str, value: str, said: str
-) -> None:
-    monkeypatch.setenv(f"DICTSERVE_{variable}", value)
-    with pytest.raises(SystemExit) as ended:
-        settings_of({})
-    (line,) = str(ended.value).splitlines()
-    assert said in line
 
 
 def test_requests_leak_no_handles(shared: Service) -> None:

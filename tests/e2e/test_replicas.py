@@ -12,16 +12,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from fastapi.testclient import TestClient
 
 from app.jobs.database import Database
 from app.jobs.jobs import Jobs
-from app.main import create_app
-from app.settings import Settings
 from demo.service import npy
-from tests.app.conftest import WorkerDouble
 from tests.e2e.conftest import Service
-from tests.faults.asked import long_fit, problem, suspended
+from tests.faults.asked import long_fit, problem, served_here, suspended
 from tests.postgres import Cluster
 from tests.waiting import until
 
@@ -46,7 +42,7 @@ def replicas(postgres: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Ite
         list(pool.map(Service.start, both))
     yield both
     for service in both:
-        if not is_running(service):
+        if not service.is_running:
             service.start()  # which mends what its death has left
         assert service.stop() == 0
         assert "unexpected error" not in service.log.read_text()
@@ -58,7 +54,7 @@ def replicas(postgres: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Ite
 def pair(replicas: tuple[Service, Service]) -> tuple[Service, Service]:
     """Both of them, that run."""
     for service in replicas:
-        if not is_running(service):
+        if not service.is_running:
             service.start()
     return replicas
 
@@ -66,14 +62,10 @@ def pair(replicas: tuple[Service, Service]) -> tuple[Service, Service]:
 @pytest.fixture
 def one_alone(replicas: tuple[Service, Service]) -> tuple[Service, Service]:
     """One that runs, and one that does not: whichever was killed before, as a start costs seconds."""
-    one, other = sorted(replicas, key=is_running, reverse=True)
-    if is_running(other):
+    one, other = sorted(replicas, key=lambda service: service.is_running, reverse=True)
+    if other.is_running:
         assert other.stop() == 0
     return one, other
-
-
-def is_running(service: Service) -> bool:
-    return service.process is not None and service.process.poll() is None
 
 
 def count(service: Service, *states: str) -> int:
@@ -192,8 +184,7 @@ def test_a_start_while_the_database_is_away(one_alone: tuple[Service, Service], 
     assert one.client.put("/dictionaries/before", content=npy(A[:2])).status_code == 201
     postgres.stop()
     try:
-        told = Settings(store=other.store, database_url=other.environment["DICTSERVE_DATABASE_URL"])
-        with TestClient(create_app(told, supervisor=WorkerDouble(told))) as client:
+        with served_here(other.store, database_url=other.environment["DICTSERVE_DATABASE_URL"]) as client:
             problem(client.get("/jobs"), 503, "jobs-unavailable")  # and its stop before it has one is in order
         other.start()
         assert other.client.post("/encode?dictionary=before", content=npy(A)).status_code == 200

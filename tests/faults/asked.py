@@ -5,6 +5,7 @@ import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import httpx
 import numpy as np
@@ -42,18 +43,17 @@ def problem(answer: httpx.Response, status: int, type: str) -> str:
 
 
 @contextmanager
-def served_here(store: Path) -> Iterator[TestClient]:
-    """What a start on this store would serve; no process is started for it, which costs seconds."""
-    settings = Settings(store=store)
+def served_here(store: Path, **told: Any) -> Iterator[TestClient]:
+    """What a start on this store would serve, with these settings; no process is started, which costs seconds."""
+    settings = Settings(store=store, **told)
     with TestClient(create_app(settings, supervisor=WorkerDouble(settings))) as client:
         yield client
 
 
 def fits(client: TestClient) -> bool:
     """Whether a fit is taken and comes to its end."""
-    answer = client.post("/fit?name=a&nb_concepts=2", content=npy(FITTED))
-    job = client.get(f"/jobs/{answer.json()['id']}", headers={"prefer": "wait=20"}).json()
-    return answer.status_code == 202 and job["state"] == "succeeded"
+    job = client.post("/fit?name=a&nb_concepts=2", content=npy(FITTED), headers={"prefer": "wait=20"}).json()
+    return bool(job.get("state") == "succeeded")
 
 
 def refusal(store: Path) -> str:

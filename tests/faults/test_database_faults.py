@@ -45,6 +45,7 @@ def test_a_locked_database(service: Service) -> None:
     """Ten fits at once: those behind the first do not wait for its time and then for their own, readers for none."""
     ended = fit(service, name="before")
     service.ended(ended)
+    logged = len(service.log.read_text())
 
     def refused(_: int) -> str:
         return problem(
@@ -62,8 +63,9 @@ def test_a_locked_database(service: Service) -> None:
         told = list(answers)
         assert time.monotonic() - begun < 25  # SQLite waits 5 s for the lock, ten times behind each other 50
         dictionaries_serve(service)
-        # the first to write waits for the lock: one of the fits, or the service itself, for its lease
         assert all("locked" in text or "an earlier write still waits" in text for text in told), told
+        # the first to write waits for the lock: one of the fits, or the service itself, for its lease, which it logs
+        until(lambda: any("locked" in text for text in (*told, service.log.read_text()[logged:])))
         assert any("an earlier write still waits" in text for text in told), told
     assert list((service.store / ".dictserve" / "activations").iterdir()) == []
     assert service.ended(fit(service, name="locked"))["version"] == 1
