@@ -110,6 +110,13 @@ class Services:
         if not await started():
             self._starting = asyncio.create_task(start_in_the_end(), name="jobs")
 
+    @property
+    def away(self) -> list[str]:
+        """What did not answer when it was last asked: nobody waits for it here. Named as its figure in /metrics is."""
+        bucket = self.store.bucket
+        up = {"jobs": self.database.is_up, "store": bucket is None or bucket.is_up}
+        return [name for name, is_up in up.items() if not is_up]
+
     def end_waits(self) -> None:
         """Let everybody go who waits for what may take longer than a stop."""
         self.fits.end_waits()

@@ -96,6 +96,11 @@ class Database:
             raise
         self._unopened = None
 
+    @property
+    def is_up(self) -> bool:
+        """Whether it was opened and, on a server, answered when it was last asked."""
+        return self._unopened is None and self._line.is_up
+
     def close(self) -> None:
         self._line.close()
         self._engine.dispose()

@@ -23,13 +23,14 @@ async def livez() -> dict[str, str]:
     responses={503: {"model": dict[str, Any], "description": "Not now.", "headers": RETRY_AFTER}},
 )
 async def readyz(response: Response, services: ServicesDep) -> dict[str, Any]:
-    """The loop of one of its workers, at least, was heard to turn lately."""
+    """The loop of one of its workers, at least, was heard to turn lately. What else is away leaves the service ready:
+    it encodes on what it has at hand."""
     is_ready = services.workers.is_ready
     if not is_ready:
         response.status_code = 503
         response.headers["Retry-After"] = "2"
     told = [vars(worker.health) for worker in services.workers]
-    return {"status": "ready" if is_ready else "not ready", "workers": told}
+    return {"status": "ready" if is_ready else "not ready", "workers": told, "away": services.away}
 
 
 @router.get(

@@ -86,10 +86,10 @@ def test_a_database_that_goes_and_comes_back(postgres: Cluster) -> None:
         for _ in range(2):
             with pytest.raises(JobsUnavailable):
                 asked(database)
-        assert not database._line.is_up
+        assert not database.is_up
     finally:
         postgres.start()
-    until(lambda: database._line.is_up)  # though nobody has asked for anything
+    until(lambda: database.is_up)  # though nobody has asked for anything
     assert asked(database) == 1
     postgres.stop()
     postgres.start()
@@ -117,7 +117,7 @@ def test_a_statement_that_fails_is_no_lost_line(postgres: Cluster) -> None:
     database = Database(postgres.new_database())
     with pytest.raises(JobsUnavailable, match="division by zero"):
         asked(database, "SELECT 1 / 0")
-    assert database._line.is_up
+    assert database.is_up
     assert asked(database) == 1
     database.close()
 

@@ -599,10 +599,12 @@ def test_a_store_that_is_away_is_told_and_comes_back(tmp_path: Path) -> None:
             assert int(answer.headers["retry-after"]) > 0
             assert time.monotonic() - begun < 30
         assert encode("digits").content == before.content  # its dictionary is at hand
-        assert client.get("/readyz").status_code == 200
+        ready = client.get("/readyz")
+        assert (ready.status_code, ready.json()["away"]) == (200, ["store"])
         assert "dictserve_store_available 0.0" in client.get("/metrics").text
         own.start()
         until(lambda: client.get("/dictionaries/digits").status_code == 200)
+        assert client.get("/readyz").json()["away"] == []
         assert encode("digits").content == before.content
     own.server.stop()
 

@@ -189,9 +189,12 @@ def test_a_start_while_the_database_is_away(one_alone: tuple[Service, Service], 
         other.start()
         assert other.client.post("/encode?dictionary=before", content=npy(A)).status_code == 200
         problem(other.client.get("/jobs"), 503, "jobs-unavailable")
+        ready = other.client.get("/readyz")
+        assert (ready.status_code, ready.json()["away"]) == (200, ["jobs"])
     finally:
         postgres.start()
     until_all_have_their_database(one, other)
+    until(lambda: other.client.get("/readyz").json()["away"] == [])
 
     def begun() -> str | None:  # jobs are told of a moment before there is a lease to take them with
         answer = other.client.post("/fit", params={"name": "after-start", "nb_concepts": 2}, content=npy(A))
