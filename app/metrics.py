@@ -17,7 +17,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from prometheus_client.registry import Collector
 
 from app.balance import Load
-from app.errors import JobsUnavailable
+from app.errors import JobsUnavailable, StoreUnavailable
 from app.jobs.jobs import STATES
 from app.services import Services
 from app.supervisor import Health
@@ -164,6 +164,8 @@ class _State(Collector):
             yield _gauge("jobs_available", "1 where the jobs' database can be read.", 0)
             return
         yield _gauge("jobs_available", "1 where the jobs' database can be read.", 1)
+        writable = "1 where the jobs' database could be written when that was last tried."
+        yield _gauge("jobs_writable", writable, float(self._services.fits.can_write))
         jobs = GaugeMetricFamily("dictserve_jobs", "Jobs on record.", labels=["state"])
         for state in STATES:
             jobs.add_metric([state], counts.get(state, 0))
@@ -173,8 +175,9 @@ class _State(Collector):
         available = "1 where the store's file system can be read, and an object store answered when last asked."
         bucket = self._services.store.bucket
         try:
+            self._services.store.workplace.require_there()
             usage = shutil.disk_usage(self._services.store.root)
-        except OSError:
+        except (StoreUnavailable, OSError):
             yield _gauge("store_available", available, 0)
             return
         yield _gauge("store_available", available, float(bucket is None or bucket.is_up))

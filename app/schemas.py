@@ -60,7 +60,7 @@ class FitParameters(Fields):
 
     name: Name
     nb_concepts: int = Field(ge=1, description="Concepts of the dictionary (k).", examples=[2])
-    solver: Solver = Field("hals", description="The algorithm; `hals` is the fastest and ends lowest.")
+    solver: Solver = Field("hals", description="The algorithm; `hals` is the fastest and, as a rule, ends lowest.")
     max_iter: int = Field(MAX_ITER, ge=1, description="Most iterations; most epochs of an online fit.")
     tol: float = Field(TOL, ge=0, lt=1, allow_inf_nan=False, description="Relative change of loss at which to stop.")
     init: Init = "auto"

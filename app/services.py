@@ -112,7 +112,7 @@ class Services:
 
     @property
     def away(self) -> list[str]:
-        """What did not answer when it was last asked: nobody waits for it here. Named as its figure in /metrics is."""
+        """What did not answer when it was last asked; nobody is asked now. By the names of its figure in /metrics."""
         bucket = self.store.bucket
         up = {"jobs": self.database.is_up, "store": bucket is None or bucket.is_up}
         return [name for name, is_up in up.items() if not is_up]
@@ -132,10 +132,6 @@ class Services:
         await self.batcher.drain()
         self._bringing.shutdown()
         self.fits.uploads.threads.shutdown()
-        try:
-            await asyncio.to_thread(self.leases.give_back)
-        except JobsUnavailable as error:  # others see by its file lock, or in time, that it is gone
-            logger.warning("the lease is not given back: %s", error)
         self.database.close()
         self.store.workplace.close()
         if self.tracing is not None:

@@ -126,6 +126,8 @@ def as_array(data: Any) -> Array:
     theirs has to be imported."""
     if hasattr(data, "detach"):
         data = data.detach()
+        if str(data.layout) != "torch.strided":
+            data = data.to_dense()
         if str(data.dtype) == "torch.bfloat16":  # numpy has no such type
             data = data.float()
         data = data.cpu().numpy()

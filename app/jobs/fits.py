@@ -75,6 +75,7 @@ class Fits:
         self._alive: set[str] | None = None  # who was, when what the dead had staged was last swept
         self._wake = asyncio.Event()
         self._stopping = False
+        self._unrenewed = Outage("the lease cannot be renewed", logging.WARNING)
         self._turn = asyncio.Event()  # set, and replaced by the next, each time a job ends
         self._leave = asyncio.Event()  # set: who waits is to go; replaced where later comers may wait
         self._keeping: set[asyncio.Task[None]] = set()
@@ -117,12 +118,23 @@ class Fits:
             loop.cancel()
         await asyncio.gather(*self._loops.values(), return_exceptions=True)
         await self._ranks.stop()
-        for runner in list(self._loops):
-            await runner.abandon()
         for task in self._keeping:
             task.cancel()
         await asyncio.gather(*self._keeping, return_exceptions=True)
+        # At once: where the database is locked they do not wait for it one after another. The lease comes last.
+        await asyncio.gather(*(runner.abandon() for runner in self._loops), self._give_back())
         self._records.shutdown()
+
+    async def _give_back(self) -> None:
+        try:
+            await self._records.write(self._leases.give_back)
+        except JobsUnavailable as error:  # others see by its file lock, or in time, that it is gone
+            logger.warning("the lease is not given back: %s", error)
+
+    @property
+    def can_write(self) -> bool:
+        """Whether the jobs' database could be written when the lease was last renewed, which is all the time."""
+        return not self._unrenewed.lasts
 
     def ended(self) -> dict[State, int]:
         """Jobs that have come to their end here, by their state then."""
@@ -345,12 +357,7 @@ class Fits:
                 try:
                     await runner.wait_ready()
                     await runner.step_in()
-                    async with self._claiming:
-                        record = await self._records.write(
-                            self._jobs.claim, self._store.workplace.owner, reads_files=self._reads_files
-                        )
-                        if record is not None:
-                            runner.take(record)
+                    record = await self._claimed(runner)
                     if record is not None:
                         outage.is_over()  # and not when the fit is
                         await runner.run()
@@ -364,6 +371,19 @@ class Fits:
             if outage.lasts:
                 await asyncio.sleep(RETRY_SECONDS)
         del self._loops[runner]
+
+    async def _claimed(self, runner: Runner) -> Record | None:
+        """The next fit, if there is one, and its worker would begin with it: of one that is not heard of nobody knows
+        when it will, and others may."""
+        if not runner.worker.is_ready:
+            return None
+        async with self._claiming:
+            record = await self._records.write(
+                self._jobs.claim, self._store.workplace.owner, reads_files=self._reads_files
+            )
+            if record is not None:
+                runner.take(record)
+        return record
 
     def _is_spare(self, runner: Runner) -> bool:
         """Whether another runs the jobs of this one's worker, as one does that was begun while this one waited."""
@@ -383,10 +403,9 @@ class Fits:
     async def _keep_lease(self) -> None:
         """Renew the lease, and see whether the jobs under way are still ours and wanted."""
         pause = self._settings.lease_seconds / RENEWALS
-        outage = Outage("the lease cannot be renewed", logging.WARNING)
         while True:
-            await asyncio.sleep(min(pause, RETRY_SECONDS) if outage.lasts else pause)
-            with outage.noted():
+            await asyncio.sleep(min(pause, RETRY_SECONDS) if self._unrenewed.lasts else pause)
+            with self._unrenewed.noted():
                 if not await self._records.write(self._leases.renew):
                     await self._records.write(self._leases.take_another)
                 for runner in list(self._loops):  # others may join meanwhile

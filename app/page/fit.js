@@ -15,7 +15,7 @@ const PARAMETERS = [
   { name: "tol", label: "Tolerance", type: "number", min: 0, max: 0.999999, step: "any", value: "0.0001",
     help: "It stops once ten iterations have lowered the loss by less than this share of it." },
   { name: "solver", label: "Solver", options: ["hals", "mu", "pgd", "anls"], value: "hals",
-    help: "hals is the fastest and ends lowest. mu, pgd and anls are there to compare with." },
+    help: "hals is the fastest and, as a rule, ends lowest. mu, pgd and anls are there to compare with." },
   { name: "init", label: "Start", type: "text", value: "auto",
     help: "auto, nndsvda, random, or a dictionary to start from, as digits@1." },
   { name: "seed", label: "Seed", type: "number", min: 0, value: "0", help: "The same data, parameters and seed give the same dictionary." },

@@ -11,12 +11,14 @@ const JOBS = 100; // of the newest
 const COUNTERS = ["dictserve_requests_total", "dictserve_rows_total"];
 const NO_TOKEN = [401, 403]; // or one that does not do
 const ENDED = ["succeeded", "failed", "cancelled"];
+const AWAY = { jobs: "the jobs' database", store: "the object store" }; // as /readyz names them
 
 export async function show(content, _, signal) {
   const [alert, wrong] = [alertPlace(), alertPlace()]; // of a look, until the next one; of what was done in the table
   const state = h("p", { role: "status" });
   const figures = h("dl", { class: "figures" });
   const why = h("p", { class: "muted" });
+  const unread = h("p", { class: "alert" }); // without its role: it would be read out with each look
   const older = h("p", { class: "muted" });
   const workers = table("Workers", "workers", [
     { title: "Device", value: (w) => w.device },
@@ -39,7 +41,7 @@ export async function show(content, _, signal) {
       onclick: (event) => end(j, event.target) }, ENDED.includes(j.state) ? "remove" : "cancel") },
   ]);
   content.append(heading("Service"), alert, h("section", { class: "panel", "aria-label": "State" }, state, figures, why),
-    panel("Workers", workers.element), panel("Jobs", wrong, jobs.element, older));
+    panel("Workers", workers.element), panel("Jobs", wrong, unread, jobs.element, older));
   let before = null;
   let isRefused = false;
   let looking = null;
@@ -75,18 +77,30 @@ export async function show(content, _, signal) {
 
   async function all() {
     // One after the other: of two at once, one that fails would leave the other trying, and so would each look anew.
-    const ready = await call("GET", "readyz", { signal, read: readiness });
-    const list = await getJson(`jobs?limit=${JOBS}`, { signal });
+    // Only the first is tried until it is answered: what the others lack must not hold up what is told of the workers.
+    const { status, workers: each, away = [] } = await call("GET", "readyz", { signal, read: readiness });
     alert.replaceChildren();
-    state.replaceChildren(h("span", { class: `state ${ready.status === "ready" ? "succeeded" : "failed"}` }, ready.status),
-      `: ${ready.workers.length === 1 ? "one worker" : `${ready.workers.length} workers`}`);
-    workers.renew(ready.workers);
-    if (changed(list.jobs)) jobs.renew(list.jobs);
-    older.textContent = list.next ? `These are the newest ${JOBS}.` : "";
+    state.replaceChildren(h("span", { class: `state ${status === "ready" ? "succeeded" : "failed"}` }, status),
+      `: ${each.length === 1 ? "one worker" : `${each.length} workers`}`, without(away));
+    fill(workers, each);
     const now = isRefused ? null : await counted();
     if (COUNTERS.some((name) => now?.figures[name] < before?.figures[name])) before = null; // the service began anew
     if (now) figures.replaceChildren(...drawn(now, before));
     before = now;
+    await listed();
+  }
+
+  /** The newest jobs; where they cannot be read, which is said, those that were read before stay. */
+  async function listed() {
+    try {
+      const list = await getJson(`jobs?limit=${JOBS}`, { signal, repeatable: false });
+      unread.textContent = "";
+      if (changed(list.jobs)) fill(jobs, list.jobs);
+      older.textContent = list.next ? `These are the newest ${JOBS}.` : "";
+    } catch (error) {
+      if (!(error instanceof Problem) || !error.status || NO_TOKEN.includes(error.status)) throw error;
+      unread.textContent = `${jobs.element.hidden ? "No jobs" : "As last read"}: /jobs says “${error.message}”.`;
+    }
   }
 
   function changed(list) { // a table that is drawn anew takes the focus from whoever is in it
@@ -99,7 +113,7 @@ export async function show(content, _, signal) {
   /** The figures of /metrics; none where they cannot be read, which is said. Where they may not, that is the end of it. */
   async function counted() {
     try {
-      const told = await call("GET", "metrics", { signal, read: metrics });
+      const told = await call("GET", "metrics", { signal, repeatable: false, read: metrics });
       why.textContent = "";
       return { at: performance.now(), figures: told };
     } catch (error) {
@@ -139,8 +153,22 @@ async function metrics(answer) {
   return told;
 }
 
+/** What is away, in words behind the workers. */
+function without(away) {
+  const words = away.map((name) => AWAY[name] ?? name).join(" and ");
+  return words && `; ${words} ${away.length === 1 ? "is" : "are"} away`;
+}
+
+/** A table that is hidden until it is filled: of what could not be read it would say that there is none. */
 function table(caption, what, columns) {
-  return new Table({ caption, what, columns, rows: [], page: 25 });
+  const made = new Table({ caption, what, columns, rows: [], page: 25 });
+  made.element.hidden = true;
+  return made;
+}
+
+function fill(made, rows) {
+  made.renew(rows);
+  made.element.hidden = false;
 }
 
 /** Sums over the labels of each figure in Prometheus' text. */

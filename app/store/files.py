@@ -71,6 +71,8 @@ class Files:
         """But for those whose directories cannot be read, unless none can: of one, the others know nothing."""
         with store_errors():
             directories = self._directories()
+        if not directories:
+            self._workplace.require_there()
         found, faults = [], {}
         for name in directories:
             try:
@@ -106,9 +108,7 @@ class Files:
                 )
         except (FileNotFoundError, NotADirectoryError):
             self._listings.pop(name, None)
-            with store_errors():
-                if not self._root.is_dir():  # what is gone with the whole store may come back with it
-                    raise
+            self._workplace.require_there()  # what is gone with the whole store may come back with it
             return []
         except OSError as error:
             raise told(error, _directory_of(name)) from error
@@ -177,6 +177,7 @@ class Files:
         with store_errors():
             if self._directory(name, version).is_dir():
                 raise DictionaryDamaged(f"{name}@{version} has no {file}; restore it, or use another version")
+        self._workplace.require_there()
         raise UnknownDictionary(f"{name}@{version} has been removed")
 
     def _read_if_there(self, name: str, version: int, file: str) -> bytes | None:
@@ -272,8 +273,9 @@ class Files:
             try:
                 self._workplace.replace(directory / LABELS_FILE, labels)
             except FileNotFoundError:
-                if not self._root.is_dir() or directory.is_dir():
+                if directory.is_dir():
                     raise
+                self._workplace.require_there()
                 raise UnknownDictionary(f"{name}@{version} has been removed") from None
 
     def remove(self, name: str, versions: Iterable[int], require: Callable[[], object]) -> None:

@@ -31,6 +31,7 @@ class Workplace:
         self.staging = directory / "staging"
         self._owners = directory / "owners"
         self._owner_lock: IO[str] | None = None
+        self._was_opened = False
         self.owner = _new_owner()
 
     def open(self) -> None:
@@ -38,10 +39,14 @@ class Workplace:
         with store_errors():
             for directory in (self.activations, self.checkpoints, self.staging, self._owners):
                 directory.mkdir(parents=True, exist_ok=True)
-            with self.alone():  # nobody is to find the file before it is locked
-                # The lock lives as long as the process, whatever ends it: the kernel lets go of it.
-                self._owner_lock = (self._owners / self.owner).open("w")
-                fcntl.flock(self._owner_lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        self._was_opened = True
+        self._lock_owner()
+
+    def _lock_owner(self) -> None:
+        with store_errors(), self.alone():  # nobody is to find the file before it is locked
+            # The lock lives as long as the process, whatever ends it: the kernel lets go of it.
+            self._owner_lock = (self._owners / self.owner).open("w")
+            fcntl.flock(self._owner_lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
     def close(self) -> None:
         if self._owner_lock is not None:
@@ -54,7 +59,13 @@ class Workplace:
         """Go on as another: what has the old name is as a dead process's."""
         self.close()
         self.owner = _new_owner()
-        self.open()
+        self._lock_owner()
+
+    def require_there(self) -> None:
+        """Raises StoreUnavailable where the store is away, or cannot be read. One that was opened has this directory:
+        where its volume is not mounted any more there is an empty directory left in its place."""
+        with store_errors():
+            os.scandir(self.directory if self._was_opened else self.directory.parent).close()
 
     @contextmanager
     def alone(self) -> Iterator[None]:

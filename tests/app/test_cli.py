@@ -311,6 +311,13 @@ def test_the_curve_falls_as_the_loss_does() -> None:
     assert (heights[0], heights[-1]) == (8 * ROWS, 1)
 
 
+@pytest.mark.parametrize("history", [[(1, 100.7), (2, 100.71)], [(1, 0.0), (2, 0.0)], [(1, 5.0)]])
+def test_what_hardly_moves_is_drawn_flat(history: list[tuple[int, float]]) -> None:
+    _, *rows, _ = curve(history).splitlines()
+    assert not any(set(row) & set("▁▂▃▄▅▆▇█") for row in rows[:-1])
+    assert set(rows[-1].split()[1]) <= set("▁▂▃")
+
+
 @pytest.mark.parametrize("history", [[(1, 5.0)], [(1, 0.0), (2, 0.0)], [(1, 5.0), (2, 0.0)], [(1, 5.0), (9, 5.0)]])
 def test_curves_of_little(history: list[tuple[int, float]]) -> None:
     assert len(curve(history).splitlines()) == ROWS + 2

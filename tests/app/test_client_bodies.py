@@ -77,6 +77,15 @@ def test_tensors(dtype: str) -> None:
     np.testing.assert_array_equal(as_read(body_of(tensor)), tensor.detach().float().numpy())
 
 
+@pytest.mark.parametrize("layout", ["sparse_coo", "sparse_csr", "sparse_csc"])
+def test_sparse_tensors(layout: str) -> None:
+    import torch
+
+    dense = torch.tensor([[0, 1.5], [2, 0]])
+    tensor = dense.to_sparse(layout=getattr(torch, layout))
+    np.testing.assert_array_equal(as_read(body_of(tensor)), dense.numpy())
+
+
 @pytest.mark.parametrize("data", [None, ["a", "b"], [[1, None]], np.array([True]), [1j], object()])
 def test_what_is_no_array_of_numbers_is_refused(data: object) -> None:
     with pytest.raises(TypeError, match="rows of numbers"):

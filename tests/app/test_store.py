@@ -239,11 +239,12 @@ def test_a_directory_that_the_disk_does_not_give_is_waited_for(
     look = os.stat
 
     def failing(path: Any, *args: Any, **told: Any) -> os.stat_result:
-        if Path(path).name in (opened.root.name, "digits"):
+        if Path(path).name in (opened.workplace.directory.name, "digits"):
             raise OSError(code, os.strerror(code))
         return look(path, *args, **told)
 
     monkeypatch.setattr("os.stat", failing)
+    monkeypatch.setattr("os.scandir", failing)
     told = f"the directory of digits cannot be read: {os.strerror(code)}"
     for asked in (opened.require_free, lambda name: publish(opened, name, D, job="1")):
         with pytest.raises(StoreUnavailable, match=told):

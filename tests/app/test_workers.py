@@ -1,6 +1,7 @@
 """Several workers: who gets the next batch, what becomes of the others when one dies, and a fit on each."""
 
 import asyncio
+import sqlite3
 from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
@@ -19,7 +20,8 @@ from app.worker.frames import Frame
 from app.worker.messages import Configure, DeviceLost, Key, Ready
 from app.workers import Workers
 from demo.service import npy
-from tests.app.conftest import D, WorkerDouble, publish
+from tests import waiting
+from tests.app.conftest import D, WorkerDouble, ended, publish
 from tests.app.test_observed import figures
 
 ROWS = np.ones((4, 4), np.float32)
@@ -292,6 +294,54 @@ def test_each_worker_runs_a_fit_and_a_third_waits(service: TestClient, pair: lis
     assert sorted(worker.fits[0].job for worker in pair) == sorted(ids[:2])
     service.delete(f"/jobs/{ids[0]}")
     until(lambda: states() == ["cancelled", "running", "running"], service)
+
+
+def test_no_fit_is_begun_on_a_worker_that_is_not_heard_of(service: TestClient, pair: list[WorkerDouble]) -> None:
+    """It would wait there, though another could have it, and be charged with that worker's end."""
+    pair[0].alive = False
+    for name in "abcd":
+        assert ended(service, fit(service, name))["state"] == "succeeded"
+    assert (len(pair[0].fits), len(pair[1].fits)) == (0, 4)
+    pair[0].alive, pair[1].alive = True, False
+    assert ended(service, fit(service, "e"))["state"] == "succeeded"
+    assert (len(pair[0].fits), len(pair[1].fits)) == (1, 4)
+
+
+def test_a_database_that_is_locked_is_told_and_holds_up_a_stop_once(
+    settings: Settings,
+    pair: list[WorkerDouble],
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """What is to be written at the end does not wait for the lock one after another: a killer waits for no stop."""
+    for name, seconds in (
+        ("fits.STOP_SECONDS", 0.1),
+        ("one_thread.STUCK_SECONDS", 0.2),
+        ("database.LOCK_SECONDS", 1),
+    ):
+        monkeypatch.setattr(f"app.jobs.{name}", seconds)
+    settings = settings.model_copy(update={"lease_seconds": 1.2})
+    for worker in pair:
+        worker.fits_hang = True
+    with TestClient(create_app(settings, supervisor=pair)) as service:
+
+        def is_writable() -> float:
+            return figures(service)["dictserve_jobs_writable",]
+
+        ids = [fit(service, name) for name in "ab"]
+        until(lambda: all(worker.fits for worker in pair), service)
+        assert is_writable()
+        other = sqlite3.connect(Store(settings.store).workplace.database, isolation_level=None)
+        other.execute("BEGIN IMMEDIATE")
+        waiting.until(lambda: not is_writable())
+        other.execute("ROLLBACK")
+        waiting.until(is_writable)
+        other.execute("BEGIN IMMEDIATE")
+    other.close()
+    told = [text for text in caplog.messages if "is left as it is" in text or "is not given back" in text]
+    assert [id for id in ids if f"job {id}" not in "".join(told)] == []
+    assert "the lease is not given back" in told[-1]
+    assert ["an earlier write still waits" in text for text in told][1:] == [True, True], told
 
 
 def test_a_job_of_one_worker_is_not_taken_for_lost_by_the_others(

@@ -254,13 +254,33 @@ def test_what_a_proxy_says_does_not_stay_in_the_view_of_the_service(
     page.unroute(CALLS)
 
 
-def test_a_service_that_is_not_ready_is_looked_at(visit: Visit) -> None:
-    told = {"status": "not ready", "workers": []}
-    visit.page.route("**/readyz", lambda route: route.fulfill(status=503, json=told, headers={"retry-after": "2"}))
-    page = visit.open("service")
-    expect(page.get_by_text("not ready: 0 workers")).to_be_visible()
-    visit.page.unroute("**/readyz")
+def test_a_service_that_is_not_ready_is_looked_at(visit: Visit, small: Service) -> None:
+    """So is one whose jobs cannot be read, whether or not they were before."""
+    told = {"status": "not ready", "workers": [], "away": ["jobs", "store"]}
+    later = {"title": "Not now", "detail": "ask again later"}
+
+    def refuse() -> None:
+        page.route("**/readyz", lambda route: route.fulfill(status=503, json=told, headers={"retry-after": "2"}))
+        page.route("**/jobs?*", lambda route: route.fulfill(status=503, json=later, headers={"retry-after": "20"}))
+
+    small.ended(small.fit(A, name="seen", nb_concepts=2))
+    page, job = visit.page, visit.page.get_by_role("link", name="seen@").first
+    refuse()
+    visit.open("service")
+    expect(page.get_by_text("not ready: 0 workers; the jobs' database and the object store are away")).to_be_visible()
+    expect(page.get_by_text("Room in the store")).to_be_visible()
+    expect(page.get_by_text("No jobs: /jobs says “ask again later”.")).to_be_visible()
+    expect(page.get_by_text("0 jobs")).to_be_hidden()
+    page.unroute("**/readyz")
     expect(page.get_by_text("ready: one worker", exact=True)).to_be_visible()
+    page.unroute("**/jobs?*")
+    expect(job).to_be_visible()
+    expect(page.get_by_text("ask again later")).to_have_count(0)
+    told["away"] = ["jobs"]
+    refuse()
+    expect(page.get_by_text("not ready: 0 workers; the jobs' database is away")).to_be_visible()
+    expect(page.get_by_text("As last read: /jobs says “ask again later”.")).to_be_visible()
+    expect(job).to_be_visible()
 
 
 def test_what_is_no_answer_of_the_service_is_told_in_words(visit: Visit) -> None:

@@ -123,13 +123,21 @@ def filled(path: Path) -> Iterator[None]:
 
 
 @contextmanager
-def away(service: Service) -> Iterator[None]:
-    """Its store is not there, and in the end nothing fails for it any more: what goes on failing is told but once."""
+def away(service: Service, *, leaving_an_empty_one: bool = False) -> Iterator[None]:
+    """Its store is not there, and in the end nothing fails for it any more: what goes on failing is told but once.
+
+    Args:
+        leaving_an_empty_one: in its place, as the mount point of a volume that is not mounted any more.
+    """
     store, log = service.store, service.log.read_text
     elsewhere = store.rename(store.with_name("elsewhere"))
+    if leaving_an_empty_one:
+        store.mkdir()
     try:
         yield
     finally:
+        if leaving_an_empty_one:
+            store.rmdir()  # nothing was written into it
         elsewhere.rename(store)
     until(lambda: log().rfind(f"{UNTAKEN}: ") <= log().rfind(f": {UNTAKEN}"), every=0.2)
 
@@ -287,8 +295,9 @@ def test_a_read_only_store_is_checked(tmp_path: Path) -> None:
     assert (checked.exit_code, ", 0 damaged" in checked.stdout, checked.stderr) == (0, True, ""), checked.output
 
 
-def test_a_store_that_is_gone_and_comes_back(stored: Service) -> None:
-    with away(stored):
+@pytest.mark.parametrize("unmounted", [False, True])
+def test_a_store_that_is_gone_and_comes_back(stored: Service, unmounted: bool) -> None:
+    with away(stored, leaving_an_empty_one=unmounted):
         for answer in (
             encode(stored),
             put(stored, "new"),
@@ -300,6 +309,8 @@ def test_a_store_that_is_gone_and_comes_back(stored: Service) -> None:
         ):
             assert "No such file" in problem(answer, 503, "store-unavailable")
         assert stored.client.get("/livez").status_code == 200
+        assert "dictserve_store_available 0.0" in stored.client.get("/metrics").text
+    assert "dictserve_store_available 1.0" in stored.client.get("/metrics").text
     require_next(stored)
     assert stored.ended(fit(stored, name="fitted"))["state"] == "succeeded"
 
