@@ -61,7 +61,7 @@ def _as_text(_: object, __: str, event: structlog.typing.EventDict) -> str:
     time = event.pop("timestamp")
     event.pop("logger", None)
     exception = structlog.processors.format_exc_info(None, "", event).pop("exception", None)
-    message = event.pop("event")
+    message = _escaped(str(event.pop("event")).strip())
     event.pop("exc_info", None)
     told = "".join(f" {key}={_on_one_line(value)}" for key, value in event.items())
     return f"{time} {level}: {message}{told}" + (f"\n{exception}" if exception else "")
@@ -71,3 +71,8 @@ def _on_one_line(value: object) -> str:
     """What a client sent (a path) begins no line of its own, and tells a terminal nothing."""
     text = str(value)
     return text if text.isprintable() else repr(text)
+
+
+def _escaped(text: str) -> str:
+    """An error's lines as one: CUDA's have several."""
+    return text if text.isprintable() else "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)

@@ -19,6 +19,7 @@ from typing import Literal
 import numpy as np
 
 from app.errors import KINDS, AppError, WorkerFailed, WorkerStarts, WorkerUnavailable
+from app.outage import Outage
 from app.settings import Settings
 from app.worker import frames
 from app.worker.launch import Launched
@@ -100,6 +101,7 @@ class Supervisor:
         self._restarts = 0
         self._last_end: str | None = None
         self._device_lost: str | None = None
+        self._outage = Outage(f"{device} is without a worker")
         self._ids = itertools.count(1)
         self._waiting: dict[int, asyncio.Future[list[np.ndarray]]] = {}
         self._job_listener: tuple[str, JobListener] | None = None
@@ -168,18 +170,19 @@ class Supervisor:
         backoff = FIRST_BACKOFF_SECONDS
         while True:
             born = time.monotonic()
+            unexpected: Exception | None = None
             try:
                 reason = await self._live_once()
             except OSError as error:  # no process to be had just now
                 reason = f"could not be started: {error}"
-            except Exception:  # whatever it is, the next worker is to be started
-                logger.exception("the worker's supervision failed")
-                reason = "was lost"
+            except Exception as error:  # whatever it is, the next worker is to be started
+                reason, unexpected = "was lost", error
             if time.monotonic() - born > STEADY_SECONDS:
                 backoff = FIRST_BACKOFF_SECONDS
             self._restarts += 1
             self._last_end = reason
-            logger.warning("the worker on %s %s; starting another in %.1f s", self._device, reason, backoff)
+            gone = WorkerUnavailable(f"the worker on {self._device} {reason}; another is started")
+            self._outage.goes_on(unexpected or gone, is_expected=unexpected is None)
             await asyncio.sleep(backoff)
             backoff = min(2 * backoff, MAX_BACKOFF_SECONDS)
 
@@ -307,8 +310,9 @@ class Supervisor:
         self._heard_at = time.monotonic()
         match frame.message:
             case Ready(device, software, devices):
+                self._outage.is_over()
                 # What "auto" has found stays: a service whose GPU has gone is not to go on without, unnoticed.
-                self._device = device
+                self._device, self._outage = device, Outage(f"{device} is without a worker")
                 self._count(devices)
                 self.software, self._state = software, "ready"
                 self._ready.set()

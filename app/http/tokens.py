@@ -20,6 +20,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from app.errors import RateLimited, TokensUnreadable
+from app.outage import Outage
 
 logger = logging.getLogger("dictserve")
 
@@ -27,9 +28,12 @@ READ, WRITE = "read", "write"
 SCOPES = (READ, WRITE)
 LIMITS = ("requests_per_minute", "rows_per_minute")
 PREFIX = "ds_"  # lets scanners of code and logs find a token that has leaked
+RETRY_SECONDS = 1.0  # between two times that a file is read which could not be used and has not changed since
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 _HASH = re.compile(r"[0-9a-f]{64}")
+
+State = tuple[int, ...]  # of a file: another one where its content, its owner or its mode may be another
 
 
 class Allowance:
@@ -83,6 +87,9 @@ class TokenFile:
 
     def __init__(self, path: Path) -> None:
         self._path = path
+        self._outage = Outage("changes of the tokens file have no effect")
+        self._failed: State | None = None
+        self._retry_at = 0.0
         self._state = self._now()
         self._callers = _read(path)
         self._warn_of_none()
@@ -101,15 +108,20 @@ class TokenFile:
         return found
 
     def _renew(self) -> None:
-        state = self._now()
-        if state == self._state:
+        state, now = self._now(), time.monotonic()
+        if state == self._state:  # the one that is known, or that again
+            self._outage.is_over()
             return
-        self._state = state
+        if state == self._failed and now < self._retry_at:
+            return
         try:
             fresh = _read(self._path)
         except TokensUnreadable as error:
-            logger.error("%s; the tokens known last stay", error)
+            self._outage.goes_on(error)
+            self._failed, self._retry_at = state, now + RETRY_SECONDS
             return
+        self._outage.is_over()
+        self._state = state  # which was so before it was read: what has changed since is read the next time
         known = {(caller.hash, limit): a for caller in self._callers for limit, a in caller.allowances.items()}
         for caller in fresh:  # a limit that stays keeps what has been used of it
             for limit, allowance in caller.allowances.items():
@@ -119,12 +131,12 @@ class TokenFile:
         self._callers = fresh
         self._warn_of_none()
 
-    def _now(self) -> tuple[int, ...] | None:
+    def _now(self) -> State | None:
         try:
             found = os.stat(self._path)
         except OSError:
             return None
-        return found.st_ino, found.st_mtime_ns, found.st_size
+        return found.st_ino, found.st_ctime_ns, found.st_mtime_ns, found.st_mode, found.st_size
 
 
 def new_token() -> str:

@@ -49,9 +49,10 @@ def main() -> None:
     except Closed:
         logger.debug("the service has closed the channel")
     except DeviceFailed as error:
-        logger.error("the device has failed: %s", error)
         code = 1
-        if not of_ranks:
+        if of_ranks:
+            logger.error("the device has failed: %s", error)
+        else:  # the service tells it, once
             with contextlib.suppress(Closed):
                 send(channel, DeviceLost(str(error)[:1000], error.devices))
     logging.shutdown()

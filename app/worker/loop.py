@@ -17,7 +17,8 @@ import numpy as np
 import torch
 
 from app import __version__
-from app.errors import INTERNAL, kind_of
+from app.errors import INTERNAL, StoreAway, StoreUnavailable, kind_of
+from app.outage import Outage
 from app.store.store import Store
 from app.worker import device, frames
 from app.worker.cache import DictionaryCache
@@ -71,6 +72,7 @@ class Worker:
         if (among := max(first.among, self._devices)) > 1:
             share(among)
         self._store = Store(Path(first.store), first.objects)
+        self._unread: dict[str, Outage] = {}  # of the dictionaries that cannot be
         self._cache = DictionaryCache(first.cache_bytes, self._prepare)
         self._transfers = Transfers(self._device)
         self._solving = Solving(self._cache, self._device, self._transfers)
@@ -147,8 +149,23 @@ class Worker:
             self._send(Solved(solve.id), *answer)
 
     def _prepare(self, name: str, version: int, dtype: Dtype) -> Dictionary:
-        weights = torch.from_numpy(self._store.load(name, version))
+        weights = torch.from_numpy(self._load(name, version))
         return self._transfers.prepare(lambda: Dictionary(weights, device=self._device, dtype=DTYPES[dtype]))
+
+    def _load(self, name: str, version: int) -> np.ndarray:
+        """From the store. That this cannot be read is told here, once: the service does not log each 503."""
+        reference = f"{name}@{version}"
+        try:
+            weights = self._store.load(name, version)
+        except StoreAway:  # which the line to it has told
+            raise
+        except StoreUnavailable as error:
+            outage = Outage(f"{reference} cannot be loaded", logging.WARNING)
+            self._unread.setdefault(reference, outage).goes_on(error)
+            raise
+        if (over := self._unread.pop(reference, None)) is not None:
+            over.is_over()
+        return weights
 
     # -- fit ----------------------------------------------------------------------------------------------
 
@@ -213,7 +230,8 @@ def _software() -> dict[str, str]:
 
 
 def failed(task: int | str, error: Exception) -> Failed:
-    """The error as a message; logged in a line where it is one of our own, else with where it came from.
+    """The error as a message, which the service logs with the request or job that it is of; what nobody expects is
+    logged here, with where it came from.
 
     Raises:
         DeviceFailed: it is one of the device's, which no other task would fare better on.
@@ -222,13 +240,9 @@ def failed(task: int | str, error: Exception) -> Failed:
     if device.has_failed(error):
         raise DeviceFailed(f"task {task}: {name}: {error}") from error
     if device.is_want_of_memory(error):
-        logger.warning("task %s needs more memory than there is: %s: %s", task, name, error)
         advice = "send fewer rows at a time" if isinstance(task, int) else "fit fewer rows or concepts"
-        told = f"the device has too little memory for this; {advice}"
-        return Failed(task, "DeviceOutOfMemory", str(error) if isinstance(error, DeviceTooSmall) else told)
-    kind = kind_of(error)
-    if kind is INTERNAL:
+        told = f"the device has too little memory for this; {advice} ({name}: {error})"
+        return Failed(task, "DeviceOutOfMemory", (str(error) if isinstance(error, DeviceTooSmall) else told)[:1000])
+    if kind_of(error) is INTERNAL:
         logger.error("task %s failed", task, exc_info=error)
-    else:
-        logger.log(logging.WARNING if kind.status >= 500 else logging.INFO, "task %s: %s: %s", task, name, error)
     return Failed(task, name, str(error)[:1000])

@@ -3,6 +3,7 @@
 import asyncio
 import errno
 import signal
+from collections.abc import Callable
 from types import SimpleNamespace
 
 import numpy as np
@@ -14,7 +15,7 @@ from app.settings import Settings
 from app.supervisor import Supervisor, _end
 from app.worker import frames
 from app.worker.launch import Launched, channel
-from app.worker.messages import Key, Ready
+from app.worker.messages import DeviceLost, Key, Ready
 
 ROW = np.ones((1, 4), np.float32)
 
@@ -134,6 +135,52 @@ def test_nobody_waits_for_a_worker_that_cannot_be_killed(settings: Settings, mon
         await asyncio.wait_for(supervisor.stop(), 5)  # of one that does not go, either
 
     asyncio.run(run())
+
+
+def test_a_device_that_cannot_be_used_is_told_once(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """And again where something else is wrong, and when it is over; each of the workers that were tried was told."""
+    monkeypatch.setattr(supervisors, "FIRST_BACKOFF_SECONDS", 0.001)
+    monkeypatch.setattr(supervisors, "MAX_BACKOFF_SECONDS", 0.001)
+    monkeypatch.setattr(supervisors, "KILLED_SECONDS", 0.01)
+
+    def leaving() -> Stuck:
+        worker = Stuck()
+        frames.send(worker.theirs, DeviceLost("cuda:1 cannot be used:\nno such device"))
+        worker.end.set_result(1)
+        return worker
+
+    def refused() -> Stuck:
+        raise OSError(errno.EAGAIN, "Resource temporarily unavailable")
+
+    def lost() -> Stuck:
+        raise RuntimeError("nobody expects this")
+
+    def ready() -> Stuck:
+        worker = Stuck()
+        frames.send(worker.theirs, Ready("cuda:1", {}, 1))
+        return worker
+
+    async def run() -> None:
+        starts: list[Callable[[], Stuck]] = [*3 * [leaving], *3 * [refused], *3 * [lost], ready]
+        monkeypatch.setattr(supervisors, "Launched", lambda settings: starts.pop(0)())
+        supervisor = Supervisor(settings, "cuda:1")
+        await supervisor.start()
+        await asyncio.wait_for(supervisor.wait_ready(), 5)
+        assert supervisor.health.restarts == 9
+        await asyncio.wait_for(supervisor.stop(), 5)
+
+    asyncio.run(run())
+    told, worker = "cuda:1 is without a worker", "the worker on cuda:1"
+    left = "has left, for its device has failed: cuda:1 cannot be used:\nno such device"
+    assert [record.getMessage() for record in caplog.records] == [
+        f"{told}: {worker} {left}; another is started",
+        f"{told}: {worker} could not be started: [Errno 11] Resource temporarily unavailable; another is started",
+        f"{told}: nobody expects this",
+        f"over after 0 s: {told}",
+    ]
+    assert [record.exc_info is not None for record in caplog.records] == [False, False, True, False]
 
 
 @pytest.mark.parametrize(

@@ -1,10 +1,12 @@
 """The tokens file: what it may say, and how it is read anew."""
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from app.errors import RateLimited, TokensUnreadable
+from app.http import tokens as module
 from app.http.tokens import Allowance, TokenFile, add, hash_of, new_token
 
 
@@ -83,6 +85,54 @@ def test_a_file_that_is_broken_later_changes_nothing(path: Path, then: str | Non
     tokens = TokenFile(path)
     path.unlink() if then is None else path.write_text(then)
     assert tokens.find(token) is not None
+
+
+def test_a_file_that_could_not_be_read_is_read_as_soon_as_it_can_be(
+    path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Whatever kept it: an error that passes, or the mode of the one in its place. It was read when it was touched
+    again, and who had been taken off it was let in until then."""
+    names = ["first", "second", "third"]
+    given = {name: new_token() for name in names}
+    now, fails, reads = 0.0, False, 0
+    real = module._read
+
+    def read(path: Path) -> list[module.Caller]:
+        nonlocal reads
+        reads += 1
+        if fails:
+            raise TokensUnreadable("input/output error")
+        return real(path)
+
+    def let_in() -> list[str]:
+        return [name for name in names if tokens.find(given[name]) is not None]
+
+    def replace_by(name: str) -> None:
+        path.unlink(missing_ok=True)
+        add(path, name, ["read"], given[name], {})
+
+    monkeypatch.setattr(module, "time", SimpleNamespace(monotonic=lambda: now))
+    replace_by("first")
+    tokens = TokenFile(path)
+    monkeypatch.setattr(module, "_read", read)
+    fails = True
+    replace_by("second")
+    assert (let_in(), reads) == (["first"], 1)
+    now = 1.0
+    assert (let_in(), reads) == (["first"], 2)
+    fails = False
+    assert (let_in(), reads) == (["first"], 2)  # once a second
+    now = 2.0
+    assert (let_in(), reads) == (["second"], 3)
+    fails = True
+    replace_by("third")
+    assert (let_in(), reads) == (["second"], 4)
+    fails = False
+    path.chmod(0o640)
+    assert (let_in(), reads) == (["third"], 5)  # at once, for it has changed
+    told = "changes of the tokens file have no effect"
+    lines = [record.getMessage() for record in caplog.records]
+    assert lines == 2 * [f"{told}: input/output error", f"over after 0 s: {told}"]
 
 
 def test_what_is_used_of_a_limit_stays_used(path: Path) -> None:

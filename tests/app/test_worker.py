@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 
+from app.errors import StoreUnavailable
 from app.http.problems import answer_to
 from app.store import figures_file
 from app.store.store import Store
@@ -182,29 +183,57 @@ def test_a_start_that_was_removed_meanwhile_fails_the_job(turned: Turned, store:
     assert said.message == Failed("job", "UnknownDictionary", "digits@1 has been removed")
 
 
-def test_errors_of_our_own_are_logged_in_a_line_and_others_with_where_they_came_from(
+def test_what_is_told_to_the_service_is_for_it_to_log_and_what_nobody_expects_with_where_it_came_from(
     turned: Turned, store: Store, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    caplog.set_level(logging.INFO, "dictserve.worker")
+    """Each request for a damaged dictionary was two lines, and the worker's had no request's id."""
+    caplog.set_level(logging.INFO)
 
-    def logged(key: Key) -> tuple[int, str, bool]:
-        """Level, text, and whether a traceback goes along, of the one line that a solve leaves."""
-        caplog.clear()
-        frames.send(turned.channel, Solve(1, key), A)
+    def failure(name: str) -> Failed:
+        frames.send(turned.channel, Solve(1, Key("encode", name, 1)), A)
         (said,) = turned.turn()
         assert isinstance(said.message, Failed)
-        (line,) = caplog.records
-        return line.levelno, line.getMessage(), line.exc_info is not None
+        return said.message
 
-    level, text, with_traceback = logged(Key("encode", "absent", 1))
-    assert (level, with_traceback) == (logging.INFO, False)  # a client's doing
-    assert text.startswith("task 1: UnknownDictionary: ")
+    assert failure("absent").error == "UnknownDictionary"
     (store.root / "digits" / "1" / "dictionary.safetensors").write_bytes(b"x")
-    level, text, with_traceback = logged(Key("encode", "digits", 1))
-    assert (level, with_traceback) == (logging.WARNING, False)
-    assert "DictionaryDamaged: dictionary.safetensors of digits@1" in text
+    damaged = failure("digits")
+    assert damaged.error == "DictionaryDamaged"
+    assert damaged.detail.startswith("dictionary.safetensors of digits@1")
+    assert not caplog.records
     monkeypatch.setattr(turned.worker._cache, "get", lambda *_: 1 / 0)
-    assert logged(Key("encode", "digits", 1)) == (logging.ERROR, "task 1 failed", True)
+    assert failure("digits").error == "ZeroDivisionError"
+    (line,) = caplog.records
+    assert (line.levelno, line.getMessage(), line.exc_info is not None) == (logging.ERROR, "task 1 failed", True)
+
+
+def test_each_dictionary_that_cannot_be_read_for_a_while_is_told_twice(
+    turned: Turned, store: Store, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The service answers with a 503, of which it logs none. Each request for one was a line."""
+    publish(store, "faces", D)
+
+    def encode(name: str) -> frames.Message:
+        frames.send(turned.channel, Solve(1, Key("encode", name, 1)), A)
+        (said,) = turned.turn()
+        return said.message
+
+    def withheld(name: str, version: int) -> None:
+        raise StoreUnavailable(f"dictionary.safetensors of {name}@{version} cannot be read: Permission denied")
+
+    with monkeypatch.context() as denied:
+        denied.setattr(turned.worker._store, "load", withheld)
+        for name in 3 * ["digits", "faces"]:
+            refused = encode(name)
+            assert isinstance(refused, Failed)
+            assert refused.error == "StoreUnavailable"
+    for name in 2 * ["digits", "faces"]:
+        assert isinstance(encode(name), Solved)
+    told = "{0}@1 cannot be loaded: dictionary.safetensors of {0}@1 cannot be read: Permission denied"
+    assert [record.getMessage() for record in caplog.records] == [
+        *(told.format(name) for name in ("digits", "faces")),
+        *(f"over after 0 s: {name}@1 cannot be loaded" for name in ("digits", "faces")),
+    ]
 
 
 def test_a_heartbeat_tells_of_a_gpus_memory(turned: Turned, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -270,6 +299,7 @@ def test_rows_that_memory_never_suffices_for_are_refused(
     (said,) = turned.turn()
     assert isinstance(said.message, Failed)
     assert said.message.error == "DeviceOutOfMemory"
+    assert said.message.detail.endswith("send fewer rows at a time (RuntimeError: CUDA error: out of memory)")
 
 
 DEVICE_ERRORS = [
