@@ -14,6 +14,7 @@ import math
 import sys
 import time
 import traceback
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext, suppress
 from dataclasses import dataclass, field
@@ -38,6 +39,7 @@ RESULTS = Path(__file__).parent / "gpu.json"
 ACTIVE = 20  # concepts in a row of the planted data
 ROWS_MADE = 8192  # at once
 NOISE = 0.01
+LARGEST, SHORT_NAME = 12, 60  # kernels that are told of each by itself; characters of a name, at least
 WARM_UP_ROWS = 40_000  # enough for the tiles of a large fit
 
 Figures = dict[str, Any]
@@ -212,7 +214,7 @@ def unrecorded_encode(dictionary: Dictionary, row: torch.Tensor) -> torch.Tensor
     return kernels.solve(row, dictionary._prepared, tol=ENCODE_TOL, max_sweeps=ENCODE_MAX_ITER)[0]
 
 
-def by_kernel(bench: Bench, work: Callable[[], object]) -> Figures:
+def by_kernel(bench: Bench, work: Callable[[], object]) -> Counter[str]:
     """Milliseconds on the device in each kernel; on the CPU, of operations."""
     on_gpu = bench.device.type == "cuda"
     # the one for devices loads torch's compiler as it starts, which takes seconds
@@ -220,15 +222,21 @@ def by_kernel(bench: Bench, work: Callable[[], object]) -> Figures:
     with torch.profiler.profile(activities=[cuda]) if on_gpu else torch.autograd.profiler.profile() as profile:
         work()
         bench.wait()
-    return {
-        event.key[:60]: 1e-3 * (event.self_device_time_total if on_gpu else event.self_cpu_time_total)
-        for event in profile.key_averages()
-    }
+    times: Counter[str] = Counter()
+    for event in profile.key_averages():
+        times[event.key] += 1e-3 * (event.self_device_time_total if on_gpu else event.self_cpu_time_total)
+    return times
 
 
-def largest(figures: Figures) -> Figures:
-    """Those that take most of the time."""
-    return dict(sorted(figures.items(), key=lambda item: -item[1])[:12])
+def largest(times: Counter[str]) -> Figures:
+    """Those that take most of the time, by as much of their names as tells them apart, and the others together."""
+    most = dict(times.most_common(LARGEST))
+
+    def shortened(name: str) -> str:
+        starts = (name[:length] for length in range(SHORT_NAME, len(name)))
+        return next((start for start in starts if sum(other.startswith(start) for other in most) == 1), name)
+
+    return {shortened(name): time for name, time in most.items()} | {"others": times.total() - sum(most.values())}
 
 
 def fit(bench: Bench, rows: int, n_features: int, nb_concepts: int, iterations: int, peer_seconds: float) -> Figures:

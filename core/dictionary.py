@@ -34,7 +34,7 @@ LARGEST_GRAM_ON_GPU = 16384
 
 
 def largest_gram(device: torch.device) -> int:
-    """Concepts up to which a dictionary on this device holds its gram."""
+    """Concepts up to which a dictionary whose rows are encoded on this device holds its gram."""
     return LARGEST_GRAM_ON_GPU if device.type == "cuda" else LARGEST_GRAM
 
 
@@ -61,7 +61,8 @@ class Dictionary:
     squared norms of the concepts; and, for at most 4096 concepts (on a GPU 16384), the gram B = D·Dᵀ (nb_concepts,
     nb_concepts); nothing of the size of B is needed beyond. In bytes: 4·(2·k·d + k² + k) in float32 (B of 4096:
     64 MiB), 4·(2·k·d + k) without B, twice that in float64; and 4·k·d more where concepts are of extraordinary size.
-    Any thread may use it.
+    On a GPU 8·k·d more, of the machine's memory, once a row had to be ended by the CPU; where all are encoded by it
+    (in float64, or on more than 32768 concepts), what that takes there, and D on the GPU. Any thread may use it.
 
     Args:
         D: tensor or array (nb_concepts, n_features), non-negative and finite.
@@ -96,15 +97,18 @@ class Dictionary:
         self.nb_concepts, self.n_features = self.D.shape
         # concepts of extraordinary size are solved for in units of their own: z = solved / 2^exponent
         self._exponents = exponents_of(self.D.amax(dim=1))
-        scaled = self.D if self._exponents is None else times_power_of_two(self.D, -self._exponents[:, None])
+        self._scaled = self.D if self._exponents is None else times_power_of_two(self.D, -self._exponents[:, None])
+        there = kernels.encoded_on(self.D)
+        hold_gram = self.nb_concepts <= largest_gram(there)
         with own_precision():
-            self._prepared = kernels.prepare(scaled, hold_gram=self.nb_concepts <= largest_gram(self.device))
-        self._records: dict[Any, Any] = {}
+            self._prepared = kernels.prepare(self._scaled.to(there), hold_gram=hold_gram)
+        self._kept = kernels.Kept()
 
     @property
     def nbytes(self) -> int:
-        """Bytes that this object's tensors take."""
-        return self._prepared.nbytes + (0 if self._prepared.D is self.D else self.D.nbytes)
+        """Bytes that this object's tensors take, on its device and on the CPU: more, once a row was ended there."""
+        tensors = (self.D, self._scaled, *self._prepared, *(self._kept.on_cpu or ()))
+        return sum({id(tensor): tensor.nbytes for tensor in tensors}.values())
 
     def encode(
         self,
@@ -162,7 +166,7 @@ class Dictionary:
             else:  # with concepts in units of their own, as they were prepared
                 of_concepts = 0 if self._exponents is None else self._exponents
                 ordinary = self._matrix(times_power_of_two(Z, of_concepts - exponents[:, None]))
-                A = product(ordinary, self._prepared.D, Precision.FLOAT32)
+                A = product(ordinary, self._scaled, Precision.FLOAT32)
                 A = times_power_of_two(A, exponents[:, None])
         return _in_range(A, "activations", of=Z, given="codes")
 
@@ -192,7 +196,7 @@ class Dictionary:
         exponents = exponents_of(given.amax(dim=1))
         A = self._matrix(given if exponents is None else times_power_of_two(given, -exponents[:, None]))
         exponents = None if exponents is None else exponents.to(self.device)
-        Z, residual = kernels.solve(A, self._prepared, tol=tol, max_sweeps=max_iter, records=self._records)
+        Z, residual = kernels.solve(A, self._prepared, tol=tol, max_sweeps=max_iter, kept=self._kept)
         if exponents is None and self._exponents is None:
             return Z, residual
         of_rows = 0 if exponents is None else exponents[:, None]
@@ -206,7 +210,7 @@ class Dictionary:
 
         Each code's change moves the gradient of any concept, in units of its norm, by at most its own concept's norm.
         """
-        inverse = self._prepared.inverse  # 1/‖d_j‖², in the units of Z
+        inverse = self._prepared.inverse.to(self.device)  # 1/‖d_j‖², in the units of Z
         norms = torch.where(inverse > 0, inverse, 1).rsqrt()
         lost = ((kept - Z).abs() * norms).sum(dim=1)
         return torch.where(lost > 0, lost / torch.linalg.vector_norm(A, dim=1), 0)

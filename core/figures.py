@@ -10,6 +10,7 @@ import torch
 
 from core.chunks import rows_of_slice, slices
 from core.conventions import NEIGHBOURS
+from core.kernels.precision import Precision, product
 from core.ranks import ALONE, Ranks
 
 BINS = 20  # of a histogram
@@ -87,7 +88,7 @@ def nearest_steps(D_unit: torch.Tensor) -> Generator[None, None, Figures]:
     """
     found = []
     for part in slices(len(D_unit), rows_of_slice(D_unit.numel(), D_unit.device, least=1)):
-        found.append(_best_others(D_unit[part] @ D_unit.T, part.start))
+        found.append(_best_others(product(D_unit[part], D_unit.T, Precision.FLOAT32), part.start))
         yield
     concepts, cosines = (torch.cat(parts) for parts in zip(*found, strict=True))
     return Figures(concepts, cosines.clamp_(max=1))
@@ -154,7 +155,7 @@ def _together(Z: torch.Tensor, uses: torch.Tensor, ranks: Ranks) -> Generator[No
         both = torch.zeros(width, k, dtype=torch.float64, device=Z.device)
         for part in _rows(Z, width + TOGETHER_WORK):
             active = (Z[part] > 0).float()
-            both += active[:, concepts].T @ active
+            both += product(active[:, concepts].T, active, Precision.FLOAT32)
             yield
         ranks.total(0, both)
         either = uses[concepts, None] + uses - both

@@ -11,6 +11,7 @@ import torch
 from core import kernels
 from core.chunks import Chunks, add_cross_product, chunk_size, slices
 from core.errors import OutOfRange
+from core.kernels.precision import Precision, product
 
 Start = Generator[None, None, tuple[torch.Tensor, torch.Tensor]]
 
@@ -81,7 +82,7 @@ def nndsvda(chunks: Chunks, nb_concepts: int, generator: torch.Generator) -> Sta
     for _ in range(POWER_PASSES):
         Y = torch.zeros(d, components, dtype=torch.float64, device=device)
         for _, block in chunks:
-            projected = block @ Q
+            projected = product(block, Q, Precision.FLOAT32)
             add_cross_product(block, projected, Y)
             yield
         ranks.total(0, Y)
@@ -92,7 +93,7 @@ def nndsvda(chunks: Chunks, nb_concepts: int, generator: torch.Generator) -> Sta
     # A·Q is kept in Z's place; its gram gives the singular values, and the rotation to left vectors in place
     gram = torch.zeros(components, components, dtype=torch.float64, device=device)
     for rows, block in chunks:
-        projected = block @ Q
+        projected = product(block, Q, Precision.FLOAT32)
         Z[rows, :components] = projected
         add_cross_product(projected, projected, gram)
         yield
@@ -101,12 +102,12 @@ def nndsvda(chunks: Chunks, nb_concepts: int, generator: torch.Generator) -> Sta
     ranks.share(squares, rotation)
     squares, rotation = squares.flip(0).clamp(min=0), rotation.flip(1).float()
     rank = int((squares > RANK_SHARE**2 * squares[0]).sum())
-    V = (Q @ rotation[:, :rank]).T
+    V = product(Q, rotation[:, :rank], Precision.FLOAT32).T
     yield
 
     halves = torch.zeros(2, rank, dtype=torch.float64, device=device)  # ‖u₊‖², ‖u₋‖² of u = A·v
     for rows in chunks.slices():
-        U = Z[rows, :components] @ rotation[:, :rank]
+        U = product(Z[rows, :components], rotation[:, :rank], Precision.FLOAT32)
         Z[rows, :rank] = U
         halves[0] += U.clamp(min=0).square().sum(dim=0)
         halves[1] += U.clamp(max=0).square().sum(dim=0)
@@ -145,8 +146,8 @@ def _fills(chunks: Chunks) -> Generator[None, None, tuple[torch.Tensor, torch.Te
     of_rows = torch.empty(chunks.n_rows, dtype=torch.float32, device=chunks.A.device)
     of_features = torch.zeros(chunks.n_features, dtype=torch.float64, device=chunks.A.device)
     for rows, block in chunks:
-        of_rows[rows] = (block @ ones[: chunks.n_features])[:, 0]
-        of_features += (block.T @ ones[: rows.stop - rows.start])[:, 0]
+        of_rows[rows] = product(block, ones[: chunks.n_features], Precision.FLOAT32)[:, 0]
+        of_features += product(block.T, ones[: rows.stop - rows.start], Precision.FLOAT32)[:, 0]
         yield
     chunks.ranks.total(0, of_features)
     share = FILL_SHARE / (chunks.mean * chunks.nb_concepts) ** 0.5
@@ -197,10 +198,11 @@ def given(chunks: Chunks, Z: torch.Tensor | None, D: torch.Tensor | None) -> Sta
 def codes_for(chunks: Chunks, D: torch.Tensor) -> Generator[None, None, torch.Tensor]:
     """The best Z (n, k) for a given D (k, d), nearly; where each row starts from is zero."""
     Z = torch.zeros(chunks.n_rows, len(D), dtype=torch.float32, device=D.device)
-    B = D @ D.T
+    B = product(D, D.T, Precision.FLOAT32)
     inverse = kernels.inverse_diagonal(B)
     for rows, block in chunks:
-        kernels.descend(Z[rows], -(block @ D.T), B, inverse, max_sweeps=SWEEPS, share=SWEEP_SHARE)
+        G = -product(block, D.T, Precision.FLOAT32)
+        kernels.descend(Z[rows], G, B, inverse, max_sweeps=SWEEPS, share=SWEEP_SHARE)
         yield
     return Z
 

@@ -12,6 +12,7 @@ from core.conventions import NEAR_DENSE_SHARE
 from core.dictionary import Dictionary
 from core.figures import Figures, nearest_steps
 from core.inputs import tensor
+from core.kernels.precision import Precision, product
 from core.online import EXACT
 from core.ranks import ALONE, Ranks
 from core.sparse import SparseRows
@@ -124,8 +125,8 @@ class _Sums:
 
     def add(self, block: torch.Tensor, z: torch.Tensor, D_unit: torch.Tensor, unit: float) -> None:
         """Rows and codes, both in this unit."""
-        error = block - z @ D_unit
-        g = -(error @ D_unit.T)
+        error = block - product(z, D_unit, Precision.FLOAT32)
+        g = -product(error, D_unit.T, Precision.FLOAT32)
         v = torch.where(z > 0, g, g.clamp(max=0))
         self.n += len(block)
         self.violation += float(torch.linalg.vector_norm(v, dtype=torch.float64) * unit) ** 2

@@ -34,6 +34,7 @@ from core.dictionary import Dictionary
 from core.errors import InvalidParameter, WrongShape
 from core.fit import Fit
 from core.inputs import tensor
+from core.kernels.precision import Precision, product
 from core.progress import FitProgress, tell
 from core.solvers.alternating import LARGE_SHARE, VANISHED, Statistics, direct_loss, loss_from, update_concepts
 from core.solvers.hals import CONCEPTS
@@ -115,7 +116,7 @@ def learn_steps(memory: Memory, batch: torch.Tensor, *, may_revive: bool = True)
     yield from chunks.survey()
     Z = batch.new_empty(len(batch), chunks.nb_concepts)
     statistics = yield from _encode(chunks, Z, memory.concepts)
-    gram = memory.concepts.T @ memory.concepts
+    gram = product(memory.concepts.T, memory.concepts, Precision.FLOAT32)
     loss = loss_from(statistics, memory.concepts, gram, chunks.energy)
     if loss < LARGE_SHARE * chunks.energy:
         loss = yield from direct_loss(chunks, Z, memory.concepts)

@@ -9,6 +9,7 @@ import torch
 
 from core.checks import Form, check_dtype, check_scale, check_values, converted
 from core.errors import WrongDtype
+from core.kernels.precision import Precision, product
 from core.scaling import times_power_of_two
 
 if TYPE_CHECKING:
@@ -97,7 +98,7 @@ class SparseRows:
 
     def __matmul__(self, X: torch.Tensor) -> torch.Tensor:
         if self.device.type != "cpu":
-            return self.to_dense() @ X
+            return product(self.to_dense(), X, Precision.FLOAT32)
         return torch.from_numpy(self.matrix @ X.numpy())
 
     @property

@@ -6,10 +6,13 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
+from contextlib import nullcontext
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
 
 from benchmarks import gpu, report
 from benchmarks.cases import NAMES, OF_THE_CORE, OF_THE_SERVICE
@@ -115,6 +118,23 @@ def test_a_case_that_fails_on_a_gpu_leaves_the_others(tmp_path: Path, monkeypatc
         gpu.main()
     told = json.loads(output.read_text())
     assert (told["first"], told["second"]) == ({"failed": "RuntimeError: CUDA error"}, {"ratio": 1})
+
+
+def test_kernels_of_names_that_begin_alike_are_told_apart_and_add_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    alike = "void at::native::vectorized_elementwise_kernel<4, at::native::"
+    microseconds = {alike + "CUDAFunctor_add<float>": 900.0, alike + "CUDAFunctor_mul<float>": 700.0, "choose": 500.0}
+    microseconds |= {f"small {i}": 1.0 for i in range(20)}
+    events = [SimpleNamespace(key=name, self_device_time_total=time) for name, time in microseconds.items()]
+    profile = SimpleNamespace(key_averages=lambda: events)
+    monkeypatch.setattr(torch.profiler, "profile", lambda activities: nullcontext(profile))
+    bench = gpu.Bench(torch.device("cuda"), quick=True, deadline=0, output=None)
+    monkeypatch.setattr(bench, "wait", lambda: None)
+    of_kernels = gpu.by_kernel(bench, lambda: None)
+    assert of_kernels.total() == pytest.approx(2.12)
+    shown = gpu.largest(of_kernels)
+    assert len(shown) == gpu.LARGEST + 1
+    assert sum(shown.values()) == pytest.approx(2.12)
+    assert list(shown)[:3] == [alike + "CUDAFunctor_a", alike + "CUDAFunctor_m", "choose"]
 
 
 def test_an_unknown_case_is_refused_with_those_there_are() -> None:

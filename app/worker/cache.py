@@ -16,22 +16,24 @@ class DictionaryCache:
         self._max_bytes = max_bytes
         self._prepare = prepare
         self._prepared: OrderedDict[Key, Dictionary] = OrderedDict()
-        self.nbytes = 0
 
     def __len__(self) -> int:
         return len(self._prepared)
 
+    @property
+    def nbytes(self) -> int:
+        """Of all, on the device and on the CPU. One may come to take more as it is used: the next that is prepared
+        makes room for that."""
+        return sum(dictionary.nbytes for dictionary in self._prepared.values())
+
     def clear(self) -> None:
         self._prepared.clear()
-        self.nbytes = 0
 
     def get(self, name: str, version: int, dtype: Dtype) -> Dictionary:
         key = (name, version, dtype)
         if key not in self._prepared:
             self._prepared[key] = self._prepare(name, version, dtype)
-            self.nbytes += self._prepared[key].nbytes
             while self.nbytes > self._max_bytes and len(self._prepared) > 1:
-                _, evicted = self._prepared.popitem(last=False)
-                self.nbytes -= evicted.nbytes
+                self._prepared.popitem(last=False)
         self._prepared.move_to_end(key)
         return self._prepared[key]

@@ -18,6 +18,7 @@ from app.worker import device
 from app.worker.cache import DictionaryCache
 from app.worker.messages import Key
 from app.worker.transfers import Transfers, joined
+from core.kernels import encoded_on
 from core.scaling import exponents_of, times_power_of_two
 
 logger = logging.getLogger("dictserve.worker")
@@ -69,7 +70,7 @@ class Solving:
 
         if key.task == "decode":
             return self._transfers.through(rows, decode)
-        if self._device.type != "cpu":
+        if encoded_on(dictionary.D).type != "cpu":
             return self._transfers.through(rows, encode)
         smallest = min(dictionary.nb_concepts, dictionary.n_features)  # no row needs more concepts
         surely = TURN_SECONDS / (FULL_ROW_SECONDS * (smallest / 1024) ** 3)

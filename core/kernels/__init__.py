@@ -11,13 +11,13 @@ from functools import cache
 from importlib.util import find_spec
 from math import prod
 from types import ModuleType
-from typing import Any
 
 import torch
 
 from core.kernels import blocked, precision
 from core.kernels.grams import gram as gram
 from core.kernels.of_cpu import of_cpu
+from core.kernels.prepared import Kept as Kept
 from core.kernels.prepared import Prepared as Prepared
 from core.kernels.prepared import inverse_of
 from core.kernels.prepared import prepare as prepare
@@ -83,19 +83,26 @@ def solve(
     *,
     tol: float,
     max_sweeps: int,
-    records: dict[Any, Any] | None = None,
+    kept: Kept | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Codes of A (rows, d) on a prepared D (k, d) from zero: (Z (rows, k), relative residual of each row).
 
     A row is done when its residual max_j |v_j|/(‖d_j‖·‖a‖) (see `core.kernels.reference.kkt_residual`) is at most
-    `tol`, or after `max_sweeps`; it does not depend on the other rows. That of an all-zero row is 0. `records`: where
-    an implementation may keep, for later calls with the same D, what it has recorded for few rows.
+    `tol`, or after `max_sweeps`; it does not depend on the other rows. That of an all-zero row is 0. `kept`: of this
+    D, where there will be later calls.
+
+    `prepared` may lie where `encoded_on` says, rather than where A does; the answer lies with A.
     """
     if A.device.type == "cpu":
         return of_cpu().solve(A, prepared, tol, max_sweeps)  # type: ignore[no-any-return]
-    if (of_cuda := _of_cuda(A)) is not None:
-        return of_cuda.solve(A, prepared, tol, max_sweeps, records)  # type: ignore[no-any-return]
+    if (of_cuda := _encodes_of_cuda(prepared.D)) is not None:
+        return of_cuda.solve(A, prepared, tol, max_sweeps, kept)  # type: ignore[no-any-return]
     return of_cpu().solve_for_others(A, prepared, tol, max_sweeps)  # type: ignore[no-any-return]
+
+
+def encoded_on(D: torch.Tensor) -> torch.device:
+    """Where rows on this device are encoded on D: on the CPU, unless the device has kernels for it."""
+    return D.device if _encodes_of_cuda(D) is not None else torch.device("cpu")
 
 
 def sums(x: torch.Tensor) -> tuple[float, float]:
@@ -128,6 +135,11 @@ def _of_cuda(x: torch.Tensor) -> ModuleType | None:
     from core.kernels import cuda
 
     return cuda
+
+
+def _encodes_of_cuda(D: torch.Tensor) -> ModuleType | None:
+    of_cuda = _of_cuda(D)
+    return of_cuda if of_cuda is not None and len(D) <= of_cuda.MOST_CONCEPTS else None
 
 
 @cache

@@ -7,6 +7,8 @@ to the gradient of all columns. `core.kernels.reference` defines what is compute
 
 import torch
 
+from core.kernels.precision import Precision, product
+
 BLOCK_COLUMNS = 64
 
 
@@ -38,7 +40,7 @@ def _sweep(Z: torch.Tensor, G: torch.Tensor, B: torch.Tensor, inverse: torch.Ten
     for start in range(0, Z.shape[1], BLOCK_COLUMNS):
         block = slice(start, start + BLOCK_COLUMNS)
         steps = _sweep_block(Z[:, block], G[:, block].clone(), B[block, block], inverse[block])
-        G += steps @ B[block]
+        G += product(steps, B[block], Precision.FLOAT32)
         progress += (steps.square() * B[block, block].diagonal()).sum(dim=1)
     return progress
 

@@ -86,24 +86,20 @@ def solve_for_others(
 
     Torch alone, coordinate by coordinate, would launch a kernel for each of a sweep's, and take seconds for any row.
     """
-    Z, residual = solve(A.cpu(), _on_the_cpu(prepared), tol, max_sweeps)
+    Z, residual = solve(A.cpu(), on_the_cpu(prepared), tol, max_sweeps)
     return Z.to(A.device), residual.to(A.device)
 
 
 def finish(
     A: torch.Tensor, prepared: Prepared, tol: float, max_sweeps: int, Z: torch.Tensor, residual: torch.Tensor
 ) -> None:
-    """What float32 leaves undone, in float64 and in place, with as many sweeps as dense.py leaves of `max_sweeps`.
-
-    All but `prepared` lies on the CPU.
-    """
+    """What float32 leaves undone, in float64 and in place, with as many sweeps as dense.py leaves of `max_sweeps`."""
     if max_sweeps > PATIENCE:
         z, left = Z.numpy(), residual.numpy()
-        arrays = _arrays(_on_the_cpu(prepared))
-        _solve(dependent.solve_some, A.numpy(), arrays, tol, z, left, max_sweeps - PATIENCE)
+        _solve(dependent.solve_some, A.numpy(), _arrays(prepared), tol, z, left, max_sweeps - PATIENCE)
 
 
-def _on_the_cpu(prepared: Prepared) -> Prepared:
+def on_the_cpu(prepared: Prepared) -> Prepared:
     """Without the gram, where that lies elsewhere: of all it is the largest."""
     if prepared.D.device.type == "cpu":
         return prepared

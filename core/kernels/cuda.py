@@ -3,20 +3,26 @@
 Not yet run on a GPU: what is here is held to `core.kernels.reference` by Triton's interpreter.
 """
 
+from typing import Any
+
 import torch
 
 from core.kernels import rounds, tiles
 from core.kernels.of_cpu import of_cpu
 from core.kernels.precision import Precision, product
-from core.kernels.prepared import Prepared
-from core.kernels.records import FEW_ROWS, Record, Records, record_of
-from core.kernels.rounds import Encode, Solved, size_for
+from core.kernels.prepared import Kept, Prepared
+from core.kernels.records import FEW_ROWS, Record, record_of
+from core.kernels.rounds import Encode, Solved, on_device, size_for
 
 # --- descent: columns of a block, whose gradients are one product of all rows, so wide that moves can be read as fast
 # as they are multiplied; those among them that go one by one in registers; and the depth of a product there
 BLOCK, PART, DEPTH = 512, 16, 32
 ROWS = 32  # of a program, which is a warp: a row each thread
 LOOK_AFTER = 16  # sweeps after which the host asks whether any row still goes; a fit's iterations take fewer
+
+# Of an encode: a program of `working_sets.choose` holds a row's codes and gradients of all. It compiles for half a
+# minute for so many, and three times as long for twice as many: these are for the CPU.
+MOST_CONCEPTS = 32768
 
 # Sweeps that go on to this share of the first's progress or beyond are meant to arrive, which three products allow.
 ITERATING_SHARE = 1e-4
@@ -60,7 +66,7 @@ def descend(
 
 
 def solve(
-    A: torch.Tensor, prepared: Prepared, tol: float, max_sweeps: int, records: Records | None = None
+    A: torch.Tensor, prepared: Prepared, tol: float, max_sweeps: int, kept: Kept | None = None
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """See `core.kernels.solve`; by rounds on a working set for each row, as on the CPU (`core.kernels.active_set`).
 
@@ -71,21 +77,24 @@ def solve(
     once for all the rounds that most encodes take. Rows that have had all their products are ended by exact steps on
     the CPU: of concepts that nearly depend on each other, gradients settle little.
     """
+    kept = kept or Kept()
     with torch.cuda.device_of(A):  # type: ignore[no-untyped-call]
-        solved = _by_record(A, prepared, tol, max_sweeps, records) or _by_rounds(Encode(A, prepared, tol, max_sweeps))
+        solved = _by_record(A, prepared, tol, max_sweeps, kept.records)
+        solved = solved or _by_rounds(Encode(A, prepared, tol, max_sweeps))
         if solved.given_up:
             late = (~(solved.residual <= tol)).nonzero().squeeze(1)
             a, z, left = (x[late].cpu() for x in (A, solved.Z, solved.residual))
-            of_cpu().finish(a, prepared, tol, max_sweeps, z, left)
+            kept.on_cpu = kept.on_cpu or of_cpu().on_the_cpu(prepared)
+            of_cpu().finish(a, kept.on_cpu, tol, max_sweeps, z, left)
             solved.Z[late], solved.residual[late] = z.to(A.device), left.to(A.device)
         return solved.Z, solved.residual
 
 
 def _by_record(
-    A: torch.Tensor, prepared: Prepared, tol: float, max_sweeps: int, records: Records | None
+    A: torch.Tensor, prepared: Prepared, tol: float, max_sweeps: int, records: dict[Any, Any]
 ) -> Solved | None:
     """None where there is none, or none that would do."""
-    if records is None or not 0 < len(A) <= FEW_ROWS:
+    if not 0 < len(A) <= FEW_ROWS:
         return None
     rows = 1 << (len(A) - 1).bit_length()  # a few at most stand empty
 
@@ -109,5 +118,5 @@ def _by_rounds(encode: Encode) -> Solved:
         if not bool(going.any()):
             return Solved(encode.Z, encode.residual, given_up)
         if not bool(going.all()):
-            encode.rows = encode.rows.only(going.nonzero().squeeze(1).to(encode.Z.device))
+            encode.rows = encode.rows.only(on_device(going.nonzero().squeeze(1), encode.Z.device))
         encode.lower(min(encode.room, size_for(told.widest)))

@@ -187,7 +187,7 @@ def solve_some(
             aim = LAST_SHARE * SHARE * tol if all_in else max(LAST_SHARE * SHARE * tol, ROUND_SHARE * reached)
             codes = z[chosen].astype(np.float64)
             sweeps = _minimise(
-                a, codes, concepts, gram, h[chosen], norm, aim * norm, sweeps + 1, max_sweeps, rounds == 0
+                a, codes, concepts, gram, h[chosen], np.float64(norm), aim * norm, sweeps + 1, max_sweeps, rounds == 0
             )
             previous, best, rounds = reached, min(best, reached), rounds + 1
             z[chosen] = codes

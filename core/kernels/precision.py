@@ -1,7 +1,8 @@
 """Matrix products, each with the precision that it is asked for, whatever the process has told torch of its own.
 
 Torch has one switch for all float32 products of a process; on CUDA it is here turned for one product at a time and
-turned back, under a lock, so that no other product of ours meets it. Elsewhere all products are float32's own.
+turned back, under a lock. No other product of ours meets it, as all that run there are made by `product`, or within
+`in_float32`. Elsewhere all products are float32's own.
 """
 
 from collections.abc import Iterator
@@ -97,8 +98,8 @@ def product(
     X: torch.Tensor, Y: torch.Tensor, precision: Precision, *, less: torch.Tensor | None = None
 ) -> torch.Tensor:
     """X·Y, or X·Y − less, of two matrices, or of two stacks of them and nothing less. Other dtypes than float32 are
-    multiplied as they are."""
-    if X.device.type != "cuda" or X.dtype != torch.float32:
+    multiplied as they are, and so are sparse rows, which see to it themselves."""
+    if X.device.type != "cuda" or X.dtype != torch.float32 or not isinstance(X, torch.Tensor):
         return X @ Y if less is None else torch.addmm(less, X, Y, beta=-1)
     if precision is not Precision.SPLIT or X.shape[-1] == 0:
         with _tensor_cores(precision is Precision.TF32):
@@ -124,6 +125,12 @@ def _add_split(sums: torch.Tensor | None, X: torch.Tensor, Y: torch.Tensor) -> t
 def nearest_tf32(x: torch.Tensor) -> torch.Tensor:
     """x to the nearest of TF32: cut off, what is left would be twice as large, and so would be what is lost of it."""
     return x.contiguous().view(torch.int32).add(_HALF).bitwise_and_(_KEPT_BITS).view(torch.float32)
+
+
+def in_float32(device: torch.device) -> AbstractContextManager[object]:
+    """Within: what is multiplied on this device, by other than `product`, is so with `Precision.FLOAT32`. For one
+    operation, as other threads' products wait."""
+    return _tensor_cores(False) if device.type == "cuda" else _AS_IT_IS
 
 
 @contextmanager

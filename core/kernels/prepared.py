@@ -1,5 +1,6 @@
 """A dictionary, ready to solve on: what all of `core.kernels.solve` computes once and not for each call."""
 
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import torch
@@ -23,9 +24,18 @@ class Prepared(NamedTuple):
     inverse: Any
     panels: Any
 
-    @property
-    def nbytes(self) -> int:
-        return sum(tensor.nbytes for tensor in self)
+
+@dataclass
+class Kept:
+    """What is kept beside a prepared D for later calls. Any thread may use it.
+
+    Attributes:
+        records: see `core.kernels.records`.
+        on_cpu: the same on the CPU, once it was wanted there; of threads that made it at once, the last one's.
+    """
+
+    records: dict[Any, Any] = field(default_factory=dict)
+    on_cpu: Prepared | None = None
 
 
 def prepare(D: torch.Tensor, *, hold_gram: bool) -> Prepared:

@@ -20,6 +20,10 @@ ROUGH_ROUNDS = 4
 
 MOST_RECORDS = 16  # for one D; who asks for a new tolerance each time has none recorded
 
+# Rows that want more than there is room for are played in vain. After one that was, as many are passed by as were in
+# vain before it, up to so many: a row that is unlike the others costs nothing, and of such alone few are played.
+MOST_PASSED_BY = 100
+
 Records = dict[Any, "Record | None"]
 
 # One at a time is made or played: torch records one graph at a time, and they share cuBLAS's workspace.
@@ -91,15 +95,19 @@ class Record:
         rows, device = len(encode.A), encode.A.device
         self._encode = encode
         self._widest = torch.zeros(rows, dtype=torch.int32, device=device)
+        self._in_vain = self._to_pass_by = 0  # since one was not; of those that come next
         with _in_use:
             self._begin = recorded(self._first_rounds, device)
             self._begin()
             self._go_on = recorded(self._round, device)
 
     def solve(self, A: torch.Tensor) -> Solved | None:
-        """None where a row wants a larger working set than there is room for."""
+        """None where a row wants a larger working set than there is room for, or is likely to."""
         n, encode = len(A), self._encode
         with _in_use:
+            if self._to_pass_by > 0:
+                self._to_pass_by -= 1
+                return None
             encode.A[:n] = A
             encode.A[n:] = 0
             self._begin()
@@ -108,8 +116,11 @@ class Record:
                 Z, residual = encode.Z[:n].clone(), encode.residual[:n].clone()
                 told = encode.told(self._widest)
                 if told.widest > encode.room:
+                    self._to_pass_by = min(self._in_vain, MOST_PASSED_BY)
+                    self._in_vain += 1
                     return None
                 if not bool(encode.going(told).any()):
+                    self._in_vain = 0
                     return Solved(Z, residual, bool((told.relative > encode.tol).any()))
                 self._go_on()
 

@@ -56,11 +56,12 @@ class Rows:
 
 @dataclass(frozen=True)
 class Told:
-    """What the host learns of each row that is left, and the most concepts that any wants."""
+    """What the host learns of each row that is left, the most concepts that any wants, and what else it asked for."""
 
     relative: torch.Tensor
     spent: torch.Tensor
     widest: int
+    beside: tuple[torch.Tensor, ...]
 
 
 @dataclass(frozen=True)
@@ -112,23 +113,25 @@ class Encode:
         self.rows = replace(self.rows, chosen=chosen, g=g)
 
     def climb(self) -> Told:
-        """A look at each row that is left, as precise as it takes; the host waits for each precision.
+        """A look at each row that is left, as precise as it takes; the host waits once for each precision.
 
         All rows are looked at roughly, and more precisely those that are said to be done, which may be wrong, or of
         which that tells too little to go on with. What is told of a row is at most `tol` only where that is certain.
         """
         ladder = LADDER[1:] if self.all_chosen else LADDER  # a round is the last one there, and not to begin roughly
         rests = torch.linalg.vector_norm(self.R, dim=1) / torch.where(self.rows.norms > 0, self.rows.norms, 1)
-        (rest, before), some = torch.stack((rests, self.rows.relative)).cpu(), None
+        residuals, some = self.rows.relative.clone(), None  # which a look writes over
         for precision, share in ladder:
             self.look(precision, some)
-            told, error = self.told(), share * rest
+            told = self.told(self.rows.wanted, rests, residuals)
+            rest, before = told.beside
+            error = share * rest
             lost = (told.relative <= 2 * error) & (told.relative > HARDLY_FALLEN * before)
             rough = told.relative <= (USUAL_ERRORS * error / self.d**0.5).clamp(min=self.tol)
             unsure = (lost | rough) & (told.relative + error > self.tol)
             if not bool(unsure.any()):
                 break
-            some = unsure.nonzero().squeeze(1).to(self.Z.device)
+            some = on_device(unsure.nonzero().squeeze(1), self.Z.device)
         return told
 
     def look(self, precision: Precision, some: torch.Tensor | None = None) -> None:
@@ -151,11 +154,11 @@ class Encode:
         """Concepts of the largest working set after so many rounds, if there is room: one at most doubles it."""
         return min(self.room, ADDED << rounds)
 
-    def told(self, wanted: torch.Tensor | None = None) -> Told:
-        """`wanted`: by each row, where it is not what it wants now; all in one copy."""
-        wanted = self.rows.wanted if wanted is None else wanted
-        relative, spent, wanted = torch.stack((self.rows.relative, self.rows.spent, wanted)).cpu().unbind()
-        return Told(relative, spent, int(wanted.max()))
+    def told(self, wanted: torch.Tensor, *beside: torch.Tensor) -> Told:
+        """`wanted`: concepts, by each row; all in one copy."""
+        of_rows = torch.stack((self.rows.relative, self.rows.spent, wanted, *beside)).cpu()
+        relative, spent, wanted, *beside_there = of_rows.unbind()
+        return Told(relative, spent, int(wanted.max()), tuple(beside_there))
 
     def going(self, told: Told) -> torch.Tensor:
         """Which rows are not done, after a look at them that is precise enough."""
@@ -211,6 +214,14 @@ class Encode:
         if self.all_chosen:
             return 1
         return 4 * size * (size if self.B is not None else size + self.d)
+
+
+def on_device(index: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """From pinned memory, so that the host does not wait until the device has come to it."""
+    if device.type != "cuda":
+        return index
+    pinned = torch.empty(index.shape, dtype=index.dtype, device="cpu", pin_memory=True)
+    return pinned.copy_(index).to(device, non_blocking=True)
 
 
 def _pieces(rows: int, bytes_of_row: int) -> Iterator[slice]:

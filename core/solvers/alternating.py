@@ -22,6 +22,7 @@ import torch
 
 from core import kernels
 from core.chunks import Chunks, add_cross_product, even, rows_of_slice, slices
+from core.kernels.precision import in_float32
 from core.progress import FitProgress, tell
 from core.solvers.revival import revive
 from core.sparse import SparseRows
@@ -308,7 +309,7 @@ def _squared_error(A: torch.Tensor, Z: torch.Tensor, concepts: torch.Tensor) -> 
     errors = A.new_empty(size, A.shape[1])
     for rows in slices(len(A), size):
         a = A[rows]
-        with threads_for_product(Z[rows].numel() * A.shape[1]):
+        with threads_for_product(Z[rows].numel() * A.shape[1]), in_float32(A.device):
             torch.addmm(a, Z[rows], concepts.T, alpha=-1, out=errors[: len(a)])
         total += kernels.sums(errors[: len(a)])[1]
     return total

@@ -20,6 +20,7 @@ import torch
 from core import kernels
 from core.chunks import Chunks
 from core.errors import OutOfRange
+from core.kernels.precision import Precision, in_float32, product
 from core.progress import FitProgress
 from core.solvers.alternating import Half, Past, Step, alternate, in_turn, violation
 
@@ -43,12 +44,14 @@ def exact(B: torch.Tensor) -> Step:
     prepared = kernels.prepare_with(L, B, inverse)
 
     def step(Z: torch.Tensor, C: torch.Tensor) -> torch.Tensor:
-        G = torch.addmm(C, Z, B, beta=-1)
-        A = torch.linalg.solve_triangular(L.T, C, upper=True, left=False).contiguous()
+        G = product(Z, B, Precision.FLOAT32, less=C)
+        with in_float32(C.device):
+            A = torch.linalg.solve_triangular(L.T, C, upper=True, left=False).contiguous()
         codes, _ = kernels.solve(A, prepared, tol=ROW_TOL, max_sweeps=MAX_SWEEPS)
         before = violation(Z, G, inverse)
         # near the minimum of an ill-conditioned row rounding may end a little higher than where the row was
-        rose = torch.linalg.vecdot(codes - Z, G.add_(torch.addmm(C, codes, B, beta=-1)))[:, None] > 0
+        G += product(codes, B, Precision.FLOAT32, less=C)
+        rose = torch.linalg.vecdot(codes - Z, G)[:, None] > 0
         Z.copy_(torch.where(rose, Z, codes))
         return before
 

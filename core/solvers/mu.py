@@ -22,6 +22,7 @@ import torch
 
 from core import kernels
 from core.chunks import Chunks
+from core.kernels.precision import Precision, in_float32, product
 from core.progress import FitProgress
 from core.solvers.alternating import Half, Past, Step, alternate, in_turn, threads_for_many, violation
 
@@ -56,13 +57,14 @@ def updates(B: torch.Tensor, *, count: int) -> Step:
     def step(Z: torch.Tensor, C: torch.Tensor) -> torch.Tensor:
         with threads_for_many(Z, B):
             least = C * (LEAST_SHARE * inverse)
-            ZB = Z @ B
+            ZB = product(Z, B, Precision.FLOAT32)
             before = violation(Z, ZB - C, inverse, bound=least)
             for update in range(count):
                 growth = torch.div(C, ZB.clamp_(min=SMALLEST), out=ZB).clamp_(max=MOST_GROWTH)
                 torch.maximum(Z.mul_(growth), least, out=Z)
                 if update < count - 1:
-                    torch.mm(Z, B, out=ZB)
+                    with in_float32(Z.device):
+                        torch.mm(Z, B, out=ZB)
         return before
 
     return step

@@ -17,6 +17,7 @@ import torch
 
 from core import kernels
 from core.chunks import Chunks
+from core.kernels.precision import Precision, product
 from core.progress import FitProgress
 from core.solvers.alternating import Half, Past, Step, alternate, in_turn, threads_for_many, violation
 
@@ -40,7 +41,7 @@ def accelerated(B: torch.Tensor, *, count: int) -> Step:
 
     def step(Z: torch.Tensor, C: torch.Tensor) -> torch.Tensor:
         with threads_for_many(Z, B):
-            z, G = Z, torch.addmm(C, Z, B, beta=-1)
+            z, G = Z, product(Z, B, Precision.FLOAT32, less=C)
             before = violation(z, G, inverse)
             last_z, last_G = z, G
             t = Z.new_ones(len(Z), 1)
@@ -51,7 +52,7 @@ def accelerated(B: torch.Tensor, *, count: int) -> Step:
                 trial = (
                     torch.lerp(last_z, z, momentum).sub_(torch.lerp(last_G, G, momentum), alpha=length).clamp_(min=0)
                 )
-                trial_G = torch.addmm(C, trial, B, beta=-1)
+                trial_G = product(trial, B, Precision.FLOAT32, less=C)
                 # of a quadratic the difference is ½⟨z' − z, g' + g⟩, without the rounding of its two values
                 rose = torch.linalg.vecdot(trial - z, trial_G + G)[:, None] > 0
                 last_z, last_G = z, G
@@ -77,7 +78,7 @@ def largest_eigenvalue(B: torch.Tensor) -> float:
     x = used.double()
     B = B.double()
     for _ in range(BOUND_PASSES):
-        product = B @ x
-        ratios = product[used] / x[used]
-        x = (product / product.amax()).clamp_(min=LEAST_ENTRY)
+        moved = B @ x
+        ratios = moved[used] / x[used]
+        x = (moved / moved.amax()).clamp_(min=LEAST_ENTRY)
     return float(ratios.amax())

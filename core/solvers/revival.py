@@ -5,6 +5,7 @@ from collections.abc import Generator
 import torch
 
 from core.chunks import Chunks
+from core.kernels.precision import Precision, in_float32, product
 
 MOST_AT_ONCE = 128
 CANDIDATES_PER_CONCEPT = 4
@@ -32,7 +33,8 @@ def revive(
     errors = torch.empty(0, chunks.n_features, dtype=torch.float32, device=chunks.A.device)
     for rows, block in chunks:
         Z[rows, revived] = 0
-        error = torch.addmm(block, Z[rows], concepts.T, alpha=-1).clamp_(min=0)
+        with in_float32(Z.device):
+            error = torch.addmm(block, Z[rows], concepts.T, alpha=-1).clamp_(min=0)
         unexplained = error.norm(dim=1) > EXPLAINED_SHARE * block.norm(dim=1)
         errors = longest(torch.cat([errors, error[unexplained]]), keep)
         yield
@@ -60,5 +62,5 @@ def far_apart(rows: torch.Tensor, count: int) -> torch.Tensor:
             break  # the rest lies in the span of those chosen
         chosen.append(farthest)
         direction = left[farthest] / lengths[farthest]
-        left -= torch.outer(left @ direction, direction)
+        left -= torch.outer(product(left, direction, Precision.FLOAT32), direction)
     return rows[chosen]

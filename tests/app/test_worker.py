@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from itertools import pairwise
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import numba
 import numpy as np
@@ -20,6 +21,7 @@ from app.store import figures_file
 from app.store.store import Store
 from app.supervisor import error_of
 from app.worker import device, frames, loop
+from app.worker.cache import DictionaryCache
 from app.worker.device import DeviceFailed
 from app.worker.fitting import Fitting
 from app.worker.launch import channel
@@ -442,6 +444,18 @@ def test_each_dtype_has_a_preparation_of_its_own(turned: Turned, loads: list[int
     exact = np.linalg.lstsq(D.T.astype(np.float64), A.T.astype(np.float64), rcond=None)[0].T  # all positive here
     assert np.abs(codes["float64"] - exact).max() < 1e-12
     assert np.abs(codes["float32"] - exact).max() > 1e-12
+
+
+def test_what_a_dictionary_comes_to_take_is_counted() -> None:
+    """One on a GPU, once a row had to be ended by the CPU."""
+    made: dict[str, Any] = {name: SimpleNamespace(nbytes=4) for name in "abc"}
+    cache = DictionaryCache(10, lambda name, version, dtype: made[name])
+    for name in "ab":
+        cache.get(name, 1, "float32")
+    made["b"].nbytes = 7
+    assert (len(cache), cache.nbytes) == (2, 11)
+    cache.get("c", 1, "float32")
+    assert (len(cache), cache.nbytes) == (1, 4)
 
 
 @pytest.mark.parametrize("seconds", [0.0, 0.05, 0.4])

@@ -10,7 +10,7 @@ import torch
 
 from app.store import figures_file
 from app.store.store import Store
-from app.worker import frames, loop, transfers
+from app.worker import frames, loop, solving, transfers
 from app.worker.launch import channel
 from app.worker.messages import CheckpointPlace, Failed, Fit, Fitted, Heartbeat, Key, Message, Solve, Solved
 from app.worker.pace import SLICES_AHEAD
@@ -75,6 +75,16 @@ def test_rows_are_solved_by_streams_that_wait_for_each_other(
     turned.worker._send_heartbeat()
     (told,) = turned.said()
     assert isinstance(told.message, Heartbeat)
+
+
+def test_rows_that_the_cpu_encodes_for_a_device_take_turns(turned: Turned, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(solving, "TURN_SECONDS", 0.0)
+    answered = {}
+    for dtype in ("float32", "float64"):
+        frames.send(turned.channel, Solve(1, Key("encode", "digits", 1, dtype=dtype)), A[:20].astype(dtype))
+        (solved,) = turned.turn()
+        answered[dtype] = len(solved.arrays[0])
+    assert answered == {"float32": 20, "float64": 1}
 
 
 def test_rows_do_not_wait_for_what_a_fit_has_handed_over(turned: Turned, device: State) -> None:

@@ -1,10 +1,10 @@
 """A CUDA device that the CPU stands in for: tensors on it compute on the CPU, and keep the rules of a GPU.
 
 What a GPU refuses is refused: tensors of two devices in one operation, a host that waits where it must not, a graph
-that does what cannot be repeated. What it counts is counted: the memory that tensors take, and its peak. Graphs are
-played again as they were recorded. Who reads or writes what another stream has written must have been told to wait
-for it. Kernels are run by Triton's interpreter, or by what says in torch what they do. Of time and rounding it shows
-nothing.
+that does what cannot be repeated, a product whose precision another thread may turn. What it counts is counted: the
+memory that tensors take, and its peak. Graphs are played again as they were recorded. Who reads or writes what
+another stream has written must have been told to wait for it. Kernels are run by Triton's interpreter, or by what
+says in torch what they do. Of time and rounding it shows nothing.
 """
 
 import ctypes
@@ -22,7 +22,7 @@ import torch
 import triton.runtime.interpreter as interpreter
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from core.kernels import records
+from core.kernels import precision, records
 from tests.core import interpreted  # noqa: F401
 
 DEVICE = torch.device("cuda", 0)
@@ -38,6 +38,10 @@ WAITS = {
     aten.is_nonzero.default,
     aten._unique2.default,
 }
+PRODUCTS = {  # which torch's one switch makes rougher
+    aten.mm, aten.addmm, aten.addmm_, aten.bmm, aten.baddbmm, aten.baddbmm_, aten.mv, aten.addmv,
+    aten.linalg_solve_triangular,
+}  # fmt: skip
 INDEXED = {aten.index.Tensor, aten.index_put_.default, aten.index_put.default, aten._index_put_impl_.default}
 
 
@@ -284,6 +288,8 @@ def operate(func: Any, args: Any, kwargs: Any) -> Any:
     _check_devices(func, args, kwargs, given, answer_is_there=answer_is_there)
     if func in WAITS:
         _state.host_waits(str(func))
+    if func.overloadpacket in PRODUCTS and shadows[0].dtype == torch.float32 and not precision._turned.locked():
+        raise Refused(f"{func} is as precise as another thread has it")
     written = [x for x in tensors_of(_written(func, args, kwargs)) if isinstance(x, Shadow)]
     real = real_of((args, kwargs))
     begins(str(func), [] if func.is_view else shadows, written)

@@ -100,7 +100,7 @@ def solved(
     tol: float = 1e-6,
     gram: bool = True,
     max_sweeps: int = 300,
-    kept: dict[Any, Any] | None = None,
+    kept: kernels.Kept | None = None,
 ) -> Answer:
     return cuda.solve(A, kernels.prepare(D, hold_gram=gram), tol, max_sweeps, kept)
 
@@ -183,10 +183,10 @@ def test_few_rows_are_solved_by_what_is_kept_for_them(monkeypatch: pytest.Monkey
     A, _, D = planted(4, 20, 30, density=0.05, seed=3)
     a, D = torch.from_numpy(A), torch.from_numpy(D)
     a[3] = 0
-    kept: dict[Any, Any] = {}
+    kept = kernels.Kept()
     solved(a[:2], D, kept=kept)
     solved(a[:1], D, kept=kept)
-    assert kept == {(2, 1e-6, 300): None, (1, 1e-6, 300): None}  # which is worth it from the second time on
+    assert kept.records == {(2, 1e-6, 300): None, (1, 1e-6, 300): None}  # which is worth it from the second time on
     for rows in (a[:2], a[2:3], a[2:4]):
         Z, residual = solved(rows, D, kept=kept)
         assert Z.shape == (len(rows), 30)
@@ -194,13 +194,32 @@ def test_few_rows_are_solved_by_what_is_kept_for_them(monkeypatch: pytest.Monkey
         used = rows.norm(dim=1) > 0
         assert bool((Z[~used] == 0).all())
         assert excess(rows[used].numpy(), Z[used], D.numpy()).max() <= 1e-6
-    again = kept[1, 1e-6, 300].solve(a[2:3])
+    again = kept.records[1, 1e-6, 300].solve(a[2:3])
     torch.testing.assert_close(again.Z, Z[:1], rtol=1e-3, atol=1e-4 * float(Z.max()))
     monkeypatch.setattr(rounds, "ROOM", 4)
-    kept[1, 1e-6, 300] = None
+    kept.records[1, 1e-6, 300] = None
     by_common_way = solved(a[2:3], D, kept=kept)[0]
-    assert kept[1, 1e-6, 300].solve(a[2:3]) is None
+    record = kept.records[1, 1e-6, 300]
+    assert record.solve(a[2:3]) is None
     torch.testing.assert_close(by_common_way, Z[:1], rtol=1e-3, atol=1e-4 * float(Z.max()))
+
+
+def test_rows_that_are_played_in_vain_are_played_less_and_less() -> None:
+    """One that is unlike the others is of no account."""
+    encode = rounds.Encode(torch.zeros(1, 3), kernels.prepare(torch.eye(8, 3), hold_gram=True), 1e-6, 300, room=4)
+    record = records.Record(encode)
+    played: list[int] = []
+
+    def told_of(widest: int) -> bool:
+        """Whether it was played."""
+        before = len(played)
+        encode.told = lambda wanted: rounds.Told(torch.zeros(1), torch.zeros(1), widest, ())  # type: ignore[method-assign]
+        assert (record.solve(encode.A) is None) == (widest > encode.room or len(played) == before)
+        return len(played) > before
+
+    record._begin = lambda: played.append(1)
+    assert [i for i in range(12) if told_of(9)] == [0, 1, 3, 6, 10]
+    assert [told_of(widest) for widest in (3, 3, 3, 3, 9, 3, 9, 3)] == [False] * 3 + [True] * 5
 
 
 def test_all_that_is_recorded_on_a_device_shares_a_stream_and_memory(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -278,7 +297,7 @@ def test_rows_given_up_are_ended_by_exact_steps(monkeypatch: pytest.MonkeyPatch)
         finish(a, *others)
 
     monkeypatch.setattr(cpu, "finish", seen)
-    kept: dict[Any, Any] = {}
+    kept = kernels.Kept()
     for _ in range(2):  # launch by launch, and recorded
         Z, residual = solved(A, D, max_sweeps=50, kept=kept)
         assert torch.equal(given.pop(), A[1:])  # the other was done
@@ -446,7 +465,7 @@ D = torch.rand(3, 5)
 A = torch.rand(2, 3) @ D
 B, inverse = kernels.gram(D), kernels.inverse_diagonal(kernels.gram(D))
 for _ in range(2):
-    Z, residual = cuda.solve(A, prepared.Prepared(D, B, inverse, torch.empty(0)), 1e-6, 300, records := {})
+    Z, residual = cuda.solve(A, prepared.Prepared(D, B, inverse, torch.empty(0)), 1e-6, 300, kept := kernels.Kept())
 print(bool(torch.allclose(Z @ D, A, atol=1e-3)), float(residual.max()) <= 1e-6)
 cuda.descend(Z, Z @ B - A @ D.T, B, inverse, 5, 0.0)
 try:

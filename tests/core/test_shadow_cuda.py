@@ -1,6 +1,7 @@
 """Fits and encodes on a CUDA device that the CPU stands in for: where tensors lie, what waits, what they take."""
 
 from collections.abc import Iterator
+from itertools import product as product_of
 from pathlib import Path
 
 import numpy as np
@@ -8,9 +9,12 @@ import pytest
 import torch
 from scipy import sparse
 
-from core import NMF, Dictionary, checks, inputs, memory
+from core import NMF, Dictionary, checks, inputs, kernels, memory
 from core.chunks import Chunks
 from core.errors import NegativeValues
+from core.kernels import cuda as cuda_kernels
+from core.kernels import prepared, rounds
+from core.kernels.precision import Precision, product
 from core.progress import run
 from core.solvers import alternating, hals
 from core.solvers.revival import revive
@@ -85,6 +89,15 @@ def test_a_graph_does_again_what_it_recorded(device: State) -> None:
     assert (x.tolist(), y.tolist()) == ([25, 25], [10, 10])
 
 
+def test_a_product_takes_no_other_threads_precision(device: State) -> None:
+    x = torch.ones(2, 2, device="cuda")
+    for multiplied in (lambda: x @ x, lambda: x @ x[0], lambda: torch.addmm(x, x, x), lambda: torch.mm(x, x, out=x)):
+        with pytest.raises(Refused, match="another thread"):
+            multiplied()
+    assert product(x, x, Precision.FLOAT32).tolist() == [[2, 2], [2, 2]]
+    assert (x.double() @ x.double()).tolist() == [[2, 2], [2, 2]]
+
+
 def test_memory_is_counted(device: State) -> None:
     x = torch.empty(1000, device="cuda")
     assert torch.cuda.memory_allocated() == 4096
@@ -128,8 +141,10 @@ def test_rows_come_there_in_slices(device: State, kind: str, monkeypatch: pytest
 A = planted(40, 12, 4, seed=2)[0]
 
 
-@pytest.mark.parametrize("solver", ["hals", "mu", "pgd"])
-@pytest.mark.parametrize("kind", ["array", "half on the device", "sparse", "batches"])
+@pytest.mark.parametrize(
+    ("solver", "kind"),
+    [*product_of(["hals", "mu", "pgd"], ["array", "half on the device", "sparse", "batches"]), ("anls", "array")],
+)
 def test_a_fit_is_that_of_the_cpu(device: State, solver: str, kind: str) -> None:
     given = {
         "array": lambda: A,
@@ -137,7 +152,8 @@ def test_a_fit_is_that_of_the_cpu(device: State, solver: str, kind: str) -> None
         "sparse": lambda: sparse.csr_array(A),
         "batches": lambda: [A[:25], A[25:]],
     }[kind]()
-    of_cpu, of_cuda = (NMF(4, device=device, solver=solver, seed=0, max_iter=4) for device in ("cpu", "cuda"))
+    iterations = 1 if solver == "anls" else 4
+    of_cpu, of_cuda = (NMF(4, device=of, solver=solver, seed=0, max_iter=iterations) for of in ("cpu", "cuda"))
     of_cpu.fit(given.cpu() if isinstance(given, torch.Tensor) else given)
     Z, D = of_cuda.fit(given)
     assert isinstance(Z, Shadow)
@@ -239,7 +255,7 @@ def test_few_rows_are_encoded_by_what_is_recorded(device: State) -> None:
         assert isinstance(encoded.codes, Shadow)
         assert bool(encoded.converged.all())
         assert kkt_residual(some, encoded.codes.cpu().numpy(), D).max() <= 2e-6
-    assert [record is not None for record in dictionary._records.values()] == [True, True]
+    assert [record is not None for record in dictionary._kept.records.values()] == [True, True]
 
 
 def test_encodes_of_extraordinary_sizes_and_in_float64(device: State) -> None:
@@ -259,13 +275,59 @@ def test_working_sets_with_and_without_the_gram(device: State, held: bool, monke
     assert kkt_residual(rows, encoded.codes.cpu().numpy(), D).max() <= 2e-6
 
 
-def test_rows_that_are_given_up_are_ended_on_the_cpu(device: State) -> None:
-    rows, D = nearly_dependent("smooth", 8, 16, rows=2)
+def test_rows_that_are_given_up_are_ended_on_the_cpu(device: State, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where D is then kept, beside the device's."""
+    monkeypatch.setattr(rounds, "PRODUCTS", 1)
+    rows, D = nearly_dependent("smooth", 24, 40, rows=2)
     dictionary = Dictionary(D, device="cuda")
+    before, kept = dictionary.nbytes, []
     for _ in range(2):  # launch by launch, and recorded
-        encoded = dictionary.encode(rows, max_iter=2)
+        encoded = dictionary.encode(rows, max_iter=50)
         assert bool(encoded.converged.all())
         assert excess(rows, encoded.codes.cpu(), D).max() <= 1e-6
+        kept.append(dictionary._kept.on_cpu)
+    assert kept[0] is not None
+    assert kept[0] is kept[1]
+    assert dictionary.nbytes == before + sum(tensor.nbytes for tensor in kept[0])
+
+
+@pytest.mark.parametrize("given", ["float64", "very many concepts"])
+def test_what_the_cpu_encodes_is_prepared_there_once(
+    device: State, given: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if given != "float64":
+        monkeypatch.setattr(cuda_kernels, "MOST_CONCEPTS", 15)
+    rows, _, D = planted(2, 32, 16, density=0.4, seed=9)
+    dtype = torch.float64 if given == "float64" else torch.float32
+    before = device.allocated
+    dictionary, of_cpu = (Dictionary(D, device=place, dtype=dtype) for place in ("cuda", "cpu"))
+    held = device.allocated - before
+    assert held == dictionary.D.nbytes  # and no gram
+    assert dictionary.nbytes == held + of_cpu.nbytes
+    monkeypatch.setattr(prepared, "of_cpu", pytest.fail)
+    encoded = dictionary.encode(rows)
+    assert isinstance(encoded.codes, Shadow)
+    assert torch.equal(encoded.codes.cpu(), of_cpu.encode(rows).codes)
+
+
+def test_the_host_waits_once_for_each_look(device: State, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in {"FEW_CONCEPTS": 8, "ADDED": 6, "ROOM": 8, "SIZES": 16}.items():
+        monkeypatch.setattr(rounds, name, value)
+    rows, _, D = planted(3, 20, 30, density=0.05, noise=0.1, seed=3)
+    looks: list[Precision] = []
+    waits: list[str] = []
+    look = rounds.Encode.look
+
+    def looked(self: rounds.Encode, precision: Precision, some: torch.Tensor | None = None) -> None:
+        looks.append(precision)
+        look(self, precision, some)
+
+    there, prepared_there = torch.from_numpy(rows).to(DEVICE), Dictionary(D, device="cuda")._prepared
+    monkeypatch.setattr(rounds.Encode, "look", looked)
+    monkeypatch.setattr(device, "host_waits", waits.append)
+    _, residual = kernels.solve(there, prepared_there, tol=1e-6, max_sweeps=300)
+    assert len(waits) == len(looks) > len(set(looks)) > 1
+    assert float(residual.max()) <= 1e-6
 
 
 def test_an_encode_larger_than_memory_is_split(device: State, monkeypatch: pytest.MonkeyPatch) -> None:

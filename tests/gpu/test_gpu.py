@@ -212,7 +212,7 @@ def test_few_rows_are_encoded_by_what_is_recorded(k: int, density: float, rows: 
         encoded = dictionary.encode(some)
         assert bool(encoded.converged.all())
         assert excess(some, encoded.codes.cpu(), D).max() <= 1e-6
-    assert [record is not None for record in dictionary._records.values()] == [True]
+    assert [record is not None for record in dictionary._kept.records.values()] == [True]
 
 
 def test_recorded_encodes_share_their_memory() -> None:
