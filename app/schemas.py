@@ -201,6 +201,12 @@ class Progress(BaseModel):
 State = Literal["queued", "running", "succeeded", "failed", "cancelled"]
 
 
+class JobProgress(Progress):
+    """Of a job that has not ended: one goes back into the queue where a worker or the service has died on it."""
+
+    state: State
+
+
 class ListedJob(BaseModel):
     """One fit under way or ended, as it stands in a list: without what grows with it."""
 

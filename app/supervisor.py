@@ -101,7 +101,7 @@ class Supervisor:
         self._restarts = 0
         self._last_end: str | None = None
         self._device_lost: str | None = None
-        self._outage = Outage(f"{device} is without a worker")
+        self._outage = _without_worker(device)
         self._ids = itertools.count(1)
         self._waiting: dict[int, asyncio.Future[list[np.ndarray]]] = {}
         self._job_listener: tuple[str, JobListener] | None = None
@@ -312,7 +312,7 @@ class Supervisor:
             case Ready(device, software, devices):
                 self._outage.is_over()
                 # What "auto" has found stays: a service whose GPU has gone is not to go on without, unnoticed.
-                self._device, self._outage = device, Outage(f"{device} is without a worker")
+                self._device, self._outage = device, _without_worker(device)
                 self._count(devices)
                 self.software, self._state = software, "ready"
                 self._ready.set()
@@ -404,6 +404,10 @@ class Supervisor:
                 self._process.kill()
             raise WorkerUnavailable(DIED) from None
         return True
+
+
+def _without_worker(device: str) -> Outage:
+    return Outage(f"{device} is without a worker", logging.WARNING)
 
 
 def _end(code: int) -> str:

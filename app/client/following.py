@@ -141,7 +141,9 @@ class Following:
         if fields.get("event") == "end":
             yield from self.looked(known(self.record | _object(fields["data"]), OF_JOBS))
         elif fields.get("event") == "progress":
-            yield from self.looked(self.record | {"state": "running", "progress": _object(fields["data"])})
+            progress = _object(fields["data"])
+            state = progress.pop("state", "running")  # where an earlier service does not say
+            yield from self.looked(known(self.record | {"state": state, "progress": progress}, OF_JOBS))
 
     def _left(self) -> float:
         return math.inf if self._deadline is None else self._deadline - time.monotonic()

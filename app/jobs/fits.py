@@ -121,20 +121,23 @@ class Fits:
         for task in self._keeping:
             task.cancel()
         await asyncio.gather(*self._keeping, return_exceptions=True)
-        # At once: where the database is locked they do not wait for it one after another. The lease comes last.
-        await asyncio.gather(*(runner.abandon() for runner in self._loops), self._give_back())
+        await self._put_back()
         self._records.shutdown()
 
-    async def _give_back(self) -> None:
+    async def _put_back(self) -> None:
+        """The jobs under way, and then the lease, as long as the database takes them: where it is locked, each would
+        be waited for. Others see by this process's lock, or in time, that it is gone, and take up what is left."""
         try:
+            for runner in list(self._loops):
+                await runner.abandon()
             await self._records.write(self._leases.give_back)
-        except JobsUnavailable as error:  # others see by its file lock, or in time, that it is gone
-            logger.warning("the lease is not given back: %s", error)
+        except JobsUnavailable as error:
+            logger.error("jobs and the lease of this process are left as they are: %s", error)
 
     @property
     def can_write(self) -> bool:
         """Whether the jobs' database could be written when the lease was last renewed, which is all the time."""
-        return not self._unrenewed.lasts
+        return bool(self._keeping) and not self._unrenewed.lasts
 
     def ended(self) -> dict[State, int]:
         """Jobs that have come to their end here, by their state then."""
@@ -353,11 +356,19 @@ class Fits:
     async def _run(self, runner: Runner) -> None:
         outage = Outage("fits are held up")
         while not self._stopping and not self._is_spare(runner):
+            await runner.wait_ready()
+            if not self._may_claim(runner):
+                await self._idle()
+                continue
             with outage.noted():
                 try:
-                    await runner.wait_ready()
                     await runner.step_in()
-                    record = await self._claimed(runner)
+                    async with self._claiming:
+                        record = await self._records.write(
+                            self._jobs.claim, self._store.workplace.owner, reads_files=self._reads_files
+                        )
+                        if record is not None:
+                            runner.take(record)
                     if record is not None:
                         outage.is_over()  # and not when the fit is
                         await runner.run()
@@ -372,18 +383,10 @@ class Fits:
                 await asyncio.sleep(RETRY_SECONDS)
         del self._loops[runner]
 
-    async def _claimed(self, runner: Runner) -> Record | None:
-        """The next fit, if there is one, and its worker would begin with it: of one that is not heard of nobody knows
-        when it will, and others may."""
-        if not runner.worker.is_ready:
-            return None
-        async with self._claiming:
-            record = await self._records.write(
-                self._jobs.claim, self._store.workplace.owner, reads_files=self._reads_files
-            )
-            if record is not None:
-                runner.take(record)
-        return record
+    def _may_claim(self, runner: Runner) -> bool:
+        """Not for a worker that is not heard of, as others may begin sooner; nor without a lease, which tells others
+        that this process is alive."""
+        return runner.worker.is_ready and not self._unrenewed.lasts
 
     def _is_spare(self, runner: Runner) -> bool:
         """Whether another runs the jobs of this one's worker, as one does that was begun while this one waited."""

@@ -169,13 +169,13 @@ class Runner:
         return True
 
     async def abandon(self) -> None:
-        """Put the job back into the queue whose run was cancelled."""
+        """Put the job back into the queue whose run was cancelled. Raises JobsUnavailable where that cannot be."""
         if self._running is not None:
             running = self._running
             try:
                 await self._records.write(self._jobs.requeue, running.record, worker_died=False, told=running.told())
-            except (JobsUnavailable, JobLost) as error:  # the next start finds it all the same: its owner is dead
-                logger.error("job %s is left as it is: %s", running.job.id, error)
+            except JobLost as error:
+                logger.warning("%s: it is left alone", error)
 
     async def _stop_attempt(self, running: Running) -> None:
         """Have an attempt come to its end before its fit does; what it then writes holds if the job is still its."""

@@ -41,10 +41,13 @@ export async function show(content, [id], signal) {
     }
   }
 
-  function onprogress(progress, attempts) {
+  function onprogress({ state = "running", ...progress }, attempts) {
     const before = job.progress.iteration;
-    if (attempts === job.attempts && progress.iteration <= before) return; // known, as it is of a fit that waits for its turn
-    job = { ...job, state: "running", progress, attempts };
+    if (attempts === job.attempts && progress.iteration <= before) { // known, as it is of a fit that waits for its turn
+      if (state === job.state) return;
+      progress = job.progress;
+    }
+    job = { ...job, state, progress, attempts };
     if (progress.iteration < before) points = points.filter(([iteration]) => iteration < progress.iteration); // it began anew
     if (progress.loss !== null) points = thinned([...points, [progress.iteration, progress.loss]]);
     draw();

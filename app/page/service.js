@@ -117,7 +117,7 @@ export async function show(content, _, signal) {
       why.textContent = "";
       return { at: performance.now(), figures: told };
     } catch (error) {
-      if (!(error instanceof Problem) || !error.status) throw error;
+      if (!(error instanceof Problem) || !error.status || error.status === 401) throw error;
       why.textContent = `No rates: /metrics says “${error.message}”.`;
       isRefused = NO_TOKEN.includes(error.status);
       return null;

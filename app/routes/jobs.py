@@ -11,11 +11,12 @@ from app.jobs.jobs import ENDED
 from app.routes.openapi import RETRY_AFTER, problems
 from app.routes.prefer import APPLIED, Prefer, waited_for
 from app.routes.query import KNOWN_ALONE
-from app.schemas import Job, JobList, State
+from app.schemas import Job, JobList, JobProgress, State
 from app.services import ServicesDep
 
 _EVENT = re.compile(r"(\d{1,9})-(\d{1,9})", re.ASCII)
 END = "end"  # the last event, and its id
+NOTHING = (-1, -1)  # before the first
 
 LastEventId = Annotated[str, Header()]
 
@@ -63,18 +64,20 @@ async def _existing(id: str, services: ServicesDep, response: Response, last_eve
 async def follow_job(
     begun: Annotated[Job, Depends(_existing)], services: ServicesDep, last_event_id: LastEventId = ""
 ) -> AsyncIterable[ServerSentEvent]:
-    """Events `progress`, then one `end` with the job's record. After a break the browser sends `Last-Event-ID`, and
-    what it has had is not sent again."""
+    """Events `progress`, with the job's state, then one `end` with its record. After a break the browser sends
+    `Last-Event-ID`, and what it has had is not sent again."""
     if _is_told(begun, last_event_id):
         return
     had = _position(last_event_id)
+    state = None if had == NOTHING else "running"  # as it was thought to be: a job in the queue is told of again
     async for job in services.fits.follow(begun):
         at = (job.attempts, job.progress.iteration)
         if job.state in ENDED:
             yield ServerSentEvent(data=job, event=END, id=END)
-        elif at > had:
-            had = at
-            yield ServerSentEvent(data=job.progress, event="progress", id=f"{at[0]}-{at[1]}")
+        elif at > had or job.state != state:
+            had, state = max(at, had), job.state
+            told = JobProgress(**vars(job.progress), state=state)
+            yield ServerSentEvent(data=told, event="progress", id=f"{at[0]}-{at[1]}")
 
 
 def _is_told(job: Job, last_event_id: str) -> bool:
@@ -85,7 +88,7 @@ def _is_told(job: Job, last_event_id: str) -> bool:
 def _position(event_id: str) -> tuple[int, int]:
     """(attempt, iteration) of an event; before all where it is no id of ours."""
     found = _EVENT.fullmatch(event_id)
-    return (-1, -1) if found is None else (int(found[1]), int(found[2]))
+    return NOTHING if found is None else (int(found[1]), int(found[2]))
 
 
 @router.delete(

@@ -94,6 +94,16 @@ def test_events_in_pieces_of_any_size(pieces: int, newline: bytes) -> None:
     assert iterations(service) == [1, 2, 3]
 
 
+def test_a_job_that_goes_back_into_the_queue_is_known_to_be_there() -> None:
+    followed = following.Following(record("queued"), None)
+    followed.opened(200, {"content-type": "text/event-stream"})
+    states = []
+    for state in ("queued", "running", "queued"):
+        list(followed.heard(event("progress", PROGRESS | {"iteration": 2, "state": state}, "1-2")))
+        states.append(followed.record["state"])
+    assert states == ["queued", "running", "queued"]
+
+
 def test_a_broken_stream_is_taken_up_where_it_broke() -> None:
     service = Service(stream(TWO, cut=True), stream(END), looks=[record("queued"), record("running", 2)])
     assert iterations(service) == [1, 2, 3]

@@ -3,9 +3,10 @@
 import asyncio
 import contextlib
 import math
+import re
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
@@ -13,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import orjson
 import pytest
 import sqlalchemy as sql
 from fastapi.testclient import TestClient
@@ -22,10 +24,11 @@ from app.jobs import fits, one_thread, reach
 from app.jobs import jobs as jobs_of_all
 from app.jobs.data_files import DataFiles
 from app.jobs.database import Database
+from app.jobs.fits import Fits
 from app.jobs.jobs import ENDED, Jobs
 from app.jobs.leases import Leases, leases
 from app.main import create_app
-from app.schemas import FitRequest
+from app.schemas import FitRequest, Job
 from app.services import Services
 from app.settings import Settings
 from app.store.references import Reference
@@ -59,6 +62,33 @@ def test_events_after_one_that_there_never_was_are_all_told(client: TestClient) 
     for last in ("1-" + "9" * 5000, "9" * 5000 + "-1", "ended", "1-1-1"):
         answer = client.get(f"/jobs/{id}/events", headers={"last-event-id": last})
         assert "event: end" in answer.text, last
+
+
+@ON_SQLITE
+def test_events_tell_a_jobs_state(client: TestClient, worker: WorkerDouble, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Which changes without any progress, where a worker dies and the job goes back into the queue."""
+    worker.fits_hang = True
+    id = client.post("/fit", json=FIT).json()["id"]
+    job = until(lambda: told if (told := client.get(f"/jobs/{id}").json())["progress"]["iteration"] else None)
+    at = ("queued", 0, 0), ("running", 1, 0), ("running", 1, 7), ("queued", 1, 7), ("running", 2, 7)
+
+    async def follow(self: Fits, begun: Job) -> AsyncIterator[Job]:
+        for state, attempts, iteration in at:
+            progress = begun.progress.model_copy(update={"iteration": iteration})
+            yield begun.model_copy(update={"state": state, "attempts": attempts, "progress": progress})
+
+    monkeypatch.setattr(Fits, "follow", follow)
+
+    def told(last: str = "") -> list[tuple[str, int, int]]:
+        text = client.get(f"/jobs/{id}/events", headers={"last-event-id": last}).text
+        ids = [tuple(map(int, found.split("-"))) for found in re.findall(r"^id: (.*)$", text, re.M)]
+        data = [orjson.loads(found) for found in re.findall(r"^data: (.*)$", text, re.M)]
+        assert [each["iteration"] for each in data] == [iteration for _, iteration in ids]
+        assert all(each.keys() == job["progress"].keys() | {"state"} for each in data)
+        return [(each["state"], *at) for each, at in zip(data, ids, strict=True)]
+
+    assert told() == told("1-0") == list(at)
+    assert told("1-7") == [at[0], at[1], at[3], at[4]]
 
 
 def test_who_has_had_the_end_of_a_jobs_events_is_told_that_nothing_follows(

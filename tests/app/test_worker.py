@@ -209,6 +209,17 @@ def test_what_is_told_to_the_service_is_for_it_to_log_and_what_nobody_expects_wi
     assert (line.levelno, line.getMessage(), line.exc_info is not None) == (logging.ERROR, "task 1 failed", True)
 
 
+def test_a_store_that_is_not_mounted_any_more_is_no_empty_one(turned: Turned, store: Store) -> None:
+    """As the service takes it, which looked a moment before."""
+    elsewhere = store.root.rename(store.root.with_name("elsewhere"))
+    store.root.mkdir()
+    frames.send(turned.channel, Solve(1, Key("encode", "digits", 1)), A)
+    (said,) = turned.turn()
+    assert said.message == Failed(1, "StoreUnavailable", "the store cannot be used: No such file or directory")
+    store.root.rmdir()
+    elsewhere.rename(store.root)
+
+
 def test_each_dictionary_that_cannot_be_read_for_a_while_is_told_twice(
     turned: Turned, store: Store, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

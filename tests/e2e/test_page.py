@@ -194,14 +194,16 @@ def test_a_fit_is_told_as_its_events_tell_of_it(visit: Visit, filled: Service) -
     job |= {"id": "told", "state": "queued", "version": None, "attempts": 0, "loss_history": []}
     job["progress"] |= {"iteration": 0, "loss": None}
     many = range(1, 3001)
-    events = [("progress", f"1-{i}", job["progress"] | {"iteration": i, "loss": 1e6 / i}) for i in many]
+    running = job["progress"] | {"state": "running"}
+    events = [("progress", f"1-{i}", running | {"iteration": i, "loss": 1e6 / i}) for i in many]
     held: list[Route] = []
     visit.page.route("**/jobs/told", lambda route: route.fulfill(json=job))
     visit.page.route("**/jobs/told/events", lambda route: held.append(route))
     page = visit.open("jobs/told")
     for told, shown in (
-        ([("progress", "0-0", job["progress"])], "queued: it waits for its turn"),
+        ([("progress", "0-0", running | {"state": "queued"})], "queued: it waits for its turn"),
         (events, "running: iteration 3 000"),
+        ([(*events[-1][:2], events[-1][2] | {"state": "queued"})], "queued: it waits for its turn"),
         ([("end", "end", job | {"state": "cancelled"})], "cancelled"),
     ):
         drawn = page.evaluate_handle(
