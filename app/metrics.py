@@ -173,14 +173,14 @@ class _State(Collector):
 
     def _of_the_store(self) -> Iterable[Metric]:
         available = "1 where the store's file system can be read, and an object store answered when last asked."
-        bucket = self._services.store.bucket
+        store = self._services.store
         try:
-            self._services.store.workplace.require_there()
-            usage = shutil.disk_usage(self._services.store.root)
+            store.workplace.require_there()
+            usage = shutil.disk_usage(store.root)
         except (StoreUnavailable, OSError):
             yield _gauge("store_available", available, 0)
             return
-        yield _gauge("store_available", available, float(bucket is None or bucket.is_up))
+        yield _gauge("store_available", available, float(store.is_up))
         yield _gauge("store_free_bytes", "Room on the store's file system.", usage.free)
         yield _gauge("store_size_bytes", "Size of the store's file system.", usage.total)
 

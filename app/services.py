@@ -113,8 +113,7 @@ class Services:
     @property
     def away(self) -> list[str]:
         """What did not answer when it was last asked, named as its figure is; nobody is asked now."""
-        bucket = self.store.bucket
-        up = {"jobs": self.database.is_up, "store": bucket is None or bucket.is_up}
+        up = {"jobs": self.database.is_up, "store": self.store.is_up}
         return [name for name, is_up in up.items() if not is_up]
 
     def end_waits(self) -> None:

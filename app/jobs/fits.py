@@ -386,7 +386,7 @@ class Fits:
     def _may_claim(self, runner: Runner) -> bool:
         """Not for a worker that is not heard of, as others may begin sooner; nor without a lease, which tells others
         that this process is alive."""
-        return runner.worker.is_ready and not self._unrenewed.lasts
+        return runner.worker.is_ready and self.can_write
 
     def _is_spare(self, runner: Runner) -> bool:
         """Whether another runs the jobs of this one's worker, as one does that was begun while this one waited."""

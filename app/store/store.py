@@ -172,11 +172,12 @@ class Store:
     Args:
         root: a local directory.
         objects: the object store that has the dictionaries; without one they are in ``root``.
+        was_opened: see `Workplace`.
     """
 
-    def __init__(self, root: Path, objects: ObjectStore | None = None) -> None:
+    def __init__(self, root: Path, objects: ObjectStore | None = None, *, was_opened: bool = False) -> None:
         self.root = root
-        self.workplace = Workplace(root / ".dictserve")
+        self.workplace = Workplace(root / ".dictserve", was_opened=was_opened)
         self.bucket: Bucket | None = None  # that has the dictionaries
         self._shelf: Shelf = Files(root, self.workplace)
         if objects is not None:
@@ -184,6 +185,11 @@ class Store:
             copies = ObjectCache(self.workplace.directory / "objects", objects.cache_bytes)
             self._shelf = Objects(self.bucket, copies, objects.listing_seconds)
         self._records: dict[tuple[str, int], DictionaryRecord] = {}
+
+    @property
+    def is_up(self) -> bool:
+        """Whether an object store answered when it was last asked; a directory is looked at by who reads it."""
+        return self.bucket is None or self.bucket.is_up
 
     def sweep(self) -> None:
         """Remove what is left of versions that were never finished, or were being removed, by the dead."""

@@ -22,11 +22,11 @@ logger = logging.getLogger("dictserve")
 class Workplace:
     """Methods block on the disk.
 
-    Attributes:
-        was_opened: by this process, or by the service that has started it: its directories were there.
+    Args:
+        was_opened: by the service that has started this process: its directories were there.
     """
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, *, was_opened: bool = False) -> None:
         self.directory = directory
         self.activations = directory / "activations"
         self.checkpoints = directory / "checkpoints"
@@ -35,7 +35,7 @@ class Workplace:
         self.staging = directory / "staging"
         self._owners = directory / "owners"
         self._owner_lock: IO[str] | None = None
-        self.was_opened = False
+        self._was_opened = was_opened
         self.owner = _new_owner()
 
     def open(self) -> None:
@@ -43,7 +43,7 @@ class Workplace:
         with store_errors():
             for directory in (self.activations, self.checkpoints, self.staging, self._owners):
                 directory.mkdir(parents=True, exist_ok=True)
-        self.was_opened = True
+        self._was_opened = True
         self._lock_owner()
 
     def _lock_owner(self) -> None:
@@ -69,7 +69,7 @@ class Workplace:
         """Raises StoreUnavailable where the store is away, or cannot be read. One that was opened has what only that
         makes: where its volume is not mounted any more there is an empty directory left in its place."""
         with store_errors():
-            os.scandir(self._owners if self.was_opened else self.directory.parent).close()
+            os.scandir(self._owners if self._was_opened else self.directory.parent).close()
 
     @contextmanager
     def alone(self) -> Iterator[None]:

@@ -71,8 +71,7 @@ class Worker:
         self._device, self._name, self._devices = device.named(first.device)
         if (among := max(first.among, self._devices)) > 1:
             share(among)
-        self._store = Store(Path(first.store), first.objects)
-        self._store.workplace.was_opened = True
+        self._store = Store(Path(first.store), first.objects, was_opened=True)
         self._unread: dict[str, Outage] = {}  # of the dictionaries that cannot be
         self._cache = DictionaryCache(first.cache_bytes, self._prepare)
         self._transfers = Transfers(self._device)

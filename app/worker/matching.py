@@ -40,8 +40,7 @@ def main() -> None:
 def compared(told: Compare) -> Compared:
     from core.matching import match
 
-    store = Store(Path(told.store), told.objects)
-    store.workplace.was_opened = True
+    store = Store(Path(told.store), told.objects, was_opened=True)
     D_a, D_b = (store.load(*Reference.parse(reference).pinned) for reference in (told.a, told.b))
     matching = match(D_a, D_b)
     pairs = zip(matching.a.tolist(), matching.b.tolist(), matching.cosines.tolist(), strict=True)

@@ -61,8 +61,7 @@ def serve(channel: socket.socket, rank: int, size: int, meeting: str) -> None:
     store = FileStore(meeting, size)
     try:
         with joined(store, rank, size, size, device, timedelta(seconds=configuration.patience_seconds)) as ranks:
-            models = Store(Path(configuration.store), configuration.objects)
-            models.workplace.was_opened = True
+            models = Store(Path(configuration.store), configuration.objects, was_opened=True)
             A = np.memmap(fit.path, np.float32, "c", fit.data_offset, (fit.rows, fit.n_features))  # never written
             RankedFit(fit, ranks, device, models, tell).run(A[share_of(len(A), rank, size)])
     except RankLost as error:

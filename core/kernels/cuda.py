@@ -3,15 +3,13 @@
 Not yet run on a GPU: what is here is held to `core.kernels.reference` by Triton's interpreter.
 """
 
-from typing import Any
-
 import torch
 
 from core.kernels import rounds, tiles
 from core.kernels.of_cpu import of_cpu
 from core.kernels.precision import Precision, product
 from core.kernels.prepared import Kept, Prepared
-from core.kernels.records import FEW_ROWS, Record, record_of
+from core.kernels.records import FEW_ROWS, Record, Records, record_of
 from core.kernels.rounds import Encode, Solved, on_device, size_for
 
 # --- descent: columns of a block, whose gradients are one product of all rows, so wide that moves can be read as fast
@@ -90,9 +88,7 @@ def solve(
         return solved.Z, solved.residual
 
 
-def _by_record(
-    A: torch.Tensor, prepared: Prepared, tol: float, max_sweeps: int, records: dict[Any, Any]
-) -> Solved | None:
+def _by_record(A: torch.Tensor, prepared: Prepared, tol: float, max_sweeps: int, records: Records) -> Solved | None:
     """None where there is none, or none that would do."""
     if not 0 < len(A) <= FEW_ROWS:
         return None

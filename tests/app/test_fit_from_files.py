@@ -280,8 +280,12 @@ def test_clip_makes_negatives_zero(client: TestClient, data: Path, worker: Worke
     np.testing.assert_array_equal(staged(worker), np.vstack([A[:6], np.zeros((4, 4))]))
 
 
-def absent(data: Path, patched: pytest.MonkeyPatch) -> None:
+def goes_away(data: Path) -> None:
     data.rename(data.with_name("elsewhere"))
+
+
+def absent(data: Path, patched: pytest.MonkeyPatch) -> None:
+    goes_away(data)
 
 
 def empty(data: Path, patched: pytest.MonkeyPatch) -> None:
@@ -445,10 +449,6 @@ def test_a_request_that_comes_again_has_its_job_whatever_has_become_of_its_files
     assert (other.status_code, other.json()["type"]) == (422, "idempotency-key-reused"), other.text
     both = client.post("/fit", json=FIT | {"data": A.tolist()}, headers=headers)
     assert both.json()["errors"][0]["loc"] == ["files"], both.text
-
-
-def goes_away(data: Path) -> None:
-    data.rename(data.with_name("elsewhere"))
 
 
 def comes_back(data: Path) -> None:
