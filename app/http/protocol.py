@@ -7,8 +7,9 @@ and a trickle may not; an answer must be read as fast; and an idle connection is
 longer than proxies and load balancers keep one: closed by them, it is never closed while they send a request. Where
 too many are open, the one that has been idle for longest gives way to a new one; where none is idle, a few more are
 taken on which only probes are served, for a service with much to do is not to be taken for dead. While the service
-itself does not take what was sent, no time counts. One timer looks at all connections; a request costs a few
-assignments.
+itself does not take what was sent, no time counts: neither while it asks for no more, nor while it stands still, as
+where its machine is paused, nor for what has come and was not read yet. One timer looks at all connections; a request
+costs a few assignments.
 
 An answer that is given before much of its body has come is a refusal, and the last of its connection. That lingers:
 it is closed once the client has seen the answer and closes its side, or after some seconds in which what still comes
@@ -17,8 +18,10 @@ is thrown away. Closed at once, it would be reset by what comes, and the client 
 
 import asyncio
 import math
+import select
 from collections.abc import Callable
 from dataclasses import dataclass
+from operator import itemgetter
 from typing import Any, cast
 from urllib.parse import unquote
 
@@ -233,33 +236,48 @@ class BoundedProtocol(HttpToolsProtocol):
     def look(self, now: float) -> None:
         """Close the connection if its client is too slow."""
         elapsed, self._looked = now - self._looked, now
+        stood_still = max(0.0, elapsed - LOOK_SECONDS)
+        if self._reading is not None:
+            self._reading.since += stood_still
         if self._is_read_too_slowly(now):
             self.transport.abort()
         if self.transport.is_closing() or self._refused:
             return
-        if self.flow.read_paused:
-            self._since += elapsed
+        self._since += elapsed if self.flow.read_paused else stood_still
         taken = now - self._since
-        if self._phase == "headers" and taken > self.settings.header_seconds:
-            if self._received:
-                told = f"the headers took longer than {self.settings.header_seconds:g} s"
-                self._refuse(_Refusal(RequestTimeout(told), self._coming()))
-            else:
-                self.transport.close()
-        elif self._phase == "body" and taken > self._allowed(self._received):
+        if taken > self._allowed_seconds() and (self._phase == "lingering" or not self.has_unread()):
+            self._give_up()
+
+    def _give_up(self) -> None:
+        """Close the connection, and say why where a request has begun."""
+        if self._phase == "headers" and self._received:
+            told = f"the headers took longer than {self.settings.header_seconds:g} s"
+            self._refuse(_Refusal(RequestTimeout(told), self._coming()))
+        elif self._phase == "body":
             told = f"the body came too slowly, with less than {self.settings.min_bytes_per_second} bytes a second"
             self._refuse(_Refusal(RequestTimeout(told), self._coming()))
-        elif taken > self._patience():
+        else:
             self.transport.close()
+
+    def has_unread(self) -> bool:
+        """Whether anything has come that the loop has not read yet: closed now, the client would lose its request."""
+        looked_at = select.poll()
+        looked_at.register(self.transport.get_extra_info("socket").fileno(), select.POLLIN)
+        return bool(looked_at.poll(0))
 
     def rested(self, now: float) -> float:
         """Seconds since which nothing is asked or answered; 0 where something is, or where it is being closed."""
         return 0.0 if self._phase != "idle" or self.transport.is_closing() else now - self._since
 
-    def _patience(self) -> float:
-        """Seconds in a phase in which nothing is owed to the client."""
-        waits = {"idle": self.settings.keep_alive_seconds, "lingering": self.settings.transfer_seconds}
-        return waits.get(self._phase, math.inf)
+    def _allowed_seconds(self) -> float:
+        """That the client may take for this phase; while it waits for its answer, it takes none."""
+        if self._phase == "body":
+            return self._allowed(self._received)
+        told = self.settings
+        fixed = {
+            "headers": told.header_seconds, "idle": told.keep_alive_seconds, "lingering": told.transfer_seconds
+        }  # fmt: skip
+        return fixed.get(self._phase, math.inf)
 
     def _allowed(self, transferred: int) -> float:
         return self.settings.transfer_seconds + transferred / self.settings.min_bytes_per_second
@@ -432,12 +450,14 @@ class _Watch:
         """Close, for a new connection, the one of its kind that has rested for longest; False where none has for
         long."""
         now, every = connection.loop.time(), cast(set[BoundedProtocol], connection.connections)
-        others = [other for other in every if other.is_spare == connection.is_spare]
-        longest = max(others, key=lambda other: other.rested(now))
-        if longest.rested(now) < SPARE_SECONDS:
-            return False
-        longest.transport.close()
-        return True
+        rested = [(other.rested(now), other) for other in every if other.is_spare == connection.is_spare]
+        for seconds, other in sorted(rested, key=itemgetter(0), reverse=True):
+            if seconds < SPARE_SECONDS:
+                break
+            if not other.has_unread():
+                other.transport.close()
+                return True
+        return False
 
     def _look(self, loop: asyncio.AbstractEventLoop, connections: "set[Any]") -> None:
         now = loop.time()

@@ -2,7 +2,10 @@
 
 import asyncio
 import json
+import math
 import re
+import socket
+from collections.abc import Callable
 
 import numpy as np
 import pytest
@@ -11,7 +14,7 @@ from uvicorn.server import ServerState
 
 from app import logs
 from app.http import protocol as http_protocol
-from app.http.protocol import bounded
+from app.http.protocol import LOOK_SECONDS, BoundedProtocol, bounded
 from app.main import create_app
 from app.settings import Settings
 from app.store.store import Store
@@ -29,11 +32,11 @@ def request(
     return head.encode() + body
 
 
-class Socket(asyncio.Transport):
-    """Remembers what is written to it."""
+class Transport(asyncio.Transport):
+    """Remembers what is written to it; its socket is there to be looked at alone."""
 
-    def __init__(self) -> None:
-        super().__init__()
+    def __init__(self, of: socket.socket) -> None:
+        super().__init__({"socket": of})
         self.written: list[bytes] = []
         self.closed = False
         self.ended = False  # this side of it
@@ -61,12 +64,18 @@ class Socket(asyncio.Transport):
 
 
 def served(
-    settings: Settings, sent: list[bytes], answers: int, kept: list[int] | None = None, *, fits_hang: bool = False
-) -> Socket:
+    settings: Settings,
+    sent: list[bytes],
+    answers: int,
+    kept: list[int] | None = None,
+    *,
+    fits_hang: bool = False,
+    then: Callable[[BoundedProtocol, socket.socket], None] | None = None,
+) -> Transport:
     """What a connection to the app was written, once it has had so many answers to what it sent; in ``kept`` comes
-    how many headers it held after each piece."""
+    how many headers it held after each piece. ``then`` is given the connection, and its client's socket."""
 
-    async def run() -> Socket:
+    async def run(ours: socket.socket, theirs: socket.socket) -> Transport:
         worker = WorkerDouble(settings)
         worker.fits_hang = fits_hang
         app = create_app(settings, supervisor=worker)
@@ -75,10 +84,10 @@ def served(
             protocol = bounded(settings, app.state.metrics.observe_unserved)
             config = Config(app, http=protocol, log_config=None, server_header=False)
             config.load()
-            state, socket = ServerState(), Socket()
+            state, transport = ServerState(), Transport(ours)
             state.default_headers = [(b"date", b"today")]
             connection = config.http_protocol_class(config=config, server_state=state, app_state={})
-            connection.connection_made(socket)
+            connection.connection_made(transport)
             for data in sent:
                 connection.data_received(data)
                 if kept is not None:
@@ -87,12 +96,16 @@ def served(
             async with asyncio.timeout(10):
                 while state.total_requests < answers:  # noqa: ASYNC110 - uvicorn counts, and tells nobody
                     await asyncio.sleep(0.01)
-            closed = socket.closed
+            if then is not None:
+                then(connection, theirs)
+            closed = transport.closed
             connection.connection_lost(None)  # which closes it, too
-            socket.closed = closed
-        return socket
+            transport.closed = closed
+        return transport
 
-    return asyncio.run(run())
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        return asyncio.run(run(ours, theirs))
 
 
 def read(answer: bytes) -> tuple[bytes, dict[bytes, bytes], bytes]:
@@ -104,9 +117,9 @@ def read(answer: bytes) -> tuple[bytes, dict[bytes, bytes], bytes]:
 
 
 def test_each_answer_is_one_write(settings: Settings) -> None:
-    socket = served(settings, [request() + request(), request()[:150], request()[150:]], 3)
-    assert len(socket.written) == 3
-    for answer in socket.written:
+    transport = served(settings, [request() + request(), request()[:150], request()[150:]], 3)
+    assert len(transport.written) == 3
+    for answer in transport.written:
         status, headers, body = read(answer)
         assert status == b"HTTP/1.1 200 OK"
         assert body == npy(CODES)
@@ -123,26 +136,26 @@ def test_each_answer_is_one_write(settings: Settings) -> None:
 
 @pytest.mark.parametrize(("version", "more"), [("1.0", ""), ("1.1", "Connection: close\r\n")])
 def test_a_connection_that_is_not_to_be_kept(settings: Settings, version: str, more: str) -> None:
-    socket = served(settings, [request(version, more=more)], 1)
-    (answer,) = socket.written
+    transport = served(settings, [request(version, more=more)], 1)
+    (answer,) = transport.written
     assert read(answer)[1][b"connection"] == b"close"
-    assert socket.closed
+    assert transport.closed
 
 
 def test_a_client_that_asks_before_it_sends_its_body(settings: Settings) -> None:
     whole = request(more="Expect: 100-continue\r\n")
-    socket = served(settings, [whole[: -len(BODY)], BODY], 1)
-    assert socket.written[0] == b"HTTP/1.1 100 Continue\r\n\r\n"
-    assert read(socket.written[1])[2] == npy(CODES)
+    transport = served(settings, [whole[: -len(BODY)], BODY], 1)
+    assert transport.written[0] == b"HTTP/1.1 100 Continue\r\n\r\n"
+    assert read(transport.written[1])[2] == npy(CODES)
 
 
 def test_an_old_client_is_told_of_no_hundred_and_no_other_protocol(settings: Settings) -> None:
     """Both must be ignored in a request of HTTP/1.0 (RFC 9110, 7.8 and 10.1.1)."""
     for more in ("Expect: 100-continue\r\n", "Connection: Upgrade\r\nUpgrade: h2c\r\n"):
-        socket = served(settings, [request("1.0", more=more)], 1)
-        (answer,) = socket.written
+        transport = served(settings, [request("1.0", more=more)], 1)
+        (answer,) = transport.written
         assert read(answer)[2] == npy(CODES)
-        assert socket.closed
+        assert transport.closed
 
 
 @pytest.mark.parametrize(
@@ -172,8 +185,8 @@ def test_a_request_has_one_host(settings: Settings, hosts: str) -> None:
 def test_half_a_request_behind_an_answer_has_the_time_of_headers(settings: Settings) -> None:
     settings = settings.model_copy(update={"header_seconds": 0.1})
     for sent in ([request() + b"GET /livez HT"], [request(), b"GET /livez HT"]):
-        socket = served(settings, [*sent, *[b""] * 80], 1)
-        assert [answer[:12] for answer in socket.written] == [b"HTTP/1.1 200", b"HTTP/1.1 408"]
+        transport = served(settings, [*sent, *[b""] * 80], 1)
+        assert [answer[:12] for answer in transport.written] == [b"HTTP/1.1 200", b"HTTP/1.1 408"]
 
 
 @pytest.fixture
@@ -197,9 +210,9 @@ LARGE = "A: " + 70_000 * "x" + "\r\n"  # more than headers may have
 )
 def test_a_request_has_one_answer_though_its_body_never_comes(impatient: Settings, sent: bytes) -> None:
     """A proxy would take the second for that to the next request."""
-    socket = served(impatient, [sent, *NOTHING], 1)
-    assert b"".join(socket.written).count(b"HTTP/1.1 ") == 1
-    assert socket.closed
+    transport = served(impatient, [sent, *NOTHING], 1)
+    assert b"".join(transport.written).count(b"HTTP/1.1 ") == 1
+    assert transport.closed
 
 
 @pytest.mark.parametrize(
@@ -253,8 +266,8 @@ def test_each_refusal_has_an_id_and_a_line(
     logs.configure("json", "info")
     (begun, *more), status, method, path = case
     before = b"GET /readyz HTTP/1.1\r\nHost: x\r\nX-Request-ID: before\r\n\r\n" * answered
-    socket = served(impatient, [before + begun, *more], answered)
-    line, headers, _ = read(socket.written[-1])
+    transport = served(impatient, [before + begun, *more], answered)
+    line, headers, _ = read(transport.written[-1])
     assert line.startswith(b"HTTP/1.1 %d " % status)
     id = headers[b"x-request-id"].decode()
     assert id == "r" if b"X-Request-ID: r" in begun else re.fullmatch("[0-9a-f]{16}", id)
@@ -280,8 +293,8 @@ def test_one_request_too_many_is_answered_as_others_are(
 
 def test_one_connection_too_many_is_told_with_an_id(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(http_protocol, "SPARE_CONNECTIONS", 0)
-    socket = served(settings.model_copy(update={"max_connections": 0}), [], 0)
-    line, headers, body = read(b"".join(socket.written))
+    transport = served(settings.model_copy(update={"max_connections": 0}), [], 0)
+    line, headers, body = read(b"".join(transport.written))
     assert line == b"HTTP/1.1 503 Service Unavailable"
     assert (headers[b"retry-after"], headers[b"connection"]) == (b"1", b"close")
     assert headers[b"x-request-id"]
@@ -332,9 +345,9 @@ def test_a_request_that_asks_for_another_protocol_is_served_in_this_one(
     )
     sent = request(more=asks) + request() + request(more="Connection: close\r\n")
     pieces = [sent[start : start + piece] for start in range(0, len(sent), piece)]
-    socket = served(settings, pieces, 3)
-    assert [read(answer)[2] for answer in socket.written] == 3 * [npy(CODES)]
-    assert socket.closed
+    transport = served(settings, pieces, 3)
+    assert [read(answer)[2] for answer in transport.written] == 3 * [npy(CODES)]
+    assert transport.closed
 
 
 CHUNKED = b"POST /encode?dictionary=digits HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n"
@@ -344,16 +357,16 @@ ONE_LINE = [b"A: ", *(100 * [10_000 * b"x"])]
 
 
 def test_trailers_are_read_and_passed_over(settings: Settings) -> None:
-    socket = served(settings, [IN_CHUNKS + b"Content-Type: text/csv\r\n\r\n" + request()], 2)
-    assert [read(answer)[2] for answer in socket.written] == 2 * [npy(CODES)]
+    transport = served(settings, [IN_CHUNKS + b"Content-Type: text/csv\r\n\r\n" + request()], 2)
+    assert [read(answer)[2] for answer in transport.written] == 2 * [npy(CODES)]
 
 
 @pytest.mark.parametrize("endless", [LINES, ONE_LINE], ids=["lines", "one line"])
 def test_trailers_without_an_end_are_refused(settings: Settings, endless: list[bytes]) -> None:
     """All that came of them was kept."""
-    socket = served(settings, [IN_CHUNKS, *endless], 0)
-    assert socket.written[0].startswith(b"HTTP/1.1 431 ")
-    assert socket.closed
+    transport = served(settings, [IN_CHUNKS, *endless], 0)
+    assert transport.written[0].startswith(b"HTTP/1.1 431 ")
+    assert transport.closed
 
 
 @pytest.mark.parametrize("endless", [LINES, ONE_LINE], ids=["lines", "one line"])
@@ -364,37 +377,37 @@ def test_headers_without_an_end_after_a_request_are_refused_after_its_answer(
     fit = request(path="/fit?name=a&nb_concepts=2", more="Prefer: wait=1\r\n")
     sent = [fit + b"GET /livez HTTP/1.1\r\nHost: x\r\n", *endless]
     kept: list[int] = []
-    socket = served(settings, sent, 1, kept, fits_hang=True)
-    answer = b"".join(socket.written)
+    transport = served(settings, sent, 1, kept, fits_hang=True)
+    answer = b"".join(transport.written)
     assert answer.startswith(b"HTTP/1.1 202 ")
     assert b"HTTP/1.1 431 " in answer
-    assert socket.closed
+    assert transport.closed
     assert max(kept) < 10_000
 
 
 @pytest.mark.parametrize("apart", [True, False])
 def test_what_follows_a_request_is_refused_after_its_answer(settings: Settings, apart: bool) -> None:
     sent = [request() + request(), b"garbage\r\n\r\n", request()]
-    socket = served(settings, sent if apart else [b"".join(sent)], 2)
-    first, second, refusal = socket.written
+    transport = served(settings, sent if apart else [b"".join(sent)], 2)
+    first, second, refusal = transport.written
     assert read(first)[2] == read(second)[2] == npy(CODES)
     assert refusal.startswith(b"HTTP/1.1 400 Bad Request")
     assert json.loads(refusal.partition(b"\r\n\r\n")[2])["type"] == "malformed-request"
-    assert socket.closed
+    assert transport.closed
 
 
 def test_an_old_client_is_sent_no_chunks(settings: Settings) -> None:
     fit = request("1.0", "/fit?name=a&nb_concepts=2&max_iter=1", npy(np.ones((3, 4), np.float32)))
-    socket = served(settings, [fit], 1)
-    id = json.loads(read(b"".join(socket.written))[2])["id"]
+    transport = served(settings, [fit], 1)
+    id = json.loads(read(b"".join(transport.written))[2])["id"]
     for path in ("/dictionaries", f"/jobs/{id}/events"):  # the latter of no length that is known
-        socket = served(settings, [f"GET {path} HTTP/1.0\r\nHost: x\r\n\r\n".encode()], 1)
-        head, _, body = b"".join(socket.written).partition(b"\r\n\r\n")
+        transport = served(settings, [f"GET {path} HTTP/1.0\r\nHost: x\r\n\r\n".encode()], 1)
+        head, _, body = b"".join(transport.written).partition(b"\r\n\r\n")
         assert head.startswith(b"HTTP/1.1 200")
         assert b"chunked" not in head
         assert body.startswith(b"{" if path == "/dictionaries" else b"event: ")
         assert (b"content-length" in head) == (path == "/dictionaries")
-        assert socket.closed
+        assert transport.closed
 
 
 def test_blanks_around_a_value_are_none_of_it(settings: Settings) -> None:
@@ -406,19 +419,19 @@ def test_a_body_that_breaks_off_behind_a_request_is_refused_after_its_answer(set
     """Its refusal was the answer to that request."""
     head = b"POST /encode?dictionary=digits HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n"
     broken = head + b"2\r\nab\r\nzz\r\n"
-    socket = served(settings, [request() + broken], 1)
-    answer, refusal = socket.written
+    transport = served(settings, [request() + broken], 1)
+    answer, refusal = transport.written
     assert read(answer)[2] == npy(CODES)
     assert refusal.startswith(b"HTTP/1.1 400 Bad Request")
-    assert socket.closed
+    assert transport.closed
 
 
 def test_large_answers_and_problems_are_written_as_they_were(settings: Settings) -> None:
     large = np.ones((50_000, 4), np.float32)
-    socket = served(settings, [request(body=npy(large)), request(path="/encode?dictionary=none")], 2)
-    status, _, body = read(b"".join(socket.written[:-2]))
+    transport = served(settings, [request(body=npy(large)), request(path="/encode?dictionary=none")], 2)
+    status, _, body = read(b"".join(transport.written[:-2]))
     assert (status, body) == (b"HTTP/1.1 200 OK", npy(large @ D.T))
-    status, headers, body = read(b"".join(socket.written[-2:]))
+    status, headers, body = read(b"".join(transport.written[-2:]))
     assert (status, headers[b"x-request-id"]) == (b"HTTP/1.1 404 Not Found", b"r")
     assert json.loads(body)["type"] == "unknown-dictionary"
 
@@ -438,10 +451,10 @@ def test_a_connection_goes_on_after_a_fault_of_the_service(
         raise RuntimeError("broken")
 
     monkeypatch.setattr(Store, "names", broken)
-    socket = served(settings, [b"GET /dictionaries HTTP/1.1\r\nHost: x\r\n\r\n", request()], 2)
-    first, second = b"".join(socket.written).split(b"HTTP/1.1 ")[1:]
+    transport = served(settings, [b"GET /dictionaries HTTP/1.1\r\nHost: x\r\n\r\n", request()], 2)
+    first, second = b"".join(transport.written).split(b"HTTP/1.1 ")[1:]
     assert (first[:3], second[:3]) == (b"500", b"200")
-    assert not socket.closed
+    assert not transport.closed
     assert [record.message for record in caplog.records if record.exc_info] == ["unexpected error"]
 
 
@@ -459,25 +472,52 @@ FIT = "/fit?name=a&nb_concepts=1"
 )
 def test_a_full_queue_is_told_before_the_body_has_come(full: Settings, told: str) -> None:
     begun = f"POST {FIT} HTTP/1.1\r\nHost: x\r\n{told}\r\n".encode()
-    socket = served(full, [request(path=FIT), begun], 2)
-    accepted, refused = b"".join(socket.written).split(b"HTTP/1.1 ")[1:]
+    transport = served(full, [request(path=FIT), begun], 2)
+    accepted, refused = b"".join(transport.written).split(b"HTTP/1.1 ")[1:]
     assert accepted.startswith(b"202")
     status, headers, body = read(refused)
     assert (status, headers[b"connection"]) == (b"503 Service Unavailable", b"close")
     assert int(headers[b"retry-after"]) > 0
     assert json.loads(body)["type"] == "overloaded"
-    assert (socket.ended, socket.closed) == (True, False)  # which would reset it under who still sends
+    assert (transport.ended, transport.closed) == (True, False)  # which would reset it under who still sends
 
 
 def test_what_comes_after_a_refusal_is_thrown_away(full: Settings) -> None:
     begun = f"POST {FIT} HTTP/1.1\r\nHost: x\r\nContent-Length: 1000000000\r\n\r\n".encode()
-    socket = served(full, [request(path=FIT), begun, *[request(path=FIT)] * 50], 2)
-    assert b"".join(socket.written).count(b"HTTP/1.1 ") == 2
+    transport = served(full, [request(path=FIT), begun, *[request(path=FIT)] * 50], 2)
+    assert b"".join(transport.written).count(b"HTTP/1.1 ") == 2
 
 
 def test_a_connection_goes_on_after_the_refusal_of_a_small_body(full: Settings) -> None:
     small = request(path=FIT)
-    socket = served(full, [small, small[: -len(BODY)], BODY + request(path="/fit")], 3)
-    statuses = [answer[:3] for answer in b"".join(socket.written).split(b"HTTP/1.1 ")[1:]]
+    transport = served(full, [small, small[: -len(BODY)], BODY + request(path="/fit")], 3)
+    statuses = [answer[:3] for answer in b"".join(transport.written).split(b"HTTP/1.1 ")[1:]]
     assert statuses == [b"202", b"503", b"503"]
-    assert (socket.ended, socket.closed) == (False, False)
+    assert (transport.ended, transport.closed) == (False, False)
+
+
+def looked_at_for(connection: BoundedProtocol, seconds: float) -> None:
+    now = connection.loop.time()
+    for look in range(1, math.ceil(seconds / LOOK_SECONDS)):
+        connection.look(now + look * LOOK_SECONDS)
+
+
+@pytest.mark.parametrize("has_come", [True, False])
+def test_an_idle_connection_is_not_closed_on_a_request_that_has_come(settings: Settings, has_come: bool) -> None:
+    """And was not read yet, as where the loop had much to do just then."""
+
+    def then(connection: BoundedProtocol, client: socket.socket) -> None:
+        if has_come:
+            client.send(request())
+        looked_at_for(connection, 2 * settings.keep_alive_seconds)
+
+    assert served(settings, [request()], 1, then=then).closed is not has_come
+
+
+@pytest.mark.parametrize("sent", [request(), request()[:30], request()[:-1]], ids=["idle", "headers", "body"])
+def test_time_in_which_the_service_stands_still_does_not_count(settings: Settings, sent: bytes) -> None:
+    def then(connection: BoundedProtocol, client: socket.socket) -> None:
+        connection.look(connection.loop.time() + 3600)
+
+    answers = int(sent == request())
+    assert not served(settings, [sent], answers, then=then).closed

@@ -1,7 +1,9 @@
 """Clients that send a little at a time, or never read: closed after the configured time, others served meanwhile."""
 
 import json
+import os
 import re
+import signal
 import socket
 import time
 from collections.abc import Iterator
@@ -32,7 +34,10 @@ HEAD = f"POST /encode?dictionary=d HTTP/1.1\r\nHost: x\r\nContent-Length: {len(B
 
 @pytest.fixture(scope="module")
 def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
-    service = Service(tmp_path_factory.mktemp("bounded") / "models", **BOUNDS).start()
+    service = Service(tmp_path_factory.mktemp("bounded") / "models", **BOUNDS)
+    # a connection that was idle for longer may be closed while a request is on its way on it
+    service.client = httpx.Client(base_url=service.url, timeout=60, limits=httpx.Limits(keepalive_expiry=1))
+    service.start()
     assert service.client.put("/dictionaries/d", content=npy(D)).status_code == 201
     yield service
     assert "Traceback" not in service.log.read_text()
@@ -42,8 +47,7 @@ def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
 @pytest.fixture(autouse=True)
 def _next_request_is_served(service: Service) -> Iterator[None]:
     yield
-    # a connection of its own: one that was idle may be closed just now
-    with httpx.Client(base_url=service.client.base_url) as client:
+    with httpx.Client(base_url=service.client.base_url) as client:  # theirs may have been closed
         until(lambda: client.get("/readyz").status_code == 200)  # a refused flood may still be closing
         assert client.post("/encode?dictionary=d", content=BODY).status_code == 200
 
@@ -226,6 +230,24 @@ def test_a_large_body_at_an_honest_rate_takes_its_time(service: Service) -> None
             connection.sendall(body[start : start + 200_000])
             time.sleep(0.1)
         assert connection.recv(12) == b"HTTP/1.1 200"
+
+
+def test_time_in_which_the_service_stands_still_does_not_count(service: Service) -> None:
+    """As on a machine that is paused, or moved to another: what its clients sent meanwhile is served."""
+    whole = HEAD + BODY
+    with ExitStack() as stack:
+        idle, headers, body = (stack.enter_context(connected(service)) for _ in range(3))
+        served_once(idle)
+        headers.sendall(whole[:50])
+        body.sendall(whole[:-500])
+        time.sleep(0.2)  # in which that is read
+        os.kill(service.pid, signal.SIGSTOP)
+        time.sleep(3)
+        for connection, rest in ((idle, whole), (headers, whole[50:]), (body, whole[-500:])):
+            connection.sendall(rest)
+        os.kill(service.pid, signal.SIGCONT)
+        for connection in (idle, headers, body):
+            assert connection.recv(12) == b"HTTP/1.1 200"
 
 
 @pytest.mark.parametrize("header", [b"X: " + b"x" * 10_000, b"\r\n".join(b"A%d: b" % i for i in range(2000))])
