@@ -55,6 +55,7 @@ class Services:
         )
         workers.each(self.batcher.add)
         self._bringing = Threads("dictionaries")  # near: who moves anything else holds up no encode
+        self.threads = Threads("changes")  # of dictionaries, which take longest where the store is slow
         self._fetches: dict[Reference, asyncio.Future[None]] = {}  # under way
         self._opened = self._jobs_are_open = False
         self._starting: asyncio.Task[None] | None = None  # of fits, where that waits
@@ -130,6 +131,8 @@ class Services:
         await self.workers.stop()
         await self.batcher.drain()
         self._bringing.shutdown()
+        self.threads.shutdown()
+        self.fits.threads.shutdown()
         self.fits.uploads.threads.shutdown()
         self.database.close()
         self.store.workplace.close()

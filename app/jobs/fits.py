@@ -19,7 +19,7 @@ from typing import Any
 
 import orjson
 
-from app.errors import InvalidFields, JobsUnavailable, KeyReused, UnknownDictionary, UnknownJob
+from app.errors import InvalidFields, JobsAway, JobsUnavailable, KeyReused, UnknownDictionary, UnknownJob
 from app.jobs.data_files import DataFiles, Named, identity_of
 from app.jobs.jobs import ENDED, Jobs, Record
 from app.jobs.leases import Leases
@@ -36,6 +36,7 @@ from app.store.store import Store
 from app.store.uploads import Staged, Uploads
 from app.store.workplace import owner_of
 from app.supervisor import Supervisor
+from app.threads import Threads
 from app.worker.messages import INIT_METHODS
 from app.workers import Workers
 
@@ -58,6 +59,7 @@ class Fits:
     def __init__(self, settings: Settings, jobs: Jobs, leases: Leases, store: Store, workers: Workers) -> None:
         self.uploads = Uploads(store.workplace, self._shared(settings, store, "uploads"))
         self.data_files = DataFiles(settings)
+        self.threads = Threads("jobs")  # their own: others' calls may wait for a slow network
         self.checkpoints = Checkpoints(store.workplace, self._shared(settings, store, "checkpoints"))
         self._settings = settings
         # Or where nobody else could: such a fit, of a time when there was a data directory, would wait for good.
@@ -186,8 +188,8 @@ class Fits:
         if idempotency_key is not None and (earlier := await self._of_key(idempotency_key, request_hash)):
             await self.uploads.threads(self.uploads.discard, data.file)
             return earlier
-        await asyncio.to_thread(self._store.require_free, parameters.name)  # which may read many records
-        pinned = _told(parameters) | {"init": await asyncio.to_thread(self._pinned_init, parameters, data.n_features)}
+        await self.threads(self._store.require_free, parameters.name)  # which may read many records
+        pinned = _told(parameters) | {"init": await self.threads(self._pinned_init, parameters, data.n_features)}
         pinned["clip"] = parameters.clip
         if isinstance(data, Named):
             pinned["files"] = data.patterns
@@ -263,7 +265,12 @@ class Fits:
         yield job
         with contextlib.suppress(UnknownJob):
             while job.state not in ENDED and not leave.is_set():
-                told, job = job, await self._waited(job.id, FOLLOW_SECONDS)
+                told = job
+                try:
+                    job = await self._waited(job.id, FOLLOW_SECONDS)
+                except JobsAway:  # what was told stands until it is back
+                    with contextlib.suppress(TimeoutError):
+                        await asyncio.wait_for(leave.wait(), RETRY_SECONDS)
                 if (job.state, job.progress) != (told.state, told.progress):
                     yield job
 
@@ -278,11 +285,15 @@ class Fits:
     async def _waited(self, id: str, seconds: float) -> Job:
         deadline, leave = time.monotonic() + seconds, self._leave
         while True:
-            turn = self._turn
-            job = await self.get(id)
-            remaining = deadline - time.monotonic()
-            if job.state in ENDED or remaining <= 0 or leave.is_set():
-                return job
+            turn, remaining = self._turn, deadline - time.monotonic()
+            try:
+                job = await self.get(id)
+            except JobsAway:  # for a moment, it may be
+                if remaining <= 0 or leave.is_set():
+                    raise
+            else:
+                if job.state in ENDED or remaining <= 0 or leave.is_set():
+                    return job
             # Another process's job turns no event here: look again now and then.
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(turn.wait(), min(remaining, LOOK_SECONDS))
@@ -313,15 +324,14 @@ class Fits:
 
     async def _try_cancel(self, record: Record) -> None:
         """One try at ending a job where it is now; it may move on meanwhile (be claimed, lose its worker, end)."""
-        id, turn = record.job.id, self._turn
+        id, turn, runner = record.job.id, self._turn, self._runner_of(record.job.id)
         if record.job.state == "queued":
             if await self._records.write(self._jobs.cancel_queued, id):
-                await asyncio.to_thread(self._discard, record)
                 self._end_turn()
+                await self.threads(self._discard, record)
                 return
-        else:  # whoever runs it sees this when it writes how far it is, renews its lease, or would publish
-            await self._records.write(self._jobs.request_cancel, id)
-        if (runner := self._runner_of(id)) is not None:
+        # whoever runs it sees this when it writes how far it is, renews its lease, or would publish
+        elif await self._records.write(self._jobs.request_cancel, id) and runner is not None:
             await runner.cancel()  # at once
         with contextlib.suppress(TimeoutError):  # a turn of another process is none here
             await asyncio.wait_for(turn.wait(), 0.1 if runner is None else RETRY_SECONDS)
@@ -349,6 +359,7 @@ class Fits:
             data_files=self.data_files,
             checkpoints=self.checkpoints,
             discard=self._discard,
+            threads=self.threads,
             ranks=self._ranks,
         )
         self._loops[runner] = asyncio.create_task(self._run(runner), name="fits")
@@ -385,8 +396,8 @@ class Fits:
 
     def _may_claim(self, runner: Runner) -> bool:
         """Not for a worker that is not heard of, as others may begin sooner; nor without a lease, which tells others
-        that this process is alive."""
-        return runner.worker.is_ready and self.can_write
+        that this process is alive; nor where the object store does not answer, which others may reach."""
+        return runner.worker.is_ready and self.can_write and self._store.is_up
 
     def _is_spare(self, runner: Runner) -> bool:
         """Whether another runs the jobs of this one's worker, as one does that was begun while this one waited."""
@@ -445,6 +456,7 @@ class Fits:
                     logger.warning(told, record.job.id, kept)
             self.uploads.sweep_shared(self._jobs.data_files)
             self.checkpoints.sweep_shared(self._jobs.unended)
+            self._store.settle()
 
         write = self._records.write
         async with self._claiming:
@@ -459,9 +471,9 @@ class Fits:
         await write(self.checkpoints.sweep, self._jobs.unended)
         retained = timedelta(days=self._settings.job_retention_days)
         await write(self._jobs.forget_ended, datetime.now(UTC) - retained)
-        await asyncio.to_thread(settle, taken)  # apart: it may wait for a network, and the lease for those writes
+        await self.threads(settle, taken)  # apart: it may wait for a network, and the lease for those writes
         if self._alive is None or self._alive - alive:  # whoever ended those leases may have another disk
-            await asyncio.to_thread(self._store.workplace.sweep, self._leases.alive)
+            await self.threads(self._store.workplace.sweep, self._leases.alive)
         self._alive = alive
 
     def _end_turn(self) -> None:

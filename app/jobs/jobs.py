@@ -346,10 +346,11 @@ class Jobs:
         queued = sql.and_(_jobs.c.id == id, _jobs.c.state == "queued", ~_jobs.c.publishing)
         return self._update(queued, state="cancelled", ended_at=now())
 
-    def request_cancel(self, id: str) -> None:
-        """Ask whoever runs a job to end it, unless it publishes already; once this is written it never does."""
-        asked = sql.and_(_jobs.c.id == id, _jobs.c.state == "running", ~_jobs.c.cancel_requested)
-        self._update(sql.and_(asked, ~_jobs.c.publishing), cancel_requested=True)
+    def request_cancel(self, id: str) -> bool:
+        """Ask whoever runs a job to end it, unless it publishes already; once this is written it never does. False
+        where it may have a dictionary, whichever attempt publishes that, or has moved on."""
+        asked = sql.and_(_jobs.c.id == id, _jobs.c.state == "running", ~_jobs.c.publishing)
+        return self._update(asked, cancel_requested=True)
 
     def delete(self, id: str) -> bool:
         """Remove the record of an ended job."""

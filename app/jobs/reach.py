@@ -7,11 +7,13 @@ import time
 from collections.abc import Callable
 from typing import ParamSpec, TypeVar
 
-from app.errors import AppError, StoreUnavailable
+from app.errors import AppError, StoreAway, StoreUnavailable
 from app.jobs.records import RETRY_SECONDS
 from app.outage import Outage
+from app.threads import Threads
 
 REACH_SECONDS = 600.0  # in which a fit waits for a store or data that cannot be used, before it fails
+AWAY_SECONDS = 3.0  # in which one that has not begun waits for an object store that does not answer here
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -26,18 +28,21 @@ class Patience:
 
     Args:
         stopped: set where the fit is to end.
+        away_seconds: with what does not answer, where that is less.
     """
 
-    def __init__(self, what: str, stopped: threading.Event | None = None) -> None:
+    def __init__(self, what: str, stopped: threading.Event | None = None, away_seconds: float | None = None) -> None:
         self._stopped = stopped
-        self._deadline: float | None = None
+        self._away_seconds = away_seconds
+        self._since: float | None = None
         self._outage = Outage(f"a fit waits for {what}")
 
     async def wait(self, error: AppError) -> None:
         """Some time, in which it may come back. Raises the error where it has been away for long, and Cancelled."""
         now = time.monotonic()
-        self._deadline = now + REACH_SECONDS if self._deadline is None else self._deadline
-        if now > self._deadline:
+        self._since = now if self._since is None else self._since
+        most = self._away_seconds if isinstance(error, StoreAway) else None
+        if now - self._since > (REACH_SECONDS if most is None else most):
             raise error
         self._outage.goes_on(error)
         await asyncio.sleep(RETRY_SECONDS)
@@ -46,15 +51,15 @@ class Patience:
 
     def is_over(self) -> None:
         """It is there."""
-        self._deadline = None
+        self._since = None
         self._outage.is_over()
 
 
-async def reach(patience: Patience, call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+async def reach(threads: Threads, patience: Patience, call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
     """Call in a thread what needs the store; a fit is not lost for a store that is away. A stop waits for the call:
     who takes the job up next must find its dictionary."""
     while True:
-        calling = asyncio.create_task(asyncio.to_thread(call, *args, **kwargs))
+        calling = asyncio.create_task(threads(call, *args, **kwargs))
         try:
             reached = await asyncio.shield(calling)
         except asyncio.CancelledError:

@@ -12,11 +12,11 @@ import msgspec
 import numpy as np
 import orjson
 
-from app.errors import DataUnavailable, FitAbandoned, JobsUnavailable, StoreUnavailable, WorkerUnavailable
+from app.errors import DataUnavailable, FitAbandoned, JobsUnavailable, StoreAway, StoreUnavailable, WorkerUnavailable
 from app.jobs.data_files import DataFiles, Named
 from app.jobs.jobs import ENDED, JobLost, Jobs, Record
 from app.jobs.ranks import RankProcesses
-from app.jobs.reach import Cancelled, Patience, reach
+from app.jobs.reach import AWAY_SECONDS, Cancelled, Patience, reach
 from app.jobs.records import RETRY_SECONDS, Records
 from app.jobs.running import Running, history_of
 from app.outage import Outage
@@ -28,6 +28,7 @@ from app.store.references import Reference
 from app.store.store import Store
 from app.store.uploads import Staged, Uploads
 from app.supervisor import Supervisor, error_of
+from app.threads import Threads
 from app.worker.frames import Frame
 from app.worker.messages import (
     INIT_METHODS,
@@ -71,6 +72,7 @@ class Runner:
         data_files: DataFiles,
         checkpoints: Checkpoints,
         discard: Callable[[Record], None],
+        threads: Threads,
         ranks: RankProcesses,
     ) -> None:
         self.is_in = False
@@ -88,6 +90,7 @@ class Runner:
         self._checkpoints = checkpoints
         self._unwritten = Outage("the progress of a fit cannot be written", logging.WARNING)
         self._discard = discard
+        self._threads = threads
         self._ranks = ranks
 
     async def wait_ready(self) -> None:
@@ -184,12 +187,27 @@ class Runner:
             await self._place(running.job).tell(CancelFit(running.job.id))
 
     async def _attempt(self, running: Running) -> None:
+        patience = Patience("its files", running.stopped)
+        try:
+            if not await self._prepare(running, patience):
+                return
+        except StoreAway:
+            if self._store.bucket is None:
+                raise
+            await self._requeue(running, worker_died=False)  # others may reach it, and here none begins meanwhile
+            return
+        while (away := await self._fit(running, patience)) is not None:
+            running.on_worker, running.seconds_before = False, running.progress.seconds
+            await self._wait_aside(patience, away)
+
+    async def _prepare(self, running: Running, patience: Patience) -> bool:
+        """Have what the fit needs here; False where an earlier attempt has published its dictionary."""
         record, job = running.record, running.job
-        store = Patience("the store", running.stopped)
-        published = await reach(store, self._store.made_by, job.name, job.id)
+        store = Patience("the store", running.stopped, None if self._store.bucket is None else AWAY_SECONDS)
+        published = await reach(self._threads, store, self._store.made_by, job.name, job.id)
         if published is not None:  # an earlier attempt came that far
             await self._end(running, "succeeded", self._jobs.succeed, published.version)
-            return
+            return False
         if record.worker_deaths >= MAX_WORKER_DEATHS:
             raise FitAbandoned(f"the worker died {record.worker_deaths} times on this fit; it is not tried again")
         if record.service_deaths >= MAX_SERVICE_DEATHS:
@@ -197,23 +215,22 @@ class Runner:
                 f"the service died {record.service_deaths} times on this fit, which came no further in between; "
                 "it is not tried again: is there memory enough for it?"
             )
-        patience = Patience("its files", running.stopped)
         if "sha256" not in record.data and record.data.get("epochs") is None:
             staged = await self._stage_files(Named.of_record(record.data), running, patience)
             running.record = record = replace(record, data=record.data | staged.as_record())
             # another attempt finds them staged
             await self._records.surely(self._jobs.record_data, record, record.data)
         if "sha256" in record.data:
-            await reach(store, self._uploads.fetch, record.data)
+            await reach(self._threads, store, self._uploads.fetch, record.data)
         try:
-            running.objects_before = await reach(store, self._checkpoints.adopt, job.id)
+            running.objects_before = await reach(self._threads, store, self._checkpoints.adopt, job.id)
+        except StoreAway:
+            raise
         except StoreUnavailable as error:  # the fit may do without, and by its end the store may be there
             logger.warning("job %s begins without what others may have of it: %s", job.id, error)
         if job.parameters["init"] not in INIT_METHODS:  # the worker is not to wait for a network
-            await reach(store, self._store.bring, Reference.parse(job.parameters["init"]))
-        while (away := await self._fit(running, patience)) is not None:
-            running.on_worker, running.seconds_before = False, running.progress.seconds
-            await self._wait_aside(patience, away)
+            await reach(self._threads, store, self._store.bring, Reference.parse(job.parameters["init"]))
+        return True
 
     async def _fit(self, running: Running, patience: Patience) -> DataUnavailable | None:
         """Have the fit run until it has come to an end, or its files cannot be read for now: then it goes on, from
@@ -282,7 +299,7 @@ class Runner:
 
         while not stopped.is_set():
             try:
-                if (staged := await asyncio.to_thread(stage)) is not None:
+                if (staged := await self._threads(stage)) is not None:
                     return staged
             except asyncio.CancelledError:  # the service stops, and does not wait for a thread's whole work
                 stopped.set()
@@ -308,6 +325,14 @@ class Runner:
         if "files" in record.data:
             data["files"] = [{"name": told["name"], "rows": told["rows"]} for told in record.data["files"]]
 
+        def require_ours() -> None:
+            """Of an object store nobody has the lock: who was held up in here may have been taken for dead since."""
+            if self._store.bucket is None:
+                return
+            with contextlib.suppress(JobsUnavailable):
+                if not self._jobs.is_wanted(record):
+                    raise JobLost(f"job {job.id} is not attempt {job.attempts}'s any more; nothing was published")
+
         def publish() -> int:
             return self._store.publish(
                 job.name,
@@ -320,11 +345,12 @@ class Runner:
                 seconds=running.seconds_before + seconds,
                 software=self.worker.software,
                 job=job.id,
+                require=require_ours,
             ).version
 
         if not await self._records.surely(self._jobs.begin_publishing, record):
             raise Cancelled
-        version = await reach(Patience("the store"), publish)  # which no cancel ends any more
+        version = await reach(self._threads, Patience("the store"), publish)  # which no cancel ends any more
         await self._tell_last(running)
         await self._end(running, "succeeded", self._jobs.succeed, version)
         logger.info("job %s has fitted %s@%d in %.1f s", job.id, job.name, version, seconds)
@@ -338,7 +364,7 @@ class Runner:
         """Write how a job ended; its data and its checkpoint are not needed any more."""
         await self._records.surely(write, running.record, *outcome)
         self._ended[state] += 1
-        await asyncio.to_thread(self._discard, running.record)
+        await self._threads(self._discard, running.record)
 
     async def _fail(self, running: Running, error: Exception) -> None:
         problem = _problem(error)
@@ -350,14 +376,14 @@ class Runner:
         """Leave a job to whoever has taken it up; what is left of one that has ended nobody else may know of."""
         logger.warning("%s: it is left alone", error)
         if running.job.id not in await self._records.surely(self._jobs.unended):
-            await asyncio.to_thread(self._discard, running.record)
+            await self._threads(self._discard, running.record)
 
     async def _requeue(self, running: Running, *, worker_died: bool) -> None:
         record = await self._records.surely(
             self._jobs.requeue, running.record, worker_died=worker_died, told=running.told()
         )
         if record.job.state in ENDED:
-            await asyncio.to_thread(self._discard, record)
+            await self._threads(self._discard, record)
 
     async def _write_progress(self, running: Running) -> None:
         """A fit goes on though its progress cannot be written: the next time writes it all."""

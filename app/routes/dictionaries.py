@@ -1,6 +1,5 @@
 """``/dictionaries``: what has been fitted, and how good it is."""
 
-import asyncio
 from collections.abc import Mapping
 from typing import Annotated, TypeVar
 
@@ -114,7 +113,7 @@ async def import_dictionary(
     D = payload.fields.data
     if len(D) > services.settings.max_concepts:
         raise InvalidFields.at("data", msg=f"{len(D)} concepts; at most {services.settings.max_concepts} are taken")
-    record = await asyncio.to_thread(_import, services.store, wanted, D, if_match, only_first=only_first)
+    record = await services.threads(_import, services.store, wanted, D, if_match, only_first=only_first)
     response.headers["Location"] = f"/dictionaries/{record.name}@{record.version}"
     return record
 
@@ -131,7 +130,7 @@ async def label_dictionary(
     """Labels that are given are set, null removes one, others stay. The dictionary itself never changes."""
     wanted = parsed(reference)
     patch = await read_fields(request, LabelRequest, LABELS)
-    return await asyncio.to_thread(_label, services.store, wanted, patch, if_match)
+    return await services.threads(_label, services.store, wanted, patch, if_match)
 
 
 @router.delete(
@@ -144,6 +143,7 @@ async def label_dictionary(
 def delete_dictionary(reference: str, services: ServicesDep, if_match: IfMatch = "") -> None:
     """`name@3` removes that version, `name` all. A version's number is not given again."""
     store, wanted = services.store, parsed(reference)
+    store.look_again(wanted.name)  # what others have made goes with the rest, and what they changed is no match
     name, version = store.resolve(wanted)
     versions = store.versions(name) if wanted.version is None else [version]
 
@@ -155,6 +155,7 @@ def delete_dictionary(reference: str, services: ServicesDep, if_match: IfMatch =
 
 
 def _label(store: Store, reference: Reference, patch: LabelRequest, if_match: str) -> DictionaryRecord:
+    store.look_again(reference.name)
     record = store.record(reference)
     beyond = [index for index in patch.concept_labels if int(index) >= record.nb_concepts]
     if beyond:
@@ -205,6 +206,7 @@ def _require_latest_matches(store: Store, latest: Reference, if_match: str) -> N
 def _import(store: Store, latest: Reference, D: np.ndarray, if_match: str, *, only_first: bool) -> DictionaryRecord:
     def require() -> None:
         if if_match:
+            store.look_again(latest.name)
             _require_latest_matches(store, latest, if_match)
 
     require()  # before anything is written, too

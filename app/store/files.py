@@ -55,6 +55,9 @@ class Files:
         self._unreadable: set[str] = set()  # names, as was told of them last
         self._highest: dict[str, int] = {}  # the versions that were seen here, whatever has become of them since
 
+    def settle(self) -> None:
+        """What fails here is removed at once."""
+
     def sweep(self) -> None:
         """Empty what somebody removed who died before it was gone."""
         with store_errors(), self._workplace.alone():
@@ -129,6 +132,9 @@ class Files:
 
     def knows(self, name: str) -> bool:
         return True
+
+    def look_again(self, name: str, since: float) -> None:
+        """Whatever is asked is looked at."""
 
     def has(self, name: str, version: int, sha256: str) -> bool:
         return True

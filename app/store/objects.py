@@ -33,7 +33,10 @@ QUARANTINE = f"{PRIVATE}/quarantine"
 GRACE_SECONDS = 3600.0
 PUBLISH_SECONDS = 1800.0
 UNDER_WAY_SECONDS = 300.0  # for which who wants to be the first leaves the name to who has begun
-RELABEL_ATTEMPTS = 100
+# For so long who publishes the same again goes on with what failed here, under its number; then it is given up, or
+# later where its record may still come to be there.
+RESUMED_SECONDS, TOLD_SECONDS = 10.0, 60.0
+RELABEL_SECONDS = 20.0
 LOCKS = 64
 
 
@@ -47,6 +50,16 @@ class _Listing:
     @property
     def versions(self) -> list[int]:
         return sorted(version for version, files in self.files.items() if META_FILE in files)
+
+
+@dataclass(frozen=True)
+class _Begun:
+    """A publication that an object store has failed: the SHA-256 of each file, whether the record was sent, and when
+    that was."""
+
+    files: dict[str, str]
+    was_told: bool
+    failed: float
 
 
 class Objects:
@@ -65,6 +78,8 @@ class Objects:
         self._asking_names = threading.Lock()
         self._written = [-math.inf] * LOCKS  # when this process last changed one of the names that share a lock
         self._labels: dict[tuple[str, int], tuple[str, bytes]] = {}  # and their tag
+        self._relabelling = [threading.Lock() for _ in range(LOCKS)]
+        self._begun: dict[tuple[str, int], _Begun] = {}
 
     def sweep(self) -> None:
         """Remove what was never finished, and claims that no listing of anybody's can lack."""
@@ -102,6 +117,9 @@ class Objects:
     def versions(self, name: str) -> list[int]:
         return self._listing(name).versions
 
+    def look_again(self, name: str, since: float) -> None:
+        self._listing(name, since)
+
     def remembered(self, name: str) -> list[int]:
         known = self._listings.get(name)
         return [] if known is None else known.versions
@@ -118,9 +136,13 @@ class Objects:
         known = self._listings.get(name)
         return known if known is not None and known.asked > after else None
 
-    def _listing(self, name: str, *, fresh: bool = False) -> _Listing:
-        """What there is of a name; where ``fresh``, asked for after the call, by whomever."""
-        after = time.monotonic() if fresh else self._since(self._written[_nth(name)])
+    def _fresh(self, name: str) -> _Listing:
+        """What there is of a name, asked for after the call, by whomever."""
+        return self._listing(name, time.monotonic())
+
+    def _listing(self, name: str, since: float = -math.inf) -> _Listing:
+        """What there is of a name, or was lately; asked for no earlier than ``since``."""
+        after = max(since, self._since(self._written[_nth(name)]))
         if (known := self._known(name, after)) is not None:
             return known
         with self._asking[_nth(name)]:
@@ -221,32 +243,77 @@ class Objects:
         *,
         only_first: bool,
     ) -> int:
-        found = self._listing(name, fresh=True)
-        version = max(found.files, default=0) + 1
-        if only_first:
-            self._require_none(name, found)
-        if (published := earlier()) is not None:  # or cannot be told: each try would leave what it has written
-            return published
-        while not self.bucket.create(_key(name, version, CLAIM), CLAIMED):
-            if only_first:
-                raise _under_way(name)
-            version += 1
+        found = self._fresh(name)
+        hashes = {file: hashed.sha256 for file, hashed in files.items()}
+        claimed = self._resumed(name, found, hashes)
+        was_told = False
         try:
-            published = self._prepared(name, version, files, earlier, require, only_first)
-        except Exception:
-            with suppress(StoreUnavailable):
+            if only_first:
+                self._require_none(name, found, claimed)
+            if (published := earlier()) is not None:  # or cannot be told: each try would leave what it has written
+                if claimed is not None:
+                    self._give_up(name, claimed, files)
+                return published
+            version = claimed = claimed or self._claim(name, found, only_first)
+            if (published := self._prepared(name, version, files, earlier, require, only_first)) is not None:
                 self._give_up(name, version, files)
+                return published
+            content = meta(version)
+            was_told = True
+            self.bucket.put(_key(name, version, META_FILE), content)  # which may be there though this fails
+        except StoreUnavailable:
+            if claimed is not None:
+                self._begun[name, claimed] = _Begun(hashes, was_told, time.monotonic())
             raise
-        if published is not None:
-            self._give_up(name, version, files)
-            return published
-        content = meta(version)
-        self.bucket.put(_key(name, version, META_FILE), content)  # which may be there though this fails
+        except Exception:
+            if claimed is not None:
+                with suppress(StoreUnavailable):
+                    self._give_up(name, claimed, files)
+            raise
         self._forget(name)
         for hashed in files.values():
             self._cache.put(hashed.sha256, hashed.content)
         self._cache.put(f"{name}@{version}", content)
         return version
+
+    def _claim(self, name: str, found: _Listing, only_first: bool) -> int:
+        """The number of a version that nobody else makes."""
+        version = max(found.files, default=0) + 1
+        while not self.bucket.create(_key(name, version, CLAIM), CLAIMED):
+            if only_first:
+                raise _under_way(name)
+            version += 1
+        return version
+
+    def _resumed(self, name: str, found: _Listing, hashes: dict[str, str]) -> int | None:
+        """The number that a publication of just these files has claimed before it failed here, unless there is a
+        later one: else each of many tries while the store is not well would take another, and leave what it wrote."""
+        version = max(found.files, default=0)
+        there = found.files.get(version, {})
+        if META_FILE in there or CLAIM not in there or there[CLAIM].size != len(CLAIMED):
+            return None
+        with self._guard:
+            begun = self._begun.get((name, version))
+            if begun is None or begun.files != hashes:  # one of other files may still come to be there
+                return None
+            del self._begun[name, version]
+        return version
+
+    def settle(self) -> None:
+        """Give up what has failed and nobody goes on with: who would be the first waits for it."""
+        for (name, version), begun in list(self._begun.items()):
+            if time.monotonic() - begun.failed < (TOLD_SECONDS if begun.was_told else RESUMED_SECONDS):
+                continue
+            with self._guard:
+                if self._begun.get((name, version)) is not begun:
+                    continue
+                del self._begun[name, version]
+            try:
+                if META_FILE not in self._fresh(name).files.get(version, {}):
+                    self._give_up(name, version, begun.files)
+            except StoreUnavailable:
+                self._begun[name, version] = begun
+                break
 
     def _prepared(
         self,
@@ -266,7 +333,7 @@ class Objects:
         self._forget(name)  # what is asked now is to see what others have published
         if (published := earlier()) is not None:
             return published
-        found = self._listing(name, fresh=True)
+        found = self._fresh(name)
         if only_first and found.versions:  # of somebody who did not ask to be the first
             raise not_the_first(name)
         require()
@@ -275,12 +342,15 @@ class Objects:
             raise StoreUnavailable("a dictionary was swept before it was whole; nothing was published")
         return None
 
-    def _require_none(self, name: str, found: _Listing) -> None:
-        """Raises PreconditionFailed where the name has a version, StoreUnavailable where it may soon have one."""
+    def _require_none(self, name: str, found: _Listing, claimed: int | None) -> None:
+        """Raises PreconditionFailed where the name has a version, StoreUnavailable where it may soon have one, other
+        than that which is claimed here."""
         if found.versions:
             raise not_the_first(name)
         young = time.time() - UNDER_WAY_SECONDS
-        for files in found.files.values():
+        for version, files in found.files.items():
+            if version == claimed:
+                continue
             if CLAIM in files and files[CLAIM].size == len(CLAIMED) and files[CLAIM].changed > young:
                 raise _under_way(name)
 
@@ -291,25 +361,35 @@ class Objects:
             self.bucket.delete(_key(name, version, file))
 
     def relabel(self, name: str, version: int, change: Callable[[bytes | None], bytes]) -> None:
+        """One after another of those here: they would only take each other's attempts."""
+        deadline = time.monotonic() + RELABEL_SECONDS
+        if not self._relabelling[_nth(name)].acquire(timeout=RELABEL_SECONDS):
+            raise _relabelled_by_others(name, version)
+        try:
+            self._relabel(name, version, change, deadline)
+        finally:
+            self._relabelling[_nth(name)].release()
+
+    def _relabel(self, name: str, version: int, change: Callable[[bytes | None], bytes], deadline: float) -> None:
         key = _key(name, version, LABELS_FILE)
-        for attempt in range(RELABEL_ATTEMPTS):
+        attempt = 0
+        while True:
             if self.bucket.tag(_key(name, version, META_FILE)) is None:
                 raise self._removed(name, version)
             tag = self.bucket.tag(key)  # before the content: one that is newer than its tag is not replaced
-            try:
-                old = None if tag is None else self.bucket.read(key)
-            except FileNotFoundError:
-                continue
-            new = change(old)
-            if self.bucket.create(key, new) if tag is None else self.bucket.replace(key, new, tag):
-                self._forget(name)
-                return
-            time.sleep(0.001 * secrets.randbelow(1 + min(attempt, 20)))
-        raise StoreUnavailable(f"others change the labels of {name}@{version} all the time")
+            with suppress(FileNotFoundError):
+                new = change(None if tag is None else self.bucket.read(key))
+                if self.bucket.create(key, new) if tag is None else self.bucket.replace(key, new, tag):
+                    self._forget(name)
+                    return
+            if time.monotonic() > deadline:
+                raise _relabelled_by_others(name, version)
+            attempt += 1
+            time.sleep(0.001 * secrets.randbelow(min(attempt, 20)))
 
     def remove(self, name: str, versions: Iterable[int], require: Callable[[], object]) -> None:
+        found = self._fresh(name).files
         require()
-        found = self._listing(name, fresh=True).files
         versions = [version for version in versions if version in found]
         try:
             for version in versions:
@@ -322,7 +402,7 @@ class Objects:
 
     def set_aside(self, name: str, version: int) -> str:
         aside = f"{QUARANTINE}/{name}@{version}.{secrets.token_hex(4)}"
-        files = self._listing(name, fresh=True).files.get(version, {}).keys() - {CLAIM}
+        files = self._fresh(name).files.get(version, {}).keys() - {CLAIM}
         for file in files:
             self.bucket.copy(_key(name, version, file), f"{aside}/{file}")
         self._hide(name, version)
@@ -342,6 +422,10 @@ def _under_way(name: str) -> StoreUnavailable:
     return StoreUnavailable(
         f"somebody else makes a version of {name!r} just now; whether it comes to be is not known yet"
     )
+
+
+def _relabelled_by_others(name: str, version: int) -> StoreUnavailable:
+    return StoreUnavailable(f"others change the labels of {name}@{version} all the time")
 
 
 def _nth(name: str) -> int:

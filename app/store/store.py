@@ -6,6 +6,7 @@ lies in ``.dictserve/`` of the local directory (``app.store.workplace``), a name
 """
 
 import logging
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
 from datetime import UTC, datetime
@@ -86,6 +87,9 @@ class Shelf(Protocol):
     def sweep(self) -> None:
         """Remove what the dead have left half done."""
 
+    def settle(self) -> None:
+        """Remove what this process has left half done, and does not go on with."""
+
     def names(self) -> list[str]:
         """Names that have a version, sorted."""
 
@@ -94,6 +98,9 @@ class Shelf(Protocol):
 
     def knows(self, name: str) -> bool:
         """Whether ``versions`` of this name takes no network."""
+
+    def look_again(self, name: str, since: float) -> None:
+        """Have ``versions`` tell what was so at this time, or later."""
 
     def remembered(self, name: str) -> list[int]:
         """The versions of a name as they were when it was last asked for, without asking; none if it never was."""
@@ -195,6 +202,10 @@ class Store:
         """Remove what is left of versions that were never finished, or were being removed, by the dead."""
         self._shelf.sweep()
 
+    def settle(self) -> None:
+        """Give up what this process has begun to publish, where that failed and nobody goes on with it."""
+        self._shelf.settle()
+
     # -- reading ------------------------------------------------------------------------------------------
 
     def names(self) -> list[str]:
@@ -207,6 +218,11 @@ class Store:
     def knows(self, name: str) -> bool:
         """Whether ``versions`` of this name takes no network."""
         return self._shelf.knows(name)
+
+    def look_again(self, name: str) -> None:
+        """Have what is told of this name from now on include all that anybody did to it before this call. What is
+        told by itself may be as old as an object store's ``listing_seconds``."""
+        self._shelf.look_again(name, time.monotonic())
 
     def latest(self) -> list[DictionaryRecord]:
         """The latest version of each name, described. One that is damaged, or that a disk does not give now, hides
@@ -260,7 +276,10 @@ class Store:
             return self.record(reference)
         if not self._shelf.knows(reference.name):
             return None
-        name, version = self.resolve(reference)
+        try:
+            name, version = self._resolve(reference)
+        except UnknownDictionary:
+            return None  # as far as is known here: somebody may have made it just now
         record = self._records.get((name, version))
         return record if record is not None and self._shelf.has(name, version, record.sha256) else None
 
@@ -295,7 +314,16 @@ class Store:
         return record if record is not None and self._shelf.has(name, record.version, record.sha256) else None
 
     def resolve(self, reference: Reference) -> tuple[str, int]:
-        """Name and version that a reference means now."""
+        """Name and version that a reference means now. That there is none nobody is told by a list that is old: who
+        was just told of a version by another service asks this one for it next."""
+        begun = time.monotonic()
+        try:
+            return self._resolve(reference)
+        except UnknownDictionary:
+            self._shelf.look_again(reference.name, begun)
+        return self._resolve(reference)
+
+    def _resolve(self, reference: Reference) -> tuple[str, int]:
         versions = self.versions(reference.name)
         if not versions:
             raise UnknownDictionary(f"there is no dictionary {reference.name!r}; GET /dictionaries lists them")

@@ -51,6 +51,14 @@ class Closed(Exception):
     """The other side has closed the channel, or is gone."""
 
 
+class Unmapped(MemoryError):
+    """There is no memory to map a frame's arrays; ``message`` is what came with them."""
+
+    def __init__(self, message: Message, error: Exception) -> None:
+        super().__init__(f"what was sent cannot be mapped: {error}")
+        self.message = message
+
+
 _encoder = msgspec.msgpack.Encoder()
 _decoder = msgspec.msgpack.Decoder(_Header)
 
@@ -105,6 +113,7 @@ def receive(source: socket.socket) -> Frame:
     Raises:
         Closed: the other side is gone.
         BlockingIOError: nothing is there (non-blocking sockets only).
+        Unmapped: there is no memory for its arrays.
     """
     try:
         packet, descriptors, _, _ = socket.recv_fds(source, MAX_FRAME_BYTES, 1 + MAX_ARRAYS)
@@ -136,7 +145,10 @@ def _unpack(packet: bytes, descriptors: list[int]) -> Frame:
             array = np.frombuffer(packet, dtype, count, offset).copy()  # aligned, whatever the offset
             offset += array.nbytes
         else:
-            memory = mmap.mmap(next(remaining), count * dtype.itemsize, access=mmap.ACCESS_COPY)
+            try:
+                memory = mmap.mmap(next(remaining), count * dtype.itemsize, access=mmap.ACCESS_COPY)
+            except OSError as error:
+                raise Unmapped(header.message, error) from None
             array = np.frombuffer(memory, dtype, count)
         arrays.append(array.reshape(told.shape))
     return Frame(header.message, arrays)

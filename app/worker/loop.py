@@ -114,10 +114,20 @@ class Worker:
             if not select.select([self._channel], [], [], patience)[0]:
                 break
             begun = time.monotonic()
-            self._handle(frames.receive(self._channel))
+            self._handle_next()
             taken += time.monotonic() - begun
             patience = 0.0
         return taken
+
+    def _handle_next(self) -> None:
+        try:
+            frame = frames.receive(self._channel)
+        except frames.Unmapped as error:
+            if not isinstance(error.message, Solve):
+                raise
+            self._send(failed(error.message.id, error))
+        else:
+            self._handle(frame)
 
     def _handle(self, frame: frames.Frame) -> None:
         match frame.message:

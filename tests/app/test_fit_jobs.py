@@ -6,6 +6,7 @@ import math
 import re
 import threading
 import time
+from collections import Counter
 from collections.abc import AsyncIterator, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
@@ -19,7 +20,7 @@ import pytest
 import sqlalchemy as sql
 from fastapi.testclient import TestClient
 
-from app.errors import DataUnavailable, JobsUnavailable, StoreUnavailable
+from app.errors import DataUnavailable, JobsAway, JobsUnavailable, StoreUnavailable
 from app.jobs import fits, one_thread, reach
 from app.jobs import jobs as jobs_of_all
 from app.jobs.data_files import DataFiles
@@ -62,6 +63,37 @@ def test_events_after_one_that_there_never_was_are_all_told(client: TestClient) 
     for last in ("1-" + "9" * 5000, "9" * 5000 + "-1", "ended", "1-1-1"):
         answer = client.get(f"/jobs/{id}/events", headers={"last-event-id": last})
         assert "event: end" in answer.text, last
+
+
+@ON_SQLITE
+def test_a_database_that_is_away_for_a_moment_ends_nobodys_wait(
+    client: TestClient, worker: WorkerDouble, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(fits, "RETRY_SECONDS", 0.02)
+    monkeypatch.setattr(fits, "LOOK_SECONDS", 0.02)
+    worker.fits_hang = True
+    one, other = (client.post("/fit", json=FIT).json()["id"] for _ in range(2))
+    asked, real, is_away = Counter[str](), Fits.get, False
+
+    async def get(self: Fits, id: str) -> Job:
+        asked[id] += 1
+        if is_away:
+            raise JobsAway("the jobs' database cannot be used: its connection was lost")
+        return await real(self, id)
+
+    monkeypatch.setattr(Fits, "get", get)
+    with ThreadPoolExecutor(2) as clients:
+        following = clients.submit(client.get, f"/jobs/{one}/events")
+        waiting = clients.submit(client.get, f"/jobs/{other}", headers={"prefer": "wait=60"})
+        until(lambda: min(asked[one], asked[other]) > 2)
+        is_away = True
+        asked.clear()
+        until(lambda: min(asked[one], asked[other]) > 2)
+        is_away = False
+        for id in (other, one):
+            client.post(f"/jobs/{id}/cancel")
+        assert "event: end" in following.result().text
+        assert waiting.result().json()["state"] == "cancelled"
 
 
 @ON_SQLITE
@@ -635,6 +667,20 @@ def test_a_cancel_while_it_publishes_is_answered_with_what_became_of_it(
         answer = cancelling.result()
     assert (answer.status_code, answer.json()["state"], answer.json()["version"]) == (200, "succeeded", 1)
     assert store.versions("digits") == [1]
+
+
+def test_an_attempt_after_one_that_may_yet_publish_is_not_cancelled(
+    client: TestClient, worker: WorkerDouble, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else the job might be told as cancelled, and have a dictionary."""
+    monkeypatch.setattr(fits, "CANCEL_SECONDS", 0.2)
+    worker.fits_hang = True
+    jobs: Jobs = client.app.state.services.jobs  # type: ignore[attr-defined]
+    id = client.post("/fit", json=FIT).json()["id"]
+    until(lambda: client.get(f"/jobs/{id}").json()["progress"]["iteration"])
+    assert jobs.begin_publishing(jobs.get(id))
+    assert client.delete(f"/jobs/{id}").json()["state"] == "running"
+    assert jobs.get(id).job.state == "running"
 
 
 def test_a_job_that_publishes_is_not_cancelled_by_whoever_takes_it_up(

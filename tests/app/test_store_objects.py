@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -29,6 +30,8 @@ from app.errors import (
     StoreUnavailable,
     UnknownDictionary,
 )
+from app.jobs import fits, reach, runner
+from app.jobs.jobs import Jobs
 from app.main import create_app
 from app.settings import Settings
 from app.store import bucket, checkpoint_file, object_cache, shared_files
@@ -40,7 +43,7 @@ from app.store.checkpoints import Checkpoints
 from app.store.object_store import ObjectStore
 from app.store.references import Reference
 from app.store.shared_files import GRACE_SECONDS, SWEEP_SECONDS, SharedFiles
-from app.store.store import Store
+from app.store.store import Labels, Store
 from app.store.uploads import Uploads
 from demo.service import npy
 from tests.app.conftest import D, WorkerDouble, ended, publish
@@ -104,8 +107,7 @@ def test_what_is_at_hand_asks_for_nothing(store: Store, other: Store, asked: lis
     assert record is not None
     assert record.version == 1
     np.testing.assert_array_equal(other.load("a", 1), D)
-    with pytest.raises(UnknownDictionary):
-        other.at_hand(Reference("a", 2))
+    assert other.at_hand(Reference("a", 2)) is None  # as far as is known without asking
     assert asked == []
 
 
@@ -187,6 +189,51 @@ def test_what_others_do_is_seen_after_the_time_that_is_told(
     assert other.versions("a") == [1, 2]
     later(monkeypatch, 2 * LISTING_SECONDS)
     assert other.names() == []
+
+
+def test_that_there_is_none_is_not_told_by_an_old_list(store: Store, other: Store, asked: list[str]) -> None:
+    """Who was told of it by another service asks this one next."""
+    assert other.versions("a") == []
+    publish(store, "a", D)
+    assert other.resolve(Reference("a")) == ("a", 1)
+    publish(store, "a", D)
+    assert other.bring(Reference("a", 2)).version == 2
+    asked.clear()
+    for _ in range(2):
+        with pytest.raises(UnknownDictionary):
+            other.resolve(Reference("a", 3))
+    assert asked == ["a", "a"]
+
+
+def test_what_is_changed_or_removed_is_looked_at_first(
+    objects: ObjectStore, tmp_path: Path, other: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By `If-Match` nothing goes that the client has not seen; without it, all goes that there is."""
+    settings = Settings(
+        store=tmp_path / "one",
+        objects=objects.url,
+        objects_options=objects.options,
+        objects_listing_seconds=LISTING_SECONDS,
+    )
+    publish(other, "a", D)
+    with served(settings) as client:
+
+        def etag() -> dict[str, str]:
+            return {"if-match": client.get("/dictionaries/a").headers["etag"]}
+
+        for change in (
+            lambda: other.relabel("a", 1, lambda old: Labels(labels={"keep": "this"})),
+            lambda: publish(other, "a", D),
+        ):
+            seen = etag()
+            change()
+            assert client.delete("/dictionaries/a", headers=seen).status_code == 412
+            assert client.patch("/dictionaries/a", json={"labels": {}}, headers=seen).status_code == 412
+        assert other.versions("a") == [1, 2]
+        publish(other, "a", D)
+        assert client.delete("/dictionaries/a").status_code == 204
+    assert other.bucket is not None
+    assert not [key for key in other.bucket.entries("a") if key.endswith("meta.json")]
 
 
 def test_a_listing_from_before_a_publication_is_not_kept(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -285,7 +332,7 @@ def test_what_is_to_be_fresh_was_asked_for_after_the_call(
         waiting.wait(MANY)
 
     def fresh(_: int) -> list[int]:
-        return store._shelf._listing("a", fresh=True).versions  # type: ignore[attr-defined]
+        return store._shelf._fresh("a").versions  # type: ignore[attr-defined]
 
     listed = slow_at_first(store, monkeypatch, meanwhile)
     with ThreadPoolExecutor(MANY) as threads:
@@ -436,7 +483,8 @@ def test_what_was_swept_while_its_machine_slept_is_not_published(
         with pytest.raises(StoreUnavailable, match="swept"):
             publish(store, "a", D)
     assert store.versions("a") == [1]
-    assert publish(store, "a", D) == 3
+    assert publish(store, "a", D) == 2  # all of it is written again
+    np.testing.assert_array_equal(other.load("a", 2), D)
 
 
 def test_versions_that_were_copied_into_the_bucket_are_versions(store: Store, tmp_path: Path) -> None:
@@ -564,6 +612,63 @@ def test_a_start_while_it_is_away_serves_jobs_once_it_is_back(
         accepted = until(lambda: answer if (answer := fit()).status_code == 202 else None, every=0.05)
         assert ended(client, accepted.json()["id"])["version"] == 1
     own.server.stop()
+
+
+@pytest.fixture
+def fitting(objects: ObjectStore, tmp_path: Path) -> Iterator[TestClient]:
+    """A service whose jobs others may take up."""
+    settings = Settings(
+        store=tmp_path / "own",
+        objects=objects.url,
+        objects_options=objects.options,
+        database_url=f"sqlite:///{tmp_path / 'jobs.sqlite3'}",
+    )
+    with served(settings) as client:
+        yield client
+
+
+def fit(client: TestClient) -> str:
+    id: str = client.post("/fit?name=a&nb_concepts=2", content=npy(D)).json()["id"]
+    return id
+
+
+def test_a_fit_is_left_to_others_while_the_store_does_not_answer_here(
+    fitting: TestClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(runner, "AWAY_SECONDS", 0.0)
+    monkeypatch.setattr(reach, "RETRY_SECONDS", 0.02)
+    monkeypatch.setattr(fits, "LOOK_SECONDS", 0.02)
+    is_up = True
+
+    def away(*_: object) -> None:
+        nonlocal is_up
+        is_up = False
+        raise StoreAway("the object store cannot be used")
+
+    def told(id: str) -> tuple[str, int]:
+        job = fitting.get(f"/jobs/{id}").json()
+        return job["state"], job["attempts"]
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Store, "made_by", away)
+        patch.setattr(Store, "is_up", property(lambda _: is_up))
+        id = fit(fitting)
+        until(lambda: told(id) == ("queued", 1))
+        time.sleep(0.2)
+        assert told(id) == ("queued", 1)
+    assert (ended(fitting, id)["state"], told(id)) == ("succeeded", ("succeeded", 2))
+
+
+def test_who_was_taken_for_dead_at_the_last_moment_publishes_nothing(
+    fitting: TestClient, other: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = threading.Event()
+    monkeypatch.setattr(Jobs, "is_wanted", lambda *_: asked.set())
+    id = fit(fitting)
+    assert asked.wait(60)
+    until(lambda: not fitting.app.state.services.fits._runner_of(id))  # type: ignore[attr-defined]
+    assert fitting.get(f"/jobs/{id}").json()["version"] is None
+    assert other.versions("a") == []
 
 
 def test_a_store_that_is_away_is_told_and_comes_back(tmp_path: Path) -> None:
@@ -929,20 +1034,82 @@ def test_who_would_be_the_first_waits_for_who_has_begun(store: Store, monkeypatc
     assert publish_first(store) == 2
 
 
-def test_a_publication_that_fails_keeps_nobody_from_being_the_first(
-    store: Store, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def full(self: Bucket, key: str, content: bytes) -> None:
-        raise StoreFull("no room")
-
+@contextmanager
+def failing(monkeypatch: pytest.MonkeyPatch, file: str) -> Iterator[None]:
+    """While the object store has no room for one of a version's files."""
     real = Bucket.put
+
+    def put(self: Bucket, key: str, content: bytes) -> None:
+        if key.endswith(file):
+            raise StoreFull("no room")
+        real(self, key, content)
+
     with monkeypatch.context() as filled:
-        filled.setattr(
-            Bucket, "put", lambda self, key, content: (real if key.endswith("claim") else full)(self, key, content)
-        )
-        with pytest.raises(StoreFull):
+        filled.setattr(Bucket, "put", put)
+        yield
+
+
+@pytest.mark.parametrize(
+    ("file", "seconds"),
+    [
+        ("dictionary.safetensors", store_objects.RESUMED_SECONDS),
+        ("meta.json", store_objects.TOLD_SECONDS),  # which may come to be there, late
+    ],
+)
+def test_a_publication_that_fails_keeps_nobody_from_being_the_first(
+    store: Store, other: Store, monkeypatch: pytest.MonkeyPatch, file: str, seconds: float
+) -> None:
+    with failing(monkeypatch, file), pytest.raises(StoreFull):
+        publish_first(store)
+    with pytest.raises(StoreUnavailable, match="just now"):
+        publish_first(other)
+    for after in (0.9 * seconds, 1.1 * seconds):
+        later(monkeypatch, after)
+        store.settle()
+        assert store.bucket is not None
+        left = store.bucket.entries("a")
+        assert left["a/1/claim"].size == (0 if after < seconds else len(store_objects.GONE))
+    assert left.keys() == {"a/1/claim"}
+    assert publish_first(other) == 2
+
+
+@pytest.mark.parametrize("file", ["dictionary.safetensors", "meta.json"])
+def test_what_failed_is_gone_on_with_under_its_number(
+    store: Store, other: Store, monkeypatch: pytest.MonkeyPatch, file: str
+) -> None:
+    for _ in range(3):
+        with failing(monkeypatch, file), pytest.raises(StoreFull):
             publish_first(store)
-    assert publish_first(store) == 2
+    assert publish_first(store) == 1
+    with failing(monkeypatch, file), pytest.raises(StoreFull):
+        publish(store, "a", D)
+    assert publish(store, "a", 2 * D) == 3  # the other's files may still be on their way
+    assert publish(other, "a", D) == 4
+    assert publish(store, "a", D) == 5  # there is a later one by now
+
+
+def test_labels_of_one_service_are_changed_one_after_another(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    publish(store, "a", D)
+    tries = []
+    real = Bucket.replace
+
+    def replace(self: Bucket, key: str, content: bytes, tag: str) -> bool:
+        tries.append(key)
+        return real(self, key, content, tag)
+
+    assert store.bucket is not None
+    monkeypatch.setattr(type(store.bucket), "replace", replace)
+    with ThreadPoolExecutor(8) as threads:
+        list(threads.map(lambda n: store.relabel("a", 1, lambda old: labelled(old, n)), range(8)))
+    assert store.labels("a", 1).concept_labels == dict.fromkeys(range(8), "x")
+    assert len(tries) == 7  # the first was created
+    monkeypatch.setattr(store_objects, "RELABEL_SECONDS", 0.05)
+    with store._shelf._relabelling[store_objects._nth("a")], pytest.raises(StoreUnavailable, match="all the time"):  # type: ignore[attr-defined]
+        store.relabel("a", 1, lambda old: old)
+
+
+def labelled(old: Labels, concept: int) -> Labels:
+    return Labels(labels=old.labels, concept_labels=old.concept_labels | {concept: "x"})
 
 
 def test_a_version_that_comes_meanwhile_is_the_first(

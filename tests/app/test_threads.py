@@ -16,6 +16,7 @@ from app.store.store import Store
 from app.store.uploads import Uploads
 from app.threads import Threads
 from demo.service import npy
+from tests.app.conftest import WorkerDouble
 
 A = npy(np.ones((3, 4), np.float32))
 AT_ONCE = 40  # more than asyncio has threads, at most 32
@@ -35,16 +36,16 @@ class Slow:
         self.goes_on = threading.Event()
         self.began = threading.Semaphore(0)
 
-    def __call__(self, *_: object) -> None:
+    def __call__(self, *_: object, **__: object) -> None:
         self.began.release()
         assert self.goes_on.wait(60)
         raise StoreUnavailable("the network is slow")
 
     @contextmanager
-    def of_many(self, client: TestClient, path: str) -> Iterator[ThreadPoolExecutor]:
+    def of_many(self, client: TestClient, path: str, method: str = "POST") -> Iterator[ThreadPoolExecutor]:
         """While more requests than there are threads wait for it: who may ask for something else."""
         with ThreadPoolExecutor(AT_ONCE + 1) as pool:
-            waiting = [pool.submit(client.post, path, content=A) for _ in range(AT_ONCE)]
+            waiting = [pool.submit(client.request, method, path, content=A) for _ in range(AT_ONCE)]
             try:
                 for _ in range(2):  # as many as there are, at the least
                     assert self.began.acquire(timeout=30)
@@ -65,6 +66,19 @@ def test_activations_that_are_moved_hold_up_no_encode(
     with slow.of_many(client, path) as other:
         encoded = other.submit(client.post, f"/encode?dictionary={networked}", content=A)
         assert encoded.result(30).status_code == 200
+        assert other.submit(client.get, "/metrics").result(30).status_code == 200
+
+
+def test_dictionaries_that_are_changed_hold_up_no_fit(
+    client: TestClient, worker: WorkerDouble, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    worker.fits_hang = True
+    id = client.post("/fit?name=a&nb_concepts=2", content=A).json()["id"]
+    slow = Slow()
+    monkeypatch.setattr(Store, "publish", slow)
+    with slow.of_many(client, "/dictionaries/b", "PUT") as other:
+        assert other.submit(client.post, "/fit?name=a&nb_concepts=2", content=A).result(30).status_code == 202
+        assert other.submit(client.post, f"/jobs/{id}/cancel").result(30).json()["state"] == "cancelled"
         assert other.submit(client.get, "/metrics").result(30).status_code == 200
 
 
