@@ -251,12 +251,13 @@ class Objects:
             if only_first:
                 self._require_none(name, found, claimed)
             if (published := earlier()) is not None:  # or cannot be told: each try would leave what it has written
-                if claimed is not None:
+                if claimed not in (None, published):
                     self._give_up(name, claimed, files)
                 return published
             version = claimed = claimed or self._claim(name, found, only_first)
             if (published := self._prepared(name, version, files, earlier, require, only_first)) is not None:
-                self._give_up(name, version, files)
+                if published != version:  # else its record has come to be there after all
+                    self._give_up(name, version, files)
                 return published
             content = meta(version)
             was_told = True
@@ -334,7 +335,7 @@ class Objects:
         if (published := earlier()) is not None:
             return published
         found = self._fresh(name)
-        if only_first and found.versions:  # of somebody who did not ask to be the first
+        if only_first and found.versions not in ([], [version]):  # of somebody who did not ask to be the first
             raise not_the_first(name)
         require()
         if not files.keys() <= found.files.get(version, {}).keys():

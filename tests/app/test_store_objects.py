@@ -1088,6 +1088,28 @@ def test_what_failed_is_gone_on_with_under_its_number(
     assert publish(store, "a", D) == 5  # there is a later one by now
 
 
+@pytest.mark.parametrize("publishes", [publish_first, lambda store: publish(store, "a", D, job="1")])
+def test_a_record_that_comes_to_be_there_late_is_kept(
+    store: Store, other: Store, monkeypatch: pytest.MonkeyPatch, publishes: Callable[[Store], int]
+) -> None:
+    late = []
+    real = Bucket.put
+
+    def put(self: Bucket, key: str, content: bytes) -> None:
+        if key.endswith("meta.json") and not late:
+            late.append((key, content))
+            raise StoreAway("no answer")
+        real(self, key, content)
+        if key.endswith("dictionary.safetensors") and late:
+            real(self, *late[0])
+
+    monkeypatch.setattr(Bucket, "put", put)
+    with pytest.raises(StoreAway):
+        publishes(store)
+    assert publishes(store) == 1
+    np.testing.assert_array_equal(other.load("a", 1), D)
+
+
 def test_labels_of_one_service_are_changed_one_after_another(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     publish(store, "a", D)
     tries = []

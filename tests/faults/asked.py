@@ -67,9 +67,9 @@ def refusal(store: Path) -> str:
     return line
 
 
-def require_next(service: Service, reference: str = "d", seconds: float = 20.0) -> None:
+def require_next(service: Service, reference: str = "d") -> None:
     """The service is ready, at once or when its worker is back, and a good request is served."""
-    service.wait_ready(seconds)
+    service.wait_ready()
     answer = encode(service, reference)
     assert answer.status_code == 200, answer.text
 
