@@ -57,6 +57,7 @@ class Services:
         self._bringing = Threads("dictionaries")  # near: who moves anything else holds up no encode
         self.threads = Threads("changes")  # of dictionaries, which take longest where the store is slow
         self._fetches: dict[Reference, asyncio.Future[None]] = {}  # under way
+        self._looks: dict[str, asyncio.Future[None]] = {}  # for what there is of a name, likewise
         self._opened = self._jobs_are_open = False
         self._starting: asyncio.Task[None] | None = None  # of fits, where that waits
 
@@ -145,7 +146,15 @@ class Services:
         if record is None:
             record = await self._bringing(self.store.find, reference)
             await self._fetch(record)
+        elif self.store.is_soon_old(name := reference.name) and name not in self._looks:
+            self._looks[name] = asyncio.ensure_future(self._bringing(self.store.look_again, name))
+            self._looks[name].add_done_callback(partial(self._looked, name))
         return record
+
+    def _looked(self, name: str, look: asyncio.Future[None]) -> None:
+        del self._looks[name]
+        if not look.cancelled():
+            look.exception()  # who asks next is told
 
     async def _fetch(self, record: DictionaryRecord) -> None:
         """Have a dictionary at hand, which may be large: of requests that come for it at once, one fetches it."""

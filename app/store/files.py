@@ -133,6 +133,9 @@ class Files:
     def knows(self, name: str) -> bool:
         return True
 
+    def is_soon_old(self, name: str) -> bool:
+        return False
+
     def look_again(self, name: str, since: float) -> None:
         """Whatever is asked is looked at."""
 

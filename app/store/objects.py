@@ -37,6 +37,7 @@ UNDER_WAY_SECONDS = 300.0  # for which who wants to be the first leaves the name
 # later where its record may still come to be there.
 RESUMED_SECONDS, TOLD_SECONDS = 10.0, 60.0
 RELABEL_SECONDS = 20.0
+RENEWED_AT = 0.75  # of the time that a list holds: from then on another is asked for, while this one holds still
 LOCKS = 64
 
 
@@ -126,6 +127,10 @@ class Objects:
 
     def knows(self, name: str) -> bool:
         return self._known(name, self._since(self._written[_nth(name)])) is not None
+
+    def is_soon_old(self, name: str) -> bool:
+        known = self._listings.get(name)
+        return known is not None and time.monotonic() - known.asked > RENEWED_AT * self._listing_seconds
 
     def _since(self, written: float) -> float:
         """What was asked for after this holds for who comes now, however long that waits for the answer: it is not

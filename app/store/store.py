@@ -99,6 +99,9 @@ class Shelf(Protocol):
     def knows(self, name: str) -> bool:
         """Whether ``versions`` of this name takes no network."""
 
+    def is_soon_old(self, name: str) -> bool:
+        """Whether it is time to look again, that ``knows`` may stay so."""
+
     def look_again(self, name: str, since: float) -> None:
         """Have ``versions`` tell what was so at this time, or later."""
 
@@ -218,6 +221,10 @@ class Store:
     def knows(self, name: str) -> bool:
         """Whether ``versions`` of this name takes no network."""
         return self._shelf.knows(name)
+
+    def is_soon_old(self, name: str) -> bool:
+        """Whether it is time to `look_again`, that nobody has to wait for that."""
+        return self._shelf.is_soon_old(name)
 
     def look_again(self, name: str) -> None:
         """Have what is told of this name from now on include all that anybody did to it before this call. What is

@@ -205,6 +205,49 @@ def test_that_there_is_none_is_not_told_by_an_old_list(store: Store, other: Stor
     assert asked == ["a", "a"]
 
 
+def test_nobody_waits_for_a_list_of_a_name_that_is_in_use(
+    objects: ObjectStore, tmp_path: Path, asked: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = Settings(
+        store=tmp_path / "one",
+        objects=objects.url,
+        objects_options=objects.options,
+        objects_listing_seconds=LISTING_SECONDS,
+    )
+    worker = WorkerDouble(settings)
+    app = create_app(settings, supervisor=worker)
+    worker.store = app.state.services.store
+    goes_on = threading.Event()
+    real = Bucket.entries
+
+    def slow(self: Bucket, prefix: str = "") -> dict[str, Entry]:
+        asked.append("slow")
+        assert goes_on.wait(60)
+        return real(self, prefix)
+
+    with TestClient(app) as client:
+
+        def encode() -> None:
+            assert client.post("/encode?dictionary=a", content=npy(D)).status_code == 200
+
+        assert client.put("/dictionaries/a", content=npy(D)).status_code == 201
+        encode()
+        asked.clear()
+        later(monkeypatch, 0.7 * LISTING_SECONDS)
+        encode()
+        assert asked == []
+        later(monkeypatch, 0.8 * LISTING_SECONDS)
+        monkeypatch.setattr(Bucket, "entries", slow)
+        for _ in range(3):
+            encode()
+        until(lambda: asked == ["slow"])
+        goes_on.set()
+        until(lambda: asked == ["slow", "a"])
+        later(monkeypatch, 1.5 * LISTING_SECONDS)
+        encode()
+        assert asked == ["slow", "a"]
+
+
 def test_what_is_changed_or_removed_is_looked_at_first(
     objects: ObjectStore, tmp_path: Path, other: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
