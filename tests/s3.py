@@ -11,13 +11,19 @@ from urllib.parse import urlparse
 import pytest
 
 
-def one_write_at_a_time(application: Callable[..., Iterable[bytes]]) -> Callable[..., Iterable[bytes]]:
+def served(application: Callable[..., Iterable[bytes]], failures: list[int]) -> Callable[..., Iterable[bytes]]:
     """The WSGI application, with writes one after the other: of two that create an object only if there is none, S3
     has one fail, and this server, which looks and then writes, has both succeed if they look at once.
+
+    Args:
+        failures: the statuses of the next answers, which are nothing else; 0 of those that are.
     """
     writing = threading.Lock()
 
     def serve(environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
+        if failures and (status := failures.pop(0)):
+            start_response(f"{status} No", [])
+            return []
         if environ["REQUEST_METHOD"] in ("GET", "HEAD"):
             return application(environ, start_response)
         with writing:
@@ -45,6 +51,7 @@ class S3:
         logging.getLogger("werkzeug").setLevel(logging.ERROR)
         read_descriptions_once()
         self._port = 0
+        self.failures: list[int] = []
         self.start()
         self.endpoint = f"http://127.0.0.1:{self._port}"
         # This process is client and server at once, on cores that are busy: it is given more time than an S3 is.
@@ -70,7 +77,7 @@ class S3:
         self.server = ThreadedMotoServer(ip_address="127.0.0.1", port=self._port, verbose=False)
         self.server.start()
         assert self.server._server is not None
-        self.server._server.app = one_write_at_a_time(self.server._server.app)  # type: ignore[attr-defined]
+        self.server._server.app = served(self.server._server.app, self.failures)  # type: ignore[attr-defined]
         _, self._port = self.server.get_host_and_port()
 
     def new_url(self) -> str:

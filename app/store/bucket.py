@@ -30,7 +30,8 @@ STAGING = f"{PRIVATE}/staging"
 # Beside a fast network an answer takes milliseconds; one that takes longer than this is not waited for.
 # Parts of large uploads go ten at a time: by default all connections would be theirs, and encodes would wait for one.
 S3_CONFIG = {"connect_timeout": 2, "read_timeout": 10, "retries": {"max_attempts": 0}, "max_pool_connections": 100}
-S3_ATTEMPTS = 2
+S3_ATTEMPTS = 2  # whoever uses S3 is to ask again where it answers so: a few of many requests are
+PASSING = {500, 502, 503, 504}
 PIECE_BYTES, PIECES_AT_ONCE = 8 * 2**20, 8  # of a download: so much of it is in memory
 FULL = {"QuotaExceeded", "XMinioAdminBucketQuotaExceeded", "XMinioStorageFull", "InsufficientStorage", "507"}
 TAKEN = {"PreconditionFailed", "ConditionalRequestConflict", "412", "409"}
@@ -211,6 +212,9 @@ class S3Bucket(Bucket):
     """Writes on conditions are the server's own (If-None-Match, If-Match)."""
 
     def __init__(self, url: str, options: dict[str, Any]) -> None:
+        from s3fs.core import set_custom_error_handler  # type: ignore[import-untyped]
+
+        set_custom_error_handler(lambda error: _status(error) in PASSING)
         line = {"connector_args": {"socket_factory": lambda told: give_up_in_time(socket.socket(*told[:3]))}}
         config = S3_CONFIG | line | options.get("config_kwargs", {})
         super().__init__(url, {**options, "config_kwargs": config, "use_listings_cache": False})

@@ -615,6 +615,20 @@ def test_what_the_server_refuses(  # type: ignore[no-untyped-def]
     assert store.bucket.is_up == (kind is not StoreAway)
 
 
+@pytest.mark.parametrize("status", [500, 503])
+def test_a_request_that_the_server_fails_once_is_sent_again(store: Store, s3: S3, status: int) -> None:
+    """S3 says that clients are to."""
+    for before in range(5):  # of a publication's requests
+        s3.failures[:] = [0] * before + [status]
+        assert publish(store, "a", D) == before + 1
+        assert s3.failures == []
+    assert store.bucket is not None
+    assert store.bucket.is_up
+    s3.failures[:] = [status] * 2
+    with pytest.raises(StoreAway):
+        publish(store, "a", D)
+
+
 def test_urls_that_are_none(tmp_path: Path) -> None:
     for bad in ("models", "s3://", "memory://models"):
         with pytest.raises(ValueError, match=r"not the URL|one process's own"):
