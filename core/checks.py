@@ -48,7 +48,8 @@ class Form:
         width."""
         shape = tuple(shape)  # torch's own tells itself otherwise
         if len(shape) != 2:
-            raise WrongShape(f"{self.name} have {len(shape)} dimensions {shape}; use (rows, {self.width_name})")
+            rows = f", as by x.reshape(-1, {shape[-1]})" if len(shape) > 2 else ""
+            raise WrongShape(f"{self.name} have {len(shape)} dimensions {shape}; use (rows, {self.width_name}){rows}")
         if shape[0] < self.least_rows or shape[1] == 0:
             raise WrongShape(f"{self.name} are empty, of shape {shape}; at least one row and one column are needed")
         if self.width is not None and shape[1] != self.width:

@@ -2,7 +2,8 @@
 
 Blank lines, CRLF and quotes around whole numbers are read; what is no number is told with its line. A header is a
 first line of names, as many as a row has numbers: one with a number in it, or something missing (as pandas writes a
-row of NaN), is a row that went wrong, and is not to be lost.
+row of NaN), is a row that went wrong, and is not to be lost. One of the names that pandas gives columns without any,
+0,1,2,…, is refused before more rows: as a row of them it would be fitted without a word.
 
 A body is read, and an answer written, in pieces of whole lines, between which the interpreter's lock is given up: one
 of hundreds of megabytes holds up nobody for long.
@@ -27,6 +28,7 @@ LINE_BYTES = 8 * 1024 * 1024  # at most; numpy reads as much in 0.3 s, in which 
 LINE_END = re.compile(rb"\r\n?|\n")
 _NUMBER = re.compile(r"[-+]?((\d+(\.\d*)?|\.\d+)(e[-+]?\d+)?|nan|inf(inity)?)", re.IGNORECASE | re.ASCII)
 _NO_NAME = re.compile(r"|[-+.]*\d.*|n/?an?|null|none|-+|\?", re.IGNORECASE | re.ASCII | re.DOTALL)
+_PARTED = re.compile(r"\d[;\t ]+[-+.]?\d", re.ASCII)  # numbers, by something else than commas
 _QUOTED = re.compile(r'(?<![^,])\s*"([^",]*)"\s*(?![^,])')  # a whole field
 
 
@@ -48,6 +50,7 @@ class _Reading:
         self._header: tuple[str, int] | None = None  # as it was sent, and its line
         self._first = 0  # the line of the first row
         self._width = 0  # of that
+        self._is_counted = False  # whether that is 0,1,2,…
 
     def whole(self, body: Buffer) -> np.ndarray:
         for start, piece in _pieces(body):
@@ -62,7 +65,8 @@ class _Reading:
         if not self._width:
             header = self._header
             told = "" if header is None else f": line {header[1]} was taken for a header, for it holds no number"
-            raise MalformedBody(f"the CSV holds no row of numbers{told}; send at least one")
+            parted = "" if header is None else _parted(header[0])
+            raise MalformedBody(f"the CSV holds no row of numbers{told}; send at least one{parted}")
         return np.frombuffer(self._values, np.float64).reshape(-1, self._width)
 
     def _read(self, text: str) -> None:
@@ -83,6 +87,13 @@ class _Reading:
             self._first, self._width = numbers[0], rows[0].count(",") + 1
             if self._header is not None:
                 _check_header(*self._header, self._width, self._first)
+            elif rows[0].startswith("0,1,2"):
+                self._is_counted = all(part == str(at) for at, part in enumerate(rows[0].split(",")))
+        if self._is_counted and numbers[-1] > self._first:
+            raise MalformedBody(
+                f"line {self._first} is 0,1,2,…: column names, as pandas writes them? save with header=False; "
+                "a row of these numbers is written 0.0,1.0,…"
+            )
         try:
             array = np.loadtxt(rows, np.float64, comments=None, delimiter=",", ndmin=2)
         except ValueError:
@@ -105,7 +116,7 @@ class _Reading:
                 if not _is_number(part):
                     may_be_header = self._header is None and number == self._first
                     told = " (a header line would hold none)" if may_be_header else ""
-                    what = f"{part.strip()[:30]!r} is not a number{told}"
+                    what = f"{part.strip()[:30]!r} is not a number{told}{_parted(part)}"
                     return MalformedBody(f"line {number}, column {column + 1}: {what}")
         return MalformedBody("the CSV cannot be read as rows of numbers")
 
@@ -147,6 +158,11 @@ def _is_number(part: str) -> bool:
     return _NUMBER.fullmatch(part.strip()) is not None
 
 
+def _parted(part: str) -> str:
+    """What helps whoever has several numbers where one was looked for."""
+    return "" if _PARTED.search(part) is None else "; values stand between commas"
+
+
 def _check_header(line: str, number: int, width: int, first: int) -> None:
     """Raises MalformedBody where a line without numbers is no header either: line ``first`` has ``width`` values."""
     try:
@@ -155,7 +171,7 @@ def _check_header(line: str, number: int, width: int, first: int) -> None:
         names = line.split(",")
     for column, name in enumerate(names, start=1):
         if _NO_NAME.fullmatch(name.strip()):
-            told = f"{name.strip()[:30]!r} is no number, nor a column's name in a header"
+            told = f"{name.strip()[:30]!r} is no number, nor a column's name in a header{_parted(name)}"
             raise MalformedBody(f"line {number}, column {column}: {told}")
     if len(names) != width:
         raise MalformedBody(f"line {number}, a header, has {len(names)} names, but line {first} {width} values")

@@ -271,7 +271,12 @@ def _wanted(message: str) -> str:
     if expected is None:
         return message
     want = {"float": "a number", "array": "an array of numbers"}.get(expected[1], expected[1])
-    return f"expected {want}, got {expected[2]}"
+    rows = (
+        "; rows of numbers are wanted, such as [[0.5, 1.2], [0, 3]]"
+        if expected.groups() == ("float", "array")
+        else ""
+    )
+    return f"expected {want}, got {expected[2]}{rows}"
 
 
 def _not_numbers(error: msgspec.ValidationError, name: str, begun: int) -> InvalidFields:

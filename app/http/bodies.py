@@ -286,7 +286,7 @@ class _Incoming:
 def _refuse_encodings(request: Request) -> None:
     coding = _coding(request)
     if coding != "identity":
-        raise UnsupportedMediaType(f"Content-Encoding {coding[:40]!r} is not read; send the body as it is")
+        raise UnsupportedMediaType(f"Content-Encoding {coding[:40]!r} is not read; send the body uncompressed")
 
 
 def _coding(request: Request) -> str:

@@ -26,7 +26,7 @@ export function coherence(record, concepts, path, signal) {
   const parts = [panel("Nearest cosines", h("figure", {}, histogram(counts, 0, 1, words), h("figcaption", {}, words)),
     pairs.length ? [h("h3", {}, "Closest pairs"), h("div", { class: "scroll", tabindex: 0, role: "region", "aria-label": "Table: Closest pairs" },
       h("table", {}, h("tbody", {}, pairs.map(([i, j, value]) =>
-        h("tr", {}, h("td", {}, link(i), " and ", link(j)), h("td", { class: "number" }, figure(value)))))))] : [])];
+        h("tr", {}, h("td", { class: "wide" }, link(i), " and ", link(j)), h("td", { class: "number" }, figure(value)))))))] : [])];
   return [...parts, ...ofAll];
 }
 

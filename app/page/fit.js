@@ -78,6 +78,11 @@ export async function show(content, _, signal) {
       zone.input.focus();
       return;
     }
+    if (draft.file && /\.json$/i.test(draft.file.name)) { // a request's body, beside which nothing else is told
+      mark("data", wrong.data, "choose a .npy, .csv or .safetensors file: JSON is not read here");
+      zone.input.focus();
+      return;
+    }
     if (draft.file && files.length) {
       mark("files", wrong.files, "a file from here is chosen, too: leave out these, or open the page anew without it");
       form.querySelector("[name=files]").focus();

@@ -78,7 +78,8 @@ export async function show(content, [id], signal) {
     const rest = state === "running" ? `: iteration ${whole(progress.iteration)} of at most ${whole(progress.max_iter)}`
       + (progress.eta_seconds ? `, at most ${seconds(progress.eta_seconds)} to go` : "")
       : state === "queued" ? ": it waits for its turn"
-      : state === "succeeded" ? ` after ${whole(progress.iteration)} iterations, in ${seconds(progress.seconds)}` : "";
+      : state === "succeeded" ? ` after ${whole(progress.iteration)} iterations, in ${seconds(progress.seconds)}`
+        + (progress.iteration === progress.max_iter && !job.parameters.online ? ": all that it was given, so that it may not have settled" : "") : "";
     told.replaceChildren(words, rest, job.attempts > 1 ? ` (attempt ${job.attempts}: it was interrupted)` : "");
     bar.value = state === "succeeded" ? 1 : progress.iteration / progress.max_iter;
     figures.replaceChildren(

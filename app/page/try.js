@@ -4,7 +4,7 @@ import { Problem, call, callJson, getJson, problemOf, tellWait } from "./api.js"
 import { dropZone } from "./drop.js";
 import { alertPlace, debounced, h, heading, labelled, newId, panel, tell } from "./element.js";
 import { histogram, imageShape, largest, lines, picture } from "./drawing.js";
-import { isNpy, NPY, readNpy, writeNpy } from "./npy.js";
+import { isNpy, NPY, readNpy, readSafetensors, writeNpy } from "./npy.js";
 import { figure, percent, whole } from "./numbers.js";
 import { dictionaryFields } from "./pick.js";
 import { linkTo } from "./router.js";
@@ -14,6 +14,7 @@ const LEAST_SHARE = 1e-4; // none below this share of the largest
 const PAUSE_MS = 60; // of a moving slider, before it is decoded
 const MOST_TEXT = 2_000_000; // that a text field is given: of a longer file it says so
 const HINT = "[0, 1.5, 0.25, …] or 0, 1.5, 0.25, …";
+const UNREAD = "The row cannot be read";
 const draft = { file: null, text: "", rows: null, row: 0 }; // file: one whose rows or text have not been read yet
 
 /** What cannot be taken from what was given, before the service is asked. */
@@ -34,7 +35,7 @@ export async function show(content, [reference], signal) {
   const text = h("textarea", { id: textId, rows: 4, spellcheck: "false", placeholder: HINT, value: draft.text,
     oninput: () => Object.assign(draft, { file: null, text: text.value, rows: null }) });
   const row = h("input", { id: rowId, type: "number", min: 0, value: draft.row, oninput: () => { draft.row = row.valueAsNumber; } });
-  const zone = dropZone({ label: "or a file", accept: ".npy,.csv,.json", help: "A .npy, .csv or .json file; one of its rows is taken.", file: draft.file, onfile: (file) => {
+  const zone = dropZone({ label: "or a file", accept: ".npy,.csv,.safetensors,.json", help: "A .npy, .csv, .safetensors or .json file; one of its rows is taken.", file: draft.file, onfile: (file) => {
     Object.assign(draft, { file, text: "", rows: null });
     text.value = "";
     text.placeholder = HINT;
@@ -109,8 +110,9 @@ export async function show(content, [reference], signal) {
     const { dictionary, version, codes, relative_error: errors } = told;
     const exact = `${dictionary}@${version}`;
     const { concept_labels: labels } = await getJson(`dictionaries/${encodeURIComponent(exact)}`, options);
-    const at = input.numbers ? 0 : Math.min(asked, codes.length - 1);
-    result.replaceChildren(...codesOf({ exact, labels, codes: codes[at], error: errors[at], row: input.numbers, signal }));
+    if (!input.numbers) requireRow(asked, codes.length);
+    const at = input.numbers ? 0 : asked;
+    result.replaceChildren(...codesOf({ exact, labels, codes: codes[at], error: errors[at], row: input.numbers, asked, signal }));
   }
 
   /** The row as it is sent, and its numbers where they can be read here. What cannot goes as it is: the service says why. */
@@ -130,16 +132,24 @@ export async function show(content, [reference], signal) {
   }
 }
 
-/** What is in a file: the rows of an npy file, the text of any other. */
+/** What is in a file: the rows of an npy or safetensors file, the text of any other. */
 async function contentOf(file) {
+  const unread = (why) => new NoRow(`${file.name} ${why}`, "The file cannot be read");
   const buffer = await file.arrayBuffer().catch(() => {
-    throw new NoRow(`${file.name} is too large to be read here, or has changed since it was chosen`, "The file cannot be read");
+    throw unread("is too large to be read here, or has changed since it was chosen");
   });
-  const rows = readNpy(buffer);
-  if (!rows && isNpy(buffer)) {
-    throw new NoRow(`${file.name} is an npy file of a kind that is not read here: save rows of float32, float64 or integers`);
+  const rows = readNpy(buffer) ?? readSafetensors(buffer);
+  if (rows) return { rows, text: "" };
+  if (isNpy(buffer)) throw unread("is an npy file of a kind that is not read here: save rows of float16, float32, float64 or integers");
+  const none = "is neither text nor npy nor safetensors with one array of rows: choose a .npy, .csv, .safetensors or .json file";
+  let text;
+  try {
+    text = new TextDecoder("utf-8", { fatal: true }).decode(buffer);
+  } catch {
+    throw unread(none);
   }
-  return { rows, text: rows ? "" : new TextDecoder().decode(buffer) };
+  if (text.includes("\0")) throw unread(none);
+  return { rows, text };
 }
 
 /** The row in the service's words as a person counts it: the service has been sent one alone. */
@@ -183,9 +193,16 @@ function cellsOf(text, row) {
   const lines = text.split(/[\r\n]+/).filter((line) => line.trim());
   const cells = (line) => line.trim().split(/\s*[,;]\s*|\t|\s+/).map((cell) => cell.replace(/^"([^"]*)"$/, "$1"));
   const isNumber = (cell) => cell !== "" && !Number.isNaN(Number(cell));
-  const rows = lines.length > 1 && !cells(lines[0]).some(isNumber) ? lines.slice(1) : lines;
+  const first = lines.length > 1 ? cells(lines[0]) : [];
+  if (first.length > 2 && first.every((cell, at) => cell === String(at))) {
+    throw new NoRow("the first line is 0,1,2,…: column names, as pandas writes them? Save with header=False; a row of these numbers is written 0.0,1.0,…", UNREAD);
+  }
+  const rows = first.length && !first.some(isNumber) ? lines.slice(1) : lines;
   if (!rows.length) return [];
   requireRow(row, rows.length);
+  if (rows[row].includes(",") && /;|\d\s+[-+.\d]/.test(rows[row])) { // 1,5;2,5 would be taken for four numbers
+    throw new NoRow("commas part numbers here: write 1.5 for 1,5", UNREAD);
+  }
   const found = cells(rows[row]);
   const empty = found.indexOf("");
   if (empty >= 0) throw new NoRow(`feature ${whole(empty)}, counted from 0, has none: write 0 where that is its value`, "A number is missing");
@@ -197,10 +214,10 @@ function numbersOf(row) {
   return isRow ? Float32Array.from(row) : null;
 }
 
-function codesOf({ exact, labels, codes, error, row, signal }) {
-  const most = largest(codes) || 1;
+function codesOf({ exact, labels, codes, error, row, asked, signal }) {
+  const most = largest(codes);
   const strongest = [...codes.keys()].sort((a, b) => codes[b] - codes[a]).slice(0, SLIDERS).filter((i) => codes[i] > LEAST_SHARE * most);
-  const used = codes.filter((code) => code > LEAST_SHARE * most).length;
+  const used = codes.filter((code) => code > LEAST_SHARE * most).length; // none where all are zero
   const now = [...codes];
   const alert = alertPlace();
   const told = h("p", { class: "number", role: "status" });
@@ -228,15 +245,16 @@ function codesOf({ exact, labels, codes, error, row, signal }) {
     }
   }
 
-  const words = `All ${whole(codes.length)} codes by concept; ${whole(used)} are in use, the largest is ${figure(most)}.`;
+  const inUse = used ? `${whole(used)} ${used === 1 ? "is" : "are"} in use, the largest is ${figure(most)}` : "all are zero";
+  const words = `All ${whole(codes.length)} codes by concept; ${inUse}.`;
   return [
-    panel("Codes", told, alert,
+    panel(`Codes of row ${whole(asked)}`, told, alert,
       codes.length <= 2000 && h("figure", {}, histogram(codes, 0, codes.length - 1, words), h("figcaption", {}, words)),
-      h("h3", {}, `The strongest, to be moved`), h("ul", { class: "codes" }, sliders.map(({ element }) => element)),
+      used > 0 && [h("h3", {}, `The strongest, to be moved`), h("ul", { class: "codes" }, sliders.map(({ element }) => element)),
       h("p", {}, h("button", { type: "button", onclick: () => {
         sliders.forEach(({ set }, at) => set(codes[strongest[at]]));
         decode();
-      } }, "As encoded"))),
+      } }, "As encoded"))]),
     panel("Reconstruction", beside),
   ];
 }

@@ -80,12 +80,9 @@ async def _job(request: Request, services: Services, idempotency_key: str | None
 
 def _check(fields: FitRequest, settings: Settings) -> None:
     """What is asked of a request before its activations are looked at."""
-    if fields.nb_concepts > settings.max_concepts:
-        raise InvalidFields.at("nb_concepts", msg=f"at most {settings.max_concepts}")
-    if fields.max_iter > settings.max_iterations:
-        raise InvalidFields.at("max_iter", msg=f"at most {settings.max_iterations}")
-    if fields.ranks > settings.max_ranks:
-        raise InvalidFields.at("ranks", msg=f"at most {settings.max_ranks}")
+    for name, setting in (("nb_concepts", "max_concepts"), ("max_iter", "max_iterations"), ("ranks", "max_ranks")):
+        if getattr(fields, name) > (most := getattr(settings, setting)):
+            raise InvalidFields.at(name, msg=f"at most {most} (DICTSERVE_{setting.upper()} of the service)")
     if fields.files is not None and fields.data is not None:
         raise InvalidFields.at("files", msg="only without `data`: a fit has one or the other")
 

@@ -1,5 +1,6 @@
 """What the OpenAPI document says of bodies that the routes read and write themselves."""
 
+import json
 from collections.abc import Mapping
 from http import HTTPStatus
 from inspect import cleandoc
@@ -100,6 +101,9 @@ def struct_schema(struct: type[msgspec.Struct]) -> dict[str, Any]:
 def array_body(model: type[Fields], examples: Examples, csv: str) -> dict[str, Any]:
     """A body in any format: as JSON the whole model, else the array, the other fields being query parameters.
 
+    Their schemas have no defaults: Swagger UI would fill those in, and send them beside a JSON body too, which is
+    refused.
+
     Args:
         examples: of JSON bodies, by name.
         csv: an example of a CSV body.
@@ -114,14 +118,19 @@ def array_body(model: type[Fields], examples: Examples, csv: str) -> dict[str, A
             "name": name,
             "in": "query",
             "required": False,  # with a JSON body it stands in the body
-            "schema": {key: value for key, value in told.items() if key != "description"},
-            "description": f"{told.get('description', '')} Only with a body that is not JSON"
+            "schema": {key: value for key, value in told.items() if key not in ("description", "default")},
+            "description": f"{told.get('description', '')}{_default(told)} Only with a body that is not JSON"
             + (", and then required." if name in required else "."),
         }
         for name, told in schema["properties"].items()
         if name not in JSON_ALONE | {ARRAY_FIELD}
     ]
     return {"requestBody": body, "parameters": parameters}
+
+
+def _default(told: Mapping[str, Any]) -> str:
+    default = told.get("default")
+    return "" if default is None else f" By default `{default if isinstance(default, str) else json.dumps(default)}`."
 
 
 def array_answers(model: type[BaseModel], headers: Mapping[str, Any] | None = None) -> Responses:
@@ -132,7 +141,9 @@ def array_answers(model: type[BaseModel], headers: Mapping[str, Any] | None = No
         for name, told in properties.items()
         if told.get("type") in SCALARS
     }
-    return {200: {"model": model, "content": _content(), "headers": scalars | dict(headers or {})}}
+    # JSON, whose schema FastAPI adds, comes first: Swagger UI asks for the first, and shows others as bytes
+    content = {JSON.media_types[0]: {}, **_content()}
+    return {200: {"model": model, "content": content, "headers": scalars | dict(headers or {})}}
 
 
 def problems(*statuses: int) -> Responses:

@@ -85,7 +85,13 @@ BAD_ENCODES: dict[str, tuple[bytes, int, str, str, list[object] | None]] = {
         ["data"],
     ),
     "ragged": (raw("[[1, 2, 3, 4], [1, 2]]"), 422, "invalid-fields", "row 1 has 2 values", ["data", 1]),
-    "three dimensions": (raw("[[[1, 2, 3, 4]]]"), 422, "invalid-fields", "got array", ["data", 0, 0]),
+    "three dimensions": (
+        raw("[[[1, 2, 3, 4]]]"),
+        422,
+        "invalid-fields",
+        "got array; rows of numbers are wanted",
+        ["data", 0, 0],
+    ),
     "no rows": (raw("[]"), 422, "invalid-fields", "empty", ["data"]),
     "empty row": (raw("[[]]"), 422, "invalid-fields", "empty", ["data"]),
     "data a string": (raw('"abc"'), 422, "invalid-fields", "array of numbers", ["data"]),
@@ -288,7 +294,7 @@ def test_malformed_npy(client: TestClient, digits: str, case: tuple[bytes, str])
         (np.full((2, 4), np.nan, np.float32), "NaN"),
         (np.float32([[1, 2, 3, -4]]), "negative"),
         (np.full((1, 4), 1e300), "float32"),
-        (np.ones((1, 2, 4), np.float32), "3 dimensions"),
+        (np.ones((1, 2, 4), np.float32), "3 dimensions (1, 2, 4); use (rows, features), as by x.reshape(-1, 4)"),
         (np.ones((0, 4), np.float32), "empty"),
         (np.float32(3), "0 dimensions"),
     ],
@@ -413,6 +419,11 @@ def test_kinds_that_are_not_read_or_made(
     client: TestClient, digits: str, headers: dict[str, str], status: int
 ) -> None:
     assert client.post("/encode", content=body(), headers=headers).status_code == status
+
+
+def test_a_compressed_body_is_told_how_to_be_sent(client: TestClient) -> None:
+    answer = client.post("/encode", content=body(), headers={"content-encoding": "gzip"})
+    assert answer.json()["detail"] == "Content-Encoding 'gzip' is not read; send the body uncompressed"
 
 
 def test_what_curl_does_to_files_is_told(client: TestClient, digits: str) -> None:

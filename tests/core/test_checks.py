@@ -42,8 +42,8 @@ def test_one_dimension_is_one_row() -> None:
 @pytest.mark.parametrize(
     ("array", "error", "words"),
     [
-        (np.ones((2, 3, 4)), errors.WrongShape, "3 dimensions"),
-        (np.array(1.0), errors.WrongShape, "0 dimensions"),
+        (np.ones((2, 3, 4)), errors.WrongShape, r"3 dimensions .*, as by x.reshape\(-1, 4\)$"),
+        (np.array(1.0), errors.WrongShape, r"0 dimensions \(\); use \(rows, features\)$"),
         (np.ones((0, 3)), errors.WrongShape, "empty"),
         (np.ones((3, 0)), errors.WrongShape, "empty"),
         (np.ones((3, 5)), errors.WrongShape, "5 columns; this dictionary has 2 features"),

@@ -1,5 +1,6 @@
 """The page in a real browser: each of its jobs done as a person would, how fast it is, and who can use it."""
 
+import base64
 import io
 import json
 import re
@@ -8,6 +9,7 @@ from collections.abc import Iterator
 
 import numpy as np
 import pytest
+import safetensors.numpy
 from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import FilePayload, Locator, Page, Route, expect
 from sklearn.datasets import load_digits
@@ -471,6 +473,8 @@ def test_the_row_that_is_tried_is_the_one_asked_for(visit: Visit, filled: Servic
     files = {
         "rows.csv": f"{header}\n{lines}\n".encode(),  # of more text than a field is given
         "rows.npy": npy(digits.astype(np.int64)),
+        "half.npy": npy(digits.astype(np.float16)),
+        "rows.safetensors": safetensors.numpy.save({"data": digits.copy("C"), "other": digits[::-1].copy("C")}),
         "rows.json": json.dumps(digits[:20].tolist()).encode(),
     }
     assert len(files["rows.csv"]) > 2_000_000
@@ -484,6 +488,7 @@ def test_the_row_that_is_tried_is_the_one_asked_for(visit: Visit, filled: Servic
             ).json()
             page.get_by_role("button", name="Encode", exact=True).click()
             strongest = int(np.argmax(told["codes"][0]))
+            expect(page.get_by_role("heading", name=f"Codes of row {row}", exact=True)).to_be_visible()
             expect(page.locator(".codes a").first).to_have_text(f"#{strongest}")
         for row in ("1000000", "-1", "1.5"):
             page.get_by_label("Row, from 0").fill(row)
@@ -491,8 +496,47 @@ def test_the_row_that_is_tried_is_the_one_asked_for(visit: Visit, filled: Servic
             expect(page.get_by_role("alert").filter(has_text="No such row")).to_be_visible()
             expect(page.locator(".codes a")).to_have_count(0)
         page.get_by_label("Row, from 0").fill("0")
-    visit.drop(page.locator(".drop"), "half.npy", npy(digits.astype(np.float16)))
-    expect(page.get_by_role("alert").filter(has_text="half.npy is an npy file of a kind")).to_be_visible()
+    text = {"base64": base64.b64encode(digits[:3].tobytes()).decode(), "shape": [3, 64], "dtype": "float64"}
+    page.get_by_label("Numbers, as JSON").fill(json.dumps({"data": text})[len('{"data": ') : -1])
+    for asked, shown in (("2", "Codes of row 2"), ("3", "there are 3 rows, from 0; 3 was asked for")):
+        page.get_by_label("Row, from 0").fill(asked)
+        page.get_by_role("button", name="Encode", exact=True).click()
+        expect(page.get_by_text(shown)).to_be_visible()
+
+
+def test_numbers_of_two_bytes_are_read_to_the_last_bit(visit: Visit) -> None:
+    page = visit.open()
+    bits = np.arange(0, 2**16, 7, dtype=np.uint16)
+    halves, wide = bits.view(np.float16), (bits.astype(np.uint32) << 16).view(np.float32)
+    header = b'{"x":{"dtype":"BF16","shape":[%d],"data_offsets":[0,%d]}}' % (len(bits), bits.nbytes)
+    files = {"readNpy": npy(halves), "readSafetensors": len(header).to_bytes(8, "little") + header + bits.tobytes()}
+    shown = """async ([name, text]) => {
+        const buffer = Uint8Array.from(atob(text), (c) => c.charCodeAt(0)).buffer;
+        return [...(await import("./page/npy.js"))[name](buffer).row(0)];
+    }"""
+    for (name, content), expected in zip(files.items(), (halves, wide), strict=True):
+        read = np.float32(page.evaluate(shown, [name, base64.b64encode(content).decode()]))
+        np.testing.assert_array_equal(read, expected)
+
+
+def test_a_row_of_zeros_has_no_code_in_use(visit: Visit) -> None:
+    page = visit.open("try/pictures")
+    page.get_by_label("Numbers, as JSON").fill(str([0] * 64))
+    page.get_by_role("button", name="Encode", exact=True).click()
+    expect(page.get_by_text("All 16 codes by concept; all are zero.")).to_be_visible()
+    expect(page.get_by_role("img", name="Its reconstruction", exact=True)).to_be_visible()
+    expect(page.get_by_role("slider")).to_have_count(0)
+
+
+def test_a_fit_that_had_to_end_is_not_said_to_have_settled(visit: Visit, filled: Service) -> None:
+    A = np.random.default_rng(0).random((50, 8), dtype=np.float32)
+    for max_iter, ends_before in ((2, False), (10_000, True)):
+        id = filled.fit(A, name="ended", nb_concepts=3, max_iter=max_iter)
+        assert filled.ended(id)["state"] == "succeeded"
+        visit.open(f"jobs/{id}")
+        told = visit.page.get_by_text(re.compile("succeeded after .* iterations")).inner_text()
+        assert ("it may not have settled" in told) != ends_before
+    filled.client.delete("/dictionaries/ended").raise_for_status()
 
 
 def test_a_number_that_is_missing_moves_no_others(visit: Visit) -> None:
@@ -636,6 +680,9 @@ def test_the_longest_names_fit_a_small_screen(visit: Visit, filled: Service) -> 
     for kind, view in views.items():
         _settled(visit.open(view), kind)
         assert _too_wide(visit.page) <= 0, kind
+        if kind == "dictionary":
+            pairs = visit.page.get_by_role("region", name="Table: Closest pairs")
+            assert pairs.evaluate("(it) => it.scrollWidth - it.clientWidth") <= 0
     visit.open(f"dictionaries/{name}").get_by_role("button", name="Delete…").click()
     dialog = visit.page.get_by_role("dialog")
     assert dialog.evaluate("(it) => it.scrollWidth - it.clientWidth") <= 0

@@ -1,5 +1,7 @@
 """What goes wrong in the page is told in the service's own words, where the person looks; what was typed stays."""
 
+import gzip
+import io
 import os
 import re
 import signal
@@ -153,6 +155,12 @@ def test_a_bad_row_is_told_by_the_service(visit: Visit) -> None:
         assert page.get_by_label("Numbers, as JSON").input_value() == row
 
 
+def _npz() -> bytes:
+    file = io.BytesIO()
+    np.savez(file, A=A)
+    return file.getvalue()
+
+
 FILES = """() => {
     const whole = Blob.prototype.arrayBuffer;
     Blob.prototype.arrayBuffer = async function () {
@@ -169,7 +177,10 @@ def test_a_result_is_of_the_file_that_is_named(visit: Visit) -> None:
     zone, codes, alert = page.locator(".drop"), page.locator(".codes"), page.locator("form").get_by_role("alert")
     page.evaluate(FILES)
     for file, content, told in (
-        ("half.npy", npy(A.astype(np.float16)), "half.npy is an npy file of a kind"),
+        ("complex.npy", npy(A.astype(np.complex64)), "The file cannot be read: complex.npy is an npy file of a kind"),
+        ("rows.npz", _npz(), "The file cannot be read: rows.npz is neither text nor npy"),
+        ("rows.csv.gz", gzip.compress(b"1,2\n"), "The file cannot be read: rows.csv.gz is neither text nor npy"),
+        ("zeros.bin", bytes(64), "The file cannot be read: zeros.bin is neither text nor npy"),
         ("gone.npy", npy(A), "The file cannot be read: gone.npy"),
     ):
         visit.drop(zone, "first.npy", npy(A))
@@ -177,6 +188,7 @@ def test_a_result_is_of_the_file_that_is_named(visit: Visit) -> None:
         visit.drop(zone, file, content)
         expect(alert).to_contain_text(told)
         expect(codes).to_have_count(0)
+        expect(page.get_by_label("Numbers, as JSON")).to_have_value("")
         page.get_by_role("button", name="Encode", exact=True).click()
         expect(alert).to_contain_text(told)
         expect(codes).to_have_count(0)
@@ -193,6 +205,39 @@ def test_a_result_is_of_the_file_that_is_named(visit: Visit) -> None:
     page.get_by_role("button", name="Encode", exact=True).click()
     expect(alert).to_contain_text("row 4, column 2")
     expect(alert).not_to_contain_text("row 0")
+
+
+NO_ROWS = [  # no two after each other that are told the same
+    ("0,1,2,3,4,5\n1,2,3,4,5,6", "the first line is 0,1,2,…: column names, as pandas writes them?"),
+    ("1,5;2,5;3,5", "commas part numbers here: write 1.5 for 1,5"),
+    ("0;1;2\n1;2;3", "column names"),
+    ("1,5 2,5 3,5", "write 1.5 for 1,5"),
+]
+
+
+def test_what_would_be_read_as_other_numbers_is_refused(visit: Visit) -> None:
+    page = visit.open("try/small")
+    asked: list[str] = []
+    page.on("request", lambda request: asked.append(request.url) if "/encode" in request.url else None)
+    for text, told in NO_ROWS:
+        page.get_by_label("Numbers, as JSON").fill(text)
+        page.get_by_role("button", name="Encode", exact=True).click()
+        expect(page.get_by_role("alert").filter(has_text=told)).to_be_visible()
+    assert asked == []
+    page.get_by_label("Numbers, as JSON").fill("0,1,2,3,4,5")  # a row alone
+    page.get_by_role("button", name="Encode", exact=True).click()
+    expect(page.locator(".codes")).to_be_visible()
+
+
+def test_a_fit_is_given_no_json_file(visit: Visit) -> None:
+    asked: list[str] = []
+    visit.page.on("request", lambda request: asked.append(request.url) if "/fit?" in request.url else None)
+    visit.open("fit")
+    page = fill(visit, b"[[1, 2], [3, 4]]", "rows.JSON")
+    start(page)
+    expect(page.get_by_text("choose a .npy, .csv or .safetensors file")).to_be_visible()
+    expect(page.get_by_label("Activations")).to_be_focused()
+    assert asked == []
 
 
 NOT_THERE = [
