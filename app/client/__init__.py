@@ -12,6 +12,7 @@ from app.client.asynchronous import AsyncClient, AsyncDictionary, AsyncJob
 from app.client.blocking import Client, Dictionary, Job
 from app.client.errors import (
     BodyTooLarge,
+    ClientClosed,
     DictserveError,
     InvalidRequest,
     JobCancelled,
@@ -26,6 +27,7 @@ from app.client.errors import (
     UnknownDictionary,
     UnknownJob,
     Unreachable,
+    UnreadableAnswer,
 )
 from app.client.records import Progress
 
@@ -35,6 +37,7 @@ __all__ = [
     "AsyncJob",
     "BodyTooLarge",
     "Client",
+    "ClientClosed",
     "Dictionary",
     "DictserveError",
     "Encoded",
@@ -53,4 +56,5 @@ __all__ = [
     "UnknownDictionary",
     "UnknownJob",
     "Unreachable",
+    "UnreadableAnswer",
 ]

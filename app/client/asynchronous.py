@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from contextlib import aclosing
 from functools import partial
 from types import TracebackType
 from typing import Any, Literal, Self, Unpack, cast, overload
@@ -16,7 +17,7 @@ from app.client.config import (
     DEFAULT_RETRIES,
     DEFAULT_TIMEOUT_SECONDS,
     http_options,
-    without_password,
+    place_of,
 )
 from app.client.display import shown
 from app.client.errors import Unavailable
@@ -45,9 +46,9 @@ class AsyncClient:
         transport: httpx.AsyncBaseTransport | None = None,
     ) -> None:
         self._another = partial(type(self), url, token=token, retries=retries, timeout=timeout, transport=transport)
-        options = http_options(url, token)
-        self._loops = Loops(lambda limits: httpx.AsyncClient(**options, limits=limits, transport=transport))
-        self._url = without_password(options["base_url"])
+        options = http_options(url, token, transport)
+        self._loops = Loops(options)
+        self._url = place_of(options)
         self._policy = Policy(retries, timeout)
 
     # -- fit ----------------------------------------------------------------------------------------------
@@ -228,31 +229,21 @@ class AsyncClient:
             await asyncio.sleep(pause)
 
     async def _exchange(self, call: Call[T], attempts: Attempts) -> Answer:
+        here = self._loops.here()
         bound = asyncio.timeout(attempts.left())
         try:
-            async with bound, self._loops.here().turns:
-                return await self._exchange_now(call, attempts)
+            async with bound, here.turns, here.client() as client:
+                return await _exchange(client, call, attempts)
         except TimeoutError:
             if bound.expired():
                 raise attempts.timed_out() from None
             raise  # of a file on a disk that is away
 
-    async def _exchange_now(self, call: Call[T], attempts: Attempts) -> Answer:
-        content = None if call.body is None else _chunks(call.body, attempts)
-        async with self._loops.here().pools.calls.stream(**attempts.request(), content=content) as response:
-            body = bytearray()
-            try:
-                async for chunk in response.aiter_bytes():
-                    body += chunk
-                    attempts.left()
-            except httpx.DecodingError as error:
-                return Answer.undecoded(response.status_code, response.headers, error)
-            return Answer(response.status_code, response.headers, body)
-
     def __reduce__(self) -> "tuple[Callable[[], AsyncClient], tuple[()]]":
         return self._another, ()
 
     async def aclose(self) -> None:
+        """As `Client.close`, of calls in other tasks."""
         await self._loops.aclose()
 
     async def __aenter__(self) -> Self:
@@ -304,18 +295,18 @@ class AsyncJob(JobRecord):
 
     async def _stream(self, following: Following) -> AsyncIterator[Progress]:
         """Until the stream ends, or breaks: then the job is looked at, and what is wrong shows."""
-        pool = self._client._loops.here().pools.streams
         try:
-            request = pool.build_request(**following.request())
-            response = await _in_time(pool.send(request, stream=True), following)
-            try:
-                if following.opened(response.status_code, response.headers):
-                    chunks = response.aiter_bytes()
-                    while following.listens and (chunk := await _in_time(anext(chunks, None), following)) is not None:
-                        for progress in following.heard(chunk):
-                            yield progress
-            finally:
-                await response.aclose()
+            async with self._client._loops.here().client() as client:
+                request = client.build_request(**following.request())
+                async with aclosing(await _in_time(client.send(request, stream=True), following)) as response:
+                    if following.opened(response.status_code, response.headers):
+                        chunks = response.aiter_bytes()
+                        while (
+                            following.listens
+                            and (chunk := await _in_time(anext(chunks, None), following)) is not None
+                        ):
+                            for progress in following.heard(chunk):
+                                yield progress
         except (httpx.TransportError, httpx.DecodingError) as error:
             following.broke_off(error)
 
@@ -371,6 +362,19 @@ class AsyncDictionary(DictionaryRecord):
     async def get_dictionary(self) -> Array:
         """As `Dictionary.get_dictionary`."""
         return await self._client.get_dictionary(self.reference)
+
+
+async def _exchange(client: httpx.AsyncClient, call: Call[T], attempts: Attempts) -> Answer:
+    content = None if call.body is None else _chunks(call.body, attempts)
+    async with client.stream(**attempts.request(), content=content) as response:
+        body = bytearray()
+        try:
+            async for chunk in response.aiter_bytes():
+                body += chunk
+                attempts.left()
+        except httpx.DecodingError as error:
+            return Answer.undecoded(response.status_code, response.headers, error)
+        return Answer(response.status_code, response.headers, body)
 
 
 async def _in_time(waiting: Awaitable[T], following: Following) -> T:

@@ -12,11 +12,10 @@ from app.client import calls
 from app.client.answers import Answer, Encoded
 from app.client.bodies import Array, Body
 from app.client.calls import Call, EncodeOptions, Files, FitParameters, Parameter, Record, Reference, T
-from app.client.config import DEFAULT_RETRIES, DEFAULT_TIMEOUT_SECONDS, Pools, http_options, without_password
+from app.client.config import DEFAULT_RETRIES, DEFAULT_TIMEOUT_SECONDS, Pools, http_options, place_of
 from app.client.display import shown
 from app.client.errors import Unavailable
 from app.client.following import Following
-from app.client.patience import in_time
 from app.client.records import DictionaryRecord, JobRecord, Progress
 from app.client.retries import Attempts, Policy
 
@@ -55,9 +54,9 @@ class Client:
         transport: httpx.BaseTransport | None = None,
     ) -> None:
         self._another = partial(type(self), url, token=token, retries=retries, timeout=timeout, transport=transport)
-        options = http_options(url, token)
-        self._pools = Pools(lambda limits: httpx.Client(**options, limits=limits, transport=transport))
-        self._url = without_password(options["base_url"])
+        options = http_options(url, token, transport)
+        self._pools = Pools(options)
+        self._url = place_of(options)
         self._policy = Policy(retries, timeout)
 
     # -- fit ----------------------------------------------------------------------------------------------
@@ -242,7 +241,7 @@ class Client:
     # -- the service --------------------------------------------------------------------------------------
 
     def ready(self) -> bool:
-        """Whether the service is there and takes work; it is asked once.
+        """Whether the service is there and takes work; it is asked once, and has ten seconds to answer.
 
         Raises:
             UnreadableAnswer: something else answers at its URL, such as a page to log in at.
@@ -268,9 +267,12 @@ class Client:
 
     def _exchange(self, call: Call[T], attempts: Attempts) -> Answer:
         content = None if call.body is None else _chunks(call.body, attempts)
-        with self._pools.calls.stream(
-            **attempts.request(), content=content, extensions={"trace": in_time}
-        ) as response:
+        with (
+            self._pools.under_way(),
+            self._pools.calls.stream(
+                **attempts.request(), content=content, extensions=self._pools.extensions
+            ) as response,
+        ):
             body = bytearray()
             try:
                 for chunk in response.iter_bytes():
@@ -284,8 +286,8 @@ class Client:
         return self._another, ()
 
     def close(self) -> None:
-        for pool in self._pools.closed():
-            pool.close()
+        """Calls that are under way in other threads end at once, as those after it do: in `ClientClosed`."""
+        self._pools.close()
 
     def __enter__(self) -> Self:
         return self
@@ -340,8 +342,12 @@ class Job(JobRecord):
 
     def _stream(self, following: Following) -> Iterator[Progress]:
         """Until the stream ends, or breaks: then the job is looked at, and what is wrong shows."""
+        pools = self._client._pools
         try:
-            with self._client._pools.streams.stream(**following.request(), extensions={"trace": in_time}) as response:
+            with (
+                pools.under_way(),
+                pools.streams.stream(**following.request(), extensions=pools.extensions) as response,
+            ):
                 if following.opened(response.status_code, response.headers):
                     for chunk in response.iter_bytes():
                         yield from following.heard(chunk)
@@ -361,9 +367,13 @@ class Job(JobRecord):
             StillRunning: it has not ended in time.
             JobFailed, JobCancelled: it ended without a dictionary.
         """
-        with shown(progress, self.name) as show:
-            for told in self.events(timeout=timeout):
-                show(told)
+        try:
+            with shown(progress, self.name) as show:
+                for told in self.events(timeout=timeout):
+                    show(told)
+        except KeyboardInterrupt as interrupt:
+            interrupt.add_note(f"job {self.id} goes on: `client.job({self.id!r}).cancel()` ends it")
+            raise
         return self._client.dictionary(self.fitted())
 
     def cancel(self) -> None:

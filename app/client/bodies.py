@@ -124,6 +124,8 @@ def npy_body(array: Array) -> Held:
 def as_array(data: Any) -> Array:
     """Rows of numbers as an array; tensors and sparse matrices are known by what they can do, so that nothing of
     theirs has to be imported."""
+    if isinstance(data, list | tuple) and hasattr(_first(data), "detach"):
+        data = [as_array(each) for each in data]  # numpy takes no tensor with a gradient, and none of bfloat16
     if hasattr(data, "detach"):
         data = data.detach()
         if str(data.layout) != "torch.strided":
@@ -139,3 +141,10 @@ def as_array(data: Any) -> Array:
     if array.dtype.kind not in "fiu":
         raise TypeError(f"an array of {array.dtype} is not sent: rows of numbers are")
     return array
+
+
+def _first(data: Any) -> Any:
+    """Of what lists hold; of lists in lists, too."""
+    while isinstance(data, list | tuple) and data:
+        data = data[0]
+    return data

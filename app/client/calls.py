@@ -6,7 +6,7 @@ import uuid
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Generic, Literal, Protocol, Required, TypedDict, TypeVar
-from urllib.parse import quote
+from urllib.parse import quote, urlencode
 
 import msgspec
 import numpy as np
@@ -32,6 +32,7 @@ Reference = str | Known  # what a dictionary is told by
 Parameter = Reference | int | float | bool | None  # None is left out: the service's default holds
 Files = str | os.PathLike[str] | Sequence[str | os.PathLike[str]]  # of the service's, or patterns of theirs
 MOST_JOBS = 1000  # in an answer
+MOST_URL_CHARACTERS = 60_000  # httpx makes none of 65 536
 
 
 class FitParameters(TypedDict, total=False):
@@ -76,6 +77,11 @@ class Call(Generic[T]):
     body: Body | None = None
     is_repeatable: bool = True
 
+    def __post_init__(self) -> None:
+        """Raises InvalidRequest: no URL is as long as its names."""
+        if (length := len(self.path) + len(urlencode(self.query))) > MOST_URL_CHARACTERS:
+            raise InvalidRequest(f"a URL of {length} characters is not sent: a name is too long")
+
     def all_headers(self) -> dict[str, str]:
         if self.body is None:
             return dict(self.headers)
@@ -96,8 +102,7 @@ def fit(A: object, parameters: Mapping[str, Parameter], files: Files | None = No
         return Call("POST", "/fit", answers.job, _query(parameters), headers, body_of(A))
     patterns = [os.fspath(each) for each in ([files] if isinstance(files, str | os.PathLike) else files)]
     told = {name: _told(value) for name, value in parameters.items() if value is not None} | {"files": patterns}
-    body = Held(MEDIA_TYPES["json"], (msgspec.json.encode(told, enc_hook=_number),))
-    return Call("POST", "/fit", answers.job, {}, headers, body)
+    return Call("POST", "/fit", answers.job, {}, headers, _json(told))
 
 
 def encode(
@@ -121,7 +126,7 @@ def encode(
 
 
 def decode(Z: object, dictionary: Reference, *, dtype: str) -> Call[Array]:
-    parameters = {"dictionary": reference_of(dictionary), "dtype": dtype}
+    parameters = _query({"dictionary": reference_of(dictionary), "dtype": dtype})
     return Call("POST", "/decode", answers.npy, parameters, _accept("npy"), codes_body(Z))
 
 
@@ -170,8 +175,7 @@ def label(
     reference: Reference, labels: Mapping[str, str | None] | None, concepts: Mapping[int, str | None] | None
 ) -> Call[Record]:
     told = {"labels": dict(labels or {}), "concept_labels": {str(i): text for i, text in (concepts or {}).items()}}
-    body = Held(MEDIA_TYPES["json"], (msgspec.json.encode(told),))
-    return Call("PATCH", _dictionary_path(reference), answers.dictionary, body=body)
+    return Call("PATCH", _dictionary_path(reference), answers.dictionary, body=_json(told))
 
 
 def remove(reference: Reference) -> Call[None]:
@@ -215,12 +219,12 @@ def _segment(name: Reference) -> str:
     """Of a path. What is none would make it the path of something else.
 
     Raises:
-        InvalidRequest: it is empty, or dots that a path is shortened by.
+        InvalidRequest: it is empty, dots that a path is shortened by, or no text.
     """
     name = reference_of(name)
     if name in ("", ".", ".."):
         raise InvalidRequest(f"{name!r} names neither a dictionary nor a job; give a name, or name@version, or an id")
-    return quote(name, safe="@")
+    return quote(_text(name), safe="@")
 
 
 def reference_of(dictionary: object) -> str:
@@ -258,9 +262,31 @@ def _number(value: object) -> object:
     return value.item()
 
 
+def _text(text: str) -> str:
+    """What can be sent as UTF-8; an argument or a file's name that is none comes with surrogates in it.
+
+    Raises:
+        InvalidRequest: it cannot.
+    """
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise InvalidRequest(f"{text!r:.60} is not UTF-8") from None
+    return text
+
+
+def _json(told: Mapping[str, Any]) -> Held:
+    """Raises InvalidRequest: a name or a text in it is not UTF-8."""
+    try:
+        return Held(MEDIA_TYPES["json"], (msgspec.json.encode(told, enc_hook=_number),))
+    except UnicodeEncodeError as error:
+        raise InvalidRequest(f"{error.object!r:.60} is not UTF-8") from None
+
+
 def _query(parameters: Mapping[str, Parameter]) -> dict[str, str]:
+    """Raises InvalidRequest: a name in it is not UTF-8."""
     return {
-        name: str(value).lower() if isinstance(value, bool) else str(_told(value))
+        name: str(value).lower() if isinstance(value, bool) else _text(str(_told(value)))
         for name, value in parameters.items()
         if value is not None
     }

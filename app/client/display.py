@@ -1,5 +1,6 @@
 """A fit's progress as a bar on the terminal (stderr), or nothing."""
 
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
@@ -30,7 +31,8 @@ def shown(wanted: bool | None, name: str) -> Iterator[Show]:
         TextColumn("{task.fields[told]}"),
         TimeElapsedColumn(),
     )
-    with Bars(*columns, console=console) as bars:
+    # What others print meanwhile goes above the bar, where it would go to the same terminal.
+    with Bars(*columns, console=console, redirect_stdout=sys.stdout is not None and sys.stdout.isatty()) as bars:
         task = bars.add_task(printable(name), total=None, told="queued")
         yield lambda p: bars.update(task, total=p.max_iter, completed=p.iteration, told=figures(p))
 

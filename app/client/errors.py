@@ -19,7 +19,7 @@
     ├── MalformedRequest         not HTTP/1.1, or something in between has damaged it
     ├── RequestTimeout           the request went out too slowly
     ├── HeadersTooLarge
-    ├── Unavailable              503, 429 and all below: the same call may work later
+    ├── Unavailable              503, 429, a proxy's 502 and 504, and all below: the same call may work later
     │   ├── Unreachable          no answer (also a ConnectionError)
     │   ├── TimedOut             no whole answer in time (also a TimeoutError)
     │   ├── TooManyConnections
@@ -272,18 +272,29 @@ class StillRunning(DictserveError, TimeoutError):
     pass
 
 
-_BY_STATUS: dict[int, type[DictserveError]] = {404: NotFound, 422: InvalidRequest, 429: Unavailable, 503: Unavailable}
+COME_BACK_LATER = frozenset({429, 502, 503, 504})  # 502 and 504 are a proxy's, while the service starts again
+_BY_STATUS: dict[int, type[DictserveError]] = {
+    404: NotFound,
+    422: InvalidRequest,
+    **dict.fromkeys(COME_BACK_LATER, Unavailable),
+}
 _OF_NO_PROBLEM = _BY_STATUS | {404: UnreadableAnswer}  # of another server, or below another path than the service's
 
 
-def error_of(status: int, body: bytes | bytearray) -> DictserveError:
-    """The error that an answer tells of: a problem of RFC 9457, or whatever a proxy in between has to say."""
+def error_of(status: int, body: bytes | bytearray, location: str | None = None) -> DictserveError:
+    """The error that an answer tells of: a problem of RFC 9457, or whatever a proxy in between has to say.
+
+    Args:
+        location: where another answer is to be had, as it says.
+    """
     try:
         problem = json.loads(body)
         slug, detail = str(problem["type"]), str(problem["detail"])
         errors = list(problem.get("errors") or ())
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         text = " ".join(body[:MAX_TOLD_CHARACTERS].decode(errors="replace").split())
+        if location is not None and 300 <= status < 400:
+            text = f"it points to {location[:MAX_TOLD_CHARACTERS]}, and the client goes nowhere but to its own URL"
         return _OF_NO_PROBLEM.get(status, DictserveError)(
             f"the answer was {status}: {text or 'an empty body'}", status=status
         )

@@ -37,7 +37,7 @@ class Following:
     def __init__(self, record: Record, timeout_seconds: float | None) -> None:
         self.record = record
         self.has_stream = True
-        self._deadline = None if timeout_seconds is None else time.monotonic() + timeout_seconds
+        self._deadline = None if timeout_seconds is None else time.monotonic() + float(timeout_seconds)
         self._timeout_seconds = timeout_seconds
         self._is_last_look = False  # for want of time
         self._quiet_until = 0.0

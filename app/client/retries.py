@@ -6,24 +6,25 @@ import time
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
+from numbers import Integral, Real
 from typing import Any
 
 import httpx
 
 from app.client.answers import Answer
 from app.client.calls import Call, T
-from app.client.errors import DictserveError, TimedOut, Unreachable, error_of
+from app.client.errors import COME_BACK_LATER, DictserveError, TimedOut, Unreachable, error_of
 from app.client.patience import LONGEST_SECONDS, Left
 
 logger = logging.getLogger("dictserve.client")
 
 CONNECT_SECONDS = 10.0
+ONCE_SECONDS = 10.0
 FIRST_PAUSE_SECONDS = 0.25
 MAX_PAUSE_SECONDS = 8.0
 LONG_SECONDS = 5.0  # a `Retry-After` of so much is of what takes its time, not of too much to do
 TOLD_SECONDS = 1.0  # a pause of so much, somebody may wonder about
 
-COME_BACK_LATER = frozenset({429, 502, 503, 504})  # 502 and 504 are a proxy's, while the service starts again
 NOTHING_SENT = (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout)
 ON_THE_WAY = (httpx.NetworkError, httpx.TimeoutException, httpx.RemoteProtocolError)
 
@@ -44,14 +45,15 @@ class Policy:
 
     def __post_init__(self) -> None:
         """Raises ValueError where either is no such number."""
-        if not isinstance(self.timeout_seconds, (int, float)) or not self.timeout_seconds > 0:
+        if not isinstance(self.timeout_seconds, Real) or not self.timeout_seconds > 0:
             raise ValueError(f"timeout is {self.timeout_seconds!r}; it is a number of seconds above 0 (or inf)")
-        if not isinstance(self.retries, int) or self.retries < 0:
+        if not isinstance(self.retries, Integral) or self.retries < 0:
             raise ValueError(f"retries is {self.retries!r}; it is a whole number of at least 0")
+        object.__setattr__(self, "timeout_seconds", float(self.timeout_seconds))  # numpy's would round a clock's time
 
     def once(self) -> "Policy":
-        """As patient with one attempt, after which there is no other."""
-        return Policy(0, self.timeout_seconds)
+        """Of one attempt, and not a long one: what is asked so is how it is now."""
+        return Policy(0, min(self.timeout_seconds, ONCE_SECONDS))
 
 
 class Attempts:
@@ -93,7 +95,7 @@ class Attempts:
         Raises:
             DictserveError: what the answer tells; the call is not sent again.
         """
-        error = error_of(answer.status, answer.body)
+        error = error_of(answer.status, answer.body, answer.headers.get("location"))
         if answer.status not in COME_BACK_LATER or not self._call.is_repeatable:
             raise error
         return self._pause(error, _retry_after_seconds(answer.headers.get("retry-after", "")))

@@ -5,7 +5,7 @@ import logging
 import os
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from typer.core import TyperGroup
@@ -57,26 +57,44 @@ def _tell_waits() -> None:
 class Commands(TyperGroup):
     """The commands, whose errors end the process with a line on stderr and an exit code that says which kind."""
 
-    def invoke(self, ctx: typer.Context) -> object:  # type: ignore[override]  # typer's own name for the class
-        if sys.stdin is None:  # closed by whoever started this: nothing comes from there
-            sys.stdin = Path(os.devnull).open()  # noqa: SIM115 - as long as the process
-        if sys.stdout is None:
-            sys.stdout = Path(os.devnull).open("w")  # noqa: SIM115
-        if sys.stderr is None:
-            sys.stderr = Path(os.devnull).open("w")  # noqa: SIM115
-        for stream in (sys.stdout, sys.stderr):  # a terminal may lack characters that labels and curves have
-            if isinstance(stream, io.TextIOWrapper):
-                stream.reconfigure(errors="replace")
+    def main(self, *args: Any, **options: Any) -> Any:
+        _open_streams()
         try:
-            return super().invoke(ctx)
-        except BrokenPipeError:
-            raise  # the reader has left: typer ends quietly
+            return super().main(*args, **options)
         except Exception as error:
             code = exit_code(error)
             if code is None:
                 raise
             print_line(f"dictserve: {_told_here(error)}", err=True)
-            raise typer.Exit(code) from None
+            try:
+                sys.stdout.flush()
+            except OSError:  # as just told: Python would tell it again when it ends
+                sys.stdout = Path(os.devnull).open("w")  # noqa: SIM115 - as long as the process
+            sys.exit(code)
+
+    def invoke(self, ctx: typer.Context) -> object:  # type: ignore[override]  # typer's own name for the class
+        try:
+            return super().invoke(ctx)
+        finally:
+            sys.stdout.flush()  # while an error still has an exit code
+
+
+def _open_streams() -> None:
+    """Standard streams that can be read, and written as far as there is room for it."""
+    if sys.stdin is None:  # closed by whoever started this: nothing comes from there
+        sys.stdin = Path(os.devnull).open()  # noqa: SIM115 - as long as the process
+    if sys.stdout is None:
+        sys.stdout = Path(os.devnull).open("w")  # noqa: SIM115
+    if sys.stderr is None:
+        sys.stderr = Path(os.devnull).open("w")  # noqa: SIM115
+    out = sys.stdout
+    if isinstance(out, io.TextIOWrapper) and isinstance(out.buffer, io.RawIOBase):
+        # By PYTHONUNBUFFERED: it takes a part of what is written, and nobody asks how much.
+        encoding = out.encoding
+        sys.stdout = io.TextIOWrapper(io.BufferedWriter(out.detach()), encoding, line_buffering=True)
+    for stream in (sys.stdout, sys.stderr):  # a terminal may lack characters that labels and curves have
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")
 
 
 def _told_here(error: Exception) -> str:
@@ -91,9 +109,11 @@ def _told_here(error: Exception) -> str:
 
 def exit_code(error: Exception) -> int | None:
     """Of what is expected to go wrong; None for an error that is not ours."""
-    from app.client.errors import DictserveError, NotFound, Unavailable
+    from app.client.errors import DictserveError, InvalidRequest, NotFound, Unavailable
 
     match error:
+        case InvalidRequest(status=None):  # nothing was sent of it
+            return USAGE
         case NotFound():
             return NOT_FOUND
         case Unavailable():

@@ -34,7 +34,10 @@ def fit(
     clip: Annotated[bool, typer.Option("--clip", help="Make negative values zero.")] = False,
     files: Annotated[
         list[str] | None,
-        typer.Option(metavar="PATTERN", help="In FILE's place: npy files of the service's data directory."),
+        typer.Option(
+            metavar="PATTERN",
+            help="In FILE's place: npy files of the service's data directory; as often as there are some.",
+        ),
     ] = None,
     epochs: Annotated[
         int | None, typer.Option(help="Of an online fit of --files, in memory that does not grow with them.")

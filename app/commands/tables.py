@@ -1,5 +1,6 @@
 """What commands print: tables for people, JSON for programs."""
 
+import codecs
 import json
 import re
 import sys
@@ -11,7 +12,8 @@ _CONTROL = re.compile(r"[\x7f-\x9f]")  # those that JSON leaves as they are
 
 
 def print_json(value: Any) -> None:
-    text = json.dumps(value, indent=2, ensure_ascii=False)
+    is_utf8 = codecs.lookup(sys.stdout.encoding or "utf-8").name == "utf-8"  # what another lacks would be lost
+    text = json.dumps(value, indent=2, ensure_ascii=not is_utf8)
     print(_CONTROL.sub(lambda found: f"\\u{ord(found[0]):04x}", text))
 
 
@@ -24,7 +26,7 @@ def print_line(text: str, *, err: bool = False) -> None:
 
 
 def print_rows(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """A table; into a pipe it goes at its full width, so that nothing is cut off."""
+    """A table. It has its full width, so that nothing is cut off: a terminal that is narrower breaks its lines."""
     from rich.table import Table
 
     table = Table(*heads, box=None, pad_edge=False, header_style="bold")
@@ -61,10 +63,11 @@ def _written(text: str) -> Any:
 def _print(table: Any) -> None:
     from rich.console import Console
 
-    console = Console(highlight=False)
-    if not console.is_terminal:
-        console.width = WIDE
-    console.print(table)
+    console = Console(highlight=False, width=WIDE)
+    with console.capture() as printed:
+        console.print(table)
+    lines = [line.rstrip() for line in printed.get().split("\n")]  # one long text pads all of its column
+    print("\n".join(lines), end="")
 
 
-WIDE = 500
+WIDE = 10**9

@@ -32,7 +32,7 @@ def new(
     from app.errors import TokensUnreadable
     from app.http.tokens import READ, WRITE, add, new_token
 
-    if not name or name != "".join(name.split()):  # of a line whose parts are told apart by blanks
+    if not name or name != "".join(name.split()) or not name.isprintable():  # of a line, its parts apart by blanks
         raise typer.BadParameter(f"{name!r} is no name: one has no blanks", param_hint="NAME")
     token = new_token()
     limits = {"requests_per_minute": requests_per_minute, "rows_per_minute": rows_per_minute}

@@ -12,6 +12,7 @@ import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -24,7 +25,7 @@ from app.cli import main
 from app.client import Client, DictserveError, Overloaded, UnknownDictionary, UnknownJob, Unreachable, calls
 from app.client.errors import Unauthorized
 from app.commands import dictionaries, files, fit
-from app.commands.connection import _told_here, exit_code
+from app.commands.connection import _open_streams, _told_here, exit_code
 from app.commands.curve import BLOCKS, COLUMNS, ROWS, bars, curve
 from app.commands.tables import print_pairs, print_rows
 from app.http.tokens import TokenFile
@@ -397,3 +398,80 @@ def test_streams_that_are_closed_are_no_fault_of_ours(command: str) -> None:
     assert "Traceback" not in run.stderr
     assert run.returncode == (0 if "settings" in command else 4), run.stderr
     assert not ("2>" in command and run.stdout)
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        "show {}",
+        "encode {} -",
+        "decode {} -",
+        "compare x {}",
+        "label x {}=1",
+        "label x --concept 3={}",
+        "fit - --nb-concepts 2 --name {}",
+        "fit --files {} --nb-concepts 2 --name x",
+        "jobs {}",
+        "jobs --name {}",
+        "cancel {}",
+        "rm {}",
+        "import {} -",
+        "export {}",
+        "ls --url http://{}",
+        "ls --url http://.example",
+        "token new {} --file absent",
+    ],
+)
+def test_an_argument_that_is_not_utf_8_is_a_usage_error(command: str) -> None:
+    code, told = run(*command.format("dig\udcff").split(), input="1,2\n")
+    assert code == 2, told
+
+
+@pytest.mark.parametrize("command", ["--help", "ls --help", "settings"])
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+def test_an_output_without_room_is_told_in_a_line(command: str, unbuffered: str) -> None:
+    line = f"{shlex.quote(sys.executable)} -m app {command} > /dev/full"
+    told = os.environ | {"PYTHONUNBUFFERED": unbuffered}
+    run = subprocess.run(["bash", "-c", line], capture_output=True, text=True, timeout=60, env=told)
+    assert (run.returncode, run.stderr) == (2, "dictserve: [Errno 28] No space left on device\n")
+
+
+def test_an_output_that_is_taken_in_part_is_written_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As a file is that the system has little room for, where PYTHONUNBUFFERED has nothing before it."""
+
+    class Narrow(io.RawIOBase):
+        taken = b""
+
+        def writable(self) -> bool:
+            return True
+
+        def write(self, data: Any) -> int:
+            self.taken += (part := bytes(data)[:7])
+            return len(part)
+
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(narrow := Narrow(), "utf-8", write_through=True))
+    _open_streams()
+    files.write_output(files.STDIO, b"as codes are")
+    print("\nas JSON is")
+    assert narrow.taken == b"as codes are\nas JSON is\n"
+
+
+def test_tables_have_their_full_width(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """A terminal of 80 columns had no job's id whole, and a pipe of 500 no long name."""
+    monkeypatch.setenv("FORCE_COLOR", "1")  # as if it were a terminal
+    monkeypatch.setenv("COLUMNS", "80")
+    row = ["0" * 32, "name" * 200, "succeeded", "1000/1000", "1.234e+05", "2026-11-30T21:20:49Z"]
+    print_rows(fit.HEADS, [row])
+    assert capsys.readouterr().out.splitlines()[1].split() == row
+    print_pairs({"name": "x" * 600, "loss": "1"})
+    assert [len(line.split()[-1]) for line in capsys.readouterr().out.splitlines()] == [600, 1]
+
+
+def test_json_loses_nothing_where_stdout_lacks_a_character(monkeypatch: pytest.MonkeyPatch) -> None:
+    from app.commands.tables import print_json
+
+    stdout = io.TextIOWrapper(printed := io.BytesIO(), "latin-1", errors="replace")
+    monkeypatch.setattr(sys, "stdout", stdout)
+    print_json({"name": "ζ"})
+    stdout.flush()
+    assert json.loads(printed.getvalue()) == {"name": "ζ"}

@@ -350,3 +350,10 @@ IMPATIENT = [{"timeout": None}, {"timeout": 0}, {"timeout": -1}, {"retries": -1}
 def test_what_is_no_patience_is_refused_at_once(kind: type[Client | AsyncClient], options: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match=r"^(timeout|retries) is "):
         kind("http://127.0.0.1:1", **options)
+
+
+@pytest.mark.parametrize("kind", [Client, AsyncClient])
+def test_patience_may_be_a_number_of_numpy(kind: type[Client | AsyncClient]) -> None:
+    policy = kind(timeout=np.float32(5), retries=np.int64(2))._policy  # type: ignore[arg-type]
+    assert (policy.timeout_seconds, policy.retries) == (5, 2)
+    assert type(policy.timeout_seconds) is float  # a clock's time in float32 is off by minutes

@@ -180,3 +180,13 @@ def test_a_masked_array_is_refused() -> None:
     """Its mask would be lost, and what it hides be sent."""
     with pytest.raises(TypeError, match="masked array"):
         as_array(np.ma.masked_less(np.ones((2, 3)), 2.0))
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
+def test_lists_of_tensors(dtype: str) -> None:
+    """numpy takes none that has a gradient, and none of bfloat16."""
+    import torch
+
+    rows = [torch.arange(3, dtype=getattr(torch, dtype)).requires_grad_() for _ in range(2)]
+    for data in (rows, tuple(rows), [list(row) for row in rows]):
+        np.testing.assert_array_equal(as_read(body_of(data)), [[0, 1, 2]] * 2)

@@ -21,7 +21,7 @@ from app.client import (
 )
 from app.errors import INTERNAL, KINDS
 from app.http.problems import HTTP_KINDS
-from demo.service import npy
+from demo.service import free_port, npy
 
 
 @pytest.mark.parametrize("kind", [*KINDS.values(), *HTTP_KINDS.values(), INTERNAL], ids=lambda kind: kind.slug)
@@ -36,7 +36,12 @@ def test_every_problem_of_the_service_has_a_class_of_its_name(kind) -> None:  # 
 
 @pytest.mark.parametrize(
     ("status", "cls"),
-    [(404, errors.UnreadableAnswer), (429, Unavailable), (503, Unavailable), (418, DictserveError)],
+    [
+        (404, errors.UnreadableAnswer),
+        *((status, Unavailable) for status in (429, 502, 503, 504)),
+        (418, DictserveError),
+        (301, DictserveError),
+    ],
 )
 @pytest.mark.parametrize("body", [b"", b"<html>502</html>", b"[]", b'{"detail": 3}', b"\xff\xfe", b"null"])
 def test_what_is_no_problem_document_is_told_by_its_status(status: int, cls: type, body: bytes) -> None:
@@ -44,6 +49,16 @@ def test_what_is_no_problem_document_is_told_by_its_status(status: int, cls: typ
     assert type(error) is cls
     assert error.status == status
     assert str(status) in str(error)
+
+
+def test_where_a_redirect_points_to_is_told() -> None:
+    headers = {"location": "https://there.example/"}
+    transport = httpx.MockTransport(lambda _: httpx.Response(308, headers=headers))
+    with (
+        Client(transport=transport) as client,
+        pytest.raises(DictserveError, match=r"308: .*https://there\.example/"),
+    ):
+        client.dictionaries()
 
 
 def test_a_type_of_a_newer_service_is_told_by_its_status() -> None:
@@ -115,7 +130,22 @@ def test_codes_that_are_not_told_of_are_an_error_of_the_client(headers: dict[str
         client.encode([[1.0]], "x", sparse=sparse)
 
 
-@pytest.mark.parametrize("url", ["foo", "ftp://x", "http://", "http://x:y", "//x"])
+@pytest.mark.parametrize(
+    "url",
+    [
+        "foo",
+        "ftp://x",
+        "http://",
+        "http://x:y",
+        "//x",
+        "http://.example",
+        f"http://{'a' * 64}.example",
+        "http://xn--a.example",
+        "http://x\udcff",
+        "http://x/?a=b",
+        "http://x/#a",
+    ],
+)
 def test_a_url_that_is_none_is_refused_at_once(url: str) -> None:
     with pytest.raises(ValueError, match="is not a URL"):
         Client(url)
@@ -174,3 +204,41 @@ def test_no_error_tells_a_password() -> None:
         client.dictionaries()
     assert "secret" not in str(told.value)
     assert "http://127.0.0.1:8189" in str(told.value)
+
+
+def test_a_token_is_not_dropped_for_a_password() -> None:
+    with pytest.raises(ValueError, match="one of the two") as caught:
+        Client("http://user:hidden@x", token="ds_a")  # noqa: S106 - none
+    assert "hidden" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["x\udcff", "x" * 70_000])
+def test_names_that_no_url_holds_are_refused(name: str) -> None:
+    """They were httpx's errors, or Python's."""
+    refused = httpx.MockTransport(lambda _: pytest.fail("it was sent"))
+    with Client(transport=refused) as client:
+        for call in (
+            lambda: client.dictionary(name),
+            lambda: client.encode([1.0], name),
+            lambda: client.decode([1.0], name),
+            lambda: client.fit([1.0], nb_concepts=1, name=name),
+            lambda: client.jobs(name=name),
+        ):
+            with pytest.raises(InvalidRequest, match=r"is not UTF-8|too long"):
+                call()
+
+
+def test_labels_that_are_no_text_are_refused() -> None:
+    with Client() as client, pytest.raises(InvalidRequest, match="is not UTF-8"):
+        client.label("x", {"key": "\udcff"})
+
+
+def test_a_proxy_that_does_not_answer_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It was told as the service that refuses the connection."""
+    monkeypatch.setenv("http_proxy", f"user:hidden@127.0.0.1:{free_port()}")
+    monkeypatch.setenv("no_proxy", "near.example")
+    with Client("http://far.example", retries=0) as client, pytest.raises(Unreachable) as caught:
+        client.dictionaries()
+    assert "http://far.example through the proxy http://127.0.0.1:" in str(caught.value)
+    assert "hidden" not in str(caught.value)
+    assert Client("http://near.example")._url == "http://near.example"

@@ -253,3 +253,22 @@ def test_a_bar_is_shown_on_a_terminal_or_where_it_is_asked_for(capsys: pytest.Ca
         told = capsys.readouterr()
         assert ("digits" in told.err and "loss 2.5, relative error 0.25" in told.err) == seen
         assert told.out == ""
+
+
+def test_who_interrupts_a_wait_is_told_what_goes_on() -> None:
+    def interrupted(_: httpx.Request) -> httpx.Response:
+        raise KeyboardInterrupt
+
+    with Client(transport=httpx.MockTransport(interrupted)) as client, pytest.raises(KeyboardInterrupt) as caught:
+        Job(client, record("running")).wait()
+    assert caught.value.__notes__ == ["job 1 goes on: `client.job('1').cancel()` ends it"]
+
+
+def test_a_bar_leaves_what_others_print_where_it_goes(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It went to stderr, where a pipe did not see it."""
+    monkeypatch.setenv("FORCE_COLOR", "1")  # as if stderr were a terminal
+    with shown(True, "x"):
+        print("told")
+    assert capsys.readouterr().out == "told\n"

@@ -240,6 +240,13 @@ def test_no_service_is_a_connection_error_that_names_the_url() -> None:
     assert isinstance(caught.value, ConnectionError)
 
 
+def test_ready_is_told_soon() -> None:
+    script = Script((200, {"status": "ready"}))
+    with Client(transport=script) as client:
+        assert client.ready()
+    assert script.requests[0].extensions["timeout"]["read"] <= policy.ONCE_SECONDS
+
+
 @pytest.mark.parametrize(
     ("value", "low", "high"),
     [

@@ -14,7 +14,7 @@ import httpx
 import numpy as np
 import pytest
 
-from app.client import AsyncClient, Client, DictserveError, StillRunning, TimedOut, calls, following
+from app.client import AsyncClient, Client, ClientClosed, DictserveError, StillRunning, TimedOut, calls, following
 from app.client.bodies import Held
 from app.client.retries import Policy
 from tests.waiting import SOON_SECONDS
@@ -201,6 +201,24 @@ def test_each_call_of_many_threads_has_its_own_time() -> None:
         assert len(connections) == 6
         assert [ask(seconds) for seconds in (5.0, 9.0, 0.2)] == [dict, dict, TimedOut]
         assert len(connections) == 6
+
+
+def test_calls_that_are_under_way_when_their_client_is_closed_say_so() -> None:
+    """They went on waiting for as long as they may."""
+    asked = threading.Semaphore(0)
+
+    def answer(connection: socket.socket, _: str) -> None:
+        asked.release()
+        connection.recv(1)
+
+    with serving(answer) as url, ThreadPoolExecutor(8) as threads:
+        client = Client(url, timeout=60)
+        under_way = [threads.submit(call) for call in (client.dictionaries, lambda: client.remove("x")) * 4]
+        for _ in under_way:
+            assert asked.acquire(timeout=SOON_SECONDS)
+        client.close()
+        for call in under_way:
+            assert isinstance(call.exception(timeout=SOON_SECONDS), ClientClosed)
 
 
 def test_time_without_end_is_such() -> None:
