@@ -15,6 +15,8 @@ if TYPE_CHECKING:
 # https://www.w3.org/TR/trace-context/#traceparent-header
 _TRACEPARENT = re.compile(r"[0-9a-f]{2}-([0-9a-f]{32})-[0-9a-f]{16}-[0-9a-f]{2}(-.*)?")
 
+_PARTS = set(" =\"'")  # of what stands in a line of text
+
 # What each line says that is logged on behalf of a request; one variable, which is set faster than structlog's.
 of_request: ContextVar[Mapping[str, str]] = ContextVar("of_request", default=MappingProxyType({}))
 
@@ -68,9 +70,9 @@ def _as_text(_: object, __: str, event: structlog.typing.EventDict) -> str:
 
 
 def _on_one_line(value: object) -> str:
-    """What a client sent (a path) begins no line of its own, and tells a terminal nothing."""
+    """What a client sent (a path) begins no line of its own, nor another value, and tells a terminal nothing."""
     text = str(value)
-    return text if text.isprintable() else repr(text)
+    return text if text.isprintable() and not _PARTS & set(text) else repr(text)
 
 
 def _escaped(text: str) -> str:

@@ -192,8 +192,8 @@ class OnlineFit:
         Tensors are the fit's own: D (k, d) float32, gram (k, k), cross (d, k) and losses (iteration,) float64.
         """
         memory = self.memory
-        if not self._is_between or memory is None or memory.first is not None:
-            return None
+        if not self._is_between or memory is None or memory.first is not None or not memory.concepts.any():
+            return None  # of rows that are all zero there is no start yet
         losses = torch.tensor(self.losses, dtype=torch.float64)
         numbers = {name: float(getattr(memory, name)) for name in ("rows", "weight", "loss", "energy")}
         told = {"iteration": len(losses), "order": self._order, **numbers}

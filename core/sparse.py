@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from core.checks import Form, check_dtype, check_scale, check_values, converted
-from core.errors import WrongDtype
+from core.errors import WrongDtype, WrongShape
 from core.kernels.precision import Precision, product
 from core.scaling import times_power_of_two
 
@@ -45,8 +45,13 @@ def of_tensor(x: torch.Tensor, name: str) -> SparseMatrix:
 
 
 def check_sparse(x: SparseMatrix, form: Form) -> SparseMatrix:
-    """`x` with two dimensions, once its dtype and shape are right; its values are not looked at."""
+    """`x` with two dimensions, once its dtype, shape and indices are right; its values are not looked at."""
     check_dtype(x.dtype, name=form.name)
+    if hasattr(x, "check_format"):  # SciPy makes one with indices beyond its shape, and reads and writes there
+        try:
+            x.check_format(full_check=True)
+        except ValueError as error:
+            raise WrongShape(f"{form.name} are no sound sparse matrix: {error}") from None
     if x.ndim == 1:
         x = x.reshape(1, -1)
     form.check(x.shape)

@@ -23,6 +23,7 @@ MAGIC = b"\x93NUMPY"
 MAX_HEADER_BYTES = 4096
 COPIED_BYTES = 1024 * 1024  # of an answer's array that is put into one body with its header
 PREFIX_BYTES = 12  # magic, version and the longer of the two header lengths
+MOST_BITS = 128  # of a size: of any array's, and of those that are told to be more than there is
 HEAD_BYTES = PREFIX_BYTES + MAX_HEADER_BYTES  # have whatever there may be before an array
 
 # float16/32/64 and the integers, of either byte order; `|` (no order) is for single bytes.
@@ -116,6 +117,13 @@ def _header_of(dtype: np.dtype[np.generic], shape: tuple[int, ...]) -> bytes:
     return header.getvalue()
 
 
+def _told(value: object) -> str:
+    try:
+        return str(value)[:60]
+    except ValueError:  # a number of thousands of digits
+        return "…"
+
+
 def _dtype(descr: object) -> np.dtype[np.generic]:
     if not isinstance(descr, str) or _DTYPE.fullmatch(descr) is None:
         raise MalformedBody(
@@ -132,7 +140,9 @@ def _boolean(value: object) -> bool:
 
 def _shape(value: object) -> tuple[int, ...]:
     if not isinstance(value, tuple) or not all(type(n) is int and n >= 0 for n in value):
-        raise MalformedBody(f"shape {str(value)[:60]!r} in the npy header is not a tuple of sizes")
+        raise MalformedBody(f"shape {_told(value)!r} in the npy header is not a tuple of sizes")
+    if any(n.bit_length() > MOST_BITS for n in value):  # by hexadecimal digits; too many to be told in others
+        raise MalformedBody("shape in the npy header tells of more than any array has")
     if len(value) > MAX_DIMENSIONS:
         raise MalformedBody(f"the npy array has {len(value)} dimensions; two are wanted (rows, columns)")
     return value

@@ -3,6 +3,7 @@
 RFC 9110, sections 8.8.3 and 13.1.
 """
 
+import re
 from collections.abc import Callable, Mapping
 from typing import Annotated, Any
 
@@ -12,9 +13,10 @@ from fastapi import Header, Response
 from app.errors import InvalidFields
 from app.store.hashed import sha256
 
-IfMatch = Annotated[str, Header()]
+IfMatch = Annotated[str | None, Header()]
 IfNoneMatch = Annotated[str, Header()]
 JSON_TYPE = "application/json"
+_TAG = re.compile(r'(?:W/)?"[^"]*"')
 
 
 def tagged(tag: str, if_none_match: str, answer: Callable[[], Response]) -> Response:
@@ -29,7 +31,7 @@ def tagged(tag: str, if_none_match: str, answer: Callable[[], Response]) -> Resp
 def unchanged(tag: str, if_none_match: str) -> Response | None:
     """304 where the client has what is tagged so."""
     etag = f'"{tag}"'
-    known = {part.strip().removeprefix("W/") for part in if_none_match.split(",")}
+    known = {tag.removeprefix("W/") for tag in _tags(if_none_match)}
     return Response(status_code=304, headers={"ETag": etag}) if {etag, "*"} & known else None
 
 
@@ -43,9 +45,10 @@ def tagged_json(told: Mapping[str, Any], if_none_match: str) -> Response:
     return tagged_body(orjson.dumps(told, option=orjson.OPT_SERIALIZE_NUMPY), if_none_match)
 
 
-def is_known(body: bytes, if_match: str) -> bool:
-    """Whether the client knows this JSON as it is now, or says nothing of what it knows."""
-    return not if_match or bool({f'"{sha256(body)}"', "*"} & {part.strip() for part in if_match.split(",")})
+def is_known(body: bytes, if_match: str | None) -> bool:
+    """Whether the client knows this JSON as it is now, or says nothing of what it knows. One whose header is empty
+    meant to, and had nothing."""
+    return if_match is None or bool({f'"{sha256(body)}"', "*"} & _tags(if_match))
 
 
 def is_to_be_new(if_none_match: str) -> bool:
@@ -54,7 +57,14 @@ def is_to_be_new(if_none_match: str) -> bool:
     Raises:
         InvalidFields: the header names tags, which would let it have all versions but those.
     """
-    told = {part.strip() for part in if_none_match.split(",")} - {""}
+    told = _tags(if_none_match)
     if told - {"*"}:
         raise InvalidFields.at("header", "if-none-match", msg="`*` alone is read here; If-Match takes an ETag")
     return bool(told)
+
+
+def _tags(header: str) -> set[str]:
+    """What a header names, which may have come in several lines: entity tags, in which there may be commas, or `*`
+    alone. What is neither is itself, and no tag of ours."""
+    parts = {part.strip() for part in header.split(",")} - {""}
+    return parts if parts <= {"*"} else set(_TAG.findall(header)) or {header}

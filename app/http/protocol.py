@@ -180,6 +180,8 @@ class BoundedProtocol(HttpToolsProtocol):
         """What RFC 9112 has refused that the parser lets pass, and what is no server's; None where nothing is."""
         if self.parser.get_method() == b"CONNECT":  # of a place, where others have a path
             return "CONNECT asks a proxy for a tunnel, and this is none"
+        if not self.url.startswith(b"/") and not _has_path(self.url):
+            return "its target is no path, such as /readyz, nor a URL with one"
         if not is_old and [name for name, _ in self.headers].count(b"host") != 1:  # 3.2
             return "a request of HTTP/1.1 has one header Host"
         codings = [value.lower() for name, value in self.headers if name == b"transfer-encoding"]
@@ -383,6 +385,13 @@ class BoundedProtocol(HttpToolsProtocol):
         if not cycle.response_complete:
             cycle.disconnected = True
             cycle.message_event.set()
+
+
+def _has_path(url: bytes) -> bool:
+    try:
+        return bool(httptools.parse_url(url).path)
+    except httptools.HttpParserError:
+        return False
 
 
 class _Cycle(RequestResponseCycle):

@@ -14,6 +14,7 @@ import math
 import os
 import re
 import secrets
+import stat
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
@@ -32,6 +33,7 @@ RETRY_SECONDS = 1.0  # between two times that a file is read which could not be 
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 _HASH = re.compile(r"[0-9a-f]{64}")
+_LIMIT = re.compile(r"0*[1-9][0-9]{0,14}")
 
 State = tuple[int, ...]  # of a file: another one where its content, its owner or its mode may be another
 
@@ -115,6 +117,8 @@ class TokenFile:
         if state == self._failed and now < self._retry_at:
             return
         try:
+            if state is not None and not stat.S_ISREG(state[-1]):
+                raise TokensUnreadable(f"the tokens file {self._path} is no file any more")  # to open one may wait
             fresh = _read(self._path)
         except TokensUnreadable as error:
             self._outage.goes_on(error)
@@ -136,7 +140,7 @@ class TokenFile:
             found = os.stat(self._path)
         except OSError:
             return None
-        return found.st_ino, found.st_ctime_ns, found.st_mtime_ns, found.st_mode, found.st_size
+        return found.st_ino, found.st_ctime_ns, found.st_mtime_ns, found.st_size, found.st_mode
 
 
 def new_token() -> str:
@@ -166,7 +170,7 @@ def add(path: Path, name: str, scopes: Iterable[str], token: str, limits: dict[s
 
 def _read(path: Path) -> list[Caller]:
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise TokensUnreadable(f"the tokens file {path} cannot be read: {error}") from error
     told = [(number, line.partition("#")[0].strip()) for number, line in enumerate(lines, 1)]
@@ -193,7 +197,8 @@ def _parsed(line: str, where: str) -> Caller:
     allowances = {}
     for limit in limits:
         key, _, value = limit.partition("=")
-        if key not in LIMITS or not value.isascii() or not value.isdigit() or int(value) == 0:
-            raise TokensUnreadable(f"{where}: limits are {' and '.join(f'{known}=N' for known in LIMITS)}, N ≥ 1")
+        if key not in LIMITS or _LIMIT.fullmatch(value) is None:
+            known = " and ".join(f"{known}=N" for known in LIMITS)
+            raise TokensUnreadable(f"{where}: limits are {known}, N ≥ 1 and of at most 15 digits")
         allowances[key] = Allowance(int(value))
     return Caller(name, frozenset(scopes.split(",")), hash, allowances)

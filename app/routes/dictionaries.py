@@ -101,7 +101,7 @@ async def import_dictionary(
     request: Request,
     response: Response,
     services: ServicesDep,
-    if_match: IfMatch = "",
+    if_match: IfMatch = None,
     if_none_match: Annotated[str, Header(description="`*`: where the name has a version, the answer is 412.")] = "",
 ) -> DictionaryRecord:
     """The next version of the name. It has no metrics: those are of a dictionary and the data it was fitted to."""
@@ -125,7 +125,7 @@ async def import_dictionary(
     openapi_extra={"requestBody": json_body(LabelRequest, examples.LABELS)},
 )
 async def label_dictionary(
-    reference: str, request: Request, services: ServicesDep, if_match: IfMatch = ""
+    reference: str, request: Request, services: ServicesDep, if_match: IfMatch = None
 ) -> DictionaryRecord:
     """Labels that are given are set, null removes one, others stay. The dictionary itself never changes."""
     wanted = parsed(reference)
@@ -140,7 +140,7 @@ async def label_dictionary(
     summary="Remove a version, or all of a name",
     responses=problems(404, 412, 422, 500, 503),
 )
-def delete_dictionary(reference: str, services: ServicesDep, if_match: IfMatch = "") -> None:
+def delete_dictionary(reference: str, services: ServicesDep, if_match: IfMatch = None) -> None:
     """`name@3` removes that version, `name` all. A version's number is not given again."""
     store, wanted = services.store, parsed(reference)
     store.look_again(wanted.name)  # what others have made goes with the rest, and what they changed is no match
@@ -148,13 +148,13 @@ def delete_dictionary(reference: str, services: ServicesDep, if_match: IfMatch =
     versions = store.versions(name) if wanted.version is None else [version]
 
     def require() -> None:
-        if if_match:  # else nothing of it is read: what is damaged can be removed, too
+        if if_match is not None:  # else nothing of it is read: what is damaged can be removed, too
             _require_match(store.described(wanted), if_match)
 
     store.remove(name, versions, require)
 
 
-def _label(store: Store, reference: Reference, patch: LabelRequest, if_match: str) -> DictionaryRecord:
+def _label(store: Store, reference: Reference, patch: LabelRequest, if_match: str | None) -> DictionaryRecord:
     store.look_again(reference.name)
     record = store.record(reference)
     beyond = [index for index in patch.concept_labels if int(index) >= record.nb_concepts]
@@ -185,7 +185,7 @@ def _told(record: DictionaryRecord) -> bytes:
     return record.model_dump_json().encode()
 
 
-def _require_match(record: DictionaryRecord, if_match: str) -> None:
+def _require_match(record: DictionaryRecord, if_match: str | None) -> None:
     """Raises PreconditionFailed where the client knows the record as it is no more."""
     if not is_known(_told(record), if_match):
         told = (
@@ -194,7 +194,7 @@ def _require_match(record: DictionaryRecord, if_match: str) -> None:
         raise PreconditionFailed(told)
 
 
-def _require_latest_matches(store: Store, latest: Reference, if_match: str) -> None:
+def _require_latest_matches(store: Store, latest: Reference, if_match: str | None) -> None:
     """As ``_require_match``; of a name without a version there is nothing that the client could know."""
     try:
         record = store.described(latest)
@@ -203,9 +203,11 @@ def _require_latest_matches(store: Store, latest: Reference, if_match: str) -> N
     _require_match(record, if_match)
 
 
-def _import(store: Store, latest: Reference, D: np.ndarray, if_match: str, *, only_first: bool) -> DictionaryRecord:
+def _import(
+    store: Store, latest: Reference, D: np.ndarray, if_match: str | None, *, only_first: bool
+) -> DictionaryRecord:
     def require() -> None:
-        if if_match:
+        if if_match is not None:
             store.look_again(latest.name)
             _require_latest_matches(store, latest, if_match)
 

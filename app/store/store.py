@@ -195,6 +195,7 @@ class Store:
             copies = ObjectCache(self.workplace.directory / "objects", objects.cache_bytes)
             self._shelf = Objects(self.bucket, copies, objects.listing_seconds)
         self._records: dict[tuple[str, int], DictionaryRecord] = {}
+        self._left_out: set[str] = set()  # of the last list
 
     @property
     def is_up(self) -> bool:
@@ -238,27 +239,30 @@ class Store:
         Raises:
             StoreUnavailable: no version can be read, or an object store is away: that has all of them or none.
         """
-        faults: list[StoreUnavailable] = []
+        faults: dict[str, DictionaryDamaged | StoreUnavailable] = {}
         found = [self._latest_readable(name, faults) for name in self.names()]
+        for reference in faults.keys() - self._left_out:  # once, and not whenever somebody looks
+            logger.error("left out of the list: %s", faults[reference])
+        self._left_out = set(faults)
         latest = [record for record in found if record is not None]
-        if faults and not latest:
-            raise faults[0]
+        unread = [error for error in faults.values() if isinstance(error, StoreUnavailable)]
+        if unread and not latest:
+            raise unread[0]
         return latest
 
-    def _latest_readable(self, name: str, faults: list[StoreUnavailable]) -> DictionaryRecord | None:
-        """Its latest version that can be told of now; what a disk does not give goes to the faults."""
+    def _latest_readable(
+        self, name: str, faults: dict[str, DictionaryDamaged | StoreUnavailable]
+    ) -> DictionaryRecord | None:
+        """Its latest version that can be told of now; those that are damaged or withheld go to the faults."""
         for version in reversed(self.versions(name)):
             try:
                 return self.described(Reference(name, version))
             except UnknownDictionary:
                 continue  # removed since it was listed
-            except DictionaryDamaged as error:
-                logger.error("left out of the list: %s", error)
-            except StoreUnavailable as error:
-                if not self._shelf.is_near:
+            except (DictionaryDamaged, StoreUnavailable) as error:
+                if isinstance(error, StoreUnavailable) and not self._shelf.is_near:
                     raise
-                logger.error("left out of the list: %s", error)
-                faults.append(error)
+                faults[f"{name}@{version}"] = error
         return None
 
     def require_free(self, name: str) -> None:

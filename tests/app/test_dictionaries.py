@@ -247,9 +247,14 @@ def test_what_has_changed_is_neither_labelled_nor_removed_by_who_knows_it_as_it_
         client.delete(
             "/dictionaries/digits@1", headers={"if-match": f"W/{tag('digits@1')}"}
         ),  # weak tags match nothing
+        *(
+            client.patch("/dictionaries/digits", json={"labels": {"by": "two"}}, headers={"if-match": told})
+            for told in ('"x,*,y"', f'"x,{before[1:]}', "")
+        ),
     ):
         assert (answer.status_code, answer.json()["type"]) == (412, "precondition-failed"), answer.text
     assert client.get("/dictionaries/digits").json()["labels"] == {"by": "one"}
+    assert client.get("/dictionaries/digits", headers={"if-none-match": '"x,*,y"'}).status_code == 200
     known = tag("digits")
     publish(store, "digits", D)  # which who removes the name would remove, too
     assert client.delete("/dictionaries/digits", headers={"if-match": known}).status_code == 412

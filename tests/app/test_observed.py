@@ -171,9 +171,11 @@ def test_a_path_begins_no_line_of_its_own(settings: Settings, capsys: pytest.Cap
     settings = settings.model_copy(update={"access_log": True})
     with TestClient(create_app(settings, supervisor=WorkerDouble(settings))) as client:
         client.get("/x%0AERROR: forged%1b[31m")
-    (told,) = [line for line in capsys.readouterr().err.splitlines() if "path=" in line]
+        client.get("/x%20status=200")
+    told, other = [line for line in capsys.readouterr().err.splitlines() if "path=" in line]
     assert re.match(r"\d{4}-\d\d-\d\dT[\d:.]+Z INFO: request ", told)
     assert r"path='/x\nERROR: forged\x1b[31m'" in told
+    assert "path='/x status=200' status=404" in other  # nor a value
 
 
 def test_text_lines_and_tracebacks() -> None:

@@ -307,6 +307,10 @@ def test_one_connection_too_many_is_told_with_an_id(settings: Settings, monkeypa
         ("CONNECT localhost:80 HTTP/1.1", "CONNECT asks a proxy for a tunnel, and this is none"),
         ("FOO /livez HTTP/1.1", "begins with its method; there are DELETE, GET, HEAD, PATCH, POST, PUT"),
         ("GET /livez HTTP/9.9", "this is not a request of HTTP/1.1"),
+        ("GET http://localhost HTTP/1.1", "its target is no path"),
+        ("GET http://localhost?x HTTP/1.1", "its target is no path"),
+        ("GET http://a:99999/livez HTTP/1.1", "its target is no path"),
+        ("GET http:///livez HTTP/1.1", "its target is no path"),
     ],
 )
 def test_what_is_not_read_is_told_why(settings: Settings, line: str, told: str) -> None:
@@ -386,8 +390,9 @@ def test_headers_without_an_end_after_a_request_are_refused_after_its_answer(
 
 
 @pytest.mark.parametrize("apart", [True, False])
-def test_what_follows_a_request_is_refused_after_its_answer(settings: Settings, apart: bool) -> None:
-    sent = [request() + request(), b"garbage\r\n\r\n", request()]
+@pytest.mark.parametrize("garbage", [b"garbage\r\n\r\n", b"GET http://localhost HTTP/1.1\r\nHost: x\r\n\r\n"])
+def test_what_follows_a_request_is_refused_after_its_answer(settings: Settings, apart: bool, garbage: bytes) -> None:
+    sent = [request() + request(), garbage, request()]
     transport = served(settings, sent if apart else [b"".join(sent)], 2)
     first, second, refusal = transport.written
     assert read(first)[2] == read(second)[2] == npy(CODES)

@@ -1,5 +1,7 @@
 """The tokens file: what it may say, and how it is read anew."""
 
+import os
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -52,6 +54,8 @@ def test_comments_and_empty_lines_are_passed_over(path: Path) -> None:
         ("../a read " + "0" * 64, "letters"),
         ("a read " + "0" * 64 + " rows=3", "rows_per_minute=N"),
         ("a read " + "0" * 64 + " rows_per_minute=0", "N ≥ 1"),
+        ("a read " + "0" * 64 + " rows_per_minute=" + "9" * 400, "15 digits"),
+        ("a read " + "0" * 64 + " rows_per_minute=" + "9" * 5000, "15 digits"),
         ("a read " + "0" * 64 + "\na read " + "1" * 64, "twice"),
     ],
 )
@@ -78,12 +82,29 @@ def test_the_file_is_read_anew(path: Path) -> None:
     assert tokens.find(first) is None
 
 
-@pytest.mark.parametrize("then", ["nonsense", None])
-def test_a_file_that_is_broken_later_changes_nothing(path: Path, then: str | None) -> None:
+def test_a_mark_of_how_bytes_are_ordered_is_passed_over(path: Path) -> None:
+    """Editors on Windows begin a file with it."""
+    path.write_text(f"a read {hash_of('x')}", encoding="utf-8-sig")
+    assert TokenFile(path).find("x") is not None
+
+
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize(
+    "then",
+    [
+        lambda path: path.write_text("nonsense"),
+        lambda path: None,
+        lambda path: os.mkfifo(path),  # which opens once somebody writes to it
+        lambda path: path.mkdir(),
+    ],
+    ids=["nonsense", "nothing", "a pipe", "a directory"],
+)
+def test_a_file_that_is_broken_later_changes_nothing(path: Path, then: Callable[[Path], object]) -> None:
     token = new_token()
     add(path, "a", ["read"], token, {})
     tokens = TokenFile(path)
-    path.unlink() if then is None else path.write_text(then)
+    path.unlink()
+    then(path)
     assert tokens.find(token) is not None
 
 

@@ -2,6 +2,7 @@
 
 import tracemalloc
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import numpy as np
 import pytest
@@ -125,6 +126,11 @@ def test_a_bad_batch_is_refused_by_its_index(kind: str, bad: str, fitted: NMF) -
             perform(BATCHES[kind](array))
 
 
+def unsound(kind: Any, index: int) -> Any:
+    """A matrix 3 by 3 with an index that is none, which SciPy makes, and of which it reads and writes elsewhere."""
+    return kind((np.ones(3, np.float32), np.array([0, index, 1]), np.arange(4)), shape=(3, 3))
+
+
 @pytest.mark.parametrize(
     ("given", "error", "words"),
     [
@@ -143,6 +149,9 @@ def test_a_bad_batch_is_refused_by_its_index(kind: str, bad: str, fitted: NMF) -
         (torch.ones(2, 2, 2).to_sparse(), errors.WrongShape, "3 dimensions"),
         (torch.ones(2, 2).to_sparse(1), errors.WrongDtype, r"1 dense dimensions; pass x.to_dense\(\)"),
         (sparse.csr_array(np.ones((2, 2), complex)), errors.WrongDtype, "complex128"),
+        (unsound(sparse.csr_array, 9), errors.WrongShape, "indices must be < 3"),
+        (unsound(sparse.csr_array, -5), errors.WrongShape, "no sound sparse matrix"),
+        (unsound(sparse.csc_matrix, 9), errors.WrongShape, "indices must be < 3"),
         (sparse.csr_array(np.ones((2, 2), bool)), errors.WrongDtype, "bool"),
         (torch.ones(2, 2, dtype=torch.bool).to_sparse(), errors.WrongDtype, "bool"),
         (torch.ones(2, 2).to(torch.float8_e4m3fn), errors.WrongDtype, "^activations have dtype float8_e4m3fn; use"),

@@ -329,6 +329,13 @@ def test_a_fit_goes_on_from_a_state_as_if_nothing_had_come_between(data: object,
     torch.testing.assert_close(resumed.get_dictionary(), whole.get_dictionary(), rtol=1e-5, atol=1e-6)
 
 
+def test_of_rows_that_are_all_zero_there_is_no_state_yet() -> None:
+    """Its D is begun with the first others, by a generator that a state does not hold where there is no seed."""
+    steps = NMF(2, seed=None, tol=0).fit_online_steps([np.zeros_like(A[:50]), *np.split(A, 6)], 1)
+    iterations = {progress.iteration for progress in steps if steps.state() is not None}
+    assert iterations == {2, 3, 4, 5, 6}
+
+
 def test_a_state_of_another_fit_is_refused() -> None:
     state = interrupted(A, 3, batch_rows=100)
     for model, data, words in (
