@@ -9,7 +9,7 @@ from app.store.store import DictionaryRecord
 from app.worker.messages import Task
 
 PLATFORM = "dictserve_nmf"
-EXTENSIONS = ("binary_tensor_data", "model_configuration", "model_repository")
+EXTENSIONS = ("binary_tensor_data", "model_configuration")  # that of a model repository would load and unload, too
 
 INPUT: Mapping[Task, str] = {"encode": "activations", "decode": "codes"}
 # The first is what a request gets that names none.

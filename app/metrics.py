@@ -138,7 +138,7 @@ class _State(Collector):
         yield _gauge("queue_rows", "Rows that wait for a worker.", batcher.waiting_rows)
         yield _gauge("queue_bytes", "Bytes of requests and answers that wait for a worker.", batcher.waiting_bytes)
         yield _gauge("bodies_bytes", "Bytes of request bodies in memory.", services.bodies.held_bytes)
-        yield _gauge("answers_bytes", "Bytes of answers that are being read.", services.answers.held_bytes)
+        yield _gauge("answers_bytes", "Bytes of answers, until they are read.", services.answers.held_bytes)
         yield from self._of_workers()
         yield from self._of_jobs()
         yield from self._of_the_store()

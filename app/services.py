@@ -19,7 +19,7 @@ from app.jobs.jobs import Jobs
 from app.jobs.leases import Leases
 from app.jobs.one_database import claim
 from app.outage import Outage
-from app.room import Room
+from app.room import Room, Share
 from app.settings import Settings
 from app.store.references import Reference
 from app.store.store import DictionaryRecord, Store
@@ -135,6 +135,7 @@ class Services:
         self.threads.shutdown()
         self.fits.threads.shutdown()
         self.fits.uploads.threads.shutdown()
+        self.fits.data_files.threads.shutdown()
         self.database.close()
         self.store.workplace.close()
         if self.tracing is not None:
@@ -175,7 +176,9 @@ class Services:
         task: Task,
         dictionary: str,
         rows: np.ndarray,
+        share: Share,
         *,
+        growth: int = 1,
         reconstruct: bool = False,
         top_k: int | None = None,
     ) -> tuple[DictionaryRecord, list[np.ndarray]]:
@@ -183,6 +186,8 @@ class Services:
         a reference means: its record, and the worker's arrays.
 
         Args:
+            share: of the memory for answers: from before it is computed, the answer has it.
+            growth: how many times as long the answer is as its numbers are.
             reconstruct: whether to tell each row's relative error, too: of the codes that are answered, which are
                 its ``top_k`` largest alone where that is given.
         """
@@ -190,7 +195,7 @@ class Services:
         while True:
             record = await self._at_hand(meant)
             try:
-                return record, await self._solve(task, record, rows, reconstruct, top_k)
+                return record, await self._solve(task, record, rows, share, growth, reconstruct, top_k)
             except UnknownDictionary:  # removed on the way: if it was the latest, there may be one before it
                 if reference.version is not None:
                     raise
@@ -199,7 +204,14 @@ class Services:
                     raise
 
     async def _solve(
-        self, task: Task, record: DictionaryRecord, rows: np.ndarray, reconstruct: bool, top_k: int | None
+        self,
+        task: Task,
+        record: DictionaryRecord,
+        rows: np.ndarray,
+        share: Share,
+        growth: int,
+        reconstruct: bool,
+        top_k: int | None,
     ) -> list[np.ndarray]:
         takes, gives = record.n_features, record.nb_concepts
         unit = "features"
@@ -209,7 +221,7 @@ class Services:
             told = f"{rows.shape[1]} columns, but dictionary {record.reference} has {takes} {unit}"
             raise InvalidFields.at("data", msg=told)
         dtype: Dtype = "float64" if rows.dtype == np.float64 else "float32"
-        self.answers.expect(len(rows) * gives * rows.itemsize)
+        share.hold(growth * len(rows) * gives * rows.itemsize, alone=True)
         # Where nobody asks what is lost with the other codes, rows with any `top_k` are solved together.
         key = Key(task, record.name, record.version, reconstruct, dtype, top_k if reconstruct else None)
         if self.tracing is None:

@@ -90,8 +90,8 @@ class Settings(BaseSettings):
     )
     bodies_bytes: PositiveInt = Field(
         2048 * MIB,
-        description="Most bytes of request bodies in memory, together, and as many of answers that are being read;"
-        " past it, 503, and 413 for one body by itself."
+        description="Most bytes of request bodies in memory, together, and as many of answers, from before they are"
+        " computed until they have been read; past it, 503, and 413 for one body by itself."
         " Activations of a fit go to the disk as they come, unless they are JSON.",
     )
     max_rows: PositiveInt = Field(10_000_000, description="Most rows of activations or codes in a request.")

@@ -9,7 +9,7 @@ Extension: https://github.com/triton-inference-server/server/blob/main/docs/prot
 
 import math
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from typing import Annotated, TypeVar
 
 import msgspec
@@ -19,6 +19,7 @@ from msgspec import Meta, Raw, Struct
 
 from app.errors import FieldError, InvalidFields, MalformedBody
 from app.formats import json_format
+from app.formats.answer import Content
 from app.formats.bfloat16 import widened
 from app.worker.messages import Task
 
@@ -42,6 +43,7 @@ EXAMPLE_INPUTS = [{"name": "activations", "datatype": "FP32", "shape": [1, 4], "
 
 Count = Annotated[int, Meta(ge=0, le=2**63 - 1)]
 Size = Annotated[int, Meta(ge=1, le=2**63 - 1)]
+Id = Annotated[str, Meta(max_length=1024)]  # it is answered as it came
 
 
 class _Strict(Struct, frozen=True, forbid_unknown_fields=True):
@@ -71,7 +73,7 @@ class Input(_Strict, frozen=True):
     name: str
     shape: Annotated[list[Size], Meta(min_length=1, max_length=2)]
     datatype: str
-    parameters: InputParameters = InputParameters()
+    parameters: InputParameters | None = None
     data: Annotated[Raw, Meta(description="The numbers, in one run or in rows.")] = msgspec.field(default_factory=Raw)
 
 
@@ -81,17 +83,31 @@ class OutputParameters(_Strict, frozen=True):
 
 class RequestedOutput(_Strict, frozen=True):
     name: str
-    parameters: OutputParameters = OutputParameters()
+    parameters: OutputParameters | None = None
 
 
 class InferenceRequest(_Strict, frozen=True):
     """The JSON of a request."""
 
     inputs: Annotated[list[Input], Meta(description="Exactly one.", examples=[EXAMPLE_INPUTS])]
-    outputs: list[RequestedOutput] = []
-    id: str | None = None
+    outputs: list[RequestedOutput] | None = None
+    id: Id | None = None
     model_name: str | None = None
-    parameters: Parameters = Parameters()
+    parameters: Parameters | None = None
+
+    @property
+    def options(self) -> Parameters:
+        return self.parameters or Parameters()
+
+
+class _OutlinedInput(Struct):
+    data: Raw = msgspec.field(default_factory=Raw)
+
+
+class _Outline(Struct):
+    """Where the numbers of a request are; the rest is passed over, and costs no objects however much it is."""
+
+    inputs: tuple[_OutlinedInput] = (_OutlinedInput(),)
 
 
 Told = TypeVar("Told")
@@ -143,15 +159,18 @@ def read(body: memoryview, json_bytes: int | None) -> tuple[InferenceRequest, np
         raise MalformedBody(f"{LENGTH_HEADER} is {json_bytes}, but the body has {len(body)} bytes")
     text = bytes(body[:json_bytes])
     json_format.refuse_many_keys(text)
-    request = decoded(text, InferenceRequest)
-    if len(request.inputs) != 1:
-        raise InvalidFields.at("inputs", msg=f"there are {len(request.inputs)}; a dictionary takes one at a time")
-    told = request.inputs[0]
-    json_format.refuse_repeated_keys(text, told.data if _has_data(told) else None)
-    return request, _array(told, body[len(text) :])
+    data = decoded(text, _Outline).inputs[0].data
+    envelope = json_format.without(text, data) if _is_there(data) else text
+    if len(envelope) > json_format.MAX_BESIDE_BYTES:
+        raise _much_beside(text, data, len(envelope))
+    request = decoded(envelope, InferenceRequest)
+    json_format.refuse_repeated_keys(envelope, None)
+    return request, _array(request.inputs[0], data, body[len(text) :])
 
 
-def write(told: Mapping[str, object], arrays: Mapping[str, np.ndarray], binary: Collection[str]) -> tuple[bytes, int]:
+def write(
+    told: Mapping[str, object], arrays: Mapping[str, np.ndarray], binary: Collection[str]
+) -> tuple[Content, int]:
     """The body of an answer, and how many bytes of it are JSON.
 
     Args:
@@ -159,42 +178,65 @@ def write(told: Mapping[str, object], arrays: Mapping[str, np.ndarray], binary: 
         arrays: float32 or bool, by the outputs' names.
         binary: the outputs that are to follow the JSON as bytes.
     """
-    outputs: list[dict[str, object]] = []
-    tensors = []
-    for name, array in arrays.items():
-        array = np.ascontiguousarray(array)
+    arrays = {name: np.ascontiguousarray(array) for name, array in arrays.items()}
+    text = list(_json_in_pieces(told, arrays, binary))
+    length = sum(map(len, text))
+    tensors = [array.data.cast("B") for name, array in arrays.items() if name in binary]
+    if length + sum(map(len, tensors)) <= json_format.PIECE_BYTES:
+        return b"".join([*text, *tensors]), length
+    return tuple(memoryview(part) for part in [*text, *tensors]), length
+
+
+def _json_in_pieces(
+    told: Mapping[str, object], arrays: Mapping[str, np.ndarray], binary: Collection[str]
+) -> Iterator[bytes | memoryview]:
+    yield orjson.dumps({**told, "outputs": []})[:-2]
+    for index, (name, array) in enumerate(arrays.items()):
         output: dict[str, object] = {
             "name": name,
             "datatype": "BOOL" if array.dtype == np.bool_ else "FP32",
             "shape": array.shape,
         }
+        if index:
+            yield b","
         if name in binary:
-            outputs.append(output | {"parameters": {"binary_data_size": array.nbytes}})
-            tensors.append(array.data)
-        else:
-            outputs.append(output | {"data": array.reshape(-1)})
-    text = orjson.dumps({**told, "outputs": outputs}, option=orjson.OPT_SERIALIZE_NUMPY)
-    return b"".join([text, *tensors]), len(text)
+            yield orjson.dumps(output | {"parameters": {"binary_data_size": array.nbytes}})
+            continue
+        yield orjson.dumps(output)[:-1] + b',"data":'
+        yield from json_format.array_in_pieces(array.reshape(-1))
+        yield b"}"
+    yield b"]}"
 
 
-def _has_data(told: Input) -> bool:
-    return len(memoryview(told.data)) > 0
+def _much_beside(text: bytes, data: Raw, beside: int) -> InvalidFields | MalformedBody:
+    sizes = {name: len(memoryview(value)) for name, value in decoded(text, dict[str, Raw]).items()}
+    if "inputs" in sizes:
+        sizes["inputs"] -= len(memoryview(data))
+    try:
+        json_format.refuse_much_beside(sizes, DATA[-1])
+    except InvalidFields as error:
+        return error
+    return MalformedBody(f"the JSON has {beside} bytes beside its data, of blanks or of keys that stand there twice")
 
 
-def _array(told: Input, binary: memoryview) -> np.ndarray:
+def _is_there(data: Raw) -> bool:
+    return len(memoryview(data)) > 0
+
+
+def _array(told: Input, data: Raw, binary: memoryview) -> np.ndarray:
     datatype = DATATYPES.get(told.datatype)
     if datatype is None:
         known = ", ".join(DATATYPES)
         raise InvalidFields.at("inputs", 0, "datatype", msg=f"{told.datatype[:20]!r} is not read; {known} are")
     dtype = np.dtype(datatype)
-    size = told.parameters.binary_data_size
+    size = told.parameters.binary_data_size if told.parameters else None
     if size is None:
         if len(binary):
             raise MalformedBody(f"{len(binary)} bytes follow the JSON, but the input has no binary_data_size")
-        if not _has_data(told):
+        if not _is_there(data):
             raise InvalidFields.at("inputs", 0, "data", msg="required, or bytes after the JSON and binary_data_size")
-        return _numbers(told, dtype)
-    if _has_data(told):
+        return _numbers(told, data, dtype)
+    if _is_there(data):
         raise InvalidFields.at("inputs", 0, "data", msg="an input has either data or binary_data_size")
     wanted = math.prod(told.shape) * dtype.itemsize
     if size != wanted:
@@ -209,10 +251,10 @@ def _array(told: Input, binary: memoryview) -> np.ndarray:
     return widened(array) if told.datatype == "BF16" else array
 
 
-def _numbers(told: Input, dtype: np.dtype[np.generic]) -> np.ndarray:
+def _numbers(told: Input, data: Raw, dtype: np.dtype[np.generic]) -> np.ndarray:
     """The numbers in the JSON: in one run, whatever the shape, or in rows as the shape has them."""
     try:
-        array = json_format.numbers(told.data, DATA[-1])
+        array = json_format.numbers(data, DATA[-1])
     except InvalidFields as error:
         raise of_input(error) from None
     if array.size != math.prod(told.shape) or (array.ndim == 2 and list(array.shape) != told.shape):

@@ -106,7 +106,8 @@ def _read_whole(body: Buffer, array_field: str) -> Read:
     if len(raw) > MAX_KEYS:  # to tell of each that it is unknown would take seconds
         raise MalformedBody(f"the body has {len(raw)} keys; at most {MAX_KEYS} are read")
     if array_field:
-        _refuse_much_beside(raw, array_field)
+        sizes = {name: len(memoryview(value)) for name, value in raw.items() if name != array_field}
+        refuse_much_beside(sizes, array_field)
     refuse_repeated_keys(body, raw.get(array_field))
     arrays = {array_field: _array(raw.pop(array_field), array_field)} if array_field in raw else {}
     try:
@@ -115,8 +116,8 @@ def _read_whole(body: Buffer, array_field: str) -> Read:
         raise MalformedBody(f"the body is not valid JSON: {error}") from None
 
 
-def _refuse_much_beside(raw: Mapping[str, msgspec.Raw], array_field: str) -> None:
-    sizes = {name: len(memoryview(value)) for name, value in raw.items() if name != array_field}
+def refuse_much_beside(sizes: Mapping[str, int], array_field: str) -> None:
+    """Raise InvalidFields where the fields, but for the array, have more bytes than are read."""
     if sum(sizes.values()) > MAX_BESIDE_BYTES:
         largest = max(sizes, key=sizes.__getitem__)
         told = f"{sizes[largest]} bytes; all fields but {array_field} may have {MAX_BESIDE_BYTES} together"
@@ -139,16 +140,22 @@ def _written_in_pieces(
 ) -> Iterator[bytes | memoryview]:
     yield orjson.dumps(scalars)[:-1]
     for name, array in arrays.items():
-        yield f',"{name}":['.encode()
-        rows = max(1, PIECE_BYTES * len(array) // max(1, array.nbytes))
-        for start in range(0, len(array), rows):
-            time.sleep(0)  # gives up the interpreter's lock
-            if start:
-                yield b","
-            text = orjson.dumps(array[start : start + rows], option=orjson.OPT_SERIALIZE_NUMPY)
-            yield memoryview(text)[1:-1]
-        yield b"]"
+        yield f',"{name}":'.encode()
+        yield from array_in_pieces(array)
     yield b"}"
+
+
+def array_in_pieces(array: np.ndarray) -> Iterator[bytes | memoryview]:
+    """The text of an array, in C order."""
+    yield b"["
+    rows = max(1, PIECE_BYTES * len(array) // max(1, array.nbytes))
+    for start in range(0, len(array), rows):
+        if start:
+            time.sleep(0)  # gives up the interpreter's lock
+            yield b","
+        text = orjson.dumps(array[start : start + rows], option=orjson.OPT_SERIALIZE_NUMPY)
+        yield memoryview(text)[1:-1]
+    yield b"]"
 
 
 class _Encoded(msgspec.Struct, forbid_unknown_fields=True):
@@ -298,8 +305,7 @@ def refuse_repeated_keys(body: bytes | memoryview | Buffer, array: msgspec.Raw |
     if array is None:
         envelope = bytes(body)
     else:
-        start = _address(array) - _address(body)
-        envelope = bytes(body[:start]) + b"0" + bytes(body[start + len(memoryview(array)) :])
+        envelope = without(body, array)
         if bytes(memoryview(array)[:1]) == b"{":
             _refuse_repeated_keys_of_text(array)
     try:
@@ -308,6 +314,12 @@ def refuse_repeated_keys(body: bytes | memoryview | Buffer, array: msgspec.Raw |
         raise MalformedBody("the body is nested too deep") from None
     except ValueError as error:  # text that is not UTF-8, which the first decoder did not look into
         raise MalformedBody(f"the body is not valid JSON: {error}") from None
+
+
+def without(body: bytes | memoryview | Buffer, array: msgspec.Raw) -> bytes:
+    """The body, with 0 in the place of an array that was decoded from it."""
+    start = _address(array) - _address(body)
+    return bytes(body[:start]) + b"0" + bytes(body[start + len(memoryview(array)) :])
 
 
 def _refuse_repeated_keys_of_text(array: msgspec.Raw) -> None:

@@ -39,6 +39,7 @@ INLINE_BYTES = 256 * 1024  # of text that is parsed at once, or of an array that
 INLINE_BINARY_BYTES = 1024 * 1024  # as quick to check as that is to parse
 WRITE_BYTES = 4 * 1024 * 1024  # of an upload at a time
 MAX_ITEM_BYTES = 8  # of the widest dtype that is read
+TEXT_GROWTH, BASE64_GROWTH = 3, 2  # of numbers that are written as text: in float32, of some eleven characters
 
 # What helps whoever has more bytes than may be.
 FEWER = "encode or decode fewer rows at a time, fit from files of the service's data directory (`files`)"
@@ -85,6 +86,12 @@ class Payload(Generic[Model]):
             size = sum(array.nbytes for array in arrays.values())
             return await aside(size, lambda: array_answer(format, scalars, arrays))
         return array_answer(format, scalars, arrays, base64)
+
+    def growth(self, *, many_arrays: bool, base64: bool = False) -> int:
+        """How many times as long as its numbers an answer may be."""
+        if self.answer_format(many_arrays=many_arrays) not in (CSV, JSON):
+            return 1
+        return BASE64_GROWTH if base64 else TEXT_GROWTH
 
     def answer_format(self, *, many_arrays: bool) -> Format:
         return answer_format(self.accept, self.format, many_arrays=many_arrays)

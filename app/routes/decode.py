@@ -5,6 +5,7 @@ from fastapi import APIRouter, Request, Response
 from app.formats.answer import Scalar
 from app.http.access import take_rows
 from app.http.bodies import read_payload
+from app.http.shares import share_of_answers
 from app.routes import examples
 from app.routes.openapi import array_answers, array_body, device_full, problems
 from app.schemas import DecodeAnswer, DecodeRequest, ProblemAnswer
@@ -28,6 +29,10 @@ async def decode(request: Request, services: ServicesDep) -> Response:
     """Z·D."""
     payload = await read_payload(request, DecodeRequest, services.settings)
     take_rows(request, len(payload.fields.data))
-    record, (activations,) = await services.solve("decode", payload.fields.dictionary, payload.fields.data)
+    fields, base64 = payload.fields, payload.fields.encoding_format == "base64"
+    growth = payload.growth(many_arrays=False, base64=base64)
+    record, (activations,) = await services.solve(
+        "decode", fields.dictionary, fields.data, share_of_answers(request.scope), growth=growth
+    )
     scalars: dict[str, Scalar] = {"dictionary": record.name, "version": record.version}
-    return await payload.answer(scalars, {"activations": activations}, payload.fields.encoding_format == "base64")
+    return await payload.answer(scalars, {"activations": activations}, base64)

@@ -5,6 +5,7 @@ from fastapi import APIRouter, Request, Response
 from app.formats.answer import Scalar
 from app.http.access import take_rows
 from app.http.bodies import INLINE_BINARY_BYTES, aside, read_payload
+from app.http.shares import share_of_answers
 from app.routes import examples
 from app.routes.openapi import array_answers, array_body, device_full, problems
 from app.schemas import EncodeAnswer, EncodeRequest, ProblemAnswer
@@ -31,9 +32,16 @@ async def encode(request: Request, services: ServicesDep) -> Response:
     fields = payload.fields
     take_rows(request, len(fields.data))
     sparse = fields.sparse or fields.top_k is not None
-    payload.answer_format(many_arrays=sparse or fields.reconstruct)  # refuse before the work, not after it
+    base64 = fields.encoding_format == "base64"
+    growth = payload.growth(many_arrays=sparse or fields.reconstruct, base64=base64)  # or refuse: not after the work
     record, (codes, converged, *errors) = await services.solve(
-        "encode", fields.dictionary, fields.data, reconstruct=fields.reconstruct, top_k=fields.top_k
+        "encode",
+        fields.dictionary,
+        fields.data,
+        share_of_answers(request.scope),
+        growth=1 if sparse else growth,
+        reconstruct=fields.reconstruct,
+        top_k=fields.top_k,
     )
     scalars: dict[str, Scalar] = {
         "dictionary": record.name,
@@ -45,4 +53,4 @@ async def encode(request: Request, services: ServicesDep) -> Response:
         arrays = await aside(codes.nbytes, lambda: compressed_rows(codes, fields.top_k), INLINE_BINARY_BYTES)
     if fields.reconstruct:
         arrays["relative_error"] = errors[0]
-    return await payload.answer(scalars, arrays, fields.encoding_format == "base64")
+    return await payload.answer(scalars, arrays, base64)

@@ -1,6 +1,8 @@
 """``POST /fit``: activations → a job that learns a dictionary."""
 
+from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -9,6 +11,7 @@ from fastapi import APIRouter, Header, Request, Response
 from app.errors import InvalidFields
 from app.http.access import take_rows
 from app.http.bodies import read_payload
+from app.http.leaving import Gone, Leaving, leaving_of
 from app.http.shares import share_of_bodies
 from app.jobs.data_files import Named
 from app.jobs.fits import Fits
@@ -68,7 +71,8 @@ async def _job(request: Request, services: Services, idempotency_key: str | None
         _check(fields, services.settings)
         if (earlier := await fits.of_files(fields, idempotency_key)) is not None:
             return earlier
-        data = await uploads.threads(_data, fits, fields, upload)
+        threads = uploads.threads if fields.files is None else fits.data_files.threads
+        data = await threads(_data, fits, fields, upload, partial(_require_there, leaving_of(request.scope)))
         take_rows(request, data.rows)
         if services.tracing is not None:
             services.tracing.note(fields.name, data.rows)
@@ -87,7 +91,13 @@ def _check(fields: FitRequest, settings: Settings) -> None:
         raise InvalidFields.at("files", msg="only without `data`: a fit has one or the other")
 
 
-def _data(fits: Fits, fields: FitRequest, upload: Path) -> Staged | Named:
+def _require_there(leaving: Leaving | None) -> None:
+    """Raises Gone where the client has left."""
+    if leaving is not None and leaving.has_left:
+        raise Gone
+
+
+def _data(fits: Fits, fields: FitRequest, upload: Path, require_wanted: Callable[[], None]) -> Staged | Named:
     """The activations of a request, staged; or those that its files name, their headers checked."""
     if fields.files is None:
         if fields.data is None:
@@ -95,7 +105,7 @@ def _data(fits: Fits, fields: FitRequest, upload: Path) -> Staged | Named:
         if fields.epochs is not None:
             raise InvalidFields.at("epochs", msg="only with `files`: what is sent is fitted as a whole")
         return fits.uploads.stage(fields.data, upload)
-    named = fits.data_files.find(fields.files, clip=fields.clip, stage_as=upload.name)
+    named = fits.data_files.find(fields.files, clip=fields.clip, stage_as=upload.name, require_wanted=require_wanted)
     if fields.epochs is not None and fields.ranks > 1:
         raise InvalidFields.at("ranks", msg="only 1 with `epochs`: an online fit is one process's")
     epochs = None if fields.ranks > 1 else fits.data_files.online_epochs(named, fields.nb_concepts, fields.epochs)

@@ -23,9 +23,10 @@ from app.errors import (
 from app.formats import inference_format
 from app.formats.inference_format import LENGTH_HEADER, InferenceRequest
 from app.http.access import take_rows
-from app.http.bodies import Limit, aside, in_memory, read_body, validated
+from app.http.bodies import TEXT_GROWTH, Limit, aside, in_memory, read_body, validated
 from app.http.problems import PROTOCOL
 from app.http.ready import ReadyResponse
+from app.http.shares import share_of_answers
 from app.inference import (
     EXTENSIONS,
     INPUT,
@@ -41,6 +42,7 @@ from app.inference import (
     configuration,
     metadata,
 )
+from app.room import Share
 from app.routes import examples
 from app.routes.openapi import BINARY, Responses, answers, device_full, header, struct_schema
 from app.schemas import DecodeRequest, EncodeRequest
@@ -48,6 +50,7 @@ from app.services import Services, ServicesDep
 from app.settings import Settings
 from app.store.references import Reference
 from app.store.store import DictionaryRecord
+from core.errors import OutOfRange
 
 Endpoint = TypeVar("Endpoint", bound=Callable[..., Any])
 
@@ -57,7 +60,9 @@ READY, UNAVAILABLE = "READY", "UNAVAILABLE"
 INDEX = Limit(4096, "All that the request for an index may say is whether `ready`")
 
 MODEL_ROUTES = {"/models/{name}": ["name"], "/models/{name}/versions/{version}": ["name", "version"]}
+STATISTICS = "stats"  # in the place of a model's name, the protocol's call for those of all
 INFER = "/infer"
+FLOAT64 = ", or compute in float64 (dtype=float64)"  # advice of core's that no request of the protocol can take
 INFER_ROUTES = [f"{PROTOCOL}{model}{INFER}" for model in MODEL_ROUTES]
 
 
@@ -138,7 +143,12 @@ async def repository_index(request: Request, services: ServicesDep) -> list[Mode
 
 @_of_model("GET", "", "A dictionary's tensors", _errors(404, 422, 500, 503))
 def model_metadata(reference: ReferenceDep, services: ServicesDep) -> ModelMetadata:
-    record = services.store.record(reference)
+    try:
+        record = services.store.record(reference)
+    except UnknownDictionary as error:
+        if reference.name != STATISTICS:
+            raise
+        raise UnknownDictionary(f"statistics are not kept; as for a model, {error}") from None
     return metadata(record, services.store.versions(record.name))
 
 
@@ -181,14 +191,21 @@ async def infer(request: Request, services: ServicesDep) -> Response:
     told, fields = await _read(request, _referred(request), services.settings)
     take_rows(request, len(fields.data))
     wanted = _wanted(told)
-    record, arrays = await _solved(services, fields, wanted)
+    binary = _binary(told, wanted)
+    growth = 1 if binary.issuperset(wanted) else TEXT_GROWTH
+    try:
+        record, arrays = await _solved(services, fields, wanted, share_of_answers(request.scope), growth)
+    except OutOfRange as error:
+        raise OutOfRange(str(error).replace(FLOAT64, "")) from None
     answer: dict[str, object] = {"model_name": record.name, "model_version": str(record.version)}
     if "converged" in arrays:
         answer["parameters"] = {"converged": bool(arrays["converged"].all())}
     if told.id is not None:
         answer["id"] = told.id
-    body, length = inference_format.write(answer, {name: arrays[name] for name in wanted}, _binary(told, wanted))
-    if length == len(body):
+    outputs = {name: arrays[name] for name in wanted}
+    as_text = sum(array.nbytes for name, array in outputs.items() if name not in binary)
+    body, length = await aside(as_text, lambda: inference_format.write(answer, outputs, binary))
+    if not binary:
         return ReadyResponse(body, "application/json", {})
     return ReadyResponse(body, "application/octet-stream", {LENGTH_HEADER.lower(): str(length)})
 
@@ -217,11 +234,11 @@ def _fields(
     told: InferenceRequest, reference: Reference, array: np.ndarray, settings: Settings
 ) -> EncodeRequest | DecodeRequest:
     fields: dict[str, object] = {"dictionary": str(reference)}
-    if told.parameters.task == "decode":
-        if told.parameters.clip:
+    if told.options.task == "decode":
+        if told.options.clip:
             raise InvalidFields.at("parameters", "clip", msg="activations alone are clipped, and decode takes codes")
         return validated(DecodeRequest, fields, array, settings)
-    if told.parameters.clip:
+    if told.options.clip:
         fields["clip"] = True
     fields["reconstruct"] = "relative_error" in _wanted(told)
     return validated(EncodeRequest, fields, array, settings)
@@ -230,16 +247,16 @@ def _fields(
 def _require_input(told: InferenceRequest, reference: Reference) -> None:
     if told.model_name not in (None, reference.name):
         raise InvalidFields.at("model_name", msg=f"it is not {reference.name!r}, which the path names")
-    task = told.parameters.task
+    task = told.options.task
     if told.inputs[0].name != INPUT[task]:
         raise InvalidFields.at("inputs", 0, "name", msg=f"the input of {task} is {INPUT[task]!r}")
 
 
 def _wanted(told: InferenceRequest) -> list[str]:
     """The outputs asked for, in their order; the task's first where none are named."""
-    task = told.parameters.task
+    task = told.options.task
     able = OUTPUTS[task]
-    names = [output.name for output in told.outputs] or [able[0]]
+    names = [output.name for output in told.outputs or ()] or [able[0]]
     for index, name in enumerate(names):
         if name not in able:
             raise InvalidFields.at("outputs", index, "name", msg=f"the outputs of {task} are {', '.join(able)}")
@@ -250,26 +267,27 @@ def _wanted(told: InferenceRequest) -> list[str]:
 
 def _binary(told: InferenceRequest, wanted: Sequence[str]) -> set[str]:
     """The outputs to be answered as bytes: as each of them says, or else as the request does."""
-    said = {output.name: output.parameters.binary_data for output in told.outputs}
-    default = told.parameters.binary_data_output
+    said = {output.name: output.parameters.binary_data for output in told.outputs or () if output.parameters}
+    default = told.options.binary_data_output
     return {name for name in wanted if (default if said.get(name) is None else said[name])}
 
 
 async def _solved(
-    services: Services, fields: EncodeRequest | DecodeRequest, wanted: Sequence[str]
+    services: Services, fields: EncodeRequest | DecodeRequest, wanted: Sequence[str], share: Share, growth: int
 ) -> tuple[DictionaryRecord, dict[str, np.ndarray]]:
     """The dictionary used, and its outputs by name."""
     if isinstance(fields, DecodeRequest):
-        record, (activations,) = await services.solve("decode", fields.dictionary, fields.data)
+        record, (activations,) = await services.solve("decode", fields.dictionary, fields.data, share, growth=growth)
         return record, {"activations": activations}
     record, (codes, converged, *relative_errors) = await services.solve(
-        "encode", fields.dictionary, fields.data, reconstruct=fields.reconstruct
+        "encode", fields.dictionary, fields.data, share, growth=growth, reconstruct=fields.reconstruct
     )
     arrays = {"codes": codes, "converged": converged.astype(np.bool_)}
     if relative_errors:
         arrays["relative_error"] = relative_errors[0]
     if "reconstruction" in wanted:  # of the version that encoded, though another may be the latest by now
-        _, (arrays["reconstruction"],) = await services.solve("decode", f"{record.name}@{record.version}", codes)
+        exact = f"{record.name}@{record.version}"
+        _, (arrays["reconstruction"],) = await services.solve("decode", exact, codes, share, growth=growth)
     return record, arrays
 
 

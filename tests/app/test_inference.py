@@ -2,8 +2,10 @@
 
 import gzip
 import json
+import threading
 import zlib
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,10 +14,13 @@ from httpx import Response
 
 from app import __version__
 from app.errors import Overloaded
+from app.formats import inference_format
+from app.formats.answer import Content
 from app.main import create_app
 from app.settings import Settings
 from app.store.store import Store
 from app.worker.messages import Key
+from core.dictionary import Dictionary
 from tests.app.conftest import D, WorkerDouble, publish
 
 A = np.array([[1, 2, 3, 4], [0, 0, 0, 1]], np.float32)
@@ -80,7 +85,7 @@ class TestMetadata:
         assert client.get("/v2").json() == {
             "name": "dictserve",
             "version": __version__,
-            "extensions": ["binary_tensor_data", "model_configuration", "model_repository"],
+            "extensions": ["binary_tensor_data", "model_configuration"],  # nothing is loaded or unloaded
         }
 
     def test_health(self, client: TestClient, digits: str, worker: WorkerDouble) -> None:
@@ -225,6 +230,42 @@ class TestInfer:
         assert infer(client, parameters=parameters, model_name=digits).status_code == 200
         assert infer(client, parameters={"sequence_id": "a"}, outputs=[]).status_code == 200
 
+    def test_null_is_as_absent(self, client: TestClient, digits: str) -> None:
+        told = tensor(A) | {"parameters": None}
+        absent = infer(client, inputs=[told], outputs=None, parameters=None, id=None, model_name=None)
+        assert absent.json() == infer(client).json()
+        asked: list[object] = [{"name": "codes", "parameters": None}]
+        answer = infer(client, outputs=asked, parameters={"binary_data_output": True})
+        assert LENGTH in answer.headers
+
+    def test_what_is_written_at_length_holds_nobody_up(
+        self, client: TestClient, digits: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        write, threads = inference_format.write, []
+
+        def watched(*args: Any) -> tuple[Content, int]:
+            threads.append(threading.current_thread().name)
+            return write(*args)
+
+        monkeypatch.setattr(inference_format, "write", watched)
+        many = np.ones((40_000, 4), np.float32)
+        np.testing.assert_array_equal(outputs(infer_bytes(client, many))["codes"], many @ D.T)
+        assert threads[-1].startswith("parse")
+        in_bytes = infer_bytes(client, many, parameters={"binary_data_output": True})
+        np.testing.assert_array_equal(outputs(in_bytes)["codes"], many @ D.T)
+        assert not threads[-1].startswith("parse")  # nothing is copied
+
+    def test_numbers_past_float32(
+        self, client: TestClient, digits: str, worker: WorkerDouble, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        async def solve(_: Key, rows: Sequence[np.ndarray]) -> list[np.ndarray]:
+            return [Dictionary(3 * D).decode(rows[0]).numpy()]
+
+        monkeypatch.setattr(worker, "solve", solve)
+        codes = np.full((1, 2), 3e38, np.float32)
+        told = error(infer(client, inputs=[tensor(codes, "codes")], parameters={"task": "decode"}), 422)
+        assert told.endswith("rescale its codes")  # there is no other dtype to compute in
+
     @pytest.mark.parametrize("coding", ["gzip", "deflate"])
     def test_compressed_requests(self, client: TestClient, digits: str, coding: str) -> None:
         compress = {"gzip": gzip.compress, "deflate": zlib.compress}[coding]
@@ -247,8 +288,8 @@ def changed(**changes: object) -> dict[str, object]:
 
 # id: (changes to the request, status, what the answer must say)
 BAD_REQUESTS: dict[str, tuple[dict[str, object], int, str]] = {
-    "no inputs": ({"inputs": []}, 422, "inputs: there are 0"),
-    "two inputs": ({"inputs": [tensor(A), tensor(A)]}, 422, "inputs: there are 2"),
+    "no inputs": ({"inputs": []}, 422, "inputs: Expected `array` of length 1"),
+    "two inputs": ({"inputs": [tensor(A), tensor(A)]}, 422, "inputs: Expected `array` of length 1"),
     "inputs no list": ({"inputs": {}}, 422, "inputs: Expected `array`, got `object`"),
     "unknown field": ({"input": []}, 422, "input: unknown field"),
     "unknown field that looks like a place": ({" - at `$.inputs[9]`": 1}, 422, "unknown field"),
@@ -262,6 +303,11 @@ BAD_REQUESTS: dict[str, tuple[dict[str, object], int, str]] = {
         "clip",
     ),
     "id no string": ({"id": 7}, 422, "id: Expected `str"),
+    "a long id": ({"id": "x" * 1025}, 422, "id: Expected `str` of length <= 1024"),
+    "an id past all": ({"id": "x" * 70_000}, 422, "id: 70002 bytes; all fields but data may have 65536 together"),
+    "many outputs": ({"outputs": [{}] * 30_000}, 422, "outputs: 90001 bytes"),
+    "much of an input": (changed(name="x" * 70_000), 422, "inputs: 70"),
+    "a long shape": (changed(shape=[1] * 40_000), 422, "inputs: 80"),
     "another model's name": ({"model_name": "faces"}, 422, "model_name: it is not 'digits'"),
     "wrong input": (changed(name="input0"), 422, "inputs.0.name: the input of encode is 'activations'"),
     "wrong input of a decode": ({"parameters": {"task": "decode"}}, 422, "the input of decode is 'codes'"),
@@ -337,6 +383,14 @@ BAD_BODIES: dict[str, tuple[bytes, bytes, str | None, int, str]] = {
         400,
         "'clip' stands in the body twice",
     ),
+    "inputs twice": (
+        START + b'"data": [' + b"1, " * 30_000 + b'4]}], "inputs": [{}]}',
+        b"",
+        None,
+        400,
+        "bytes beside its data, of blanks or of keys that stand there twice",
+    ),
+    "blanks": (START + b'"data": [1, 2, 3, 4]}]' + b" " * 70_000 + b"}", b"", None, 400, "of blanks"),
     "NaN": (START + b'"data": [1, 2, NaN, 4]}]}', b"", None, 422, "inputs.0.data.2: NaN is not a finite number"),
     "infinity in rows": (
         START + b'"data": [[1, 2, -Infinity, 4]]}]}',
@@ -433,6 +487,7 @@ class TestLimits:
         ("POST", "/v2/models/digits/versions/-1/infer", 422, "not a version"),
         ("GET", "/v2/models/%2e%2e", 422, "'..' is not a name"),
         ("GET", "/v2/models/.dictserve", 422, "is not a name"),
+        ("GET", "/v2/models/stats", 404, "statistics are not kept"),
         ("GET", "/v2/models/digits/stats", 404, "Not Found: GET /v2/models/digits/stats"),
         ("POST", "/v2/repository/models/digits/load", 404, "Not Found: POST"),
         ("GET", "/v2/models/digits/infer", 405, "Method Not Allowed"),

@@ -5,11 +5,13 @@ import re
 from typing import Any
 
 import numpy as np
+import orjson
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from app.errors import AppError
+from app.formats import json_format
 from app.formats.inference_format import DATATYPES, json_length, read, write
 from core.errors import CoreError
 
@@ -88,6 +90,7 @@ def test_numbers_that_are_not_of_the_datatype(data: list[Any], datatype: str, sa
 def test_what_is_written_has_the_outputs_in_order() -> None:
     arrays = {"codes": A, "converged": np.array([True, False]), "relative_error": A[:, 0]}
     body, length = write({"model_name": "a"}, arrays, {"codes", "relative_error"})
+    assert isinstance(body, bytes)
     told = json.loads(body[:length])
     assert told["model_name"] == "a"
     assert told["outputs"] == [
@@ -98,6 +101,23 @@ def test_what_is_written_has_the_outputs_in_order() -> None:
     assert body[length:] == A.tobytes() + A[:, 0].tobytes()
     body, length = write({}, {"converged": np.array([True, False])}, {"converged"})
     assert body[length:] == b"\x01\x00"
+
+
+@pytest.mark.parametrize("binary", [set(), {"codes"}, {"converged"}, {"codes", "converged"}])
+def test_the_same_is_written_in_pieces(binary: set[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    arrays = {"codes": A.T, "converged": np.array([True, False] * 9)}
+    told = {"model_name": "a", "parameters": {"converged": False}}
+    whole, length = write(told, arrays, binary)
+    monkeypatch.setattr(json_format, "PIECE_BYTES", 10)
+    parts, same_length = write(told, arrays, binary)
+    assert isinstance(parts, tuple)
+    assert (b"".join(parts), same_length) == (whole, length)
+    if not binary:  # as one call writes it
+        outputs = [
+            {"name": "codes", "datatype": "FP32", "shape": [4, 2], "data": A.T.ravel()},
+            {"name": "converged", "datatype": "BOOL", "shape": [18], "data": arrays["converged"]},
+        ]
+        assert whole == orjson.dumps(told | {"outputs": outputs}, option=orjson.OPT_SERIALIZE_NUMPY)
 
 
 @pytest.mark.parametrize("told", ["-1", "+1", "1.0", "", "0x10", "one", "²", "9" * 5000])

@@ -1,9 +1,14 @@
 """Shares of the memory for bodies."""
 
+import numpy as np
 import pytest
+from fastapi.testclient import TestClient
 
+from app.batcher import Batcher
 from app.errors import Overloaded
 from app.room import FREE_BYTES, RequestOver, Room, Share
+from demo.service import npy
+from tests.app.conftest import D
 
 MIB = 1024 * 1024
 
@@ -31,3 +36,31 @@ def test_what_finds_no_room_is_not_counted() -> None:
     first.end()
     second.end()
     assert room.held_bytes == 0
+
+
+@pytest.mark.parametrize(
+    ("path", "headers", "growth"),
+    [
+        ("/encode?dictionary=digits", {}, 1),
+        ("/encode?dictionary=digits", {"accept": "application/json"}, 3),
+        ("/encode?dictionary=digits&encoding_format=base64", {"accept": "application/json"}, 2),
+        ("/encode?dictionary=digits&sparse=true", {"accept": "application/json"}, 1),
+        ("/decode?dictionary=digits", {"accept": "text/csv"}, 6),  # four features of two concepts
+    ],
+)
+def test_an_answer_has_its_share_before_it_is_computed(
+    client: TestClient, digits: str, monkeypatch: pytest.MonkeyPatch, path: str, headers: dict[str, str], growth: int
+) -> None:
+    """Those that are computed, or wait to be written, are as much in memory as those that are read."""
+    answers: Room = client.app.state.services.answers  # type: ignore[attr-defined]
+    held, real = [], Batcher.solve
+
+    async def solve(self: Batcher, *args: object, **told: object) -> list[np.ndarray]:
+        held.append(answers.held_bytes)
+        return await real(self, *args, **told)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(Batcher, "solve", solve)
+    rows = np.ones((100_000, 4 if "encode" in path else 2), np.float32)
+    assert client.post(path, content=npy(rows), headers=headers).status_code == 200
+    assert held == [growth * len(rows) * len(D) * 4 - FREE_BYTES]
+    assert answers.held_bytes == 0

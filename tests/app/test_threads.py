@@ -11,6 +11,7 @@ import pytest
 from fastapi.testclient import TestClient
 
 from app.errors import StoreUnavailable
+from app.jobs.data_files import DataFiles
 from app.logs import of_request
 from app.store.store import Store
 from app.store.uploads import Uploads
@@ -42,10 +43,12 @@ class Slow:
         raise StoreUnavailable("the network is slow")
 
     @contextmanager
-    def of_many(self, client: TestClient, path: str, method: str = "POST") -> Iterator[ThreadPoolExecutor]:
+    def of_many(
+        self, client: TestClient, path: str, method: str = "POST", content: bytes = A
+    ) -> Iterator[ThreadPoolExecutor]:
         """While more requests than there are threads wait for it: who may ask for something else."""
         with ThreadPoolExecutor(AT_ONCE + 1) as pool:
-            waiting = [pool.submit(client.request, method, path, content=A) for _ in range(AT_ONCE)]
+            waiting = [pool.submit(client.request, method, path, content=content) for _ in range(AT_ONCE)]
             try:
                 for _ in range(2):  # as many as there are, at the least
                     assert self.began.acquire(timeout=30)
@@ -67,6 +70,15 @@ def test_activations_that_are_moved_hold_up_no_encode(
         encoded = other.submit(client.post, f"/encode?dictionary={networked}", content=A)
         assert encoded.result(30).status_code == 200
         assert other.submit(client.get, "/metrics").result(30).status_code == 200
+
+
+def test_files_that_are_looked_for_hold_up_no_fit_of_what_is_sent(
+    client: TestClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    slow = Slow()
+    monkeypatch.setattr(DataFiles, "find", slow)
+    with slow.of_many(client, "/fit", content=b'{"name": "a", "nb_concepts": 2, "files": ["*"]}') as other:
+        assert other.submit(client.post, "/fit?name=a&nb_concepts=2", content=A).result(30).status_code == 202
 
 
 def test_dictionaries_that_are_changed_hold_up_no_fit(

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from tests.e2e.conftest import Service
-from tests.faults.asked import problem
+from tests.faults.asked import long_fit, problem
 from tests.waiting import SOON_SECONDS, until
 
 ROWS = np.random.default_rng(0).random((4000, 32), np.float32)
@@ -127,8 +127,7 @@ def test_one_that_waits_for_its_turn_is_cancelled_meanwhile(fits: Service, data:
     seen = waits(fits)
     with away(data):
         until_waits(fits, seen + 1)
-        long = fits.fit(ROWS, name="last", nb_concepts=4, solver="mu", tol=0, max_iter=100_000)
-        fits.until(long, "running", iteration=1)
+        long = long_fit(fits, name="last")
     at = fits.job(online)["progress"]["iteration"]
     time.sleep(1.5)
     assert fits.job(online)["progress"]["iteration"] == at
