@@ -63,10 +63,10 @@ browser:
 		&& DEBIAN_FRONTEND=noninteractive apt-get -qq install --yes --no-install-recommends chromium >/dev/null; } \
 		|| echo "There is no chromium, and it could not be installed: the browser's tests will be skipped."
 
-# Four at a time, a file staying with one process: services that start and clients that wait leave two cores idle for a
+# Six at a time, a file staying with one process: services that start and clients that wait leave two cores idle for a
 # fifth of the time with two, a tenth with three. In the order of tests/conftest.py, the longest first.
 test: install kernels browser
-	$(BIN)/python -m pytest --numprocesses 4 --dist loadfile --no-loadscope-reorder
+	$(BIN)/python -m pytest --numprocesses 6 --dist loadfile --no-loadscope-reorder
 
 # Kills the worker, the service or both N times under load, and checks every promise; SEED says what is done.
 N ?= 200

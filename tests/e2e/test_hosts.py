@@ -39,9 +39,9 @@ LEASE_SECONDS = 2
 S3 = """
 import sys, uvicorn
 from moto.server import DomainDispatcherApplication, create_backend_app
-from tests.s3 import one_write_at_a_time
+from tests.s3 import served
 
-app = one_write_at_a_time(DomainDispatcherApplication(create_backend_app))
+app = served(DomainDispatcherApplication(create_backend_app), [])
 uvicorn.run(app, interface="wsgi", host="0.0.0.0", port=int(sys.argv[1]), timeout_keep_alive=600)
 """
 A = np.random.default_rng(0).random((400, 32), np.float32)

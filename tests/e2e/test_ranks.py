@@ -122,7 +122,7 @@ def test_a_killed_rank_has_the_job_go_on_from_its_dictionary(service: Service) -
 def test_more_ranks_than_are_allowed_are_refused(service: Service) -> None:
     answer = service.client.post("/fit", json={"name": "a", "nb_concepts": 1, "data": [[1, 2]], "ranks": 3})
     assert answer.status_code == 422
-    assert answer.json()["errors"] == [{"loc": ["ranks"], "msg": "at most 2"}]
+    assert answer.json()["errors"] == [{"loc": ["ranks"], "msg": "at most 2 (DICTSERVE_MAX_RANKS of the service)"}]
 
 
 @pytest.mark.slow
