@@ -33,7 +33,7 @@ RETRY_SECONDS = 1.0  # between two times that a file is read which could not be 
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 _HASH = re.compile(r"[0-9a-f]{64}")
-_LIMIT = re.compile(r"0*[1-9][0-9]{0,14}")
+_LIMIT = re.compile(r"(?=0*[1-9])[0-9]{1,15}")
 
 State = tuple[int, ...]  # of a file: another one where its content, its owner or its mode may be another
 

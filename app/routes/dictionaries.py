@@ -208,9 +208,10 @@ def _import(
 ) -> DictionaryRecord:
     def require() -> None:
         if if_match is not None:
-            store.look_again(latest.name)
             _require_latest_matches(store, latest, if_match)
 
+    if if_match is not None:
+        store.look_again(latest.name)  # as the store does by itself before it asks
     require()  # before anything is written, too
     name = latest.name
     record = store.publish(

@@ -68,6 +68,11 @@ def other(objects: ObjectStore, tmp_path: Path) -> Store:
     return opened(tmp_path / "other", objects)
 
 
+def settings_of(directory: Path, objects: ObjectStore, **told: Any) -> Settings:
+    """Of a service that has its dictionaries there."""
+    return Settings(store=directory / "own", objects=objects.url, objects_options=objects.options, **told)
+
+
 def opened(root: Path, objects: ObjectStore) -> Store:
     store = Store(root, objects)
     store.workplace.open()
@@ -208,12 +213,7 @@ def test_that_there_is_none_is_not_told_by_an_old_list(store: Store, other: Stor
 def test_nobody_waits_for_a_list_of_a_name_that_is_in_use(
     objects: ObjectStore, tmp_path: Path, asked: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    settings = Settings(
-        store=tmp_path / "one",
-        objects=objects.url,
-        objects_options=objects.options,
-        objects_listing_seconds=LISTING_SECONDS,
-    )
+    settings = settings_of(tmp_path, objects, objects_listing_seconds=LISTING_SECONDS)
     worker = WorkerDouble(settings)
     app = create_app(settings, supervisor=worker)
     worker.store = app.state.services.store
@@ -252,12 +252,7 @@ def test_what_is_changed_or_removed_is_looked_at_first(
     objects: ObjectStore, tmp_path: Path, other: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """By `If-Match` nothing goes that the client has not seen; without it, all goes that there is."""
-    settings = Settings(
-        store=tmp_path / "one",
-        objects=objects.url,
-        objects_options=objects.options,
-        objects_listing_seconds=LISTING_SECONDS,
-    )
+    settings = settings_of(tmp_path, objects, objects_listing_seconds=LISTING_SECONDS)
     publish(other, "a", D)
     with served(settings) as client:
 
@@ -674,13 +669,7 @@ def test_a_start_while_it_is_away_serves_jobs_once_it_is_back(
 @pytest.fixture
 def fitting(objects: ObjectStore, tmp_path: Path) -> Iterator[TestClient]:
     """A service whose jobs others may take up."""
-    settings = Settings(
-        store=tmp_path / "own",
-        objects=objects.url,
-        objects_options=objects.options,
-        database_url=f"sqlite:///{tmp_path / 'jobs.sqlite3'}",
-    )
-    with served(settings) as client:
+    with served(settings_of(tmp_path, objects, database_url=f"sqlite:///{tmp_path / 'jobs.sqlite3'}")) as client:
         yield client
 
 

@@ -56,6 +56,7 @@ def test_comments_and_empty_lines_are_passed_over(path: Path) -> None:
         ("a read " + "0" * 64 + " rows_per_minute=0", "N ≥ 1"),
         ("a read " + "0" * 64 + " rows_per_minute=" + "9" * 400, "15 digits"),
         ("a read " + "0" * 64 + " rows_per_minute=" + "9" * 5000, "15 digits"),
+        ("a read " + "0" * 64 + " rows_per_minute=" + "0" * 5000 + "1", "15 digits"),
         ("a read " + "0" * 64 + "\na read " + "1" * 64, "twice"),
     ],
 )
