@@ -1,6 +1,7 @@
 // Calls to the service: with the token, repeated after an interruption where that is safe, errors in its own words.
 
 import { h, alertPlace, tell } from "./element.js";
+import { upload } from "./upload.js";
 
 const KEY = "dictserve.token";
 const NEEDED = "dictserve.needsToken"; // kept once a 401 has said so
@@ -25,13 +26,14 @@ export class Problem extends Error {
  * repeatable: whether sending it twice does no harm.
  * read: from the answer to what is wanted of it, or a Problem.
  * waiting: told what is waited for after an interruption, and "" when that is over.
+ * onsent: told the share of the body, a file, that has been sent; anew with each try.
  */
 export async function call(method, path, options = {}) {
-  const { signal, body, headers = {}, repeatable = method === "GET", read = asItIs, waiting = notice } = options;
+  const { signal, body, headers = {}, repeatable = method === "GET", read = asItIs, waiting = notice, onsent } = options;
   const most = method === "GET" ? Infinity : MOST_TRIES;
   for (let tries = 1; ; tries++) {
     try {
-      const told = await once(method, path, { signal, body, headers, read });
+      const told = await once(method, path, { signal, body, headers, read, onsent });
       if (tries > 1) waiting("");
       return told;
     } catch (error) {
@@ -83,13 +85,12 @@ export function parsed(text) {
   }
 }
 
-async function once(method, path, { signal, body, headers, read }) {
+async function once(method, path, { signal, body, headers, read, onsent }) {
   const token = sessionStorage.getItem(KEY);
+  const request = { method, body, signal, headers: token ? { ...headers, Authorization: `Bearer ${token}` } : headers };
   let answer;
   try {
-    answer = await fetch(path, {
-      method, body, signal, headers: token ? { ...headers, Authorization: `Bearer ${token}` } : headers,
-    });
+    answer = await (onsent ? upload(path, { ...request, onsent }) : fetch(path, request));
   } catch (error) {
     if (error.name === "AbortError") throw error;
     if (body instanceof Blob && !(await isReadable(body))) {

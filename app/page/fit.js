@@ -40,6 +40,7 @@ export async function show(content, _, signal) {
   const alert = alertPlace();
   const waiting = h("p", { class: "waiting", role: "status" });
   const send = h("button", { type: "submit", class: "primary" }, "Start the fit");
+  const bar = h("progress", { max: 1, value: 0, hidden: true, "aria-label": "Share of the file that has been sent" });
   const zone = dropZone({
     label: "Activations", accept: ".npy,.csv,.safetensors", file: draft.file,
     help: "A .npy, .csv or .safetensors file: a row for each example, a column for each feature, no negative values.",
@@ -58,7 +59,7 @@ export async function show(content, _, signal) {
     h("div", { class: "fields" }, fields.slice(0, FIRST)),
     h("details", { open: PARAMETERS.slice(FIRST).some(({ name, value }) => draft.values[name] !== (value ?? "")) },
       h("summary", {}, "More parameters"), h("div", { class: "fields" }, fields.slice(FIRST))),
-    alert, waiting,
+    alert, waiting, bar,
     h("div", { class: "actions" }, send));
   content.append(heading("New fit"), panel("What to fit", form));
 
@@ -88,16 +89,17 @@ export async function show(content, _, signal) {
       form.querySelector("[name=files]").focus();
       return;
     }
-    send.textContent = "Sending…";
+    notSending();
     await disabledFor(send, () => sent(files.length ? ofFiles(files) : ofFile(draft.file)));
     send.textContent = "Start the fit";
+    bar.hidden = true;
   }
 
   async function sent({ path, type, body }) {
     try {
       const { id } = await callJson("POST", path, {
         body, signal, headers: { "Content-Type": type, "Idempotency-Key": draft.key }, repeatable: true,
-        waiting: (text) => tellWait(waiting, text),
+        waiting: onwait, onsent: body instanceof File ? onsent : undefined,
       });
       draft.key = newKey();
       location.hash = linkTo("jobs", id);
@@ -108,6 +110,22 @@ export async function show(content, _, signal) {
       }
       form.querySelector("[aria-invalid=true]")?.focus();
     }
+  }
+
+  function onwait(text) {
+    tellWait(waiting, text);
+    if (text) notSending();
+  }
+
+  function onsent(share) {
+    bar.hidden = false;
+    bar.value = share;
+    send.textContent = share < 1 ? `Sending… ${Math.floor(100 * share)} %` : "Sent. The service reads it…";
+  }
+
+  function notSending() {
+    bar.hidden = true;
+    send.textContent = "Sending…";
   }
 
   function mark(name, place, text) {

@@ -185,3 +185,15 @@ def received(page: Page) -> Iterator[list[float]]:
     session.on("Network.loadingFinished", lambda told: sizes.append(told["encodedDataLength"]))
     yield sizes
     session.detach()
+
+
+@contextmanager
+def slow_line(page: Page, *, bytes_a_second: float) -> Iterator[None]:
+    """What the page sends meanwhile goes out no faster."""
+    session = page.context.new_cdp_session(page)
+    unlimited = {"offline": False, "latency": 0, "downloadThroughput": -1, "uploadThroughput": -1}
+    session.send("Network.enable")
+    session.send("Network.emulateNetworkConditions", unlimited | {"uploadThroughput": bytes_a_second})
+    yield
+    session.send("Network.emulateNetworkConditions", unlimited)
+    session.detach()

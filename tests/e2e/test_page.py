@@ -18,7 +18,7 @@ from app.schemas import FitParameters, FitRequest
 from app.worker.messages import Solver
 from demo.digits import split_digits
 from demo.service import npy
-from tests.e2e.browser import SHOWN, Visit, endless, needs_browser, received, refused_at_first
+from tests.e2e.browser import SHOWN, Visit, endless, needs_browser, received, refused_at_first, slow_line
 from tests.e2e.conftest import Service
 
 pytestmark = [pytest.mark.slow, needs_browser]
@@ -188,6 +188,24 @@ def test_a_fit_under_way_is_followed_and_cancelled(visit: Visit) -> None:
     page.get_by_role("link", name="Back to the form").click()
     assert page.get_by_label("Name").input_value() == "long"
     expect(page.get_by_text("long.npy")).to_be_visible()
+
+
+def test_a_file_on_its_way_is_told_of_and_ends_with_the_view(visit: Visit, filled: Service) -> None:
+    page = visit.fill_endless("slow")
+    with slow_line(page, bytes_a_second=100_000):  # for a file of 1 MB
+        page.get_by_role("button", name="Start the fit").click()
+        expect(page.get_by_role("button", name=re.compile(r"Sending… [1-9]\d? %"))).to_be_disabled()
+        share = page.get_by_role("progressbar", name="Share of the file that has been sent")
+        expect(share).to_be_visible()
+        assert 0 < share.evaluate("bar => bar.value") < 1
+        with page.expect_event("requestfailed", lambda request: "/fit?" in request.url):
+            page.get_by_role("link", name="Service").click()
+    expect(page.get_by_role("heading", name="Service")).to_be_visible()
+    assert all(job["name"] != "slow" for job in filled.client.get("/jobs").json()["jobs"])
+    page.get_by_role("link", name="New fit").click()
+    page.get_by_label("Most iterations").fill("1")
+    page.get_by_role("button", name="Start the fit").click()
+    expect(page.get_by_role("link", name="Look at slow@1")).to_be_visible()
 
 
 def test_a_fit_is_told_as_its_events_tell_of_it(visit: Visit, filled: Service) -> None:
