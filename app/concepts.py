@@ -62,9 +62,7 @@ class Concepts:
 
     def _one(self, record: DictionaryRecord, index: int) -> Told:
         if index >= record.nb_concepts:
-            raise UnknownConcept(
-                f"there is no concept {index}: {record.name}@{record.version} has {record.nb_concepts}, from 0"
-            )
+            raise UnknownConcept(f"there is no concept {index}: {record.reference} has {record.nb_concepts}, from 0")
         weights = self._kept("D", record, lambda: self._store.load(record.name, record.version))[index]
         norm = float(np.linalg.norm(weights.astype(np.float64)))
         figures = self._figures_of(record)

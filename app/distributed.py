@@ -216,7 +216,7 @@ def _publish(
         software={"dictserve": __version__},
     )
     store.workplace.close()
-    return f"{published.name}@{published.version}"
+    return str(published.reference)
 
 
 if __name__ == "__main__":

@@ -39,7 +39,7 @@
         └── DeviceOutOfMemory  ... for want of memory
 
 Errors of ``core`` (``core.errors.CoreError``) are in the table too. Routes raise these and nothing of HTTP; their
-answers are made in ``app.problems``, and the worker knows them without a web framework.
+answers are made in ``app.http.problems``, and the worker knows them without a web framework.
 """
 
 from collections.abc import Mapping, Sequence

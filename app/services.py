@@ -23,7 +23,7 @@ from app.room import Room, Share
 from app.settings import Settings
 from app.store.references import Reference
 from app.store.store import DictionaryRecord, Store
-from app.threads import Threads
+from app.threads import OneForAll, Threads
 from app.worker.messages import Dtype, Key, Task
 from app.workers import Workers
 
@@ -56,8 +56,8 @@ class Services:
         workers.each(self.batcher.add)
         self._bringing = Threads("dictionaries")  # near: who moves anything else holds up no encode
         self.threads = Threads("changes")  # of dictionaries, which take longest where the store is slow
-        self._fetches: dict[Reference, asyncio.Future[None]] = {}  # under way
-        self._looks: dict[str, asyncio.Future[None]] = {}  # for what there is of a name, likewise
+        self._fetches = OneForAll()  # of dictionaries
+        self._looks = OneForAll()  # for what there is of a name
         self._opened = self._jobs_are_open = False
         self._starting: asyncio.Task[None] | None = None  # of fits, where that waits
 
@@ -133,9 +133,6 @@ class Services:
         await self.batcher.drain()
         self._bringing.shutdown()
         self.threads.shutdown()
-        self.fits.threads.shutdown()
-        self.fits.uploads.threads.shutdown()
-        self.fits.data_files.threads.shutdown()
         self.database.close()
         self.store.workplace.close()
         if self.tracing is not None:
@@ -146,30 +143,11 @@ class Services:
         record = self.store.at_hand(reference)
         if record is None:
             record = await self._bringing(self.store.find, reference)
-            await self._fetch(record)
-        elif self.store.is_soon_old(name := reference.name) and name not in self._looks:
-            self._looks[name] = asyncio.ensure_future(self._bringing(self.store.look_again, name))
-            self._looks[name].add_done_callback(partial(self._looked, name))
+            fetch = self._fetches.begun(record.reference, partial(self._bringing, self.store.fetch, record))
+            await asyncio.shield(fetch)  # one that leaves takes nothing from the others
+        elif self.store.is_soon_old(name := reference.name):
+            self._looks.begun(name, partial(self._bringing, self.store.look_again, name))
         return record
-
-    def _looked(self, name: str, look: asyncio.Future[None]) -> None:
-        del self._looks[name]
-        if not look.cancelled():
-            look.exception()  # who asks next is told
-
-    async def _fetch(self, record: DictionaryRecord) -> None:
-        """Have a dictionary at hand, which may be large: of requests that come for it at once, one fetches it."""
-        under_way = self._fetches.get(record.reference)
-        if under_way is None:
-            under_way = asyncio.ensure_future(self._bringing(self.store.fetch, record))
-            under_way.add_done_callback(partial(self._fetched, record.reference))
-            self._fetches[record.reference] = under_way
-        await asyncio.shield(under_way)  # one that leaves takes nothing from the others
-
-    def _fetched(self, reference: Reference, fetch: asyncio.Future[None]) -> None:
-        del self._fetches[reference]
-        if not fetch.cancelled():
-            fetch.exception()  # who waits for it is told, and it may be that nobody does any more
 
     async def solve(
         self,

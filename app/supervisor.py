@@ -362,14 +362,14 @@ class Supervisor:
             self._settle(number, error)
         return future
 
-    async def tell_job(self, job: str, message: ToWorker, listener: JobListener) -> None:
+    def tell_job(self, job: str, message: ToWorker, listener: JobListener) -> None:
         """Send a job's first message and hear what comes of it. There is one job at a time."""
         if self._state != "ready":
             raise WorkerUnavailable("the worker is starting")
         self._job_listener = (job, listener)
         self._send(message)
 
-    async def tell(self, message: ToWorker) -> None:
+    def tell(self, message: ToWorker) -> None:
         self._send(message)
 
     def _send(self, message: Message, arrays: Sequence[frames.Rows] = ()) -> None:

@@ -1,8 +1,8 @@
-"""Calls that may block for long, in threads of their own: nobody else's wait behind them."""
+"""Calls that may block for long: in threads of their own, and one for all who ask for the same at once."""
 
 import asyncio
 import contextvars
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable, Hashable
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import ParamSpec, TypeVar
@@ -29,3 +29,22 @@ class Threads:
     def shutdown(self) -> None:
         """Begin no more. A call under way is not waited for: who did so has left."""
         self._threads.shutdown(wait=False, cancel_futures=True)
+
+
+class OneForAll:
+    """Calls by key, one of each under way at a time: who asks meanwhile has that one."""
+
+    def __init__(self) -> None:
+        self._under_way: dict[Hashable, asyncio.Future[None]] = {}
+
+    def begun(self, key: Hashable, call: Callable[[], Awaitable[None]]) -> asyncio.Future[None]:
+        """The call that is under way for the key, begun now if none is."""
+        if key not in self._under_way:
+            self._under_way[key] = asyncio.ensure_future(call())
+            self._under_way[key].add_done_callback(partial(self._ended, key))
+        return self._under_way[key]
+
+    def _ended(self, key: Hashable, call: asyncio.Future[None]) -> None:
+        del self._under_way[key]
+        if not call.cancelled():
+            call.exception()  # told to who waits for it, and it may be that nobody does any more

@@ -171,11 +171,9 @@ def encoded_sparse(answer: Answer) -> Encoded:
 def encoded_dense(answer: Answer) -> Encoded:
     """The codes of a safetensors answer as an array, however they came."""
     tensors = _tensors(answer)
-    if "codes" in tensors:
-        return _encoded(answer, tensors["codes"], tensors.get("relative_error"))
     try:
-        codes = dense(tensors)
-    except NO_ARRAY as error:
+        codes = tensors["codes"] if "codes" in tensors else dense(tensors)
+    except ValueError as error:
         raise _unreadable(answer, error) from None
     return _encoded(answer, codes, tensors.get("relative_error"))
 
@@ -184,13 +182,16 @@ def dense(parts: Mapping[str, Any]) -> Array:
     """Compressed rows (``shape``, ``indptr``, ``indices``, ``values``) as an array.
 
     Raises:
-        KeyError, ValueError, IndexError, TypeError: they are none.
+        ValueError: they are none.
     """
-    values, indices, indptr = (np.asarray(parts[name]) for name in ("values", "indices", "indptr"))
-    if len(indices) and indices.min() < 0:
-        raise ValueError("an index is negative")
-    rows = np.zeros(tuple(map(int, parts["shape"])), values.dtype)
-    rows[np.repeat(np.arange(len(rows)), np.diff(indptr)), indices] = values
+    try:
+        values, indices, indptr = (np.asarray(parts[name]) for name in ("values", "indices", "indptr"))
+        if len(indices) and indices.min() < 0:
+            raise ValueError("an index is negative")
+        rows = np.zeros(tuple(map(int, parts["shape"])), values.dtype)
+        rows[np.repeat(np.arange(len(rows)), np.diff(indptr)), indices] = values
+    except NO_ARRAY as error:
+        raise ValueError(f"the compressed rows cannot be read: {error}") from None
     return rows
 
 

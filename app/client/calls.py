@@ -196,7 +196,7 @@ def job(id: str) -> Call[Record]:
 
 
 def cancel(id: str) -> Call[Record]:
-    return Call("POST", f"{job_path(id)}/cancel", answers.job, is_repeatable=True)
+    return Call("POST", f"{job_path(id)}/cancel", answers.job)
 
 
 def ready() -> Call[bool]:

@@ -125,8 +125,8 @@ def _dense(parts: "Mapping[str, Any]") -> "Array":
 
     try:
         return dense(parts)
-    except (KeyError, IndexError, TypeError, ValueError, MemoryError) as error:
-        raise typer.BadParameter(f"the compressed rows cannot be read: {error}") from None
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from None
 
 
 def _suffix(path: Path) -> str | None:

@@ -13,6 +13,7 @@ import numpy as np
 from app.errors import AppError, DataChanged, DataUnavailable, MalformedBody
 from app.formats import npy_format
 from core.checks import activations, check_values, converted
+from core.errors import WrongShape
 
 # Of a disk, or a network's, that does not answer.
 AWAY = {
@@ -124,6 +125,23 @@ def opened(root: Path, name: str) -> Iterator[NpyFile]:
         yield _with_header(name, descriptor)
     finally:
         os.close(descriptor)
+
+
+@contextmanager
+def unchanged(root: Path, expected: DataFile, n_features: int) -> Iterator[NpyFile]:
+    """A file of a fit that was accepted, which is what it was then: as it is opened, and once it has been read.
+
+    Raises:
+        DataChanged: it is not.
+        DataUnavailable: the directory is away.
+    """
+    try:
+        with opened(root, expected.name) as file:
+            file.require_unchanged(expected, n_features)
+            yield file
+            file.require_unchanged(expected, n_features)
+    except (LeadsOut, OSError, MalformedBody, WrongShape) as error:
+        raise unreadable(root, expected.name, error) from None
 
 
 def _require_inside(root: Path, name: str, path: str) -> None:

@@ -4,11 +4,10 @@ needs a token of the right scope."""
 from collections.abc import Mapping
 
 from fastapi import Request
-from starlette.routing import Match
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from app.errors import AppError, Forbidden, Unauthorized
-from app.http.problems import PROTOCOL, answer_to, is_of_protocol
+from app.http.problems import PROTOCOL, answer_to, is_a_route, is_of_protocol
 from app.http.tokens import READ, WRITE, Caller, TokenFile
 
 PROBES = {"/livez", "/readyz", f"{PROTOCOL}/health/live", f"{PROTOCOL}/health/ready"}
@@ -47,8 +46,9 @@ class Access:
         caller = self._tokens.find(token)
         if caller is None:
             raise Unauthorized("this token is not known here", 'Bearer error="invalid_token"')
-        scope = _scope_of(request.method, request.scope["path"])  # by which it is routed, whatever the host is
-        if scope not in caller.scopes and _is_of_a_route(request):  # a path of none is told as such
+        path = request.scope["path"]  # by which it is routed, whatever the host is
+        scope = _scope_of(request.method, path)
+        if scope not in caller.scopes and is_a_route(request, path):  # a path of none is told as such
             told = f"this needs a token of scope {scope}; the one of {caller.name} does not have it"
             raise Forbidden(told, f'Bearer error="insufficient_scope", scope="{scope}"')
         caller.take("requests_per_minute", 1)
@@ -71,10 +71,6 @@ def _token(headers: Mapping[str, str]) -> str | None:
     if scheme.lower() == "bearer" and token.strip():
         return token.strip()
     return headers.get("x-api-key")
-
-
-def _is_of_a_route(request: Request) -> bool:
-    return any(route.matches(request.scope)[0] is not Match.NONE for route in request.app.routes)
 
 
 def _scope_of(method: str, path: str) -> str:

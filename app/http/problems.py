@@ -79,7 +79,7 @@ def install_handlers(app: FastAPI) -> None:
         if error.status_code == 405:  # the router names the methods of the first of its routes alone
             headers["Allow"] = ", ".join(_methods_of(request))
             detail += f"; there are {headers['Allow']}"
-        elif error.status_code == 404 and _is_there(request, meant := request.url.path.rstrip("/")):
+        elif error.status_code == 404 and is_a_route(request, meant := request.url.path.rstrip("/")):
             detail += f"; there is {meant}"
         return ErrorAnswer(problem(kind, shortened(detail)), _retry_after(kind) | headers).response_to(request)
 
@@ -104,7 +104,7 @@ def _takes(request: Request, method: str) -> bool:
     return any(route.matches(scope)[0] is Match.FULL for route in request.app.routes)
 
 
-def _is_there(request: Request, path: str) -> bool:
+def is_a_route(request: Request, path: str) -> bool:
     """Whether a route has this path, for whatever method."""
     scope = {**request.scope, "path": path}
     return any(route.matches(scope)[0] is not Match.NONE for route in request.app.routes)

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from app.errors import AppError, DataUnavailable, InvalidFields, MalformedBody
-from app.formats.npy_file import DataFile, LeadsOut, opened, reason, unreadable
+from app.formats.npy_file import DataFile, LeadsOut, opened, reason, unchanged, unreadable
 from app.settings import Settings
 from app.threads import Threads
 from app.worker.messages import Files
@@ -127,20 +127,13 @@ class DataFiles:
         """
         largest = 0.0
         for expected in named.files:
-            try:
-                with opened(self._directory(), expected.name) as file:
-                    file.require_unchanged(expected, named.n_features)
-                    step = max(1, SLICE_BYTES // (file.n_features * max(4, file.header.dtype.itemsize)))
-                    for start in range(0, file.rows, step):
-                        rows = range(start, min(start + step, file.rows))
-                        block, high = file.read_checked(rows, clip=named.clip)
-                        largest = max(largest, high)
-                        yield block
-                    file.require_unchanged(expected, named.n_features)
-            except LeadsOut as error:
-                raise InvalidFields.at("files", msg=str(error)) from None
-            except (OSError, MalformedBody, WrongShape) as error:
-                raise unreadable(self._directory(), expected.name, error) from None
+            with unchanged(self._directory(), expected, named.n_features) as file:
+                step = max(1, SLICE_BYTES // (file.n_features * max(4, file.header.dtype.itemsize)))
+                for start in range(0, file.rows, step):
+                    rows = range(start, min(start + step, file.rows))
+                    block, high = file.read_checked(rows, clip=named.clip)
+                    largest = max(largest, high)
+                    yield block
         check_scale(largest, name="activations")
 
     def in_place(self, named: Named) -> Files:

@@ -113,7 +113,7 @@ class Fits:
         """Leave the fits under way, with a checkpoint; their jobs go back into the queue for the next start."""
         self._stopping = True
         self.end_waits()
-        leaving = {loop for runner, loop in list(self._loops.items()) if await runner.leave()}
+        leaving = {loop for runner, loop in list(self._loops.items()) if runner.leave()}
         if leaving:
             await asyncio.wait(leaving, timeout=STOP_SECONDS)
         for loop in self._loops.values():
@@ -125,6 +125,8 @@ class Fits:
         await asyncio.gather(*self._keeping, return_exceptions=True)
         await self._put_back()
         self._records.shutdown()
+        for threads in (self.threads, self.uploads.threads, self.data_files.threads):
+            threads.shutdown()
 
     async def _put_back(self) -> None:
         """The jobs under way, and then the lease, as long as the database takes them: where it is locked, each would
@@ -332,7 +334,7 @@ class Fits:
                 return
         # whoever runs it sees this when it writes how far it is, renews its lease, or would publish
         elif await self._records.write(self._jobs.request_cancel, id) and runner is not None:
-            await runner.cancel()  # at once
+            runner.cancel()  # at once
         with contextlib.suppress(TimeoutError):  # a turn of another process is none here
             await asyncio.wait_for(turn.wait(), 0.1 if runner is None else RETRY_SECONDS)
 
@@ -367,7 +369,7 @@ class Fits:
     async def _run(self, runner: Runner) -> None:
         outage = Outage("fits are held up")
         while not self._stopping and not self._is_spare(runner):
-            await runner.wait_ready()
+            await runner.worker.wait_ready()
             if not self._may_claim(runner):
                 await self._idle()
                 continue

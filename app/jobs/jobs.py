@@ -2,7 +2,7 @@
 
 A job that runs is its owner's, for one attempt: what that writes of it holds only as long as it is. Whoever finds
 that its owner has no lease any more (``app.jobs.leases``) puts it back into the queue. Methods block on the database;
-``app.jobs.fits`` calls them from a thread of its own.
+``app.jobs.records`` calls them from threads of its own.
 """
 
 import logging
@@ -21,7 +21,7 @@ from sqlalchemy.sql.dml import ReturningUpdate
 from app.errors import InvalidFields, JobDamaged, JobsUnavailable, Overloaded, UnknownJob
 from app.jobs.database import Database, metadata
 from app.jobs.leases import held_by, lease_of
-from app.problems import problem_of
+from app.problems import Problem, problem_of
 from app.schemas import Job, ListedJob, Progress, State
 from app.store.store import now, timestamp
 
@@ -305,8 +305,8 @@ class Jobs:
     def succeed(self, attempt: Record, version: int) -> None:
         self._write(attempt, state="succeeded", version=version, ended_at=now(), owner=None)
 
-    def fail(self, attempt: Record, problem: dict[str, Any]) -> None:
-        self._write(attempt, state="failed", error=problem, ended_at=now(), owner=None)
+    def fail(self, attempt: Record, problem: Problem) -> None:
+        self._write(attempt, state="failed", error=msgspec.to_builtins(problem), ended_at=now(), owner=None)
 
     def end_cancelled(self, attempt: Record) -> None:
         self._write(attempt, state="cancelled", ended_at=now(), owner=None)

@@ -1,6 +1,6 @@
 """Fits on several processes of this machine, which share out the rows: started for the job, gone with it.
 
-To ``app.jobs.fits`` this looks as the supervisor does: it is told of a job, and the job's frames come back. One of
+To ``app.jobs.runner`` this looks as the supervisor does: it is told of a job, and the job's frames come back. One of
 the processes that dies takes the others with it, and the job hears that its worker died.
 """
 
@@ -41,13 +41,13 @@ class RankProcesses:
         self._workers = workers
         self._jobs: dict[str, _Ranks] = {}
 
-    async def tell_job(self, job: str, message: Fit, listener: JobListener, ranks: int) -> None:
+    def tell_job(self, job: str, message: Fit, listener: JobListener, ranks: int) -> None:
         """Start a job on so many processes, and hear what comes of it: its frames, None if one of them died."""
         running = _Ranks(self._settings, message, listener)
         self._jobs[job] = running
         running.task = asyncio.create_task(self._run(job, running, ranks), name=f"ranks-{job}")
 
-    async def tell(self, message: CancelFit | StopFit) -> None:
+    def tell(self, message: CancelFit | StopFit) -> None:
         """End a job at once. One that is stopped goes on, later, from its last checkpoint."""
         running = self._jobs.get(message.job)
         if running is None:

@@ -8,7 +8,6 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
-import msgspec
 import numpy as np
 import orjson
 
@@ -93,9 +92,6 @@ class Runner:
         self._threads = threads
         self._ranks = ranks
 
-    async def wait_ready(self) -> None:
-        await self.worker.wait_ready()
-
     async def step_in(self) -> None:
         """Wait for this runner's turn. Raises Cancelled where the job is to end meanwhile."""
         while not self.is_in:
@@ -152,23 +148,23 @@ class Runner:
             if task is None or not task.cancelling():
                 self._running = None
 
-    async def cancel(self) -> None:
+    def cancel(self) -> None:
         """Have the job under way end soon, wherever it is."""
         if self._running is not None:
-            await self._stop_attempt(self._running)
+            self._stop_attempt(self._running)
 
     async def cancel_unwanted(self) -> None:
         """Cancel where the job is another's meanwhile, or is to be cancelled."""
         running = self._running
         if running is not None and not await self._records.read(self._jobs.is_wanted, running.record):
-            await self._stop_attempt(running)
+            self._stop_attempt(running)
 
-    async def leave(self) -> bool:
+    def leave(self) -> bool:
         """Have the fit under way end its iteration and write its checkpoint; whether one is."""
         if self._running is None or not self._running.on_worker:
             return False
         with contextlib.suppress(WorkerUnavailable):  # of one that is dead the last checkpoint is left
-            await self._place(self._running.job).tell(StopFit(self._running.job.id))
+            self._place(self._running.job).tell(StopFit(self._running.job.id))
         return True
 
     async def abandon(self) -> None:
@@ -180,11 +176,11 @@ class Runner:
             except JobLost as error:
                 logger.warning("%s: it is left alone", error)
 
-    async def _stop_attempt(self, running: Running) -> None:
+    def _stop_attempt(self, running: Running) -> None:
         """Have an attempt come to its end before its fit does; what it then writes holds if the job is still its."""
         running.stopped.set()
         with contextlib.suppress(WorkerUnavailable):
-            await self._place(running.job).tell(CancelFit(running.job.id))
+            self._place(running.job).tell(CancelFit(running.job.id))
 
     async def _attempt(self, running: Running) -> None:
         patience = Patience("its files", running.stopped)
@@ -240,9 +236,9 @@ class Runner:
         events: asyncio.Queue[Frame | None] = asyncio.Queue()
         try:
             if (ranks := _ranks_of(job)) > 1:
-                await self._ranks.tell_job(job.id, self._fit_message(running), events.put_nowait, ranks)
+                self._ranks.tell_job(job.id, self._fit_message(running), events.put_nowait, ranks)
             else:
-                await self.worker.tell_job(job.id, self._fit_message(running), events.put_nowait)
+                self.worker.tell_job(job.id, self._fit_message(running), events.put_nowait)
             running.on_worker = True
         except WorkerUnavailable:
             await self._requeue(running, worker_died=False)
@@ -367,10 +363,10 @@ class Runner:
         await self._threads(self._discard, running.record)
 
     async def _fail(self, running: Running, error: Exception) -> None:
-        problem = _problem(error)
+        problem = problem_of(error)
         await self._tell_last(running)
         await self._end(running, "failed", self._jobs.fail, problem)
-        logger.warning("job %s of %s has failed: %s", running.job.id, running.job.name, problem["detail"])
+        logger.warning("job %s of %s has failed: %s", running.job.id, running.job.name, problem.detail)
 
     async def _lose(self, running: Running, error: JobLost) -> None:
         """Leave a job to whoever has taken it up; what is left of one that has ended nobody else may know of."""
@@ -389,10 +385,10 @@ class Runner:
         """A fit goes on though its progress cannot be written: the next time writes it all."""
         try:
             if not await self._records.write(self._jobs.record_progress, running.record, **running.told()):
-                await self._stop_attempt(running)
+                self._stop_attempt(running)
             self._unwritten.is_over()
         except JobLost:
-            await self._stop_attempt(running)
+            self._stop_attempt(running)
         except JobsUnavailable as error:
             self._unwritten.goes_on(error)
 
@@ -433,8 +429,3 @@ def _ranks_of(job: Job) -> int:
     """How many processes share out its rows; jobs of earlier versions do not say."""
     ranks: int = job.parameters.get("ranks", 1)
     return ranks
-
-
-def _problem(error: Exception) -> dict[str, Any]:
-    problem: dict[str, Any] = msgspec.to_builtins(problem_of(error))
-    return problem

@@ -1,6 +1,6 @@
 // Charts to be explored, by plotly.js: a megabyte and a half that is loaded once a view has a chart.
 
-import { h } from "./element.js";
+import { h, numberTable } from "./element.js";
 import { figure } from "./numbers.js";
 
 const MOST_TOLD = 60; // rows of a chart's table
@@ -92,9 +92,7 @@ export class Chart {
     if (!this.table.open) return;
     const step = Math.max(1, Math.ceil(this.ys.length / MOST_TOLD));
     const rows = this.xs.map((x, at) => [x, this.ys[at]]).filter((_, at) => at % step === 0 || at === this.ys.length - 1);
-    this.table.lastChild.replaceChildren(h("div", { class: "scroll", tabindex: 0, role: "region", "aria-label": `${this.y} by ${this.x}` },
-      h("table", {}, h("thead", {}, h("tr", {}, h("th", { scope: "col", class: "number" }, this.x), h("th", { scope: "col", class: "number" }, this.y))),
-        h("tbody", {}, rows.map((row) => h("tr", {}, row.map((value) => h("td", { class: "number" }, figure(value)))))))));
+    this.table.lastChild.replaceChildren(numberTable(`${this.y} by ${this.x}`, [this.x, this.y], rows.map((row) => row.map(figure))));
   }
 }
 

@@ -1,11 +1,11 @@
 // How alike a dictionary's concepts are: the nearest of each, the closest pairs, and for a few hundred the whole map.
 
 import { call } from "./api.js";
-import { alertPlace, disabledFor, h, labelled, panel, tell } from "./element.js";
-import { histogram, picture } from "./drawing.js";
+import { alertPlace, disabledFor, h, labelled, panel, scrolling, tell } from "./element.js";
+import { captionedHistogram, picture } from "./drawing.js";
 import { binned, figure, whole } from "./numbers.js";
 import { readNpy } from "./npy.js";
-import { linkTo } from "./router.js";
+import { linkToConcept } from "./router.js";
 
 const MOST_MAPPED = 256; // concepts of a map
 const MOST_WEIGHTS = 4_000_000; // numbers of a dictionary that is fetched for one
@@ -22,9 +22,9 @@ export function coherence(record, concepts, path, signal) {
     + "Bars to the right are concepts that hardly differ.";
   const pairs = closest(nearest, cosine);
   const name = `${record.name}@${record.version}`;
-  const link = (index) => h("a", { href: linkTo("dictionaries", name, "concepts", String(index)) }, `#${index}`, labelled(labels[index]));
-  const parts = [panel("Nearest cosines", h("figure", {}, histogram(counts, 0, 1, words), h("figcaption", {}, words)),
-    pairs.length ? [h("h3", {}, "Closest pairs"), h("div", { class: "scroll", tabindex: 0, role: "region", "aria-label": "Table: Closest pairs" },
+  const link = (index) => h("a", { href: linkToConcept(name, index) }, `#${index}`, labelled(labels[index]));
+  const parts = [panel("Nearest cosines", captionedHistogram(counts, 0, 1, words),
+    pairs.length ? [h("h3", {}, "Closest pairs"), scrolling("Table: Closest pairs",
       h("table", {}, h("tbody", {}, pairs.map(([i, j, value]) =>
         h("tr", {}, h("td", { class: "wide" }, link(i), " and ", link(j)), h("td", { class: "number" }, figure(value)))))))] : [])];
   return [...parts, ...ofAll];

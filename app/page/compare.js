@@ -1,12 +1,12 @@
 // The view of two dictionaries side by side: which concept of one is which of the other.
 
 import { getJson } from "./api.js";
-import { alertPlace, h, heading, panel, tell } from "./element.js";
-import { histogram } from "./drawing.js";
+import { alertPlace, h, heading, panel, stat, tell } from "./element.js";
+import { captionedHistogram } from "./drawing.js";
 import { drawnShare } from "./meter.js";
 import { binned, figure, percent, whole } from "./numbers.js";
 import { dictionaryFields } from "./pick.js";
-import { linkTo } from "./router.js";
+import { linkTo, linkToConcept } from "./router.js";
 import { Table } from "./table.js";
 
 export async function show(content, chosen, signal) {
@@ -37,8 +37,7 @@ export async function show(content, chosen, signal) {
 }
 
 function shown({ a, b, matches, mean_cosine: mean, median_cosine: median, stability }) {
-  const value = (title, text, help) => h("div", {}, h("dt", {}, title), h("dd", { class: "value" }, text), h("dd", { class: "help" }, help));
-  const link = (side, index) => h("a", { href: linkTo("dictionaries", `${side.dictionary}@${side.version}`, "concepts", String(index)) }, `#${index}`);
+  const link = (side, index) => h("a", { href: linkToConcept(name(side), index) }, `#${index}`);
   const name = (side) => `${side.dictionary}@${side.version}`;
   const words = `Cosines of ${whole(matches.length)} matched concepts, from 0 to 1. The further right, the more the two agree.`;
   const table = new Table({
@@ -53,11 +52,11 @@ function shown({ a, b, matches, mean_cosine: mean, median_cosine: median, stabil
   });
   return [
     h("dl", { class: "figures" },
-      value("Stability", percent(stability), "Share of the larger one's concepts that have a match above 0.9. Above 80 % both find the same."),
-      value("Mean cosine", figure(mean), "Of the matches. 1 is the same."),
-      value("Median cosine", figure(median), "Half of the matches are above it."),
-      value("Concepts", `${whole(a.nb_concepts)} and ${whole(b.nb_concepts)}`, "Each is matched with one other at most.")),
-    panel("Cosines of the matches", h("figure", {}, histogram(binned(matches.map(({ cosine }) => cosine), 20, 0, 1), 0, 1, words), h("figcaption", {}, words))),
+      stat("Stability", percent(stability), "Share of the larger one's concepts that have a match above 0.9. Above 80 % both find the same."),
+      stat("Mean cosine", figure(mean), "Of the matches. 1 is the same."),
+      stat("Median cosine", figure(median), "Half of the matches are above it."),
+      stat("Concepts", `${whole(a.nb_concepts)} and ${whole(b.nb_concepts)}`, "Each is matched with one other at most.")),
+    panel("Cosines of the matches", captionedHistogram(binned(matches.map(({ cosine }) => cosine), 20, 0, 1), 0, 1, words)),
     panel("Matches", table.element),
   ];
 }

@@ -2,11 +2,11 @@
 
 import { callJson, getJson } from "./api.js";
 import { Chart } from "./charts.js";
-import { alertPlace, h, heading, inTurn, labelled, newId, panel, tell } from "./element.js";
-import { histogram, imageShape, picture } from "./drawing.js";
+import { alertPlace, h, heading, inTurn, labelled, newId, numberTable, panel, stat, tell } from "./element.js";
+import { captionedHistogram, imageShape, picture } from "./drawing.js";
 import { drawnShare } from "./meter.js";
-import { figure, percent, whole } from "./numbers.js";
-import { linkTo } from "./router.js";
+import { NONE, figure, percent, whole } from "./numbers.js";
+import { linkTo, linkToConcept } from "./router.js";
 
 const MOST_BARS = 2000; // past it a line is drawn
 const shownAs = {}; // the kind and the width, by the number of features: what a person has set holds for the next concept
@@ -15,7 +15,7 @@ export async function show(content, [reference, index], signal) {
   const path = `dictionaries/${encodeURIComponent(reference)}`;
   const [concept, { nb_concepts: count }] = await Promise.all([`${path}/concepts/${index}`, path].map((each) => getJson(each, { signal })));
   const exact = `${concept.dictionary}@${concept.version}`;
-  const link = (i, text) => h("a", { class: "button", href: linkTo("dictionaries", exact, "concepts", String(i)) }, text);
+  const link = (i, text) => h("a", { class: "button", href: linkToConcept(exact, i) }, text);
   const { rows, uses } = concept;
   const head = heading(`#${concept.concept} ${concept.label ?? ""}`.trim(), concept.concept > 0 && link(concept.concept - 1, "Previous"), concept.concept + 1 < count && link(concept.concept + 1, "Next"));
   const entitle = () => head.querySelector("h1").replaceChildren(`#${concept.concept}`, ...labelled(concept.label));
@@ -26,7 +26,7 @@ export async function show(content, [reference, index], signal) {
     labelForm(exact, concept, signal, entitle),
     h("dl", { class: "figures" },
       told("Energy", percent(concept.energy), "Its share of all concepts' energy."),
-      told("Uses", uses === null ? "–" : `${whole(uses)} of ${whole(rows)}`, concept.dead ? "Dead: no row of the fit uses it." : concept.near_dense
+      told("Uses", uses === null ? NONE : `${whole(uses)} of ${whole(rows)}`, concept.dead ? "Dead: no row of the fit uses it." : concept.near_dense
         ? "Near-dense: nearly every row uses it, so it tells little of any." : "Rows of the fit with a code above zero."),
       told("Largest code", figure(concept.largest), "In the rows of the fit."),
       told("Norm", figure(concept.norm), "‖D_i‖ of its weights.")));
@@ -40,7 +40,7 @@ export async function show(content, [reference, index], signal) {
 }
 
 function told(title, text, help) {
-  return text === "–" ? null : h("div", {}, h("dt", {}, title), h("dd", { class: "value" }, text), h("dd", { class: "help" }, help));
+  return text === NONE ? null : stat(title, text, help);
 }
 
 function labelForm(exact, concept, signal, ondone) {
@@ -110,20 +110,18 @@ function weightsPanel(concept, signal) {
 function codes({ histogram: counts, largest, uses, rows }) {
   const words = `Codes above zero, from 0 to ${figure(largest)}, of ${whole(uses)} rows (${percent(uses / rows)}). `
     + "Most are small where a concept is a matter of degree; a second hill is a group of its own.";
-  return h("figure", {}, histogram(counts, 0, largest, words), h("figcaption", {}, words));
+  return captionedHistogram(counts, 0, largest, words);
 }
 
 function neighbours(exact, others, measure, help) {
   return h("div", {}, h("p", { class: "muted" }, help),
     others.length === 0 ? h("p", {}, "None.") : h("ul", { class: "grid" }, others.map((other) =>
-      h("li", {}, h("a", { href: linkTo("dictionaries", exact, "concepts", String(other.concept)) },
+      h("li", {}, h("a", { href: linkToConcept(exact, other.concept) },
         h("strong", {}, `#${other.concept}`, labelled(other.label)), drawnShare(other[measure]),
         h("span", { class: "muted" }, `${measure} ${figure(other[measure])}`))))));
 }
 
 function topRows(rows) {
   return h("div", {}, h("p", { class: "muted" }, "Rows of the fit, counted from 0, with its largest codes. Look these up in your data."),
-    h("div", { class: "scroll", tabindex: 0, role: "region", "aria-label": "Table: Top rows" }, h("table", {},
-      h("thead", {}, h("tr", {}, h("th", { scope: "col", class: "number" }, "Row"), h("th", { scope: "col", class: "number" }, "Code"))),
-      h("tbody", {}, rows.map(({ row, code }) => h("tr", {}, h("td", { class: "number" }, row), h("td", { class: "number" }, figure(code))))))));
+    numberTable("Table: Top rows", ["Row", "Code"], rows.map(({ row, code }) => [row, figure(code)])));
 }

@@ -3,11 +3,11 @@
 import { h, labelled, newId, panel } from "./element.js";
 import { drawnShare } from "./meter.js";
 import { figure, percent } from "./numbers.js";
-import { linkTo } from "./router.js";
+import { linkToConcept } from "./router.js";
 import { Pager, compare } from "./table.js";
 
 const PAGE = 72;
-const NEAR_DENSE_SHARE = 0.9; // as in core/metrics.py
+const NEAR_DENSE_SHARE = 0.9; // as in core/conventions.py
 
 export function conceptGrid(reference, concepts) {
   const { nb_concepts: count, rows, energy, uses, nearest, cosine, labels } = concepts;
@@ -58,7 +58,7 @@ export function conceptGrid(reference, concepts) {
   }
 
   function card(i) {
-    return h("li", {}, h("a", { href: linkTo("dictionaries", reference, "concepts", String(i)) },
+    return h("li", {}, h("a", { href: linkToConcept(reference, i) },
       h("strong", {}, `#${i}`, uses?.[i] === 0 && h("span", { class: "tag" }, "dead"),
         share(i) > NEAR_DENSE_SHARE && h("span", { class: "tag" }, "near-dense"), labelled(label(i))), // of which a long one is cut
       energy && drawnShare(most ? energy[i] / most : 0),

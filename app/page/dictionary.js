@@ -4,8 +4,8 @@ import { call, callJson, getJson, problemOf } from "./api.js";
 import { Chart, lossChart } from "./charts.js";
 import { conceptGrid } from "./concepts.js";
 import { coherence } from "./coherence.js";
-import { alertPlace, confirmed, disabledFor, h, heading, inTurn, newId, panel, tell } from "./element.js";
-import { figure, moment, percent, seconds, whole } from "./numbers.js";
+import { alertPlace, confirmed, disabledFor, h, heading, inTurn, newId, numberTable, panel, stat, tell } from "./element.js";
+import { NONE, figure, moment, percent, seconds, whole } from "./numbers.js";
 import { linkTo } from "./router.js";
 
 // What each figure means, and what is good. `of` makes the text that is shown.
@@ -49,8 +49,7 @@ export async function show(content, [reference], signal) {
   const { metrics } = record;
   const isMeasured = "relative_error" in metrics;
   content.append(isMeasured
-    ? h("dl", { class: "figures" }, FIGURES.filter(([, of]) => of(metrics) !== "–").map(([title, of, help]) =>
-      h("div", {}, h("dt", {}, title), h("dd", { class: "value" }, of(metrics)), h("dd", { class: "help" }, help))))
+    ? h("dl", { class: "figures" }, FIGURES.filter(([, of]) => of(metrics) !== NONE).map(([title, of, help]) => stat(title, of(metrics), help)))
     : h("p", {}, "It was imported: figures tell of a dictionary and the data that it was fitted to, so there are none."));
 
   const concepts = await getJson(`${exactPath}/concepts`, { signal });
@@ -80,8 +79,7 @@ function versions({ name, version, versions }) {
   const shown = versions.slice(-12);
   return [versions.length > shown.length ? "Latest versions: " : "Versions: ", ...shown.flatMap((each, at) => [at ? ", " : "",
     each === version ? h("strong", { "aria-current": "true" }, String(each)) : h("a", { href: linkTo("dictionaries", `${name}@${each}`) }, String(each))]),
-  versions.length > 1 && versions.at(-2) !== undefined ? h("span", {}, ". ", h("a", {
-    href: linkTo("compare", `${name}@${versions.at(-1) === version ? versions.at(-2) : versions.at(-1)}`, `${name}@${version}`) }, "Compare with another")) : ""];
+  ". ", h("a", { href: linkTo("compare", `${name}@${versions.at(versions.at(-1) === version ? -2 : -1)}`, `${name}@${version}`) }, "Compare with another")];
 }
 
 /** How many of the largest hold half of the sum. */
@@ -93,9 +91,7 @@ function half(sorted) {
 
 function worst(features) {
   return h("div", {}, h("p", { class: "muted" }, "Features that the concepts explain least, with the R² of each."),
-    h("div", { class: "scroll", tabindex: 0, role: "region", "aria-label": "Table: Worst features" }, h("table", {},
-      h("thead", {}, h("tr", {}, h("th", { scope: "col", class: "number" }, "Feature"), h("th", { scope: "col", class: "number" }, "R²"))),
-      h("tbody", {}, features.map(({ feature, r2 }) => h("tr", {}, h("td", { class: "number" }, feature), h("td", { class: "number" }, figure(r2))))))));
+    numberTable("Table: Worst features", ["Feature", "R²"], features.map(({ feature, r2 }) => [feature, figure(r2)])));
 }
 
 async function download(path, name, ending, type, signal) {

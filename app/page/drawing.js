@@ -4,7 +4,7 @@ import { h, s } from "./element.js";
 import { figure } from "./numbers.js";
 
 /** Counts in equal bins from low to high, as bars. */
-export function histogram(counts, low, high, alternative) {
+function histogram(counts, low, high, alternative) {
   const most = Math.max(...counts, 1);
   const bars = counts.map((count, at) => {
     const height = (100 * count) / most;
@@ -12,6 +12,9 @@ export function histogram(counts, low, high, alternative) {
   });
   return framed(counts.length, bars, [figure(low), figure(high)], alternative);
 }
+
+/** The same, with what it tells below it. */
+export const captionedHistogram = (counts, low, high, words) => h("figure", {}, histogram(counts, low, high, words), h("figcaption", {}, words));
 
 /** One or two rows of numbers over each other, from 0 up. */
 export function lines(rows, alternative) {

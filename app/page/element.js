@@ -54,6 +54,21 @@ export function panel(title, ...children) {
   return h("section", { class: "panel", "aria-labelledby": id }, h("h2", { id }, title), ...children);
 }
 
+/** A figure with its name and, if there is any, what it means. */
+export const stat = (title, text, help) => h("div", {}, h("dt", {}, title), h("dd", { class: "value" }, text), help && h("dd", { class: "help" }, help));
+
+/** What may be wider than the page: moved sideways by itself, by keys too. */
+export function scrolling(label, ...children) {
+  return h("div", { class: "scroll", tabindex: 0, role: "region", "aria-label": label }, ...children);
+}
+
+/** A small table of numbers, which nobody sorts. */
+export function numberTable(label, heads, rows) {
+  const cells = (row) => row.map((value) => h("td", { class: "number" }, value));
+  return scrolling(label, h("table", {}, h("thead", {}, h("tr", {}, heads.map((head) => h("th", { scope: "col", class: "number" }, head)))),
+    h("tbody", {}, rows.map((row) => h("tr", {}, cells(row))))));
+}
+
 /** The head of a view: where one is, and what can be done there. */
 export function heading(title, ...actions) {
   document.title = `${title} · dictserve`;

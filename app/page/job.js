@@ -2,7 +2,7 @@
 
 import { callJson, getJson } from "./api.js";
 import { lossChart } from "./charts.js";
-import { alertPlace, atMostEvery, disabledFor, h, heading, panel, tell } from "./element.js";
+import { alertPlace, atMostEvery, disabledFor, h, heading, panel, stat, tell } from "./element.js";
 import { follow } from "./events.js";
 import { figure, percent, seconds, whole } from "./numbers.js";
 import { linkTo } from "./router.js";
@@ -83,9 +83,9 @@ export async function show(content, [id], signal) {
     told.replaceChildren(words, rest, job.attempts > 1 ? ` (attempt ${job.attempts}: it was interrupted)` : "");
     bar.value = state === "succeeded" ? 1 : progress.iteration / progress.max_iter;
     figures.replaceChildren(
-      value("Iteration", whole(progress.iteration)), value("Loss", figure(progress.loss)),
-      value("Relative error", percent(progress.relative_error)), value("KKT residual", figure(progress.kkt_residual)),
-      value("Time", seconds(progress.seconds)), value("To go, at most", hasEnded ? "–" : seconds(progress.eta_seconds)));
+      stat("Iteration", whole(progress.iteration)), stat("Loss", figure(progress.loss)),
+      stat("Relative error", percent(progress.relative_error)), stat("KKT residual", figure(progress.kkt_residual)),
+      stat("Time", seconds(progress.seconds)), stat("To go, at most", hasEnded ? "–" : seconds(progress.eta_seconds)));
     cancel.hidden = hasEnded;
     if (!hasEnded) return;
     if (state === "succeeded") {
@@ -97,8 +97,6 @@ export async function show(content, [id], signal) {
     if (job.error) tell(alert, Object.assign(new Error(job.error.detail), job.error));
   }
 }
-
-const value = (title, text) => h("div", {}, h("dt", {}, title), h("dd", { class: "value" }, text));
 
 /** Every second point, once there are too many; the last always stays. */
 const thinned = (points) => (points.length > MOST_POINTS ? points.filter((_, at) => at % 2 === 0 || at === points.length - 1) : points);

@@ -40,8 +40,6 @@ export function moment(text) {
   return `${day} ${two(date.getHours())}:${two(date.getMinutes())}`;
 }
 
-export const median = (sorted) => (sorted.length ? sorted[Math.floor(sorted.length / 2)] : null);
-
 /** Counts of values in equal bins from low to high. */
 export function binned(values, bins, low, high) {
   const counts = new Array(bins).fill(0);

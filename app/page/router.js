@@ -18,6 +18,8 @@ const SECTION = { dictionary: "dictionaries", concept: "dictionaries", job: "fit
 
 export const linkTo = (...parts) => `#/${parts.map((part) => encodeURIComponent(part)).join("/").replaceAll("%40", "@")}`;
 
+export const linkToConcept = (reference, index) => linkTo("dictionaries", reference, "concepts", String(index));
+
 /** The name of a view and what its address says; null where there is no such view. */
 function routed(path) {
   for (const [pattern, name] of ROUTES) {

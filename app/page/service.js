@@ -1,7 +1,7 @@
 // The view of the service's state: workers, queue, rates, jobs. Looked at anew every few seconds.
 
 import { Problem, call, callJson, getJson, parsed, problemOf } from "./api.js";
-import { alertPlace, disabledFor, h, heading, panel, tell } from "./element.js";
+import { alertPlace, disabledFor, h, heading, panel, stat, tell } from "./element.js";
 import { bytes, figure, moment, percent, seconds, whole } from "./numbers.js";
 import { linkTo } from "./router.js";
 import { Table } from "./table.js";
@@ -182,14 +182,13 @@ function summed(text) {
 }
 
 function drawn({ at, figures: now }, before) {
-  const value = (title, text, help) => h("div", {}, h("dt", {}, title), h("dd", { class: "value" }, text), h("dd", { class: "help" }, help));
   const rate = (name) => (before ? `${figure(Number((1000 * (now[name] - (before.figures[name] ?? 0)) / (at - before.at)).toFixed(1)))} /s` : "…");
   const free = now.dictserve_store_free_bytes;
   return [
-    value("Requests", rate("dictserve_requests_total"), `${whole(now.dictserve_requests_total)} since it started, this page's among them.`),
-    value("Rows solved", rate("dictserve_rows_total"), `${whole(now.dictserve_rows_total)} since it started.`),
-    value("Queue", `${whole(now.dictserve_queue_rows)} rows`, `${bytes(now.dictserve_queue_bytes)} of requests and answers wait for a worker.`),
-    value("Workers' memory", bytes(now.dictserve_worker_resident_bytes), "Of the machine, not of a GPU."),
-    value("Room in the store", free === undefined ? "–" : bytes(free), free === undefined ? "It cannot be read." : `${percent(free / now.dictserve_store_size_bytes)} of its file system.`),
+    stat("Requests", rate("dictserve_requests_total"), `${whole(now.dictserve_requests_total)} since it started, this page's among them.`),
+    stat("Rows solved", rate("dictserve_rows_total"), `${whole(now.dictserve_rows_total)} since it started.`),
+    stat("Queue", `${whole(now.dictserve_queue_rows)} rows`, `${bytes(now.dictserve_queue_bytes)} of requests and answers wait for a worker.`),
+    stat("Workers' memory", bytes(now.dictserve_worker_resident_bytes), "Of the machine, not of a GPU."),
+    stat("Room in the store", free === undefined ? "–" : bytes(free), free === undefined ? "It cannot be read." : `${percent(free / now.dictserve_store_size_bytes)} of its file system.`),
   ];
 }

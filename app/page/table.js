@@ -1,6 +1,6 @@
 // Tables that are sorted by their heads and filtered by a field, a page at a time: a thousand rows are as quick as ten.
 
-import { h, newId } from "./element.js";
+import { h, newId, scrolling } from "./element.js";
 import { whole } from "./numbers.js";
 
 const PAGE = 50;
@@ -46,7 +46,7 @@ export function compare(a, b, descending) {
 /**
  * A table.
  *
- * columns: {title, value: what it is sorted by, if it can be, cell: what is shown (the value by default), isNumber, isWide, help}.
+ * columns: {title, value: what it is sorted by, if it can be, cell: what is shown (the value by default), isNumber, help}.
  * filter: from a row to the text that is searched; without it there is no field for that.
  */
 export class Table {
@@ -60,7 +60,7 @@ export class Table {
     this.field = h("input", { id, type: "search", autocomplete: "off", oninput: () => this.arrange() });
     this.element = h("div", {},
       filter && h("div", { class: "filters" }, h("div", {}, h("label", { for: id }, `Filter ${what}`), this.field)),
-      h("div", { class: "scroll", tabindex: 0, role: "region", "aria-label": `Table: ${caption}` },
+      scrolling(`Table: ${caption}`,
         h("table", {}, h("caption", { class: "hidden" }, caption), h("thead", {}, h("tr", {}, this.heads)), this.body)),
       this.pager.element);
     this.arrange();
@@ -98,7 +98,7 @@ export class Table {
 
   draw(from, to) {
     this.body.replaceChildren(...this.shown.slice(from, to).map((row) => h("tr", {}, this.columns.map((column) =>
-      h("td", { class: [column.isNumber && "number", column.isWide && "wide"].filter(Boolean).join(" ") || null },
+      h("td", { class: column.isNumber && "number" },
         (column.cell ?? column.value)(row))))));
   }
 }

@@ -3,11 +3,11 @@
 import { Problem, call, callJson, getJson, problemOf, tellWait } from "./api.js";
 import { dropZone } from "./drop.js";
 import { alertPlace, debounced, h, heading, labelled, newId, panel, tell } from "./element.js";
-import { histogram, imageShape, largest, lines, picture } from "./drawing.js";
+import { captionedHistogram, imageShape, largest, lines, picture } from "./drawing.js";
 import { isNpy, NPY, readNpy, readSafetensors, writeNpy } from "./npy.js";
 import { figure, percent, whole } from "./numbers.js";
 import { dictionaryFields } from "./pick.js";
-import { linkTo } from "./router.js";
+import { linkToConcept } from "./router.js";
 
 const SLIDERS = 12; // the strongest codes,
 const LEAST_SHARE = 1e-4; // none below this share of the largest
@@ -249,7 +249,7 @@ function codesOf({ exact, labels, codes, error, row, asked, signal }) {
   const words = `All ${whole(codes.length)} codes by concept; ${inUse}.`;
   return [
     panel(`Codes of row ${whole(asked)}`, told, alert,
-      codes.length <= 2000 && h("figure", {}, histogram(codes, 0, codes.length - 1, words), h("figcaption", {}, words)),
+      codes.length <= 2000 && captionedHistogram(codes, 0, codes.length - 1, words),
       used > 0 && [h("h3", {}, `The strongest, to be moved`), h("ul", { class: "codes" }, sliders.map(({ element }) => element)),
       h("p", {}, h("button", { type: "button", onclick: () => {
         sliders.forEach(({ set }, at) => set(codes[strongest[at]]));
@@ -273,7 +273,7 @@ function slider(i, label, exact, code, most, onmove) {
     onmove(Number(input.value));
   } });
   input.value = code;
-  const element = h("li", {}, h("label", { for: id }, h("a", { href: linkTo("dictionaries", exact, "concepts", String(i)) }, `#${i}`), labelled(label)), input, shown);
+  const element = h("li", {}, h("label", { for: id }, h("a", { href: linkToConcept(exact, i) }, `#${i}`), labelled(label)), input, shown);
   return { element, set: (value) => {
     input.value = value;
     shown.textContent = figure(value);

@@ -114,7 +114,7 @@ async def import_dictionary(
     if len(D) > services.settings.max_concepts:
         raise InvalidFields.at("data", msg=f"{len(D)} concepts; at most {services.settings.max_concepts} are taken")
     record = await services.threads(_import, services.store, wanted, D, if_match, only_first=only_first)
-    response.headers["Location"] = f"/dictionaries/{record.name}@{record.version}"
+    response.headers["Location"] = f"/dictionaries/{record.reference}"
     return record
 
 

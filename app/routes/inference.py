@@ -44,6 +44,7 @@ from app.inference import (
 )
 from app.room import Share
 from app.routes import examples
+from app.routes.dictionaries import parsed
 from app.routes.openapi import BINARY, Responses, answers, device_full, header, struct_schema
 from app.schemas import DecodeRequest, EncodeRequest
 from app.services import Services, ServicesDep
@@ -98,10 +99,7 @@ def _of_model(
 def _referred(request: Request) -> Reference:
     """The dictionary that a path means: a version, or else the latest."""
     name, version = request.path_params["name"], request.path_params.get("version")
-    try:
-        return Reference.parse(name if version is None else f"{name}@{version}")
-    except ValueError as error:
-        raise InvalidFields.at("model", msg=str(error)) from None
+    return parsed(name if version is None else f"{name}@{version}", "model")
 
 
 ReferenceDep = Annotated[Reference, Depends(_referred)]
@@ -286,8 +284,9 @@ async def _solved(
     if relative_errors:
         arrays["relative_error"] = relative_errors[0]
     if "reconstruction" in wanted:  # of the version that encoded, though another may be the latest by now
-        exact = f"{record.name}@{record.version}"
-        _, (arrays["reconstruction"],) = await services.solve("decode", exact, codes, share, growth=growth)
+        _, (arrays["reconstruction"],) = await services.solve(
+            "decode", str(record.reference), codes, share, growth=growth
+        )
     return record, arrays
 
 

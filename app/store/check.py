@@ -16,7 +16,7 @@ from pathlib import Path
 from app.errors import DictionaryDamaged, StoreUnavailable, UnknownDictionary
 from app.store.checkpoint_file import CheckpointUnusable, read_steps
 from app.store.checkpoints import Checkpoints
-from app.store.disk import NO_FILE, store_errors
+from app.store.disk import store_errors
 from app.store.store import Store
 
 # What SQLite meets on the way to a database, which says nothing of what is in it.
@@ -86,7 +86,7 @@ def damaged_checkpoints(store: Store) -> Iterator[Finding | None]:
         except FileNotFoundError:
             continue  # its fit has ended in the meantime, or has written the next
         except (CheckpointUnusable, OSError) as error:
-            is_damage = isinstance(error, CheckpointUnusable) or error.errno in NO_FILE
+            is_damage = isinstance(error, CheckpointUnusable)
             aside = partial(Checkpoints(store.workplace).set_aside, path) if is_damage else None
             yield Finding(where, f"a checkpoint: {error}", aside, is_damage)
         else:

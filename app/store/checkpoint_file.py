@@ -8,7 +8,6 @@ which a bit has flipped, is never taken for a state. Nothing here needs torch: `
 import hashlib
 import math
 import os
-import stat
 from collections.abc import Callable, Generator, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,6 +16,8 @@ from typing import IO, Any
 import msgspec
 import numpy as np
 from safetensors import SafetensorError, safe_open
+
+from app.store.disk import NoRegularFile, open_regular
 
 FORMAT = 1
 DIGEST = "sha256"
@@ -127,8 +128,8 @@ def read_steps(path: Path) -> Generator[None, None, Checkpoint]:
         CheckpointUnusable: it is damaged, or of another format.
         OSError: of other kinds, above all FileNotFoundError.
     """
-    yield from verify_steps(path)
     try:
+        yield from _verify_steps(path)
         with safe_open(path, "np") as file:
             checkpoint = Checkpoint(_told(file.metadata()))
             for name in file.keys():  # noqa: SIM118 - no mapping
@@ -141,15 +142,17 @@ def read_steps(path: Path) -> Generator[None, None, Checkpoint]:
                     array[rows] = source[rows]
                     yield
                 checkpoint.arrays[name] = array
+    except NoRegularFile as error:
+        raise CheckpointUnusable(str(error)) from None
     except (SafetensorError, KeyError) as error:
         raise CheckpointUnusable(f"it is no checkpoint of format {FORMAT}: {error}") from None
     return checkpoint
 
 
-def verify_steps(path: Path) -> Generator[None, None, None]:
+def _verify_steps(path: Path) -> Generator[None, None, None]:
     """Raises as ``read_steps`` does where the digest does not hold."""
     digest = hashlib.sha256()
-    with open(path, "rb", buffering=0, opener=_open_regular) as file:
+    with open(path, "rb", buffering=0, opener=open_regular) as file:
         left = os.fstat(file.fileno()).st_size - DIGEST_BYTES
         while left > 0:
             piece = file.read(min(left, PIECE_BYTES))
@@ -169,15 +172,6 @@ def iteration_of(path: Path) -> int:
             return int(_told(file.metadata()).numbers["iteration"])
     except (OSError, SafetensorError, KeyError, CheckpointUnusable):
         return -1
-
-
-def _open_regular(path: str, flags: int) -> int:
-    """No planted link is followed, and no pipe waited for."""
-    descriptor = os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK)
-    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-        os.close(descriptor)
-        raise CheckpointUnusable("it is no regular file")
-    return descriptor
 
 
 def _told(metadata: Mapping[str, str] | None) -> Told:

@@ -21,26 +21,30 @@ class NoRegularFile(Exception):
     """Something else is in a file's place, and will be whenever it is read."""
 
 
-def read_regular(path: Path) -> bytes:
-    """What is in a file; a link that somebody has planted is not followed, and a pipe not waited for.
+def open_regular(path: Path | str, flags: int = os.O_RDONLY) -> int:
+    """A file's descriptor; a link that somebody has planted is not followed, and a pipe not waited for. For `open`'s
+    ``opener``.
 
     Raises:
         NoRegularFile: it is no file.
         OSError: of other kinds, above all FileNotFoundError; or the disk does not give it now.
     """
     try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
-        try:
-            if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-                raise NoRegularFile("it is no regular file")
-            with open(descriptor, "rb", closefd=False) as file:
-                return file.read()
-        finally:
-            os.close(descriptor)
+        descriptor = os.open(path, flags | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
     except OSError as error:
         if error.errno in NO_FILE:
             raise NoRegularFile(os.strerror(error.errno)) from None
         raise
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise NoRegularFile("it is no regular file")
+    return descriptor
+
+
+def read_regular(path: Path) -> bytes:
+    """What is in a file; raises as ``open_regular`` does."""
+    with open(path, "rb", opener=open_regular) as file:
+        return file.read()
 
 
 def write_durably(path: Path, content: bytes) -> None:

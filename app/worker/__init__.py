@@ -1,2 +1,2 @@
 """The worker: the process that owns a device and does all the arithmetic. The HTTP process imports only
-``messages`` and ``frames`` from here; the others import torch."""
+``messages``, ``frames`` and ``launch`` from here: what computes imports torch."""

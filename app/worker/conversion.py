@@ -24,6 +24,11 @@ def nmf_of(fit: Fit, device: torch.device) -> NMF:
     )
 
 
+def mapped(fit: Fit) -> np.ndarray:
+    """The activations of a fit, in their file."""
+    return np.memmap(fit.path, np.float32, "c", fit.data_offset, (fit.rows, fit.n_features))  # "c": never written
+
+
 def fitted_of(
     fit: Fit, nmf: NMF, measured: Measured, losses: np.ndarray, seconds: float
 ) -> tuple[Fitted, np.ndarray, np.ndarray, np.ndarray, np.ndarray]:

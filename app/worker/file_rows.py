@@ -6,11 +6,9 @@ from pathlib import Path
 
 import numpy as np
 
-from app.errors import MalformedBody
-from app.formats.npy_file import LeadsOut, opened, unreadable
+from app.formats.npy_file import unchanged
 from app.worker.messages import Files
 from core.checks import check_scale
-from core.errors import WrongShape
 
 
 class FileRows:
@@ -43,13 +41,8 @@ class FileRows:
     def _read(self, index: int, start: int, stop: int) -> np.ndarray:
         expected = self._files[index]
         before = self._ends[index] - expected.rows
-        try:
-            with opened(self._root, expected.name) as file:
-                file.require_unchanged(expected, self.shape[1])
-                block, largest = file.read_checked(range(start - before, stop - before), clip=self._clip)
-                file.require_unchanged(expected, self.shape[1])
-        except (OSError, MalformedBody, WrongShape, LeadsOut) as error:
-            raise unreadable(self._root, expected.name, error) from None
+        with unchanged(self._root, expected, self.shape[1]) as file:
+            block, largest = file.read_checked(range(start - before, stop - before), clip=self._clip)
         self._largest = max(self._largest, largest)
         return block
 

@@ -27,7 +27,7 @@ from app.store.checkpoint_file import CheckpointUnusable, Rows, Told
 from app.store.disk import fsync_directory
 from app.store.references import Reference
 from app.store.store import Store
-from app.worker.conversion import PROGRESS_SECONDS, fitted_of, nmf_of, rows_of
+from app.worker.conversion import PROGRESS_SECONDS, fitted_of, mapped, nmf_of, rows_of
 from app.worker.file_rows import FileRows
 from app.worker.messages import CheckpointPlace, Files, Fit, FitBegun, FitProgress, FitStopped
 from app.worker.pace import Pace
@@ -212,9 +212,8 @@ class Mapped:
     """One file, all of it at once."""
 
     def __init__(self, fit: Fit) -> None:
-        shape = fit.rows, fit.n_features
         self._max_iter = fit.max_iter
-        self._A = torch.from_numpy(np.memmap(fit.path, np.float32, "c", fit.data_offset, shape))  # "c": never written
+        self._A = torch.from_numpy(mapped(fit))
 
     def steps(self, nmf: NMF, D: np.ndarray | None, state: State | None) -> core.FitSteps:
         return nmf.fit_steps(self._A, max_iter=self._max_iter, D=D, state=state)

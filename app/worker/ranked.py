@@ -30,7 +30,7 @@ from app.store.disk import fsync_directory
 from app.store.references import Reference
 from app.store.store import Store
 from app.worker import frames
-from app.worker.conversion import PROGRESS_SECONDS, fitted_of, nmf_of, rows_of
+from app.worker.conversion import PROGRESS_SECONDS, fitted_of, mapped, nmf_of, rows_of
 from app.worker.loop import failed
 from app.worker.messages import CheckpointPlace, Configure, Fit, FitBegun, FitProgress, Message
 from app.worker.watch import EXIT_CODE, Watch
@@ -62,8 +62,7 @@ def serve(channel: socket.socket, rank: int, size: int, meeting: str) -> None:
     try:
         with joined(store, rank, size, size, device, timedelta(seconds=configuration.patience_seconds)) as ranks:
             models = Store(Path(configuration.store), configuration.objects, was_opened=True)
-            A = np.memmap(fit.path, np.float32, "c", fit.data_offset, (fit.rows, fit.n_features))  # never written
-            RankedFit(fit, ranks, device, models, tell).run(A[share_of(len(A), rank, size)])
+            RankedFit(fit, ranks, device, models, tell).run(mapped(fit)[share_of(fit.rows, rank, size)])
     except RankLost as error:
         logger.error("job %s: %s", fit.job, error)  # whoever is at fault has told it, or is dead
         os._exit(EXIT_CODE)  # torch's threads may still wait for the lost one

@@ -87,7 +87,7 @@ class WorkerDouble(Supervisor):
         codes, converged = rows @ D.T, np.ones(len(rows), np.uint8)
         return [codes, converged, codes.max(axis=1)] if key.reconstruct else [codes, converged]
 
-    async def tell_job(self, job: str, message: ToWorker, listener: JobListener) -> None:
+    def tell_job(self, job: str, message: ToWorker, listener: JobListener) -> None:
         assert isinstance(message, Fit)
         self.fits.append(message)
         self._listener = listener
@@ -109,7 +109,7 @@ class WorkerDouble(Supervisor):
             figures = np.frombuffer(figures_file.written({"uses": np.full(len(D), len(A))}), np.uint8)
             listener(Frame(Fitted(job, 0.01), [D, metrics, np.array([*losses, 2.0]), figures]))
 
-    async def tell(self, message: ToWorker) -> None:
+    def tell(self, message: ToWorker) -> None:
         assert isinstance(message, CancelFit | StopFit)
         if self._listener is not None:
             ended = FitCancelled if isinstance(message, CancelFit) else FitStopped

@@ -460,7 +460,7 @@ def test_a_fit_whose_files_stay_away_fails_in_time(
     monkeypatch.setattr(reach, "REACH_SECONDS", 0.5)
     monkeypatch.setattr(reach, "RETRY_SECONDS", 0.05)
 
-    async def held_up(job: str, message: ToWorker, listener: JobListener) -> None:
+    def held_up(job: str, message: ToWorker, listener: JobListener) -> None:
         listener(Frame(FitBegun(job, 5, 0.0), [np.ones(5)]))
         listener(Frame(FitProgress(job, 8, 20, 2.0, 0.5, 0.1, 0.01)))
         listener(Frame(Failed(job, "DataUnavailable", "the data directory is not there")))
@@ -478,11 +478,11 @@ def test_of_fits_that_wait_for_files_a_few_let_others_go_before(
     monkeypatch.setattr(reach, "RETRY_SECONDS", 0.01)
     is_away, fit = True, worker.tell_job
 
-    async def held_up(job: str, message: ToWorker, listener: JobListener) -> None:
+    def held_up(job: str, message: ToWorker, listener: JobListener) -> None:
         if is_away:
             listener(Frame(Failed(job, "DataUnavailable", "the data directory is not there")))
         else:
-            await fit(job, message, listener)
+            fit(job, message, listener)
 
     monkeypatch.setattr(worker, "tell_job", held_up)
     with TestClient(create_app(settings, supervisor=worker)) as client:

@@ -14,9 +14,11 @@ from app.errors import InvalidFields, JobDamaged, JobsUnavailable, Overloaded, U
 from app.jobs.database import Database
 from app.jobs.jobs import KNOWN, JobLost, Jobs, Record
 from app.jobs.leases import Leases, leases
+from app.problems import Problem
 from app.schemas import Job, ListedJob, Progress
 from app.store.workplace import Workplace
 
+PROBLEM = Problem("x", "X", 500, "it failed")
 SECONDS = 30.0  # of a lease: longer than any of these tests
 
 
@@ -158,7 +160,7 @@ def test_a_key_makes_one_job_whoever_adds_it(replicas: tuple[Replica, Replica]) 
 
 def test_pages_states_and_names(replicas: tuple[Replica, Replica]) -> None:
     ids = [job.id for i in range(5) if (job := replicas[i % 2].add("ab"[i % 2])) is not None]
-    replicas[0].jobs.fail(replicas[0].claim(), {"type": "x"})
+    replicas[0].jobs.fail(replicas[0].claim(), PROBLEM)
 
     def page(before: str | None, **filtered: str | None) -> list[str]:
         told = {"state": None, "name": None} | filtered
@@ -284,7 +286,7 @@ WRITES = {
     "progress": lambda jobs, attempt: jobs.record_progress(attempt, Progress(max_iter=1), [], None),
     "data": lambda jobs, attempt: jobs.record_data(attempt, {"file": "x.npy"}),
     "succeed": lambda jobs, attempt: jobs.succeed(attempt, 1),
-    "fail": lambda jobs, attempt: jobs.fail(attempt, {}),
+    "fail": lambda jobs, attempt: jobs.fail(attempt, PROBLEM),
     "cancelled": lambda jobs, attempt: jobs.end_cancelled(attempt),
     "requeue": lambda jobs, attempt: jobs.requeue(attempt, worker_died=True),
 }

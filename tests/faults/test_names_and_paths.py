@@ -216,7 +216,7 @@ def test_a_link_that_is_planted_after_the_fit_was_accepted(planted: Service) -> 
     planted.client.delete(f"/jobs/{first}")
     job = planted.ended(answer.json()["id"])
     (data / "late.npy").unlink()
-    assert (job["state"], job["error"]["type"]) == ("failed", "invalid-fields"), job
+    assert (job["state"], job["error"]["type"]) == ("failed", "data-changed"), job
     assert "leads out of the data directory" in job["error"]["detail"]
     for id in (first, job["id"]):
         assert planted.client.delete(f"/jobs/{id}").status_code == 204
