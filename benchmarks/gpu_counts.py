@@ -1,8 +1,9 @@
 """``python -m benchmarks.gpu_counts``: what an encode on a GPU takes, counted where there is none.
 
 Triton's interpreter runs the kernels of `core.kernels.cuda` on a few rows of the data that encodes are timed on; what
-is counted does not depend on the machine: rounds, gradients of all concepts by their precision, and products of a
-working set's gram with a vector. Factors of products on tensor cores are rounded as these round them.
+is counted depends on the machine only by way of the dictionaries, which are fitted first: rounds, gradients of all
+concepts by their precision, and products of a working set's gram with a vector. Factors of products on tensor
+cores are rounded as these round them.
 """
 
 import argparse

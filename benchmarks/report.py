@@ -48,8 +48,8 @@ def page(path: Path, results: Mapping[str, Result]) -> str:
 def report(results: Mapping[str, Result]) -> str:
     parts = []
     for name, result in results.items():
-        doc = import_module(f"benchmarks.cases.{name}").__doc__ or ""
-        parts += [f"## {doc.splitlines()[0].rstrip('.')}", provenance(result.made)]
+        title, _, how = (import_module(f"benchmarks.cases.{name}").__doc__ or "").partition("\n")
+        parts += [f"## {title.rstrip('.')}", *filter(None, [how.strip()]), provenance(result.made)]
         parts += [goals_table({name: result})] if result.figures else []
         parts += [detail(table) for table in result.tables]
     return "\n\n".join(parts)

@@ -29,7 +29,9 @@ if not torch.cuda.is_available():
 settings.register_profile("repeated", derandomize=True, deadline=None)
 settings.register_profile("others", deadline=None, print_blob=True)
 settings.load_profile("repeated")
-LEAST = 150  # cases, where all files of tests/faults have run whole
+# Of cases that pass, where all files of tests/faults have run whole; a machine that lacks what some need (PostgreSQL,
+# a browser, the right to mount a disk) skips no more than the rest.
+LEAST, LEAST_SHARE = 150, 0.85
 
 
 @pytest.fixture(autouse=True)
@@ -78,6 +80,12 @@ def _counted(reporter: pytest.TerminalReporter) -> dict[str, int]:
     }
 
 
+def _lacks(counted: dict[str, int]) -> str:
+    """What is missing of the cases that must pass, in words; "" where nothing is."""
+    least = max(LEAST, round(LEAST_SHARE * sum(counted.values())))
+    return f"; at least {least} must pass" if counted["passed"] < least else ""
+
+
 def _all_ran(reporter: pytest.TerminalReporter, config: pytest.Config) -> bool:
     """Whether this was a run of at least all of tests/faults."""
     reports = [
@@ -91,7 +99,7 @@ def _all_ran(reporter: pytest.TerminalReporter, config: pytest.Config) -> bool:
 @pytest.hookimpl(trylast=True)
 def pytest_sessionfinish(session: pytest.Session) -> None:
     reporter = session.config.pluginmanager.get_plugin("terminalreporter")
-    if reporter is not None and _all_ran(reporter, session.config) and _counted(reporter)["passed"] < LEAST:
+    if reporter is not None and _all_ran(reporter, session.config) and _lacks(_counted(reporter)):
         session.exitstatus = pytest.ExitCode.TESTS_FAILED
 
 
@@ -100,5 +108,5 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
     if not any(counted.values()):
         return
     told = ", ".join(f"{count} {outcome}" for outcome, count in counted.items() if count)
-    wanted = f" of at least {LEAST}" * (_all_ran(terminalreporter, config) and counted["passed"] < LEAST)
-    terminalreporter.write_line(f"fault cases: {told}{wanted}")
+    lacks = _lacks(counted) if _all_ran(terminalreporter, config) else ""
+    terminalreporter.write_line(f"fault cases: {told}{lacks}")

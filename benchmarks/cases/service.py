@@ -2,7 +2,9 @@
 
 Every client is a closed loop: it sends a request that was made in advance, waits for the answer, and sends it again.
 All clients are one process, which shares the cores with the server. Servers take turns, and those not asked are
-stopped. Ratios and differences are medians of those of each round.
+stopped. Ratios and differences are medians of those of each round. Where the other server reads another format than
+ours, the ratio is also one of formats: the figure names both. Plain FastAPI computes in the process that answers,
+with no queue, no limits, and no worker whose death it would survive.
 """
 
 from collections.abc import Callable
@@ -18,10 +20,24 @@ from benchmarks.figures import Cell, Figure, Result, Table
 from benchmarks.process import Absent, Failed, TimedOut
 from benchmarks.service.client import Load, closed_loop, exchange
 from benchmarks.service.servers import Server, all_servers, running
-from benchmarks.service.ways import BATCHING_LISTS, FASTAPI_LISTS, LITSERVE_LISTS, NPY, OURS_JSON, WAYS, Way
+from benchmarks.service.ways import (
+    FASTAPI_LISTS,
+    FASTAPI_NPY,
+    LITSERVE_BATCHING_LISTS,
+    LITSERVE_LISTS,
+    MLSERVER_BATCHING_OIP,
+    MLSERVER_OIP,
+    NPY,
+    OURS_JSON,
+    OURS_OIP,
+    WAYS,
+    Way,
+)
 
 ROUND_SECONDS = 0.7
 LIMIT_SECONDS = 60
+OF_LITSERVE = LITSERVE_LISTS, LITSERVE_BATCHING_LISTS  # of which the faster counts
+OF_MLSERVER = MLSERVER_OIP, MLSERVER_BATCHING_OIP
 
 
 @dataclass(frozen=True)
@@ -117,7 +133,7 @@ def _load_all(bench: Bench, servers: dict[str, Server], name: str, data: DataSet
     for way, measured in compared.ways.items():
         server = servers[way.server]
         try:
-            if way == BATCHING_LISTS and pattern.rows > 1:
+            if way in (LITSERVE_BATCHING_LISTS, MLSERVER_BATCHING_OIP) and pattern.rows > 1:
                 raise Absent("such requests are batches of their own")
             with server.awake():
                 measured.difference = _difference(way, server.port, requests[way][0], expected)
@@ -182,12 +198,16 @@ def _figures(title: str, one: Compared, many: Compared, large: Compared) -> list
         *(
             Figure(f"{title}: {compared.pattern}: {way.format}, rows/s over {whom}", value, "×", at_least=goal)
             for compared, way, whom, value, goal in [
-                (many, NPY, "LitServe's", many.times(NPY, LITSERVE_LISTS, BATCHING_LISTS), 10),
-                (many, OURS_JSON, "LitServe's", many.times(OURS_JSON, LITSERVE_LISTS, BATCHING_LISTS), 10),
-                (many, NPY, "plain FastAPI's", many.times(NPY, FASTAPI_LISTS), 2),
-                (many, OURS_JSON, "plain FastAPI's", many.times(OURS_JSON, FASTAPI_LISTS), 2),
-                (large, NPY, "plain FastAPI's", large.times(NPY, FASTAPI_LISTS), 15),
-                (large, OURS_JSON, "plain FastAPI's", large.times(OURS_JSON, FASTAPI_LISTS), 4),
+                (many, NPY, "plain FastAPI's npy", many.times(NPY, FASTAPI_NPY), None),
+                (many, NPY, "plain FastAPI's lists", many.times(NPY, FASTAPI_LISTS), 2),
+                (many, OURS_JSON, "plain FastAPI's lists", many.times(OURS_JSON, FASTAPI_LISTS), 2),
+                (many, NPY, "LitServe's lists", many.times(NPY, *OF_LITSERVE), 10),
+                (many, OURS_JSON, "LitServe's lists", many.times(OURS_JSON, *OF_LITSERVE), 10),
+                (many, OURS_OIP, "MLServer's", many.times(OURS_OIP, *OF_MLSERVER), None),
+                (large, NPY, "plain FastAPI's npy", large.times(NPY, FASTAPI_NPY), None),
+                (large, NPY, "plain FastAPI's lists", large.times(NPY, FASTAPI_LISTS), 15),
+                (large, OURS_JSON, "plain FastAPI's lists", large.times(OURS_JSON, FASTAPI_LISTS), 4),
+                (large, OURS_OIP, "MLServer's", large.times(OURS_OIP, *OF_MLSERVER), None),
             ]
         ),
         Figure(

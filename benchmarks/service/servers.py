@@ -16,13 +16,22 @@ import httpx
 
 from benchmarks.process import Absent, Failed
 from benchmarks.service.client import HOST, get
-from benchmarks.service.ways import BATCHING, ECHO, FASTAPI, LITSERVE, MLSERVER, OURS
+from benchmarks.service.ways import (
+    ECHO,
+    FASTAPI,
+    LITSERVE,
+    LITSERVE_BATCHING,
+    MLSERVER,
+    MLSERVER_BATCHING,
+    OURS,
+)
 from demo.service import free_port, serve_command
 
 ROOT = Path(__file__).parent.parent.parent
 PEERS = Path(sys.prefix) / "peers"  # `make bench` installs each there, apart: their pins exclude each other's
 START_SECONDS = 120
 STOP_SECONDS = 10
+BATCH = {"BATCH": "1"}
 
 
 class Server:
@@ -143,8 +152,9 @@ def all_servers() -> list[Server]:
         Server(ECHO, "uvicorn", "/", module="echo"),
         Server(FASTAPI, "fastapi", "/health", module="plain_fastapi"),
         Server(LITSERVE, "litserve", "/health", module="lit", apart=True),
-        Server(BATCHING, "litserve", "/health", module="lit", apart=True, environment={"BATCH": "1"}),
+        Server(LITSERVE_BATCHING, "litserve", "/health", module="lit", apart=True, environment=BATCH),
         Server(MLSERVER, "mlserver", "/v2/health/ready", module="ml", apart=True),
+        Server(MLSERVER_BATCHING, "mlserver", "/v2/health/ready", module="ml", apart=True, environment=BATCH),
     ]
 
 

@@ -62,8 +62,8 @@ def _read_base64(answer: Answer) -> np.ndarray:
     return np.frombuffer(base64.b64decode(told["base64"]), told["dtype"]).reshape(told["shape"])
 
 
-def _npy(name: str, A: np.ndarray) -> Request:
-    return f"/encode?dictionary={name}", {"Content-Type": "application/x-npy"}, npy(A)
+def _npy_to(path: str) -> Callable[[str, np.ndarray], Request]:
+    return lambda name, A: (f"{path}?dictionary={name}", {"Content-Type": "application/x-npy"}, npy(A))
 
 
 def _read_npy(answer: Answer) -> np.ndarray:
@@ -107,22 +107,30 @@ def _read_open_inference_json(answer: Answer) -> np.ndarray:
 
 
 OURS, ECHO, FASTAPI = "dictserve", "uvicorn alone, echo", "fastapi"
-LITSERVE, BATCHING, MLSERVER = "litserve", "litserve, batching", "mlserver"
+LITSERVE, LITSERVE_BATCHING = "litserve", "litserve, batching"
+MLSERVER, MLSERVER_BATCHING = "mlserver", "mlserver, batching"
 
-NPY = Way(OURS, "npy", _npy, _read_npy)
+NPY = Way(OURS, "npy", _npy_to("/encode"), _read_npy)
 OURS_JSON = Way(OURS, "JSON", _lists("/encode"), _read_lists)
+OURS_OIP = Way(OURS, "OIP JSON", _open_inference_json, _read_open_inference_json)
+FASTAPI_NPY = Way(FASTAPI, "npy", _npy_to("/encode/npy"), _read_npy)
 FASTAPI_LISTS = Way(FASTAPI, "lists", _lists("/encode"), _read_lists)
 LITSERVE_LISTS = Way(LITSERVE, "lists", _lists("/predict"), _read_lists)
-BATCHING_LISTS = Way(BATCHING, "lists", _lists("/predict"), _read_lists)
+LITSERVE_BATCHING_LISTS = Way(LITSERVE_BATCHING, "lists", _lists("/predict"), _read_lists)
+MLSERVER_OIP = Way(MLSERVER, "OIP JSON", _open_inference_json, _read_open_inference_json)
+MLSERVER_BATCHING_OIP = Way(MLSERVER_BATCHING, "OIP JSON", _open_inference_json, _read_open_inference_json)
 WAYS = (
     NPY,
     Way(OURS, "safetensors", _safetensors, _read_safetensors),
     Way(OURS, "OIP binary", _open_inference_binary, _read_open_inference_binary),
     Way(OURS, "base64", _base64, _read_base64),
     OURS_JSON,
-    Way(ECHO, "npy", _npy, None),
+    OURS_OIP,
+    Way(ECHO, "npy", _npy_to("/encode"), None),
+    FASTAPI_NPY,
     FASTAPI_LISTS,
     LITSERVE_LISTS,
-    BATCHING_LISTS,
-    Way(MLSERVER, "OIP JSON", _open_inference_json, _read_open_inference_json),
+    LITSERVE_BATCHING_LISTS,
+    MLSERVER_OIP,
+    MLSERVER_BATCHING_OIP,
 )

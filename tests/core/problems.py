@@ -24,13 +24,14 @@ def planted(
 
 
 def nearly_dependent(kind: str, nb_concepts: int, n_features: int, *, rows: int = 40) -> tuple[Array, Array]:
-    """(A, D), float32: concepts that float32 can hardly tell apart, "smooth", "of low rank" or "nearly one"."""
+    """(A, D), float32: concepts that it hardly tells apart: "smooth", "of low rank", "nearly one" or "copies"."""
     k, d, random = nb_concepts, n_features, np.random.default_rng(nb_concepts)
     at = np.linspace(0, 1, k)[:, None] - np.linspace(0, 1, d)
     D = {
         "smooth": lambda: np.exp(-(at**2) / (2 * 0.05**2)),
         "of low rank": lambda: random.random((k, k // 3)) @ random.random((k // 3, d)),
         "nearly one": lambda: 0.99 * random.exponential(size=(1, d)) + 0.01 * random.exponential(size=(k, d)),
+        "copies": lambda: np.repeat(random.random((k // 2, d)), 2, axis=0) * (1 + 1e-3 * random.random((k, d))),
     }[kind]()
     A = random.exponential(size=(rows, k)) @ D + 0.01 * random.random((rows, d))
     return A.astype(np.float32), D.astype(np.float32)

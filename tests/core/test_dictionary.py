@@ -107,7 +107,7 @@ def test_any_dictionary(
 
 
 @pytest.mark.parametrize(("k", "d"), [(48, 100), (128, 128), (120, 70), (300, 120)])
-@pytest.mark.parametrize("kind", ["smooth", "of low rank", "nearly one"])
+@pytest.mark.parametrize("kind", ["smooth", "of low rank", "nearly one", "copies"])
 def test_concepts_that_nearly_depend_on_each_other(kind: str, k: int, d: int) -> None:
     """What float32 cannot tell apart ends in float64: every row arrives, and is as good as SciPy's to a millionth."""
     A, D = nearly_dependent(kind, k, d)
@@ -119,6 +119,8 @@ def test_concepts_that_nearly_depend_on_each_other(kind: str, k: int, d: int) ->
     assert above_least(A[:10], encoded.codes[:10], D).max() <= 1e-6
     if kind == "smooth":  # which float64 settles throughout
         assert excess(A[:10], encoded.codes[:10], D).max() <= 2e-6
+    in_float64 = Dictionary(D, dtype=torch.float64).encode(A[:10])  # what is left to who wants the least loss itself
+    assert excess(A[:10], in_float64.codes, D).max() <= 1e-6
 
 
 @pytest.mark.parametrize("k", [128, 192, 256, 300])

@@ -1,6 +1,6 @@
 """Servers to compare with. Each is started as ``python -m benchmarks.service.peers.NAME PORT NAME=PATH …``, the
-dictionaries being npy files of D, and answers JSON from the same `core.Dictionary` as our service does;
-echo.py, the floor, sends back what came."""
+dictionaries being npy files of D, and answers from the same `core.Dictionary` as our service does; echo.py, the
+floor, sends back what came."""
 
 import sys
 
@@ -8,6 +8,8 @@ import numpy as np
 
 from core import Dictionary
 from core.warm import warm
+
+BATCH_REQUESTS, BATCH_SECONDS = 64, 0.005  # of those that batch requests
 
 
 def arguments() -> tuple[int, dict[str, str]]:

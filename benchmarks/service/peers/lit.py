@@ -6,10 +6,8 @@ from typing import Any
 import litserve
 import numpy as np
 
-from benchmarks.service.peers import arguments, dictionaries
+from benchmarks.service.peers import BATCH_REQUESTS, BATCH_SECONDS, arguments, dictionaries
 from core import Dictionary
-
-BATCH_REQUESTS, BATCH_SECONDS = 64, 0.005
 
 Rows = tuple[str, np.ndarray]  # of which dictionary, and A
 

@@ -1,6 +1,8 @@
-"""MLServer with its own defaults (one process for HTTP, one for models): the Open Inference Protocol in JSON."""
+"""MLServer with its own defaults (one process for HTTP, one for models): the Open Inference Protocol in JSON; with
+BATCH=1 in the environment its adaptive batching too."""
 
 import json
+import os
 import sys
 import tempfile
 from pathlib import Path
@@ -10,7 +12,7 @@ from mlserver.cli import main
 from mlserver.codecs import NumpyCodec
 from mlserver.types import InferenceRequest, InferenceResponse
 
-from benchmarks.service.peers import arguments, dictionaries
+from benchmarks.service.peers import BATCH_REQUESTS, BATCH_SECONDS, arguments, dictionaries
 from demo.service import free_port
 
 
@@ -29,9 +31,10 @@ class Encode(MLModel):  # type: ignore[misc]
 def write_settings(folder: Path, port: int, paths: dict[str, str]) -> None:
     settings = {"host": "127.0.0.1", "http_port": port, "grpc_port": free_port(), "metrics_port": free_port()}
     (folder / "settings.json").write_text(json.dumps({**settings, "debug": False}))
+    batching = {"max_batch_size": BATCH_REQUESTS, "max_batch_time": BATCH_SECONDS} if "BATCH" in os.environ else {}
     for name, path in paths.items():
         (folder / name).mkdir()
-        told = {"name": name, "implementation": f"{__spec__.name}.Encode", "parameters": {"uri": path}}
+        told = {"name": name, "implementation": f"{__spec__.name}.Encode", "parameters": {"uri": path}, **batching}
         (folder / name / "model-settings.json").write_text(json.dumps(told))
 
 
