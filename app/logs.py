@@ -42,6 +42,7 @@ def configure(format: "LogFormat", level: str) -> None:
     handler = logging.StreamHandler()
     handler.setFormatter(structlog.stdlib.ProcessorFormatter(foreign_pre_chain=shared, processors=final))
     logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
+    logging.captureWarnings(True)
     # It tells, with tracebacks, that lost connections cannot be closed in order: `jobs.database` told of the loss.
     logging.getLogger("sqlalchemy.pool").setLevel(logging.CRITICAL)
 

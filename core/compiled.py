@@ -55,7 +55,7 @@ def compiled(*, parallel: bool = False) -> Callable[[Function], Function]:
             warnings.warn(
                 "no cache directory for compiled kernels is writable, so each process compiles them again; "
                 "set NUMBA_CACHE_DIR to one that is",
-                stacklevel=2,
+                stacklevel=1,  # one place for all kernels: it is told once
             )
             return numba.njit(function, **options)  # type: ignore[no-any-return]
         kernel._cache._cache_file = _Kept(kernel._cache.cache_path, f"{function.__module__}.{function.__name__}")

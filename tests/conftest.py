@@ -49,6 +49,7 @@ def _no_log_is_written_after_its_test() -> Iterator[None]:
         if isinstance(handler.formatter, ProcessorFormatter):  # ours: pytest's come and go with what it captures
             root.removeHandler(handler)
     root.setLevel(level)
+    logging.captureWarnings(False)
 
 
 def named_tests() -> set[tuple[str, str]]:

@@ -135,6 +135,40 @@ def test_kustomize_builds_the_same() -> None:
             assert theirs[identity(manifest)].get("spec") == manifest.get("spec")
 
 
+@pytest.mark.parametrize("there", [None, [], ["old"], ["new"]])
+def test_the_kernels_are_where_they_can_be_written(tmp_path: Path, there: list[str] | None) -> None:
+    """Whether or not there is a place for them already, and whatever another version has left in it."""
+    brought, cache, program = tmp_path / "brought", tmp_path / "cache", tmp_path / "dictserve"
+    brought.mkdir()
+    (brought / "new").write_text("as brought")
+    program.write_text('#!/bin/sh\necho "$@"\n')
+    program.chmod(0o755)
+    if there is not None:
+        cache.mkdir()
+        for name in there:
+            (cache / name).write_text("as left")
+    script = (ROOT / "deploy" / "entrypoint.sh").read_text().replace("/opt/dictserve/kernels", str(brought))
+    environment = {"PATH": f"{tmp_path}:/usr/bin:/bin", "NUMBA_CACHE_DIR": str(cache)}
+    run = subprocess.run(
+        ["sh", "-c", script, "sh", "serve"], env=environment, capture_output=True, text=True, timeout=10
+    )
+    assert (run.stdout, run.stderr) == ("serve\n", "")
+    told = {path.name: path.read_text() for path in cache.iterdir()}
+    assert told == dict.fromkeys(there or [], "as left") | ({} if there == ["new"] else {"new": "as brought"})
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["brought", "cache", "dictserve"]
+
+
+def test_kernels_that_can_be_copied_nowhere_are_told_of(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    script = (ROOT / "deploy" / "entrypoint.sh").read_text().replace("exec dictserve", "echo")
+    environment = {"PATH": "/usr/bin:/bin", "NUMBA_CACHE_DIR": str(tmp_path / "file" / "cache")}
+    run = subprocess.run(
+        ["sh", "-c", script, "sh", "serve"], env=environment, capture_output=True, text=True, timeout=10
+    )
+    assert run.stdout == "serve\n"
+    assert "the kernels cannot be copied" in run.stderr
+
+
 def test_every_setting_that_is_named_is_one() -> None:
     settings = {f"DICTSERVE_{name.upper()}" for name in Settings.model_fields}
     files = [path for path in (ROOT / "deploy").rglob("*") if path.is_file()]

@@ -29,6 +29,7 @@ def serve(
     """Serve over HTTP until SIGTERM, SIGHUP or Ctrl-C. Options win over the environment (DICTSERVE_PORT, …)."""
     import gc
     import logging
+    import signal
 
     _end_when_told()
     gc.disable()  # to look through what imports make, nearly all of which stays, takes a tenth of a start
@@ -69,6 +70,8 @@ def serve(
     gc.enable()
     server = Server(app, _within_open_files(chosen))
     server.run()
+    for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGINT):
+        signal.signal(number, signal.SIG_IGN)  # it has ended in order; another would but spoil what it exits with
     if not server.started:
         sys.exit(1)  # it has told why
 

@@ -34,9 +34,9 @@ PORT = 5432
 FULL_BYTES = 64 * 1024  # of room on a disk, with less than which SQLite cannot begin
 
 # What passes by itself, or once somebody has made room: https://www.sqlite.org/rescode.html, by the primary code,
+LOCKED_OF_SQLITE = {sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED}
 PASSING_OF_SQLITE = {
-    sqlite3.SQLITE_BUSY,
-    sqlite3.SQLITE_LOCKED,
+    *LOCKED_OF_SQLITE,
     sqlite3.SQLITE_NOMEM,
     sqlite3.SQLITE_IOERR,
     sqlite3.SQLITE_FULL,
@@ -192,8 +192,8 @@ def _make_durable(connection: Any, _: object) -> None:
         try:
             cursor.execute("PRAGMA journal_mode = WAL")
             break
-        except sqlite3.OperationalError:  # on a new file SQLite does not wait for others who set it too
-            if time.monotonic() > deadline:
+        except sqlite3.OperationalError as error:  # on a new file SQLite does not wait for others who set it too
+            if _code_of_sqlite(error) not in LOCKED_OF_SQLITE or time.monotonic() > deadline:
                 raise
             time.sleep(0.02)
     cursor.execute("PRAGMA synchronous = FULL")
@@ -255,6 +255,8 @@ def _told(error: Exception) -> object:
         return f"the certificate of its server is not trusted: {cause.verify_message}"
     if isinstance(cause, OSError) and "timed out" in str(cause):
         return "its server does not answer"
+    if _code_of_sqlite(error) == sqlite3.SQLITE_READONLY:
+        return "this user may not write its file, or those beside it (-wal, -shm)"
     told = cause.args[0] if cause.args else None
     if told == "Server refuses SSL":
         return "its server has no TLS, which sslmode asks for"

@@ -114,11 +114,12 @@ def database_fault(path: Path) -> Finding | None:
 
 
 def _quick_check(path: Path) -> str:
-    # On a file system that is only read SQLite cannot make the files by which it reads a log of writes. Where there
-    # is no log, as a service leaves it that has stopped, it needs none, and nobody can write meanwhile.
+    # Beside a database whose log of writes it may have to read SQLite makes files, which are then of whoever checks
+    # (root's, maybe, where the service is another user), and which it cannot make where it may only read. Where there
+    # is no log, as a service leaves it that has stopped, it needs none.
     log = path.with_name(f"{path.name}-wal")
-    has_log = log.exists() and log.stat().st_size > 0
-    mode = "mode=ro" if has_log or os.access(path.parent, os.W_OK) else "immutable=1"
+    has_log = log.exists() and (log.stat().st_size > 0 or os.access(path.parent, os.W_OK))
+    mode = "mode=ro" if has_log else "immutable=1"
     with closing(sqlite3.connect(f"{path.absolute().as_uri()}?{mode}", uri=True, timeout=10)) as connection:
         told: str = connection.execute("PRAGMA quick_check(1)").fetchone()[0]
     return told

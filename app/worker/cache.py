@@ -9,6 +9,9 @@ from core import Dictionary
 Key = tuple[str, int, Dtype]
 
 
+OVERHEAD_BYTES = 8192  # of an entry beside its numbers: small ones are more of that than of these
+
+
 class DictionaryCache:
     """The least recently used goes first when the bytes run out; the one in use always stays."""
 
@@ -16,6 +19,8 @@ class DictionaryCache:
         self._max_bytes = max_bytes
         self._prepare = prepare
         self._prepared: OrderedDict[Key, Dictionary] = OrderedDict()
+        self._bytes: dict[Key, int] = {}
+        self._total = 0  # of these: there may be a hundred thousand, and it is asked for each second
 
     def __len__(self) -> int:
         return len(self._prepared)
@@ -24,16 +29,31 @@ class DictionaryCache:
     def nbytes(self) -> int:
         """Of all, on the device and on the CPU. One may come to take more as it is used: the next that is prepared
         makes room for that."""
-        return sum(dictionary.nbytes for dictionary in self._prepared.values())
+        self._measure_latest()
+        return self._total
 
     def clear(self) -> None:
         self._prepared.clear()
+        self._bytes.clear()
+        self._total = 0
 
     def get(self, name: str, version: int, dtype: Dtype) -> Dictionary:
         key = (name, version, dtype)
-        if key not in self._prepared:
-            self._prepared[key] = self._prepare(name, version, dtype)
-            while self.nbytes > self._max_bytes and len(self._prepared) > 1:
-                self._prepared.popitem(last=False)
-        self._prepared.move_to_end(key)
+        self._measure_latest()
+        if key in self._prepared:
+            self._prepared.move_to_end(key)
+            return self._prepared[key]
+        self._prepared[key] = self._prepare(name, version, dtype)
+        self._measure_latest()
+        while self._total > self._max_bytes and len(self._prepared) > 1:
+            gone, _ = self._prepared.popitem(last=False)
+            self._total -= self._bytes.pop(gone)
         return self._prepared[key]
+
+    def _measure_latest(self) -> None:
+        """Anew: it alone can have been used since it was measured."""
+        if self._prepared:
+            key = next(reversed(self._prepared))
+            before = self._bytes.get(key, 0)
+            self._bytes[key] = self._prepared[key].nbytes + OVERHEAD_BYTES
+            self._total += self._bytes[key] - before

@@ -173,6 +173,16 @@ def test_a_name_that_a_disk_does_not_give_for_a_moment_ends_no_check(
     assert told.endswith("1 versions are whole, 0 damaged, 1 cannot be read\n")
 
 
+def test_nothing_is_left_beside_a_database_that_was_looked_at(store: Store) -> None:
+    """By root, say, whose files the service could not write."""
+    database = Database(f"sqlite:///{store.workplace.database}")
+    database.open()
+    database.close()
+    before = sorted(store.workplace.directory.iterdir())
+    assert run(store)[0] == 0
+    assert sorted(store.workplace.directory.iterdir()) == before
+
+
 def test_a_database_that_a_disk_does_not_give_is_not_damaged(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     def failing(path: Path) -> str:
         error = sqlite3.OperationalError("disk I/O error")

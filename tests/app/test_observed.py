@@ -205,3 +205,12 @@ except ZeroDivisionError:
 )
 def test_what_is_no_traceparent(text: str) -> None:
     assert logs.trace_id(text) is None
+
+
+def test_warnings_are_lines_too() -> None:
+    code = "import warnings; from app import logs; logs.configure('json', 'info'); warnings.warn('slow\\nstart')"
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    (line,) = run.stderr.splitlines()
+    told = json.loads(line)
+    assert told["level"] == "warning"
+    assert "slow\nstart" in told["event"]

@@ -15,7 +15,7 @@ import pytest
 from fastapi.testclient import TestClient
 
 from app.errors import JobsAway, JobsUnavailable, StoreFull, StoreUnavailable
-from app.jobs.database import Database
+from app.jobs.database import LOCK_SECONDS, Database
 from app.jobs.one_database import MARKER, claim
 from app.main import create_app
 from app.settings import Settings
@@ -285,3 +285,15 @@ def test_a_start_says_whose_the_store_is_in_a_line(settings: Settings, tmp_path:
     assert line.startswith(
         f"dictserve: {OTHER}, as {settings.store}/.dictserve/{MARKER} tells: set DICTSERVE_DATABASE"
     )
+
+
+def test_a_file_that_may_only_be_read_is_told_at_once(tmp_path: Path) -> None:
+    """And not tried for as long as one that others have locked."""
+    path = tmp_path / "jobs.sqlite3"
+    with closing(sqlite3.connect(path)) as connection:
+        connection.execute("CREATE TABLE others (a)")
+    database = Database(f"sqlite:///file:{path}?mode=ro&uri=true")
+    begun = time.monotonic()
+    with pytest.raises(JobsUnavailable, match="this user may not write its file"):
+        database.open()
+    assert time.monotonic() - begun < LOCK_SECONDS

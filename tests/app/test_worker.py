@@ -4,6 +4,7 @@ import logging
 import select
 import socket
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from itertools import pairwise
 from pathlib import Path
@@ -21,7 +22,7 @@ from app.store import figures_file
 from app.store.store import Store
 from app.supervisor import error_of
 from app.worker import device, frames, loop
-from app.worker.cache import DictionaryCache
+from app.worker.cache import OVERHEAD_BYTES, DictionaryCache
 from app.worker.device import DeviceFailed
 from app.worker.fitting import Fitting
 from app.worker.launch import channel
@@ -47,6 +48,7 @@ from core.warm import warm_encodes
 from tests.app.conftest import D, publish
 from tests.core.problems import planted
 
+MIB = 1 << 20
 A = np.random.default_rng(0).random((50, 2), np.float32) @ D
 
 
@@ -459,14 +461,36 @@ def test_each_dtype_has_a_preparation_of_its_own(turned: Turned, loads: list[int
 
 def test_what_a_dictionary_comes_to_take_is_counted() -> None:
     """One on a GPU, once a row had to be ended by the CPU."""
-    made: dict[str, Any] = {name: SimpleNamespace(nbytes=4) for name in "abc"}
-    cache = DictionaryCache(10, lambda name, version, dtype: made[name])
+    made: dict[str, Any] = {name: SimpleNamespace(nbytes=4 * MIB) for name in "abc"}
+    cache = DictionaryCache(10 * MIB, lambda name, version, dtype: made[name])
     for name in "ab":
         cache.get(name, 1, "float32")
-    made["b"].nbytes = 7
-    assert (len(cache), cache.nbytes) == (2, 11)
+    made["b"].nbytes = 7 * MIB
+    assert (len(cache), cache.nbytes) == (2, 11 * MIB + 2 * OVERHEAD_BYTES)
     cache.get("c", 1, "float32")
-    assert (len(cache), cache.nbytes) == (1, 4)
+    assert (len(cache), cache.nbytes) == (1, 4 * MIB + OVERHEAD_BYTES)
+    cache.clear()
+    assert (len(cache), cache.nbytes) == (0, 0)
+
+
+def test_what_is_kept_is_counted_once_however_much_there_is() -> None:
+    """Each measured anew at each request for another, thousands held up every encode for as many milliseconds."""
+    asked: Counter[int] = Counter()
+
+    class Small:
+        def __init__(self, number: int) -> None:
+            self.number = number
+
+        @property
+        def nbytes(self) -> int:
+            asked[self.number] += 1
+            return 100
+
+    cache = DictionaryCache(50 * (100 + OVERHEAD_BYTES), lambda _, version, __: Small(version))  # type: ignore[arg-type, return-value]
+    for version in range(200):
+        cache.get("a", version, "float32")
+    assert (len(cache), cache.nbytes) == (50, 50 * (100 + OVERHEAD_BYTES))
+    assert max(asked.values()) <= 3
 
 
 @pytest.mark.parametrize("seconds", [0.0, 0.05, 0.4])

@@ -237,6 +237,16 @@ def test_it_is_ended_in_order(no_nohup: None, mortal: Service) -> None:
     assert mortal.client.delete(f"/jobs/{id}").json()["state"] == "cancelled"
 
 
+def test_it_has_ended_in_order_however_often_it_is_told(mortal: Service) -> None:
+    """Also in the moment in which Python has put back what ends a process at once."""
+    assert mortal.process is not None
+    while mortal.process.poll() is None:
+        mortal.process.send_signal(signal.SIGTERM)
+        time.sleep(0.005)
+    assert mortal.process.wait() == 0
+    mortal.start()
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
 def test_it_is_ended_in_order_while_it_starts(no_nohup: None, tmp_path: Path, number: int) -> None:
     """By a handler of its own: the first process of a container is not ended by a signal that it has none for."""
