@@ -10,7 +10,7 @@ Torch and numba are imported only where they are needed: this module is loaded w
 import os
 import threading
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,13 +24,22 @@ if TYPE_CHECKING:
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 
-def quota(cpu_max: Path = Path("/sys/fs/cgroup/cpu.max")) -> int | None:
-    """Whole cores that the container may use, None where it is not limited."""
+def quota(membership: Path = Path("/proc/self/cgroup"), root: Path = Path("/sys/fs/cgroup")) -> int | None:
+    """Whole cores that this process's control group and those above it may use, None where none is limited.
+
+    A container sees its own group as the root of all; a service of systemd's lies below it.
+    """
     try:
-        allowed, period = cpu_max.read_text().split()
-        return max(1, int(allowed) // int(period))
-    except (OSError, ValueError):  # not in a control group, or "max"
+        (path,) = (line[3:] for line in membership.read_text().splitlines() if line.startswith("0::"))
+    except (OSError, ValueError):  # no control groups of version 2
         return None
+    limits = []
+    for group in (inner := root / path.strip("/"), *inner.parents):
+        if group.is_relative_to(root):
+            with suppress(OSError, ValueError):  # none of its own, or "max"
+                allowed, period = (group / "cpu.max").read_text().split()
+                limits.append(max(1, int(allowed) // int(period)))
+    return min(limits, default=None)
 
 
 # More threads than the container may run at once are all put to sleep together when its share is used up.

@@ -140,8 +140,19 @@ def test_threads_share_a_dictionary_without_openmp() -> None:
 
 
 def test_quota(tmp_path: Path) -> None:
-    file = tmp_path / "cpu.max"
-    assert quota(file) is None
+    membership, root = tmp_path / "cgroup", tmp_path / "groups"
+    unit = root / "system.slice" / "dictserve.service"
+    unit.mkdir(parents=True)
+    (tmp_path / "cpu.max").write_text("100000 100000")  # beyond the root: nobody's
+    assert quota(membership, root) is None
+    membership.write_text("1:cpu:/elsewhere\n0::/\n")
+    assert quota(membership, root) is None
     for text, cores in (("max 100000", None), ("250000 100000", 2), ("50000 100000", 1)):
-        file.write_text(text)
-        assert quota(file) == cores
+        (root / "cpu.max").write_text(text)
+        assert quota(membership, root) == cores
+    membership.write_text("0::/system.slice/dictserve.service\n")
+    for text, least in (("max 100000", 3), ("250000 100000", 2), ("400000 100000", 3)):
+        (root / "cpu.max").unlink(missing_ok=True)
+        (unit.parent / "cpu.max").write_text("300000 100000")
+        (unit / "cpu.max").write_text(text)
+        assert quota(membership, root) == least
