@@ -35,13 +35,13 @@ class Outage:
         try:
             yield
         except (JobsUnavailable, StoreUnavailable) as error:
-            self.goes_on(error)
+            self.note(error)
         except Exception as error:
-            self.goes_on(error, is_expected=False)
+            self.note(error, is_expected=False)
         else:
-            self.is_over()
+            self.end()
 
-    def goes_on(self, error: Exception, *, is_expected: bool = True) -> None:
+    def note(self, error: Exception, *, is_expected: bool = True) -> None:
         """It has failed (again). The same words with other numbers, of the bytes that are free say, are nothing new;
         what nobody expects is told with where it was raised."""
         if self._told is None:
@@ -50,7 +50,7 @@ class Outage:
             self._told = told
             logger.log(self._level, "%s: %s", self._what, error, exc_info=None if is_expected else error)
 
-    def is_over(self) -> None:
+    def end(self) -> None:
         """It has not failed."""
         if self._told is not None:
             self._told = None

@@ -98,9 +98,9 @@ class Services:
                     await asyncio.to_thread(self._open_jobs)
                 await self.fits.start()
             except (JobsUnavailable, StoreUnavailable) as error:
-                outage.goes_on(error)
+                outage.note(error)
                 return False
-            outage.is_over()
+            outage.end()
             return True
 
         async def start_in_the_end() -> None:

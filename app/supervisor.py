@@ -182,7 +182,7 @@ class Supervisor:
             self._restarts += 1
             self._last_end = reason
             gone = WorkerUnavailable(f"the worker on {self._device} {reason}; another is started")
-            self._outage.goes_on(unexpected or gone, is_expected=unexpected is None)
+            self._outage.note(unexpected or gone, is_expected=unexpected is None)
             await asyncio.sleep(backoff)
             backoff = min(2 * backoff, MAX_BACKOFF_SECONDS)
 
@@ -310,7 +310,7 @@ class Supervisor:
         self._heard_at = time.monotonic()
         match frame.message:
             case Ready(device, software, devices):
-                self._outage.is_over()
+                self._outage.end()
                 # What "auto" has found stays: a service whose GPU has gone is not to go on without, unnoticed.
                 self._device, self._outage = device, _without_worker(device)
                 self._count(devices)

@@ -277,7 +277,7 @@ class AsyncJob(JobRecord):
                     yield progress
             if following.ended:
                 break
-            for progress in following.looked(await self._look(following)):
+            for progress in following.take_record(await self._look(following)):
                 self.record = following.record
                 yield progress
             self.record = following.record
@@ -305,7 +305,7 @@ class AsyncJob(JobRecord):
                             following.listens
                             and (chunk := await _in_time(anext(chunks, None), following)) is not None
                         ):
-                            for progress in following.heard(chunk):
+                            for progress in following.feed(chunk):
                                 yield progress
         except (httpx.TransportError, httpx.DecodingError) as error:
             following.broke_off(error)

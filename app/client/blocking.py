@@ -324,7 +324,7 @@ class Job(JobRecord):
                     yield progress
             if following.ended:
                 break
-            for progress in following.looked(self._look(following)):
+            for progress in following.take_record(self._look(following)):
                 self.record = following.record
                 yield progress
             self.record = following.record
@@ -350,7 +350,7 @@ class Job(JobRecord):
             ):
                 if following.opened(response.status_code, response.headers):
                     for chunk in response.iter_bytes():
-                        yield from following.heard(chunk)
+                        yield from following.feed(chunk)
                         if not following.listens:
                             return
         except (httpx.TransportError, httpx.DecodingError) as error:

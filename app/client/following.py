@@ -55,7 +55,7 @@ class Following:
 
     def request(self) -> dict[str, Any]:
         """What httpx is told, to ask for the events. Those that have been told are not told again."""
-        self._hears()
+        self._restart_quiet()
         quiet = Left(self._refuse_quiet)
         return {
             "method": "GET",
@@ -101,7 +101,7 @@ class Following:
         self.has_stream = status != 200 or headers.get("content-type", "").startswith(EVENT_STREAM)
         return status == 200 and self.has_stream
 
-    def heard(self, chunk: bytes) -> Iterator[Progress]:
+    def feed(self, chunk: bytes) -> Iterator[Progress]:
         """What a piece of the stream tells.
 
         Raises:
@@ -113,14 +113,14 @@ class Following:
             del self._text[: end + 2]
             yield from self._event(event)
         self._refuse_late()
-        self._hears()
+        self._restart_quiet()
 
     def broke_off(self, error: httpx.RequestError) -> None:
         """The stream did. It is asked for again, unless something in between has garbled it."""
         if isinstance(error, httpx.DecodingError):
             self.has_stream = False
 
-    def looked(self, record: Record) -> Iterator[Progress]:
+    def take_record(self, record: Record) -> Iterator[Progress]:
         """What the job's record tells, if that is anything new."""
         before, self.record = self.record["progress"], record
         if record["progress"] != before:
@@ -139,16 +139,16 @@ class Following:
         fields = dict(line.partition(": ")[::2] for line in event.decode().split("\n"))
         self._last_event_id = fields.get("id", self._last_event_id)
         if fields.get("event") == "end":
-            yield from self.looked(known(self.record | _object(fields["data"]), OF_JOBS))
+            yield from self.take_record(known(self.record | _object(fields["data"]), OF_JOBS))
         elif fields.get("event") == "progress":
             progress = _object(fields["data"])
             state = progress.pop("state", "running")  # where an earlier service does not say
-            yield from self.looked(known(self.record | {"state": state, "progress": progress}, OF_JOBS))
+            yield from self.take_record(known(self.record | {"state": state, "progress": progress}, OF_JOBS))
 
     def _left(self) -> float:
         return math.inf if self._deadline is None else self._deadline - time.monotonic()
 
-    def _hears(self) -> None:
+    def _restart_quiet(self) -> None:
         """From now on the stream may be quiet for so long: a moment at least, for a job is looked at once, however
         short the time."""
         self._quiet_until = time.monotonic() + min(max(self._left(), MOMENT_SECONDS), QUIET_SECONDS)

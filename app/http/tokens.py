@@ -112,7 +112,7 @@ class TokenFile:
     def _renew(self) -> None:
         state, now = self._now(), time.monotonic()
         if state == self._state:  # the one that is known, or that again
-            self._outage.is_over()
+            self._outage.end()
             return
         if state == self._failed and now < self._retry_at:
             return
@@ -121,10 +121,10 @@ class TokenFile:
                 raise TokensUnreadable(f"the tokens file {self._path} is no file any more")  # to open one may wait
             fresh = _read(self._path)
         except TokensUnreadable as error:
-            self._outage.goes_on(error)
+            self._outage.note(error)
             self._failed, self._retry_at = state, now + RETRY_SECONDS
             return
-        self._outage.is_over()
+        self._outage.end()
         self._state = state  # which was so before it was read: what has changed since is read the next time
         known = {(caller.hash, limit): a for caller in self._callers for limit, a in caller.allowances.items()}
         for caller in fresh:  # a limit that stays keeps what has been used of it

@@ -383,7 +383,7 @@ class Fits:
                         if record is not None:
                             runner.take(record)
                     if record is not None:
-                        outage.is_over()  # and not when the fit is
+                        outage.end()  # and not when the fit is
                         await runner.run()
                 finally:
                     runner.step_aside()

@@ -44,15 +44,15 @@ class Patience:
         most = self._away_seconds if isinstance(error, StoreAway) else None
         if now - self._since > (REACH_SECONDS if most is None else most):
             raise error
-        self._outage.goes_on(error)
+        self._outage.note(error)
         await asyncio.sleep(RETRY_SECONDS)
         if self._stopped is not None and self._stopped.is_set():
             raise Cancelled
 
-    def is_over(self) -> None:
-        """It is there."""
+    def reset(self) -> None:
+        """What was away is there: its time begins anew."""
         self._since = None
-        self._outage.is_over()
+        self._outage.end()
 
 
 async def reach(threads: Threads, patience: Patience, call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
@@ -68,5 +68,5 @@ async def reach(threads: Threads, patience: Patience, call: Callable[P, T], *arg
         except StoreUnavailable as error:
             await patience.wait(error)
         else:
-            patience.is_over()
+            patience.reset()
             return reached

@@ -32,10 +32,10 @@ class Records:
             try:
                 done = await self.write(call, *args, **kwargs)
             except JobsUnavailable as error:
-                outage.goes_on(error)
+                outage.note(error)
                 await asyncio.sleep(RETRY_SECONDS)
             else:
-                outage.is_over()
+                outage.end()
                 return done
 
     def shutdown(self) -> None:

@@ -256,7 +256,7 @@ class Runner:
                         await self._write_progress(running)
                 case FitProgress() as told:
                     if told.iteration > running.held_up_at:
-                        patience.is_over()
+                        patience.reset()
                     running.note(told)
                     if asyncio.get_running_loop().time() >= next_writing:
                         await self._write_progress(running)
@@ -303,7 +303,7 @@ class Runner:
             except (DataUnavailable, StoreUnavailable) as error:
                 if read > furthest:  # they were there in between
                     furthest = read
-                    patience.is_over()
+                    patience.reset()
                 await self._wait_aside(patience, error)
         raise Cancelled
 
@@ -386,11 +386,11 @@ class Runner:
         try:
             if not await self._records.write(self._jobs.record_progress, running.record, **running.told()):
                 self._stop_attempt(running)
-            self._unwritten.is_over()
+            self._unwritten.end()
         except JobLost:
             self._stop_attempt(running)
         except JobsUnavailable as error:
-            self._unwritten.goes_on(error)
+            self._unwritten.note(error)
 
     def _place(self, job: Job) -> Supervisor | RankProcesses:
         """Where the job runs."""

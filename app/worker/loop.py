@@ -171,10 +171,10 @@ class Worker:
             raise
         except StoreUnavailable as error:
             outage = Outage(f"{reference} cannot be loaded", logging.WARNING)
-            self._unread.setdefault(reference, outage).goes_on(error)
+            self._unread.setdefault(reference, outage).note(error)
             raise
         if (over := self._unread.pop(reference, None)) is not None:
-            over.is_over()
+            over.end()
         return weights
 
     # -- fit ----------------------------------------------------------------------------------------------

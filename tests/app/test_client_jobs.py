@@ -99,7 +99,7 @@ def test_a_job_that_goes_back_into_the_queue_is_known_to_be_there() -> None:
     followed.opened(200, {"content-type": "text/event-stream"})
     states = []
     for state in ("queued", "running", "queued"):
-        list(followed.heard(event("progress", PROGRESS | {"iteration": 2, "state": state}, "1-2")))
+        list(followed.feed(event("progress", PROGRESS | {"iteration": 2, "state": state}, "1-2")))
         states.append(followed.record["state"])
     assert states == ["queued", "running", "queued"]
 

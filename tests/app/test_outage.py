@@ -12,12 +12,12 @@ from app.outage import Outage
 
 def test_it_is_told_once_and_again_where_something_else_is_wrong(caplog: pytest.LogCaptureFixture) -> None:
     outage = Outage("nothing can be done")
-    outage.is_over()
+    outage.end()
     for error in (OSError("a"), OSError("a"), OSError("b"), ValueError("b"), ValueError("b")):
-        outage.goes_on(error)
-    outage.is_over()
-    outage.is_over()
-    outage.goes_on(ValueError("b"))
+        outage.note(error)
+    outage.end()
+    outage.end()
+    outage.note(ValueError("b"))
     told = [record.getMessage() for record in caplog.records]
     assert [line for line in told if "over" not in line] == [
         f"nothing can be done: {what}" for what in ("a", "b", "b", "b")
@@ -29,7 +29,7 @@ def test_it_is_told_once_and_again_where_something_else_is_wrong(caplog: pytest.
 def test_other_numbers_are_nothing_else(caplog: pytest.LogCaptureFixture) -> None:
     outage = Outage("nothing can be done")
     for free in (17, 4096, 23):
-        outage.goes_on(OSError(f"the disk has {free} bytes"))
+        outage.note(OSError(f"the disk has {free} bytes"))
     assert [record.getMessage() for record in caplog.records] == ["nothing can be done: the disk has 17 bytes"]
 
 
@@ -39,7 +39,7 @@ def test_what_nobody_expects_is_told_with_its_place(caplog: pytest.LogCaptureFix
         try:
             raise RuntimeError("a")
         except RuntimeError as error:
-            outage.goes_on(error, is_expected=False)
+            outage.note(error, is_expected=False)
     (record,) = caplog.records
     assert record.exc_info is not None
 
