@@ -101,7 +101,9 @@ def fit(A: object, parameters: Mapping[str, Parameter], files: Files | None = No
     if files is None:
         return Call("POST", "/fit", answers.job, _query(parameters), headers, body_of(A))
     patterns = [os.fspath(each) for each in ([files] if isinstance(files, str | os.PathLike) else files)]
-    told = {name: _told(value) for name, value in parameters.items() if value is not None} | {"files": patterns}
+    told = {name: _as_reference(value) for name, value in parameters.items() if value is not None} | {
+        "files": patterns
+    }
     return Call("POST", "/fit", answers.job, {}, headers, _json(told))
 
 
@@ -251,7 +253,7 @@ def _whole(index: int) -> int:
         raise TypeError(f"a concept is told by its index, a whole number, and not by {index!r:.60}") from None
 
 
-def _told(value: Parameter) -> Parameter:
+def _as_reference(value: Parameter) -> Parameter:
     return reference_of(value) if hasattr(value, "reference") else value
 
 
@@ -286,7 +288,7 @@ def _json(told: Mapping[str, Any]) -> Held:
 def _query(parameters: Mapping[str, Parameter]) -> dict[str, str]:
     """Raises InvalidRequest: a name in it is not UTF-8."""
     return {
-        name: str(value).lower() if isinstance(value, bool) else _text(str(_told(value)))
+        name: str(value).lower() if isinstance(value, bool) else _text(str(_as_reference(value)))
         for name, value in parameters.items()
         if value is not None
     }

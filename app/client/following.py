@@ -111,7 +111,7 @@ class Following:
         while (end := self._text.find(b"\n\n")) >= 0:
             event = bytes(self._text[:end])
             del self._text[: end + 2]
-            yield from self._event(event)
+            yield from self._take_event(event)
         self._refuse_late()
         self._restart_quiet()
 
@@ -126,16 +126,16 @@ class Following:
         if record["progress"] != before:
             yield progress_of(record)
 
-    def _event(self, event: bytes) -> Iterator[Progress]:
+    def _take_event(self, event: bytes) -> Iterator[Progress]:
         before = self.record
         try:
-            told = list(self._told(event))
+            news = list(self._read_event(event))
         except (ValueError, LookupError, RecursionError, UnreadableAnswer):  # something in between has changed it
             self.record, self.has_stream = before, False
             return
-        yield from told
+        yield from news
 
-    def _told(self, event: bytes) -> Iterator[Progress]:
+    def _read_event(self, event: bytes) -> Iterator[Progress]:
         fields = dict(line.partition(": ")[::2] for line in event.decode().split("\n"))
         self._last_event_id = fields.get("id", self._last_event_id)
         if fields.get("event") == "end":

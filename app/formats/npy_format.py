@@ -117,7 +117,7 @@ def _header_of(dtype: np.dtype[np.generic], shape: tuple[int, ...]) -> bytes:
     return header.getvalue()
 
 
-def _told(value: object) -> str:
+def _shown(value: object) -> str:
     try:
         return str(value)[:60]
     except ValueError:  # a number of thousands of digits
@@ -140,7 +140,7 @@ def _boolean(value: object) -> bool:
 
 def _shape(value: object) -> tuple[int, ...]:
     if not isinstance(value, tuple) or not all(type(n) is int and n >= 0 for n in value):
-        raise MalformedBody(f"shape {_told(value)!r} in the npy header is not a tuple of sizes")
+        raise MalformedBody(f"shape {_shown(value)!r} in the npy header is not a tuple of sizes")
     if any(n.bit_length() > MOST_BITS for n in value):  # by hexadecimal digits; too many to be told in others
         raise MalformedBody("shape in the npy header tells of more than any array has")
     if len(value) > MAX_DIMENSIONS:

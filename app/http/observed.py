@@ -46,7 +46,7 @@ class Observed:
             return
         begun = time.perf_counter()
         id = id_of(scope)
-        logs.of_request.set(_told_of(scope))
+        logs.of_request.set(_log_fields(scope))
         status = "gone"  # the client, before it had an answer
         is_read = scope["method"] in ("GET", "HEAD")
 
@@ -90,16 +90,16 @@ def id_of(scope: Scope) -> bytes:
 
 def log_unserved(scope: Scope, status: str, seconds: float) -> None:
     """The line of a request that no app was asked, on its behalf."""
-    before = logs.of_request.set(_told_of(scope))
+    before = logs.of_request.set(_log_fields(scope))
     _log(scope, status, seconds)
     logs.of_request.reset(before)
 
 
-def _told_of(scope: Scope) -> dict[str, str]:
-    told = {"request_id": id_of(scope).decode()}
+def _log_fields(scope: Scope) -> dict[str, str]:
+    fields = {"request_id": id_of(scope).decode()}
     if (trace := logs.trace_id(header(scope, b"traceparent"))) is not None:
-        told["trace_id"] = trace
-    return told
+        fields["trace_id"] = trace
+    return fields
 
 
 def _method(scope: Scope) -> str:

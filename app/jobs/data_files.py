@@ -104,7 +104,7 @@ class DataFiles:
             except LeadsOut as error:
                 raise InvalidFields.at("files", msg=str(error)) from None
             except (OSError, MalformedBody, WrongShape) as error:
-                raise self._refusal(name, error, "files", told=name) from None
+                raise self._refusal(name, error, "files", shown=name) from None
             if width > settings.max_features:
                 msg = f"{name} has {width} columns; at most {settings.max_features} are taken"
                 raise InvalidFields.at("files", msg=msg)
@@ -151,24 +151,24 @@ class DataFiles:
         root, limit = self._directory(), self._settings.max_files
         for index, pattern in enumerate(patterns):
             if (why := _why_not_taken(pattern)) is not None:
-                raise InvalidFields.at("files", index, msg=f"{_told(pattern)} is not taken: {why}")
+                raise InvalidFields.at("files", index, msg=f"{_quoted(pattern)} is not taken: {why}")
         walk = _Walk(root, patterns, limit, require_wanted)
         try:
             walk.to_its_end()
         except OSError as error:
             pattern = patterns[walk.at]
-            raise self._refusal(pattern, error, "files", walk.at, told=_told(pattern)) from None
+            raise self._refusal(pattern, error, "files", walk.at, shown=_quoted(pattern)) from None
         names: dict[str, None] = {}
         for index, found in enumerate(walk.found):
-            told = _told(patterns[index])
+            shown = _quoted(patterns[index])
             if not found:
                 self._require_there()
-                msg = f"{told} matches no file of the data directory"
+                msg = f"{shown} matches no file of the data directory"
                 if (link := walk.led_out.get(index)) is not None:
                     msg = f"{link if _is_text(link) else ascii(link)} leads out of the data directory"
                 raise InvalidFields.at("files", index, msg=msg)
             if (unnamed := next((name for name in found if not _is_text(name)), None)) is not None:
-                msg = f"{told} matches {unnamed!a}, whose name is not UTF-8; rename it"
+                msg = f"{shown} matches {unnamed!a}, whose name is not UTF-8; rename it"
                 raise InvalidFields.at("files", index, msg=msg)
             names.update(dict.fromkeys(sorted(found)))
             if len(names) > limit:
@@ -185,11 +185,13 @@ class DataFiles:
         if is_empty:
             raise DataUnavailable("the data directory is empty now")
 
-    def _refusal(self, name: str, error: Exception, *where: str | int, told: str) -> AppError:
+    def _refusal(self, name: str, error: Exception, *where: str | int, shown: str) -> AppError:
         """What is to be said of a request for files that cannot be read: nothing against it while the directory is
         away."""
         away = unreadable(self._directory(), name, error)
-        return away if isinstance(away, DataUnavailable) else InvalidFields.at(*where, msg=f"{told}: {reason(error)}")
+        return (
+            away if isinstance(away, DataUnavailable) else InvalidFields.at(*where, msg=f"{shown}: {reason(error)}")
+        )
 
     def _directory(self) -> Path:
         if self._root is None:
@@ -319,7 +321,7 @@ def _means_directories(pattern: str) -> bool:
     return pattern.endswith("/") or PurePosixPath(pattern).name == "**"
 
 
-def _told(pattern: str) -> str:
+def _quoted(pattern: str) -> str:
     return repr(pattern[:60])
 
 

@@ -153,7 +153,7 @@ class Database:
             yield
         except (SQLAlchemyError, OSError) as error:
             kind = JobsAway if _passes(error) else JobsUnavailable
-            told = "its disk is full" if self._lacks_room(error) else _told(error)
+            told = "its disk is full" if self._lacks_room(error) else _reason(error)
             unavailable = kind(f"the jobs' database cannot be used: {told}")
             if _code_of_postgresql(error) == READ_ONLY:
                 self._engine.dispose()  # these connections would stay with it, and new ones may find its successor
@@ -249,7 +249,7 @@ def _passes(error: Exception) -> bool:
     return isinstance(error, OSError | InterfaceError) and not is_refused
 
 
-def _told(error: Exception) -> object:
+def _reason(error: Exception) -> object:
     cause = _cause(error)
     if isinstance(cause, ssl.SSLCertVerificationError):
         return f"the certificate of its server is not trusted: {cause.verify_message}"

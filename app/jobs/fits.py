@@ -191,7 +191,9 @@ class Fits:
             await self.uploads.threads(self.uploads.discard, data.file)
             return earlier
         await self.threads(self._store.require_free, parameters.name)  # which may read many records
-        pinned = _told(parameters) | {"init": await self.threads(self._pinned_init, parameters, data.n_features)}
+        pinned = _fit_parameters(parameters) | {
+            "init": await self.threads(self._pinned_init, parameters, data.n_features)
+        }
         pinned["clip"] = parameters.clip
         if isinstance(data, Named):
             pinned["files"] = data.patterns
@@ -498,15 +500,15 @@ def takeover_pause(processes: int) -> float:
     return TAKEOVER_SECONDS * seldom * random.uniform(0.8, 1.0)  # noqa: S311 - no secret
 
 
-def _told(parameters: FitRequest) -> dict[str, Any]:
+def _fit_parameters(parameters: FitRequest) -> dict[str, Any]:
     """What a fit is told beside its name and data."""
-    told = {name: getattr(parameters, name) for name in FitParameters.model_fields if name != "name"}
+    fields = {name: getattr(parameters, name) for name in FitParameters.model_fields if name != "name"}
     if parameters.epochs is None:  # not of a fit that is not online, nor of requests of versions before it
-        del told["epochs"]
-    return told
+        del fields["epochs"]
+    return fields
 
 
 def _request_hash(parameters: FitRequest, identity: list[Any]) -> str:
     """Of a request for data of this identity: the same of one that is sent again."""
-    request = orjson.dumps([parameters.name, _told(parameters), *identity], option=orjson.OPT_SORT_KEYS)
+    request = orjson.dumps([parameters.name, _fit_parameters(parameters), *identity], option=orjson.OPT_SORT_KEYS)
     return hashlib.sha256(request).hexdigest()

@@ -311,14 +311,14 @@ class Jobs:
     def end_cancelled(self, attempt: Record) -> None:
         self._write(attempt, state="cancelled", ended_at=now(), owner=None)
 
-    def requeue(self, attempt: Record, *, worker_died: bool, told: dict[str, Any] | None = None) -> Record:
+    def requeue(self, attempt: Record, *, worker_died: bool, newer: dict[str, Any] | None = None) -> Record:
         """Put a job back into the queue, for another attempt (or end it, where that was asked for): as it is then.
 
         Args:
-            told: what ``record_progress`` takes, of how far it came.
+            newer: what ``record_progress`` takes, of how far it came.
         """
         deaths = _jobs.c.worker_deaths + (1 if worker_died else 0)
-        progress = {} if told is None else _progress(**told)
+        progress = {} if newer is None else _progress(**newer)
         return self._write(attempt, worker_deaths=deaths, **_left(), **progress)
 
     def take_over(self, owner: str, ours: Collection[str]) -> list[Record]:

@@ -121,8 +121,8 @@ class Runner:
         """The record of the job under way, with what its worker has told since."""
         if self._running is None or job.state != "running":
             return job
-        told = self._running.told()
-        return job.model_copy(update={name: told[name] for name in told.keys() & type(job).model_fields})
+        newer = self._running.newer_fields()
+        return job.model_copy(update={name: newer[name] for name in newer.keys() & type(job).model_fields})
 
     def take(self, record: Record) -> None:
         """Begin with a job that was claimed for this; `run` is to follow."""
@@ -172,7 +172,9 @@ class Runner:
         if self._running is not None:
             running = self._running
             try:
-                await self._records.write(self._jobs.requeue, running.record, worker_died=False, told=running.told())
+                await self._records.write(
+                    self._jobs.requeue, running.record, worker_died=False, newer=running.newer_fields()
+                )
             except JobLost as error:
                 logger.warning("%s: it is left alone", error)
 
@@ -254,10 +256,10 @@ class Runner:
                     running.begin(begun, frame.arrays[0])
                     if job.attempts > 1:
                         await self._write_progress(running)
-                case FitProgress() as told:
-                    if told.iteration > running.held_up_at:
+                case FitProgress() as progress:
+                    if progress.iteration > running.held_up_at:
                         patience.reset()
-                    running.note(told)
+                    running.note(progress)
                     if asyncio.get_running_loop().time() >= next_writing:
                         await self._write_progress(running)
                         # From now on: a slow database is not to be asked ever more often.
@@ -316,10 +318,10 @@ class Runner:
     async def _publish(self, running: Running, fitted: Sequence[np.ndarray], seconds: float) -> None:
         D, metrics, _, figures = fitted
         record, job = running.record, running.job
-        told = ("rows", "n_features", "sha256")  # the last of staged activations alone
-        data: dict[str, Any] = {key: record.data[key] for key in told if key in record.data}
+        kept = ("rows", "n_features", "sha256")  # the last of staged activations alone
+        data: dict[str, Any] = {key: record.data[key] for key in kept if key in record.data}
         if "files" in record.data:
-            data["files"] = [{"name": told["name"], "rows": told["rows"]} for told in record.data["files"]]
+            data["files"] = [{"name": file["name"], "rows": file["rows"]} for file in record.data["files"]]
 
         def require_ours() -> None:
             """Of an object store nobody has the lock: who was held up in here may have been taken for dead since."""
@@ -354,7 +356,7 @@ class Runner:
     async def _tell_last(self, running: Running) -> None:
         """Write how far a fit has come that comes no further."""
         running.progress = running.progress.model_copy(update={"eta_seconds": None})
-        await self._records.surely(self._jobs.record_progress, running.record, **running.told())
+        await self._records.surely(self._jobs.record_progress, running.record, **running.newer_fields())
 
     async def _end(self, running: Running, state: State, write: Callable[..., object], *outcome: Any) -> None:
         """Write how a job ended; its data and its checkpoint are not needed any more."""
@@ -376,7 +378,7 @@ class Runner:
 
     async def _requeue(self, running: Running, *, worker_died: bool) -> None:
         record = await self._records.surely(
-            self._jobs.requeue, running.record, worker_died=worker_died, told=running.told()
+            self._jobs.requeue, running.record, worker_died=worker_died, newer=running.newer_fields()
         )
         if record.job.state in ENDED:
             await self._threads(self._discard, record)
@@ -384,7 +386,7 @@ class Runner:
     async def _write_progress(self, running: Running) -> None:
         """A fit goes on though its progress cannot be written: the next time writes it all."""
         try:
-            if not await self._records.write(self._jobs.record_progress, running.record, **running.told()):
+            if not await self._records.write(self._jobs.record_progress, running.record, **running.newer_fields()):
                 self._stop_attempt(running)
             self._unwritten.end()
         except JobLost:

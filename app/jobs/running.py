@@ -50,24 +50,24 @@ class Running:
             seconds=self.seconds_before,
         )
 
-    def note(self, told: FitProgress) -> None:
+    def note(self, message: FitProgress) -> None:
         """Take a progress message into what is told of the job."""
-        left = told.max_iter - told.iteration
-        eta = (self.seconds_kept + told.seconds) / told.iteration * left if told.iteration else None
+        left = message.max_iter - message.iteration
+        eta = (self.seconds_kept + message.seconds) / message.iteration * left if message.iteration else None
         self.progress = Progress(
-            iteration=told.iteration,
-            max_iter=told.max_iter,
-            loss=told.loss,
-            relative_error=told.relative_error,
-            kkt_residual=told.kkt_residual,
-            seconds=round(self.seconds_before + told.seconds, 3),
+            iteration=message.iteration,
+            max_iter=message.max_iter,
+            loss=message.loss,
+            relative_error=message.relative_error,
+            kkt_residual=message.kkt_residual,
+            seconds=round(self.seconds_before + message.seconds, 3),
             eta_seconds=None if eta is None else round(eta, 1),
         )
         history = self.loss_history
-        if told.loss is not None and (not history or history[-1][0] < told.iteration):
-            self.loss_history = thinned([*history, (told.iteration, told.loss)])
+        if message.loss is not None and (not history or history[-1][0] < message.iteration):
+            self.loss_history = thinned([*history, (message.iteration, message.loss)])
 
-    def told(self) -> dict[str, Any]:
+    def newer_fields(self) -> dict[str, Any]:
         """What is newer than the job's record."""
         return {name: getattr(self, name) for name in ("progress", "loss_history", "resumed_from")}
 

@@ -51,7 +51,7 @@ def list_dictionaries(services: ServicesDep) -> DictionaryList:
 def get_dictionary(reference: str, services: ServicesDep, if_none_match: IfNoneMatch = "") -> Response:
     """By name (the latest version) or as `name@version`."""
     record = services.store.described(parsed(reference))
-    return tagged_body(_told(record), if_none_match)
+    return tagged_body(_as_json(record), if_none_match)
 
 
 @router.get(
@@ -181,13 +181,13 @@ def parsed(reference: str, place: str = "reference") -> Reference:
         raise InvalidFields.at(place, msg=str(error)) from None
 
 
-def _told(record: DictionaryRecord) -> bytes:
+def _as_json(record: DictionaryRecord) -> bytes:
     return record.model_dump_json().encode()
 
 
 def _require_match(record: DictionaryRecord, if_match: str | None) -> None:
     """Raises PreconditionFailed where the client knows the record as it is no more."""
-    if not is_known(_told(record), if_match):
+    if not is_known(_as_json(record), if_match):
         told = (
             f"If-Match is no ETag of {record.reference} as it is now; GET /dictionaries/{record.reference} tells it"
         )

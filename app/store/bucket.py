@@ -21,7 +21,7 @@ from typing import Any
 
 from app.errors import StoreAway, StoreFull, StoreUnavailable
 from app.line import Line, give_up_in_time
-from app.store.disk import fsync_directory, locked, store_errors, told
+from app.store.disk import as_store_error, fsync_directory, locked, store_errors
 from app.store.object_store import ObjectStore
 
 PRIVATE = ".dictserve"  # a prefix that no dictionary can have
@@ -248,7 +248,7 @@ class S3Bucket(Bucket):
             super()._send(path, key)
         except OSError as error:
             if error.errno == errno.EIO and not _code(error):  # the server's all have its word, or another number
-                raise told(error) from error
+                raise as_store_error(error) from error
             raise
 
     def _refusal(self, error: Exception) -> str | None:

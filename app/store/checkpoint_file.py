@@ -31,7 +31,7 @@ class CheckpointUnusable(Exception):
     """The file is not a whole checkpoint, or one of another fit; the message says what is wrong with it."""
 
 
-class Told(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class Metadata(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """What a checkpoint says of itself, in its header.
 
     Attributes:
@@ -64,15 +64,15 @@ class Rows:
 class Checkpoint:
     """A whole one, read. The arrays are the reader's own."""
 
-    told: Told
+    metadata: Metadata
     arrays: dict[str, np.ndarray] = field(default_factory=dict)
 
 
 # -- writing ----------------------------------------------------------------------------------------------
 
 
-def header(told: Told, tensors: Mapping[str, Rows]) -> bytes:
-    entries: dict[str, Any] = {"__metadata__": {"checkpoint": msgspec.json.encode(told).decode()}}
+def _header(metadata: Metadata, tensors: Mapping[str, Rows]) -> bytes:
+    entries: dict[str, Any] = {"__metadata__": {"checkpoint": msgspec.json.encode(metadata).decode()}}
     offset = 0
     for name, rows in tensors.items():
         entries[name] = _entry(rows.dtype, rows.shape, offset, rows.nbytes)
@@ -87,12 +87,12 @@ def _entry(dtype: str, shape: tuple[int, ...], offset: int, nbytes: int) -> dict
     return {"dtype": dtype, "shape": shape, "data_offsets": (offset, offset + nbytes)}
 
 
-def size(told: Told, tensors: Mapping[str, Rows]) -> int:
+def size(metadata: Metadata, tensors: Mapping[str, Rows]) -> int:
     """Bytes of the file."""
-    return len(header(told, tensors)) + sum(rows.nbytes for rows in tensors.values()) + DIGEST_BYTES
+    return len(_header(metadata, tensors)) + sum(rows.nbytes for rows in tensors.values()) + DIGEST_BYTES
 
 
-def write(file: IO[bytes], told: Told, tensors: Mapping[str, Rows], stopped: Callable[[], bool]) -> None:
+def write(file: IO[bytes], metadata: Metadata, tensors: Mapping[str, Rows], stopped: Callable[[], bool]) -> None:
     """Write it all, or as far as it was when ``stopped`` said so. Neither hashing nor writing holds Python's lock."""
     digest = hashlib.sha256()
 
@@ -102,7 +102,7 @@ def write(file: IO[bytes], told: Told, tensors: Mapping[str, Rows], stopped: Cal
         while view:
             view = view[file.write(view) :]  # an unbuffered file may take less than all
 
-    put(header(told, tensors))
+    put(_header(metadata, tensors))
     for rows in tensors.values():
         for piece in pieces(rows.shape, DTYPES[rows.dtype].itemsize):
             if stopped():
@@ -131,7 +131,7 @@ def read_steps(path: Path) -> Generator[None, None, Checkpoint]:
     try:
         yield from _verify_steps(path)
         with safe_open(path, "np") as file:
-            checkpoint = Checkpoint(_told(file.metadata()))
+            checkpoint = Checkpoint(_metadata_of(file.metadata()))
             for name in file.keys():  # noqa: SIM118 - no mapping
                 if name == DIGEST:
                     continue
@@ -169,19 +169,19 @@ def iteration_of(path: Path) -> int:
     """How far the fit of a checkpoint is, by what that says of itself, whole or not; -1 of what is none."""
     try:
         with safe_open(path, "np") as file:
-            return int(_told(file.metadata()).numbers["iteration"])
+            return int(_metadata_of(file.metadata()).numbers["iteration"])
     except (OSError, SafetensorError, KeyError, CheckpointUnusable):
         return -1
 
 
-def _told(metadata: Mapping[str, str] | None) -> Told:
+def _metadata_of(raw: Mapping[str, str] | None) -> Metadata:
     try:
-        told = msgspec.json.decode((metadata or {})["checkpoint"], type=Told)
+        metadata = msgspec.json.decode((raw or {})["checkpoint"], type=Metadata)
     except msgspec.DecodeError as error:
         raise CheckpointUnusable(f"what it tells of itself cannot be read: {error}") from None
-    if told.format != FORMAT:
-        raise CheckpointUnusable(f"it is of format {told.format}; this service reads format {FORMAT}")
-    return told
+    if metadata.format != FORMAT:
+        raise CheckpointUnusable(f"it is of format {metadata.format}; this service reads format {FORMAT}")
+    return metadata
 
 
 def _aligned(shape: tuple[int, ...], dtype: np.dtype[Any]) -> np.ndarray:

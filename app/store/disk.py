@@ -94,10 +94,10 @@ def store_errors() -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise told(error) from error
+        raise as_store_error(error) from error
 
 
-def told(error: OSError, of: str = "") -> StoreUnavailable:
+def as_store_error(error: OSError, of: str = "") -> StoreUnavailable:
     """As the store's, or as that of one thing in it."""
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return StoreFull("the store's disk is full; nothing was written")

@@ -18,7 +18,7 @@ from pathlib import Path
 
 from app.errors import DictionaryDamaged, NameTaken, PreconditionFailed, StoreUnavailable, UnknownDictionary
 from app.kept import keep
-from app.store.disk import NoRegularFile, fsync_directory, read_regular, store_errors, told, write_durably
+from app.store.disk import NoRegularFile, as_store_error, fsync_directory, read_regular, store_errors, write_durably
 from app.store.hashed import Hashed, require_whole
 from app.store.references import NAME, VERSION, check_name
 from app.store.workplace import Workplace
@@ -114,7 +114,7 @@ class Files:
             self._workplace.require_there()  # what is gone with the whole store may come back with it
             return []
         except OSError as error:
-            raise told(error, _directory_of(name)) from error
+            raise as_store_error(error, _directory_of(name)) from error
         self._note(name, versions)
         if now_ns - found.st_ctime_ns > SETTLED_NS:
             keep(self._listings, name, _Listing(found.st_ino, found.st_ctime_ns, versions.copy()))
@@ -160,7 +160,7 @@ class Files:
         except FileNotFoundError:
             return
         except OSError as error:
-            raise told(error, _directory_of(name)) from error
+            raise as_store_error(error, _directory_of(name)) from error
         reason = os.strerror(errno.EROFS) if is_read_only else "its mode or owner forbids it"
         raise StoreUnavailable(f"the store's directory of {name!r} cannot be used: {reason}")
 
@@ -199,7 +199,7 @@ class Files:
             said = f"{file} of {name}@{version} cannot be read ({error})"
             raise DictionaryDamaged(f"{said}; restore it, or use another version") from None
         except OSError as error:
-            raise told(error, f"{file} of {name}@{version}") from error
+            raise as_store_error(error, f"{file} of {name}@{version}") from error
 
     def strays(self) -> Iterator[tuple[str, str]]:
         """Entries that no service made, and what they are."""

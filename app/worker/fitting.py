@@ -23,7 +23,7 @@ import core
 from app.errors import StoreUnavailable
 from app.store import checkpoint_file
 from app.store.bucket import Bucket
-from app.store.checkpoint_file import CheckpointUnusable, Rows, Told
+from app.store.checkpoint_file import CheckpointUnusable, Metadata, Rows
 from app.store.disk import fsync_directory
 from app.store.references import Reference
 from app.store.store import Store
@@ -133,14 +133,14 @@ class Fitting:
             return None
         try:
             checkpoint = yield from checkpoint_file.read_steps(Path(place.path))
-            _check_of(checkpoint.told, self._fit)
+            _check_of(checkpoint.metadata, self._fit)
             tensors = {name: torch.from_numpy(array) for name, array in checkpoint.arrays.items()}
-            steps = data.steps(nmf, None, {**checkpoint.told.numbers, **tensors})
+            steps = data.steps(nmf, None, {**checkpoint.metadata.numbers, **tensors})
         except (CheckpointUnusable, InvalidParameter, OSError) as error:
             logger.warning("job %s starts again, for its checkpoint cannot be used: %s", self.job, error)
             return None
-        self._kept = int(checkpoint.told.numbers["iteration"])
-        self._seconds_before = checkpoint.told.seconds
+        self._kept = int(checkpoint.metadata.numbers["iteration"])
+        self._seconds_before = checkpoint.metadata.seconds
         self._send(FitBegun(self.job, self._kept, self._seconds_before), checkpoint.arrays["losses"])
         logger.info("job %s goes on from its checkpoint after iteration %d", self.job, self._kept)
         return steps
@@ -158,7 +158,7 @@ class Fitting:
             return
         yield from self._settled()
         begun = time.monotonic()
-        told = Told(
+        metadata = Metadata(
             format=checkpoint_file.FORMAT,
             job=self.job,
             of=_of(self._fit),
@@ -167,7 +167,7 @@ class Fitting:
         )
         tensors = {name: rows_of(x) for name, x in state.items() if isinstance(x, torch.Tensor)}
         self._kept = iteration
-        self._writing = Writing(place, told, tensors, self._store.bucket)
+        self._writing = Writing(place, metadata, tensors, self._store.bucket)
         yield from self._until(self._writing.copied)
         waited = time.monotonic() - begun
         self._next_checkpoint = time.monotonic() + max(place.interval_seconds, waited / WAITING_SHARE)
@@ -251,13 +251,13 @@ class Writing:
     """
 
     def __init__(
-        self, place: CheckpointPlace, told: Told, tensors: dict[str, Rows], bucket: Bucket | None = None
+        self, place: CheckpointPlace, metadata: Metadata, tensors: dict[str, Rows], bucket: Bucket | None = None
     ) -> None:
         self.copied = threading.Event()
         self.ended = threading.Event()
         self._place = place
         self._bucket = bucket
-        self._told = told
+        self._metadata = metadata
         self._tensors = tensors
         self._abandoned = False
         self._renaming = threading.Lock()
@@ -277,7 +277,7 @@ class Writing:
         try:
             self._require_room(staged.parent)
             with staged.open("wb", buffering=0) as file:
-                checkpoint_file.write(file, self._told, self._tensors, lambda: self._abandoned)
+                checkpoint_file.write(file, self._metadata, self._tensors, lambda: self._abandoned)
                 self._tensors = {}
                 self.copied.set()
                 if not self._abandoned:
@@ -301,7 +301,7 @@ class Writing:
         try:
             bucket.upload(path, key)
         except StoreUnavailable as error:
-            logger.warning("a checkpoint of job %s is on this machine alone: %s", self._told.job, error)
+            logger.warning("a checkpoint of job %s is on this machine alone: %s", self._metadata.job, error)
             return
         if self._abandoned and not path.exists():  # the service has removed what there was of it: its job has ended
             _remove(partial(bucket.delete, key))
@@ -309,7 +309,7 @@ class Writing:
             _remove(partial(bucket.delete, earlier))
 
     def _give_up(self, error: Exception) -> None:
-        logger.warning("job %s goes on without a checkpoint, for none can be written: %s", self._told.job, error)
+        logger.warning("job %s goes on without a checkpoint, for none can be written: %s", self._metadata.job, error)
         self._leave()
 
     def _leave(self) -> None:
@@ -318,7 +318,7 @@ class Writing:
         self.ended.set()
 
     def _require_room(self, directory: Path) -> None:
-        needed, free = checkpoint_file.size(self._told, self._tensors), shutil.disk_usage(directory).free
+        needed, free = checkpoint_file.size(self._metadata, self._tensors), shutil.disk_usage(directory).free
         if needed > FREE_SHARE * free:
             raise OSError(f"it takes {needed} bytes of the store's disk, which has {free} to spare")
 
@@ -336,9 +336,9 @@ def _of(fit: Fit) -> dict[str, Any]:
     return {name: x for name, x in told.items() if name not in ("type", "path", "data_offset", "checkpoint")}
 
 
-def _check_of(told: Told, fit: Fit) -> None:
+def _check_of(metadata: Metadata, fit: Fit) -> None:
     expected = _of(fit)
-    for name in expected.keys() | told.of.keys():
-        if told.of.get(name) != expected.get(name):
-            found, wanted = told.of.get(name), expected.get(name)
+    for name in expected.keys() | metadata.of.keys():
+        if metadata.of.get(name) != expected.get(name):
+            found, wanted = metadata.of.get(name), expected.get(name)
             raise CheckpointUnusable(f"it is that of a fit with {name} {found!r}; this one has {wanted!r}")

@@ -25,7 +25,7 @@ from torch.distributed.rendezvous import rendezvous
 import core.threads
 from app.errors import StoreUnavailable
 from app.store import checkpoint_file
-from app.store.checkpoint_file import CheckpointUnusable, Told
+from app.store.checkpoint_file import CheckpointUnusable, Metadata
 from app.store.disk import fsync_directory
 from app.store.references import Reference
 from app.store.store import Store
@@ -167,14 +167,14 @@ class RankedFit:
             return None
         try:
             checkpoint = run(checkpoint_file.read_steps(Path(place.path)))
-            D, iteration = checkpoint.arrays["D"], int(checkpoint.told.numbers["iteration"])
-            if checkpoint.told.job != self._fit.job or D.shape != (self._fit.nb_concepts, self._fit.n_features):
+            D, iteration = checkpoint.arrays["D"], int(checkpoint.metadata.numbers["iteration"])
+            if checkpoint.metadata.job != self._fit.job or D.shape != (self._fit.nb_concepts, self._fit.n_features):
                 raise CheckpointUnusable("it is that of another fit")
             self._losses_before = checkpoint.arrays["losses"]
         except (CheckpointUnusable, KeyError, OSError) as error:
             logger.warning("job %s starts again, for its checkpoint cannot be used: %s", self._fit.job, error)
             return None
-        self._iteration_before, self._seconds_before = iteration, checkpoint.told.seconds
+        self._iteration_before, self._seconds_before = iteration, checkpoint.metadata.seconds
         if self._ranks.rank == 0:
             logger.info("job %s goes on from the dictionary after iteration %d", self._fit.job, iteration)
         return D
@@ -188,7 +188,7 @@ class RankedFit:
             return True
         losses = np.concatenate([self._losses_before, torch.as_tensor(state["losses"]).numpy()])
         tensors = {"D": torch.as_tensor(state["D"]), "losses": torch.from_numpy(losses)}
-        told = Told(
+        metadata = Metadata(
             format=checkpoint_file.FORMAT,
             job=self._fit.job,
             of={},  # the job's, whose data and parameters never change
@@ -199,7 +199,7 @@ class RankedFit:
             staged = Path(place.staged)
             with staged.open("wb", buffering=0) as file:
                 rows = {name: rows_of(tensor) for name, tensor in tensors.items()}
-                checkpoint_file.write(file, told, rows, stopped=lambda: False)
+                checkpoint_file.write(file, metadata, rows, stopped=lambda: False)
                 os.fsync(file.fileno())
             staged.replace(place.path)
             fsync_directory(Path(place.path).parent)

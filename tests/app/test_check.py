@@ -15,7 +15,7 @@ from app.cli import main
 from app.errors import StoreUnavailable
 from app.jobs.database import Database
 from app.store import figures_file
-from app.store.checkpoint_file import FORMAT, Rows, Told, write
+from app.store.checkpoint_file import FORMAT, Metadata, Rows, write
 from app.store.figures_file import FIGURES_FILE
 from app.store.files import LABELS_FILE, META_FILE
 from app.store.references import Reference
@@ -23,7 +23,7 @@ from app.store.store import Store
 from app.store.weights import WEIGHTS_FILE
 
 D = np.eye(2, 4, dtype=np.float32)
-TOLD: dict[str, dict[str, object]] = {"parameters": {}, "metrics": {}, "data": {}, "software": {}}
+METADATA: dict[str, dict[str, object]] = {"parameters": {}, "metrics": {}, "data": {}, "software": {}}
 
 
 @pytest.fixture
@@ -31,7 +31,7 @@ def store(tmp_path: Path) -> Store:
     store = Store(tmp_path / "models")
     store.workplace.open()
     for name in ("a", "a", "b"):
-        store.publish(name, D, **TOLD)
+        store.publish(name, D, **METADATA)
     return store
 
 
@@ -79,12 +79,12 @@ def test_damage_is_told_and_set_aside(store: Store, fault: str) -> None:
     assert {path.name: path.read_bytes() for path in aside.iterdir()} == before
     assert run(store) == (0, "2 versions are whole, 0 damaged\n")
     assert store.resolve(Reference("a")) == ("a", 1)
-    assert store.publish("a", D, **TOLD).version == 3  # 2 is not given again
+    assert store.publish("a", D, **METADATA).version == 3  # 2 is not given again
 
 
 @pytest.mark.parametrize("damage", [lambda path: path.write_bytes(b"x"), Path.unlink], ids=["cut short", "gone"])
 def test_a_dictionary_whose_figures_are_damaged_stays(store: Store, damage: Callable[[Path], object]) -> None:
-    store.publish("b", D, figures_file.written({"uses": np.zeros(2, np.int64)}), **TOLD)
+    store.publish("b", D, figures_file.written({"uses": np.zeros(2, np.int64)}), **METADATA)
     assert run(store) == (0, "4 versions are whole, 0 damaged\n")
     damage(store.root / "b" / "2" / FIGURES_FILE)
     code, told = run(store, "--repair")
@@ -145,7 +145,7 @@ def test_what_a_disk_does_not_give_for_a_moment_is_told_and_left(
     store: Store, withheld: dict[str, int], file: str, code: int
 ) -> None:
     """A repair set whole versions aside for it."""
-    store.publish("a", D, figures_file.written({"uses": np.zeros(2, np.int64)}), **TOLD)
+    store.publish("a", D, figures_file.written({"uses": np.zeros(2, np.int64)}), **METADATA)
     flip_a_bit(store.root / "b" / "1")  # which is looked at all the same
     withheld[f"a/3/{file}"] = code
     returned, told = run(store, "--repair")
@@ -199,8 +199,8 @@ def test_a_database_that_a_disk_does_not_give_is_not_damaged(store: Store, monke
 def put_checkpoints(store: Store) -> None:
     for job in ("a", "b"):
         with (store.workplace.checkpoints / f"1-dead.{job}.safetensors").open("wb", buffering=0) as file:
-            told = Told(FORMAT, job, {}, {"iteration": 1}, 0.0)
-            write(file, told, {"Z": Rows("F32", D.shape, D.__getitem__)}, lambda: False)
+            metadata = Metadata(FORMAT, job, {}, {"iteration": 1}, 0.0)
+            write(file, metadata, {"Z": Rows("F32", D.shape, D.__getitem__)}, lambda: False)
 
 
 def test_a_checkpoint_that_a_disk_does_not_give_for_a_moment_stays(store: Store, withheld: dict[str, int]) -> None:

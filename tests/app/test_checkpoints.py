@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 
 from app.store import checkpoint_file
 from app.store.bucket import bucket_of
-from app.store.checkpoint_file import CheckpointUnusable, Rows, Told
+from app.store.checkpoint_file import CheckpointUnusable, Metadata, Rows
 from app.store.checkpoints import Checkpoints, job_of
 from app.store.object_store import ObjectStore
 from app.store.shared_files import SharedFiles
@@ -98,7 +98,7 @@ def begin(turned: Turned, message: Fit, until: Callable[[], bool]) -> None:
 
 
 def iteration_of(path: str) -> int:
-    return int(run(checkpoint_file.read_steps(Path(path))).told.numbers["iteration"])
+    return int(run(checkpoint_file.read_steps(Path(path))).metadata.numbers["iteration"])
 
 
 def interrupt(store: Store, message: Fit, after: int = 5) -> int:
@@ -303,8 +303,8 @@ class Host:
             str(there.path(job)), str(there.staged(job)), 30.0, there.shared_as(job), list(replaces)
         )
         rows = Rows("F32", (4, 4), lambda rows: np.ones((rows.stop - rows.start, 4), np.float32))
-        told = Told(checkpoint_file.FORMAT, job, {}, {"iteration": float(iteration)}, 0.0)
-        return fitting.Writing(place, told, {"Z": rows}, self.bucket)
+        metadata = Metadata(checkpoint_file.FORMAT, job, {}, {"iteration": float(iteration)}, 0.0)
+        return fitting.Writing(place, metadata, {"Z": rows}, self.bucket)
 
     def keeps(self, iteration: int, replaces: Sequence[str] = (), job: str = "1") -> None:
         assert self.writes(iteration, replaces, job).ended.wait(10)
@@ -469,7 +469,7 @@ def test_large_checkpoints_are_written_less_often(store: Store, monkeypatch: pyt
 
 # --- the file ---------------------------------------------------------------------------------------------------
 
-TOLD = Told(checkpoint_file.FORMAT, "job", {"rows": 3}, {"iteration": 2.0, "energy": 0.1}, 1.5)
+METADATA = Metadata(checkpoint_file.FORMAT, "job", {"rows": 3}, {"iteration": 2.0, "energy": 0.1}, 1.5)
 
 
 def rows_of(array: np.ndarray) -> Rows:
@@ -479,8 +479,8 @@ def rows_of(array: np.ndarray) -> Rows:
 def written(path: Path, arrays: dict[str, np.ndarray]) -> Path:
     tensors = {name: rows_of(array) for name, array in arrays.items()}
     with path.open("wb", buffering=0) as file:
-        checkpoint_file.write(file, TOLD, tensors, lambda: False)
-    assert path.stat().st_size == checkpoint_file.size(TOLD, tensors)
+        checkpoint_file.write(file, METADATA, tensors, lambda: False)
+    assert path.stat().st_size == checkpoint_file.size(METADATA, tensors)
     return path
 
 
@@ -490,7 +490,7 @@ def test_what_is_written_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     arrays = {"Z": A, "D": A[:6].T, "losses": np.arange(33.0)}
     path = written(tmp_path / "file", arrays)
     checkpoint = run(checkpoint_file.read_steps(path))
-    assert checkpoint.told == TOLD
+    assert checkpoint.metadata == METADATA
     theirs = safetensors.numpy.load_file(path)
     for name, array in arrays.items():
         np.testing.assert_array_equal(checkpoint.arrays[name], array)
@@ -516,7 +516,7 @@ def test_no_flipped_bit_and_no_cut_goes_unseen(
 
 
 def test_a_checkpoint_of_another_format_is_told_as_such(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sys.modules[__name__], "TOLD", msgspec.structs.replace(TOLD, format=2))
+    monkeypatch.setattr(sys.modules[__name__], "METADATA", msgspec.structs.replace(METADATA, format=2))
     path = written(tmp_path / "file", {"Z": A})
     with pytest.raises(CheckpointUnusable, match="format 2"):
         run(checkpoint_file.read_steps(path))
@@ -526,10 +526,10 @@ def test_a_checkpoint_of_another_format_is_told_as_such(tmp_path: Path, monkeypa
 
 
 def put(store: Store, owner: str, iteration: int, *, age: int = 0, job: str = "job") -> None:
-    told = msgspec.structs.replace(TOLD, numbers={"iteration": float(iteration)})
+    metadata = msgspec.structs.replace(METADATA, numbers={"iteration": float(iteration)})
     path = store.workplace.checkpoints / f"{owner}.{job}.safetensors"
     with path.open("wb", buffering=0) as file:
-        checkpoint_file.write(file, told, {}, lambda: False)
+        checkpoint_file.write(file, metadata, {}, lambda: False)
     os.utime(path, (0, 10**9 - age))
 
 

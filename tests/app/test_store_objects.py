@@ -38,7 +38,7 @@ from app.store import bucket, checkpoint_file, object_cache, shared_files
 from app.store import objects as store_objects
 from app.store import uploads as app_uploads
 from app.store.bucket import Bucket, Entry, bucket_of
-from app.store.checkpoint_file import FORMAT, Told
+from app.store.checkpoint_file import FORMAT, Metadata
 from app.store.checkpoints import Checkpoints
 from app.store.object_store import ObjectStore
 from app.store.references import Reference
@@ -963,9 +963,9 @@ def test_uploads_that_no_job_needs_are_swept_once_they_are_old(
 
 
 def checkpoint(iteration: int) -> bytes:
-    told = Told(FORMAT, "job", {}, {"iteration": float(iteration)}, 0.0)
+    metadata = Metadata(FORMAT, "job", {}, {"iteration": float(iteration)}, 0.0)
     file = io.BytesIO()
-    checkpoint_file.write(file, told, {}, lambda: False)
+    checkpoint_file.write(file, metadata, {}, lambda: False)
     return file.getvalue()
 
 

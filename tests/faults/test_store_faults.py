@@ -17,7 +17,7 @@ import pytest
 from typer.testing import CliRunner
 
 from app.cli import main
-from app.store.checkpoint_file import FORMAT, Rows, Told
+from app.store.checkpoint_file import FORMAT, Metadata, Rows
 from app.worker import fitting
 from app.worker.messages import CheckpointPlace
 from demo.service import npy
@@ -237,10 +237,10 @@ def test_a_disk_that_a_checkpoint_fills(
 ) -> None:
     """Though there was room enough when it was begun: nothing of it stays, and the log says why."""
     monkeypatch.setattr(fitting, "FREE_SHARE", float("inf"))
-    told = Told(FORMAT, "1", {}, {"iteration": 1.0}, 0.0)
+    metadata = Metadata(FORMAT, "1", {}, {"iteration": 1.0}, 0.0)
     rows = Rows("F32", (DISK_BYTES // 128, 64), lambda rows: np.ones((rows.stop - rows.start, 64), np.float32))
     with small_disk(tmp_path / "disk") as disk:
-        writing = fitting.Writing(CheckpointPlace(str(disk / "1"), str(disk / "staged"), 30.0), told, {"Z": rows})
+        writing = fitting.Writing(CheckpointPlace(str(disk / "1"), str(disk / "staged"), 30.0), metadata, {"Z": rows})
         assert writing.ended.wait(10)
         assert "job 1 goes on without a checkpoint, for none can be written: [Errno 28] No space left" in caplog.text
         assert list(disk.iterdir()) == []
