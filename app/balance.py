@@ -11,7 +11,7 @@ from app.worker.messages import Key
 IN_FLIGHT = 2  # batches with a worker: one that it solves, one that it finds when it is done
 
 
-class Solver(Protocol):
+class RowSolver(Protocol):
     """A worker, as those see it who have rows for it."""
 
     @property
@@ -28,7 +28,7 @@ class Solver(Protocol):
 class Load:
     """A worker, and what is under way with it."""
 
-    solver: Solver
+    solver: RowSolver
     batches: int = 0
     rows: int = 0
     solved_batches: int = 0

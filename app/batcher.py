@@ -17,7 +17,7 @@ from functools import partial
 
 import numpy as np
 
-from app.balance import Load, Solver, least_loaded
+from app.balance import Load, RowSolver, least_loaded
 from app.errors import Overloaded, WorkerUnavailable
 from app.worker.messages import Key
 
@@ -89,7 +89,7 @@ class Batcher:
         waiting_bytes, waiting_rows: of all requests that have no answer yet.
     """
 
-    def __init__(self, solvers: Iterable[Solver], batch_rows: int, *, queue_bytes: int, queue_rows: int) -> None:
+    def __init__(self, solvers: Iterable[RowSolver], batch_rows: int, *, queue_bytes: int, queue_rows: int) -> None:
         self.loads = [Load(solver) for solver in solvers]
         self._batch_rows = batch_rows
         self._queue_bytes = queue_bytes
@@ -101,7 +101,7 @@ class Batcher:
         self.waiting_bytes = 0
         self.waiting_rows = 0
 
-    def add(self, solver: Solver) -> None:
+    def add(self, solver: RowSolver) -> None:
         """Feed this worker, too."""
         self.loads.append(Load(solver))
 

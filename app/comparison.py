@@ -115,7 +115,7 @@ class Comparisons:
 
     async def _in_turn(self, a: DictionaryRecord, b: DictionaryRecord) -> bytes:
         for record in (a, b):
-            await asyncio.to_thread(self._store.bring, record.reference)
+            await asyncio.to_thread(self._store.find_and_fetch, record.reference)
         async with self._turn:
             try:
                 async with asyncio.timeout(MOST_SECONDS):

@@ -18,7 +18,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from app import __version__
 from app.http.access import WATCHING
 from app.http.direct import route_of
-from app.http.observed import METHODS
+from app.http.observed import COUNTED_METHODS
 
 if TYPE_CHECKING:
     from opentelemetry.sdk.trace.export import SpanExporter
@@ -89,7 +89,7 @@ class Tracing:
                 await app(scope, receive, send)
                 return
             carrier = {name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]}
-            method = scope["method"] if scope["method"] in METHODS else "_OTHER"
+            method = scope["method"] if scope["method"] in COUNTED_METHODS else "_OTHER"
             span = self._tracer.start_span(
                 method,
                 self._propagator.extract(carrier),

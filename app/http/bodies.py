@@ -220,7 +220,9 @@ async def aside(size: int, parse: Callable[[], T], at_once: int = INLINE_BYTES) 
     return await asyncio.get_running_loop().run_in_executor(_parsing, parse)
 
 
-def validated(model: type[Model], fields: Mapping[str, object], array: np.ndarray, settings: Settings) -> Model:
+def model_with_array(
+    model: type[Model], fields: Mapping[str, object], array: np.ndarray, settings: Settings
+) -> Model:
     """The model of fields and the array, whatever body they came in; raises InvalidFields or an error of core."""
     _refuse_large(array, settings)
     return _validated(model, {**fields, ARRAY_FIELD: array}, strict=True)

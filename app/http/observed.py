@@ -29,7 +29,7 @@ _numbers = itertools.count(1)
 INSTEAD = "dictserve.instead"  # of an ASGI scope: the app that its connection has answer, in the service's place
 PRIVATE = b"private, no-cache"
 BEGINNINGS = {"http.response.start", WHOLE}  # messages with a status and headers
-METHODS = {"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"}
+COUNTED_METHODS = {"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"}
 
 
 class Observed:
@@ -103,7 +103,7 @@ def _log_fields(scope: Scope) -> dict[str, str]:
 
 
 def _method(scope: Scope) -> str:
-    return scope["method"] if scope["method"] in METHODS else "other"
+    return scope["method"] if scope["method"] in COUNTED_METHODS else "other"
 
 
 def _log(scope: Scope, status: str, seconds: float) -> None:

@@ -16,7 +16,7 @@ from core.errors import CoreError
 
 logger = logging.getLogger("dictserve")
 
-METHODS = ("DELETE", "GET", "HEAD", "PATCH", "POST", "PUT")  # HEAD wherever GET is: app.http.head_method
+ALLOWED_METHODS = ("DELETE", "GET", "HEAD", "PATCH", "POST", "PUT")  # HEAD wherever GET is: app.http.head_method
 TOLD = "dictserve.told"  # of an ASGI scope: the problem that is raised has been answered, and logged
 FAULTS = {500, 507}  # something of this side is damaged, has failed or is full
 PROTOCOL = "/v2"  # where the Open Inference Protocol is spoken
@@ -32,7 +32,7 @@ def is_of_protocol(path: str) -> bool:
 
 
 @dataclass
-class ErrorAnswer:
+class HttpProblem:
     problem: Problem
     headers: dict[str, str]
 
@@ -52,10 +52,10 @@ class ErrorAnswer:
         return Response(body, self.problem.status, self.headers, media_type)
 
 
-def answer_to(error: Exception) -> ErrorAnswer:
+def answer_to(error: Exception) -> HttpProblem:
     """The answer that tells of this exception."""
     own = error.headers if isinstance(error, AppError) else {}
-    return ErrorAnswer(problem_of(error), {**_retry_after(kind_of(error)), **own})
+    return HttpProblem(problem_of(error), {**_retry_after(kind_of(error)), **own})
 
 
 def _retry_after(kind: Kind) -> dict[str, str]:
@@ -81,7 +81,7 @@ def install_handlers(app: FastAPI) -> None:
             detail += f"; there are {headers['Allow']}"
         elif error.status_code == 404 and is_a_route(request, meant := request.url.path.rstrip("/")):
             detail += f"; there is {meant}"
-        return ErrorAnswer(problem(kind, shortened(detail)), _retry_after(kind) | headers).response_to(request)
+        return HttpProblem(problem(kind, shortened(detail)), _retry_after(kind) | headers).response_to(request)
 
     async def told_before_it_is_raised(request: Request, error: Exception) -> Response:
         request.scope[TOLD] = True
@@ -96,7 +96,7 @@ def install_handlers(app: FastAPI) -> None:
 
 def _methods_of(request: Request) -> list[str]:
     """The methods that the resource takes."""
-    return [method for method in METHODS if _takes(request, method if method != "HEAD" else "GET")]
+    return [method for method in ALLOWED_METHODS if _takes(request, method if method != "HEAD" else "GET")]
 
 
 def _takes(request: Request, method: str) -> bool:

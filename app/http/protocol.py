@@ -34,7 +34,7 @@ from app.errors import AppError, HeadersTooLarge, MalformedRequest, RequestTimeo
 from app.http.access import WATCHING
 from app.http.leaving import LEAVING, REFUSED, Leaving
 from app.http.observed import ID_HEADER, INSTEAD, id_of, log_unserved
-from app.http.problems import METHODS, answer_to
+from app.http.problems import ALLOWED_METHODS, answer_to
 from app.http.ready import WHOLE
 from app.settings import Settings
 
@@ -117,7 +117,7 @@ class BoundedProtocol(HttpToolsProtocol):
         try:
             self._parse(data)
         except httptools.HttpParserInvalidMethodError:
-            told = f"a request of HTTP/1.1 begins with its method; there are {', '.join(METHODS)}"
+            told = f"a request of HTTP/1.1 begins with its method; there are {', '.join(ALLOWED_METHODS)}"
             self._refuse_next(MalformedRequest(told))
         except httptools.HttpParserError:
             self._refuse_next(MalformedRequest("this is not a request of HTTP/1.1"))

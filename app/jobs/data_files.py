@@ -38,7 +38,7 @@ Place = tuple[int, int]  # of a walk: a pattern, by its index, and the part of i
 
 
 @dataclass(frozen=True)
-class Named:
+class NamedFiles:
     """Activations that files hold, rows in the order of the files.
 
     They are staged in ``file`` when their fit starts; those of an online fit, which has a number of epochs, are read
@@ -54,7 +54,7 @@ class Named:
     epochs: int | None = None
 
     @classmethod
-    def of_record(cls, record: dict[str, Any]) -> "Named":
+    def of_record(cls, record: dict[str, Any]) -> "NamedFiles":
         return cls(**record | {"files": [DataFile(**told) for told in record["files"]]})
 
     def as_record(self) -> dict[str, Any]:
@@ -81,7 +81,7 @@ class DataFiles:
 
     def find(
         self, patterns: Sequence[str], *, clip: bool, stage_as: str, require_wanted: Callable[[], None] = lambda: None
-    ) -> Named:
+    ) -> NamedFiles:
         """What patterns mean now: names and headers are checked, values are not read.
 
         Args:
@@ -115,9 +115,9 @@ class DataFiles:
             if rows > settings.max_file_rows:
                 msg = f"more than {settings.max_file_rows} rows together, from {name} on; at most so many are taken"
                 raise InvalidFields.at("files", msg=msg)
-        return Named(stage_as, list(patterns), clip, rows, n_features, files)
+        return NamedFiles(stage_as, list(patterns), clip, rows, n_features, files)
 
-    def blocks(self, named: Named) -> Iterator[np.ndarray]:
+    def blocks(self, named: NamedFiles) -> Iterator[np.ndarray]:
         """The rows of all files in order, in blocks: checked, float32 and C order.
 
         Raises:
@@ -136,11 +136,11 @@ class DataFiles:
                     yield block
         check_scale(largest, name="activations")
 
-    def in_place(self, named: Named) -> Files:
+    def in_place(self, named: NamedFiles) -> Files:
         """What the worker is told of the files of an online fit."""
         return Files(str(self._directory()), named.files, named.clip, named.epochs or 0)
 
-    def online_epochs(self, named: Named, nb_concepts: int, epochs: int | None) -> int | None:
+    def online_epochs(self, named: NamedFiles, nb_concepts: int, epochs: int | None) -> int | None:
         """Of the fit of these files: as many as were asked for, else some where they, with their codes, are large;
         None: it is no online fit."""
         nbytes = named.rows * (named.n_features + nb_concepts) * np.dtype(np.float32).itemsize

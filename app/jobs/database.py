@@ -19,7 +19,7 @@ from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.exc import InterfaceError, SQLAlchemyError
 
 from app.errors import JobsAway, JobsUnavailable
-from app.jobs.migrations import settle
+from app.jobs.migrations import migrate
 from app.jobs.postgres_url import driver_told
 from app.line import SILENT_SECONDS, Line, give_up_in_time
 
@@ -88,7 +88,7 @@ class Database:
         """
         try:
             with self._asked():
-                settle(self._engine, metadata, self.now)
+                migrate(self._engine, metadata, self.now)
                 if self._path is not None:
                     self._file = _identity(self._path)
         except JobsUnavailable as error:

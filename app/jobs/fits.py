@@ -20,11 +20,11 @@ from typing import Any
 import orjson
 
 from app.errors import InvalidFields, JobsAway, JobsUnavailable, KeyReused, UnknownDictionary, UnknownJob
-from app.jobs.data_files import DataFiles, Named, identity_of
+from app.jobs.data_files import DataFiles, NamedFiles, identity_of
+from app.jobs.database_threads import RETRY_SECONDS, DatabaseThreads
 from app.jobs.jobs import ENDED, Jobs, Record
 from app.jobs.leases import Leases
 from app.jobs.ranks import RankProcesses
-from app.jobs.records import RETRY_SECONDS, Records
 from app.jobs.runner import Runner
 from app.outage import Outage
 from app.schemas import AnyJob, FitParameters, FitRequest, Job, ListedJob, State
@@ -67,7 +67,7 @@ class Fits:
         self._jobs = jobs
         self._leases = leases
         self._store = store
-        self._records = Records()
+        self._database = DatabaseThreads()
         self._workers = workers
         self._ranks = RankProcesses(settings, workers)
         self._loops: dict[Runner, asyncio.Task[None]] = {}
@@ -124,7 +124,7 @@ class Fits:
             task.cancel()
         await asyncio.gather(*self._keeping, return_exceptions=True)
         await self._put_back()
-        self._records.shutdown()
+        self._database.shutdown()
         for threads in (self.threads, self.uploads.threads, self.data_files.threads):
             threads.shutdown()
 
@@ -134,7 +134,7 @@ class Fits:
         try:
             for runner in list(self._loops):
                 await runner.abandon()
-            await self._records.write(self._leases.give_back)
+            await self._database.write(self._leases.give_back)
         except JobsUnavailable as error:
             logger.error("jobs and the lease of this process are left as they are: %s", error)
 
@@ -151,7 +151,7 @@ class Fits:
 
     async def require_room(self, idempotency_key: str | None) -> None:
         """Raises Overloaded where `submit` would do so now, before anything has come of the data."""
-        await self._records.read(self._jobs.require_room, self._settings.queue_jobs, idempotency_key)
+        await self._database.read(self._jobs.require_room, self._settings.queue_jobs, idempotency_key)
 
     async def of_files(self, parameters: FitRequest, idempotency_key: str | None) -> Job | None:
         """The job that a request for files has made, where this is one, with its key, that comes again. Asked before
@@ -165,7 +165,9 @@ class Fits:
         identity = identity_of(parameters.files, parameters.clip)
         return await self._of_key(idempotency_key, _request_hash(parameters, identity))
 
-    async def submit(self, parameters: FitRequest, data: Staged | Named, idempotency_key: str | None = None) -> Job:
+    async def submit(
+        self, parameters: FitRequest, data: Staged | NamedFiles, idempotency_key: str | None = None
+    ) -> Job:
         """A new job for activations; durable when this returns. A key that was used gives the job it made.
 
         From now on the data is the job's: where there is none, whatever becomes of this, it is removed.
@@ -185,7 +187,7 @@ class Fits:
                 await self._settle_doubts()
             raise
 
-    async def _submit(self, parameters: FitRequest, data: Staged | Named, idempotency_key: str | None) -> Job:
+    async def _submit(self, parameters: FitRequest, data: Staged | NamedFiles, idempotency_key: str | None) -> Job:
         request_hash = _request_hash(parameters, data.identity)
         if idempotency_key is not None and (earlier := await self._of_key(idempotency_key, request_hash)):
             await self.uploads.threads(self.uploads.discard, data.file)
@@ -195,11 +197,11 @@ class Fits:
             "init": await self.threads(self._pinned_init, parameters, data.n_features)
         }
         pinned["clip"] = parameters.clip
-        if isinstance(data, Named):
+        if isinstance(data, NamedFiles):
             pinned["files"] = data.patterns
             if data.epochs is not None:
                 pinned |= {"online": True, "epochs": data.epochs}
-        job = await self._records.write(
+        job = await self._database.write(
             self._jobs.add,
             parameters.name,
             pinned,
@@ -224,7 +226,7 @@ class Fits:
         if not doubtful:
             return
         try:
-            needed = await self._records.read(self._jobs.surely_data_files)
+            needed = await self._database.read(self._jobs.surely_data_files)
         except JobsUnavailable as error:
             logger.warning("activations stay until it is known whether a job needs them: %s", error)
             return
@@ -251,7 +253,7 @@ class Fits:
         return str(record.reference)
 
     async def _of_key(self, idempotency_key: str, request_hash: str) -> Job | None:
-        record = await self._records.read(self._jobs.of_key, idempotency_key)
+        record = await self._database.read(self._jobs.of_key, idempotency_key)
         if record is not None and record.request_hash != request_hash:
             raise KeyReused(f"job {record.job.id} was made with this Idempotency-Key and other parameters or data")
         return None if record is None else self._freshened(record.job)
@@ -260,7 +262,7 @@ class Fits:
         runner = self._runner_of(id)
         if runner is not None and runner.job is not None:  # what is known here is newer than its record
             return runner.freshened(runner.job)
-        return self._freshened((await self._records.read(self._jobs.get, id)).job)
+        return self._freshened((await self._database.read(self._jobs.get, id)).job)
 
     async def follow(self, job: Job) -> AsyncIterator[Job]:
         """The job, and again each time that it has got on, at most every quarter of a second, until it has ended (or
@@ -305,37 +307,37 @@ class Fits:
     async def newest(
         self, limit: int, *, before: str | None = None, state: State | None = None, name: str | None = None
     ) -> list[ListedJob]:
-        jobs = await self._records.read(self._jobs.newest, limit, before=before, state=state, name=name)
+        jobs = await self._database.read(self._jobs.newest, limit, before=before, state=state, name=name)
         return [self._freshened(job) for job in jobs]
 
     async def cancel_or_remove(self, id: str) -> Job | None:
         """End a job that has not ended, and tell its record; remove the record of one that has (None)."""
-        if await self._records.read(self._jobs.state, id) in ENDED:
-            await self._records.write(self._jobs.delete, id)
+        if await self._database.read(self._jobs.state, id) in ENDED:
+            await self._database.write(self._jobs.delete, id)
             return None
         return await self.cancel(id)
 
     async def cancel(self, id: str) -> Job:
         """End a job, and tell its record; one that has ended stays as it is."""
-        return await self._cancelled(await self._records.read(self._jobs.get, id))
+        return await self._cancelled(await self._database.read(self._jobs.get, id))
 
     async def _cancelled(self, record: Record) -> Job:
         deadline = time.monotonic() + CANCEL_SECONDS
         while record.job.state not in ENDED and time.monotonic() < deadline:
             await self._try_cancel(record)
-            record = await self._records.read(self._jobs.get, record.job.id)
+            record = await self._database.read(self._jobs.get, record.job.id)
         return record.job
 
     async def _try_cancel(self, record: Record) -> None:
         """One try at ending a job where it is now; it may move on meanwhile (be claimed, lose its worker, end)."""
         id, turn, runner = record.job.id, self._turn, self._runner_of(record.job.id)
         if record.job.state == "queued":
-            if await self._records.write(self._jobs.cancel_queued, id):
+            if await self._database.write(self._jobs.cancel_queued, id):
                 self._end_turn()
                 await self.threads(self._discard, record)
                 return
         # whoever runs it sees this when it writes how far it is, renews its lease, or would publish
-        elif await self._records.write(self._jobs.request_cancel, id) and runner is not None:
+        elif await self._database.write(self._jobs.request_cancel, id) and runner is not None:
             runner.cancel()  # at once
         with contextlib.suppress(TimeoutError):  # a turn of another process is none here
             await asyncio.wait_for(turn.wait(), 0.1 if runner is None else RETRY_SECONDS)
@@ -357,7 +359,7 @@ class Fits:
             ended=self._ended,
             settings=self._settings,
             jobs=self._jobs,
-            records=self._records,
+            database=self._database,
             store=self._store,
             uploads=self.uploads,
             data_files=self.data_files,
@@ -379,7 +381,7 @@ class Fits:
                 try:
                     await runner.step_in()
                     async with self._claiming:
-                        record = await self._records.write(
+                        record = await self._database.write(
                             self._jobs.claim, self._store.workplace.owner, reads_files=self._reads_files
                         )
                         if record is not None:
@@ -424,8 +426,8 @@ class Fits:
         while True:
             await asyncio.sleep(min(pause, RETRY_SECONDS) if self._unrenewed.lasts else pause)
             with self._unrenewed.noted():
-                if not await self._records.write(self._leases.renew):
-                    await self._records.write(self._leases.take_another)
+                if not await self._database.write(self._leases.renew):
+                    await self._database.write(self._leases.take_another)
                 for runner in list(self._loops):  # others may join meanwhile
                     await runner.cancel_unwanted()
 
@@ -443,7 +445,7 @@ class Fits:
             with outage.noted():
                 await self._take_over()
                 await self._settle_doubts()  # after writes, thus after all that were asked for before
-                was, beyond = beyond, await self._records.read(self._jobs.beyond)
+                was, beyond = beyond, await self._database.read(self._jobs.beyond)
                 if beyond and not was:
                     logger.warning("queued fits that only a later version of dictserve can run: %d", beyond)
 
@@ -462,7 +464,7 @@ class Fits:
             self.checkpoints.sweep_shared(self._jobs.unended)
             self._store.settle()
 
-        write = self._records.write
+        write = self._database.write
         async with self._claiming:
             ours = {runner.job.id for runner in self._loops if runner.job is not None}
             alive = await write(self._leases.end_dead)

@@ -51,7 +51,7 @@ class _Schema(NamedTuple):
     oldest: int
 
 
-def settle(engine: sql.Engine, described: sql.MetaData, now: sql.ColumnElement[float]) -> None:
+def migrate(engine: sql.Engine, described: sql.MetaData, now: sql.ColumnElement[float]) -> None:
     """Have the database as it is described, made anew or brought on from an earlier schema; or as a later version of
     the service has it, if this one goes on with that.
 

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from typing import ParamSpec, TypeVar
 
 from app.errors import AppError, StoreAway, StoreUnavailable
-from app.jobs.records import RETRY_SECONDS
+from app.jobs.database_threads import RETRY_SECONDS
 from app.outage import Outage
 from app.threads import Threads
 

@@ -12,12 +12,12 @@ import numpy as np
 import orjson
 
 from app.errors import DataUnavailable, FitAbandoned, JobsUnavailable, StoreAway, StoreUnavailable, WorkerUnavailable
-from app.jobs.data_files import DataFiles, Named
+from app.jobs.attempt import Attempt, history_of
+from app.jobs.data_files import DataFiles, NamedFiles
+from app.jobs.database_threads import RETRY_SECONDS, DatabaseThreads
 from app.jobs.jobs import ENDED, JobLost, Jobs, Record
 from app.jobs.ranks import RankProcesses
 from app.jobs.reach import AWAY_SECONDS, Cancelled, Patience, reach
-from app.jobs.records import RETRY_SECONDS, Records
-from app.jobs.running import Running, history_of
 from app.outage import Outage
 from app.problems import problem_of
 from app.schemas import AnyJob, Job, State
@@ -65,7 +65,7 @@ class Runner:
         ended: Counter[State],
         settings: Settings,
         jobs: Jobs,
-        records: Records,
+        database: DatabaseThreads,
         store: Store,
         uploads: Uploads,
         data_files: DataFiles,
@@ -78,11 +78,11 @@ class Runner:
         self.worker = worker
         self._turn = turn
         self._may_step_aside = may_step_aside
-        self._running: Running | None = None
+        self._attempt: Attempt | None = None
         self._ended = ended  # by their state then
         self._settings = settings
         self._jobs = jobs
-        self._records = records
+        self._database = database
         self._store = store
         self._uploads = uploads
         self._data_files = data_files
@@ -98,7 +98,7 @@ class Runner:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(RETRY_SECONDS):
                     self.is_in = await self._turn.acquire()
-            if self._running is not None and self._running.stopped.is_set():
+            if self._attempt is not None and self._attempt.stopped.is_set():
                 raise Cancelled
 
     def step_aside(self) -> None:
@@ -110,101 +110,101 @@ class Runner:
     @property
     def is_aside(self) -> bool:
         """Whether its job waits, for files or for its turn, while others have the worker."""
-        return self._running is not None and not self.is_in
+        return self._attempt is not None and not self.is_in
 
     @property
     def job(self) -> Job | None:
         """The job under way, as it was when it was claimed."""
-        return None if self._running is None else self._running.job
+        return None if self._attempt is None else self._attempt.job
 
     def freshened(self, job: AnyJob) -> AnyJob:
         """The record of the job under way, with what its worker has told since."""
-        if self._running is None or job.state != "running":
+        if self._attempt is None or job.state != "running":
             return job
-        newer = self._running.newer_fields()
+        newer = self._attempt.newer_fields()
         return job.model_copy(update={name: newer[name] for name in newer.keys() & type(job).model_fields})
 
     def take(self, record: Record) -> None:
         """Begin with a job that was claimed for this; `run` is to follow."""
-        self._running = Running.of(record)
+        self._attempt = Attempt.of(record)
 
     async def run(self) -> None:
         """Run the job that was taken. Where this is cancelled, `abandon` puts the job back."""
-        assert self._running is not None  # noqa: S101 - it was taken
-        running = self._running
+        assert self._attempt is not None  # noqa: S101 - it was taken
+        attempt = self._attempt
         try:
             try:
-                await self._attempt(running)
+                await self._prepare_and_fit(attempt)
             except JobLost:
                 raise
             except Cancelled:
-                await self._end(running, "cancelled", self._jobs.end_cancelled)
+                await self._end(attempt, "cancelled", self._jobs.end_cancelled)
             except Exception as error:  # whatever it is, the next job is to be run
-                await self._fail(running, error)
+                await self._fail(attempt, error)
         except JobLost as error:
-            await self._lose(running, error)
+            await self._lose(attempt, error)
         finally:
             task = asyncio.current_task()
             if task is None or not task.cancelling():
-                self._running = None
+                self._attempt = None
 
     def cancel(self) -> None:
         """Have the job under way end soon, wherever it is."""
-        if self._running is not None:
-            self._stop_attempt(self._running)
+        if self._attempt is not None:
+            self._stop_attempt(self._attempt)
 
     async def cancel_unwanted(self) -> None:
         """Cancel where the job is another's meanwhile, or is to be cancelled."""
-        running = self._running
-        if running is not None and not await self._records.read(self._jobs.is_wanted, running.record):
-            self._stop_attempt(running)
+        attempt = self._attempt
+        if attempt is not None and not await self._database.read(self._jobs.is_wanted, attempt.record):
+            self._stop_attempt(attempt)
 
     def leave(self) -> bool:
         """Have the fit under way end its iteration and write its checkpoint; whether one is."""
-        if self._running is None or not self._running.on_worker:
+        if self._attempt is None or not self._attempt.on_worker:
             return False
         with contextlib.suppress(WorkerUnavailable):  # of one that is dead the last checkpoint is left
-            self._place(self._running.job).tell(StopFit(self._running.job.id))
+            self._place(self._attempt.job).tell(StopFit(self._attempt.job.id))
         return True
 
     async def abandon(self) -> None:
         """Put the job back into the queue whose run was cancelled. Raises JobsUnavailable where that cannot be."""
-        if self._running is not None:
-            running = self._running
+        if self._attempt is not None:
+            attempt = self._attempt
             try:
-                await self._records.write(
-                    self._jobs.requeue, running.record, worker_died=False, newer=running.newer_fields()
+                await self._database.write(
+                    self._jobs.requeue, attempt.record, worker_died=False, newer=attempt.newer_fields()
                 )
             except JobLost as error:
                 logger.warning("%s: it is left alone", error)
 
-    def _stop_attempt(self, running: Running) -> None:
+    def _stop_attempt(self, attempt: Attempt) -> None:
         """Have an attempt come to its end before its fit does; what it then writes holds if the job is still its."""
-        running.stopped.set()
+        attempt.stopped.set()
         with contextlib.suppress(WorkerUnavailable):
-            self._place(running.job).tell(CancelFit(running.job.id))
+            self._place(attempt.job).tell(CancelFit(attempt.job.id))
 
-    async def _attempt(self, running: Running) -> None:
-        patience = Patience("its files", running.stopped)
+    async def _prepare_and_fit(self, attempt: Attempt) -> None:
+        patience = Patience("its files", attempt.stopped)
         try:
-            if not await self._prepare(running, patience):
+            if not await self._prepare(attempt, patience):
                 return
         except StoreAway:
             if self._store.bucket is None:
                 raise
-            await self._requeue(running, worker_died=False)  # others may reach it, and here none begins meanwhile
+            await self._requeue(attempt, worker_died=False)  # others may reach it, and here none begins meanwhile
             return
-        while (away := await self._fit(running, patience)) is not None:
-            running.on_worker, running.seconds_before = False, running.progress.seconds
+        while (away := await self._fit(attempt, patience)) is not None:
+            attempt.on_worker, attempt.seconds_before = False, attempt.progress.seconds
             await self._wait_aside(patience, away)
 
-    async def _prepare(self, running: Running, patience: Patience) -> bool:
+    async def _prepare(self, attempt: Attempt, patience: Patience) -> bool:
         """Have what the fit needs here; False where an earlier attempt has published its dictionary."""
-        record, job = running.record, running.job
-        store = Patience("the store", running.stopped, None if self._store.bucket is None else AWAY_SECONDS)
+        record, job = attempt.record, attempt.job
+        store = Patience("the store", attempt.stopped, None if self._store.bucket is None else AWAY_SECONDS)
         published = await reach(self._threads, store, self._store.made_by, job.name, job.id)
         if published is not None:  # an earlier attempt came that far
-            await self._end(running, "succeeded", self._jobs.succeed, published.version)
+            await self._end(attempt, "succeeded", self._jobs.succeed, published.version)
             return False
         if record.worker_deaths >= MAX_WORKER_DEATHS:
             raise FitAbandoned(f"the worker died {record.worker_deaths} times on this fit; it is not tried again")
@@ -214,76 +214,76 @@ class Runner:
                 "it is not tried again: is there memory enough for it?"
             )
         if "sha256" not in record.data and record.data.get("epochs") is None:
-            staged = await self._stage_files(Named.of_record(record.data), running, patience)
-            running.record = record = replace(record, data=record.data | staged.as_record())
+            staged = await self._stage_files(NamedFiles.of_record(record.data), attempt, patience)
+            attempt.record = record = replace(record, data=record.data | staged.as_record())
             # another attempt finds them staged
-            await self._records.surely(self._jobs.record_data, record, record.data)
+            await self._database.surely(self._jobs.record_data, record, record.data)
         if "sha256" in record.data:
             await reach(self._threads, store, self._uploads.fetch, record.data)
         try:
-            running.objects_before = await reach(self._threads, store, self._checkpoints.adopt, job.id)
+            attempt.objects_before = await reach(self._threads, store, self._checkpoints.adopt, job.id)
         except StoreAway:
             raise
         except StoreUnavailable as error:  # the fit may do without, and by its end the store may be there
             logger.warning("job %s begins without what others may have of it: %s", job.id, error)
         if job.parameters["init"] not in INIT_METHODS:  # the worker is not to wait for a network
-            await reach(self._threads, store, self._store.bring, Reference.parse(job.parameters["init"]))
+            await reach(self._threads, store, self._store.find_and_fetch, Reference.parse(job.parameters["init"]))
         return True
 
-    async def _fit(self, running: Running, patience: Patience) -> DataUnavailable | None:
+    async def _fit(self, attempt: Attempt, patience: Patience) -> DataUnavailable | None:
         """Have the fit run until it has come to an end, or its files cannot be read for now: then it goes on, from
         its last checkpoint, when this is called again."""
-        job = running.job
+        job = attempt.job
         await self.step_in()
         events: asyncio.Queue[Frame | None] = asyncio.Queue()
         try:
             if (ranks := _ranks_of(job)) > 1:
-                self._ranks.tell_job(job.id, self._fit_message(running), events.put_nowait, ranks)
+                self._ranks.tell_job(job.id, self._fit_message(attempt), events.put_nowait, ranks)
             else:
-                self.worker.tell_job(job.id, self._fit_message(running), events.put_nowait)
-            running.on_worker = True
+                self.worker.tell_job(job.id, self._fit_message(attempt), events.put_nowait)
+            attempt.on_worker = True
         except WorkerUnavailable:
-            await self._requeue(running, worker_died=False)
+            await self._requeue(attempt, worker_died=False)
             return None
         next_writing = asyncio.get_running_loop().time() + self._settings.progress_interval_seconds
         while True:
             frame = await events.get()
             if frame is None:
-                await self._requeue(running, worker_died=True)
+                await self._requeue(attempt, worker_died=True)
                 return None
             match frame.message:
                 case FitBegun() as begun:
-                    running.begin(begun, frame.arrays[0])
+                    attempt.begin(begun, frame.arrays[0])
                     if job.attempts > 1:
-                        await self._write_progress(running)
+                        await self._write_progress(attempt)
                 case FitProgress() as progress:
-                    if progress.iteration > running.held_up_at:
+                    if progress.iteration > attempt.held_up_at:
                         patience.reset()
-                    running.note(progress)
+                    attempt.note(progress)
                     if asyncio.get_running_loop().time() >= next_writing:
-                        await self._write_progress(running)
+                        await self._write_progress(attempt)
                         # From now on: a slow database is not to be asked ever more often.
                         next_writing = asyncio.get_running_loop().time() + self._settings.progress_interval_seconds
                 case Fitted(_, seconds):
-                    running.loss_history = history_of(frame.arrays[2])
-                    await self._publish(running, frame.arrays, seconds)
+                    attempt.loss_history = history_of(frame.arrays[2])
+                    await self._publish(attempt, frame.arrays, seconds)
                     return None
                 case FitStopped():
-                    await self._requeue(running, worker_died=False)
+                    await self._requeue(attempt, worker_died=False)
                     return None
                 case FitCancelled():
-                    await self._tell_last(running)
+                    await self._tell_last(attempt)
                     raise Cancelled
                 case Failed() as failed:
                     if isinstance(error := error_of(failed), DataUnavailable):
-                        running.held_up_at = max(running.held_up_at, running.progress.iteration)
+                        attempt.held_up_at = max(attempt.held_up_at, attempt.progress.iteration)
                         return error
-                    await self._fail(running, error)
+                    await self._fail(attempt, error)
                     return None
 
-    async def _stage_files(self, named: Named, running: Running, patience: Patience) -> Staged:
+    async def _stage_files(self, named: NamedFiles, attempt: Attempt, patience: Patience) -> Staged:
         """The rows of files in one file of the store, as an upload would be; Cancelled where the job is to end."""
-        stopped, read, furthest = running.stopped, 0, 0
+        stopped, read, furthest = attempt.stopped, 0, 0
 
         def counted() -> Iterator[np.ndarray]:
             nonlocal read
@@ -315,9 +315,9 @@ class Runner:
             self.step_aside()
         await patience.wait(error)
 
-    async def _publish(self, running: Running, fitted: Sequence[np.ndarray], seconds: float) -> None:
+    async def _publish(self, attempt: Attempt, fitted: Sequence[np.ndarray], seconds: float) -> None:
         D, metrics, _, figures = fitted
-        record, job = running.record, running.job
+        record, job = attempt.record, attempt.job
         kept = ("rows", "n_features", "sha256")  # the last of staged activations alone
         data: dict[str, Any] = {key: record.data[key] for key in kept if key in record.data}
         if "files" in record.data:
@@ -339,58 +339,58 @@ class Runner:
                 parameters=job.parameters,
                 data=data,
                 metrics=orjson.loads(metrics.tobytes()),
-                loss_history=running.loss_history,
-                seconds=running.seconds_before + seconds,
+                loss_history=attempt.loss_history,
+                seconds=attempt.seconds_before + seconds,
                 software=self.worker.software,
                 job=job.id,
                 require=require_ours,
             ).version
 
-        if not await self._records.surely(self._jobs.begin_publishing, record):
+        if not await self._database.surely(self._jobs.begin_publishing, record):
             raise Cancelled
         version = await reach(self._threads, Patience("the store"), publish)  # which no cancel ends any more
-        await self._tell_last(running)
-        await self._end(running, "succeeded", self._jobs.succeed, version)
+        await self._tell_last(attempt)
+        await self._end(attempt, "succeeded", self._jobs.succeed, version)
         logger.info("job %s has fitted %s@%d in %.1f s", job.id, job.name, version, seconds)
 
-    async def _tell_last(self, running: Running) -> None:
+    async def _tell_last(self, attempt: Attempt) -> None:
         """Write how far a fit has come that comes no further."""
-        running.progress = running.progress.model_copy(update={"eta_seconds": None})
-        await self._records.surely(self._jobs.record_progress, running.record, **running.newer_fields())
+        attempt.progress = attempt.progress.model_copy(update={"eta_seconds": None})
+        await self._database.surely(self._jobs.record_progress, attempt.record, **attempt.newer_fields())
 
-    async def _end(self, running: Running, state: State, write: Callable[..., object], *outcome: Any) -> None:
+    async def _end(self, attempt: Attempt, state: State, write: Callable[..., object], *outcome: Any) -> None:
         """Write how a job ended; its data and its checkpoint are not needed any more."""
-        await self._records.surely(write, running.record, *outcome)
+        await self._database.surely(write, attempt.record, *outcome)
         self._ended[state] += 1
-        await self._threads(self._discard, running.record)
+        await self._threads(self._discard, attempt.record)
 
-    async def _fail(self, running: Running, error: Exception) -> None:
+    async def _fail(self, attempt: Attempt, error: Exception) -> None:
         problem = problem_of(error)
-        await self._tell_last(running)
-        await self._end(running, "failed", self._jobs.fail, problem)
-        logger.warning("job %s of %s has failed: %s", running.job.id, running.job.name, problem.detail)
+        await self._tell_last(attempt)
+        await self._end(attempt, "failed", self._jobs.fail, problem)
+        logger.warning("job %s of %s has failed: %s", attempt.job.id, attempt.job.name, problem.detail)
 
-    async def _lose(self, running: Running, error: JobLost) -> None:
+    async def _lose(self, attempt: Attempt, error: JobLost) -> None:
         """Leave a job to whoever has taken it up; what is left of one that has ended nobody else may know of."""
         logger.warning("%s: it is left alone", error)
-        if running.job.id not in await self._records.surely(self._jobs.unended):
-            await self._threads(self._discard, running.record)
+        if attempt.job.id not in await self._database.surely(self._jobs.unended):
+            await self._threads(self._discard, attempt.record)
 
-    async def _requeue(self, running: Running, *, worker_died: bool) -> None:
-        record = await self._records.surely(
-            self._jobs.requeue, running.record, worker_died=worker_died, newer=running.newer_fields()
+    async def _requeue(self, attempt: Attempt, *, worker_died: bool) -> None:
+        record = await self._database.surely(
+            self._jobs.requeue, attempt.record, worker_died=worker_died, newer=attempt.newer_fields()
         )
         if record.job.state in ENDED:
             await self._threads(self._discard, record)
 
-    async def _write_progress(self, running: Running) -> None:
+    async def _write_progress(self, attempt: Attempt) -> None:
         """A fit goes on though its progress cannot be written: the next time writes it all."""
         try:
-            if not await self._records.write(self._jobs.record_progress, running.record, **running.newer_fields()):
-                self._stop_attempt(running)
+            if not await self._database.write(self._jobs.record_progress, attempt.record, **attempt.newer_fields()):
+                self._stop_attempt(attempt)
             self._unwritten.end()
         except JobLost:
-            self._stop_attempt(running)
+            self._stop_attempt(attempt)
         except JobsUnavailable as error:
             self._unwritten.note(error)
 
@@ -398,8 +398,8 @@ class Runner:
         """Where the job runs."""
         return self._ranks if _ranks_of(job) > 1 else self.worker
 
-    def _fit_message(self, running: Running) -> Fit:
-        record = running.record
+    def _fit_message(self, attempt: Attempt) -> Fit:
+        record = attempt.record
         data = record.data
         elsewhere = ("clip", "files", "online", "epochs", "ranks")
         parameters = {name: value for name, value in record.job.parameters.items() if name not in elsewhere}
@@ -413,18 +413,18 @@ class Runner:
             rows=data["rows"],
             n_features=data["n_features"],
             data_sha256=data.get("sha256", ""),
-            checkpoint=self._checkpoint_place(running),
-            online=self._data_files.in_place(Named.of_record(data)) if online else None,
+            checkpoint=self._checkpoint_place(attempt),
+            online=self._data_files.in_place(NamedFiles.of_record(data)) if online else None,
             **parameters,
         )
 
-    def _checkpoint_place(self, running: Running) -> CheckpointPlace | None:
-        job, interval = running.job.id, self._settings.checkpoint_interval_seconds
+    def _checkpoint_place(self, attempt: Attempt) -> CheckpointPlace | None:
+        job, interval = attempt.job.id, self._settings.checkpoint_interval_seconds
         if interval == 0:
             return None
         path, staged = self._checkpoints.path(job).absolute(), self._checkpoints.staged(job).absolute()
         shared_as = self._checkpoints.shared_as(job)
-        return CheckpointPlace(str(path), str(staged), interval, shared_as, running.objects_before)
+        return CheckpointPlace(str(path), str(staged), interval, shared_as, attempt.objects_before)
 
 
 def _ranks_of(job: Job) -> int:

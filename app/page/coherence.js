@@ -4,7 +4,7 @@ import { call } from "./api.js";
 import { alertPlace, disabledFor, h, labelled, panel, scrolling, tell } from "./element.js";
 import { captionedHistogram, picture } from "./drawing.js";
 import { binned, figure, whole } from "./numbers.js";
-import { readNpy } from "./npy.js";
+import { readNpy } from "./arrays.js";
 import { linkToConcept } from "./router.js";
 
 const MOST_MAPPED = 256; // concepts of a map

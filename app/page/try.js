@@ -4,7 +4,7 @@ import { Problem, call, callJson, getJson, problemOf, tellWait } from "./api.js"
 import { dropZone } from "./drop.js";
 import { alertPlace, debounced, h, heading, labelled, newId, panel, tell } from "./element.js";
 import { captionedHistogram, imageShape, largest, lines, picture } from "./drawing.js";
-import { isNpy, NPY, readNpy, readSafetensors, writeNpy } from "./npy.js";
+import { isNpy, NPY, readNpy, readSafetensors, writeNpy } from "./arrays.js";
 import { figure, percent, whole } from "./numbers.js";
 import { dictionaryFields } from "./pick.js";
 import { linkToConcept } from "./router.js";

@@ -13,7 +13,7 @@ from app.http.access import take_rows
 from app.http.bodies import read_payload
 from app.http.leaving import Gone, Leaving, leaving_of
 from app.http.shares import share_of_bodies
-from app.jobs.data_files import Named
+from app.jobs.data_files import NamedFiles
 from app.jobs.fits import Fits
 from app.jobs.jobs import ENDED
 from app.routes import examples
@@ -97,7 +97,7 @@ def _require_there(leaving: Leaving | None) -> None:
         raise Gone
 
 
-def _data(fits: Fits, fields: FitRequest, upload: Path, require_wanted: Callable[[], None]) -> Staged | Named:
+def _data(fits: Fits, fields: FitRequest, upload: Path, require_wanted: Callable[[], None]) -> Staged | NamedFiles:
     """The activations of a request, staged; or those that its files name, their headers checked."""
     if fields.files is None:
         if fields.data is None:

@@ -23,7 +23,7 @@ from app.errors import (
 from app.formats import inference_format
 from app.formats.inference_format import LENGTH_HEADER, InferenceRequest
 from app.http.access import take_rows
-from app.http.bodies import TEXT_GROWTH, Limit, aside, in_memory, read_body, validated
+from app.http.bodies import TEXT_GROWTH, Limit, aside, in_memory, model_with_array, read_body
 from app.http.problems import PROTOCOL
 from app.http.ready import ReadyResponse
 from app.http.shares import share_of_answers
@@ -235,11 +235,11 @@ def _fields(
     if told.options.task == "decode":
         if told.options.clip:
             raise InvalidFields.at("parameters", "clip", msg="activations alone are clipped, and decode takes codes")
-        return validated(DecodeRequest, fields, array, settings)
+        return model_with_array(DecodeRequest, fields, array, settings)
     if told.options.clip:
         fields["clip"] = True
     fields["reconstruct"] = "relative_error" in _wanted(told)
-    return validated(EncodeRequest, fields, array, settings)
+    return model_with_array(EncodeRequest, fields, array, settings)
 
 
 def _require_input(told: InferenceRequest, reference: Reference) -> None:

@@ -142,7 +142,7 @@ class Files:
     def has(self, name: str, version: int, sha256: str) -> bool:
         return True
 
-    def bring(self, name: str, version: int, sha256: str) -> None:
+    def fetch(self, name: str, version: int, sha256: str) -> None:
         """They are here."""
 
     def require_free(self, name: str) -> None:

@@ -173,7 +173,7 @@ class Objects:
     def has(self, name: str, version: int, sha256: str) -> bool:
         return self._cache.has(sha256) and self._cache.has(f"{name}@{version}")
 
-    def bring(self, name: str, version: int, sha256: str) -> None:
+    def fetch(self, name: str, version: int, sha256: str) -> None:
         self.meta(name, version, cached=True)
         self.content(name, version, WEIGHTS_FILE, sha256)
 

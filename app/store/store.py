@@ -111,7 +111,7 @@ class Shelf(Protocol):
     def has(self, name: str, version: int, sha256: str) -> bool:
         """Whether the worker can load this version without a network."""
 
-    def bring(self, name: str, version: int, sha256: str) -> None:
+    def fetch(self, name: str, version: int, sha256: str) -> None:
         """Have it so from now on."""
 
     def require_free(self, name: str) -> None:
@@ -294,7 +294,7 @@ class Store:
         record = self._records.get((name, version))
         return record if record is not None and self._shelf.has(name, version, record.sha256) else None
 
-    def bring(self, reference: Reference) -> DictionaryRecord:
+    def find_and_fetch(self, reference: Reference) -> DictionaryRecord:
         """The record of a version that is at hand from now on, for this process and its worker."""
         record = self.find(reference)
         self.fetch(record)
@@ -316,7 +316,7 @@ class Store:
     def fetch(self, record: DictionaryRecord) -> None:
         """Have a version at hand."""
         if not self._shelf.has(record.name, record.version, record.sha256):
-            self._shelf.bring(record.name, record.version, record.sha256)
+            self._shelf.fetch(record.name, record.version, record.sha256)
 
     def _remembered(self, reference: Reference) -> DictionaryRecord | None:
         name, versions = reference.name, self._shelf.remembered(reference.name)

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from app.worker.messages import Dtype
 from core import Dictionary
 
-Key = tuple[str, int, Dtype]
+CacheKey = tuple[str, int, Dtype]
 
 
 OVERHEAD_BYTES = 8192  # of an entry beside its numbers: small ones are more of that than of these
@@ -18,8 +18,8 @@ class DictionaryCache:
     def __init__(self, max_bytes: int, prepare: Callable[[str, int, Dtype], Dictionary]) -> None:
         self._max_bytes = max_bytes
         self._prepare = prepare
-        self._prepared: OrderedDict[Key, Dictionary] = OrderedDict()
-        self._bytes: dict[Key, int] = {}
+        self._prepared: OrderedDict[CacheKey, Dictionary] = OrderedDict()
+        self._bytes: dict[CacheKey, int] = {}
         self._total = 0  # of these: there may be a hundred thousand, and it is asked for each second
 
     def __len__(self) -> int:

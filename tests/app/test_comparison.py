@@ -233,7 +233,7 @@ def test_a_stop_ends_those_under_way_and_waiting(
     async def stop() -> None:
         comparisons = Comparisons(settings, store)
         others = [records[1].model_copy(update={"version": i}) for i in range(1, comparison.MOST_WAITING + 1)]
-        monkeypatch.setattr(store, "bring", lambda reference: None)  # of versions that there are not
+        monkeypatch.setattr(store, "find_and_fetch", lambda reference: None)  # of versions that there are not
         waiting = [asyncio.create_task(comparisons.between(records[0], other)) for other in others]
         await asyncio.to_thread(until, lambda: len(children()) == 1)
         with pytest.raises(Overloaded, match="wait already"):

@@ -21,7 +21,7 @@ import sqlalchemy as sql
 from fastapi.testclient import TestClient
 
 from app.errors import DataUnavailable, JobsAway, JobsUnavailable, StoreUnavailable
-from app.jobs import fits, one_thread, reach
+from app.jobs import database_threads, fits, reach
 from app.jobs import jobs as jobs_of_all
 from app.jobs.data_files import DataFiles
 from app.jobs.database import Database
@@ -779,7 +779,7 @@ def test_a_database_that_is_far_away_takes_every_fit(
     transaction = Database.transaction
 
     def slow(database: Database) -> AbstractContextManager[sql.Connection]:
-        time.sleep(0.4 * one_thread.STUCK_SECONDS / 2)
+        time.sleep(0.4 * database_threads.STUCK_SECONDS / 2)
         return transaction(database)
 
     with TestClient(create_app(settings, supervisor=worker)) as client:

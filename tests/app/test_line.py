@@ -154,16 +154,16 @@ def test_what_is_at_hand_stays_so_while_the_object_store_is_away(tmp_path: Path)
     publish(store, "a", 2 * D)
     publish(store, "removed", D)
     for reference in (Reference("a"), Reference("a", 1), Reference("removed")):
-        store.bring(reference)
+        store.find_and_fetch(reference)
     store.remove("removed", [1])
     own.server.stop()
     try:
         assert store.at_hand(Reference("a")) is None  # how it is now must be asked
-        assert store.bring(Reference("a")).version == 2
-        assert store.bring(Reference("a", 1)).version == 1
+        assert store.find_and_fetch(Reference("a")).version == 2
+        assert store.find_and_fetch(Reference("a", 1)).version == 1
         for reference in (Reference("a", 3), Reference("b"), Reference("removed"), Reference("removed", 1)):
             with pytest.raises(StoreUnavailable):
-                store.bring(reference)
+                store.find_and_fetch(reference)
         with pytest.raises(StoreUnavailable):
             store.record(Reference("a"))
     finally:

@@ -5,8 +5,8 @@ import asyncio
 import pytest
 
 from app.errors import JobsUnavailable
-from app.jobs import records
-from app.jobs.records import Records
+from app.jobs import database_threads
+from app.jobs.database_threads import DatabaseThreads
 from app.outage import Outage
 
 
@@ -47,7 +47,7 @@ def test_what_nobody_expects_is_told_with_its_place(caplog: pytest.LogCaptureFix
 def test_a_record_that_cannot_be_written_for_a_while_is_told_twice(
     caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(records, "RETRY_SECONDS", 0.001)
+    monkeypatch.setattr(database_threads, "RETRY_SECONDS", 0.001)
     left = iter(range(20))
 
     def write() -> str:
@@ -56,11 +56,11 @@ def test_a_record_that_cannot_be_written_for_a_while_is_told_twice(
         return f"written at attempt {attempt}"
 
     async def written() -> str:
-        of_jobs = Records()
+        database = DatabaseThreads()
         try:
-            return await of_jobs.surely(write)
+            return await database.surely(write)
         finally:
-            of_jobs.shutdown()
+            database.shutdown()
 
     assert asyncio.run(written()) == "written at attempt 19"
     assert [record.getMessage() for record in caplog.records] == [

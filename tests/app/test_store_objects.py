@@ -106,7 +106,7 @@ def later(monkeypatch: pytest.MonkeyPatch, seconds: float) -> None:
 def test_what_is_at_hand_asks_for_nothing(store: Store, other: Store, asked: list[str]) -> None:
     publish(store, "a", D)
     assert other.at_hand(Reference("a")) is None
-    assert other.bring(Reference("a")).version == 1
+    assert other.find_and_fetch(Reference("a")).version == 1
     asked.clear()
     record = other.at_hand(Reference("a"))
     assert record is not None
@@ -172,7 +172,7 @@ def test_without_room_for_copies_it_goes_on(store: Store, other: Store, monkeypa
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(object_cache.Path, "write_bytes", full)
-    assert other.bring(Reference("a")).version == 1
+    assert other.find_and_fetch(Reference("a")).version == 1
     np.testing.assert_array_equal(other.load("a", 1), D)
 
 
@@ -202,7 +202,7 @@ def test_that_there_is_none_is_not_told_by_an_old_list(store: Store, other: Stor
     publish(store, "a", D)
     assert other.resolve(Reference("a")) == ("a", 1)
     publish(store, "a", D)
-    assert other.bring(Reference("a", 2)).version == 2
+    assert other.find_and_fetch(Reference("a", 2)).version == 2
     asked.clear()
     for _ in range(2):
         with pytest.raises(UnknownDictionary):

@@ -319,7 +319,7 @@ def test_a_database_that_is_locked_is_told_and_holds_up_a_stop_once(
     """What is to be written at the end does not wait for the lock one after another: a killer waits for no stop."""
     for name, seconds in (
         ("fits.STOP_SECONDS", 0.1),
-        ("one_thread.STUCK_SECONDS", 0.2),
+        ("database_threads.STUCK_SECONDS", 0.2),
         ("database.LOCK_SECONDS", 1),
     ):
         monkeypatch.setattr(f"app.jobs.{name}", seconds)

@@ -530,7 +530,7 @@ def test_numbers_of_two_bytes_are_read_to_the_last_bit(visit: Visit) -> None:
     files = {"readNpy": npy(halves), "readSafetensors": len(header).to_bytes(8, "little") + header + bits.tobytes()}
     shown = """async ([name, text]) => {
         const buffer = Uint8Array.from(atob(text), (c) => c.charCodeAt(0)).buffer;
-        return [...(await import("./page/npy.js"))[name](buffer).row(0)];
+        return [...(await import("./page/arrays.js"))[name](buffer).row(0)];
     }"""
     for (name, content), expected in zip(files.items(), (halves, wide), strict=True):
         read = np.float32(page.evaluate(shown, [name, base64.b64encode(content).decode()]))

@@ -1,4 +1,4 @@
-"""A job under way: what its worker has told of it."""
+"""An attempt at a job, while it is under way: what its worker has told of it."""
 
 import threading
 from dataclasses import dataclass, field
@@ -14,8 +14,8 @@ MAX_HISTORY = 500
 
 
 @dataclass
-class Running:
-    """A job, and what of it is newer than its record."""
+class Attempt:
+    """A job that was claimed, and what of it is newer than its record."""
 
     record: Record  # as it was claimed, and what has been staged of its data since
     progress: Progress
@@ -29,7 +29,7 @@ class Running:
     stopped: threading.Event = field(default_factory=threading.Event)  # ends the staging of files
 
     @classmethod
-    def of(cls, record: Record) -> "Running":
+    def of(cls, record: Record) -> "Attempt":
         """Until the worker says where it begins, it is where it was."""
         job = record.job
         progress = job.progress.model_copy(update={"eta_seconds": None})

@@ -6,18 +6,18 @@ import threading
 import pytest
 
 from app.errors import JobsUnavailable
-from app.jobs import one_thread
-from app.jobs.one_thread import OneThread
+from app.jobs import database_threads
+from app.jobs.database_threads import WriteThread
 
 
 @pytest.fixture(autouse=True)
 def _soon_stuck(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(one_thread, "STUCK_SECONDS", 0.1)
+    monkeypatch.setattr(database_threads, "STUCK_SECONDS", 0.1)
 
 
 def test_calls_come_in_order_and_give_what_they_give() -> None:
     async def main() -> None:
-        calls, done = OneThread("test"), list[int]()
+        calls, done = WriteThread("test"), list[int]()
         await asyncio.gather(*(calls(done.append, i) for i in range(20)))
         assert done == list(range(20))
         assert await calls(divmod, 7, 2) == (3, 1)
@@ -30,7 +30,7 @@ def test_calls_come_in_order_and_give_what_they_give() -> None:
 
 def test_behind_a_stuck_call_others_are_refused_until_it_has_ended() -> None:
     async def main() -> None:
-        calls, free, done = OneThread("test"), threading.Event(), list[str]()
+        calls, free, done = WriteThread("test"), threading.Event(), list[str]()
         stuck = asyncio.create_task(calls(free.wait, 10))
         queued = asyncio.create_task(calls(done.append, "queued"))  # while nobody knows yet that it is stuck
         await asyncio.sleep(0.2)
