@@ -17,7 +17,7 @@ from typing import Any
 import msgspec
 
 from app.errors import InvalidFields, Overloaded, WorkerUnavailable
-from app.kept import KeptBytes
+from app.memory_cache import KeptBytes
 from app.settings import Settings
 from app.store.references import Reference
 from app.store.store import DictionaryRecord, Store

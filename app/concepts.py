@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from app.errors import UnknownConcept
-from app.kept import KeptBytes
+from app.memory_cache import KeptBytes
 from app.store.figures_file import Figures
 from app.store.references import Reference
 from app.store.store import DictionaryRecord, Store

@@ -26,7 +26,7 @@ from app import __version__
 from app.errors import AppError, InvalidFields, StoreUnavailable
 from app.formats import npy_format
 from app.jobs.attempt import history_of
-from app.jobs.reach import REACH_SECONDS
+from app.jobs.retrying import REACH_SECONDS
 from app.schemas import FitParameters
 from app.store.disk import fsync_directory, write_durably
 from app.store.store import Store

@@ -12,12 +12,12 @@ from starlette.types import ASGIApp
 
 from app import __version__
 from app.http.access import Access
+from app.http.cross_site import OwnSite, hosts_of
 from app.http.direct import Direct
 from app.http.head_method import HeadAsGet
 from app.http.observed import Observed
 from app.http.problems import install_handlers
 from app.http.shares import Shares
-from app.http.sites import OwnSite, hosts_of
 from app.http.tokens import TokenFile
 from app.metrics import Metrics
 from app.routes import compare, concepts, decode, dictionaries, encode, fit, health, inference, jobs, pages

@@ -17,9 +17,9 @@ from app.jobs.database import Database
 from app.jobs.fits import Fits
 from app.jobs.jobs import Jobs
 from app.jobs.leases import Leases
-from app.jobs.one_database import claim
+from app.jobs.store_owner import claim
+from app.memory_budget import Room, Share
 from app.outage import Outage
-from app.room import Room, Share
 from app.settings import Settings
 from app.store.references import Reference
 from app.store.store import DictionaryRecord, Store

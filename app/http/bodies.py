@@ -25,10 +25,10 @@ from app.formats.buffer import Buffer
 from app.formats.csv_format import LINE_END
 from app.formats.json_format import first_repeated
 from app.formats.npy_format import MAGIC
-from app.http.head import header
+from app.http.disconnects import Gone
+from app.http.headers import header
 from app.http.inflate import CODINGS, inflated
-from app.http.leaving import Gone
-from app.http.ready import ReadyResponse
+from app.http.responses import ReadyResponse
 from app.http.shares import share_of_bodies
 from app.schemas import Fields
 from app.settings import Settings

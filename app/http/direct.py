@@ -11,7 +11,7 @@ from fastapi import Request, Response
 from starlette.routing import compile_path
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from app.http.leaving import leaving_of
+from app.http.disconnects import leaving_of
 from app.http.problems import TOLD, answer_to
 from app.services import Services
 

@@ -13,10 +13,10 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from app import logs
 from app.errors import Stopping
 from app.http.direct import route_of
-from app.http.head import header, headers_of
-from app.http.leaving import REFUSED, Gone
+from app.http.disconnects import REFUSED, Gone
+from app.http.headers import header, headers_of
 from app.http.problems import answer_to
-from app.http.ready import WHOLE
+from app.http.responses import WHOLE
 from app.metrics import Metrics
 
 logger = logging.getLogger("dictserve.access")

@@ -32,10 +32,10 @@ from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
 from app.errors import AppError, HeadersTooLarge, MalformedRequest, RequestTimeout, TooManyConnections
 from app.http.access import WATCHING
-from app.http.leaving import LEAVING, REFUSED, Leaving
+from app.http.disconnects import LEAVING, REFUSED, Leaving
 from app.http.observed import ID_HEADER, INSTEAD, id_of, log_unserved
 from app.http.problems import ALLOWED_METHODS, answer_to
-from app.http.ready import WHOLE
+from app.http.responses import WHOLE
 from app.settings import Settings
 
 LOOK_SECONDS = 0.5  # between two looks at all connections

@@ -2,7 +2,7 @@
 
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from app.room import Room, Share
+from app.memory_budget import Room, Share
 
 SHARES = "dictserve.shares"  # of an ASGI scope
 

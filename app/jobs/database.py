@@ -21,7 +21,7 @@ from sqlalchemy.exc import InterfaceError, SQLAlchemyError
 from app.errors import JobsAway, JobsUnavailable
 from app.jobs.migrations import migrate
 from app.jobs.postgres_url import driver_told
-from app.line import SILENT_SECONDS, Line, give_up_in_time
+from app.reconnecting import SILENT_SECONDS, Line, give_up_in_time
 
 ANSWER_SECONDS = 10  # in which PostgreSQL says nothing, after which a connection to it is given up
 LOCK_SECONDS = 5  # for which a statement waits for another's lock

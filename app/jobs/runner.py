@@ -17,7 +17,7 @@ from app.jobs.data_files import DataFiles, NamedFiles
 from app.jobs.database_threads import RETRY_SECONDS, DatabaseThreads
 from app.jobs.jobs import ENDED, JobLost, Jobs, Record
 from app.jobs.ranks import RankProcesses
-from app.jobs.reach import AWAY_SECONDS, Cancelled, Patience, reach
+from app.jobs.retrying import AWAY_SECONDS, Cancelled, Patience, reach
 from app.outage import Outage
 from app.problems import problem_of
 from app.schemas import AnyJob, Job, State

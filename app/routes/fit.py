@@ -11,7 +11,7 @@ from fastapi import APIRouter, Header, Request, Response
 from app.errors import InvalidFields
 from app.http.access import take_rows
 from app.http.bodies import read_payload
-from app.http.leaving import Gone, Leaving, leaving_of
+from app.http.disconnects import Gone, Leaving, leaving_of
 from app.http.shares import share_of_bodies
 from app.jobs.data_files import NamedFiles
 from app.jobs.fits import Fits

@@ -25,7 +25,7 @@ from app.formats.inference_format import LENGTH_HEADER, InferenceRequest
 from app.http.access import take_rows
 from app.http.bodies import TEXT_GROWTH, Limit, aside, in_memory, model_with_array, read_body
 from app.http.problems import PROTOCOL
-from app.http.ready import ReadyResponse
+from app.http.responses import ReadyResponse
 from app.http.shares import share_of_answers
 from app.inference import (
     EXTENSIONS,
@@ -42,7 +42,7 @@ from app.inference import (
     configuration,
     metadata,
 )
-from app.room import Share
+from app.memory_budget import Share
 from app.routes import examples
 from app.routes.dictionaries import parsed
 from app.routes.openapi import BINARY, Responses, answers, device_full, header, struct_schema

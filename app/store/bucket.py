@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from app.errors import StoreAway, StoreFull, StoreUnavailable
-from app.line import Line, give_up_in_time
+from app.reconnecting import Line, give_up_in_time
 from app.store.disk import as_store_error, fsync_directory, locked, store_errors
 from app.store.object_store import ObjectStore
 

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from app.errors import DictionaryDamaged, NameTaken, PreconditionFailed, StoreUnavailable, UnknownDictionary
-from app.kept import keep
+from app.memory_cache import keep
 from app.store.disk import NoRegularFile, as_store_error, fsync_directory, read_regular, store_errors, write_durably
 from app.store.hashed import Hashed, require_whole
 from app.store.references import NAME, VERSION, check_name

@@ -15,7 +15,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 
 from app.errors import DictionaryDamaged, StoreUnavailable, UnknownDictionary
-from app.kept import keep
+from app.memory_cache import keep
 from app.store.bucket import PRIVATE, STAGING, Bucket, Entry
 from app.store.figures_file import FIGURES_FILE
 from app.store.files import LABELS_FILE, META_FILE, not_the_first

@@ -17,7 +17,7 @@ import numpy as np
 from pydantic import BaseModel, Field, ValidationError
 
 from app.errors import DictionaryDamaged, StoreUnavailable, UnknownDictionary
-from app.kept import keep
+from app.memory_cache import keep
 from app.store import figures_file
 from app.store import weights as weights_file
 from app.store.bucket import Bucket, bucket_of

@@ -12,7 +12,7 @@ from fastapi.testclient import TestClient
 from app import comparison
 from app.comparison import Comparisons
 from app.errors import Overloaded, WorkerUnavailable
-from app.kept import KeptBytes
+from app.memory_cache import KeptBytes
 from app.settings import Settings
 from app.store.references import Reference
 from app.store.store import DictionaryRecord, Store

@@ -5,7 +5,7 @@ import pytest
 from fastapi.testclient import TestClient
 
 from app import concepts
-from app.kept import KeptBytes
+from app.memory_cache import KeptBytes
 from app.store import figures_file
 from app.store.figures_file import FIGURES_FILE
 from app.store.store import Store

@@ -21,7 +21,7 @@ import sqlalchemy as sql
 from fastapi.testclient import TestClient
 
 from app.errors import DataUnavailable, JobsAway, JobsUnavailable, StoreUnavailable
-from app.jobs import database_threads, fits, reach
+from app.jobs import database_threads, fits, retrying
 from app.jobs import jobs as jobs_of_all
 from app.jobs.data_files import DataFiles
 from app.jobs.database import Database
@@ -457,8 +457,8 @@ def test_a_fit_whose_files_stay_away_fails_in_time(
     settings: Settings, worker: WorkerDouble, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It goes on from its checkpoint each time, as far as it was when they went away, and no further."""
-    monkeypatch.setattr(reach, "REACH_SECONDS", 0.5)
-    monkeypatch.setattr(reach, "RETRY_SECONDS", 0.05)
+    monkeypatch.setattr(retrying, "REACH_SECONDS", 0.5)
+    monkeypatch.setattr(retrying, "RETRY_SECONDS", 0.05)
 
     def held_up(job: str, message: ToWorker, listener: JobListener) -> None:
         listener(Frame(FitBegun(job, 5, 0.0), [np.ones(5)]))
@@ -475,7 +475,7 @@ def test_a_fit_whose_files_stay_away_fails_in_time(
 def test_of_fits_that_wait_for_files_a_few_let_others_go_before(
     settings: Settings, worker: WorkerDouble, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(reach, "RETRY_SECONDS", 0.01)
+    monkeypatch.setattr(retrying, "RETRY_SECONDS", 0.01)
     is_away, fit = True, worker.tell_job
 
     def held_up(job: str, message: ToWorker, listener: JobListener) -> None:
@@ -500,7 +500,7 @@ def test_of_fits_that_wait_for_files_a_few_let_others_go_before(
 def test_a_fit_that_waits_for_the_store_can_be_cancelled(
     settings: Settings, worker: WorkerDouble, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(reach, "RETRY_SECONDS", 0.05)
+    monkeypatch.setattr(retrying, "RETRY_SECONDS", 0.05)
 
     def away(*_: object) -> None:
         raise StoreUnavailable("the store's directory of 'digits' cannot be used")
@@ -518,8 +518,8 @@ def test_a_fit_that_waits_for_the_store_can_be_cancelled(
 def test_files_that_are_away_again_and_again_have_their_time_each_time(
     settings: Settings, worker: WorkerDouble, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(reach, "REACH_SECONDS", 0.2)
-    monkeypatch.setattr(reach, "RETRY_SECONDS", 0.01)
+    monkeypatch.setattr(retrying, "REACH_SECONDS", 0.2)
+    monkeypatch.setattr(retrying, "RETRY_SECONDS", 0.01)
     data = settings.store.parent / "data"
     data.mkdir()
     np.save(data / "a.npy", np.ones((8, 4), np.float32))

@@ -15,7 +15,7 @@ from starlette.requests import Request
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from app.errors import Forbidden
-from app.http.head import header, headers_of
+from app.http.headers import header, headers_of
 from app.http.problems import answer_to
 
 LOCAL = (".localhost", ".local", ".internal")  # ends of names that are no domain's

@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 import sqlalchemy as sql
 
-from app import line
+from app import reconnecting
 from app.errors import JobsAway, JobsUnavailable, StoreUnavailable
 from app.jobs import database
 from app.jobs.database import Database
-from app.line import SILENT_SECONDS, Line, give_up_in_time
+from app.reconnecting import SILENT_SECONDS, Line, give_up_in_time
 from app.store.object_store import ObjectStore
 from app.store.references import Reference
 from app.store.store import Store
@@ -24,7 +24,7 @@ from tests.waiting import until
 
 @pytest.fixture(autouse=True)
 def _asked_soon(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(line, "ASK_SECONDS", 0.02)
+    monkeypatch.setattr(reconnecting, "ASK_SECONDS", 0.02)
 
 
 class Other:

@@ -16,7 +16,7 @@ from fastapi.testclient import TestClient
 
 from app.errors import JobsAway, JobsUnavailable, StoreFull, StoreUnavailable
 from app.jobs.database import LOCK_SECONDS, Database
-from app.jobs.one_database import MARKER, claim
+from app.jobs.store_owner import MARKER, claim
 from app.main import create_app
 from app.settings import Settings
 from app.store import shared_files

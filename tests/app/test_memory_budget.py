@@ -6,7 +6,7 @@ from fastapi.testclient import TestClient
 
 from app.batcher import Batcher
 from app.errors import Overloaded
-from app.room import FREE_BYTES, RequestOver, Room, Share
+from app.memory_budget import FREE_BYTES, RequestOver, Room, Share
 from demo.service import npy
 from tests.app.conftest import D
 
