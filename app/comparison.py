@@ -16,12 +16,11 @@ from typing import Any
 
 import msgspec
 
-from app.errors import InvalidFields, Overloaded, WorkerUnavailable
+from app.errors import InvalidFields, Overloaded, WorkerUnavailable, error_by_name
 from app.memory_cache import KeptBytes
 from app.settings import Settings
 from app.store.references import Reference
 from app.store.store import DictionaryRecord, Store
-from app.supervisor import error_of
 from app.worker.messages import Compare, Compared, Failed
 
 logger = logging.getLogger("dictserve")
@@ -152,7 +151,7 @@ class Comparisons:
             raise WorkerUnavailable("the comparison's process died; send the request again in a moment")
         outcome: Compared | Failed = msgspec.json.decode(answer, type=Compared | Failed)
         if isinstance(outcome, Failed):
-            raise error_of(outcome)
+            raise error_by_name(outcome.error, outcome.detail)
         return answer
 
 

@@ -47,7 +47,8 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import TYPE_CHECKING
 
-from core.errors import CoreError
+from core import errors as core_errors
+from core.errors import CoreError, RankLost
 
 if TYPE_CHECKING:
     import pydantic
@@ -293,10 +294,28 @@ KINDS: Mapping[type[Exception], Kind] = {
 
 INTERNAL = Kind(500, "internal-error", "Something is wrong in the service")
 
+_BY_NAME: dict[str, type[Exception]] = {
+    **{
+        cls.__name__: cls
+        for cls in vars(core_errors).values()
+        if isinstance(cls, type) and issubclass(cls, Exception) and cls is not RankLost  # it ends a rank, untold
+    },
+    # those that have nothing but a message to tell
+    **{cls.__name__: cls for cls in KINDS if issubclass(cls, AppError) and cls.__init__ is Exception.__init__},
+}
+
 
 def kind_of(error: Exception) -> Kind:
     """The most specific entry of the table."""
     return next((KINDS[cls] for cls in type(error).__mro__ if cls in KINDS), INTERNAL)
+
+
+def error_by_name(name: str, detail: str) -> Exception:
+    """An error of a worker's process, as that tells of it, as one of the two trees."""
+    cls = _BY_NAME.get(name)
+    if cls is None:
+        return WorkerFailed(f"{name}: {detail}")
+    return cls(detail)
 
 
 def _field_error(entry: Mapping[str, object]) -> FieldError:

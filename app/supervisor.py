@@ -18,7 +18,7 @@ from typing import Literal
 
 import numpy as np
 
-from app.errors import KINDS, AppError, WorkerFailed, WorkerStarts, WorkerUnavailable
+from app.errors import WorkerStarts, WorkerUnavailable, error_by_name
 from app.outage import Outage
 from app.settings import Settings
 from app.worker import frames
@@ -36,8 +36,6 @@ from app.worker.messages import (
     Solved,
     ToWorker,
 )
-from core import errors as core_errors
-from core.errors import RankLost
 
 logger = logging.getLogger("dictserve")
 
@@ -325,7 +323,7 @@ class Supervisor:
             case Solved(task):
                 self._settle(task, frame.arrays)
             case Failed(int(task)) as failed:
-                self._settle(task, error_of(failed))
+                self._settle(task, error_by_name(failed.error, failed.detail))
             case message:
                 job = getattr(message, "job", None) or getattr(message, "id", None)
                 if self._job_listener is not None and self._job_listener[0] == job:
@@ -417,22 +415,3 @@ def _end(code: int) -> str:
     # those that are for a program's own use have no names
     named = -code in set(signal.Signals)
     return f"was ended by {signal.Signals(-code).name}" if named else f"was ended by signal {-code}"
-
-
-_BY_NAME: dict[str, type[Exception]] = {
-    **{
-        cls.__name__: cls
-        for cls in vars(core_errors).values()
-        if isinstance(cls, type) and issubclass(cls, Exception) and cls is not RankLost  # it ends a rank, untold
-    },
-    # those that have nothing but a message to tell
-    **{cls.__name__: cls for cls in KINDS if issubclass(cls, AppError) and cls.__init__ is Exception.__init__},
-}
-
-
-def error_of(failed: Failed) -> Exception:
-    """The worker's error as one of the two trees."""
-    cls = _BY_NAME.get(failed.error)
-    if cls is None:
-        return WorkerFailed(f"{failed.error}: {failed.detail}")
-    return cls(failed.detail)

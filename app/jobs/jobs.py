@@ -23,7 +23,7 @@ from app.jobs.database import Database, metadata
 from app.jobs.leases import held_by, lease_of
 from app.problems import Problem, problem_of
 from app.schemas import Job, ListedJob, Progress, State
-from app.store.store import now, timestamp
+from app.times import now, timestamp
 
 logger = logging.getLogger("dictserve")
 

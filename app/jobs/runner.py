@@ -11,7 +11,15 @@ from typing import Any
 import numpy as np
 import orjson
 
-from app.errors import DataUnavailable, FitAbandoned, JobsUnavailable, StoreAway, StoreUnavailable, WorkerUnavailable
+from app.errors import (
+    DataUnavailable,
+    FitAbandoned,
+    JobsUnavailable,
+    StoreAway,
+    StoreUnavailable,
+    WorkerUnavailable,
+    error_by_name,
+)
 from app.jobs.attempt import Attempt, history_of
 from app.jobs.data_files import DataFiles, NamedFiles
 from app.jobs.database_threads import RETRY_SECONDS, DatabaseThreads
@@ -26,7 +34,7 @@ from app.store.checkpoints import Checkpoints
 from app.store.references import Reference
 from app.store.store import Store
 from app.store.uploads import Staged, Uploads
-from app.supervisor import Supervisor, error_of
+from app.supervisor import Supervisor
 from app.threads import Threads
 from app.worker.frames import Frame
 from app.worker.messages import (
@@ -275,7 +283,7 @@ class Runner:
                     await self._tell_last(attempt)
                     raise Cancelled
                 case Failed() as failed:
-                    if isinstance(error := error_of(failed), DataUnavailable):
+                    if isinstance(error := error_by_name(failed.error, failed.detail), DataUnavailable):
                         attempt.held_up_at = max(attempt.held_up_at, attempt.progress.iteration)
                         return error
                     await self._fail(attempt, error)

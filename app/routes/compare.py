@@ -8,9 +8,9 @@ from fastapi import APIRouter, Request, Response
 from app import __version__
 from app.comparison import require_comparable
 from app.http.etags import JSON_TYPE, IfNoneMatch, unchanged
-from app.routes.dictionaries import parsed
 from app.routes.openapi import TAGGED, problems
 from app.routes.query import KNOWN_ALONE
+from app.routes.references import parsed
 from app.schemas import Comparison
 from app.services import ServicesDep
 

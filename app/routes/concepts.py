@@ -5,9 +5,9 @@ from typing import Annotated
 from fastapi import APIRouter, Path, Response
 
 from app.http.etags import IfNoneMatch, tagged_json
-from app.routes.dictionaries import parsed
 from app.routes.openapi import TAGGED, problems
 from app.routes.query import KNOWN_ALONE
+from app.routes.references import parsed
 from app.schemas import Concept, ConceptColumns
 from app.services import ServicesDep
 

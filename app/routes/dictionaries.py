@@ -15,6 +15,7 @@ from app.http.shares import share_of_answers
 from app.routes import examples
 from app.routes.openapi import ETAG, TAGGED, UNCHANGED, array_answers, array_body, header, json_body, problems
 from app.routes.query import KNOWN_ALONE
+from app.routes.references import parsed
 from app.schemas import DictionaryList, ImportRequest, LabelRequest, WeightsAnswer
 from app.services import ServicesDep
 from app.store.references import Reference
@@ -172,13 +173,6 @@ def _label(store: Store, reference: Reference, patch: LabelRequest, if_match: st
 
     store.relabel(record.name, record.version, change)
     return store.described(record.reference)
-
-
-def parsed(reference: str, place: str = "reference") -> Reference:
-    try:
-        return Reference.parse(reference)
-    except ValueError as error:
-        raise InvalidFields.at(place, msg=str(error)) from None
 
 
 def _as_json(record: DictionaryRecord) -> bytes:

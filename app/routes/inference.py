@@ -44,8 +44,8 @@ from app.inference import (
 )
 from app.memory_budget import Share
 from app.routes import examples
-from app.routes.dictionaries import parsed
 from app.routes.openapi import BINARY, Responses, answers, device_full, header, struct_schema
+from app.routes.references import parsed
 from app.schemas import DecodeRequest, EncodeRequest
 from app.services import Services, ServicesDep
 from app.settings import Settings

@@ -9,7 +9,6 @@ import logging
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
@@ -30,6 +29,7 @@ from app.store.objects import Objects
 from app.store.references import Reference, check_name
 from app.store.weights import WEIGHTS_FILE
 from app.store.workplace import Workplace
+from app.times import now
 
 logger = logging.getLogger("dictserve")
 
@@ -527,12 +527,3 @@ def _labels(content: bytes | None, where: str) -> Labels:
         return Labels.model_validate_json(content)
     except ValidationError:
         raise DictionaryDamaged(f"{LABELS_FILE} of {where} cannot be read; restore or remove it") from None
-
-
-def now() -> str:
-    return timestamp(datetime.now(UTC))
-
-
-def timestamp(time: datetime) -> str:
-    """A time as it stands in records; they sort as text."""
-    return time.isoformat(timespec="milliseconds")

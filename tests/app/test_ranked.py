@@ -13,15 +13,14 @@ import pytest
 
 import app.distributed
 import core
-from app.errors import KINDS, WorkerFailed, kind_of
+from app.errors import KINDS, WorkerFailed, error_by_name, kind_of
 from app.settings import Settings
 from app.store.checkpoints import Checkpoints
 from app.store.object_store import ObjectStore
 from app.store.shared_files import SharedFiles
 from app.store.store import Store
-from app.supervisor import error_of
 from app.worker import frames, launch, ranked
-from app.worker.messages import CheckpointPlace, Configure, Failed, Fit
+from app.worker.messages import CheckpointPlace, Configure, Fit
 from app.worker.watch import EXIT_CODE
 from core import ProcessGroup
 from core.errors import CoreError, InvalidParameter, OutOfRange, RankLost
@@ -55,7 +54,7 @@ def test_ranks_have_the_gpus_that_are_named(
 
 @pytest.mark.parametrize("error", [*core.errors.__dict__, *(cls.__name__ for cls in KINDS), "Unheard"])
 def test_whatever_a_worker_tells_is_an_error(error: str) -> None:
-    assert isinstance(error_of(Failed("1", error, "why")), Exception)
+    assert isinstance(error_by_name(error, "why"), Exception)
 
 
 @pytest.fixture
@@ -188,7 +187,7 @@ def test_what_is_wrong_as_a_fit_is_measured_is_for_all_ranks_too(
 
 
 def test_no_message_makes_a_lost_rank_of_a_clients_request() -> None:
-    error = error_of(Failed("j", "RankLost", "rank 1 of 2 has lost another"))
+    error = error_by_name("RankLost", "rank 1 of 2 has lost another")
     assert (type(error), kind_of(error).status) == (WorkerFailed, 500)
 
 

@@ -16,11 +16,10 @@ import numpy as np
 import pytest
 import torch
 
-from app.errors import StoreUnavailable
+from app.errors import StoreUnavailable, error_by_name
 from app.http.problems import answer_to
 from app.store import figures_file
 from app.store.store import Store
-from app.supervisor import error_of
 from app.worker import device, frames, loop
 from app.worker.cache import OVERHEAD_BYTES, DictionaryCache
 from app.worker.device import DeviceFailed
@@ -436,7 +435,7 @@ def test_who_comes_before_kernels_are_compiled_is_told_when_to_come_back(
     frames.send(turned.channel, Solve(1, Key("encode", "digits", 1, dtype="float64")), A.astype(np.float64))
     (said,) = turned.turn()
     assert isinstance(said.message, Failed)
-    answer = answer_to(error_of(said.message))
+    answer = answer_to(error_by_name(said.message.error, said.message.detail))
     assert (answer.problem.status, answer.problem.type) == (503, "worker-unavailable")
     assert int(answer.headers["Retry-After"]) >= 10  # it may take a minute: who asks again soon may give up too soon
 
