@@ -22,7 +22,6 @@ import orjson
 import pydantic
 import safetensors.numpy
 
-from app import __version__
 from app.errors import AppError, InvalidFields, StoreUnavailable
 from app.formats import npy_format
 from app.jobs.attempt import history_of
@@ -204,16 +203,18 @@ def _publish(
     losses: np.ndarray,
     figures: np.ndarray,
 ) -> str:
+    from app.worker.outcomes import software  # torch, which is here by now
+
     published = store.publish(
         parameters.name,
         D,
         figures.tobytes(),
-        parameters=parameters.model_dump(exclude={"name"}) | {"ranks": record["ranks"]},
+        parameters=parameters.model_dump(exclude={"name"}, exclude_none=True) | {"ranks": record["ranks"]},
         data={"rows": A.shape[0], "n_features": A.shape[1]},
         metrics=record["metrics"],
         loss_history=history_of(losses),
         seconds=record["seconds"],
-        software={"dictserve": __version__},
+        software=software(),
     )
     store.workplace.close()
     return str(published.reference)

@@ -15,6 +15,7 @@ OF_THE_WORKER = {
     f"app/worker/{name}.py"
     for name in (
         "loop",
+        "outcomes",
         "solving",
         "transfers",
         "device",

@@ -12,12 +12,10 @@ import threading
 import time
 from pathlib import Path
 
-import numba
 import numpy as np
 import torch
 
-from app import __version__
-from app.errors import INTERNAL, StoreAway, StoreUnavailable, kind_of
+from app.errors import StoreAway, StoreUnavailable
 from app.outage import Outage
 from app.store.store import Store
 from app.worker import device, frames
@@ -38,10 +36,10 @@ from app.worker.messages import (
     Solved,
     StopFit,
 )
+from app.worker.outcomes import failed, software
 from app.worker.solving import Solving
 from app.worker.transfers import Transfers
 from core import Dictionary
-from core.errors import DeviceTooSmall
 from core.threads import share
 from core.warm import warm, warm_encodes, warm_on
 
@@ -85,7 +83,7 @@ class Worker:
         warm()
         self._warm_device()
         gc.freeze()  # what is there now stays: a collection that looked through it would hold encodes up
-        self._send(Ready(self._name, _software(), self._devices))
+        self._send(Ready(self._name, software(), self._devices))
         while True:
             self._advance_fit_for(FIT_SHARE * self._serve_what_waits())
             self._send_heartbeat()
@@ -228,31 +226,3 @@ class _Kernels:
             self._thread.start()
             self._thread.join(LOADING_SECONDS)
         return not self._thread.is_alive()
-
-
-def _software() -> dict[str, str]:
-    return {
-        "dictserve": __version__,
-        "torch": str(torch.__version__),
-        "numpy": np.__version__,
-        "numba": numba.__version__,
-    }
-
-
-def failed(task: int | str, error: Exception) -> Failed:
-    """The error as a message, which the service logs with the request or job that it is of; what nobody expects is
-    logged here, with where it came from.
-
-    Raises:
-        DeviceFailed: it is one of the device's, which no other task would fare better on.
-    """
-    name = type(error).__name__
-    if device.has_failed(error):
-        raise DeviceFailed(f"task {task}: {name}: {error}") from error
-    if device.is_want_of_memory(error):
-        advice = "send fewer rows at a time" if isinstance(task, int) else "fit fewer rows or concepts"
-        told = f"the device has too little memory for this; {advice} ({name}: {error})"
-        return Failed(task, "DeviceOutOfMemory", (str(error) if isinstance(error, DeviceTooSmall) else told)[:1000])
-    if kind_of(error) is INTERNAL:
-        logger.error("task %s failed", task, exc_info=error)
-    return Failed(task, name, str(error)[:1000])

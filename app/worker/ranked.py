@@ -31,8 +31,8 @@ from app.store.references import Reference
 from app.store.store import Store
 from app.worker import frames
 from app.worker.conversion import PROGRESS_SECONDS, fitted_of, mapped, nmf_of, rows_of
-from app.worker.loop import failed
 from app.worker.messages import CheckpointPlace, Configure, Fit, FitBegun, FitProgress, Message
+from app.worker.outcomes import failed
 from app.worker.watch import EXIT_CODE, Watch
 from core import FitSteps, ProcessGroup
 from core.errors import RankLost

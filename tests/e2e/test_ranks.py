@@ -172,6 +172,8 @@ def test_torchrun_writes_the_dictionary_into_a_store(data: Path, tmp_path: Path)
     directory = tmp_path / "models" / "digits" / "1"
     meta = json.loads((directory / "meta.json").read_text())
     assert meta["metrics"]["relative_error"] == record["metrics"]["relative_error"] < 0.5
+    assert meta["software"].keys() == {"dictserve", "numba", "numpy", "torch"}  # as the service tells it
+    assert None not in meta["parameters"].values()
     assert load_file(directory / "dictionary.safetensors")["dictionary"].shape == (16, FITTED.shape[1])
 
 
