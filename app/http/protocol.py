@@ -32,6 +32,7 @@ from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
 from app.errors import AppError, HeadersTooLarge, MalformedRequest, RequestTimeout, TooManyConnections
 from app.http.access import WATCHING
+from app.http.cycle import Cycle
 from app.http.disconnects import LEAVING, REFUSED, Leaving
 from app.http.observed import ID_HEADER, INSTEAD, id_of, log_unserved
 from app.http.problems import ALLOWED_METHODS, answer_to
@@ -41,7 +42,6 @@ from app.settings import Settings
 LOOK_SECONDS = 0.5  # between two looks at all connections
 SPARE_SECONDS = 1.0  # idle for so long, a connection gives way where too many are open: its client is at rest
 SPARE_CONNECTIONS = 32  # past the most, for probes; and whoever else is there is refused once it has asked
-DRAINED_BYTES = 256 * 1024  # of a refused body that are waited for: a new connection costs about as much
 
 Count = Callable[[str, float], None]  # takes the status of an answer that the app knows nothing of, and its seconds
 
@@ -192,7 +192,7 @@ class BoundedProtocol(HttpToolsProtocol):
         return None
 
     def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
-        cycle.__class__ = _Cycle  # uvicorn makes it, and has no setting for another
+        cycle.__class__ = Cycle  # uvicorn makes it, and has no setting for another
         self._served = cycle
         if self.is_spare and cycle.scope["path"] not in WATCHING:
             self.is_spare = False
@@ -223,7 +223,7 @@ class BoundedProtocol(HttpToolsProtocol):
         if self.transport.is_closing():
             return
         self.flow.resume_reading()
-        if isinstance(self.cycle, _Cycle) and self.cycle.is_refusal:  # one that waits in the pipeline is none yet
+        if isinstance(self.cycle, Cycle) and self.cycle.is_refusal:  # one that waits in the pipeline is none yet
             self._linger()
         elif self.pipeline:
             self._start_asgi_task(*self.pipeline.pop())
@@ -392,55 +392,6 @@ def _has_path(url: bytes) -> bool:
         return bool(httptools.parse_url(url).path)
     except httptools.HttpParserError:
         return False
-
-
-class _Cycle(RequestResponseCycle):
-    """A request and its answer, which may also be one message."""
-
-    is_refusal = False  # an answer before the body
-    _is_of_unknown_length = False
-
-    async def send(self, message: Any) -> None:
-        if message["type"] == "http.response.start" and self._precedes_body():
-            self.is_refusal = True
-            message = {**message, "headers": [*message["headers"], (b"connection", b"close")]}
-        if message["type"] != WHOLE:
-            if self.scope["http_version"] == "1.0":
-                self._send_unchunked(message)
-            await super().send(message)
-            self.keep_alive = self.keep_alive or self.is_refusal  # the connection closes it, not this
-            return
-        if self.flow.write_paused and not self.disconnected:
-            await self.flow.drain()
-        if self.disconnected:
-            return
-        self.waiting_for_100_continue = False
-        lines = [STATUS_LINE[message["status"]]]
-        for name, value in (*self.default_headers, *message["headers"]):
-            lines += (name, b": ", value, b"\r\n")
-        lines += (b"\r\n" if self.keep_alive else b"connection: close\r\n\r\n", message["body"])
-        self.transport.write(b"".join(lines))
-        self.response_started = self.response_complete = True
-        self.message_event.set()
-        if not self.keep_alive:
-            self.transport.close()
-        self.on_response()
-
-    def _send_unchunked(self, message: Any) -> None:
-        """HTTP/1.0 has no chunks: a body of unknown length ends with its connection."""
-        if message["type"] == "http.response.start":
-            self._is_of_unknown_length = not any(name.lower() == b"content-length" for name, _ in message["headers"])
-            if self._is_of_unknown_length:
-                self.chunked_encoding = False
-        elif self._is_of_unknown_length:
-            self.expected_content_length = len(message.get("body", b""))
-
-    def _precedes_body(self) -> bool:
-        """Whether so much of the body has not come, or so little is known of it, that it is not waited for."""
-        if not self.more_body:
-            return False
-        declared = dict(self.scope["headers"]).get(b"content-length", b"")
-        return self.waiting_for_100_continue or not declared.isdigit() or int(declared) > DRAINED_BYTES
 
 
 class _Watch:
