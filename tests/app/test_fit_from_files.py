@@ -18,7 +18,7 @@ from app.errors import DataChanged, DataUnavailable, StoreFull
 from app.formats import data_file
 from app.formats.data_file import DataFile
 from app.http.disconnects import LEAVING, Leaving
-from app.jobs import data_files
+from app.jobs import data_files, pattern_walk
 from app.main import create_app
 from app.settings import Settings
 from app.store.store import Store
@@ -221,7 +221,7 @@ def test_patterns_find_what_they_do_to_pathlib(data: Path) -> None:
     patterns = [head + tail for head in heads for tail in tails]
     expected = [{str(path.relative_to(data)) for path in data.glob(each) if path.is_file()} for each in patterns]
     assert sum(map(bool, expected)) > len(patterns) / 2
-    walk = data_files._Walk(data, patterns, 1000, lambda: None)
+    walk = pattern_walk.PatternWalk(data, patterns, 1000, lambda: None)
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(os, "scandir", counted)
         walk.to_its_end()
@@ -236,7 +236,7 @@ def test_patterns_that_look_at_too_many_files_are_refused(
     """Two links to where they are have a pattern of 60 parts lead through 2⁶⁰ directories."""
     for name in ("one", "other"):
         (data / name).symlink_to(".")
-    monkeypatch.setattr(data_files, "LOOK_SECONDS", 0.3 if pattern.startswith("*/") else 0.0)
+    monkeypatch.setattr(pattern_walk, "LOOK_SECONDS", 0.3 if pattern.startswith("*/") else 0.0)
     answer = client.post("/fit", json=FIT | {"files": [pattern]})
     assert (answer.status_code, answer.json()["errors"][0]["loc"]) == (422, ["files"]), answer.text
     assert "too many files" in answer.json()["detail"]
@@ -259,7 +259,7 @@ def test_nobody_looks_for_the_files_of_a_client_that_has_left(
         await client.app(scope, receive, send)
 
     with monkeypatch.context() as patched:
-        patched.setattr(data_files, "time", SimpleNamespace(monotonic=left))
+        patched.setattr(pattern_walk, "time", SimpleNamespace(monotonic=left))
         with pytest.raises(Exception):  # noqa: B017, PT011  # there is no answer
             TestClient(app).post("/fit", json=FIT)
     assert calls == 3
