@@ -19,8 +19,9 @@ import msgspec
 from app.errors import InvalidFields, Overloaded, WorkerUnavailable, error_by_name
 from app.memory_cache import KeptBytes
 from app.settings import Settings
+from app.store.records import DictionaryRecord
 from app.store.references import Reference
-from app.store.store import DictionaryRecord, Store
+from app.store.store import Store
 from app.worker.messages import Compare, Compared, Failed
 
 logger = logging.getLogger("dictserve")

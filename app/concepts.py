@@ -12,8 +12,9 @@ import numpy as np
 from app.errors import UnknownConcept
 from app.memory_cache import KeptBytes
 from app.store.figures_file import Figures
+from app.store.records import DictionaryRecord
 from app.store.references import Reference
-from app.store.store import DictionaryRecord, Store
+from app.store.store import Store
 from core.conventions import NEAR_DENSE_SHARE, NEIGHBOURS
 
 KEPT_BYTES = 128 * 1024 * 1024  # of D and figures that were asked for lately

@@ -5,7 +5,7 @@ from typing import Any
 
 from pydantic import BaseModel, Field
 
-from app.store.store import DictionaryRecord
+from app.store.records import DictionaryRecord
 from app.worker.messages import Task
 
 PLATFORM = "dictserve_nmf"

@@ -5,8 +5,8 @@ from typing import Annotated, Any, Literal, TypeVar
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints, WithJsonSchema
 
 from app.arrays import Activations, Codes, Concepts, MaybeActivations
+from app.store.records import DictionaryRecord
 from app.store.references import Reference, check_name
-from app.store.store import DictionaryRecord
 from app.worker.messages import INIT_METHODS, Dtype, Solver
 from core.conventions import EPOCHS, MAX_ITER, NEAR_DENSE_SHARE, TOL
 

@@ -21,8 +21,9 @@ from app.jobs.store_owner import claim
 from app.memory_budget import Room, Share
 from app.outage import Outage
 from app.settings import Settings
+from app.store.records import DictionaryRecord
 from app.store.references import Reference
-from app.store.store import DictionaryRecord, Store
+from app.store.store import Store
 from app.threads import OneForAll, Threads
 from app.worker.messages import Dtype, Key, Task
 from app.workers import Workers

@@ -18,8 +18,9 @@ from app.routes.query import KNOWN_ALONE
 from app.routes.references import parsed
 from app.schemas import DictionaryList, ImportRequest, LabelRequest, WeightsAnswer
 from app.services import ServicesDep
+from app.store.records import DictionaryRecord, Labels
 from app.store.references import Reference
-from app.store.store import DictionaryRecord, Labels, Store
+from app.store.store import Store
 
 LABELS = Limit(8 * 1024 * 1024, "Set fewer labels at a time")
 K = TypeVar("K")

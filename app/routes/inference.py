@@ -49,8 +49,8 @@ from app.routes.references import parsed
 from app.schemas import DecodeRequest, EncodeRequest
 from app.services import Services, ServicesDep
 from app.settings import Settings
+from app.store.records import DictionaryRecord
 from app.store.references import Reference
-from app.store.store import DictionaryRecord
 from core.errors import OutOfRange
 
 Endpoint = TypeVar("Endpoint", bound=Callable[..., Any])

@@ -14,8 +14,9 @@ from app.comparison import Comparisons
 from app.errors import Overloaded, WorkerUnavailable
 from app.memory_cache import KeptBytes
 from app.settings import Settings
+from app.store.records import DictionaryRecord
 from app.store.references import Reference
-from app.store.store import DictionaryRecord, Store
+from app.store.store import Store
 from app.worker.matching import compared
 from app.worker.messages import Compare
 from core.matching import match

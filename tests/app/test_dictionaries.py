@@ -15,7 +15,8 @@ from fastapi.testclient import TestClient
 
 from app.main import create_app
 from app.settings import Settings
-from app.store.store import Labels, Store
+from app.store.records import Labels
+from app.store.store import Store
 from demo.service import npy
 from tests.app.conftest import D, WorkerDouble, publish
 

@@ -21,7 +21,7 @@ from app.inference import InferenceAnswer, ModelState
 from app.main import create_app
 from app.schemas import DecodeAnswer, EncodeAnswer, Job
 from app.settings import Settings
-from app.store.store import DictionaryRecord
+from app.store.records import DictionaryRecord
 from demo.service import npy
 from tests.app.conftest import WorkerDouble
 

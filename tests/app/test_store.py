@@ -22,8 +22,9 @@ from app.store import figures_file
 from app.store.bucket import Bucket, bucket_of
 from app.store.files import Files
 from app.store.object_store import ObjectStore
+from app.store.records import DictionaryRecord, Labels
 from app.store.references import Reference, check_name
-from app.store.store import DictionaryRecord, Labels, Store
+from app.store.store import Store
 from app.store.workplace import MACHINE
 from tests.app.conftest import D, publish
 from tests.s3 import S3
@@ -350,7 +351,8 @@ def test_two_services_that_label_one_version_lose_nothing(place: Place) -> None:
 LABELLER = """
 import sys
 from pathlib import Path
-from app.store.store import Labels, Store
+from app.store.records import Labels
+from app.store.store import Store
 
 store, who = Store(Path(sys.argv[1])), sys.argv[2]
 store.workplace.open()

@@ -41,9 +41,10 @@ from app.store.bucket import Bucket, Entry, bucket_of
 from app.store.checkpoint_file import FORMAT, Metadata
 from app.store.checkpoints import Checkpoints
 from app.store.object_store import ObjectStore
+from app.store.records import Labels
 from app.store.references import Reference
 from app.store.shared_files import GRACE_SECONDS, SWEEP_SECONDS, SharedFiles
-from app.store.store import Labels, Store
+from app.store.store import Store
 from app.store.uploads import Uploads
 from demo.service import npy
 from tests.app.conftest import D, WorkerDouble, ended, publish
