@@ -20,7 +20,7 @@ from pydantic import (
 )
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
-from app.store.object_store import ObjectStore
+from app.store.object_store import CACHE_BYTES, LISTING_SECONDS, ObjectStore
 
 LogFormat = Literal["text", "json"]
 
@@ -52,10 +52,11 @@ class Settings(BaseSettings):
         {}, description="JSON: what fsspec is told of the object store, beside the usual variables (`AWS_…`)."
     )
     objects_cache_bytes: PositiveInt = Field(
-        8192 * MIB, description="Most bytes of copies of objects, kept in `store`."
+        CACHE_BYTES, description="Most bytes of copies of objects, kept in `store`."
     )
     objects_listing_seconds: NonNegativeFloat = Field(
-        2, description="Time after which what another service has published or removed is seen at the latest."
+        LISTING_SECONDS,
+        description="Time after which what another service has published or removed is seen at the latest.",
     )
     data_dir: Path | None = Field(
         None, description="Directory whose npy files fits may name (`files`); none may where it is not set."

@@ -5,7 +5,7 @@ import os
 import shutil
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal, get_args
 
 import typer
 
@@ -15,7 +15,9 @@ if TYPE_CHECKING:
 
     from app.client.bodies import Array, Body
 
-FORMATS = ("npy", "csv", "json", "safetensors")
+# those of app.client.bodies.MEDIA_TYPES, which takes a moment to import
+FormatName = Literal["npy", "csv", "json", "safetensors"]
+FORMATS: tuple[str, ...] = get_args(FormatName)
 TEXT = ("csv", "json")
 ARRAY_NAMES = ("data", "codes", "activations", "weights")  # under which JSON holds an array
 
@@ -45,7 +47,7 @@ Output = Annotated[
     ),
 ]
 Format = Annotated[
-    Literal["npy", "csv", "json", "safetensors"] | None,
+    FormatName | None,
     typer.Option(help="Of the output.", show_default="by the output's suffix, else as the input"),
 ]
 STDIO = Path("-")

@@ -55,10 +55,11 @@ class HttpProblem:
 def answer_to(error: Exception) -> HttpProblem:
     """The answer that tells of this exception."""
     own = error.headers if isinstance(error, AppError) else {}
-    return HttpProblem(problem_of(error), {**_retry_after(kind_of(error)), **own})
+    return HttpProblem(problem_of(error), {**retry_after(kind_of(error)), **own})
 
 
-def _retry_after(kind: Kind) -> dict[str, str]:
+def retry_after(kind: Kind) -> dict[str, str]:
+    """The header that tells when to ask again, where that is known."""
     return {} if kind.retry_after_seconds is None else {"Retry-After": str(kind.retry_after_seconds)}
 
 
@@ -81,7 +82,7 @@ def install_handlers(app: FastAPI) -> None:
             detail += f"; there are {headers['Allow']}"
         elif error.status_code == 404 and is_a_route(request, meant := request.url.path.rstrip("/")):
             detail += f"; there is {meant}"
-        return HttpProblem(problem(kind, shortened(detail)), _retry_after(kind) | headers).response_to(request)
+        return HttpProblem(problem(kind, shortened(detail)), retry_after(kind) | headers).response_to(request)
 
     async def told_before_it_is_raised(request: Request, error: Exception) -> Response:
         request.scope[TOLD] = True

@@ -22,7 +22,7 @@ import select
 from collections.abc import Callable
 from dataclasses import dataclass
 from operator import itemgetter
-from typing import Any, cast
+from typing import Any, Literal, cast
 from urllib.parse import unquote
 
 import httptools
@@ -43,6 +43,7 @@ LOOK_SECONDS = 0.5  # between two looks at all connections
 SPARE_SECONDS = 1.0  # idle for so long, a connection gives way where too many are open: its client is at rest
 SPARE_CONNECTIONS = 32  # past the most, for probes; and whoever else is there is refused once it has asked
 
+Phase = Literal["idle", "headers", "body", "answer", "lingering"]
 Count = Callable[[str, float], None]  # takes the status of an answer that the app knows nothing of, and its seconds
 
 EXTENSIONS: dict[str, dict[object, object]] = {WHOLE: {}}  # of ASGI
@@ -74,7 +75,7 @@ class BoundedProtocol(HttpToolsProtocol):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self._phase = "headers"
+        self._phase: Phase = "headers"
         self._since = self.loop.time()
         self._looked = self._since
         self._received = 0  # bytes, in this phase
@@ -314,7 +315,7 @@ class BoundedProtocol(HttpToolsProtocol):
 
     # -- ending it ----------------------------------------------------------------------------------------
 
-    def _enter(self, phase: str) -> None:
+    def _enter(self, phase: Phase) -> None:
         self._phase, self._since, self._received, self._untold = phase, self.loop.time(), 0, 0
 
     def _linger(self) -> None:

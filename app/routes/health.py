@@ -5,6 +5,8 @@ from typing import Any
 
 from fastapi import APIRouter, Request, Response
 
+from app.errors import KINDS, WorkerUnavailable
+from app.http.problems import retry_after
 from app.metrics import CONTENT_TYPE, Metrics
 from app.routes.openapi import RETRY_AFTER
 from app.services import ServicesDep
@@ -28,7 +30,7 @@ async def readyz(response: Response, services: ServicesDep) -> dict[str, Any]:
     is_ready = services.workers.is_ready
     if not is_ready:
         response.status_code = 503
-        response.headers["Retry-After"] = "2"
+        response.headers.update(retry_after(KINDS[WorkerUnavailable]))
     told = [vars(worker.health) for worker in services.workers]
     return {"status": "ready" if is_ready else "not ready", "workers": told, "away": services.away}
 

@@ -4,6 +4,9 @@ from typing import Any
 
 import msgspec
 
+CACHE_BYTES = 8 * 1024**3
+LISTING_SECONDS: float = 2
+
 
 class ObjectStore(msgspec.Struct, frozen=True):
     """
@@ -16,5 +19,5 @@ class ObjectStore(msgspec.Struct, frozen=True):
 
     url: str
     options: dict[str, Any] = {}
-    cache_bytes: int = 8 * 1024**3
-    listing_seconds: float = 2.0
+    cache_bytes: int = CACHE_BYTES
+    listing_seconds: float = LISTING_SECONDS

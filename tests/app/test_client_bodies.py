@@ -14,6 +14,7 @@ from scipy.sparse import csr_array
 
 from app.client.bodies import MEDIA_TYPES, Body, Held, OnDisk, as_array, body_of
 from app.client.codes import codes_body
+from app.commands import files
 from app.formats import FORMATS
 from app.sparse import compressed_rows
 
@@ -168,8 +169,9 @@ def test_codes_that_cannot_be_read_are_told_of(tmp_path: Path) -> None:
         codes_body(path)
 
 
-def test_the_media_types_are_the_services() -> None:
+def test_the_formats_and_their_media_types_are_the_services() -> None:
     assert {f.name.lower(): f.media_types[0] for f in FORMATS} == MEDIA_TYPES
+    assert set(files.FORMATS) == MEDIA_TYPES.keys()
 
 
 def test_no_tensor_library_is_needed_to_know_a_tensor() -> None:
