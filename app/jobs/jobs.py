@@ -2,7 +2,7 @@
 
 A job that runs is its owner's, for one attempt: what that writes of it holds only as long as it is. Whoever finds
 that its owner has no lease any more (``app.jobs.leases``) puts it back into the queue. Methods block on the database;
-``app.jobs.records`` calls them from threads of its own.
+``app.jobs.database_threads`` calls them from threads of its own.
 """
 
 import logging
