@@ -1,7 +1,7 @@
 """Fits from files: which npy files of the data directory a request means, and their rows, read without trust.
 
 Nothing leads out of the directory: patterns with a root or `..` are refused, and so is a file whose real path, asked
-of the kernel once the file is open, lies elsewhere (``app.formats.data_file``). What lies there is told to nobody.
+of the kernel once the file is open, lies elsewhere (``app.formats.npy_file``). What lies there is told to nobody.
 """
 
 import os
@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from app.errors import AppError, DataUnavailable, InvalidFields, MalformedBody
-from app.formats.data_file import DataFile, LeadsOut, opened, reason, unchanged, unreadable
+from app.formats.npy_file import DataFile, LeadsOut, opened, reason, unchanged, unreadable
 from app.jobs.pattern_walk import PatternWalk, too_many, why_not_taken
 from app.settings import Settings
 from app.threads import Threads

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from app.formats.data_file import unchanged
+from app.formats.npy_file import unchanged
 from app.worker.messages import Files
 from core.checks import check_scale
 

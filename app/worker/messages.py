@@ -4,7 +4,7 @@ from typing import Literal, get_args
 
 import msgspec
 
-from app.formats.data_file import DataFile
+from app.formats.npy_file import DataFile
 from app.store.object_store import ObjectStore
 
 Task = Literal["encode", "decode"]

@@ -15,8 +15,8 @@ from fastapi.testclient import TestClient
 from starlette.types import Receive, Scope, Send
 
 from app.errors import DataChanged, DataUnavailable, StoreFull
-from app.formats import data_file
-from app.formats.data_file import DataFile
+from app.formats import npy_file
+from app.formats.npy_file import DataFile
 from app.http.disconnects import LEAVING, Leaving
 from app.jobs import data_files, pattern_walk
 from app.main import create_app
@@ -447,15 +447,15 @@ def test_a_file_that_changes_before_the_fit_starts_fails_it(
 def slow(data: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[list[int]]:
     """Staging of a row at a time, each of which takes a while; the rows that were read."""
     read: list[int] = []
-    fill = data_file.NpyFile._fill
+    fill = npy_file.NpyFile._fill
 
-    def slowly(self: data_file.NpyFile, values: np.ndarray, offset: int) -> None:
+    def slowly(self: npy_file.NpyFile, values: np.ndarray, offset: int) -> None:
         read.append(offset)
         time.sleep(0.05)
         fill(self, values, offset)
 
     monkeypatch.setattr(data_files, "SLICE_BYTES", 1)
-    monkeypatch.setattr(data_file.NpyFile, "_fill", slowly)
+    monkeypatch.setattr(npy_file.NpyFile, "_fill", slowly)
     return read
 
 

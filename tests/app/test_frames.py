@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from app.formats.data_file import DataFile
+from app.formats.npy_file import DataFile
 from app.worker import frames
 from app.worker.launch import channel
 from app.worker.messages import (

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from app.errors import DataChanged
-from app.formats import data_file
+from app.formats import npy_file
 from app.jobs.data_files import DataFiles
 from app.settings import Settings
 from app.store import figures_file
@@ -109,13 +109,13 @@ def test_a_file_that_is_cut_short_while_it_is_read_is_told_as_changed(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     rows = FileRows(files(folder), 30)
-    fill = data_file.NpyFile._fill
+    fill = npy_file.NpyFile._fill
 
-    def cut(self: data_file.NpyFile, values: np.ndarray, offset: int) -> None:
+    def cut(self: npy_file.NpyFile, values: np.ndarray, offset: int) -> None:
         os.truncate(folder / "a.npy", 1000)
         fill(self, values, offset)
 
-    monkeypatch.setattr(data_file.NpyFile, "_fill", cut)
+    monkeypatch.setattr(npy_file.NpyFile, "_fill", cut)
     with pytest.raises(DataChanged, match="has become shorter"):
         rows[0:100]
 
