@@ -4,8 +4,8 @@ What comes in one turn of the loop goes together. While all workers are busy req
 the dictionary that has waited longest is served: dictionaries take turns, so that none waits for more than one batch
 of each other. A request larger than the budget is sent in pieces, between which others get their turn; those of one
 request may be solved by several workers at once. A worker answers as many of a batch's rows as it comes to in a
-second or so: the rest waits for its dictionary's next turn, and the request that took that long behind all others of
-that.
+second or so: the rest waits for its dictionary's next turn, and the request that it had begun with goes to the end of
+that dictionary's line.
 """
 
 import asyncio

@@ -49,8 +49,8 @@ class Comparisons:
         self._store = store
         self._turn = asyncio.Lock()
         self._kept: KeptBytes[bytes] = KeptBytes(KEPT_BYTES, len)  # as the processes wrote them, by hashes
-        self._shared: dict[tuple[Reference, Reference], _Shared] = {}  # those that may be waited for, too
-        self._tasks: set[asyncio.Task[bytes]] = set()  # beside those, such as are just ending
+        self._shared: dict[tuple[Reference, Reference], _Shared] = {}  # those that others may join
+        self._tasks: set[asyncio.Task[bytes]] = set()  # all that are under way, those being cancelled too
         self._stopping = False
 
     async def between(self, a: DictionaryRecord, b: DictionaryRecord) -> dict[str, Any]:

@@ -26,6 +26,7 @@
     ├── DataUnavailable        the data directory is away
     ├── StoreUnavailable       the store cannot be read or written
     │   ├── StoreFull          ... for want of space
+    │   ├── StoreReadOnly      ... it can only be read
     │   └── StoreAway          ... now: the object store does not answer
     ├── JobsUnavailable        the jobs' database cannot be used
     │   └── JobsAway           ... now: it is away, locked or full
@@ -198,6 +199,10 @@ class StoreUnavailable(AppError):
 
 
 class StoreFull(StoreUnavailable):
+    pass
+
+
+class StoreReadOnly(StoreUnavailable):
     pass
 
 

@@ -9,7 +9,10 @@ from app.store.records import DictionaryRecord
 from app.worker.messages import Task
 
 PLATFORM = "dictserve_nmf"
-EXTENSIONS = ("binary_tensor_data", "model_configuration")  # that of a model repository would load and unload, too
+EXTENSIONS = (
+    "binary_tensor_data",
+    "model_configuration",
+)  # not "model_repository", which loads and unloads models
 
 INPUT: Mapping[Task, str] = {"encode": "activations", "decode": "codes"}
 # The first is what a request gets that names none.

@@ -28,14 +28,14 @@ class Room:
         self.lock = threading.Lock()  # a thread inflates
 
     def expect(self, nbytes: int) -> None:
-        """Raises Overloaded where a body of this length would find no room. One that exceeds it all by itself does
-        where there are no others."""
+        """Raises Overloaded where a body of this length would not fit. One larger than the whole limit may come where
+        nothing else is held."""
         if nbytes > FREE_BYTES and self.held_bytes and self.held_bytes + nbytes > self.limit_bytes:
             raise self._full()
 
     def change(self, by: int, *, anyhow: bool = False, alone: bool = False) -> None:
-        """With the lock: raises Overloaded where there is no room for so many bytes more, unless they are there
-        already, or are all that there would be and may come ``alone``."""
+        """Hold so many bytes more; the caller has the lock. Raises Overloaded where they do not fit, unless they are
+        held ``anyhow`` (they exist already), or may be of any size where they are ``alone``."""
         has_room = self.held_bytes + by <= self.limit_bytes or (alone and not self.held_bytes)
         if by > 0 and not has_room and not anyhow:
             raise self._full()

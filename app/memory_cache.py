@@ -18,8 +18,8 @@ def keep(kept: dict[K, V], key: K, value: V) -> None:
 
 
 class KeptBytes(Generic[V]):
-    """Values bounded in bytes together: the least recently used goes first. For threads; one makes what is not there
-    at a time, and what is there waits for none."""
+    """Values bounded in bytes together: the least recently used goes first. Safe for threads: missing values are made
+    one at a time, and what is kept is had without waiting."""
 
     def __init__(self, max_bytes: int, size: Callable[[V], int]) -> None:
         self._max_bytes = max_bytes

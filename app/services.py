@@ -1,7 +1,6 @@
 """What the routes work with: the service's parts, put together once and started and stopped in order."""
 
 import asyncio
-import contextlib
 import logging
 from functools import partial
 from typing import TYPE_CHECKING, Annotated
@@ -12,7 +11,15 @@ from fastapi import Depends, Request
 from app.batcher import Batcher
 from app.comparison import Comparisons
 from app.concepts import Concepts
-from app.errors import InvalidFields, JobsAway, JobsUnavailable, StoreAway, StoreUnavailable, UnknownDictionary
+from app.errors import (
+    InvalidFields,
+    JobsAway,
+    JobsUnavailable,
+    StoreAway,
+    StoreReadOnly,
+    StoreUnavailable,
+    UnknownDictionary,
+)
 from app.jobs.database import Database
 from app.jobs.fits import Fits
 from app.jobs.jobs import Jobs
@@ -69,12 +76,16 @@ class Services:
             StoreUnavailable, JobsUnavailable: that cannot be, nor will it by itself.
         """
         if not self._opened:
-            self.store.workplace.open()
-            with contextlib.suppress(JobsAway, StoreAway):  # `start` tries again: what is at hand needs neither
+            try:
                 self._open_jobs()
+            except StoreReadOnly as error:  # `start` tries again, of each of these: what is at hand needs no jobs
+                self.database.leave_closed(f"jobs are not served: {error}")
+            except (JobsAway, StoreAway):
+                pass
             self._opened = True
 
     def _open_jobs(self) -> None:
+        self.store.workplace.open()
         self.database.open()
         claim(self.store, self.database)
         self.store.sweep()

@@ -78,8 +78,8 @@ class Settings(BaseSettings):
     )
     allowed_hosts: str = Field(
         "",
-        description="Names that the service answers to, with commas in between, beside addresses and local names;"
-        " by default any, but without tokens none on loopback, and on Ray unless it is `insecure`.",
+        description="Host names that the service answers to, with commas in between; addresses and local names always"
+        " work. Empty: any name; but without tokens, on loopback and (unless `insecure`) on Ray, local names alone.",
     )
     insecure: bool = Field(
         False, description="Listen beyond loopback without tokens: whoever reaches the port may do everything."
@@ -167,8 +167,8 @@ class Settings(BaseSettings):
 
     @property
     def of_local_names(self) -> "Settings":
-        """The same, but where neither tokens nor names are told, known by none that a site could have lead here: its
-        pages would have a way in."""
+        """The same, answering to local names only where neither tokens nor names are set: else another site could
+        point a name of its own at this machine (DNS rebinding), and its pages would get in."""
         if self.tokens_file is not None or self.allowed_hosts:
             return self
         return self.model_copy(update={"allowed_hosts": "localhost"})
@@ -188,7 +188,8 @@ class Settings(BaseSettings):
     @field_validator("data_dir")
     @classmethod
     def _there_or_away(cls, value: Path | None) -> Path | None:
-        """One that does not answer now, as the directory of a server that is away, is told to those who need it."""
+        """Refuses a directory that does not exist. One that merely does not answer now (a mount that is away) is
+        taken: the fits that need it are told."""
         with contextlib.suppress(OSError):
             if value is not None and not value.is_dir():
                 raise ValueError(f"there is no directory {value}")

@@ -66,7 +66,7 @@ class Pools(Closable):
     def __init__(self, options: Mapping[str, Any]) -> None:
         self._options = options
         self._streams: httpx.Client | None = None
-        self._of_parents: list[httpx.Client] = []  # kept, for what closes them might say so to the service
+        self._of_parents: list[httpx.Client] = []  # inherited, never closed: that could end a TLS session of theirs
         self._make()
 
     @property

@@ -119,7 +119,7 @@ def _body(text: bytes, format: str) -> "tuple[Body, str]":
     try:  # as a body it would have to hold the other fields too
         return npy_body(as_array(_rows(text))), format
     except (TypeError, ValueError):  # numpy's words are of its own
-        raise typer.BadParameter("the rows of the JSON are to hold numbers, each as many as the others") from None
+        raise typer.BadParameter("the rows of the JSON must hold numbers, all rows equally many") from None
 
 
 def _dense(parts: "Mapping[str, Any]") -> "Array":

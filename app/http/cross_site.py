@@ -51,8 +51,8 @@ class OwnSite:
         if self._needs_tokens or scope["method"] in CHANGING_NOTHING or not _is_of_another(scope, self._hosts):
             return ""
         return (
-            "a page of another site asks for this; where it is the service's own, behind a proxy, have that hand on "
-            "its name (Host or X-Forwarded-Host, or DICTSERVE_ALLOWED_HOSTS), else have the service ask for tokens"
+            "this request comes from a page of another site; if that page is the service's own, behind a proxy, have "
+            "the proxy pass on its name (Host or X-Forwarded-Host, or DICTSERVE_ALLOWED_HOSTS), else set up tokens"
         )
 
 

@@ -8,7 +8,7 @@ from starlette.types import Scope
 
 T = TypeVar("T")
 
-# Of an ASGI scope, where the protocol is ours: the `Leaving` of its connection, and the status with which that has
+# Keys of an ASGI scope that our protocol sets: the connection's `Leaving`, and the status with which the connection
 # refused the request while it was under way.
 LEAVING, REFUSED = "dictserve.leaving", "dictserve.refused"
 

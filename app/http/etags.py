@@ -46,8 +46,8 @@ def tagged_json(told: Mapping[str, Any], if_none_match: str) -> Response:
 
 
 def is_known(body: bytes, if_match: str | None) -> bool:
-    """Whether the client knows this JSON as it is now, or says nothing of what it knows. One whose header is empty
-    meant to, and had nothing."""
+    """Whether the client knows this JSON as it is now, or sets no condition. An empty If-Match is met by nothing: the
+    client meant to set one, and had no tag."""
     return if_match is None or bool({f'"{sha256(body)}"', "*"} & _tags(if_match))
 
 

@@ -26,7 +26,7 @@ _ID = re.compile(rb"[A-Za-z0-9._:/+=-]{1,128}")
 _OF_SCOPE = "dictserve.request_id"
 _INSTANCE = secrets.token_hex(4)  # tells ids of this process from those of others
 _numbers = itertools.count(1)
-INSTEAD = "dictserve.instead"  # of an ASGI scope: the app that its connection has answer, in the service's place
+INSTEAD = "dictserve.instead"  # key of an ASGI scope: an app that answers in the service's place
 PRIVATE = b"private, no-cache"
 BEGINNINGS = {"http.response.start", WHOLE}  # messages with a status and headers
 COUNTED_METHODS = {"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"}

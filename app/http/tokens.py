@@ -35,7 +35,7 @@ _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 _HASH = re.compile(r"[0-9a-f]{64}")
 _LIMIT = re.compile(r"(?=0*[1-9])[0-9]{1,15}")
 
-State = tuple[int, ...]  # of a file: another one where its content, its owner or its mode may be another
+State = tuple[int, ...]  # by os.stat: differs wherever the file's content, owner or mode may
 
 
 class Allowance:

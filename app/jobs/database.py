@@ -33,18 +33,14 @@ KEEPALIVE = {"idle": 30, "interval": 10, "count": 3}
 PORT = 5432
 FULL_BYTES = 64 * 1024  # of room on a disk, with less than which SQLite cannot begin
 
-# What passes by itself, or once somebody has made room: https://www.sqlite.org/rescode.html, by the primary code,
+# https://www.sqlite.org/rescode.html, primary codes: of a lock that another has; and of all that passes by itself, or
+# once somebody has made room.
 LOCKED_OF_SQLITE = {sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED}
-PASSING_OF_SQLITE = {
-    *LOCKED_OF_SQLITE,
-    sqlite3.SQLITE_NOMEM,
-    sqlite3.SQLITE_IOERR,
-    sqlite3.SQLITE_FULL,
-}
-# and https://www.postgresql.org/docs/current/errcodes-appendix.html, by the class: connection, resources, operator.
+PASSING_OF_SQLITE = {*LOCKED_OF_SQLITE, sqlite3.SQLITE_NOMEM, sqlite3.SQLITE_IOERR, sqlite3.SQLITE_FULL}
+# https://www.postgresql.org/docs/current/errcodes-appendix.html, classes that pass: connection, resources, operator.
 PASSING_OF_POSTGRESQL = {"08", "53", "57"}
-# or the code: a transaction that was idle for too long, lost to another or to a deadlock, or waited long for a lock.
-# Or that of a standby, or a primary that was one: after a failover names and proxies may lead there still.
+# Single codes that pass: a transaction that was idle for too long, lost to another or to a deadlock, or waited long
+# for a lock; and a server that only reads: after a failover names and proxies may still lead to a standby.
 READ_ONLY = "25006"
 PASSING_BY_CODE = {"25P03", "40001", "40P01", "55P03", READ_ONLY}
 
@@ -95,6 +91,10 @@ class Database:
             self._unopened = error
             raise
         self._unopened = None
+
+    def leave_closed(self, why: str) -> None:
+        """Refuse every transaction, until it is opened."""
+        self._unopened = JobsUnavailable(why)
 
     @property
     def is_up(self) -> bool:

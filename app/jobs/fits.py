@@ -43,8 +43,8 @@ from app.workers import Workers
 logger = logging.getLogger("dictserve")
 
 TAKEOVER_SECONDS = 5.0  # between two looks for what other processes have left
-LOOKERS = 8  # so many look as often; of more, each less often
-SELDOM = 6  # times less often, at most: of many that die together few are left to look
+LOOKERS = 8  # up to so many processes look that often; of more, each looks less often
+SELDOM = 6  # times less often at most: where many die together, those that are left should still notice soon
 LOOK_SECONDS = 1.0  # between two looks for what other processes have done to jobs: queued them, ended them
 RENEWALS = 6  # of a lease, in its time
 CANCEL_SECONDS = 5.0

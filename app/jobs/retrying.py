@@ -24,11 +24,11 @@ class Cancelled(Exception):
 
 
 class Patience:
-    """Of a fit, with what is away.
+    """How long one fit waits for something that is away.
 
     Args:
         stopped: set where the fit is to end.
-        away_seconds: with what does not answer, where that is less.
+        away_seconds: a shorter limit, for an object store that does not answer.
     """
 
     def __init__(self, what: str, stopped: threading.Event | None = None, away_seconds: float | None = None) -> None:

@@ -1,4 +1,5 @@
-"""A fit, from its claimed record to its end, or back into the queue. Of those of a worker one at a time is in."""
+"""Runs one claimed job until it ends or goes back into the queue. Of the runners that share a worker, one at a time
+has its turn."""
 
 import asyncio
 import contextlib

@@ -1,5 +1,5 @@
-"""Query parameters that a route does not know, or that come twice: a misspelt filter would else be one that filters
-nothing, and of two that say different things one would not be heeded."""
+"""Refuses query parameters that a route does not know, or that come twice: a misspelt filter would filter nothing,
+and of two values one would win unseen."""
 
 from fastapi import Depends, Request
 from fastapi.routing import APIRoute

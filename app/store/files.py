@@ -121,8 +121,8 @@ class Files:
         return versions
 
     def _note(self, name: str, versions: Iterable[int]) -> None:
-        """What may be kept in memory of these is not to be told of another dictionary, should somebody have removed
-        their directories by hand, and with them what tells that their numbers were given."""
+        """Remember the highest number seen. Should somebody remove the directories by hand, numbers must not be given
+        again: records that are kept in memory would be taken for another dictionary's."""
         highest = max(versions, default=0)
         if highest > self._highest.get(name, 0):
             self._highest[name] = highest

@@ -32,9 +32,9 @@ QUARANTINE = f"{PRIVATE}/quarantine"
 # What has no `meta.json` after so long is of somebody who died on the way; a publication gives up well before.
 GRACE_SECONDS = 3600.0
 PUBLISH_SECONDS = 1800.0
-UNDER_WAY_SECONDS = 300.0  # for which who wants to be the first leaves the name to who has begun
-# For so long who publishes the same again goes on with what failed here, under its number; then it is given up, or
-# later where its record may still come to be there.
+UNDER_WAY_SECONDS = 300.0  # for which a publication that must be the first yields to one that has begun
+# A publication that failed is resumed under its number for the first of these; then it is given up, or, where its
+# record was sent and may still arrive, after the second.
 RESUMED_SECONDS, TOLD_SECONDS = 10.0, 60.0
 RELABEL_SECONDS = 20.0
 RENEWED_AT = 0.75  # of the time that a list holds: from then on another is asked for, while this one holds still

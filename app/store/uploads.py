@@ -57,7 +57,7 @@ class Uploads:
         self._workplace = workplace
         self._shared = shared
         self.threads = Threads("activations", MOVED_AT_ONCE)
-        self._of_jobs: set[str] = set()  # files here whose job was seen on record: with that they are needed no more
+        self._of_jobs: set[str] = set()  # files whose job is on record: once it has ended they can go
 
     def new_path(self) -> Path:
         return self._workplace.activations / f"{self._workplace.owned_name()}.npy"

@@ -4,6 +4,7 @@ Several processes may share it: each marks what it stages as its own, and only w
 (``app.jobs.leases``) is swept.
 """
 
+import errno
 import fcntl
 import logging
 import os
@@ -14,6 +15,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO
 
+from app.errors import StoreReadOnly, StoreUnavailable
 from app.store.disk import fsync_directory, locked, store_errors, write_durably
 
 logger = logging.getLogger("dictserve")
@@ -39,12 +41,24 @@ class Workplace:
         self.owner = _new_owner()
 
     def open(self) -> None:
-        """Make the directories, and the lock by which others on this machine see this process die."""
+        """Make the directories, and the lock by which others on this machine see this process die; once.
+
+        Raises:
+            StoreReadOnly: they are there, and nothing can be written: what is in the store can be read.
+            StoreUnavailable: it cannot be used.
+        """
+        if self._owner_lock is not None:
+            return
         with store_errors():
             for directory in (self.activations, self.checkpoints, self.staging, self._owners):
                 directory.mkdir(parents=True, exist_ok=True)
         self._was_opened = True
-        self._lock_owner()
+        try:
+            self._lock_owner()
+        except StoreUnavailable as error:
+            if isinstance(error.__cause__, OSError) and error.__cause__.errno == errno.EROFS:
+                raise StoreReadOnly(str(error)) from error.__cause__
+            raise
 
     def _lock_owner(self) -> None:
         with store_errors(), self.alone():  # nobody is to find the file before it is locked

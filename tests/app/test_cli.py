@@ -221,7 +221,7 @@ def test_json_rows_of_something_else_are_a_usage_error(tmp_path: Path, text: str
     file.write_text(text)
     code, told = run("encode", "digits", str(file), "--url", NOWHERE)
     assert code == 2
-    assert "to hold numbers" in " ".join(told.split())
+    assert "must hold numbers" in " ".join(told.split())
 
 
 @pytest.fixture

@@ -571,7 +571,9 @@ def test_no_token_is_asked_for_where_the_service_needs_none(visit: Visit, small:
     page.wait_for_selector(SHOWN)
     page.route(re.compile("/dictionaries/small%401$"), proxied)
     page.get_by_role("button", name="Save").click()
-    expect(page.get_by_role("alert").filter(has_text="a page of another site asks for this")).to_be_visible()
+    expect(
+        page.get_by_role("alert").filter(has_text="this request comes from a page of another site")
+    ).to_be_visible()
     expect(page.get_by_role("dialog")).to_have_count(0)
     assert page.get_by_label("Label").input_value() == "refused"
 

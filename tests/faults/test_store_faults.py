@@ -28,6 +28,7 @@ from tests.faults.asked import (
     D,
     encode,
     fit,
+    fits,
     long_fit,
     problem,
     put,
@@ -279,10 +280,34 @@ def test_a_read_only_store(stored: Service) -> None:
         ):
             assert "Read-only" in problem(answer, 503, "store-unavailable")
         reads_work(stored)
-        assert "Read-only file system" in refusal(stored.store)
     assert put(stored, "kept-out").status_code == 201
     assert stored.ended(fit(stored, name="fitted"))["state"] == "succeeded"
     require_next(stored)
+
+
+def test_a_start_on_a_read_only_store(stored: Service, tmp_path: Path) -> None:
+    """As after an error of its disk, or as a copy that is only encoded by: dictionaries are served, and all the rest
+    once it can be written. One that has never been written to is refused."""
+    assert stored.stop() == 0
+    with ExitStack() as stack:
+        with read_only(stored.store):
+            client = stack.enter_context(served_here(stored.store))
+            stored.start()
+            assert "jobs are not served: the store cannot be used: Read-only" in stored.log.read_text()
+            reads_work(stored)
+            for answer in (put(stored), client.put("/dictionaries/d", content=npy(D))):
+                assert "Read-only" in problem(answer, 503, "store-unavailable")
+            for answer in (stored.client.post("/fit", json=IN_JSON), client.get("/jobs")):
+                problem(answer, 503, "jobs-unavailable")
+            assert stored.client.get("/readyz").status_code == 200
+        until(lambda: client.get("/jobs").status_code == 200)
+        assert fits(client)
+        until_answered(stored, "/jobs", 200)
+        assert stored.ended(fit(stored, name="fitted"))["state"] == "succeeded"
+    require_next(stored)
+    (tmp_path / "empty").mkdir()
+    with read_only(tmp_path / "empty"):
+        assert "Read-only file system" in refusal(tmp_path / "empty")
 
 
 def test_a_read_only_store_is_checked(tmp_path: Path) -> None:
