@@ -8,7 +8,7 @@ import { figure, percent, seconds, whole } from "./numbers.js";
 import { linkTo } from "./router.js";
 
 const ENDED = ["succeeded", "failed", "cancelled"];
-const MOST_POINTS = 500; // of the loss, as in app/jobs/running.py
+const MOST_POINTS = 500; // of the loss, as in app/jobs/attempt.py
 const REDRAW_MS = 1000; // between two pictures of it
 
 export async function show(content, [id], signal) {
