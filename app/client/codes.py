@@ -2,7 +2,7 @@
 
 import os
 
-from app.client.answers import dense
+from app.client.answers import NO_ARRAY, dense
 from app.client.bodies import MEDIA_TYPES, Body, body_of, npy_body
 
 
@@ -25,6 +25,6 @@ def codes_body(Z: object) -> Body:
     try:
         tensors = load(b"".join(body.chunks()))
         return npy_body(tensors["codes"] if "codes" in tensors else dense(tensors))
-    except (SafetensorError, ValueError, TypeError) as error:
+    except (SafetensorError, *NO_ARRAY) as error:
         told = f"{Z}: " if isinstance(Z, str | os.PathLike) else ""
         raise ValueError(f"{told}the codes cannot be read: {error}") from None

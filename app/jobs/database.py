@@ -256,7 +256,7 @@ def _reason(error: Exception) -> object:
     if isinstance(cause, OSError) and "timed out" in str(cause):
         return "its server does not answer"
     if _code_of_sqlite(error) == sqlite3.SQLITE_READONLY:
-        return "this user may not write its file, or those beside it (-wal, -shm)"
+        return "its file, or those beside it (-wal, -shm), can only be read: by this user, or on this file system"
     told = cause.args[0] if cause.args else None
     if told == "Server refuses SSL":
         return "its server has no TLS, which sslmode asks for"

@@ -14,7 +14,13 @@ export function upload(path, { method, body, headers, signal, onsent }) {
     for (const [name, value] of Object.entries(headers)) request.setRequestHeader(name, value);
     request.upload.onprogress = ({ loaded, total }) => onsent(total ? loaded / total : 0);
     request.upload.onload = () => onsent(1);
-    request.onload = () => resolve(answerOf(request));
+    request.onload = () => {
+      try {
+        resolve(answerOf(request));
+      } catch (error) { // a status that no answer has
+        reject(error);
+      }
+    };
     request.onerror = () => reject(new TypeError("no answer"));
     request.onabort = () => reject(new DOMException("left", "AbortError"));
     request.onloadend = () => signal?.removeEventListener("abort", leave);
@@ -31,5 +37,5 @@ function answerOf(request) {
     const at = line.indexOf(":");
     return [line.slice(0, at), line.slice(at + 1).trim()];
   });
-  return new Response(response, { status, statusText, headers });
+  return new Response([204, 205, 304].includes(status) ? null : response, { status, statusText, headers });
 }

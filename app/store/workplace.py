@@ -63,8 +63,13 @@ class Workplace:
     def _lock_owner(self) -> None:
         with store_errors(), self.alone():  # nobody is to find the file before it is locked
             # The lock lives as long as the process, whatever ends it: the kernel lets go of it.
-            self._owner_lock = (self._owners / self.owner).open("w")
-            fcntl.flock(self._owner_lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            file = (self._owners / self.owner).open("w")
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BaseException:
+                file.close()
+                raise
+            self._owner_lock = file
 
     def close(self) -> None:
         if self._owner_lock is not None:

@@ -294,6 +294,6 @@ def test_a_file_that_may_only_be_read_is_told_at_once(tmp_path: Path) -> None:
         connection.execute("CREATE TABLE others (a)")
     database = Database(f"sqlite:///file:{path}?mode=ro&uri=true")
     begun = time.monotonic()
-    with pytest.raises(JobsUnavailable, match="this user may not write its file"):
+    with pytest.raises(JobsUnavailable, match="can only be read"):
         database.open()
     assert time.monotonic() - begun < LOCK_SECONDS
