@@ -191,7 +191,7 @@ def dense(parts: Mapping[str, Any]) -> Array:
         rows = np.zeros(tuple(map(int, parts["shape"])), values.dtype)
         rows[np.repeat(np.arange(len(rows)), np.diff(indptr)), indices] = values
     except NO_ARRAY as error:
-        raise ValueError(f"the compressed rows cannot be read: {error}") from None
+        raise ValueError(str(error)) from None
     return rows
 
 

@@ -128,7 +128,7 @@ def _dense(parts: "Mapping[str, Any]") -> "Array":
     try:
         return dense(parts)
     except ValueError as error:
-        raise typer.BadParameter(str(error)) from None
+        raise typer.BadParameter(f"the compressed rows cannot be read: {error}") from None
 
 
 def _suffix(path: Path) -> str | None:

@@ -89,10 +89,9 @@ export async function show(content, _, signal) {
       form.querySelector("[name=files]").focus();
       return;
     }
-    notSending();
+    tellSent("Sending…");
     await disabledFor(send, () => sent(files.length ? ofFiles(files) : ofFile(draft.file)));
-    send.textContent = "Start the fit";
-    bar.hidden = true;
+    tellSent("Start the fit");
   }
 
   async function sent({ path, type, body }) {
@@ -114,18 +113,18 @@ export async function show(content, _, signal) {
 
   function onwait(text) {
     tellWait(waiting, text);
-    if (text) notSending();
+    if (text) tellSent("Sending…");
   }
 
   function onsent(share) {
-    bar.hidden = false;
-    bar.value = share;
-    send.textContent = share < 1 ? `Sending… ${Math.floor(100 * share)} %` : "Sent. The service reads it…";
+    tellSent(share < 1 ? `Sending… ${Math.floor(100 * share)} %` : "Sent. The service reads it…", share);
   }
 
-  function notSending() {
-    bar.hidden = true;
-    send.textContent = "Sending…";
+  /** On the button and, where it is known how much of the file has gone, by the bar. */
+  function tellSent(text, share = null) {
+    send.textContent = text;
+    bar.hidden = share === null;
+    bar.value = share ?? 0;
   }
 
   function mark(name, place, text) {

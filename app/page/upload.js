@@ -7,6 +7,7 @@
  */
 export function upload(path, { method, body, headers, signal, onsent }) {
   return new Promise((resolve, reject) => {
+    signal?.throwIfAborted();
     const request = new XMLHttpRequest();
     const leave = () => request.abort();
     request.open(method, path);
@@ -26,8 +27,7 @@ export function upload(path, { method, body, headers, signal, onsent }) {
     request.onloadend = () => signal?.removeEventListener("abort", leave);
     signal?.addEventListener("abort", leave);
     onsent(0);
-    if (signal?.aborted) reject(new DOMException("left", "AbortError"));
-    else request.send(body.slice()); // a file itself would be sent as it is by now, rather than as it was chosen
+    request.send(body.slice()); // a file itself would be sent as it is by now, rather than as it was chosen
   });
 }
 

@@ -8,7 +8,6 @@ from core import Dictionary
 
 CacheKey = tuple[str, int, Dtype]
 
-
 OVERHEAD_BYTES = 8192  # of an entry beside its numbers: small ones are more of that than of these
 
 
