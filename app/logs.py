@@ -2,6 +2,7 @@
 
 import logging
 import re
+import warnings
 from collections.abc import Mapping
 from contextvars import ContextVar
 from types import MappingProxyType
@@ -43,8 +44,16 @@ def configure(format: "LogFormat", level: str) -> None:
     handler.setFormatter(structlog.stdlib.ProcessorFormatter(foreign_pre_chain=shared, processors=final))
     logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
     logging.captureWarnings(True)
+    warnings.formatwarning = _warning
     # It tells, with tracebacks, that lost connections cannot be closed in order: `jobs.database` told of the loss.
     logging.getLogger("sqlalchemy.pool").setLevel(logging.CRITICAL)
+
+
+def _warning(
+    message: Warning | str, category: type[Warning], filename: str, lineno: int, line: str | None = None
+) -> str:
+    """Without the source's line below."""
+    return f"{filename}:{lineno}: {category.__name__}: {message}"
 
 
 def trace_id(traceparent: str) -> str | None:

@@ -3,6 +3,7 @@
 import logging
 import os
 import re
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -43,13 +44,14 @@ def _torch_draws_the_same_in_every_run() -> None:
 def _no_log_is_written_after_its_test() -> Iterator[None]:
     """A command that settles how logs are written has them written to its own stderr, which a test closes."""
     root = logging.getLogger()
-    level = root.level
+    level, formatwarning = root.level, warnings.formatwarning
     yield
     for handler in root.handlers[:]:
         if isinstance(handler.formatter, ProcessorFormatter):  # ours: pytest's come and go with what it captures
             root.removeHandler(handler)
     root.setLevel(level)
     logging.captureWarnings(False)
+    warnings.formatwarning = formatwarning
 
 
 def named_tests() -> set[tuple[str, str]]:

@@ -119,7 +119,20 @@ def _quick_check(path: Path) -> str:
     # is no log, as a service leaves it that has stopped, it needs none.
     log = path.with_name(f"{path.name}-wal")
     has_log = log.exists() and (log.stat().st_size > 0 or os.access(path.parent, os.W_OK))
-    mode = "mode=ro" if has_log else "immutable=1"
+    if not has_log:
+        try:
+            told = _quick_check_by("immutable=1", path)
+        except sqlite3.DatabaseError:
+            if not log.exists():
+                raise
+        else:
+            if told == "ok" or not log.exists():
+                return told
+        # A service has begun to write meanwhile, which makes nonsense of what was read.
+    return _quick_check_by("mode=ro", path)
+
+
+def _quick_check_by(mode: str, path: Path) -> str:
     with closing(sqlite3.connect(f"{path.absolute().as_uri()}?{mode}", uri=True, timeout=10)) as connection:
         told: str = connection.execute("PRAGMA quick_check(1)").fetchone()[0]
     return told

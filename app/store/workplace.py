@@ -25,7 +25,7 @@ class Workplace:
     """Methods block on the disk.
 
     Args:
-        was_opened: by the service that has started this process: its directories were there.
+        was_opened: by the service that has started this process: its directory was there.
     """
 
     def __init__(self, directory: Path, *, was_opened: bool = False) -> None:
@@ -44,19 +44,21 @@ class Workplace:
         """Make the directories, and the lock by which others on this machine see this process die; once.
 
         Raises:
-            StoreReadOnly: they are there, and nothing can be written: what is in the store can be read.
+            StoreReadOnly: a service has made them, and nothing can be written: what is in the store can be read.
             StoreUnavailable: it cannot be used.
         """
         if self._owner_lock is not None:
             return
-        with store_errors():
-            for directory in (self.activations, self.checkpoints, self.staging, self._owners):
-                directory.mkdir(parents=True, exist_ok=True)
-        self._was_opened = True
         try:
+            with store_errors():
+                for directory in (self.activations, self.checkpoints, self.staging, self._owners):
+                    directory.mkdir(parents=True, exist_ok=True)
+            self._was_opened = True
             self._lock_owner()
         except StoreUnavailable as error:
-            if isinstance(error.__cause__, OSError) and error.__cause__.errno == errno.EROFS:
+            is_read_only = isinstance(error.__cause__, OSError) and error.__cause__.errno == errno.EROFS
+            if is_read_only and self.directory.is_dir():  # a backup may lack what is in it, which nobody has to read
+                self._was_opened = True
                 raise StoreReadOnly(str(error)) from error.__cause__
             raise
 
@@ -88,7 +90,7 @@ class Workplace:
         """Raises StoreUnavailable where the store is away, or cannot be read. One that was opened has what only that
         makes: where its volume is not mounted any more there is an empty directory left in its place."""
         with store_errors():
-            os.scandir(self._owners if self._was_opened else self.directory.parent).close()
+            os.scandir(self.directory if self._was_opened else self.directory.parent).close()
 
     @contextmanager
     def alone(self) -> Iterator[None]:

@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 from app.cli import main
 from app.errors import StoreUnavailable
 from app.jobs.database import Database
-from app.store import figures_file
+from app.store import check, figures_file
 from app.store.checkpoint_file import FORMAT, Metadata, Rows, write
 from app.store.figures_file import FIGURES_FILE
 from app.store.files import LABELS_FILE, META_FILE
@@ -181,6 +181,31 @@ def test_nothing_is_left_beside_a_database_that_was_looked_at(store: Store) -> N
     before = sorted(store.workplace.directory.iterdir())
     assert run(store)[0] == 0
     assert sorted(store.workplace.directory.iterdir()) == before
+
+
+@pytest.mark.parametrize("nonsense", ["an error", "a finding"])
+def test_a_database_that_begins_to_be_written_in_that_moment_is_not_damaged(
+    store: Store, monkeypatch: pytest.MonkeyPatch, nonsense: str
+) -> None:
+    """It was looked at as one that nobody writes, and a service has started meanwhile."""
+    database = Database(f"sqlite:///{store.workplace.database}")
+    database.open()
+    database.close()
+    by, modes = check._quick_check_by, []
+
+    def met(mode: str, path: Path) -> str:
+        modes.append(mode)
+        if len(modes) > 1:
+            return by(mode, path)
+        database.open()
+        if nonsense == "an error":
+            raise sqlite3.DatabaseError("database disk image is malformed")
+        return "row 1 missing from index"
+
+    monkeypatch.setattr(check, "_quick_check_by", met)
+    code, told = run(store)
+    database.close()
+    assert (code, modes) == (0, ["immutable=1", "mode=ro"]), told
 
 
 def test_a_database_that_a_disk_does_not_give_is_not_damaged(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,6 +1,7 @@
 """What is sent for an array, a tensor, a file."""
 
 import io
+import json
 import os
 import sys
 import tracemalloc
@@ -165,6 +166,15 @@ def test_codes_that_cannot_be_read_are_told_of(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"Z\.safetensors: the codes cannot be read"):
         codes_body(path)
     path.write_bytes(save(ANSWERED["sparse"])[:-1])
+    with pytest.raises(ValueError, match=r"Z\.safetensors: the codes cannot be read"):
+        codes_body(path)
+    header = json.dumps(  # a dtype that numpy lacks, as torch's safetensors write it
+        {
+            "codes": {"dtype": "BF16", "shape": [1, 2], "data_offsets": [0, 4]},
+            "relative_error": {"dtype": "F32", "shape": [1], "data_offsets": [4, 8]},
+        }
+    ).encode()
+    path.write_bytes(len(header).to_bytes(8, "little") + header + bytes(8))
     with pytest.raises(ValueError, match=r"Z\.safetensors: the codes cannot be read"):
         codes_body(path)
 

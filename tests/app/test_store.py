@@ -1,6 +1,7 @@
 """The store: a reader sees a whole version or none, and a damaged one never hides another; wherever the bytes lie."""
 
 import errno
+import fcntl
 import json
 import os
 import shutil
@@ -12,7 +13,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from itertools import count
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 import pytest
@@ -25,7 +26,7 @@ from app.store.object_store import ObjectStore
 from app.store.records import DictionaryRecord, Labels
 from app.store.references import Reference, check_name
 from app.store.store import Store
-from app.store.workplace import MACHINE
+from app.store.workplace import MACHINE, Workplace
 from tests.app.conftest import D, publish
 from tests.s3 import S3
 
@@ -740,6 +741,25 @@ def test_what_a_job_published_was_published_though_it_is_removed_at_once(
     monkeypatch.setattr(shelf, "publish", removed)
     assert publish(opened, "a", D, job="1") == 1
     assert place.store().versions("a") == []
+
+
+def test_a_lock_that_cannot_be_had_is_taken_when_it_is_opened_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place, flock = Workplace(tmp_path / ".dictserve"), fcntl.flock
+
+    def failing(file: IO[str], operation: int) -> None:
+        if file.name.endswith(place.owner):
+            raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+        flock(file, operation)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(fcntl, "flock", failing)
+        with pytest.raises(StoreUnavailable, match="No locks available"):
+            place.open()
+    place.open()
+    assert not Workplace(place.directory).lock_is_free(place.owner)
+    place.close()
 
 
 def test_a_free_lock_tells_of_death_on_this_machine_alone(opened: Store) -> None:

@@ -299,6 +299,16 @@ def test_what_a_proxy_says_does_not_stay_in_the_view_of_the_service(
     page.unroute(CALLS)
 
 
+@pytest.mark.parametrize("status", [200, 204, 304])
+def test_what_a_proxy_says_to_an_upload_ends_it(visit: Visit, status: int) -> None:
+    """Though answers of some of these statuses have no body, and to make one that has is an error."""
+    page = visit.fill_endless("odd")
+    page.route("**/fit?*", lambda route: route.fulfill(status=status))
+    page.get_by_role("button", name="Start the fit").click()
+    expect(page.get_by_role("alert").filter(has_text="no answer of the service")).to_be_visible()
+    expect(page.get_by_role("button", name="Start the fit")).to_be_enabled()
+
+
 def test_a_service_that_is_not_ready_is_looked_at(visit: Visit, small: Service) -> None:
     """So is one whose jobs cannot be read, whether or not they were before."""
     told = {"status": "not ready", "workers": [], "away": ["jobs", "store"]}

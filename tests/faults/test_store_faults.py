@@ -310,6 +310,18 @@ def test_a_start_on_a_read_only_store(stored: Service, tmp_path: Path) -> None:
         assert "Read-only file system" in refusal(tmp_path / "empty")
 
 
+def test_a_start_on_a_read_only_copy(stored: Service, tmp_path: Path) -> None:
+    """As the documented backup makes it, without what belongs to processes: its dictionaries are served."""
+    copy = tmp_path / "copy"
+    shutil.copytree(stored.store, copy, ignore=shutil.ignore_patterns("owners", "staging"))
+    with read_only(copy), served_here(copy) as client:
+        assert client.post("/encode?dictionary=d", content=npy(ROWS)).status_code == 200
+        assert client.get("/dictionaries/d").json()["versions"] == [1, 2]
+        assert "Read-only" in problem(client.put("/dictionaries/d", content=npy(D)), 503, "store-unavailable")
+        problem(client.get("/jobs"), 503, "jobs-unavailable")
+        assert "dictserve_store_available 1.0" in client.get("/metrics").text
+
+
 def test_a_read_only_store_is_checked(tmp_path: Path) -> None:
     """As a snapshot of one may be: SQLite can make none of its files there."""
     store = tmp_path / "models"
