@@ -154,8 +154,8 @@ class _State(Collector):
             yield family
 
     def _of_jobs(self) -> Iterable[Metric]:
-        ended = CounterMetricFamily("dictserve_jobs_ended", "Jobs whose run here has ended them.", labels=["state"])
-        for state, count in self._services.fits.ended().items():
+        ended = CounterMetricFamily("dictserve_jobs_ended", "Jobs that this process has ended.", labels=["state"])
+        for state, count in self._services.fits.ended.items():
             ended.add_metric([state], count)
         yield ended
         try:

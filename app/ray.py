@@ -19,7 +19,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app import logs
 from app.errors import WorkerUnavailable
-from app.jobs.fits import STOP_SECONDS
+from app.jobs.loops import STOP_SECONDS
 from app.main import create_app
 from app.services import Services
 from app.settings import Settings
@@ -127,7 +127,7 @@ class Dictserve:
         """End waits for jobs, which may take hours. Serve does not tell a replica that it is to go before its last
         request has been answered; but it asks no more after its health. Where it only is late, nothing is lost:
         whoever waited asks again."""
-        self.app.services.fits.let_go()
+        self.app.services.fits.following.let_go()
         self._unasked = asyncio.get_running_loop().call_later(HEALTH_SECONDS, self._let_go)
 
 

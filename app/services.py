@@ -132,7 +132,7 @@ class Services:
 
     def end_waits(self) -> None:
         """Let everybody go who waits for what may take longer than a stop."""
-        self.fits.end_waits()
+        self.fits.following.end_waits()
         self.comparisons.stop()
 
     async def stop(self) -> None:

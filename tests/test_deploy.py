@@ -12,7 +12,7 @@ import pytest
 import yaml
 
 from app.http.access import PROBES
-from app.jobs.fits import STOP_SECONDS
+from app.jobs.loops import STOP_SECONDS
 from app.main import create_app
 from app.settings import Settings
 from tests.blocks import blocks

@@ -4,7 +4,7 @@ has its turn."""
 import asyncio
 import contextlib
 import logging
-from collections import Counter
+import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any
@@ -22,28 +22,24 @@ from app.errors import (
     error_by_name,
 )
 from app.jobs.attempt import Attempt, history_of
-from app.jobs.data_files import DataFiles, NamedFiles
-from app.jobs.database_threads import RETRY_SECONDS, DatabaseThreads
-from app.jobs.jobs import ENDED, JobLost, Jobs, Record
+from app.jobs.data_files import NamedFiles
+from app.jobs.database_threads import RETRY_SECONDS
+from app.jobs.fit_message import fit_message
+from app.jobs.jobs import ENDED, JobLost, Record
 from app.jobs.ranks import RankProcesses
+from app.jobs.resources import Resources
 from app.jobs.retrying import AWAY_SECONDS, Cancelled, Patience, reach
 from app.outage import Outage
 from app.problems import problem_of
 from app.schemas import AnyJob, Job, State
-from app.settings import Settings
-from app.store.checkpoints import Checkpoints
 from app.store.references import Reference
-from app.store.store import Store
-from app.store.uploads import Staged, Uploads
+from app.store.uploads import Staged
 from app.supervisor import Supervisor
-from app.threads import Threads
 from app.worker.frames import Frame
 from app.worker.messages import (
     INIT_METHODS,
     CancelFit,
-    CheckpointPlace,
     Failed,
-    Fit,
     FitBegun,
     FitCancelled,
     FitProgress,
@@ -69,37 +65,25 @@ class Runner:
         self,
         worker: Supervisor,
         turn: asyncio.Lock,
-        *,
-        may_step_aside: Callable[["Runner"], bool],
-        ended: Counter[State],
-        settings: Settings,
-        jobs: Jobs,
-        database: DatabaseThreads,
-        store: Store,
-        uploads: Uploads,
-        data_files: DataFiles,
-        checkpoints: Checkpoints,
-        discard: Callable[[Record], None],
-        threads: Threads,
+        resources: Resources,
         ranks: RankProcesses,
+        may_step_aside: Callable[["Runner"], bool],
     ) -> None:
         self.is_in = False
         self.worker = worker
         self._turn = turn
-        self._may_step_aside = may_step_aside
-        self._attempt: Attempt | None = None
-        self._ended = ended  # by their state then
-        self._settings = settings
-        self._jobs = jobs
-        self._database = database
-        self._store = store
-        self._uploads = uploads
-        self._data_files = data_files
-        self._checkpoints = checkpoints
-        self._unwritten = Outage("the progress of a fit cannot be written", logging.WARNING)
-        self._discard = discard
-        self._threads = threads
+        self._resources = resources
+        self._jobs = resources.jobs
+        self._database = resources.database
+        self._store = resources.store
+        self._uploads = resources.uploads
+        self._checkpoints = resources.checkpoints
+        self._threads = resources.threads
         self._ranks = ranks
+        self._may_step_aside = may_step_aside
+        self._interval_seconds = resources.settings.progress_interval_seconds
+        self._attempt: Attempt | None = None
+        self._unwritten = Outage("the progress of a fit cannot be written", logging.WARNING)
 
     async def step_in(self) -> None:
         """Wait for this runner's turn. Raises Cancelled where the job is to end meanwhile."""
@@ -247,14 +231,14 @@ class Runner:
         events: asyncio.Queue[Frame | None] = asyncio.Queue()
         try:
             if (ranks := _ranks_of(job)) > 1:
-                self._ranks.tell_job(job.id, self._fit_message(attempt), events.put_nowait, ranks)
+                self._ranks.tell_job(job.id, fit_message(self._resources, attempt), events.put_nowait, ranks)
             else:
-                self.worker.tell_job(job.id, self._fit_message(attempt), events.put_nowait)
+                self.worker.tell_job(job.id, fit_message(self._resources, attempt), events.put_nowait)
             attempt.on_worker = True
         except WorkerUnavailable:
             await self._requeue(attempt, worker_died=False)
             return None
-        next_writing = asyncio.get_running_loop().time() + self._settings.progress_interval_seconds
+        next_writing = time.monotonic() + self._interval_seconds
         while True:
             frame = await events.get()
             if frame is None:
@@ -269,10 +253,10 @@ class Runner:
                     if progress.iteration > attempt.held_up_at:
                         patience.reset()
                     attempt.note(progress)
-                    if asyncio.get_running_loop().time() >= next_writing:
+                    if time.monotonic() >= next_writing:
                         await self._write_progress(attempt)
                         # From now on: a slow database is not to be asked ever more often.
-                        next_writing = asyncio.get_running_loop().time() + self._settings.progress_interval_seconds
+                        next_writing = time.monotonic() + self._interval_seconds
                 case Fitted(_, seconds):
                     attempt.loss_history = history_of(frame.arrays[2])
                     await self._publish(attempt, frame.arrays, seconds)
@@ -297,7 +281,7 @@ class Runner:
         def counted() -> Iterator[np.ndarray]:
             nonlocal read
             read = 0
-            for block in self._data_files.blocks(named):
+            for block in self._resources.data_files.blocks(named):
                 read += 1
                 yield block
 
@@ -370,8 +354,7 @@ class Runner:
     async def _end(self, attempt: Attempt, state: State, write: Callable[..., object], *outcome: Any) -> None:
         """Write how a job ended; its data and its checkpoint are not needed any more."""
         await self._database.surely(write, attempt.record, *outcome)
-        self._ended[state] += 1
-        await self._threads(self._discard, attempt.record)
+        await self._resources.end(attempt.record, state)
 
     async def _fail(self, attempt: Attempt, error: Exception) -> None:
         problem = problem_of(error)
@@ -383,14 +366,14 @@ class Runner:
         """Leave a job to whoever has taken it up; what is left of one that has ended nobody else may know of."""
         logger.warning("%s: it is left alone", error)
         if attempt.job.id not in await self._database.surely(self._jobs.unended):
-            await self._threads(self._discard, attempt.record)
+            await self._threads(self._resources.discard, attempt.record)
 
     async def _requeue(self, attempt: Attempt, *, worker_died: bool) -> None:
         record = await self._database.surely(
             self._jobs.requeue, attempt.record, worker_died=worker_died, newer=attempt.newer_fields()
         )
         if record.job.state in ENDED:
-            await self._threads(self._discard, record)
+            await self._resources.end(record, record.job.state)
 
     async def _write_progress(self, attempt: Attempt) -> None:
         """A fit goes on though its progress cannot be written: the next time writes it all."""
@@ -406,34 +389,6 @@ class Runner:
     def _place(self, job: Job) -> Supervisor | RankProcesses:
         """Where the job runs."""
         return self._ranks if _ranks_of(job) > 1 else self.worker
-
-    def _fit_message(self, attempt: Attempt) -> Fit:
-        record = attempt.record
-        data = record.data
-        elsewhere = ("clip", "files", "online", "epochs", "ranks")
-        parameters = {name: value for name, value in record.job.parameters.items() if name not in elsewhere}
-        if parameters["init"] not in INIT_METHODS:
-            parameters |= {"init": "auto", "start": parameters["init"]}
-        online = data.get("epochs") is not None
-        return Fit(
-            job=record.job.id,
-            path="" if online else str(self._uploads.path(data["file"]).absolute()),
-            data_offset=0 if online else data["data_offset"],
-            rows=data["rows"],
-            n_features=data["n_features"],
-            data_sha256=data.get("sha256", ""),
-            checkpoint=self._checkpoint_place(attempt),
-            online=self._data_files.in_place(NamedFiles.of_record(data)) if online else None,
-            **parameters,
-        )
-
-    def _checkpoint_place(self, attempt: Attempt) -> CheckpointPlace | None:
-        job, interval = attempt.job.id, self._settings.checkpoint_interval_seconds
-        if interval == 0:
-            return None
-        path, staged = self._checkpoints.path(job).absolute(), self._checkpoints.staged(job).absolute()
-        shared_as = self._checkpoints.shared_as(job)
-        return CheckpointPlace(str(path), str(staged), interval, shared_as, attempt.objects_before)
 
 
 def _ranks_of(job: Job) -> int:

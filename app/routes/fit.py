@@ -54,7 +54,7 @@ async def fit(
     """
     job = await _job(request, services, idempotency_key)
     share_of_bodies(request.scope).hold(0)  # before a wait that may be long
-    job = await waited_for(services.fits, job, prefer, response)
+    job = await waited_for(services.fits.following, job, prefer, response)
     response.headers["Location"] = f"/jobs/{job.id}"
     if job.state in ENDED:
         response.status_code = 200
@@ -64,12 +64,12 @@ async def fit(
 async def _job(request: Request, services: Services, idempotency_key: str | None) -> Job:
     """The job that a request makes, or that one with its key has made."""
     fits, uploads = services.fits, services.fits.uploads
-    await fits.require_room(idempotency_key)
+    await fits.submissions.require_room(idempotency_key)
     upload = uploads.new_path()
     try:
         fields = (await read_payload(request, FitRequest, services.settings, upload, answers_array=False)).fields
         _check(fields, services.settings)
-        if (earlier := await fits.of_files(fields, idempotency_key)) is not None:
+        if (earlier := await fits.submissions.of_files(fields, idempotency_key)) is not None:
             return earlier
         threads = uploads.threads if fields.files is None else fits.data_files.threads
         data = await threads(_data, fits, fields, upload, partial(_require_there, leaving_of(request.scope)))
@@ -79,7 +79,7 @@ async def _job(request: Request, services: Services, idempotency_key: str | None
     except BaseException:
         await uploads.threads(uploads.discard, upload.name)
         raise
-    return await fits.submit(fields, data, idempotency_key)
+    return await fits.submissions.submit(fields, data, idempotency_key)
 
 
 def _check(fields: FitRequest, settings: Settings) -> None:

@@ -32,7 +32,7 @@ async def list_jobs(
     cursor: Annotated[str | None, Query(description="`next` of the page before.", max_length=40)] = None,
 ) -> JobList:
     """A page of them, without their loss histories; `next` is there as long as more may follow."""
-    jobs = await services.fits.newest(limit, before=cursor, state=state, name=name)
+    jobs = await services.fits.following.newest(limit, before=cursor, state=state, name=name)
     return JobList(jobs=jobs, next=jobs[-1].id if len(jobs) == limit else None)
 
 
@@ -43,13 +43,13 @@ async def list_jobs(
 )
 async def get_job(id: str, response: Response, services: ServicesDep, prefer: Prefer = "") -> Job:
     """With the header `Prefer: wait=30` it waits up to 30 s for the job's end."""
-    return await waited_for(services.fits, await services.fits.get(id), prefer, response)
+    return await waited_for(services.fits.following, await services.fits.following.get(id), prefer, response)
 
 
 async def _existing(id: str, services: ServicesDep, response: Response, last_event_id: LastEventId = "") -> Job:
     """What is no stream is told before one begins: an unknown job by a 404, and to who has had the end by a 204 that
     there is no more, without which an EventSource asks for ever."""
-    job = await services.fits.get(id)
+    job = await services.fits.following.get(id)
     if _is_told(job, last_event_id):
         response.status_code = 204
     return job
@@ -70,7 +70,7 @@ async def follow_job(
         return
     had = _position(last_event_id)
     state = None if had == NOTHING else "running"  # as it was thought to be: a job in the queue is told of again
-    async for job in services.fits.follow(begun):
+    async for job in services.fits.following.follow(begun):
         at = (job.attempts, job.progress.iteration)
         if job.state in ENDED:
             yield ServerSentEvent(data=job, event=END, id=END)
@@ -99,11 +99,11 @@ def _position(event_id: str) -> tuple[int, int]:
 )
 async def delete_job(id: str, services: ServicesDep) -> Job | Response:
     """Cancelling takes effect within a slice of the fit: the answer is the job's record after it."""
-    job = await services.fits.cancel_or_remove(id)
+    job = await services.fits.following.cancel_or_remove(id)
     return Response(status_code=204) if job is None else job
 
 
 @router.post("/{id}/cancel", summary="Cancel a job", responses=problems(404, 422, 500, 503))
 async def cancel_job(id: str, services: ServicesDep) -> Job:
     """As `DELETE` of a job that has not ended. One that has stays as it is, so that this can be sent twice."""
-    return await services.fits.cancel(id)
+    return await services.fits.following.cancel(id)

@@ -5,7 +5,7 @@ from typing import Annotated
 
 from fastapi import Header, Response
 
-from app.jobs.fits import Fits
+from app.jobs.following import Following
 from app.jobs.jobs import ENDED
 from app.routes.openapi import header
 from app.schemas import Job
@@ -17,13 +17,13 @@ Prefer = Annotated[str, Header()]
 APPLIED = {"Preference-Applied": header("With `Prefer: wait=…`: the wait that was granted.")}
 
 
-async def waited_for(fits: Fits, job: Job, prefer: str, response: Response) -> Job:
+async def waited_for(following: Following, job: Job, prefer: str, response: Response) -> Job:
     """The job once it has ended or the client's time is up; and the headers that tell so."""
     wait = _WAIT.search(prefer)
     if wait is not None:
         seconds = min(int(wait[1]), MAX_WAIT_SECONDS)
         if job.state not in ENDED:
-            job = await fits.wait(job, seconds)
+            job = await following.wait(job, seconds)
         response.headers["Preference-Applied"] = f"wait={seconds}"
     if job.state not in ENDED:
         response.headers["Retry-After"] = "1"

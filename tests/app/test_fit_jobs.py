@@ -21,11 +21,11 @@ import sqlalchemy as sql
 from fastapi.testclient import TestClient
 
 from app.errors import DataUnavailable, JobsAway, JobsUnavailable, StoreUnavailable
-from app.jobs import database_threads, fits, retrying
+from app.jobs import database_threads, loops, retrying, upkeep
 from app.jobs import jobs as jobs_of_all
 from app.jobs.data_files import DataFiles
 from app.jobs.database import Database
-from app.jobs.fits import Fits
+from app.jobs.following import Following
 from app.jobs.jobs import ENDED, Jobs
 from app.jobs.leases import Leases, leases
 from app.main import create_app
@@ -69,19 +69,19 @@ def test_events_after_one_that_there_never_was_are_all_told(client: TestClient) 
 def test_a_database_that_is_away_for_a_moment_ends_nobodys_wait(
     client: TestClient, worker: WorkerDouble, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(fits, "RETRY_SECONDS", 0.02)
-    monkeypatch.setattr(fits, "LOOK_SECONDS", 0.02)
+    monkeypatch.setattr("app.jobs.following.RETRY_SECONDS", 0.02)
+    monkeypatch.setattr("app.jobs.following.LOOK_SECONDS", 0.02)
     worker.fits_hang = True
     one, other = (client.post("/fit", json=FIT).json()["id"] for _ in range(2))
-    asked, real, is_away = Counter[str](), Fits.get, False
+    asked, real, is_away = Counter[str](), Following.get, False
 
-    async def get(self: Fits, id: str) -> Job:
+    async def get(self: Following, id: str) -> Job:
         asked[id] += 1
         if is_away:
             raise JobsAway("the jobs' database cannot be used: its connection was lost")
         return await real(self, id)
 
-    monkeypatch.setattr(Fits, "get", get)
+    monkeypatch.setattr(Following, "get", get)
     with ThreadPoolExecutor(2) as clients:
         following = clients.submit(client.get, f"/jobs/{one}/events")
         waiting = clients.submit(client.get, f"/jobs/{other}", headers={"prefer": "wait=60"})
@@ -104,12 +104,12 @@ def test_events_tell_a_jobs_state(client: TestClient, worker: WorkerDouble, monk
     job = until(lambda: told if (told := client.get(f"/jobs/{id}").json())["progress"]["iteration"] else None)
     at = ("queued", 0, 0), ("running", 1, 0), ("running", 1, 7), ("queued", 1, 7), ("running", 2, 7)
 
-    async def follow(self: Fits, begun: Job) -> AsyncIterator[Job]:
+    async def follow(self: Following, begun: Job) -> AsyncIterator[Job]:
         for state, attempts, iteration in at:
             progress = begun.progress.model_copy(update={"iteration": iteration})
             yield begun.model_copy(update={"state": state, "attempts": attempts, "progress": progress})
 
-    monkeypatch.setattr(Fits, "follow", follow)
+    monkeypatch.setattr(Following, "follow", follow)
 
     def told(last: str = "") -> list[tuple[str, int, int]]:
         text = client.get(f"/jobs/{id}/events", headers={"last-event-id": last}).text
@@ -399,7 +399,7 @@ def test_those_who_wait_can_be_let_go_while_later_ones_wait(client: TestClient, 
         waiting = clients.submit(client.post, "/fit", json=FIT, headers=headers)
         following = clients.submit(client.get, f"/jobs/{id}/events")
         while not (waiting.done() and following.done()):
-            client.portal.call(client.app.state.services.fits.let_go)  # type: ignore[attr-defined]
+            client.portal.call(client.app.state.services.fits.following.let_go)  # type: ignore[attr-defined]
             time.sleep(0.05)
         assert waiting.result().status_code == 202  # it has not ended
         assert "event: end" not in following.result().text
@@ -486,15 +486,15 @@ def test_of_fits_that_wait_for_files_a_few_let_others_go_before(
 
     monkeypatch.setattr(worker, "tell_job", held_up)
     with TestClient(create_app(settings, supervisor=worker)) as client:
-        ids = [client.post("/fit", json=FIT).json()["id"] for _ in range(fits.MAX_ASIDE + 3)]
-        states = ["running"] * (fits.MAX_ASIDE + 1) + ["queued"] * 2  # the last of those that run has stayed in
+        ids = [client.post("/fit", json=FIT).json()["id"] for _ in range(loops.MAX_ASIDE + 3)]
+        states = ["running"] * (loops.MAX_ASIDE + 1) + ["queued"] * 2  # the last of those that run has stayed in
         until(lambda: [client.get(f"/jobs/{id}").json()["state"] for id in ids] == states)
         assert client.delete(f"/jobs/{ids[0]}").json()["state"] == "cancelled"
         until(lambda: client.get(f"/jobs/{ids[-2]}").json()["state"] == "running")
         is_away = False
         assert {ended(client, id)["state"] for id in ids[1:]} == {"succeeded"}
-        loops = client.app.state.services.fits._loops  # type: ignore[attr-defined]
-        until(lambda: len(loops) == 1)
+        runners = client.app.state.services.fits._loops._tasks  # type: ignore[attr-defined]
+        until(lambda: len(runners) == 1)
 
 
 def test_a_fit_that_waits_for_the_store_can_be_cancelled(
@@ -582,7 +582,7 @@ def test_a_fit_that_goes_on_from_a_checkpoint_says_so(settings: Settings, worker
 def test_a_checkpoint_goes_with_its_job(settings: Settings, worker: WorkerDouble) -> None:
     """However it ends; not before, and not where another process may need it."""
     with TestClient(create_app(settings, supervisor=worker)) as client:
-        checkpoints = client.app.state.services.fits.checkpoints  # type: ignore[attr-defined]
+        checkpoints = client.app.state.services.fits._resources.checkpoints  # type: ignore[attr-defined]
         directory = Store(settings.store).workplace.checkpoints
 
         def kept(id: str) -> None:
@@ -673,7 +673,7 @@ def test_an_attempt_after_one_that_may_yet_publish_is_not_cancelled(
     client: TestClient, worker: WorkerDouble, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Else the job might be told as cancelled, and have a dictionary."""
-    monkeypatch.setattr(fits, "CANCEL_SECONDS", 0.2)
+    monkeypatch.setattr("app.jobs.following.CANCEL_SECONDS", 0.2)
     worker.fits_hang = True
     jobs: Jobs = client.app.state.services.jobs  # type: ignore[attr-defined]
     id = client.post("/fit", json=FIT).json()["id"]
@@ -775,7 +775,7 @@ def test_a_database_that_is_far_away_takes_every_fit(
     settings: Settings, worker: WorkerDouble, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What is done every few seconds takes several transactions: no write is to be taken for stuck for that."""
-    monkeypatch.setattr(fits, "TAKEOVER_SECONDS", 0.01)
+    monkeypatch.setattr(upkeep, "TAKEOVER_SECONDS", 0.01)
     transaction = Database.transaction
 
     def slow(database: Database) -> AbstractContextManager[sql.Connection]:
@@ -793,7 +793,7 @@ def test_what_a_lost_machine_had_staged_is_removed_once_its_lease_is_ended(
     settings: Settings, worker: WorkerDouble, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Which may be long after the start, and by another service."""
-    monkeypatch.setattr(fits, "TAKEOVER_SECONDS", 0.01)
+    monkeypatch.setattr(upkeep, "TAKEOVER_SECONDS", 0.01)
     lost = Services(settings, Workers(settings, [worker]))
     workplace = lost.store.workplace
     workplace.owner = "another-1-a"
@@ -813,13 +813,13 @@ def test_of_many_services_each_looks_less_often_for_what_dead_ones_left(
     settings: Settings, worker: WorkerDouble, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """By how many there are when it last looked."""
-    pauses = {n: [fits.takeover_pause(n) for _ in range(50)] for n in (0, 1, 8, 16, 48, 1000)}
+    pauses = {n: [upkeep.takeover_pause(n) for _ in range(50)] for n in (0, 1, 8, 16, 48, 1000)}
     told = {n: (min(pause), max(pause)) for n, pause in pauses.items()}
     bounds = {0: (4, 5), 1: (4, 5), 8: (4, 5), 16: (8, 10), 48: (24, 30), 1000: (24, 30)}
     assert all(low <= told[n][0] < told[n][1] <= high for n, (low, high) in bounds.items()), told
 
     asked: list[int] = []
-    monkeypatch.setattr(fits, "takeover_pause", lambda processes: asked.append(processes) or 0.01)
+    monkeypatch.setattr(upkeep, "takeover_pause", lambda processes: asked.append(processes) or 0.01)
     with TestClient(create_app(settings, supervisor=worker)):
         until(lambda: asked)
         assert set(asked) == {1}
@@ -899,7 +899,7 @@ def test_a_job_whose_request_is_given_up_while_it_is_recorded_keeps_its_data(
     async def given_up() -> None:
         upload = fits.uploads.new_path()
         data = fits.uploads.stage(A, upload)
-        task = asyncio.create_task(fits.submit(FitRequest(name="digits", nb_concepts=2), data))
+        task = asyncio.create_task(fits.submissions.submit(FitRequest(name="digits", nb_concepts=2), data))
         await asyncio.to_thread(begun.wait)
         task.cancel()
         with contextlib.suppress(asyncio.CancelledError):

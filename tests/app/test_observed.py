@@ -110,8 +110,11 @@ def test_jobs_are_counted_as_they_end(client: TestClient, worker: WorkerDouble) 
     worker.fits_hang = True
     id = client.post("/fit?name=x&nb_concepts=2&max_iter=5", content=ROWS).json()["id"]
     until(lambda: client.get(f"/jobs/{id}").json()["state"] == "running")
+    waiting = client.post("/fit?name=x&nb_concepts=2&max_iter=5", content=ROWS).json()["id"]
+    client.delete(f"/jobs/{waiting}")
+    assert ended() == [1, 1, 1]
     client.delete(f"/jobs/{id}")
-    until(lambda: ended() == [1, 1, 1])
+    until(lambda: ended() == [1, 1, 2])
 
 
 def test_a_request_has_an_id(client: TestClient) -> None:

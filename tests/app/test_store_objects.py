@@ -30,7 +30,7 @@ from app.errors import (
     StoreUnavailable,
     UnknownDictionary,
 )
-from app.jobs import fits, retrying, runner
+from app.jobs import loops, retrying, runner
 from app.jobs.jobs import Jobs
 from app.main import create_app
 from app.settings import Settings
@@ -684,7 +684,7 @@ def test_a_fit_is_left_to_others_while_the_store_does_not_answer_here(
 ) -> None:
     monkeypatch.setattr(runner, "AWAY_SECONDS", 0.0)
     monkeypatch.setattr(retrying, "RETRY_SECONDS", 0.02)
-    monkeypatch.setattr(fits, "LOOK_SECONDS", 0.02)
+    monkeypatch.setattr(loops, "LOOK_SECONDS", 0.02)
     is_up = True
 
     def away(*_: object) -> None:
@@ -713,7 +713,7 @@ def test_who_was_taken_for_dead_at_the_last_moment_publishes_nothing(
     monkeypatch.setattr(Jobs, "is_wanted", lambda *_: asked.set())
     id = fit(fitting)
     assert asked.wait(60)
-    until(lambda: not fitting.app.state.services.fits._runner_of(id))  # type: ignore[attr-defined]
+    until(lambda: not fitting.app.state.services.fits._loops.runner_of(id))  # type: ignore[attr-defined]
     assert fitting.get(f"/jobs/{id}").json()["version"] is None
     assert other.versions("a") == []
 

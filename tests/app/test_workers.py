@@ -318,7 +318,7 @@ def test_a_database_that_is_locked_is_told_and_holds_up_a_stop_once(
 ) -> None:
     """What is to be written at the end does not wait for the lock one after another: a killer waits for no stop."""
     for name, seconds in (
-        ("fits.STOP_SECONDS", 0.1),
+        ("loops.STOP_SECONDS", 0.1),
         ("database_threads.STUCK_SECONDS", 0.2),
         ("database.LOCK_SECONDS", 1),
     ):
@@ -362,8 +362,8 @@ def test_a_job_of_one_worker_is_not_taken_for_lost_by_the_others(
     service: TestClient, pair: list[WorkerDouble], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The idle worker's loop looks for jobs that were left, all the time."""
-    for pause in ("TAKEOVER_SECONDS", "LOOK_SECONDS"):
-        monkeypatch.setattr(f"app.jobs.fits.{pause}", 0.001)
+    for pause in ("upkeep.TAKEOVER_SECONDS", "loops.LOOK_SECONDS"):
+        monkeypatch.setattr(f"app.jobs.{pause}", 0.001)
     for worker in pair:
         worker.fits_hang = True
     id = fit(service, "a")
