@@ -15,7 +15,7 @@ from app.store.figures_file import Figures
 from app.store.records import DictionaryRecord
 from app.store.references import Reference
 from app.store.store import Store
-from core.conventions import NEAR_DENSE_SHARE, NEIGHBOURS
+from core.constants import NEAR_DENSE_SHARE, NEIGHBOURS
 
 KEPT_BYTES = 128 * 1024 * 1024  # of D and figures that were asked for lately
 MOST_WORK = 10**9  # multiply-adds that one request is worth

@@ -8,7 +8,7 @@ from app.arrays import Activations, Codes, Concepts, MaybeActivations
 from app.store.records import DictionaryRecord
 from app.store.references import Reference, check_name
 from app.worker.messages import INIT_METHODS, Dtype, Solver
-from core.conventions import EPOCHS, MAX_ITER, NEAR_DENSE_SHARE, TOL
+from core.constants import EPOCHS, MAX_ITER, NEAR_DENSE_SHARE, TOL
 
 Name = Annotated[
     str,

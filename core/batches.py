@@ -11,7 +11,7 @@ from core import inputs
 from core.checks import Array, Form, check_scale, check_values, converted
 from core.errors import WrongDtype, WrongShape
 from core.inputs import Matrix
-from core.sparse import is_sparse, read
+from core.sparse import as_csr, is_sparse
 
 if TYPE_CHECKING:
     from scipy import sparse
@@ -58,7 +58,7 @@ def opened(x: Matrix | Rows | Iterable[Any], form: Form, batch_rows: int) -> Bat
         WrongShape: a matrix whose shape does not fit, or no batches.
     """
     if is_sparse(x) or (isinstance(x, torch.Tensor) and x.layout != torch.strided):
-        csr = read(inputs.shaped(inputs.matrix(x, form.name), form), name=form.name)
+        csr = as_csr(inputs.shaped(inputs.matrix(x, form.name), form), name=form.name)
         return Blocks(_Sparse(csr), form, batch_rows)
     if isinstance(x, np.ndarray):
         return Blocks(inputs.shaped(x, form), form, batch_rows)
@@ -149,7 +149,7 @@ class Given:
         return len(self._batches)  # type: ignore[arg-type]
 
     def epoch(self, number: int, start: int, order: int) -> Iterator[Reading]:
-        given = inputs.batches(islice(self._batches, start, len(self)), self._form, first=start)
+        given = inputs.checked_batches(islice(self._batches, start, len(self)), self._form, first=start)
         return (_at_once(batch) for batch in given)
 
 

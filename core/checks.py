@@ -58,16 +58,16 @@ class Form:
             )
 
 
-def activations(n_features: int | None = None, *, name: str = "activations", least_rows: int = 1) -> Form:
+def activations_form(n_features: int | None = None, *, name: str = "activations", least_rows: int = 1) -> Form:
     return Form(name, "features", n_features, least_rows=least_rows)
 
 
-def codes(nb_concepts: int | None = None, *, name: str = "codes", least_rows: int = 1) -> Form:
+def codes_form(nb_concepts: int | None = None, *, name: str = "codes", least_rows: int = 1) -> Form:
     return Form(name, "concepts", nb_concepts, least_rows=least_rows)
 
 
-def concepts() -> Form:
-    return activations(name="concepts")
+def concepts_form() -> Form:
+    return activations_form(name="concepts")
 
 
 def _itself(place: tuple[int, int]) -> tuple[int, int]:
@@ -97,7 +97,7 @@ def check_activations(
     Raises:
         WrongDtype, WrongShape, NotFinite, NegativeValues, OutOfRange: as their names say.
     """
-    return _checked(A, activations(n_features, name=name), clip=clip, dtype=dtype)
+    return _checked(A, activations_form(n_features, name=name), clip=clip, dtype=dtype)
 
 
 def check_codes(
@@ -108,7 +108,7 @@ def check_codes(
     dtype: type[np.floating[Any]] = np.float32,
 ) -> Array:
     """Codes, ready to compute with: as `check_activations`, for (rows, nb_concepts) or (nb_concepts,)."""
-    return _checked(Z, codes(nb_concepts, name=name), dtype=dtype)
+    return _checked(Z, codes_form(nb_concepts, name=name), dtype=dtype)
 
 
 def _checked(x: Array, form: Form, *, clip: bool = False, dtype: type[np.floating[Any]]) -> Array:

@@ -9,24 +9,18 @@ from core import kernels
 from core.ranks import ALONE, Ranks
 from core.scaling import exponents_of, times_power_of_two
 from core.sparse import SparseRows
-from core.threads import SMALL_PRODUCT, threads_for_elements
 
 # Multiply-adds of one slice: about 10 ms on two cores. The size of a chunk depends on shapes alone, never on
 # measured time, so that the same data and seed give the same dictionary.
 SLICE_WORK = 600_000_000
 SMALLEST_CHUNK = 64
+ENCODE_COST = 4  # an exact encode of a row costs about so many times what a slice reckons with
 # Of very thin rows: to read them takes longer than to multiply them.
 LARGEST_CHUNK = 1 << 18
 # On a GPU, where rows of too small a chunk leave multiprocessors idle: some tens of milliseconds, and a multiple of
 # the rows that products do at once, 128 on each of the 132 multiprocessors of an H100.
 GPU_SLICE_WORK = 4_000_000_000_000
 GPU_SMALLEST_CHUNK = 128 * 132
-# Rows over which sums are float32 throughout, on the CPU: of large products, and of small ones, whose errors are too
-# few to cancel.
-MOST_SUMMED, FEW_SUMMED = 4096, 512
-# With fewer columns to the right of a wide matrix than this, MKL takes up to four times as long as with so many rows
-# to its left: for 5000×768 values and 8 codes a row 10.8 ms and 2.6.
-FEW_COLUMNS = 12
 # Of a sparse chunk: sums over its rows are float32 throughout, so that the rounding of more rows would begin to show;
 # and now and then one is made dense, with this many values.
 MOST_SPARSE_ROWS, MOST_DENSE_VALUES = 8192, 1 << 22
@@ -79,8 +73,8 @@ class Chunks:
                 of_values, of_squares = kernels.sums(values)
                 total, energy = total + of_values, energy + of_squares
             yield
-        self.all_rows = int(self.ranks.total(self.n_rows))
-        peak, total, energy = self.ranks.most(peak), self.ranks.total(total), self.ranks.total(energy)
+        self.all_rows = int(self.ranks.all_sum(self.n_rows))
+        peak, total, energy = self.ranks.all_max(peak), self.ranks.all_sum(total), self.ranks.all_sum(energy)
         exponents = exponents_of(torch.tensor([peak], dtype=torch.float64, device="cpu"))
         self.exponent = 0 if exponents is None else int(exponents)
         self.mean = total / (self.all_rows * self.n_features) * 2.0**-self.exponent
@@ -107,39 +101,6 @@ class Chunks:
         return block if isinstance(block, SparseRows) else block.to(torch.float32).contiguous()
 
 
-def add_cross_product(rows: torch.Tensor, Y: torch.Tensor, to: torch.Tensor) -> None:
-    """to += rowsᵀ·Y, for a chunk's rows (n, d) or others, Y (n, k) and `to` (d, k), float64.
-
-    On the CPU no sum in float32 is over more than `MOST_SUMMED` rows, nor, of few concepts or a small product, over
-    more than `FEW_SUMMED`: over 262 144 rows of 16 values, and 4 concepts, the rounding came to 2e-5, and the product
-    took five times as long.
-    """
-    if isinstance(rows, SparseRows) and rows.is_narrow:
-        rows.add_cross_product(Y, to)
-        return
-    if isinstance(rows, SparseRows) or rows.device.type != "cpu":
-        to += kernels.product(rows.T, Y)
-        return
-    (n, d), k = rows.shape, Y.shape[1]
-    if n > FEW_SUMMED and (k < FEW_COLUMNS or even(n, MOST_SUMMED) * d * k < SMALL_PRODUCT):
-        count = -(-n // FEW_SUMMED)
-        whole = n - n % count
-        stacks = (x[:whole].reshape(count, -1, x.shape[1]) for x in (rows, Y))
-        to += _transposed_product(*stacks).sum(dim=0, dtype=to.dtype)
-        rows, Y = rows[whole:], Y[whole:]
-    for piece in slices(len(rows), even(len(rows), MOST_SUMMED)):
-        of_piece = _transposed_product(rows[piece], Y[piece])
-        with threads_for_elements(to):
-            to += of_piece
-
-
-def _transposed_product(X: torch.Tensor, Y: torch.Tensor) -> torch.Tensor:
-    """Xᵀ·Y of two matrices, or two stacks of them."""
-    if Y.shape[-1] < FEW_COLUMNS:
-        return kernels.product(Y.mT, X).mT
-    return kernels.product(X.mT, Y)
-
-
 def chunk_size(width: int, nb_concepts: int, device: torch.device) -> int:
     """Rows of one slice, where a row costs products with (width, k) and (k, k) matrices and a few sweeps."""
     return rows_of_slice(nb_concepts * (2 * width + 6 * nb_concepts), device)
@@ -151,6 +112,11 @@ def rows_of_slice(work_of_row: int, device: torch.device, least: int | None = No
         rows = max(GPU_SMALLEST_CHUNK if least is None else least, GPU_SLICE_WORK // work_of_row)
         return rows - rows % GPU_SMALLEST_CHUNK if rows > GPU_SMALLEST_CHUNK else rows
     return max(SMALLEST_CHUNK if least is None else least, min(SLICE_WORK // work_of_row, LARGEST_CHUNK))
+
+
+def encode_chunk_size(size: int) -> int:
+    """Rows of one slice that encodes them exactly, where it would be so many of a fit."""
+    return max(SMALLEST_CHUNK, size // ENCODE_COST)
 
 
 def even(total: int, most: int) -> int:

@@ -9,12 +9,20 @@ import numpy as np
 import torch
 
 from core import kernels
-from core.checks import activations, at_least_one, check_dtype, check_values, codes, concepts, is_number
+from core.checks import (
+    activations_form,
+    at_least_one,
+    check_dtype,
+    check_values,
+    codes_form,
+    concepts_form,
+    is_number,
+)
 from core.chunks import slices
+from core.device_memory import free_bytes, is_small_encode, rows_of_encode
 from core.errors import InvalidParameter, OutOfRange, WrongDtype
 from core.inputs import check_kind, tensor
 from core.kernels.precision import Precision, own_precision, product
-from core.memory import free_bytes, is_small_encode, rows_of_encode
 from core.scaling import exponents_of, exponents_with, times_power_of_two
 from core.sparse import is_sparse
 from core.threads import threads_for_product
@@ -69,6 +77,10 @@ class Dictionary:
         device: any torch device; D is copied there.
         dtype: torch.float32 or torch.float64: what is computed in and answered in.
 
+    Attributes:
+        D: as it was given, in `dtype` and on `device`.
+        nb_concepts, n_features: its shape.
+
     Raises:
         InvalidParameter: another dtype.
         WrongShape: D has not two dimensions, or is empty.
@@ -89,7 +101,7 @@ class Dictionary:
         self.dtype = dtype
         given = _tensor(D, "concepts")
         self.D = self._matrix(given).clone()
-        concepts().check(self.D.shape)
+        concepts_form().check(self.D.shape)
         smallest, largest = (float(value) for value in torch.aminmax(self.D))  # NaN, where one is
         if not 0 <= smallest <= largest < math.inf:
             check_values(given.cpu().double().numpy(), name="concepts", dtype=np.float64)
@@ -119,12 +131,13 @@ class Dictionary:
     ) -> Encoded:
         """The codes that minimise ½‖a − zD‖² over z ≥ 0, for each row a of A by itself.
 
-        Non-negative least squares from zero: the codes of a row depend neither on the rows beside it nor on
-        earlier calls (on the CPU to the bit, elsewhere to float32 rounding). All-zero rows and all-zero concepts get
-        zero codes.
+        Non-negative least squares from zero, by working sets of concepts and exact solves on supports (Lawson &
+        Hanson 1974; Kim & Park 2011): the codes of a row depend neither on the rows beside it nor on earlier calls
+        (on the CPU to the bit, elsewhere to float32 rounding). All-zero rows and all-zero concepts get zero codes.
 
         Args:
-            A: (rows, n_features), non-negative and finite.
+            A: (rows, n_features), non-negative and finite, which is not checked (`NMF.encode` does): a row with NaN
+                or infinity gets zero codes, a residual of NaN, and is not converged.
             tol: a row is done once its relative KKT residual is at most this; by default 1e-6 in float32 and 1e-12
                 in float64. Its loss then is within 1e-6 of the exact minimum (relative to the larger of that
                 and ‖a‖²/1000), unless concepts are dependent or nearly so; `converged` speaks of the residual alone.
@@ -134,7 +147,8 @@ class Dictionary:
 
         Raises:
             InvalidParameter: `tol` is not positive or `max_iter` below one.
-            WrongDtype, WrongShape: A is of anything but real numbers, or has no rows, or another width.
+            WrongDtype, WrongShape: A is of anything but real numbers, or has not two dimensions, or no rows, or
+                another width.
             OutOfRange: a code is too large for the dtype (large activations over tiny concepts). Codes too small for
                 it lose accuracy, or are zero; where that is more than `tol`, `converged` is false.
         """
@@ -145,7 +159,7 @@ class Dictionary:
         tol = float(tol)  # kernels are compiled for this type: for another they would be anew
         max_iter = at_least_one("max_iter", max_iter)
         A = _tensor(A, "activations")
-        activations(self.n_features).check(A.shape)
+        activations_form(self.n_features).check(A.shape)
         with own_precision():
             codes, residual = self._solve_in_parts(A, tol, max_iter)
         return Encoded(codes, residual, residual <= tol)
@@ -157,8 +171,8 @@ class Dictionary:
             WrongDtype, WrongShape: Z is of anything but real numbers, or has no rows, or another width.
             OutOfRange: an activation is too large for the dtype.
         """
-        Z = self._with_its_range(_tensor(Z, "codes")).to(self.device)
-        codes(self.nb_concepts).check(Z.shape)
+        Z = self._in_dtype_or_float64(_tensor(Z, "codes")).to(self.device)
+        codes_form(self.nb_concepts).check(Z.shape)
         exponents = exponents_of(Z.amax(dim=1)) if self._exponents is None else exponents_with(Z, self._exponents)
         with own_precision(), threads_for_product(Z.numel() * self.n_features):
             if exponents is None:
@@ -173,8 +187,8 @@ class Dictionary:
     def _matrix(self, x: torch.Tensor) -> torch.Tensor:
         return x.to(self.device, self.dtype).contiguous()
 
-    def _with_its_range(self, x: torch.Tensor) -> torch.Tensor:
-        """In this dictionary's dtype, or in float64, which is brought into its range first."""
+    def _in_dtype_or_float64(self, x: torch.Tensor) -> torch.Tensor:
+        """In this dictionary's dtype; float64 stays as it is, for its values may fit only once they are scaled."""
         return x if x.dtype == torch.float64 else x.to(self.dtype)
 
     def _solve_in_parts(self, A: torch.Tensor, tol: float, max_iter: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -187,12 +201,14 @@ class Dictionary:
         residual = torch.empty(len(A), dtype=self.dtype, device=self.device)
         step = rows_of_encode(self.nb_concepts, self.n_features, budget - codes.nbytes)
         for rows in slices(len(A), step):
-            codes[rows], residual[rows] = self._solve(self._with_its_range(A[rows]).to(self.device), tol, max_iter)
+            codes[rows], residual[rows] = self._solve(
+                self._in_dtype_or_float64(A[rows]).to(self.device), tol, max_iter
+            )
         return codes, residual
 
     def _solve(self, A: torch.Tensor, tol: float, max_iter: int) -> tuple[torch.Tensor, torch.Tensor]:
         """A may lie elsewhere: there the largest values are found, since a device that tells them is waited for."""
-        given = self._with_its_range(A)
+        given = self._in_dtype_or_float64(A)
         exponents = exponents_of(given.amax(dim=1))
         A = self._matrix(given if exponents is None else times_power_of_two(given, -exponents[:, None]))
         exponents = None if exponents is None else exponents.to(self.device)

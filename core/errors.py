@@ -6,7 +6,7 @@
     │   ├── WrongDtype                     not an array of real numbers
     │   ├── NotFinite                      NaN or infinity
     │   ├── NegativeValues                 below zero where only non-negative values make sense
-    │   └── OutOfRange                     too large or too small for float32 arithmetic
+    │   └── OutOfRange                     too large or too small for the dtype computed in
     ├── InvalidParameter (ValueError)      a parameter outside its range
     ├── UnknownSolver (ValueError, AssertionError)
     ├── RankLost (RuntimeError)            another process of the fit has ended
@@ -43,7 +43,7 @@ class NegativeValues(InvalidArray):
 
 
 class OutOfRange(InvalidArray):
-    """The array's values, or the result's, have a magnitude that float32 cannot compute with."""
+    """The array's values, or the result's, have a magnitude that the dtype computed in cannot hold."""
 
 
 class InvalidParameter(CoreError, ValueError):

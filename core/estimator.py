@@ -3,7 +3,7 @@
 import inspect
 import sys
 import warnings
-from abc import abstractmethod
+from abc import ABC, abstractmethod
 from collections.abc import Iterable
 from typing import Any, Self
 
@@ -18,7 +18,7 @@ Array = np.ndarray[Any, np.dtype[Any]]
 MOST_NAMES = 5  # of a message
 
 
-class Estimator:
+class Estimator(ABC):
     """Parameters by name, and arrays out where arrays came in.
 
     `transform`, `fit_transform` and `inverse_transform` answer a torch tensor (dense or sparse) and batches with a
@@ -53,11 +53,11 @@ class Estimator:
     def fit_transform(self, A: Input, y: object = None) -> Any:
         """The codes (rows, nb_concepts) of a fit of A; `y` is ignored."""
         self.fit(A)
-        return self._told(A, self.Z_)
+        return self._as_output(A, self.Z_)
 
     def transform(self, A: Input) -> Any:
         """`encode`: codes (rows, nb_concepts) of A (rows, n_features)."""
-        return self._told(A, self.encode(A))
+        return self._as_output(A, self.encode(A))
 
     def inverse_transform(self, Z: Input) -> torch.Tensor | Array:
         """`decode`: activations (rows, n_features) of codes Z (rows, nb_concepts)."""
@@ -97,7 +97,7 @@ class Estimator:
             self._output = transform
         return self
 
-    def _told(self, A: Input, codes: torch.Tensor) -> Any:
+    def _as_output(self, A: Input, codes: torch.Tensor) -> Any:
         sklearn = sys.modules.get("sklearn")  # where nobody has loaded it, nobody has told it anything
         wanted = self._output or (sklearn.get_config()["transform_output"] if sklearn else "default")
         if wanted == "default":

@@ -9,7 +9,7 @@ from dataclasses import dataclass, fields, replace
 import torch
 
 from core.chunks import rows_of_slice, slices
-from core.conventions import NEIGHBOURS
+from core.constants import NEIGHBOURS
 from core.kernels.precision import Precision, product
 from core.ranks import ALONE, Ranks
 
@@ -97,7 +97,7 @@ def nearest_steps(D_unit: torch.Tensor) -> Generator[None, None, Figures]:
 def _strongest(Z: torch.Tensor, ranks: Ranks) -> Generator[None, None, tuple[torch.Tensor, ...]]:
     """Uses, the largest codes, and the rows and codes at the top."""
     k = Z.shape[1]
-    before, _ = ranks.place(len(Z))
+    before, _ = ranks.offset_and_total(len(Z))
     uses = torch.zeros(k, dtype=torch.int64, device=Z.device)
     codes = Z.new_zeros(0, k)
     rows = torch.zeros(0, k, dtype=torch.int64, device=Z.device)
@@ -108,8 +108,8 @@ def _strongest(Z: torch.Tensor, ranks: Ranks) -> Generator[None, None, tuple[tor
         first = before + part.start
         codes, rows = _top(torch.cat([codes, z.gather(0, best)]), torch.cat([rows, best + first]))
         yield
-    ranks.total(0, uses)
-    codes, rows = _top(ranks.gather(codes), ranks.gather(rows))
+    ranks.all_sum(0, uses)
+    codes, rows = _top(ranks.all_gather(codes), ranks.all_gather(rows))
     largest = codes[0].clone() if len(codes) else Z.new_zeros(k)
     return uses, largest, *_padded(rows.T, codes.T, TOP_ROWS)
 
@@ -143,7 +143,7 @@ def _histogram(Z: torch.Tensor, largest: torch.Tensor, ranks: Ranks) -> Generato
         bins = (share * BINS).long().clamp_(max=BINS - 1)
         counts += torch.bincount(concept * BINS + bins, minlength=k * BINS)
         yield
-    ranks.total(0, counts)
+    ranks.all_sum(0, counts)
     return counts.reshape(k, BINS)
 
 
@@ -157,7 +157,7 @@ def _together(Z: torch.Tensor, uses: torch.Tensor, ranks: Ranks) -> Generator[No
             active = (Z[part] > 0).float()
             both += product(active[:, concepts].T, active, Precision.FLOAT32)
             yield
-        ranks.total(0, both)
+        ranks.all_sum(0, both)
         either = uses[concepts, None] + uses - both
         found.append(_best_others((both / either.clamp(min=1)).float(), concepts.start))
         yield

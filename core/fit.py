@@ -8,13 +8,14 @@ import torch
 from core import state as states
 from core.checks import Form, at_least_one
 from core.chunks import Chunks
+from core.device_memory import check_fit
 from core.errors import InvalidParameter, OutOfRange, WrongShape
 from core.initial import DEFAULT_START, STARTS, all_finite, given
 from core.inputs import Source, read_steps
 from core.kernels.precision import own_precision
-from core.memory import check_fit
 from core.progress import FitProgress, tell
 from core.ranks import ALONE, Ranks
+from core.scaling import unit_concepts
 from core.solvers import SOLVERS, solver_named
 from core.solvers.alternating import Past
 from core.sparse import SparseRows, is_sparse
@@ -84,41 +85,41 @@ class Fit:
 
     def steps(self, opened: Callable[[], Source], form: Form) -> Generator[FitProgress, None, Fitted]:
         A = yield from self.ranks.agreed(self._read(opened, form))
-        told = self._begun()
+        progress = self._begun()
         if self.ranks.size > 1:
             self._agree(*A.shape)
         chunks = Chunks(A, self.nb_concepts, self.ranks)
-        yield from tell(chunks.survey(), told)
+        yield from tell(chunks.survey(), progress)
         if chunks.energy == 0 and self.saved is None:
-            yield replace(told, loss=0.0, relative_error=0.0, kkt_residual=0.0, converged=True)
+            yield replace(progress, loss=0.0, relative_error=0.0, kkt_residual=0.0, converged=True)
             return Fitted(*zeros(chunks), [])
 
         losses: list[float] = []
         if self.saved is not None:
             Z, D, self._past = states.restored(self.saved, chunks.energy, chunks.exponent, self.device)
             losses, self.saved = states.losses_of(self.saved), None
-            yield from tell(_check_values(Z, D, self._past, chunks), told)
+            yield from tell(_check_values(Z, D, self._past, chunks), progress)
         else:
             if self.Z is None and self.D is None:
-                start = STARTS[self.init or DEFAULT_START](chunks, self.nb_concepts, self.generator)
+                start = STARTS[self.init or DEFAULT_START](chunks, self.generator)
             else:
                 start = given(chunks, self.Z, self.D)
-            Z, D = yield from tell(start, told)
+            Z, D = yield from tell(start, progress)
         self._codes, self._chunks = Z, chunks
         solve = solver_named(self.solver)
-        for told in solve(chunks, Z, D, tol=self.tol, max_iter=self.max_iter, past=self._past):
-            if told.loss is not None:
-                loss = told.loss * 4.0**chunks.exponent
-                told = replace(told, loss=loss)
-                if told.iteration > len(losses):
+        for progress in solve(chunks, Z, D, tol=self.tol, max_iter=self.max_iter, past=self._past):
+            if progress.loss is not None:
+                loss = progress.loss * 4.0**chunks.exponent
+                progress = replace(progress, loss=loss)
+                if progress.iteration > len(losses):
                     losses.append(loss)
-                    stops = self.ranks.any(self.callback is not None and bool(self.callback(told)))
+                    stops = self.ranks.any_rank(self.callback is not None and bool(self.callback(progress)))
                     if stops and self._past.reached is not None:  # None: it was the last, after which D is written
                         D = self._past.reached.T.contiguous()
                         break
-            yield told
+            yield progress
         self._codes = None  # what comes now changes Z, and is no iteration
-        yield from tell(_with_unit_concepts(Z, D, chunks), told)
+        yield from tell(_with_unit_concepts(Z, D, chunks), progress)
         return Fitted(Z, D, losses)
 
     def _begun(self) -> FitProgress:
@@ -153,10 +154,10 @@ class Fit:
                 **{f"the state's {name}": float((self.saved or {}).get(name, 0)) for name in ("iteration", "energy")},
             }
         )
-        if self.ranks.total(n_rows) == 0:
+        if self.ranks.all_sum(n_rows) == 0:
             raise WrongShape(f"none of the {self.ranks.size} ranks has any rows of activations")
         high, low = divmod(self.generator.initial_seed(), 2**32)
-        of_first = self.ranks.first(high, low)
+        of_first = self.ranks.broadcast_numbers(high, low)
         self.generator.manual_seed(int(of_first[0]) * 2**32 + int(of_first[1]))
 
 
@@ -199,16 +200,16 @@ def _check_values(Z: torch.Tensor, D: torch.Tensor, past: Past, chunks: Chunks) 
     for rows in chunks.slices():
         are_sound = are_sound and states.is_sound(Z[rows])
         yield
-    if chunks.ranks.any(not are_sound):
+    if chunks.ranks.any_rank(not are_sound):
         raise InvalidParameter(states.UNSOUND)
 
 
 def _with_unit_concepts(Z: torch.Tensor, D: torch.Tensor, chunks: Chunks) -> Generator[None, None, None]:
     """Every concept's norm moved into its codes, and A's scale too, in place; zero concepts get zero codes."""
-    norms = torch.linalg.vector_norm(D, dim=1, dtype=torch.float64)
-    D.copy_(D / torch.where(norms > 0, norms, 1)[:, None])
+    norms, unit = unit_concepts(D)
+    D.copy_(unit)
     for rows in chunks.slices():
         Z[rows] *= norms * 2.0**chunks.exponent
         yield
-    if chunks.ranks.any(not all_finite(Z)):
+    if chunks.ranks.any_rank(not all_finite(Z)):
         raise OutOfRange("the codes of this fit exceed float32; divide the activations by 1000 or more")

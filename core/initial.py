@@ -9,9 +9,11 @@ import numpy as np
 import torch
 
 from core import kernels
-from core.chunks import Chunks, add_cross_product, chunk_size, slices
+from core.chunks import Chunks, chunk_size, slices
 from core.errors import OutOfRange
 from core.kernels.precision import Precision, product
+from core.scaling import one_where_zero, unit_concepts
+from core.statistics import Statistics, add_cross_product
 
 Start = Generator[None, None, tuple[torch.Tensor, torch.Tensor]]
 
@@ -36,14 +38,14 @@ SWEEPS, SWEEP_SHARE = 200, 1e-10
 RANDOM_ROWS = 256
 
 
-def random(chunks: Chunks, nb_concepts: int, generator: torch.Generator) -> Start:
+def random(chunks: Chunks, generator: torch.Generator) -> Start:
     """|N(0, 1)|·√(mean(A)/k) everywhere, so that Z·D has about the mean of A."""
+    nb_concepts, device = chunks.nb_concepts, chunks.A.device
     scale = (chunks.mean / nb_concepts) ** 0.5
-    device = chunks.A.device
     D = _normal(nb_concepts, chunks.n_features, generator).abs_().mul_(scale).to(device)
-    chunks.ranks.share(D)
+    chunks.ranks.broadcast(D)
     seed = int(torch.randint(2**62, (), generator=generator))
-    first, _ = chunks.ranks.place(chunks.n_rows)
+    first, _ = chunks.ranks.offset_and_total(chunks.n_rows)
     end = first + chunks.n_rows
     Z = torch.empty(chunks.n_rows, nb_concepts, dtype=torch.float32, device=device)
     for block in range(first // RANDOM_ROWS, -(-end // RANDOM_ROWS)):
@@ -65,7 +67,7 @@ def _seeded(seed: int, block: int) -> torch.Generator:
     return torch.Generator().manual_seed(int(mixed[0]))
 
 
-def nndsvda(chunks: Chunks, nb_concepts: int, generator: torch.Generator) -> Start:
+def nndsvda(chunks: Chunks, generator: torch.Generator) -> Start:
     """Non-negative double SVD, its zeros filled (Boutsidis & Gallopoulos 2008), by randomised subspace iteration.
 
     Of each singular pair the larger of the two non-negative halves is kept (Halko, Martinsson & Tropp 2011 for the
@@ -73,7 +75,8 @@ def nndsvda(chunks: Chunks, nb_concepts: int, generator: torch.Generator) -> Sta
     feature over that of A, so that Z·D, not Z and D each, is of the size of A, and of each part of it; and concepts
     beyond the rank (or beyond 256) start as data rows, so that any shape will do.
     """
-    d, device, ranks = chunks.n_features, chunks.A.device, chunks.ranks
+    d, nb_concepts = chunks.n_features, chunks.nb_concepts
+    device, ranks = chunks.A.device, chunks.ranks
     components = min(nb_concepts, chunks.all_rows, d, MOST_COMPONENTS)
     Z = torch.empty(chunks.n_rows, nb_concepts, dtype=torch.float32, device=device)
     of_rows, of_features = yield from _fills(chunks)
@@ -85,9 +88,9 @@ def nndsvda(chunks: Chunks, nb_concepts: int, generator: torch.Generator) -> Sta
             projected = product(block, Q, Precision.FLOAT32)
             add_cross_product(block, projected, Y)
             yield
-        ranks.total(0, Y)
+        ranks.all_sum(0, Y)
         Q = torch.linalg.qr(Y)[0].float()
-        ranks.share(Q)
+        ranks.broadcast(Q)
         yield
 
     # A·Q is kept in Z's place; its gram gives the singular values, and the rotation to left vectors in place
@@ -97,9 +100,9 @@ def nndsvda(chunks: Chunks, nb_concepts: int, generator: torch.Generator) -> Sta
         Z[rows, :components] = projected
         add_cross_product(projected, projected, gram)
         yield
-    ranks.total(0, gram)
+    ranks.all_sum(0, gram)
     squares, rotation = torch.linalg.eigh(gram)
-    ranks.share(squares, rotation)
+    ranks.broadcast(squares, rotation)
     squares, rotation = squares.flip(0).clamp(min=0), rotation.flip(1).float()
     rank = int((squares > RANK_SHARE**2 * squares[0]).sum())
     V = product(Q, rotation[:, :rank], Precision.FLOAT32).T
@@ -113,7 +116,7 @@ def nndsvda(chunks: Chunks, nb_concepts: int, generator: torch.Generator) -> Sta
         halves[1] += U.clamp(max=0).square().sum(dim=0)
         yield
 
-    ranks.total(0, halves)
+    ranks.all_sum(0, halves)
     u_norms = halves.sqrt().float()
     v_norms = torch.stack([V.clamp(min=0).norm(dim=1), V.clamp(max=0).norm(dim=1)])
     size = u_norms * v_norms
@@ -124,7 +127,7 @@ def nndsvda(chunks: Chunks, nb_concepts: int, generator: torch.Generator) -> Sta
     D[:rank] = (V * sign[:, None]).clamp(min=0) * (size.sqrt() / v_norm)[:, None]
     D[rank:] = _data_rows(chunks, torch.nonzero(of_rows > 0)[:, 0], nb_concepts - rank, generator)
     yield
-    ranks.share(D, sign, size, u_norm)
+    ranks.broadcast(D, sign, size, u_norm)
     _fill(D, of_features)
     for rows in chunks.slices():
         z = Z[rows]
@@ -149,7 +152,7 @@ def _fills(chunks: Chunks) -> Generator[None, None, tuple[torch.Tensor, torch.Te
         of_rows[rows] = product(block, ones[: chunks.n_features], Precision.FLOAT32)[:, 0]
         of_features += product(block.T, ones[: rows.stop - rows.start], Precision.FLOAT32)[:, 0]
         yield
-    chunks.ranks.total(0, of_features)
+    chunks.ranks.all_sum(0, of_features)
     share = FILL_SHARE / (chunks.mean * chunks.nb_concepts) ** 0.5
     return of_rows * (share / chunks.n_features), (of_features * (share / chunks.all_rows)).float()
 
@@ -160,7 +163,7 @@ def _fill(x: torch.Tensor, fill: torch.Tensor) -> None:
 
 
 # Each takes chunks that have been surveyed, of an A that is not all zero.
-STARTS: dict[str, Callable[[Chunks, int, torch.Generator], Start]] = {"nndsvda": nndsvda, "random": random}
+STARTS: dict[str, Callable[[Chunks, torch.Generator], Start]] = {"nndsvda": nndsvda, "random": random}
 DEFAULT_START = "nndsvda"
 
 
@@ -178,14 +181,13 @@ def given(chunks: Chunks, Z: torch.Tensor | None, D: torch.Tensor | None) -> Sta
     if D is None:
         assert Z is not None  # noqa: S101 - one of the two is given
         norms = _column_norms(chunks, Z)
-        Z = yield from _scaled(chunks, Z, 1 / _or_one(norms))
+        Z = yield from _scaled(chunks, Z, 1 / one_where_zero(norms))
         D = yield from concepts_for(chunks, Z)
         _fill(D, of_features)
         D[norms == 0] = 0
         return Z, D
-    norms = torch.linalg.vector_norm(D, dim=1, dtype=torch.float64)
-    D = (D / _or_one(norms)[:, None]).float()
-    chunks.ranks.share(D, norms)
+    norms, D = unit_concepts(D)
+    chunks.ranks.broadcast(D, norms)
     if Z is None:
         Z = yield from codes_for(chunks, D)
         _fill(Z, of_rows[:, None])
@@ -210,19 +212,18 @@ def codes_for(chunks: Chunks, D: torch.Tensor) -> Generator[None, None, torch.Te
 def concepts_for(chunks: Chunks, Z: torch.Tensor) -> Generator[None, None, torch.Tensor]:
     """The best D (k, d) for a given Z (n, k), nearly: the same problem transposed."""
     d, k = chunks.n_features, Z.shape[1]
-    gram = torch.zeros(k, k, dtype=torch.float64, device=Z.device)
-    cross = torch.zeros(d, k, dtype=torch.float64, device=Z.device)
+    statistics = Statistics.zeros(d, k, Z.device)
     for rows, block in chunks:
-        add_cross_product(Z[rows], Z[rows], gram)
-        add_cross_product(block, Z[rows], cross)
+        statistics.add(block, Z[rows])
         yield
-    chunks.ranks.total(0, gram, cross)
-    concepts, G, B = torch.zeros(d, k, dtype=torch.float32, device=Z.device), -cross.float(), gram.float()
+    chunks.ranks.all_sum(0, statistics.gram, statistics.cross)
+    concepts = torch.zeros(d, k, dtype=torch.float32, device=Z.device)
+    G, B = -statistics.cross.float(), statistics.gram.float()
     inverse = kernels.inverse_diagonal(B)
     for features in slices(d, chunk_size(0, k, Z.device)):
         kernels.descend(concepts[features], G[features], B, inverse, max_sweeps=SWEEPS, share=SWEEP_SHARE)
         yield
-    chunks.ranks.share(concepts)
+    chunks.ranks.broadcast(concepts)
     return concepts.T.contiguous()
 
 
@@ -232,7 +233,7 @@ def _scaled(chunks: Chunks, Z: torch.Tensor, scales: torch.Tensor) -> Generator[
     for rows in chunks.slices():
         scaled[rows] = Z[rows].double() * scales
         yield
-    if chunks.ranks.any(not all_finite(scaled)):
+    if chunks.ranks.any_rank(not all_finite(scaled)):
         raise OutOfRange(
             "the given Z and D multiply to values beyond float32; pass a Z and D whose product is near A"
         )
@@ -245,7 +246,7 @@ def _column_norms(chunks: Chunks, Z: torch.Tensor) -> torch.Tensor:
     if chunks.ranks.size == 1:
         return norms
     squares = norms.square()
-    chunks.ranks.total(0, squares)
+    chunks.ranks.all_sum(0, squares)
     return squares.sqrt()
 
 
@@ -254,23 +255,18 @@ def all_finite(Z: torch.Tensor) -> bool:
     return len(Z) == 0 or bool(torch.isfinite(Z.amax()))
 
 
-def _or_one(norms: torch.Tensor) -> torch.Tensor:
-    """The norms, and one for a zero column or row, which can then be divided by its norm."""
-    return torch.where(norms > 0, norms, 1)
-
-
 def _data_rows(chunks: Chunks, candidates: torch.Tensor, count: int, generator: torch.Generator) -> torch.Tensor:
     """`count` of the candidates, evenly spread from a random one on; noise tells repeated ones apart."""
     if count == 0:
         return torch.empty(0, chunks.n_features, dtype=torch.float32, device=chunks.A.device)
-    before, total = chunks.ranks.place(len(candidates))
+    before, total = chunks.ranks.offset_and_total(len(candidates))
     first = int(torch.randint(total, (), generator=generator))
     step = max(1, total // count)
     wanted = (first + step * torch.arange(count, device="cpu")) % total - before
     here = (wanted >= 0) & (wanted < len(candidates))
     picked = torch.zeros(count, chunks.n_features, dtype=torch.float32, device=chunks.A.device)
     picked[here.to(picked.device)] = chunks.read(candidates[wanted[here]]).to_dense()
-    chunks.ranks.total(0, picked)  # each row is there on one rank alone
+    chunks.ranks.all_sum(0, picked)  # each row is there on one rank alone
     if count <= total:
         return picked
     drawn = torch.rand(picked.shape, dtype=torch.float32, device="cpu", generator=generator)

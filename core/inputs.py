@@ -12,7 +12,7 @@ from core.checks import Array, Form, check_array, check_scale, check_values, con
 from core.chunks import slices
 from core.errors import InvalidArray, WrongDtype, WrongShape
 from core.progress import run
-from core.sparse import SparseMatrix, SparseRows, check_sparse, is_sparse, of_tensor, read
+from core.sparse import SparseMatrix, SparseRows, as_csr, as_scipy, check_sparse, is_sparse
 
 SLICE_VALUES = 1 << 22  # read in about 5 ms
 
@@ -49,7 +49,7 @@ def opened(x: Input, form: Form) -> Source:
         return shaped(whole, form)
     if not isinstance(x, Iterable):
         raise WrongDtype(f"{form.name} are {type_of(x)}; pass {KINDS} or an iterable of such batches")
-    return batches(x, form)
+    return checked_batches(x, form)
 
 
 def shaped(x: Array | SparseMatrix, form: Form) -> Array | SparseMatrix:
@@ -71,7 +71,7 @@ def read_steps(source: Source, form: Form, device: torch.device) -> Generator[No
         return (yield from _read_array(source, form.name, device))
     if isinstance(source, Iterator):
         return (yield from _moved((yield from stacked(source)), device))
-    return SparseRows(read(source, name=form.name), device)
+    return SparseRows(as_csr(source, name=form.name), device)
 
 
 def by_blocks(
@@ -131,7 +131,7 @@ def matrix(x: Any, name: str) -> Array | SparseMatrix | None:
         return x
     if isinstance(x, torch.Tensor):
         if x.layout != torch.strided:
-            return of_tensor(x, name)
+            return as_scipy(x, name)
         x = x.detach().cpu()
         if x.dtype == torch.bfloat16:  # which numpy does not have
             x = x.float()
@@ -199,12 +199,12 @@ def _blocks(source: Source, form: Form) -> Iterator[Array]:
     elif isinstance(source, Iterator):
         yield from source
     else:
-        csr = read(source, name=form.name)
+        csr = as_csr(source, name=form.name)
         for rows in slices(csr.shape[0], max(1, SLICE_VALUES // csr.shape[1])):
             yield csr[rows].toarray()
 
 
-def batches(given: Iterable[Any], form: Form, *, first: int = 0) -> Iterator[Array]:
+def checked_batches(given: Iterable[Any], form: Form, *, first: int = 0) -> Iterator[Array]:
     """Each batch checked, in float32 and dense; all must be as wide as the first, which is told as `first`."""
     width, width_of = form.width, form.width_of
     index = first - 1
@@ -230,7 +230,7 @@ def batches(given: Iterable[Any], form: Form, *, first: int = 0) -> Iterator[Arr
 def _checked(x: Array | SparseMatrix, form: Form) -> Array:
     """The values of `x`, of the right shape, checked; dense, float32 and C-contiguous."""
     if not isinstance(x, np.ndarray):
-        dense: Array = read(x, name=form.name).toarray()
+        dense: Array = as_csr(x, name=form.name).toarray()
         return dense
     check_scale(check_values(x, name=form.name), name=form.name)
     return converted(x)

@@ -7,14 +7,14 @@ from typing import TYPE_CHECKING
 import torch
 
 from core.batches import Batches
-from core.chunks import SMALLEST_CHUNK, Chunks, chunk_size, slices
-from core.conventions import NEAR_DENSE_SHARE
+from core.chunks import Chunks, chunk_size, encode_chunk_size, slices
+from core.constants import NEAR_DENSE_SHARE
 from core.dictionary import Dictionary
 from core.figures import Figures, nearest_steps
 from core.inputs import tensor
 from core.kernels.precision import Precision, product
-from core.online import EXACT
 from core.ranks import ALONE, Ranks
+from core.scaling import unit_concepts
 from core.sparse import SparseRows
 
 if TYPE_CHECKING:
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 MOST_MEASURED, MEASURED_ORDER = 1 << 18, 0
 DUPLICATE_COSINE = 0.95  # of two concepts that say about the same
 WORST_FEATURES = 10
+ROUNDING = 1e-12  # of sums in float64, as a share of the squares
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,14 +35,14 @@ class Measured:
     figures: Figures
 
 
-def measured_codes_steps(nmf: "NMF", A: torch.Tensor) -> Generator[None, None, torch.Tensor]:
+def codes_to_measure_steps(nmf: "NMF", A: torch.Tensor) -> Generator[None, None, torch.Tensor]:
     """The codes (n, k) to measure a fit of A (n, d) by, in bounded slices: its own. Those of `mu` never reach zero,
-    so that nothing could be counted of them: exact ones take their place."""
+    so that nothing could be counted of them: exact ones take their place, in `nmf.Z_` itself."""
     Z = nmf.Z_
     if nmf.solver == "mu":
         D = nmf.get_dictionary()
         dictionary = Dictionary(D, device=D.device)
-        for rows in slices(len(A), max(SMALLEST_CHUNK, chunk_size(A.shape[1], len(D), D.device) // EXACT)):
+        for rows in slices(len(A), encode_chunk_size(chunk_size(A.shape[1], len(D), D.device))):
             Z[rows] = dictionary.encode(A[rows]).codes
             yield
     return Z
@@ -78,7 +79,7 @@ def measure_steps(
     chunks = Chunks(A, len(D), ranks)
     yield from chunks.survey()
     scale = 2.0**-chunks.exponent
-    Z_scale, D_unit = _unit_concepts(D)
+    Z_scale, D_unit = unit_concepts(D)
     sums = _Sums(D)
     for rows, block in chunks:
         # in units where each concept has norm one and A is of ordinary size
@@ -98,11 +99,11 @@ def measure_online_steps(batches: Batches, D: torch.Tensor) -> Generator[None, N
     Returns:
         What `measure_steps` does, of these rows, and the metric `metrics_rows`: how many they are.
     """
-    Z_scale, D_unit = _unit_concepts(D)
+    Z_scale, D_unit = unit_concepts(D)
     dictionary, sums = Dictionary(D_unit, device=D.device), _Sums(D)
     for reading in batches.epoch(0, 0, MEASURED_ORDER):
         chunks = Chunks(tensor((yield from reading)).to(D.device), len(D))
-        chunks.size = max(SMALLEST_CHUNK, chunks.size // EXACT)
+        chunks.size = encode_chunk_size(chunks.size)
         yield from chunks.survey()
         for _, block in chunks:
             sums.add(block, dictionary.encode(block).codes, D_unit, unit=2.0**chunks.exponent)
@@ -145,11 +146,11 @@ class _Sums:
 
     def total(self, ranks: Ranks) -> None:
         """Add up what the ranks have."""
-        ranks.total(0, self.features, self.squares, self.errors, self.uses, self.energy)
-        self.largest = ranks.gather(self.largest[None]).amax(dim=0)
+        ranks.all_sum(0, self.features, self.squares, self.errors, self.uses, self.energy)
+        self.largest = ranks.all_gather(self.largest[None]).amax(dim=0)
         for name in ("violation", "hoyer"):
-            setattr(self, name, ranks.total(getattr(self, name)))
-        self.n, self.rows_in_use = int(ranks.total(self.n)), int(ranks.total(self.rows_in_use))
+            setattr(self, name, ranks.all_sum(getattr(self, name)))
+        self.n, self.rows_in_use = int(ranks.all_sum(self.n)), int(ranks.all_sum(self.rows_in_use))
 
     def measured(self, D_unit: torch.Tensor, norms: torch.Tensor) -> Generator[None, None, Measured]:
         nearest = yield from nearest_steps(D_unit)
@@ -180,18 +181,12 @@ class _Sums:
         }
 
 
-def _unit_concepts(D: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """The concepts' norms, float64 (k,), and the concepts divided by them (zero ones left zero)."""
-    norms = torch.linalg.vector_norm(D, dim=1, dtype=torch.float64)
-    return norms, (D / torch.where(norms > 0, norms, 1)[:, None]).to(D.dtype)
-
-
 def _energies(x: torch.Tensor, unit: float) -> torch.Tensor:
     """Of each column, in this unit."""
     return x.double().square().sum(dim=0) * unit**2
 
 
 def _r2(error: torch.Tensor, spread: torch.Tensor, squares: torch.Tensor) -> torch.Tensor:
-    varied = spread > 1e-12 * squares
-    met = (error <= 1e-12 * squares).double()
+    varied = spread > ROUNDING * squares
+    met = (error <= ROUNDING * squares).double()
     return torch.where(varied, 1 - error / torch.where(varied, spread, 1), met)

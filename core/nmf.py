@@ -10,8 +10,8 @@ from core import batches, checks, inputs
 from core.batches import Rows
 from core.checks import at_least_one, is_number
 from core.chunks import Chunks, slices
-from core.conventions import EPOCHS, MAX_ITER, TOL
-from core.dictionary import ENCODE_MAX_ITER, ENCODE_TOL, Dictionary
+from core.constants import EPOCHS, MAX_ITER, TOL
+from core.dictionary import ENCODE_MAX_ITER, Dictionary
 from core.errors import InvalidParameter, NotFitted, WrongShape
 from core.estimator import Array, Estimator, names_of
 from core.fit import Callback, Fit, FitSteps, Fitted, zeros
@@ -47,6 +47,13 @@ class NMF(Estimator, torch.nn.Module):
         init: "nndsvda" (the default, None) or "random".
         seed: makes a fit repeatable; None draws a new one each time.
         max_iter: what `fit` uses where it is not given one.
+
+    Attributes:
+        fitted: whether there is a dictionary.
+        D: the dictionary (nb_concepts, n_features), float32; None before a fit.
+        Z_, loss_history_: codes (rows, nb_concepts) of the last fit, and its loss ½‖A − ZD‖²_F after each iteration;
+            there only after one (of an online fit, the losses alone).
+        device: where it computes; `.to(device)` changes it.
 
     Raises:
         InvalidParameter: a parameter outside its range.
@@ -136,7 +143,7 @@ class NMF(Estimator, torch.nn.Module):
                 different things.
             RankLost: another rank has ended.
         """
-        limit = None if np.ndim(max_iter) else max_iter  # type: ignore[arg-type]
+        limit = None if isinstance(max_iter, (list, tuple)) or np.ndim(max_iter) else max_iter  # type: ignore[arg-type]
         steps = self.fit_steps(A, limit, Z=Z, D=D, callback=callback, state=state, ranks=ranks)  # type: ignore[arg-type]
         self._run(steps, tells=ranks.rank == 0)
         return self.Z_, self.get_dictionary()
@@ -173,7 +180,7 @@ class NMF(Estimator, torch.nn.Module):
         must refuse is raised in all. `Z_` and the state's Z are those of this process's rows, D and the losses the
         same in all of them.
         """
-        form = checks.activations(least_rows=1 if ranks.size == 1 else 0)
+        form = checks.activations_form(least_rows=1 if ranks.size == 1 else 0)
         fit = Fit(
             nb_concepts=self.nb_concepts,
             solver=self.solver,
@@ -189,10 +196,10 @@ class NMF(Estimator, torch.nn.Module):
 
         def opened() -> inputs.Source:
             if Z is not None:
-                of_codes = checks.codes(self.nb_concepts, least_rows=form.least_rows)
+                of_codes = checks.codes_form(self.nb_concepts, least_rows=form.least_rows)
                 fit.Z = inputs.as_tensor(Z, of_codes, self.device)
             if D is not None:
-                fit.D = inputs.as_tensor(D, checks.concepts(), self.device)
+                fit.D = inputs.as_tensor(D, checks.concepts_form(), self.device)
             fit.check()
             source = inputs.opened(A, form)
             if not isinstance(source, Iterator):
@@ -279,10 +286,10 @@ class NMF(Estimator, torch.nn.Module):
             raise InvalidParameter("state is given along with D; it holds one: pass it alone")
         if batch_rows is not None:
             batch_rows = at_least_one("batch_rows", batch_rows)
-        given = None if D is None else inputs.as_tensor(D, checks.concepts(), self.device)
+        given = None if D is None else inputs.as_tensor(D, checks.concepts_form(), self.device)
         if given is not None and len(given) != self.nb_concepts:
             raise WrongShape(f"D has {len(given)} rows; nb_concepts is {self.nb_concepts}")
-        form = checks.activations(None if given is None else given.shape[1])
+        form = checks.activations_form(None if given is None else given.shape[1])
         inputs.check_kind(A, form.name)
         shape = getattr(A, "shape", None) or (0, 1)
         source = batches.opened(A, form, batch_rows or batch_rows_for(int(shape[-1]), self.nb_concepts))
@@ -305,7 +312,7 @@ class NMF(Estimator, torch.nn.Module):
         if goes_on := self._has_suitable_d():
             self._check_names(A)
         width = None if memory is None else len(memory.concepts)
-        form = checks.activations(width)
+        form = checks.activations_form(width)
         fit = self._online(1, self.D if memory is None and goes_on else None, None)
         fit.memory = memory
         losses = [] if memory is None else list(getattr(self, "loss_history_", []))
@@ -321,7 +328,16 @@ class NMF(Estimator, torch.nn.Module):
     def _online(self, epochs: int, D: torch.Tensor | None, state: State | None) -> OnlineFit:
         if self.solver != "hals":
             raise InvalidParameter(f"solver is {self.solver!r}; online fits are by 'hals' alone")
-        return OnlineFit(self.nb_concepts, self.init, self.tol, epochs, self._generator(), self.device, D, state)
+        return OnlineFit(
+            nb_concepts=self.nb_concepts,
+            init=self.init,
+            tol=self.tol,
+            epochs=epochs,
+            generator=self._generator(),
+            device=self.device,
+            D=D,
+            saved=state,
+        )
 
     def _after_online(
         self, fit: OnlineFit, steps: Iterator[FitProgress], names: Array | None
@@ -358,23 +374,35 @@ class NMF(Estimator, torch.nn.Module):
     def encode(self, A: Input, max_iter: int = ENCODE_MAX_ITER, tol: float | None = None) -> torch.Tensor:
         """Codes (rows, nb_concepts) of A (rows, n_features): exact non-negative least squares on the fitted D.
 
-        `tol` is the relative KKT residual to reach (see `Dictionary.encode`, which also tells the one reached).
         Batches are read one by one and answered with one tensor; beside that, one batch is held.
+
+        Args:
+            A: (rows, n_features), or (n_features,) for a single row.
+            max_iter, tol: as `Dictionary.encode` has them, which also tells the residual that was reached.
+
+        Raises:
+            NotFitted: before a fit.
+            InvalidArray: A has the wrong kind, shape or values (see `core.checks`), or a code is beyond float32.
+            InvalidParameter: `tol` is not positive or `max_iter` below one.
         """
         dictionary = self._prepared()
         self._check_names(A)
-        tol = ENCODE_TOL if tol is None else tol
         return inputs.by_blocks(
             A,
-            checks.activations(dictionary.n_features),
+            checks.activations_form(dictionary.n_features),
             self.device,
             lambda block: dictionary.encode(block, tol=tol, max_iter=max_iter).codes,
         )
 
     def decode(self, Z: Input) -> torch.Tensor:
-        """Z·D, (rows, n_features), for codes Z (rows, nb_concepts); batches as in `encode`."""
+        """Z·D, (rows, n_features), for codes Z (rows, nb_concepts); batches as in `encode`.
+
+        Raises:
+            NotFitted: before a fit.
+            InvalidArray: Z has the wrong kind, shape or values, or an activation is beyond float32.
+        """
         dictionary = self._prepared()
-        return inputs.by_blocks(Z, checks.codes(dictionary.nb_concepts), self.device, dictionary.decode)
+        return inputs.by_blocks(Z, checks.codes_form(dictionary.nb_concepts), self.device, dictionary.decode)
 
     def forward(self, A: Input) -> torch.Tensor:
         """`encode`, for use within other modules; no gradient flows back to A."""
@@ -418,11 +446,11 @@ class NMF(Estimator, torch.nn.Module):
 
     def sanitize_np_input(self, x: Input) -> Array:
         """Activations as a float32 array of shape (rows, n_features)."""
-        return inputs.as_array(x, checks.activations())
+        return inputs.as_array(x, checks.activations_form())
 
     def sanitize_np_codes(self, z: Input) -> Array:
         """Codes as a float32 array of shape (rows, nb_concepts)."""
-        return inputs.as_array(z, checks.codes(self.nb_concepts))
+        return inputs.as_array(z, checks.codes_form(self.nb_concepts))
 
     def _generator(self) -> torch.Generator:
         generator = torch.Generator()
@@ -433,13 +461,13 @@ class NMF(Estimator, torch.nn.Module):
         return generator
 
     def _start(self, name: str, A: Input) -> tuple[torch.Tensor, torch.Tensor]:
-        form = checks.activations()
+        form = checks.activations_form()
         rows = run(inputs.read_steps(inputs.opened(A, form), form, self.device))
         chunks = Chunks(rows, self.nb_concepts)
         run(chunks.survey())
         if chunks.energy == 0:
             return zeros(chunks)
-        Z, D = run(STARTS[name](chunks, self.nb_concepts, self._generator()))
+        Z, D = run(STARTS[name](chunks, self._generator()))
         half = torch.tensor(chunks.exponent / 2, device=Z.device)  # of A's scale for either
         return times_power_of_two(Z, half), times_power_of_two(D, half)
 
@@ -455,7 +483,7 @@ class NMF(Estimator, torch.nn.Module):
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
         before = {name: getattr(self, name) for name in ("D", *REMEMBERED)}
         errors: list[str] = args[-1]
-        told = len(errors)
+        errors_before = len(errors)
         saved = state_dict.get(prefix + "D")
         if saved is not None:  # into a tensor of its own: whoever was given the D before keeps it as it is
             n_features = saved.shape[-1] if self.D is None else self.D.shape[1]
@@ -464,7 +492,7 @@ class NMF(Estimator, torch.nn.Module):
             saved = state_dict.get(prefix + name)
             setattr(self, name, None if saved is None else torch.empty_like(saved, device=self.device))
         super()._load_from_state_dict(state_dict, prefix, *args)
-        if len(errors) > told:  # it is refused, and what was made for it holds nothing
+        if len(errors) > errors_before:  # it is refused, and what was made for it holds nothing
             for name, buffer in before.items():
                 setattr(self, name, buffer)
             return

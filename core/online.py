@@ -29,17 +29,19 @@ import torch
 from core import state as states
 from core.batches import Batches
 from core.checks import Array, Form
-from core.chunks import SMALLEST_CHUNK, Chunks, add_cross_product
+from core.chunks import SMALLEST_CHUNK, Chunks, encode_chunk_size
 from core.dictionary import Dictionary
 from core.errors import InvalidParameter, WrongShape
 from core.fit import Fit
 from core.inputs import tensor
 from core.kernels.precision import Precision, product
 from core.progress import FitProgress, tell
-from core.solvers.alternating import LARGE_SHARE, VANISHED, Statistics, direct_loss, loss_from, update_concepts
+from core.scaling import one_where_zero, unit_concepts
+from core.solvers.alternating import LARGE_SHARE, VANISHED, direct_loss, update_concepts
 from core.solvers.hals import CONCEPTS
 from core.solvers.revival import revive
 from core.state import State
+from core.statistics import Statistics, loss_from
 
 FORGETTING = 4.0  # ρ; 2 is as good where batches abound, 8 where they are few
 START_ITERATIONS = 100  # of the fit of the first batch
@@ -47,7 +49,6 @@ FIRST_ROWS = 2  # of a concept, at least, that the fit of the first rows has in 
 # Of a fit over batches that are not given: as many rows, or k where that is more (D's update costs as much as the
 # codes of d rows), but no more than these bytes of activations and codes.
 BATCH_ROWS, BATCH_BYTES = 4096, 1 << 27
-EXACT = 4  # an exact encode of a row costs about so many times what a slice reckons with
 DEAD_SHARE = 1e-6  # of the mean concept's energy, from which an unused concept is one to revive
 
 TENSORS, NUMBERS = ("D", "gram", "cross", "losses"), ("iteration", "order", "rows", "weight", "loss", "energy")
@@ -79,10 +80,8 @@ class Memory:
     def of(cls, D: torch.Tensor) -> "Memory":
         """Nothing seen yet, and D (k, d) to begin with."""
         k, d = D.shape
-        norms = torch.linalg.vector_norm(D, dim=1, dtype=torch.float64)
-        unit = D / torch.where(norms > 0, norms, 1)[:, None]
-        gram, cross = (torch.zeros(width, k, dtype=torch.float64, device=D.device) for width in (k, d))
-        return cls(unit.float().T.contiguous(), gram, cross)
+        nothing = Statistics.zeros(d, k, D.device)
+        return cls(unit_concepts(D)[1].T.contiguous(), nothing.gram, nothing.cross)
 
     @property
     def D(self) -> torch.Tensor:  # noqa: N802
@@ -112,7 +111,7 @@ def batch_rows_for(n_features: int, nb_concepts: int) -> int:
 def learn_steps(memory: Memory, batch: torch.Tensor, *, may_revive: bool = True) -> Generator[None, None, float]:
     """Learn from a batch (b, d), in bounded slices; returns its loss, with its codes on D as it was before."""
     chunks = Chunks(batch, memory.concepts.shape[1])
-    chunks.size = max(SMALLEST_CHUNK, chunks.size // EXACT)
+    chunks.size = encode_chunk_size(chunks.size)
     yield from chunks.survey()
     Z = batch.new_empty(len(batch), chunks.nb_concepts)
     statistics = yield from _encode(chunks, Z, memory.concepts)
@@ -138,15 +137,13 @@ def learn_steps(memory: Memory, batch: torch.Tensor, *, may_revive: bool = True)
 
 def _encode(chunks: Chunks, Z: torch.Tensor, concepts: torch.Tensor) -> Generator[None, None, Statistics]:
     """Exact codes into Z (b, k), and their statistics."""
-    d, k = concepts.shape
     dictionary = Dictionary(concepts.T, device=concepts.device)
-    gram, cross = (torch.zeros(width, k, dtype=torch.float64, device=concepts.device) for width in (k, d))
+    statistics = Statistics.zeros(len(concepts), concepts.shape[1], concepts.device)
     for rows, block in chunks:
         z = Z[rows] = dictionary.encode(block).codes
-        add_cross_product(z, z, gram)
-        add_cross_product(block, z, cross)
+        statistics.add(block, z)
         yield
-    return Statistics(gram, cross, 0.0)
+    return statistics
 
 
 def _update(memory: Memory) -> Generator[None, None, None]:
@@ -158,9 +155,9 @@ def _update(memory: Memory) -> Generator[None, None, None]:
     gram, cross = memory.gram * scale, memory.cross * scale
     vanished = gram.diagonal() < VANISHED
     gram[vanished], gram[:, vanished], cross[:, vanished] = 0, 0, 0
-    yield from update_concepts(CONCEPTS, memory.concepts, Statistics(gram, cross, 0.0))
+    yield from update_concepts(CONCEPTS, memory.concepts, Statistics(gram, cross))
     norms = torch.linalg.vector_norm(memory.concepts, dim=0, dtype=torch.float64)
-    memory.concepts.copy_(memory.concepts / torch.where(norms > 0, norms, 1))
+    memory.concepts.copy_(memory.concepts / one_where_zero(norms))
     memory.gram *= norms[:, None] * norms
     memory.cross *= norms
 
@@ -213,7 +210,9 @@ class OnlineFit:
         if not all(states.is_sound(torch.as_tensor(state[name])) for name in ("D", "gram", "cross")):
             raise InvalidParameter(states.UNSOUND)
         if not 0 < iteration < total:
-            raise InvalidParameter(f"the state is that after iteration {iteration}; max_iter is {total}")
+            raise InvalidParameter(
+                f"the state is that after batch {iteration}; {self.epochs} epochs of this A have {total} batches"
+            )
 
     def steps(self, batches: Batches, form: Form) -> Generator[FitProgress, None, None]:
         self._order = int(torch.randint(2**31, (), generator=self.generator))
@@ -221,22 +220,22 @@ class OnlineFit:
         if self.saved is not None:
             self._restore(self.saved)
             self.saved = None
-        yield (told := self._told(batches, total))
-        while len(self.losses) < total and not told.converged:
+        yield (progress := self._progress(batches, total))
+        while len(self.losses) < total and not progress.converged:
             epoch, start = divmod(len(self.losses), len(batches))
             for reading in batches.epoch(epoch, start, self._order):
                 self._is_between = False
-                array = yield from tell(reading, told)
-                yield from tell(self.learn(array, form, may_revive=len(self.losses) + 1 < total), told)
+                array = yield from tell(reading, progress)
+                yield from tell(self.learn(array, form, may_revive=len(self.losses) + 1 < total), progress)
                 self.losses.append(self._loss(batches))
                 self._is_between = len(self.losses) < total
-                told = self._told(batches, total)
+                progress = self._progress(batches, total)
                 if len(self.losses) < (epoch + 1) * len(batches):
-                    yield told
+                    yield progress
             if len(self.losses) != (epoch + 1) * len(batches):
                 found = len(self.losses) - epoch * len(batches)
                 raise WrongShape(f"{form.name} gave {found} batches; their length is {len(batches)}")
-            yield told
+            yield progress
         self._is_between = False
 
     def learn(self, array: Array, form: Form, *, may_revive: bool = True) -> Generator[None, None, float]:
@@ -299,7 +298,7 @@ class OnlineFit:
         rows, seen = batches.n_rows, len(self.losses) + 1
         return self.memory.loss_of(self.memory.rows / seen * len(batches) if rows is None else rows)
 
-    def _told(self, batches: Batches, total: int) -> FitProgress:
+    def _progress(self, batches: Batches, total: int) -> FitProgress:
         if self.memory is None or not self.losses:
             return FitProgress(0, total)
         loss, energy = self.memory.loss, self.memory.energy

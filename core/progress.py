@@ -21,7 +21,7 @@ class FitProgress:
         max_iter: the iterations after which it stops at the latest.
         loss: ½‖A − ZD‖²_F after the last completed iteration, None before the first.
         relative_error: ‖A − ZD‖_F / ‖A‖_F, likewise (0 for all-zero A).
-        kkt_residual: how far from a stationary point, scale-free, likewise; see `core.solvers.hals`.
+        kkt_residual: how far from a stationary point, scale-free, likewise; see `core.solvers.alternating.alternate`.
         converged: whether the stopping rule has been met.
     """
 

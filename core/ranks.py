@@ -31,30 +31,30 @@ class Ranks:
     rank = 0
     size = 1
 
-    def total(self, number: float, *tensors: torch.Tensor) -> float:
+    def all_sum(self, number: float, *tensors: torch.Tensor) -> float:
         """The sum over all ranks of a number, and, in place, of tensors."""
         return number
 
-    def share(self, *tensors: torch.Tensor) -> None:
+    def broadcast(self, *tensors: torch.Tensor) -> None:
         """Rank 0's values, in place."""
 
-    def first(self, *numbers: float) -> tuple[float, ...]:
+    def broadcast_numbers(self, *numbers: float) -> tuple[float, ...]:
         """Rank 0's numbers."""
         return numbers
 
-    def any(self, flag: bool) -> bool:
+    def any_rank(self, flag: bool) -> bool:
         """Whether it is so on any rank."""
         return flag
 
-    def most(self, number: float) -> float:
+    def all_max(self, number: float) -> float:
         """The largest of all ranks' numbers."""
         return number
 
-    def place(self, count: int) -> tuple[int, int]:
+    def offset_and_total(self, count: int) -> tuple[int, int]:
         """Of things counted on each rank: how many the ranks before this one have, and how many all have."""
         return 0, count
 
-    def gather(self, rows: torch.Tensor) -> torch.Tensor:
+    def all_gather(self, rows: torch.Tensor) -> torch.Tensor:
         """The rows (n, d) of all ranks, those of rank 0 first; n may be another on each."""
         return rows
 
@@ -87,36 +87,36 @@ class ProcessGroup(Ranks):
         self.rank, self.size = dist.get_rank(), dist.get_world_size()
         self._device = device or torch.device("cuda" if dist.get_backend() == "nccl" else "cpu")
 
-    def total(self, number: float, *tensors: torch.Tensor) -> float:
-        buffer = torch.cat([self._told(number), *(x.reshape(-1).to(self._device, torch.float64) for x in tensors)])
+    def all_sum(self, number: float, *tensors: torch.Tensor) -> float:
+        buffer = torch.cat([self._tensor(number), *(x.reshape(-1).to(self._device, torch.float64) for x in tensors)])
         self._exchange(dist.all_reduce, buffer)
         parts = torch.split(buffer, [1, *(x.numel() for x in tensors)])
         for x, part in zip(tensors, parts[1:], strict=True):
             x.copy_(part.view(x.shape))
         return float(parts[0])
 
-    def share(self, *tensors: torch.Tensor) -> None:
+    def broadcast(self, *tensors: torch.Tensor) -> None:
         for x in tensors:
             values = x.to(self._device).contiguous()
             self._exchange(dist.broadcast, values, src=0)
             x.copy_(values)
 
-    def first(self, *numbers: float) -> tuple[float, ...]:
-        values = self._told(*numbers)
-        self.share(values)
+    def broadcast_numbers(self, *numbers: float) -> tuple[float, ...]:
+        values = self._tensor(*numbers)
+        self.broadcast(values)
         return tuple(values.tolist())
 
-    def any(self, flag: bool) -> bool:
-        return self.total(float(flag)) > 0
+    def any_rank(self, flag: bool) -> bool:
+        return self.all_sum(float(flag)) > 0
 
-    def most(self, number: float) -> float:
+    def all_max(self, number: float) -> float:
         return max(self._of_all(number))
 
-    def place(self, count: int) -> tuple[int, int]:
+    def offset_and_total(self, count: int) -> tuple[int, int]:
         counts = [int(number) for number in self._of_all(count)]
         return sum(counts[: self.rank]), sum(counts)
 
-    def gather(self, rows: torch.Tensor) -> torch.Tensor:
+    def all_gather(self, rows: torch.Tensor) -> torch.Tensor:
         counts = [int(number) for number in self._of_all(len(rows))]
         padded = torch.zeros(max(counts), *rows.shape[1:], dtype=rows.dtype, device=self._device)
         padded[: len(rows)] = rows
@@ -136,7 +136,7 @@ class ProcessGroup(Ranks):
     def _first_of(self, error: CoreError | None) -> CoreError | None:
         """The error of the lowest rank that has one, on all ranks; None where none has."""
         told = "" if error is None else f"{type(error).__name__}\0{self.rank}\0{error}"[:TOLD_CHARACTERS] + "\0"
-        texts = self.gather(torch.tensor(list(told.encode()), dtype=torch.uint8, device=self._device))
+        texts = self.all_gather(torch.tensor(list(told.encode()), dtype=torch.uint8, device=self._device))
         if not len(texts):
             return None
         name, rank, message, *_ = bytes(texts.tolist()).decode().split("\0")
@@ -144,7 +144,7 @@ class ProcessGroup(Ranks):
         return kind(f"{message} ({'among the rows of' if issubclass(kind, InvalidArray) else 'on'} rank {rank})")
 
     def require_same(self, numbers: Mapping[str, float]) -> None:
-        rows = self.gather(self._told(*numbers.values())[None])
+        rows = self.all_gather(self._tensor(*numbers.values())[None])
         for name, values in zip(numbers, rows.T.tolist(), strict=True):
             for rank, value in enumerate(values):
                 if value != values[0]:
@@ -154,13 +154,13 @@ class ProcessGroup(Ranks):
 
     def _of_all(self, number: float) -> list[float]:
         """A number of each rank."""
-        numbers = self._told(*[0.0] * self.size)
+        numbers = self._tensor(*[0.0] * self.size)
         numbers[self.rank] = number
         self._exchange(dist.all_reduce, numbers)
         of_all: list[float] = numbers.tolist()
         return of_all
 
-    def _told(self, *numbers: float) -> torch.Tensor:
+    def _tensor(self, *numbers: float) -> torch.Tensor:
         return torch.tensor(numbers, dtype=torch.float64, device=self._device)
 
     def _exchange(self, collective: Any, *args: Any, **kwargs: Any) -> None:

@@ -1,4 +1,5 @@
-"""Scaling by powers of two: exact, and enough to keep every product of two values inside float32's range."""
+"""Units of concepts and activations: norm one; and powers of two, exact, and enough to keep every product of two
+values inside float32's range."""
 
 import torch
 
@@ -34,3 +35,14 @@ def times_power_of_two(x: torch.Tensor, exponents: torch.Tensor) -> torch.Tensor
     third = torch.div(exponents, 3, rounding_mode="trunc")
     step = torch.exp2(third.double())
     return x * step * step * torch.exp2((exponents - 2 * third).double())
+
+
+def unit_concepts(D: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """The norms of D's rows, float64 (k,), and D divided by them (k, d), in its dtype; zero rows stay zero."""
+    norms = torch.linalg.vector_norm(D, dim=1, dtype=torch.float64)
+    return norms, (D / one_where_zero(norms)[:, None]).to(D.dtype)
+
+
+def one_where_zero(norms: torch.Tensor) -> torch.Tensor:
+    """What can be divided by."""
+    return torch.where(norms > 0, norms, 1)

@@ -26,7 +26,7 @@ def is_sparse(x: object) -> bool:
     return scipys is not None and bool(scipys.issparse(x))
 
 
-def of_tensor(x: torch.Tensor, name: str) -> SparseMatrix:
+def as_scipy(x: torch.Tensor, name: str) -> SparseMatrix:
     """A torch tensor of any sparse layout, as SciPy holds it.
 
     Raises:
@@ -58,7 +58,7 @@ def check_sparse(x: SparseMatrix, form: Form) -> SparseMatrix:
     return x
 
 
-def read(x: SparseMatrix, *, name: str) -> "sparse.csr_array":
+def as_csr(x: SparseMatrix, *, name: str) -> "sparse.csr_array":
     """`x`, of the right form, as float32 in CSR with its values checked; shares memory with `x` where it can."""
     from scipy import sparse
 
@@ -107,9 +107,8 @@ class SparseRows:
         return torch.from_numpy(self.matrix @ X.numpy())
 
     @property
-    def is_narrow(self) -> bool:
-        """Whether most columns are all zero, as they are in a chunk of very wide rows: `add_cross_product` is for
-        such, and for the CPU."""
+    def is_mostly_zero_columns(self) -> bool:
+        """Of a chunk of very wide rows, on the CPU: then `add_cross_product` and `squared_error` cost least."""
         return self.device.type == "cpu" and 2 * self.matrix.nnz < self.shape[1]
 
     def add_cross_product(self, Z: torch.Tensor, to: torch.Tensor) -> None:
@@ -119,9 +118,9 @@ class SparseRows:
         to.numpy()[columns] += narrow.T @ Z.numpy()
 
     def squared_error(self, Z: torch.Tensor, concepts: torch.Tensor, gram: torch.Tensor) -> float:
-        """‖self − Z·Dᵀ‖²_F for Z (rows, k) and concepts D (columns, k), float32, and DᵀD (k, k), float64.
+        """‖self − Z·conceptsᵀ‖²_F for Z (rows, k) and concepts (columns, k), float32, and their gram (k, k), float64.
 
-        In float64, from the values that are stored and what Z·Dᵀ is at their places, without any others.
+        In float64, from the values that are stored and what the product is at their places, without any others.
         """
         z, of_values = Z.numpy().astype(np.float64), np.repeat(np.arange(len(self)), np.diff(self.matrix.indptr))
         met = np.einsum("ij,ij->i", z[of_values], concepts.numpy()[self.matrix.indices].astype(np.float64))
@@ -144,11 +143,8 @@ class SparseRows:
         norms: torch.Tensor = torch.linalg.vector_norm(self.to_dense(), dim=dim)
         return norms
 
-    def new_zeros(self, *size: int, dtype: torch.dtype = dtype) -> torch.Tensor:
-        return torch.zeros(size, dtype=dtype, device=self.device)
-
-    def new_empty(self, *size: int, dtype: torch.dtype = dtype) -> torch.Tensor:
-        return torch.empty(size, dtype=dtype, device=self.device)
+    def new_empty(self, *size: int) -> torch.Tensor:
+        return torch.empty(size, dtype=self.dtype, device=self.device)
 
     @classmethod
     def __torch_function__(

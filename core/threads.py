@@ -51,14 +51,14 @@ SMALL_WORK = 2_000_000
 # Those of a matrix product, which does them several times as fast. On two cores that share one's units 8 million took
 # 0.29 ms on one thread and 0.49 on two, 25 million 0.89 and 0.68; those between as long on either.
 SMALL_PRODUCT = 10_000_000
-# What numba's threads are waited for with: nothing, but where they serve one thread at a time (see `settle_layer`).
+# Entered around numba's parallel work: a lock where its threads serve one caller at a time (see `settle_layer`).
 _turn: AbstractContextManager[Any] = nullcontext()
 # Numbers, on fewer of which torch lets no second thread do what is done to each.
 LEAST_SHARED = 32_768
 
 
-def share(processes: int) -> None:
-    """Take this process's part of the cores, where so many processes on this machine compute at once."""
+def limit_to_share_of_cores(processes: int) -> None:
+    """Compute on this process's part of them, where so many processes on this machine compute at once."""
     import torch
 
     count = len(os.sched_getaffinity(0)) if cores is None else min(cores, len(os.sched_getaffinity(0)))

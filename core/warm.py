@@ -20,7 +20,7 @@ from core.nmf import NMF
 def warm() -> None:
     """Run every compiled path of a fit and of encodes in float32 once, on problems of a few milliseconds."""
     A = _activations()
-    NMF(16, seed=0).fit(A, D=A[:16], max_iter=2)  # from the best codes for D, by the kernel that large fits use
+    NMF(16, seed=0).fit(A, D=A[:16], max_iter=2)  # codes for a given D by `descend`, as in large fits; then `iterate`
     warm_encodes(torch.float32)
 
 

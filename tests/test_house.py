@@ -73,7 +73,7 @@ def test_only_the_worker_computes() -> None:
             assert not {name.partition(".")[0] for name in names} & HEAVY - OF_THE_CLIENT.get(file, set()), path
             of_core = {name for name in names if name.partition(".")[0] == "core"}
             assert {
-                name for name in of_core if not name.startswith(("core.errors", "core.checks", "core.conventions"))
+                name for name in of_core if not name.startswith(("core.errors", "core.checks", "core.constants"))
             } <= {"core"}, path
 
 

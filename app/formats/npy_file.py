@@ -12,7 +12,7 @@ import numpy as np
 
 from app.errors import AppError, DataChanged, DataUnavailable, MalformedBody
 from app.formats import npy_format
-from core.checks import activations, check_values, converted
+from core.checks import activations_form, check_values, converted
 from core.errors import WrongShape
 
 # Of a disk, or a network's, that does not answer.
@@ -190,7 +190,7 @@ def _with_header(name: str, descriptor: int) -> NpyFile:
     if not stat.S_ISREG(status.st_mode):
         raise MalformedBody("not a regular file")
     header = npy_format.parse_header(os.pread(descriptor, npy_format.HEAD_BYTES, 0))
-    activations().check(header.shape)
+    activations_form().check(header.shape)
     if status.st_size != header.data_offset + header.data_bytes:
         raise MalformedBody(
             f"its header tells of shape {header.shape} and dtype {header.dtype.str!r}, {header.data_bytes} bytes, "

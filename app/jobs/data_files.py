@@ -19,7 +19,7 @@ from app.settings import Settings
 from app.threads import Threads
 from app.worker.messages import Files
 from core.checks import check_scale
-from core.conventions import EPOCHS
+from core.constants import EPOCHS
 from core.errors import WrongShape
 
 SLICE_BYTES = 16 * 1024 * 1024  # read, checked and handed on at a time

@@ -33,10 +33,10 @@ from app.worker.messages import CheckpointPlace, Files, Fit, FitBegun, FitProgre
 from app.worker.pace import Pace
 from core import NMF
 from core.batches import opened
-from core.checks import activations
+from core.checks import activations_form
 from core.errors import InvalidParameter
 from core.figures import figure_steps
-from core.metrics import Measured, measure_online_steps, measure_steps, measured_codes_steps
+from core.metrics import Measured, codes_to_measure_steps, measure_online_steps, measure_steps
 from core.online import batch_rows_for
 from core.state import State
 
@@ -219,7 +219,7 @@ class Mapped:
         return nmf.fit_steps(self._A, max_iter=self._max_iter, D=D, state=state)
 
     def measure(self, nmf: NMF) -> Generator[None, None, Measured]:
-        Z = yield from measured_codes_steps(nmf, self._A)
+        Z = yield from codes_to_measure_steps(nmf, self._A)
         measured = yield from measure_steps(self._A, Z, nmf.get_dictionary())
         return replace(measured, figures=(yield from figure_steps(Z, measured.figures)))
 
@@ -236,7 +236,7 @@ class InPlace:
 
     def measure(self, nmf: NMF) -> Generator[None, None, Measured]:
         D = nmf.get_dictionary()
-        batches = opened(self._rows, activations(D.shape[1]), batch_rows_for(D.shape[1], len(D)))
+        batches = opened(self._rows, activations_form(D.shape[1]), batch_rows_for(D.shape[1], len(D)))
         measured = yield from measure_online_steps(batches, D)
         self._rows.check_scale()  # by now all rows have been read
         return measured

@@ -40,7 +40,7 @@ from app.worker.outcomes import failed, software
 from app.worker.solving import Solving
 from app.worker.transfers import Transfers
 from core import Dictionary
-from core.threads import share
+from core.threads import limit_to_share_of_cores
 from core.warm import warm, warm_encodes, warm_on
 
 logger = logging.getLogger("dictserve.worker")
@@ -68,7 +68,7 @@ class Worker:
             raise TypeError(f"the first message must be Configure, not {type(first).__name__}")
         self._device, self._name, self._devices = device.named(first.device)
         if (among := max(first.among, self._devices)) > 1:
-            share(among)
+            limit_to_share_of_cores(among)
         self._store = Store(Path(first.store), first.objects, was_opened=True)
         self._unread: dict[str, Outage] = {}  # of the dictionaries that cannot be
         self._cache = DictionaryCache(first.cache_bytes, self._prepare)

@@ -38,7 +38,7 @@ from core import FitSteps, ProcessGroup
 from core.errors import RankLost
 from core.figures import figure_steps
 from core.inputs import tensor
-from core.metrics import measure_steps, measured_codes_steps
+from core.metrics import codes_to_measure_steps, measure_steps
 from core.progress import run
 
 logger = logging.getLogger("dictserve.worker")
@@ -84,7 +84,7 @@ def joined(
     Raises:
         RankLost: another one has ended, or does not come.
     """
-    core.threads.share(local_size)
+    core.threads.limit_to_share_of_cores(local_size)
     backend = "nccl" if device.type == "cuda" else "gloo"
     try:
         dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=patience)
@@ -96,7 +96,7 @@ def joined(
         yield ranks
     finally:
         watch.end()
-    ranks.total(0)  # all have come so far: none needs another any more
+    ranks.all_sum(0)  # all have come so far: none needs another any more
     dist.destroy_process_group()
 
 
@@ -154,7 +154,7 @@ class RankedFit:
                 self._tell(self._progress(latest))
             if place is not None and time.monotonic() >= next_checkpoint and self._keep(steps, place):
                 next_checkpoint = time.monotonic() + place.interval_seconds
-        Z = run(self._ranks.agreed(measured_codes_steps(nmf, _tensor(A))))
+        Z = run(self._ranks.agreed(codes_to_measure_steps(nmf, _tensor(A))))
         measured = run(measure_steps(_tensor(A), Z, nmf.get_dictionary(), self._ranks))
         measured = replace(measured, figures=run(figure_steps(Z, measured.figures, self._ranks)))
         self._tell(self._progress(latest))

@@ -21,11 +21,12 @@ from dataclasses import dataclass, field
 import torch
 
 from core import kernels
-from core.chunks import Chunks, add_cross_product, even, rows_of_slice, slices
+from core.chunks import Chunks, even, rows_of_slice, slices
 from core.kernels.precision import in_float32
 from core.progress import FitProgress, tell
 from core.solvers.revival import revive
 from core.sparse import SparseRows
+from core.statistics import Statistics, add_cross_product, loss_from
 from core.threads import threads_for_elements, threads_for_product, threads_of_torch_for
 
 REVIVE_EVERY = 5  # iterations after which dead concepts are revived
@@ -61,21 +62,6 @@ class Half:
 
     prepare: Callable[[torch.Tensor], Step]
     products: int
-
-
-@dataclass
-class Statistics:
-    """What D's half of an iteration needs to know of Z, summed over the chunks.
-
-    Attributes:
-        gram: ZᵀZ, float64 (k, k).
-        cross: AᵀZ, float64 (d, k).
-        violation: squared, of Z's optimality before its update; float64 ().
-    """
-
-    gram: torch.Tensor
-    cross: torch.Tensor
-    violation: torch.Tensor | float
 
 
 @dataclass(frozen=True, slots=True)
@@ -174,9 +160,9 @@ def alternate(
             ahead = reached
         done = yield from tell(iterate(chunks, Z, ahead), told)
         updated, dead = done.concepts, done.dead
-        loss, of_concepts, any_dead = ranks.first(done.loss, float(done.of_concepts), bool(dead.any()))
+        loss, of_concepts, any_dead = ranks.broadcast_numbers(done.loss, float(done.of_concepts), bool(dead.any()))
         if ending or _is_too_rough(loss, losses, chunks.energy):
-            (loss,) = ranks.first((yield from tell(direct_loss(chunks, Z, updated), told)))
+            (loss,) = ranks.broadcast_numbers((yield from tell(direct_loss(chunks, Z, updated), told)))
         with threads_for_elements(updated):
             ahead = start_from(reached, updated, not losses or loss <= losses[-1])
         reached = updated
@@ -210,7 +196,7 @@ def in_turn(
     statistics = yield from update_codes(codes, chunks, Z, ahead)
     updated = ahead.clone()
     of_concepts = yield from update_concepts(concepts, updated, statistics)
-    chunks.ranks.share(updated)
+    chunks.ranks.broadcast(updated)
     gram = torch.zeros_like(statistics.gram)
     add_cross_product(updated, updated, gram)
     dead = (statistics.gram.diagonal() == 0) | (gram.diagonal() == 0)
@@ -223,22 +209,19 @@ def update_codes(
     half: Half, chunks: Chunks, Z: torch.Tensor, concepts: torch.Tensor
 ) -> Generator[None, None, Statistics]:
     """Z's half of an iteration, in place, for concepts (d, k); those that have vanished are set to zero."""
-    d, k = concepts.shape
-    gram, cross = (torch.zeros(width, k, dtype=torch.float64, device=concepts.device) for width in (k, d))
-    violation = torch.zeros((), dtype=torch.float64, device=concepts.device)
+    statistics = Statistics.zeros(len(concepts), concepts.shape[1], concepts.device)
     with threads_for_elements(concepts):
         concepts.masked_fill_(concepts.square().sum(dim=0) < vanished(chunks.energy), 0)
     step = half.prepare(kernels.product(concepts.T, concepts))
     for rows, block in chunks:
         z = Z[rows]
-        violation += yield from _improve(step, z, kernels.product(block, concepts), half.products)
-        add_cross_product(z, z, gram)
-        add_cross_product(block, z, cross)
-    chunks.ranks.total(0, violation, gram, cross)
-    unused = gram.diagonal() < vanished(chunks.energy)
-    gram.masked_fill_(unused | unused[:, None], 0)
-    cross.masked_fill_(unused, 0)
-    return Statistics(gram, cross, violation)
+        statistics.violation += yield from _improve(step, z, kernels.product(block, concepts), half.products)
+        statistics.add(block, z)
+    chunks.ranks.all_sum(0, statistics.violation, statistics.gram, statistics.cross)
+    unused = statistics.gram.diagonal() < vanished(chunks.energy)
+    statistics.gram.masked_fill_(unused | unused[:, None], 0)
+    statistics.cross.masked_fill_(unused, 0)
+    return statistics
 
 
 def update_concepts(
@@ -277,28 +260,17 @@ def threads_for_many(Z: torch.Tensor, B: torch.Tensor) -> AbstractContextManager
     return threads_of_torch_for(Z.numel() * len(B) / 16)
 
 
-def loss_from(statistics: Statistics, concepts: torch.Tensor, gram: torch.Tensor, energy: float) -> float:
-    """½‖A − ZD‖²_F = ½‖A‖² − ⟨AᵀZ, Dᵀ⟩ + ½⟨ZᵀZ, DDᵀ⟩, summed in float64; never below 0.
-
-    The products were rounded to float32 before, which leaves up to about 5e-7·‖A‖². Where that is of account, and in
-    the end, the loss is taken directly.
-    """
-    inner = float((statistics.cross * concepts).sum())
-    loss = 0.5 * energy - inner + 0.5 * float((statistics.gram * gram).sum())
-    return 0.0 if loss < 0 else loss  # NaN is to be seen
-
-
 def direct_loss(chunks: Chunks, Z: torch.Tensor, concepts: torch.Tensor) -> Generator[None, None, float]:
     """½‖A − ZD‖²_F from the errors themselves."""
     loss, gram = 0.0, None
     for rows, block in chunks:
-        if isinstance(block, SparseRows) and block.is_narrow:
+        if isinstance(block, SparseRows) and block.is_mostly_zero_columns:
             gram = concepts.double().T @ concepts.double() if gram is None else gram
             loss += 0.5 * block.squared_error(Z[rows], concepts, gram)
         else:
             loss += 0.5 * _squared_error(block, Z[rows], concepts)
         yield
-    return chunks.ranks.total(loss)
+    return chunks.ranks.all_sum(loss)
 
 
 def _squared_error(A: torch.Tensor, Z: torch.Tensor, concepts: torch.Tensor) -> float:

@@ -27,7 +27,7 @@ def revive(
         dead: bool (k,).
     """
     ranks = chunks.ranks
-    ranks.share(dead)
+    ranks.broadcast(dead)
     revived = torch.nonzero(dead).squeeze(1)[:MOST_AT_ONCE]
     keep = CANDIDATES_PER_CONCEPT * len(revived)
     errors = torch.empty(0, chunks.n_features, dtype=torch.float32, device=chunks.A.device)
@@ -39,11 +39,11 @@ def revive(
         errors = longest(torch.cat([errors, error[unexplained]]), keep)
         yield
     if ranks.size > 1:
-        errors = longest(ranks.gather(errors), keep)
+        errors = longest(ranks.all_gather(errors), keep)
     chosen = far_apart(errors, len(revived))
     concepts[:, revived[: len(chosen)]] = (chosen / chosen.norm(dim=1, keepdim=True)).T
-    ranks.share(concepts)
-    (count,) = ranks.first(len(chosen))
+    ranks.broadcast(concepts)
+    (count,) = ranks.broadcast_numbers(len(chosen))
     return count > 0
 
 

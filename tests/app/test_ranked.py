@@ -65,7 +65,7 @@ def channel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[s
         raise Ended(code)
 
     monkeypatch.setattr(ranked.os, "_exit", end)
-    monkeypatch.setattr(ranked.core.threads, "share", lambda among: None)
+    monkeypatch.setattr(ranked.core.threads, "limit_to_share_of_cores", lambda among: None)
     np.zeros((4, 2), np.float32).tofile(tmp_path / "a")
     ours, theirs = launch.channel()
     with ours, theirs:
@@ -179,7 +179,7 @@ def test_what_is_wrong_as_a_fit_is_measured_is_for_all_ranks_too(
         yield
         raise OutOfRange("x")
 
-    monkeypatch.setattr(ranked, "measured_codes_steps", wrong)
+    monkeypatch.setattr(ranked, "codes_to_measure_steps", wrong)
     fit, ranks = Fit("job", "a", 0, 4, 2, 1, "hals", 1, 0.0, "auto", 0), cast(ProcessGroup, Hearing())
     with pytest.raises(OutOfRange) as raised:
         ranked.RankedFit(fit, ranks, torch.device("cpu"), Store(tmp_path), lambda *_: None).run(np.ones((4, 2), "f"))

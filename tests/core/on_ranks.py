@@ -105,7 +105,7 @@ def told_of(case: Case, ranks: Counting) -> dict[str, object]:
     measured = run(measure_steps(torch.from_numpy(A[mine]), Z, D, ranks))
     told = {"D": D.tolist(), "losses": model.loss_history_, "metrics": measured.metrics, "rows": len(Z)}
     figures = run(figure_steps(Z, measured.figures, ranks)).known()
-    of_whole = run(figure_steps(ranks.gather(Z), measured.figures)).known()
+    of_whole = run(figure_steps(ranks.all_gather(Z), measured.figures)).known()
     told["other figures"] = [name for name in of_whole if not torch.equal(figures[name], of_whole[name])]
     for name, tensor in measured.figures.known().items():
         told[name] = tensor.tolist()

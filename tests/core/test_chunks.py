@@ -3,11 +3,12 @@ import pytest
 import torch
 from scipy import sparse
 
-from core.chunks import FEW_COLUMNS, FEW_SUMMED, MOST_SUMMED, Chunks, add_cross_product, even, slices
+from core.chunks import Chunks, even, slices
 from core.progress import run
 from core.solvers import hals
 from core.solvers.alternating import ERRORS_AT_ONCE, direct_loss, in_turn
 from core.sparse import SparseRows
+from core.statistics import FEW_COLUMNS, FEW_SUMMED, MOST_SUMMED, add_cross_product
 
 
 @pytest.mark.parametrize("n", [0, 1, 7, FEW_SUMMED, FEW_SUMMED + 1, 3 * FEW_SUMMED + 5, 2 * MOST_SUMMED + 5])
@@ -31,7 +32,7 @@ def test_so_is_that_of_sparse_rows(width: int) -> None:
     rows = np.zeros((50, width), np.float32)
     rows[:, :6] = np.random.default_rng(0).random((50, 6)) * (np.arange(50)[:, None] % 3 == 0)
     block, Y, to = SparseRows(sparse.csr_array(rows), torch.device("cpu")), torch.rand(50, 3), torch.zeros(width, 3)
-    assert block.is_narrow == (width == 4000)
+    assert block.is_mostly_zero_columns == (width == 4000)
     add_cross_product(block, Y, to := to.double())
     torch.testing.assert_close(to, torch.from_numpy(rows).double().T @ Y.double(), rtol=1e-6, atol=0)
 

@@ -5,7 +5,7 @@ import pytest
 import scipy.sparse
 import torch
 
-from core import NMF, Dictionary, checks, errors, inputs, memory
+from core import NMF, Dictionary, checks, device_memory, errors, inputs
 from core.chunks import chunk_size, rows_of_slice
 from core.dictionary import LARGEST_GRAM, LARGEST_GRAM_ON_GPU, largest_gram
 from tests.core.problems import planted
@@ -21,10 +21,10 @@ def resident(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_rows_of_an_encode_fill_the_budget() -> None:
-    budget = memory.encode_bytes(1234, 4096, 768)
-    assert memory.rows_of_encode(4096, 768, budget) == 1234
-    assert memory.rows_of_encode(4096, 768, budget - 1) == 1233
-    assert memory.rows_of_encode(4096, 768, 0) == 1
+    budget = device_memory.encode_bytes(1234, 4096, 768)
+    assert device_memory.rows_of_encode(4096, 768, budget) == 1234
+    assert device_memory.rows_of_encode(4096, 768, budget - 1) == 1233
+    assert device_memory.rows_of_encode(4096, 768, 0) == 1
 
 
 def test_an_encode_is_split_by_what_is_free(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -38,11 +38,13 @@ def test_an_encode_is_split_by_what_is_free(monkeypatch: pytest.MonkeyPatch) -> 
         return solve(self, A, tol, max_iter)
 
     monkeypatch.setattr(Dictionary, "_solve", counted)
-    monkeypatch.setattr("core.dictionary.free_bytes", lambda device: memory.encode_bytes(20, 12, 30) + 4 * 50 * 12)
+    monkeypatch.setattr(
+        "core.dictionary.free_bytes", lambda device: device_memory.encode_bytes(20, 12, 30) + 4 * 50 * 12
+    )
     Dictionary(D).encode(A)
     assert solved == [50]  # so few that nobody asks
     solved.clear()
-    monkeypatch.setattr(memory, "SMALL_ENCODE", 0)
+    monkeypatch.setattr(device_memory, "SMALL_ENCODE", 0)
     parts = Dictionary(D).encode(torch.from_numpy(A).to(torch.float64))
     assert solved == [20, 20, 10]
     assert torch.equal(parts.codes, whole.codes)
@@ -51,12 +53,12 @@ def test_an_encode_is_split_by_what_is_free(monkeypatch: pytest.MonkeyPatch) -> 
 
 def test_a_fit_that_cannot_fit_is_refused_before_any_work(monkeypatch: pytest.MonkeyPatch) -> None:
     A = np.ones((40, 30), np.float32)
-    needed = memory.fit_bytes(40, 30, 5, CPU)
+    needed = device_memory.fit_bytes(40, 30, 5, CPU)
     assert needed > 4 * (40 * 30 + 40 * 5 + 5 * 30)
-    monkeypatch.setattr("core.memory.free_bytes", lambda device: needed - 1)
+    monkeypatch.setattr("core.device_memory.free_bytes", lambda device: needed - 1)
     with pytest.raises(errors.DeviceTooSmall, match=f"needs {needed} bytes on cpu, where {needed - 1} are free"):
         next(NMF(5).fit_steps(A))
-    monkeypatch.setattr("core.memory.free_bytes", lambda device: needed)
+    monkeypatch.setattr("core.device_memory.free_bytes", lambda device: needed)
     NMF(5, max_iter=1).fit(A)
     with pytest.raises(errors.DeviceTooSmall):  # whose rows are encodes, with working sets
         next(NMF(5, solver="anls").fit_steps(A))
@@ -66,15 +68,15 @@ def test_sparse_activations_are_not_counted_as_if_they_were_dense(monkeypatch: p
     A = scipy.sparse.random_array(
         (60, 300), density=0.05, format="csr", dtype=np.float32, rng=np.random.default_rng(0)
     )
-    needed = memory.fit_bytes(60, 300, 5, CPU, held=4 * A.shape[0] * A.shape[1])
-    monkeypatch.setattr("core.memory.free_bytes", lambda device: needed)
+    needed = device_memory.fit_bytes(60, 300, 5, CPU, held=4 * A.shape[0] * A.shape[1])
+    monkeypatch.setattr("core.device_memory.free_bytes", lambda device: needed)
     NMF(5, max_iter=1).fit(A)
     with pytest.raises(errors.DeviceTooSmall):
         NMF(5, max_iter=1).fit(A.toarray())
 
 
 def test_a_rank_without_rows_may_have_them_on_a_gpu(resident: None) -> None:
-    given = inputs.opened(torch.empty(0, 5), checks.activations(least_rows=0))
+    given = inputs.opened(torch.empty(0, 5), checks.activations_form(least_rows=0))
     assert isinstance(given, torch.Tensor)
     assert given.shape == (0, 5)
 
@@ -86,7 +88,7 @@ def test_slices_of_a_gpu_leave_no_multiprocessor_of_an_h100_idle(k: int) -> None
 
 
 def test_the_cpus_memory_is_not_asked_for() -> None:
-    assert memory.free_bytes(CPU) is None
+    assert device_memory.free_bytes(CPU) is None
 
 
 def test_a_gram_is_held_for_more_concepts_on_a_gpu() -> None:

@@ -60,7 +60,9 @@ def test_fit_as_people_know_it() -> None:
     assert len(model.loss_history_) == 2
 
 
-@pytest.mark.parametrize("labels", [y, y.tolist(), torch.from_numpy(y), None])
+@pytest.mark.parametrize(
+    "labels", [y, y.tolist(), [[int(label)] * (1 + label % 2) for label in y], torch.from_numpy(y), None]
+)
 def test_labels_are_ignored(labels: object) -> None:
     expected = NMF(4, seed=0, max_iter=3).fit(A)[1]
     assert torch.equal(NMF(4, seed=0, max_iter=3).fit(A, labels)[1], expected)  # type: ignore[arg-type]

@@ -6,7 +6,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from core.conventions import NEIGHBOURS
+from core.constants import NEIGHBOURS
 from core.figures import BINS, NONE, TOP_ROWS, Figures, figure_steps, nearest_steps
 from core.progress import run
 from tests.core.problems import planted

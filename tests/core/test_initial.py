@@ -26,7 +26,7 @@ def surveyed(A: np.ndarray, k: int, size: int | None = None) -> Chunks:
 def started(
     name: str, A: np.ndarray, k: int, *, seed: int = 0, size: int | None = None
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    return run(STARTS[name](surveyed(A, k, size), k, torch.Generator().manual_seed(seed)))
+    return run(STARTS[name](surveyed(A, k, size), torch.Generator().manual_seed(seed)))
 
 
 def test_survey() -> None:
@@ -80,20 +80,20 @@ class Part(Ranks):
     def __init__(self, before: int) -> None:
         self.before = before
 
-    def place(self, count: int) -> tuple[int, int]:
+    def offset_and_total(self, count: int) -> tuple[int, int]:
         return self.before, self.before + count
 
 
 def test_random_codes_are_the_same_however_rows_are_shared_out() -> None:
     A = planted(3 * RANDOM_ROWS + 20, 5, 3)[0]
     whole = surveyed(A, 3)
-    Z, D = run(STARTS["random"](whole, 3, torch.Generator().manual_seed(1)))
+    Z, D = run(STARTS["random"](whole, torch.Generator().manual_seed(1)))
     for ends in ([0, 1, 1, len(A)], [0, RANDOM_ROWS, RANDOM_ROWS + 7, len(A) - 5, len(A)]):
         parts = []
         for begin, end in pairwise(ends):
             chunks = Chunks(torch.from_numpy(A[begin:end]), 3, Part(begin))
             chunks.mean, chunks.exponent = whole.mean, whole.exponent
-            parts.append(run(STARTS["random"](chunks, 3, torch.Generator().manual_seed(1))))
+            parts.append(run(STARTS["random"](chunks, torch.Generator().manual_seed(1))))
         assert torch.equal(torch.cat([rows for rows, _ in parts]), Z)
         assert all(torch.equal(of_part, D) for _, of_part in parts)
 
@@ -133,7 +133,7 @@ def test_concepts_beyond_the_rank_start_as_different_data_rows() -> None:
 def test_a_better_start_than_random_on_digits() -> None:
     fit = digits_split()[0]
     chunks = surveyed(np.ascontiguousarray(fit), 64)
-    Z, D = run(nndsvda(chunks, 64, torch.Generator().manual_seed(0)))
+    Z, D = run(nndsvda(chunks, torch.Generator().manual_seed(0)))
     assert relative_error(fit, Z, D) < relative_error(fit, *started("random", np.ascontiguousarray(fit), 64))
 
 
@@ -163,6 +163,6 @@ def test_sparse_rows_start_where_dense_ones_do(
     run(chunks.survey())
     assert chunks.exponent == dense.exponent
     assert (chunks.mean, chunks.energy) == pytest.approx((dense.mean, dense.energy), rel=1e-6)
-    starts = [run(STARTS[name](c, k, torch.Generator().manual_seed(0))) for c in (chunks, dense)]
+    starts = [run(STARTS[name](c, torch.Generator().manual_seed(0))) for c in (chunks, dense)]
     for one, other in zip(*starts, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-4 * float(other.max()))

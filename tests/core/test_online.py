@@ -13,12 +13,13 @@ from sklearn.decomposition import MiniBatchNMF
 from torch.utils.data import DataLoader, IterableDataset
 
 from core import NMF, errors
-from core.checks import Form, activations
+from core.checks import Form, activations_form
 from core.online import Memory, OnlineFit, learn_steps
 from core.progress import run
-from core.solvers.alternating import Statistics, update_concepts
+from core.solvers.alternating import update_concepts
 from core.solvers.hals import CONCEPTS
 from core.state import State
+from core.statistics import Statistics
 from tests.core.fresh import run_each
 from tests.core.problems import digits_split, planted
 from tests.core.test_state import copied
@@ -85,7 +86,7 @@ def test_one_batch_is_half_an_iteration_of_a_full_batch_fit() -> None:
     Z = of.encode(A)
     gram, cross = (Z.T @ Z).double(), (torch.from_numpy(A).T @ Z).double()
     concepts = of.D.T.contiguous()
-    run(update_concepts(CONCEPTS, concepts, Statistics(gram, cross, 0.0)))
+    run(update_concepts(CONCEPTS, concepts, Statistics(gram, cross)))
     torch.testing.assert_close(memory.D, Memory.of(concepts.T).D, rtol=1e-3, atol=1e-5)
     assert told == pytest.approx(loss(A, of), rel=1e-4)
     assert memory.weight == memory.rows == len(A)
@@ -341,7 +342,7 @@ def test_a_state_of_another_fit_is_refused() -> None:
     for model, data, words in (
         (NMF(7), A, r"D of the state is torch.float32 of shape \(8, 40\)"),
         (NMF(8), A[:, 1:], r"\(8, 39\)"),
-        (NMF(8), A[:20], "after iteration 3; max_iter is 3"),
+        (NMF(8), A[:20], "after batch 3; 3 epochs of this A have 3 batches"),
     ):
         with pytest.raises(errors.InvalidParameter, match=words):
             model.fit_online(data, 3, state=state)
@@ -416,7 +417,7 @@ def test_partial_fit_starts_afresh_after_a_fit_of_zeros() -> None:
 def test_learning_comes_in_slices() -> None:
     data = np.random.default_rng(0).random((4096, 512), np.float32)
     fit = NMF(128, seed=0)._online(1, torch.from_numpy(data[:128]), None)
-    assert sum(1 for _ in fit.learn(data, activations())) >= 8
+    assert sum(1 for _ in fit.learn(data, activations_form())) >= 8
 
 
 FLAT = """

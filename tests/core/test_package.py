@@ -32,7 +32,7 @@ def test_unknown_name() -> None:
         core.nonsense  # noqa: B018
 
 
-@pytest.mark.parametrize("module", ["core", "core.errors", "core.checks", "core.conventions", "core.threads"])
+@pytest.mark.parametrize("module", ["core", "core.errors", "core.checks", "core.constants", "core.threads"])
 def test_light_modules_load_nothing_heavy(module: str) -> None:
     heavy = run_fresh(
         f"import sys, {module}; print(*sorted({{'torch', 'numba', 'sklearn', 'scipy', 'tqdm'}} & set(sys.modules)))"

@@ -9,7 +9,7 @@ import pytest
 import torch
 from scipy import sparse
 
-from core import NMF, Dictionary, checks, inputs, kernels, memory
+from core import NMF, Dictionary, checks, device_memory, inputs, kernels
 from core.chunks import Chunks
 from core.errors import NegativeValues
 from core.kernels import cuda as cuda_kernels
@@ -121,7 +121,7 @@ def test_rows_come_there_in_slices(device: State, kind: str, monkeypatch: pytest
     A = np.random.default_rng(0).random((10, 6)).astype("float32" if kind in ("by columns", "batches") else kind)
     monkeypatch.setattr(inputs, "SLICE_VALUES", 3 * A.shape[1])
     given = iter([A[:5], A[5:]]) if kind == "batches" else np.asfortranarray(A) if kind == "by columns" else A
-    form = checks.activations()
+    form = checks.activations_form()
     slices = inputs.read_steps(inputs.opened(given, form), form, DEVICE)
     count = 0
     while True:
@@ -195,7 +195,7 @@ def test_a_fit_takes_the_memory_that_was_planned(device: State, solver: str, n: 
     device.reset_peak()
     before = device.allocated
     NMF(k, device="cuda", seed=0, max_iter=2, init="random", solver=solver).fit(given)
-    planned = memory.fit_bytes(n, d, k, DEVICE, held=given.nbytes)
+    planned = device_memory.fit_bytes(n, d, k, DEVICE, held=given.nbytes)
     assert 0.3 * planned < device.peak - before <= planned
 
 
@@ -334,7 +334,9 @@ def test_an_encode_larger_than_memory_is_split(device: State, monkeypatch: pytes
     rows, _, D = planted(6, 12, 4, density=0.4, noise=0.1, seed=9)
     dictionary = Dictionary(D, device="cuda")
     whole = dictionary.encode(rows).codes
-    monkeypatch.setattr("core.dictionary.free_bytes", lambda device: memory.encode_bytes(4, 4, 12) + whole.nbytes)
-    monkeypatch.setattr(memory, "SMALL_ENCODE", 0)
+    monkeypatch.setattr(
+        "core.dictionary.free_bytes", lambda device: device_memory.encode_bytes(4, 4, 12) + whole.nbytes
+    )
+    monkeypatch.setattr(device_memory, "SMALL_ENCODE", 0)
     for given in (rows, torch.from_numpy(rows).to(DEVICE)):
         torch.testing.assert_close(dictionary.encode(given).codes.cpu(), whole.cpu(), rtol=1e-3, atol=1e-4)

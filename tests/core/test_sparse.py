@@ -38,8 +38,8 @@ def test_products_are_those_of_the_dense_rows(columns: int) -> None:
 
 def test_cross_products_of_rows_that_are_mostly_columns_of_zeros() -> None:
     matrix, dense = sparse_rows(20, 3000, density=0.002)
-    assert SparseRows(matrix, CPU).is_narrow
-    assert not SparseRows(sparse_rows(20, 30)[0], CPU).is_narrow
+    assert SparseRows(matrix, CPU).is_mostly_zero_columns
+    assert not SparseRows(sparse_rows(20, 30)[0], CPU).is_mostly_zero_columns
     Z, cross = torch.rand(20, 4), torch.rand(3000, 4, dtype=torch.float64)
     expected = cross + torch.from_numpy(dense.T).double() @ Z.double()
     SparseRows(matrix, CPU).add_cross_product(Z, cross)
@@ -56,7 +56,7 @@ def test_the_error_of_rows_that_are_mostly_columns_of_zeros() -> None:
 
 def test_a_fit_of_wide_rows_is_that_of_the_dense_ones() -> None:
     matrix, dense = sparse_rows(300, 20_000, density=0.001)
-    assert Chunks(SparseRows(matrix, CPU), 4)._rows(slice(0, 100)).is_narrow
+    assert Chunks(SparseRows(matrix, CPU), 4)._rows(slice(0, 100)).is_mostly_zero_columns
     models = [NMF(4, seed=0, max_iter=10, tol=0) for _ in range(2)]
     for model, A in zip(models, (matrix, dense), strict=True):
         model.fit(A)

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from core import NMF, Dictionary, kernels, memory
+from core import NMF, Dictionary, device_memory, kernels
 from core.chunks import Chunks
 from core.errors import DeviceTooSmall, NegativeValues
 from core.kernels import blocked, reference
@@ -136,13 +136,13 @@ def test_a_fit_takes_the_memory_that_was_planned() -> None:
     torch.cuda.reset_peak_memory_stats()
     before = torch.cuda.memory_allocated()
     NMF(k, device="cuda", seed=0, max_iter=2, init="random").fit(A)
-    assert torch.cuda.max_memory_allocated() - before <= memory.fit_bytes(60000, 256, k, GPU, held=A.nbytes)
+    assert torch.cuda.max_memory_allocated() - before <= device_memory.fit_bytes(60000, 256, k, GPU, held=A.nbytes)
 
 
 def test_a_fit_that_cannot_fit_is_refused_in_bytes() -> None:
-    needed = memory.fit_bytes(10**8, 4096, 4096, GPU)
+    needed = device_memory.fit_bytes(10**8, 4096, 4096, GPU)
     with pytest.raises(DeviceTooSmall, match=str(needed)):
-        memory.check_fit(10**8, 4096, 4096, GPU)
+        device_memory.check_fit(10**8, 4096, 4096, GPU)
 
 
 # --- encode -----------------------------------------------------------------------------------------------------
@@ -231,9 +231,9 @@ def test_an_encode_larger_than_memory_is_split(monkeypatch: pytest.MonkeyPatch) 
     A, _, D = planted(500, 60, 300, density=0.05, noise=0.3, seed=7)
     dictionary = Dictionary(D, device="cuda")
     whole = dictionary.encode(A).codes
-    budget = memory.encode_bytes(100, 300, 60) + whole.nbytes
+    budget = device_memory.encode_bytes(100, 300, 60) + whole.nbytes
     monkeypatch.setattr("core.dictionary.free_bytes", lambda device: budget)
-    monkeypatch.setattr(memory, "SMALL_ENCODE", 0)
+    monkeypatch.setattr(device_memory, "SMALL_ENCODE", 0)
     torch.testing.assert_close(dictionary.encode(A).codes, whole, rtol=1e-3, atol=1e-4 * float(whole.max()))
 
 
@@ -245,4 +245,6 @@ def test_an_encode_takes_the_memory_that_was_planned() -> None:
     torch.cuda.reset_peak_memory_stats()
     before = torch.cuda.memory_allocated()
     dictionary.encode(given)
-    assert torch.cuda.max_memory_allocated() - before <= memory.encode_bytes(20000, 1000, 100) + 4 * 20000 * 1000
+    assert (
+        torch.cuda.max_memory_allocated() - before <= device_memory.encode_bytes(20000, 1000, 100) + 4 * 20000 * 1000
+    )

@@ -11,11 +11,11 @@ from core.solvers.alternating import (
     alternate,
     direct_loss,
     in_turn,
-    loss_from,
     update_codes,
     update_concepts,
     violation,
 )
+from core.statistics import loss_from
 from tests.core.problems import started
 
 HALVES = {

@@ -11,9 +11,9 @@ from core.errors import DeviceTooSmall
 
 NUMBER = 4  # bytes
 SHARE = 0.9  # of what is free: the rest is for what the allocator cannot use
-# Numbers that a row of an encode has at its peak, in units of k and of d: codes and gradient, and for few concepts as
-# many chosen ones and their gradients, before and after rows leave; activations, converted, residuals, those of some
-# rows, and what these are split into.
+# Float32 numbers that a row of an encode takes at its peak, in multiples of nb_concepts (codes and gradient, and with
+# few concepts those of the chosen ones, before and after finished rows leave) and of n_features (activations as given
+# and converted, residuals of all rows and of some, and the halves that split products make of these).
 ENCODE_CODES, ENCODE_FEATURES = 6, 7
 # Of a row of a fit's chunk, in the same units: what the solver that takes most (PGD) has in hand, others about half
 # of it; the chunk and its halves.
