@@ -14,7 +14,7 @@ from app.errors import Overloaded
 FREE_BYTES = 256 * 1024  # of each body
 
 
-class Room:
+class MemoryBudget:
     """What bodies of requests may take, or those of answers.
 
     Attributes:
@@ -54,13 +54,13 @@ class RequestOver(Exception):
 class Share:
     """What one request takes of it."""
 
-    def __init__(self, room: Room) -> None:
-        self._room = room
+    def __init__(self, budget: MemoryBudget) -> None:
+        self._budget = budget
         self._counted = 0
         self._is_over = False
 
     def expect(self, nbytes: int) -> None:
-        self._room.expect(nbytes)
+        self._budget.expect(nbytes)
 
     def hold(self, nbytes: int, *, anyhow: bool = False, alone: bool = False) -> None:
         """Have so many bytes from now on, in place of those before.
@@ -73,15 +73,15 @@ class Share:
         counted = max(0, nbytes - FREE_BYTES)
         if counted == self._counted and not self._is_over:
             return
-        with self._room.lock:
+        with self._budget.lock:
             if self._is_over:
                 raise RequestOver
-            self._room.change(counted - self._counted, anyhow=anyhow, alone=alone)
+            self._budget.change(counted - self._counted, anyhow=anyhow, alone=alone)
             self._counted = counted
 
     def end(self) -> None:
         """Give all back, for good."""
-        with self._room.lock:
+        with self._budget.lock:
             self._is_over = True
-            self._room.change(-self._counted)
+            self._budget.change(-self._counted)
             self._counted = 0

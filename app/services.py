@@ -25,7 +25,7 @@ from app.jobs.fits import Fits
 from app.jobs.jobs import Jobs
 from app.jobs.leases import Leases
 from app.jobs.store_owner import claim
-from app.memory_budget import Room, Share
+from app.memory_budget import MemoryBudget, Share
 from app.outage import Outage
 from app.settings import Settings
 from app.store.records import DictionaryRecord
@@ -56,8 +56,8 @@ class Services:
         self.fits = Fits(settings, self.jobs, self.leases, self.store, workers)
         self.concepts = Concepts(self.store)
         self.comparisons = Comparisons(settings, self.store)
-        self.bodies = Room(settings.bodies_bytes)
-        self.answers = Room(settings.bodies_bytes)
+        self.bodies = MemoryBudget(settings.bodies_bytes)
+        self.answers = MemoryBudget(settings.bodies_bytes)
         self.batcher = Batcher(
             (), settings.batch_rows, queue_bytes=settings.queue_bytes, queue_rows=settings.queue_rows
         )

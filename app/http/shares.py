@@ -2,7 +2,7 @@
 
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from app.memory_budget import Room, Share
+from app.memory_budget import MemoryBudget, Share
 
 SHARES = "dictserve.shares"  # of an ASGI scope
 
@@ -10,7 +10,7 @@ SHARES = "dictserve.shares"  # of an ASGI scope
 class Shares:
     """Middleware that gives each request its shares: of the bodies, and of the answers."""
 
-    def __init__(self, app: ASGIApp, bodies: Room, answers: Room) -> None:
+    def __init__(self, app: ASGIApp, bodies: MemoryBudget, answers: MemoryBudget) -> None:
         self._app = app
         self._bodies = bodies
         self._answers = answers

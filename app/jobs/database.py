@@ -21,7 +21,7 @@ from sqlalchemy.exc import InterfaceError, SQLAlchemyError
 from app.errors import JobsAway, JobsUnavailable
 from app.jobs.migrations import migrate
 from app.jobs.postgres_url import driver_told
-from app.reconnecting import SILENT_SECONDS, Line, give_up_in_time
+from app.reachability import SILENT_SECONDS, Reachability, give_up_in_time
 
 ANSWER_SECONDS = 10  # in which PostgreSQL says nothing, after which a connection to it is given up
 LOCK_SECONDS = 5  # for which a statement waits for another's lock
@@ -69,7 +69,7 @@ class Database:
         self._path = None if path is None else Path(path)
         self._file: tuple[int, int] | None = None  # that was opened
         self._unopened: JobsUnavailable | None = None  # why it could not be when that was last tried
-        self._line = Line("the jobs' database", self._answers)
+        self._reachability = Reachability("the jobs' database", self._answers)
         seconds = (
             "(julianday('now') - 2440587.5) * 86400" if self.is_sqlite else "extract(epoch FROM clock_timestamp())"
         )
@@ -99,10 +99,10 @@ class Database:
     @property
     def is_up(self) -> bool:
         """Whether it was opened and, on a server, answered when it was last asked."""
-        return self._unopened is None and self._line.is_up
+        return self._unopened is None and self._reachability.is_up
 
     def close(self) -> None:
-        self._line.close()
+        self._reachability.close()
         self._engine.dispose()
 
     @contextmanager
@@ -148,7 +148,7 @@ class Database:
 
     @contextmanager
     def _asked(self) -> Iterator[None]:
-        self._line.require_up()
+        self._reachability.require_up()
         try:
             yield
         except (SQLAlchemyError, OSError) as error:
@@ -159,7 +159,7 @@ class Database:
                 self._engine.dispose()  # these connections would stay with it, and new ones may find its successor
             if not self.is_sqlite and isinstance(error, OSError | InterfaceError):  # its connection, no statement
                 self._engine.dispose()  # the other connections may be as dead, and each would be waited for
-                self._line.lose(unavailable)
+                self._reachability.lose(unavailable)
             raise unavailable from error
         except ValueError as error:  # JSON that is none, or no job's
             raise JobsUnavailable("the jobs' database holds a record that cannot be read") from error

@@ -274,44 +274,44 @@ class Jobs:
         with self._database.transaction() as connection:
             return connection.execute(beyond).scalar_one()
 
-    def is_wanted(self, attempt: Record) -> bool:
+    def is_wanted(self, claimed: Record) -> bool:
         """Whether a job is this attempt's still, and nobody wants it cancelled."""
-        wanted = sql.select(_jobs.c.id).where(_of(attempt), ~_jobs.c.cancel_requested)
+        wanted = sql.select(_jobs.c.id).where(_of(claimed), ~_jobs.c.cancel_requested)
         with self._database.transaction() as connection:
             return connection.execute(wanted).first() is not None
 
     def record_progress(
         self,
-        attempt: Record,
+        claimed: Record,
         progress: Progress,
         loss_history: Sequence[tuple[int, float]],
         resumed_from: int | None,
     ) -> bool:
         """Whether the job is wanted still. Raises JobLost, as all does that an attempt writes, where it is another's
         meanwhile."""
-        return not self._write(attempt, **_progress(progress, loss_history, resumed_from)).cancel_requested
+        return not self._write(claimed, **_progress(progress, loss_history, resumed_from)).cancel_requested
 
-    def record_data(self, attempt: Record, data: dict[str, Any]) -> None:
-        self._write(attempt, data=data)
+    def record_data(self, claimed: Record, data: dict[str, Any]) -> None:
+        self._write(claimed, data=data)
 
-    def begin_publishing(self, attempt: Record) -> bool:
+    def begin_publishing(self, claimed: Record) -> bool:
         """Whether the job is this attempt's still, and nobody wants it cancelled; then nobody can any more.
 
         That holds for good, whoever takes the job up: this attempt may publish at any time from now on, even one that
         is taken for dead meanwhile.
         """
-        return self._update(sql.and_(_of(attempt), ~_jobs.c.cancel_requested), publishing=True)
+        return self._update(sql.and_(_of(claimed), ~_jobs.c.cancel_requested), publishing=True)
 
-    def succeed(self, attempt: Record, version: int) -> None:
-        self._write(attempt, state="succeeded", version=version, ended_at=now(), owner=None)
+    def succeed(self, claimed: Record, version: int) -> None:
+        self._write(claimed, state="succeeded", version=version, ended_at=now(), owner=None)
 
-    def fail(self, attempt: Record, problem: Problem) -> None:
-        self._write(attempt, state="failed", error=msgspec.to_builtins(problem), ended_at=now(), owner=None)
+    def fail(self, claimed: Record, problem: Problem) -> None:
+        self._write(claimed, state="failed", error=msgspec.to_builtins(problem), ended_at=now(), owner=None)
 
-    def end_cancelled(self, attempt: Record) -> None:
-        self._write(attempt, state="cancelled", ended_at=now(), owner=None)
+    def end_cancelled(self, claimed: Record) -> None:
+        self._write(claimed, state="cancelled", ended_at=now(), owner=None)
 
-    def requeue(self, attempt: Record, *, worker_died: bool, newer: dict[str, Any] | None = None) -> Record:
+    def requeue(self, claimed: Record, *, worker_died: bool, newer: dict[str, Any] | None = None) -> Record:
         """Put a job back into the queue, for another attempt (or end it, where that was asked for): as it is then.
 
         Args:
@@ -319,7 +319,7 @@ class Jobs:
         """
         deaths = _jobs.c.worker_deaths + (1 if worker_died else 0)
         progress = {} if newer is None else _progress(**newer)
-        return self._write(attempt, worker_deaths=deaths, **_left(), **progress)
+        return self._write(claimed, worker_deaths=deaths, **_left(), **progress)
 
     def take_over(self, owner: str, ours: Collection[str]) -> list[Record]:
         """Put the jobs of owners that have no lease back into the queue (or end them, as above), as they are then.
@@ -379,13 +379,13 @@ class Jobs:
         with self._database.transaction() as connection:
             return connection.execute(_jobs.update().where(condition).values(**values)).rowcount > 0
 
-    def _write(self, attempt: Record, **values: Any) -> Record:
-        written = _jobs.update().where(_of(attempt)).values(**values).returning(_jobs.c.id)
+    def _write(self, claimed: Record, **values: Any) -> Record:
+        written = _jobs.update().where(_of(claimed)).values(**values).returning(_jobs.c.id)
         with self._database.transaction() as connection:
             id = connection.scalar(written)
             record = None if id is None else _sound(connection, id)
         if record is None:
-            raise JobLost(f"job {attempt.job.id} is not attempt {attempt.job.attempts}'s any more")
+            raise JobLost(f"job {claimed.job.id} is not attempt {claimed.job.attempts}'s any more")
         return record
 
 
@@ -423,13 +423,13 @@ def _progress(
     return told | {"service_deaths": sql.case((came_further, 0), else_=_jobs.c.service_deaths)}
 
 
-def _of(attempt: Record) -> sql.ColumnElement[bool]:
+def _of(claimed: Record) -> sql.ColumnElement[bool]:
     """The job while it is this attempt's."""
     return sql.and_(
-        _jobs.c.id == attempt.job.id,
+        _jobs.c.id == claimed.job.id,
         _jobs.c.state == "running",
-        _jobs.c.owner == attempt.owner,
-        _jobs.c.attempts == attempt.job.attempts,
+        _jobs.c.owner == claimed.owner,
+        _jobs.c.attempts == claimed.job.attempts,
     )
 
 

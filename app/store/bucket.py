@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from app.errors import StoreAway, StoreFull, StoreUnavailable
-from app.reconnecting import Line, give_up_in_time
+from app.reachability import Reachability, give_up_in_time
 from app.store.disk import as_store_error, fsync_directory, locked, store_errors
 from app.store.object_store import ObjectStore
 
@@ -68,7 +68,7 @@ class Bucket:
         self.url = url.rstrip("/")
         self._fs, root = url_to_fs(url, skip_instance_cache=True, **options)
         self._root = str(root).rstrip("/")
-        self._line = Line("the object store", self._answers)
+        self._reachability = Reachability("the object store", self._answers)
 
     # -- reading ------------------------------------------------------------------------------------------
 
@@ -171,7 +171,7 @@ class Bucket:
     @property
     def is_up(self) -> bool:
         """Whether it answered when it was last asked."""
-        return self._line.is_up
+        return self._reachability.is_up
 
     def _answers(self) -> None:
         with suppress(FileNotFoundError):
@@ -182,7 +182,7 @@ class Bucket:
 
     @contextmanager
     def _asked(self) -> Iterator[None]:
-        self._line.require_up()
+        self._reachability.require_up()
         try:
             yield
         except (FileNotFoundError, FileExistsError) as error:
@@ -200,7 +200,7 @@ class Bucket:
         if (refusal := self._refusal(error)) is not None:
             return StoreUnavailable(f"the object store refuses this service: {refusal}")
         away = StoreAway(f"the object store cannot be used: {_code(error) or type(error).__name__}")
-        self._line.lose(away, error)
+        self._reachability.lose(away, error)
         return away
 
     def _refusal(self, error: Exception) -> str | None:

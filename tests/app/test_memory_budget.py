@@ -6,7 +6,7 @@ from fastapi.testclient import TestClient
 
 from app.batcher import Batcher
 from app.errors import Overloaded
-from app.memory_budget import FREE_BYTES, RequestOver, Room, Share
+from app.memory_budget import FREE_BYTES, MemoryBudget, RequestOver, Share
 from demo.service import npy
 from tests.app.conftest import D
 
@@ -15,27 +15,27 @@ MIB = 1024 * 1024
 
 def test_a_share_that_has_ended_holds_nothing_more() -> None:
     """A thread that inflates a body goes on for a while after its client has left."""
-    room = Room(4 * MIB)
-    share = Share(room)
+    budget = MemoryBudget(4 * MIB)
+    share = Share(budget)
     share.hold(3 * MIB)
-    assert room.held_bytes == 3 * MIB - FREE_BYTES
+    assert budget.held_bytes == 3 * MIB - FREE_BYTES
     share.end()
     for nbytes in (0, 100, 5 * MIB):
         with pytest.raises(RequestOver):
             share.hold(nbytes)
-    assert room.held_bytes == 0
+    assert budget.held_bytes == 0
 
 
 def test_what_finds_no_room_is_not_counted() -> None:
-    room = Room(4 * MIB)
-    first, second = Share(room), Share(room)
+    budget = MemoryBudget(4 * MIB)
+    first, second = Share(budget), Share(budget)
     first.hold(3 * MIB)
     with pytest.raises(Overloaded):
         second.hold(2 * MIB)
     second.hold(2 * MIB, anyhow=True)
     first.end()
     second.end()
-    assert room.held_bytes == 0
+    assert budget.held_bytes == 0
 
 
 @pytest.mark.parametrize(
@@ -52,7 +52,7 @@ def test_an_answer_has_its_share_before_it_is_computed(
     client: TestClient, digits: str, monkeypatch: pytest.MonkeyPatch, path: str, headers: dict[str, str], growth: int
 ) -> None:
     """Those that are computed, or wait to be written, are as much in memory as those that are read."""
-    answers: Room = client.app.state.services.answers  # type: ignore[attr-defined]
+    answers: MemoryBudget = client.app.state.services.answers  # type: ignore[attr-defined]
     held, real = [], Batcher.solve
 
     async def solve(self: Batcher, *args: object, **told: object) -> list[np.ndarray]:

@@ -19,7 +19,7 @@ from fastapi.testclient import TestClient
 from httpx import Response
 from typer.testing import CliRunner
 
-from app import reconnecting, services
+from app import reachability, services
 from app.cli import main
 from app.errors import (
     DataChanged,
@@ -552,7 +552,7 @@ def test_a_server_that_is_silent_is_not_waited_for(
     silent: str, s3: S3, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(bucket.S3_CONFIG, "read_timeout", 0.2)
-    monkeypatch.setattr(reconnecting, "ASK_SECONDS", 60.0)
+    monkeypatch.setattr(reachability, "ASK_SECONDS", 60.0)
     options = s3.options | {"endpoint_url": silent, "config_kwargs": {}}
     store = Store(tmp_path, ObjectStore("s3://bucket/models", options))
     for patience in (30.0, 0.5):  # and those who come next are told at once
@@ -642,7 +642,7 @@ def served(settings: Settings) -> TestClient:
 def test_a_start_while_it_is_away_serves_jobs_once_it_is_back(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(reconnecting, "ASK_SECONDS", 0.02)
+    monkeypatch.setattr(reachability, "ASK_SECONDS", 0.02)
     monkeypatch.setattr(services, "AGAIN_SECONDS", 0.02)
     own = S3()
     settings = Settings(

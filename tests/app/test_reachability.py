@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 import sqlalchemy as sql
 
-from app import reconnecting
+from app import reachability
 from app.errors import JobsAway, JobsUnavailable, StoreUnavailable
 from app.jobs import database
 from app.jobs.database import Database
-from app.reconnecting import SILENT_SECONDS, Line, give_up_in_time
+from app.reachability import SILENT_SECONDS, Reachability, give_up_in_time
 from app.store.object_store import ObjectStore
 from app.store.references import Reference
 from app.store.store import Store
@@ -24,7 +24,7 @@ from tests.waiting import until
 
 @pytest.fixture(autouse=True)
 def _asked_soon(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(reconnecting, "ASK_SECONDS", 0.02)
+    monkeypatch.setattr(reachability, "ASK_SECONDS", 0.02)
 
 
 class Other:
@@ -44,7 +44,7 @@ class Other:
 
 def test_one_thread_asks_until_there_is_an_answer() -> None:
     other = Other()
-    line = Line("the other", other.ask)
+    line = Reachability("the other", other.ask)
     line.require_up()
     for _ in range(10):
         line.lose(StoreUnavailable("it is gone"))

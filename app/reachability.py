@@ -1,4 +1,4 @@
-"""The line to something on a network: while nothing answers there, one thread asks again, and nobody else waits."""
+"""Whether something on a network answers: while it does not, one thread asks again, and nobody else waits."""
 
 import logging
 import socket
@@ -20,7 +20,7 @@ def give_up_in_time(connection: socket.socket) -> socket.socket:
     return connection
 
 
-class Line:
+class Reachability:
     """
     Args:
         what: is at its other end, for the log.
