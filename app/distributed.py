@@ -33,7 +33,7 @@ from app.store.weights import TENSOR
 from app.worker.messages import INIT_METHODS, Fit, FitProgress, Fitted, Message
 from core.errors import CoreError, RankLost
 
-PATIENCE_SECONDS = 600.0
+PATIENCE_SECONDS, MOST_SECONDS = 600.0, 1e7
 AGAIN_SECONDS = 5.0  # between two times that a dictionary is written
 
 T = TypeVar("T")
@@ -48,9 +48,10 @@ def main() -> NoReturn:
     """Leaves at once, however it ends: torch's threads, which an ordinary exit waits for, may wait for another rank;
     and one that is still there as modules are taken down ends the process as if it had failed."""
     arguments = _arguments()
-    rank = int(os.environ.get("RANK", "0"))
+    rank = 0
     try:
-        _fit(arguments, _parameters(arguments), rank, int(os.environ.get("WORLD_SIZE", "1")))
+        rank = _number("RANK", 0)
+        _fit(arguments, _parameters(arguments), rank, _number("WORLD_SIZE", 1))
     except AgreedError as error:
         _end(rank, str(error) if rank == 0 else "")
     except (AppError, CoreError, OSError) as error:  # of this rank, or found by it before it has met the others
@@ -79,12 +80,27 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--name", default="dictionary", help="of the dictionary in the store")
     parser.add_argument("--device", choices=("auto", "cpu"), default="auto", help="auto: a GPU for each rank, if any")
     parser.add_argument(
-        "--patience-seconds", type=float, default=PATIENCE_SECONDS, help="longest wait of a rank for the others"
+        "--patience-seconds", type=_seconds, default=PATIENCE_SECONDS, help="longest wait of a rank for the others"
     )
     arguments = parser.parse_args()
     if (arguments.output is None) == (arguments.store is None):
         parser.error("give --output or --store")
     return arguments
+
+
+def _seconds(text: str) -> float:
+    seconds = float(text)
+    if not 0 < seconds < MOST_SECONDS:
+        raise ValueError(text)  # which argparse tells of
+    return seconds
+
+
+def _number(name: str, default: int) -> int:
+    """What torchrun says of this rank."""
+    text = os.environ.get(name, str(default))
+    if not text.isdecimal():
+        raise InvalidFields.at(name, msg=f"{text!r} is no number; torchrun sets it")
+    return int(text)
 
 
 def _parameters(arguments: argparse.Namespace) -> FitParameters:
@@ -109,7 +125,7 @@ def _fit(arguments: argparse.Namespace, parameters: FitParameters, rank: int, si
             store.require_free(parameters.name)
     from app.worker import ranked  # torch, which takes seconds: whoever has mistyped a path does not wait for it
 
-    local_rank, local_size = int(os.environ.get("LOCAL_RANK", "0")), int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    local_rank, local_size = _number("LOCAL_RANK", 0), _number("LOCAL_WORLD_SIZE", 1)
     device = ranked.device_of(arguments.device, local_rank, local_size)
     is_method = parameters.init in INIT_METHODS
     method = {"init": parameters.init} if is_method else {"init": "auto", "start": parameters.init}
@@ -127,6 +143,7 @@ def _fit(arguments: argparse.Namespace, parameters: FitParameters, rank: int, si
     with ranked.joined_by_environment(rank, size, local_size, device, patience) as ranks:
         mine = A[ranked.share_of(len(A), rank, size)]
         try:
+            ranks.require_same({"rows": len(A)})
             ranked.RankedFit(fit, ranks, device, store, tell if rank == 0 else _quiet).run(mine)
         except RankLost:
             raise

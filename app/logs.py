@@ -64,6 +64,7 @@ def trace_id(traceparent: str) -> str | None:
 
 def _with_request(_: object, __: str, event: structlog.typing.EventDict) -> structlog.typing.EventDict:
     event.pop("color_message", None)  # uvicorn's, for terminals: the message once more
+    event.pop("_ray_timestamp_ns", None)  # Ray's, on every line
     return {**of_request.get(), **event}
 
 

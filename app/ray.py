@@ -6,26 +6,41 @@ jobs' database, from which the replicas of ``Fitter`` take them.
 """
 
 import asyncio
+import logging
 import os
+from pathlib import Path
 from typing import Any, TypeVar
 
 import click
-from fastapi import FastAPI
-from pydantic import BaseModel, ConfigDict, Field, NonNegativeFloat, PositiveInt, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    NonNegativeFloat,
+    PositiveInt,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
+from pydantic_settings import SettingsError
 from ray import serve
 from ray.serve import Application
 from ray.serve.handle import DeploymentHandle
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from starlette.types import ASGIApp
 
 from app import logs
 from app.errors import WorkerUnavailable
+from app.http.ray_replica import ReplicaApp
 from app.jobs.loops import STOP_SECONDS
 from app.main import create_app
 from app.services import Services
-from app.settings import Settings
+from app.settings import Settings, misspelt, what_is_wrong
 from app.workers import Workers
 
+logger = logging.getLogger("dictserve")
+
 PROXIES = "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH"
+SQLITE = "sqlite:///"
 # Requests in flight are averaged over as long, since proxies tell of them every 10 s: Serve's 30 s would have a surge
 # wait for half of that again.
 LOOK_BACK_SECONDS = 15.0
@@ -53,8 +68,17 @@ class Scale(BaseModel):
         120, description="How long fewer must be before replicas are taken away."
     )
     fitters: PositiveInt = Field(1, description="Replicas that run fits.")
-    cpus: NonNegativeFloat = Field(1, description="CPUs of each replica; its worker has as many threads.")
-    gpus: NonNegativeFloat = Field(0, description="GPUs of each replica.")
+    cpus: NonNegativeFloat = Field(
+        1, allow_inf_nan=False, description="CPUs of each replica; its worker has as many threads."
+    )
+    gpus: NonNegativeFloat = Field(0, allow_inf_nan=False, description="GPUs of each replica.")
+
+    @field_validator("cpus", "gpus")
+    @classmethod
+    def _countable(cls, value: float) -> float:
+        if value != round(value, 4):
+            raise ValueError("Ray counts in ten-thousandths")
+        return value
 
     @model_validator(mode="after")
     def _most_is_not_less(self) -> "Scale":
@@ -73,6 +97,8 @@ def deployment(arguments: dict[str, Any]) -> Application:
         click.ClickException: one of either is bad; Serve's command line tells of it in a line.
     """
     scale, settings = _read(Scale, "argument", arguments), _absolute(_read(Settings, "setting", {}))
+    for told in misspelt(os.environ):
+        logger.warning(told)
     if not settings.insecure:
         settings = settings.of_local_names
     # For the proxies of a Ray that `serve run` is about to start; those of one that runs have it from their nodes.
@@ -85,7 +111,7 @@ def deployment(arguments: dict[str, Any]) -> Application:
 
     def app() -> ASGIApp:
         logs.configure(settings.log_format, settings.log_level)
-        return Passable(create_app(settings.model_copy(update={"fits": False})))
+        return ReplicaApp(create_app(settings.model_copy(update={"fits": False})))
 
     front = serve.deployment(
         name="Dictserve",
@@ -103,13 +129,13 @@ def deployment(arguments: dict[str, Any]) -> Application:
         **common,
     )(serve.ingress(app)(Dictserve))
     fitter = serve.deployment(name="Fitter", num_replicas=scale.fitters, **common)(Fitter)
-    return front.bind(fitter.bind(settings))
+    return front.bind(fitter.bind(settings.model_copy(update={"fits": True})))
 
 
 class Dictserve:
     """A replica that answers requests, by the app that Serve gives it."""
 
-    app: "Passable"
+    app: ReplicaApp
 
     def __init__(self, fitters: DeploymentHandle[Any]) -> None:
         """Nothing is asked of the fitters: Serve runs what is bound to what it runs."""
@@ -147,22 +173,6 @@ class Fitter:
         await self._services.stop()
 
 
-class Passable:
-    """The app with bodies in bytes: Ray cannot pass on the memory of an array."""
-
-    def __init__(self, app: FastAPI) -> None:
-        self._app = app
-        self.services: Services = app.state.services
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        async def send_bytes(message: Message) -> None:
-            if "body" in message:
-                message["body"] = bytes(message["body"])
-            await send(message)
-
-        await self._app(scope, receive, send_bytes)
-
-
 async def _wait_for_worker(services: Services) -> None:
     """A replica's health. Serve gives it no requests before the first time that this has returned, and replaces it
     where this fails or hangs several times: until then the workers' supervisors are left to bring one back."""
@@ -176,12 +186,14 @@ async def _wait_for_worker(services: Services) -> None:
 def _absolute(settings: Settings) -> Settings:
     """Paths as they are here: a replica runs in a directory of Ray's."""
     paths = {name: getattr(settings, name) for name in ("store", "data_dir", "tokens_file")}
-    return settings.model_copy(update={name: path.absolute() for name, path in paths.items() if path is not None})
+    absolute: dict[str, object] = {name: path.absolute() for name, path in paths.items() if path is not None}
+    if (url := settings.database_url) is not None and url.startswith(SQLITE):
+        absolute["database_url"] = f"{SQLITE}{Path(url.removeprefix(SQLITE)).absolute()}"
+    return settings.model_copy(update=absolute)
 
 
 def _read(model: type[M], what: str, told: dict[str, Any]) -> M:
     try:
         return model(**told)
-    except ValidationError as error:
-        bad = [": ".join([" ".join([what, *map(str, e["loc"])]), e["msg"]]) for e in error.errors()]
-        raise click.ClickException("; ".join(bad)) from None
+    except (ValidationError, SettingsError) as error:
+        raise click.ClickException("; ".join(what_is_wrong(error, what))) from None

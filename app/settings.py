@@ -16,9 +16,10 @@ from pydantic import (
     NonNegativeInt,
     PositiveFloat,
     PositiveInt,
+    ValidationError,
     field_validator,
 )
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic_settings import BaseSettings, SettingsConfigDict, SettingsError
 
 from app.store.object_store import CACHE_BYTES, LISTING_SECONDS, ObjectStore
 
@@ -279,6 +280,14 @@ def settings_table() -> str:
         default = "" if field.default is None else f"`{field.default}`"
         rows.append(f"| `DICTSERVE_{name.upper()}` | {default} | {field.description} |")
     return "\n".join(rows)
+
+
+def what_is_wrong(error: ValidationError | SettingsError, what: str = "setting") -> list[str]:
+    """A line for each setting that is wrong."""
+    if isinstance(error, SettingsError):  # of JSON that is none
+        field = re.search(r'"(\w+)"', str(error))
+        return [f"{what} {field[1] if field else 'of the environment'}: it is not JSON"]
+    return [f"{' '.join([what, '.'.join(map(str, e['loc']))]).strip()}: {e['msg']}" for e in error.errors()]
 
 
 def misspelt(environment: Iterable[str]) -> list[str]:

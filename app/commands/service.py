@@ -1,7 +1,6 @@
 """``dictserve serve`` and ``dictserve settings``."""
 
 import os
-import re
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -143,13 +142,9 @@ def settings_of(told: dict[str, Any]) -> "Settings":
     from pydantic import ValidationError
     from pydantic_settings import SettingsError
 
-    from app.settings import Settings
+    from app.settings import Settings, what_is_wrong
 
     try:
         return Settings(**told)
-    except SettingsError as error:  # of JSON that is none
-        field = re.search(r'"(\w+)"', str(error))
-        sys.exit(f"dictserve: setting {field[1] if field else 'of the environment'}: it is not JSON")
-    except ValidationError as error:
-        lines = [f"dictserve: setting {'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors()]
-        sys.exit("\n".join(lines))
+    except (ValidationError, SettingsError) as error:
+        sys.exit("\n".join(f"dictserve: {line}" for line in what_is_wrong(error)))

@@ -44,8 +44,8 @@ class Retryable:
                 refused = message["status"] == 503 and not _has(message, b"retry-after")  # which all of ours have
                 if refused:
                     await refuse(Overloaded(BUSY))
-                elif _has(message, ID_HEADER):  # the proxy has added it to that of the replica
-                    id = dict(message["headers"])[ID_HEADER]
+                elif _has(message, ID_HEADER):  # the replica's, by which it logs, and after it the proxy's
+                    id = next(value for name, value in message["headers"] if name == ID_HEADER)
                     message["headers"] = [h for h in message["headers"] if h[0] != ID_HEADER] + [(ID_HEADER, id)]
             if not refused:
                 await send(message)

@@ -104,7 +104,10 @@ def joined_by_environment(
     rank: int, size: int, local_size: int, device: torch.device, patience: timedelta
 ) -> AbstractContextManager[ProcessGroup]:
     """The same, for ranks that torchrun has started or whoever else tells of them in its words."""
-    store, _, _ = next(rendezvous("env://", rank, size, timeout=patience))
+    try:
+        store, _, _ = next(rendezvous("env://", rank, size, timeout=patience))
+    except (RuntimeError, ValueError) as error:  # of names that do not resolve, of what the environment lacks
+        raise RankLost(f"rank {rank} of {size}, as torchrun would start it, meets no others: {error}") from error
     return joined(store, rank, size, local_size, device, patience)
 
 

@@ -4,6 +4,7 @@ import errno
 import io
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -18,7 +19,7 @@ from safetensors.numpy import load_file
 import app.distributed
 from app.errors import StoreUnavailable
 from demo.digits import split_digits
-from demo.service import npy
+from demo.service import free_port, npy
 from tests.e2e.conftest import Service, until_gone
 from tests.waiting import PATIENCE_SECONDS, until
 
@@ -175,6 +176,53 @@ def test_torchrun_writes_the_dictionary_into_a_store(data: Path, tmp_path: Path)
     assert meta["software"].keys() == {"dictserve", "numba", "numpy", "torch"}  # as the service tells it
     assert None not in meta["parameters"].values()
     assert load_file(directory / "dictionary.safetensors")["dictionary"].shape == (16, FITTED.shape[1])
+
+
+@pytest.mark.slow
+def test_ranks_whose_files_differ_fit_nothing(data: Path, tmp_path: Path) -> None:
+    np.save(fewer := tmp_path / "fewer.npy", FITTED[:-10])
+    command = [sys.executable, "-m", "app.distributed", "--nb-concepts", "2"]
+    meeting = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
+    runs = [
+        subprocess.Popen(
+            [*command, "--data", str(path), "--output", str(tmp_path / "d.safetensors")],
+            cwd=ROOT,
+            env=os.environ | meeting | {"RANK": str(rank), "GLOO_SOCKET_IFNAME": "lo"},
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank, path in enumerate((data, fewer))
+    ]
+    said = [run.communicate(timeout=PATIENCE_SECONDS)[1] for run in runs]
+    assert [run.returncode for run in runs] == [1, 1], said
+    told = f"rows is {len(FITTED) - 10} on rank 1 and {len(FITTED)} on rank 0; it must be the same on all"
+    assert said == [f"app.distributed: rank 0: {told}\n", ""]
+
+
+@pytest.mark.parametrize(
+    ("environment", "said"),
+    [
+        ({"RANK": "x"}, "rank 0: RANK: 'x' is no number; torchrun sets it"),
+        ({"WORLD_SIZE": "2"}, "rank 0: rank 0 of 2, as torchrun would start it, meets no others: .*MASTER_ADDR"),
+        ({"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "abc"}, "meets no others: .*abc"),
+    ],
+)
+def test_what_torchrun_would_have_set_is_told(
+    data: Path, tmp_path: Path, environment: dict[str, str], said: str
+) -> None:
+    """In a line."""
+    command = [sys.executable, "-m", "app.distributed", "--data", str(data), "--nb-concepts", "2"]
+    run = subprocess.run(
+        [*command, "--output", str(tmp_path / "d")],
+        cwd=ROOT,
+        env=os.environ | environment,
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE_SECONDS,
+    )
+    assert run.returncode == 1
+    (line,) = run.stderr.splitlines()
+    assert re.search(said, line), line
 
 
 @pytest.mark.slow

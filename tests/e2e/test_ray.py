@@ -442,12 +442,25 @@ def test_the_arguments_are_documented() -> None:
         assert f"| `{name}` | `{field.default}` | {field.description} |" in told
 
 
+def test_paths_are_those_of_whoever_starts_it(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Replicas run in directories of Ray's."""
+    from app.ray import _absolute
+
+    monkeypatch.chdir(tmp_path)
+    settings = _absolute(Settings(store=Path("models"), database_url="sqlite:///jobs.sqlite3"))
+    assert settings.store == tmp_path / "models"
+    assert settings.database_url == f"sqlite:///{tmp_path}/jobs.sqlite3"
+
+
 @pytest.mark.parametrize(
     ("environment", "arguments", "said"),
     [
         ({"DICTSERVE_DEVICES": "tpu"}, [], "Error: setting devices: "),
         ({}, ["max_replicas=none"], "Error: argument max_replicas: "),
         ({}, ["replicas=3"], "Error: argument replicas: "),
+        ({}, ["cpus=inf"], "Error: argument cpus: "),
+        ({}, ["cpus=0.00001"], "Error: argument cpus: Value error, Ray counts"),
+        ({"DICTSERVE_OBJECTS_OPTIONS": "{bad"}, [], "Error: setting objects_options: it is not JSON"),
         ({}, ["min_replicas=3", "max_replicas=2"], "Error: argument: "),
     ],
 )
