@@ -128,12 +128,17 @@ class _Kept(IndexDataCacheFile):
         return f"{self._kernel}.{_sources()}.{rest}.nbc"
 
 
+def sources() -> list[Path]:
+    """The files that compiled code is made of, or has constants from: a change of any has all compiled anew."""
+    core = Path(__file__).parent
+    of_all = core / "compiled.py", core / "levels.py", core / "kernels" / "prepared.py"
+    return [*of_all, *sorted((core / "kernels" / "cpu").glob("*.py"))]
+
+
 @cache
 def _sources() -> str:
     """A digest of all that kernels are compiled from, and of the numba that compiles them."""
-    here = Path(__file__)
-    files = [here, *sorted((here.parent / "kernels").glob("*.py"))]
-    return _digest(numba.__version__.encode(), *(path.read_bytes() for path in files))
+    return _digest(numba.__version__.encode(), *(path.read_bytes() for path in sources()))
 
 
 def _digest(*parts: bytes) -> str:

@@ -15,7 +15,7 @@ LEVELS = {
 }
 
 # Not in halves, though processors of these levels were made for which that is better: where most of the time goes,
-# sums fill all registers (`core.kernels.panels`). On a Zen 4 halves made encodes 1.4 times as slow.
+# sums fill all registers (`core.kernels.cpu.panels`). On a Zen 4 halves made encodes 1.4 times as slow.
 WHOLE_REGISTERS = "-prefer-256-bit"
 
 

@@ -14,9 +14,9 @@ from types import ModuleType
 
 import torch
 
-from core.kernels import blocked, precision
+from core.kernels import precision, torch_descent
 from core.kernels.grams import gram as gram
-from core.kernels.of_cpu import of_cpu
+from core.kernels.lazy_cpu import of_cpu
 from core.kernels.prepared import Kept as Kept
 from core.kernels.prepared import Prepared as Prepared
 from core.kernels.prepared import inverse_of
@@ -45,7 +45,7 @@ def descend(
     Returns:
         Σ_j v_j²/B_jj of each row before the first sweep, with v_j = g_j where z_j > 0 and min(g_j, 0) elsewhere.
     """
-    implementation = of_cpu() if Z.device.type == "cpu" else _of_cuda(Z) or blocked
+    implementation = of_cpu() if Z.device.type == "cpu" else _of_cuda(Z) or torch_descent
     return implementation.descend(Z, G, B, inverse, max_sweeps, share)  # type: ignore[no-any-return]
 
 
@@ -132,9 +132,9 @@ def _of_cuda(x: torch.Tensor) -> ModuleType | None:
     """The kernels for float32 on CUDA devices, where there is Triton: CUDA builds of torch bring it along."""
     if x.device.type != "cuda" or x.dtype != torch.float32 or not _has_triton():
         return None
-    from core.kernels import cuda
+    from core.kernels.cuda import interface
 
-    return cuda
+    return interface
 
 
 def _encodes_of_cuda(D: torch.Tensor) -> ModuleType | None:

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import torch
 
 from core.kernels.grams import gram
-from core.kernels.of_cpu import of_cpu
+from core.kernels.lazy_cpu import of_cpu
 
 
 class Prepared(NamedTuple):
@@ -16,7 +16,7 @@ class Prepared(NamedTuple):
         D: (k, d).
         B: (k, k), its gram; empty where it is not held: what is needed of it is computed from D.
         inverse: (k,), 1/‖d_j‖², and 0 for a concept of norm zero, which is never used.
-        panels: D once more, as `core.kernels.panels` wants it; empty on other devices than the CPU.
+        panels: D once more, as `core.kernels.cpu.panels` wants it; empty on other devices than the CPU.
     """
 
     D: Any
@@ -30,11 +30,11 @@ class Kept:
     """What is kept beside a prepared D for later calls. Any thread may use it.
 
     Attributes:
-        records: see `core.kernels.records`.
+        graphs: see `core.kernels.cuda.graphs`.
         on_cpu: the same on the CPU, once it was wanted there; of threads that made it at once, the last one's.
     """
 
-    records: dict[Any, Any] = field(default_factory=dict)
+    graphs: dict[Any, Any] = field(default_factory=dict)
     on_cpu: Prepared | None = None
 
 

@@ -10,10 +10,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from core import kernels
-from core.kernels import blocked, cpu, reference
+from core.kernels import reference, torch_descent
+from core.kernels.cpu import interface as cpu
 from tests.core.problems import digits_split, excess, kkt_residual, planted
 
-IMPLEMENTATIONS = [cpu, blocked]
+IMPLEMENTATIONS = [cpu, torch_descent]
 
 
 def problem(
@@ -118,7 +119,7 @@ def test_exact_steps_end_what_sweeps_alone_do_not() -> None:
     exact = cpu.solve(A, prepared, 1e-6, 30)[1]
     assert exact.max() < 1e-6
     Z = torch.zeros(len(A), len(D))
-    blocked.descend(Z, -A @ D.T, prepared.B, prepared.inverse, 30, 0.0)
+    torch_descent.descend(Z, -A @ D.T, prepared.B, prepared.inverse, 30, 0.0)
     assert np.median(kkt_residual(A.numpy(), Z.numpy(), D.numpy())) > 1e-4
 
 
@@ -171,7 +172,7 @@ def test_blocked_and_row_wise_agree(rows: int, k: int, d: int, seed: int, zeros:
     other_Z, other_G = Z.clone(), G.clone()
     inverse = kernels.inverse_diagonal(B)
     cpu.descend(Z, G, B, inverse, 3, 0.0)
-    blocked.descend(other_Z, other_G, B, inverse, 3, 0.0)
+    torch_descent.descend(other_Z, other_G, B, inverse, 3, 0.0)
     scale = max(float(Z.max()), float(A.max()))
     torch.testing.assert_close(Z, other_Z, atol=1e-3 * scale, rtol=1e-3)
 

@@ -7,7 +7,7 @@ import torch
 from core import NMF, Dictionary, kernels, memory
 from core.chunks import Chunks
 from core.errors import DeviceTooSmall, NegativeValues
-from core.kernels import blocked, reference
+from core.kernels import reference, torch_descent
 from core.kernels.precision import Precision, product
 from core.progress import run
 from core.solvers import alternating, hals
@@ -68,7 +68,7 @@ def test_descend_is_the_definitions(rows: int, k: int, d: int, share: float, clo
     expected, gradient = (x[:40].double().cpu().numpy() for x in (Z, G))
     reference.descend(expected, gradient, B.double().cpu().numpy(), max_sweeps=3, progress_ratio=share)
     by_torch, g = Z.clone(), G.clone()
-    told = blocked.descend(by_torch, g, B, kernels.inverse_diagonal(B), 3, share)
+    told = torch_descent.descend(by_torch, g, B, kernels.inverse_diagonal(B), 3, share)
     violation = kernels.descend(Z, G, B, kernels.inverse_diagonal(B), max_sweeps=3, share=share)
     scale = float(Z.max()) + 1
     np.testing.assert_allclose(Z[:40].cpu().numpy(), expected, atol=close * scale)
@@ -212,7 +212,7 @@ def test_few_rows_are_encoded_by_what_is_recorded(k: int, density: float, rows: 
         encoded = dictionary.encode(some)
         assert bool(encoded.converged.all())
         assert excess(some, encoded.codes.cpu(), D).max() <= 1e-6
-    assert [record is not None for record in dictionary._kept.records.values()] == [True]
+    assert [graph is not None for graph in dictionary._kept.graphs.values()] == [True]
 
 
 def test_recorded_encodes_share_their_memory() -> None:

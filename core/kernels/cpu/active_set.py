@@ -20,9 +20,9 @@ from typing import Any
 import numpy as np
 
 from core.compiled import compiled
-from core.kernels.cholesky import room_for
-from core.kernels.held import held_none, way_to_minimiser
-from core.kernels.lanes import (
+from core.kernels.cpu.cholesky import room_for
+from core.kernels.cpu.held import held_none, way_to_minimiser
+from core.kernels.cpu.lanes import (
     LANES,
     add,
     larger,
@@ -37,10 +37,18 @@ from core.kernels.lanes import (
     where_positive,
     zeros_of,
 )
-from core.kernels.panels import gradients, padded
+from core.kernels.cpu.panels import gradients, padded
+from core.kernels.cpu.products import four_chosen, norm_of, relative, residual_of, row_of_tile
+from core.kernels.cpu.small import (
+    LARGEST_SUPPORT,
+    PATIENCE,
+    gram_of,
+    is_beyond,
+    kkt_residual,
+    solve_small,
+    stride_for,
+)
 from core.kernels.prepared import Prepared
-from core.kernels.products import four_chosen, norm_of, relative, residual_of, row_of_tile
-from core.kernels.small import LARGEST_SUPPORT, PATIENCE, gram_of, is_beyond, kkt_residual, solve_small, stride_for
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
@@ -208,7 +216,7 @@ def solve_some(
                 held = held_none(new.size)
                 sweeps[s] = solve_small(z_new, g_new, gram, h, norms[s], U, held, round_aim, sweeps[s], until)
                 if not kkt_residual(z_new, g_new, h) <= round_aim:
-                    sweeps[s] = max_sweeps  # left to `core.kernels.dependent`
+                    sweeps[s] = max_sweeps  # left to `core.kernels.cpu.dependent`
                 if all_in:
                     _refine(z_new, g_new, gram, h, U, held, aim, A[i], norms[s], new, D, R[s])
                 else:

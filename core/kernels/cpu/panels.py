@@ -20,7 +20,7 @@ from numba.extending import intrinsic
 
 from core import levels
 from core.compiled import compiled
-from core.kernels.lanes import LANES, in_all_lanes, plus_product
+from core.kernels.cpu.lanes import LANES, in_all_lanes, plus_product
 
 Array = np.ndarray[Any, np.dtype[Any]]
 

@@ -1,4 +1,6 @@
-"""The kernels for the CPU: rows in parallel, each row and its gradient in cache, unchanged coordinates for free.
+"""What `core.kernels` calls on the CPU.
+
+Rows in parallel, each row and its gradient in cache, unchanged coordinates for free.
 
 Compiled by numba; all arrays are C-contiguous and of one float dtype. `core.kernels.reference` defines what is
 computed.
@@ -10,15 +12,15 @@ import numba
 import numpy as np
 import torch
 
-from core.kernels import active_set, dense, dependent, iteration
-from core.kernels.descent import descend_rows
+from core.kernels.cpu import active_set, dense, dependent, iteration
+from core.kernels.cpu.descent import descend_rows
+from core.kernels.cpu.lanes import LANES
+from core.kernels.cpu.panels import panels_of as panels_of
+from core.kernels.cpu.pieces import address, solve_pieces
+from core.kernels.cpu.small import PATIENCE
+from core.kernels.cpu.sums import sums as of_array
 from core.kernels.grams import gram
-from core.kernels.lanes import LANES
-from core.kernels.panels import panels_of as panels_of
-from core.kernels.pieces import address, solve_pieces
 from core.kernels.prepared import Prepared, prepare_with
-from core.kernels.small import PATIENCE
-from core.kernels.totals import sums as of_array
 from core.threads import SMALL_WORK, threads_for
 
 Array = np.ndarray[Any, np.dtype[Any]]

@@ -17,8 +17,8 @@ from typing import Any
 import numpy as np
 
 from core.compiled import compiled
-from core.kernels.cholesky import PIVOT_ROUNDINGS, factor_for_step, pivot, solve_in_order
-from core.kernels.lanes import (
+from core.kernels.cpu.cholesky import PIVOT_ROUNDINGS, factor_for_step, pivot, solve_in_order
+from core.kernels.cpu.lanes import (
     LANES,
     add,
     add_product,
@@ -35,11 +35,11 @@ from core.kernels.lanes import (
     violation,
     zeros_of,
 )
-from core.kernels.panels import gradients, padded
+from core.kernels.cpu.panels import gradients, padded
+from core.kernels.cpu.products import norm_of, relative, residual_of
+from core.kernels.cpu.small import MOST_SPANNED, SHORTER, is_beyond
+from core.kernels.cpu.sweeps import sweep_lanes, sweep_row
 from core.kernels.prepared import Prepared
-from core.kernels.products import norm_of, relative, residual_of
-from core.kernels.small import MOST_SPANNED, SHORTER, is_beyond
-from core.kernels.sweeps import sweep_lanes, sweep_row
 from core.levels import has
 
 Array = np.ndarray[Any, np.dtype[Any]]
@@ -287,7 +287,8 @@ def _exact_step(
     room: Array,
     spanned: Array,
 ) -> None:
-    """Every stepping row towards the minimiser on the support of its z, in place, as `core.kernels.small.exact_step`.
+    """Every stepping row towards the minimiser on the support of its z, in place, as `exact_step` in
+    `core.kernels.cpu.small`.
 
     `spanned` counts the steps of a row that were refused, or cut short on a support of which some concepts span
     others. Few rows are factored one by one, at the rate of the vector units too.
@@ -387,7 +388,7 @@ def _solve_small(
         _kkt_residuals(z, g, inverse, residuals)
         for s in range(LANES):
             if spanned[s] == MOST_SPANNED:
-                sweeps[s] = max_sweeps  # left to `core.kernels.dependent`
+                sweeps[s] = max_sweeps  # left to `core.kernels.cpu.dependent`
             if not (residuals[s] > aims[s] and sweeps[s] < max_sweeps):
                 active[s] = 0
         allowed = SWEEPS_BETWEEN

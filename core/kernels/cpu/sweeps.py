@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from core.compiled import compiled
-from core.kernels.lanes import (
+from core.kernels.cpu.lanes import (
     add_product,
     add_scaled,
     any_lane,

@@ -1,4 +1,4 @@
-"""Coordinate descent on tiles of rows, in Triton: what `core.kernels.cuda` launches for the halves of a fit.
+"""Coordinate descent on tiles of rows, in Triton: launched by `core.kernels.cuda.interface` for the halves of a fit.
 
 A program is one warp that owns a tile of rows and passes over some columns of Z, a part at a time. The gradient of a
 part is made when its turn comes, from the one before and the moves since: a product with rows of B, on tensor cores.

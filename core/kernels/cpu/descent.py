@@ -9,8 +9,8 @@ import numba
 import numpy as np
 
 from core.compiled import compiled
-from core.kernels.lanes import LANES, load, store
-from core.kernels.sweeps import sweep_lanes, sweep_row
+from core.kernels.cpu.lanes import LANES, load, store
+from core.kernels.cpu.sweeps import sweep_lanes, sweep_row
 
 Array = np.ndarray[Any, np.dtype[Any]]
 

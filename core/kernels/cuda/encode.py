@@ -1,4 +1,4 @@
-"""The rounds of an encode on a CUDA device: see `core.kernels.cuda.solve`."""
+"""The rounds of an encode on a CUDA device: see `core.kernels.cuda.interface.solve`."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, fields, replace
@@ -6,7 +6,7 @@ from typing import Self
 
 import torch
 
-from core.kernels import bounded, working_sets
+from core.kernels.cuda import bounded, working_sets
 from core.kernels.grams import gram
 from core.kernels.precision import Precision, product
 from core.kernels.prepared import Prepared

@@ -1,16 +1,16 @@
-"""The kernels for CUDA devices: matrix products by cuBLAS, all else by Triton. float32 alone.
+"""What `core.kernels` calls on CUDA devices: matrix products by cuBLAS, all else by Triton. float32 alone.
 
 Not yet run on a GPU: what is here is held to `core.kernels.reference` by Triton's interpreter.
 """
 
 import torch
 
-from core.kernels import rounds, tiles
-from core.kernels.of_cpu import of_cpu
+from core.kernels.cuda import descent, encode
+from core.kernels.cuda.encode import Encode, Solved, on_device, size_for
+from core.kernels.cuda.graphs import FEW_ROWS, EncodeGraph, Graphs, graph_of
+from core.kernels.lazy_cpu import of_cpu
 from core.kernels.precision import Precision, product
 from core.kernels.prepared import Kept, Prepared
-from core.kernels.records import FEW_ROWS, Record, Records, record_of
-from core.kernels.rounds import Encode, Solved, on_device, size_for
 
 # --- descent: columns of a block, whose gradients are one product of all rows, so wide that moves can be read as fast
 # as they are multiplied; those among them that go one by one in registers; and the depth of a product there
@@ -41,7 +41,7 @@ def descend(
     going = torch.ones(rows, dtype=torch.int32, device=Z.device)
 
     def launch(block: int, sweep: int, sweeps: int, product_of_moves: torch.Tensor, steps: torch.Tensor) -> None:
-        tiles.descend[(-(-rows // ROWS),)](
+        descent.descend[(-(-rows // ROWS),)](
             Z, G, product_of_moves, steps, moves, B, inverse, going, progress, first,
             rows, k, product_of_moves.shape[1], block, sweep, sweeps, share,
             ROWS=ROWS, BLOCK=BLOCK, PART=PART, DEPTH=DEPTH, ALONE=k <= BLOCK, EVEN=k % PART == 0,
@@ -66,7 +66,8 @@ def descend(
 def solve(
     A: torch.Tensor, prepared: Prepared, tol: float, max_sweeps: int, kept: Kept | None = None
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """See `core.kernels.solve`; by rounds on a working set for each row, as on the CPU (`core.kernels.active_set`).
+    """See `core.kernels.solve`; by rounds on a working set for each row, as on the CPU (see
+    `core.kernels.cpu.active_set`).
 
     A round: the gradient of all concepts through the residual, g = (zD − a)·Dᵀ, for all rows that are left; the
     working set of each, its support and those that violate most; the minimum on it, nearly. Gradients are products in
@@ -77,7 +78,7 @@ def solve(
     """
     kept = kept or Kept()
     with torch.cuda.device_of(A):  # type: ignore[no-untyped-call]
-        solved = _by_record(A, prepared, tol, max_sweeps, kept.records)
+        solved = _by_graph(A, prepared, tol, max_sweeps, kept.graphs)
         solved = solved or _by_rounds(Encode(A, prepared, tol, max_sweeps))
         if solved.given_up:
             late = (~(solved.residual <= tol)).nonzero().squeeze(1)
@@ -88,17 +89,17 @@ def solve(
         return solved.Z, solved.residual
 
 
-def _by_record(A: torch.Tensor, prepared: Prepared, tol: float, max_sweeps: int, records: Records) -> Solved | None:
+def _by_graph(A: torch.Tensor, prepared: Prepared, tol: float, max_sweeps: int, graphs: Graphs) -> Solved | None:
     """None where there is none, or none that would do."""
     if not 0 < len(A) <= FEW_ROWS:
         return None
     rows = 1 << (len(A) - 1).bit_length()  # a few at most stand empty
 
-    def record_it() -> Record:
-        return Record(Encode(A.new_zeros(rows, A.shape[1]), prepared, tol, max_sweeps, room=rounds.ROOM))
+    def record_it() -> EncodeGraph:
+        return EncodeGraph(Encode(A.new_zeros(rows, A.shape[1]), prepared, tol, max_sweeps, room=encode.ROOM))
 
-    record = record_of(records, (rows, tol, max_sweeps), record_it)
-    return None if record is None else record.solve(A)
+    graph = graph_of(graphs, (rows, tol, max_sweeps), record_it)
+    return None if graph is None else graph.solve(A)
 
 
 def _by_rounds(encode: Encode) -> Solved:

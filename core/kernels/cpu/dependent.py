@@ -1,9 +1,9 @@
 """Rows whose concepts nearly depend on each other: non-negative least squares in float64, each row by itself.
 
 A gram's factor in float32 loses the pivots that matter, and sweeps fill the support with concepts that can stand for
-each other. So what `core.kernels.dense` and `core.kernels.active_set` leave undone is solved here: of a working set
-the concepts and their gram in float64, and a support that grows by what violates most while exact steps keep it
-independent (Lawson & Hanson 1974, where one concept joins at a time).
+each other. So what `core.kernels.cpu.dense` and `core.kernels.cpu.active_set` leave undone is solved here: of a
+working set the concepts and their gram in float64, and a support that grows by what violates most while exact steps
+keep it independent (Lawson & Hanson 1974, where one concept joins at a time).
 
 Compiled by numba; all arrays are C-contiguous and of one float dtype.
 """
@@ -13,13 +13,12 @@ from typing import Any
 import numpy as np
 
 from core.compiled import compiled
-from core.kernels.active_set import LAST_SHARE, ROUND_SHARE, choose
-from core.kernels.cholesky import room_for
-from core.kernels.held import held_none
-from core.kernels.panels import gradients, padded
-from core.kernels.prepared import Prepared
-from core.kernels.products import four, norm_of, relative, residual_of, row_of_tile
-from core.kernels.small import (
+from core.kernels.cpu.active_set import LAST_SHARE, ROUND_SHARE, choose
+from core.kernels.cpu.cholesky import room_for
+from core.kernels.cpu.held import held_none
+from core.kernels.cpu.panels import gradients, padded
+from core.kernels.cpu.products import four, norm_of, relative, residual_of, row_of_tile
+from core.kernels.cpu.small import (
     CUT_SHORT,
     LARGEST_SUPPORT,
     STEPS_IN_A_ROW,
@@ -30,6 +29,7 @@ from core.kernels.small import (
     kkt_residual,
     stride_for,
 )
+from core.kernels.prepared import Prepared
 
 Array = np.ndarray[Any, np.dtype[Any]]
 

@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 
 from core.compiled import compiled
-from core.kernels.held import way_to_minimiser
-from core.kernels.lanes import (
+from core.kernels.cpu.held import way_to_minimiser
+from core.kernels.cpu.lanes import (
     LANES,
     add,
     larger,
@@ -25,8 +25,8 @@ from core.kernels.lanes import (
     violation,
     zeros_of,
 )
-from core.kernels.products import four_chosen, tile
-from core.kernels.sweeps import sweep_row
+from core.kernels.cpu.products import four_chosen, tile
+from core.kernels.cpu.sweeps import sweep_row
 
 Array = np.ndarray[Any, np.dtype[Any]]
 

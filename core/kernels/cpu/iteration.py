@@ -17,8 +17,8 @@ import numba
 import numpy as np
 
 from core.compiled import compiled
-from core.kernels.descent import descend_tile
-from core.kernels.lanes import LANES, add_scaled, load, store
+from core.kernels.cpu.descent import descend_tile
+from core.kernels.cpu.lanes import LANES, add_scaled, load, store
 
 Array = np.ndarray[Any, np.dtype[Any]]
 

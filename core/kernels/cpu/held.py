@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 
 from core.compiled import compiled
-from core.kernels.cholesky import factor_for_step, pivot, solve, solve_in_lanes
-from core.kernels.lanes import LANES, add_scaled, load, store, zeros_of
+from core.kernels.cpu.cholesky import factor_for_step, pivot, solve, solve_in_lanes
+from core.kernels.cpu.lanes import LANES, add_scaled, load, store, zeros_of
 
 Array = np.ndarray[Any, np.dtype[Any]]
 

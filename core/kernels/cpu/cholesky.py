@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from core.compiled import compiled
-from core.kernels.lanes import LANES, add_scaled, load, multiply, splat, store, subtract, zeros_of
+from core.kernels.cpu.lanes import LANES, add_scaled, load, multiply, splat, store, subtract, zeros_of
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
