@@ -58,7 +58,9 @@ def compiled(*, parallel: bool = False) -> Callable[[Function], Function]:
                 stacklevel=1,  # one place for all kernels: it is told once
             )
             return numba.njit(function, **options)  # type: ignore[no-any-return]
-        kernel._cache._cache_file = _Kept(kernel._cache.cache_path, f"{function.__module__}.{function.__name__}")
+        kernel._cache._cache_file = KernelCacheFile(
+            kernel._cache.cache_path, f"{function.__module__}.{function.__name__}"
+        )
         return kernel  # type: ignore[no-any-return]
 
     return decorate
@@ -70,7 +72,7 @@ def compile_as_kept(kernel: Any) -> None:
         kernel.compile(signature)
 
 
-class _Kept(IndexDataCacheFile):
+class KernelCacheFile(IndexDataCacheFile):
     """The machine code of one kernel, for all dtypes and levels; numba's own way with these files is not safe.
 
     Numba numbers them, and an index has the numbers. Of two processes that compile at once, for two dtypes or for two

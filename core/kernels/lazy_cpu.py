@@ -5,7 +5,7 @@ from types import ModuleType
 
 
 @cache
-def of_cpu() -> ModuleType:
+def cpu_kernels() -> ModuleType:
     """`core.kernels.cpu.interface`.
 
     Raises:

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import torch
 
 from core.kernels.grams import gram
-from core.kernels.lazy_cpu import of_cpu
+from core.kernels.lazy_cpu import cpu_kernels
 
 
 class Prepared(NamedTuple):
@@ -26,7 +26,7 @@ class Prepared(NamedTuple):
 
 
 @dataclass
-class Kept:
+class EncodeCache:
     """What is kept beside a prepared D for later calls. Any thread may use it.
 
     Attributes:
@@ -46,7 +46,7 @@ def prepare(D: torch.Tensor, *, hold_gram: bool) -> Prepared:
 
 def prepare_with(D: torch.Tensor, B: torch.Tensor, inverse: torch.Tensor) -> Prepared:
     """Of a D whose gram and inverse are there."""
-    return Prepared(D, B, inverse, of_cpu().panels_of(D) if D.device.type == "cpu" else D.new_empty(0, 0, 0))
+    return Prepared(D, B, inverse, cpu_kernels().panels_of(D) if D.device.type == "cpu" else D.new_empty(0, 0, 0))
 
 
 def inverse_of(diagonal: torch.Tensor) -> torch.Tensor:

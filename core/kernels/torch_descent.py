@@ -13,7 +13,7 @@ BLOCK_COLUMNS = 64
 
 
 def descend(
-    Z: torch.Tensor, G: torch.Tensor, B: torch.Tensor, inverse: torch.Tensor, max_sweeps: int, share: float
+    Z: torch.Tensor, G: torch.Tensor, B: torch.Tensor, inverse: torch.Tensor, max_sweeps: int, progress_ratio: float
 ) -> torch.Tensor:
     """See `core.kernels.descend`."""
     violation = (_projected(Z, G).square() * inverse).sum(dim=1)
@@ -23,7 +23,7 @@ def descend(
         z, g = Z[rows], G[rows]
         progress = _sweep(z, g, B, inverse)
         Z[rows], G[rows] = z, g
-        going = progress > share * first[rows]
+        going = progress > progress_ratio * first[rows]
         if not going.any():
             break
         rows = rows[going]

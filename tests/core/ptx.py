@@ -42,9 +42,9 @@ def compile_only(kernel: Any, grid: object) -> Callable[..., None]:
     return launch
 
 
-def descend_rows(rows: int, k: int, share: float) -> None:
+def descend_rows(rows: int, k: int, progress_ratio: float) -> None:
     Z, G, B = torch.rand(rows, k), torch.rand(rows, k), torch.rand(k, k)
-    interface.descend(Z, G, B, torch.rand(k), 2, share)
+    interface.descend(Z, G, B, torch.rand(k), 2, progress_ratio)
 
 
 SIZES = 64, 128, encode.ROOM, 2 * encode.ROOM  # the first of working sets, and one beyond the usual
@@ -74,8 +74,8 @@ def main() -> None:
     JITFunction.__getitem__ = compile_only
     torch.cuda.device_of = lambda tensor: nullcontext()  # type: ignore[assignment,misc]
     # alone or not, even or not, with TF32 or split: every two of these meet
-    for rows, k, share in ((1, 1, 1e-2), (40, 96, 1e-10), (300, 1040, 1e-2), (300, 1100, 1e-10)):
-        descend_rows(rows, k, share)
+    for rows, k, progress_ratio in ((1, 1, 1e-2), (40, 96, 1e-10), (300, 1040, 1e-2), (300, 1100, 1e-10)):
+        descend_rows(rows, k, progress_ratio)
     for rows, k, d in ((3, 1, 3), (12, 256, 100), (16, 1024, 768)):
         encode_rows(rows, k, d)
     encode_rows(4, 600, 100, hold_gram=False, sizes=(64, 2 * encode.ROOM))  # in registers, and read in parts

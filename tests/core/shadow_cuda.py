@@ -417,7 +417,7 @@ def on_stream(stream: Stream) -> Iterator[None]:
 
 def descend_tiles(
     Z: Any, g_start: Any, g_product: Any, steps: Any, moves: Any, B: Any, inverse: Any, going: Any, progress: Any,
-    first: Any, rows: int, k: int, stride: int, block: int, sweep: int, sweeps: int, share: float, *,
+    first: Any, rows: int, k: int, stride: int, block: int, sweep: int, sweeps: int, progress_ratio: float, *,
     BLOCK: int, ALONE: bool, **_: object,
 ) -> None:  # fmt: skip
     """What `descend` in `core.kernels.cuda.descent` says it does, of all rows at once: interpreted, a tile takes a
@@ -439,7 +439,7 @@ def descend_tiles(
         if here.stop == k:
             if sweep + s == 0:
                 first.copy_(progress)
-            active = active & (progress > share * first)
+            active = active & (progress > progress_ratio * first)
             progress.zero_()
     going.copy_(active)
 

@@ -12,7 +12,7 @@ import pytest
 
 import core
 from core import warm
-from core.compiled import _Kept, sources
+from core.compiled import KernelCacheFile, sources
 from tests.core.fresh import ROOT, run_each, run_fresh
 from tests.test_house import imported
 
@@ -107,7 +107,7 @@ def test_without_a_writable_cache_it_works_and_says_so(used: Used) -> None:
 
 def test_two_processes_that_compile_at_once_keep_both(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The other begins and ends while the one writes: numba would number both alike."""
-    one, other = _Kept(str(tmp_path), "core.kernels.k"), _Kept(str(tmp_path), "core.kernels.k")
+    one, other = KernelCacheFile(str(tmp_path), "core.kernels.k"), KernelCacheFile(str(tmp_path), "core.kernels.k")
     write = one._save_data
 
     def meanwhile(name: str, data: Any) -> None:
@@ -123,7 +123,7 @@ def test_two_processes_that_compile_at_once_keep_both(tmp_path: Path, monkeypatc
 
 
 def test_a_full_disk_costs_no_more_than_compiling_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    kept = _Kept(str(tmp_path), "core.kernels.k")
+    kept = KernelCacheFile(str(tmp_path), "core.kernels.k")
 
     def full(name: str, data: Any) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
@@ -137,7 +137,7 @@ def test_a_full_disk_costs_no_more_than_compiling_again(tmp_path: Path, monkeypa
 @pytest.mark.parametrize("length", [0, 1, 5])
 def test_what_is_cut_off_is_made_anew(tmp_path: Path, length: int) -> None:
     """As a machine that lost its power may leave it, or a copy on a disk that was full."""
-    kept = _Kept(str(tmp_path), "core.kernels.k")
+    kept = KernelCacheFile(str(tmp_path), "core.kernels.k")
     kept.save("key", "data")
     (path,) = tmp_path.glob("*.nbc")
     path.write_bytes(path.read_bytes()[:length])
@@ -150,7 +150,10 @@ def test_what_is_cut_off_is_made_anew(tmp_path: Path, length: int) -> None:
 
 
 def test_it_can_be_emptied(tmp_path: Path) -> None:
-    kept, of_another = _Kept(str(tmp_path), "core.kernels.k"), _Kept(str(tmp_path), "core.kernels.kk")
+    kept, of_another = (
+        KernelCacheFile(str(tmp_path), "core.kernels.k"),
+        KernelCacheFile(str(tmp_path), "core.kernels.kk"),
+    )
     kept.save("key", "data")
     of_another.save("key", "data")
     kept.flush()

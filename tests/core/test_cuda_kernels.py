@@ -54,9 +54,9 @@ def problem(
         *((32, 20, 65, 90), (32, 3, 80, 40)),
     ],
 )
-@pytest.mark.parametrize("share", [0.0, 0.01])
+@pytest.mark.parametrize("progress_ratio", [0.0, 0.01])
 def test_descend_gives_the_iterates_of_the_definition(
-    block: int, rows: int, k: int, d: int, share: float, monkeypatch: pytest.MonkeyPatch
+    block: int, rows: int, k: int, d: int, progress_ratio: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(cuda, "BLOCK", block)
     A, D, B, Z = problem(rows, k, d, seed=k, zero_concepts=k // 10)
@@ -65,9 +65,9 @@ def test_descend_gives_the_iterates_of_the_definition(
     before = (
         np.where(expected > 0, gradient, np.minimum(gradient, 0)) ** 2 * kernels.inverse_diagonal(B).numpy()
     ).sum(1)
-    reference.descend(expected, gradient, B.double().numpy(), max_sweeps=3, progress_ratio=share)
+    reference.descend(expected, gradient, B.double().numpy(), max_sweeps=3, progress_ratio=progress_ratio)
 
-    violation = cuda.descend(Z, G, B, kernels.inverse_diagonal(B), 3, share)
+    violation = cuda.descend(Z, G, B, kernels.inverse_diagonal(B), 3, progress_ratio)
 
     np.testing.assert_allclose(Z.numpy(), expected, atol=2e-6 * max(1, expected.max()))
     np.testing.assert_allclose(violation.numpy(), before, rtol=1e-3, atol=1e-4)
@@ -102,7 +102,7 @@ def solved(
     tol: float = 1e-6,
     gram: bool = True,
     max_sweeps: int = 300,
-    kept: kernels.Kept | None = None,
+    kept: kernels.EncodeCache | None = None,
 ) -> Answer:
     return cuda.solve(A, kernels.prepare(D, hold_gram=gram), tol, max_sweeps, kept)
 
@@ -185,7 +185,7 @@ def test_few_rows_are_solved_by_what_is_kept_for_them(monkeypatch: pytest.Monkey
     A, _, D = planted(4, 20, 30, density=0.05, seed=3)
     a, D = torch.from_numpy(A), torch.from_numpy(D)
     a[3] = 0
-    kept = kernels.Kept()
+    kept = kernels.EncodeCache()
     solved(a[:2], D, kept=kept)
     solved(a[:1], D, kept=kept)
     assert kept.graphs == {(2, 1e-6, 300): None, (1, 1e-6, 300): None}  # which is worth it from the second time on
@@ -299,7 +299,7 @@ def test_rows_given_up_are_ended_by_exact_steps(monkeypatch: pytest.MonkeyPatch)
         finish(a, *others)
 
     monkeypatch.setattr(cpu, "finish", seen)
-    kept = kernels.Kept()
+    kept = kernels.EncodeCache()
     for _ in range(2):  # launch by launch, and recorded
         Z, residual = solved(A, D, max_sweeps=50, kept=kept)
         assert torch.equal(given.pop(), A[1:])  # the other was done
@@ -467,8 +467,9 @@ from core.kernels.cuda import interface as cuda
 D = torch.rand(3, 5)
 A = torch.rand(2, 3) @ D
 B, inverse = kernels.gram(D), kernels.inverse_diagonal(kernels.gram(D))
+ready = prepared.Prepared(D, B, inverse, torch.empty(0))
 for _ in range(2):
-    Z, residual = cuda.solve(A, prepared.Prepared(D, B, inverse, torch.empty(0)), 1e-6, 300, kept := kernels.Kept())
+    Z, residual = cuda.solve(A, ready, 1e-6, 300, kernels.EncodeCache())
 print(bool(torch.allclose(Z @ D, A, atol=1e-3)), float(residual.max()) <= 1e-6)
 cuda.descend(Z, Z @ B - A @ D.T, B, inverse, 5, 0.0)
 try:

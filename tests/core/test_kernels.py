@@ -50,9 +50,9 @@ def test_reference_reaches_exact_least_squares() -> None:
 
 @pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
 @pytest.mark.parametrize(("rows", "k", "d"), [(1, 1, 1), (3, 5, 4), (40, 64, 30), (70, 65, 90), (200, 130, 100)])
-@pytest.mark.parametrize("share", [0.0, 0.01])
+@pytest.mark.parametrize("progress_ratio", [0.0, 0.01])
 def test_descend_gives_the_iterates_of_the_definition(
-    implementation: ModuleType, rows: int, k: int, d: int, share: float
+    implementation: ModuleType, rows: int, k: int, d: int, progress_ratio: float
 ) -> None:
     A, D, B, Z = problem(rows, k, d, seed=k, zero_concepts=k // 10)
     G = Z @ B - A @ D.T
@@ -60,9 +60,9 @@ def test_descend_gives_the_iterates_of_the_definition(
     before = (
         np.where(expected > 0, gradient, np.minimum(gradient, 0)) ** 2 * kernels.inverse_diagonal(B).numpy()
     ).sum(1)
-    reference.descend(expected, gradient, B.double().numpy(), max_sweeps=3, progress_ratio=share)
+    reference.descend(expected, gradient, B.double().numpy(), max_sweeps=3, progress_ratio=progress_ratio)
 
-    violation = implementation.descend(Z, G, B, kernels.inverse_diagonal(B), 3, share)
+    violation = implementation.descend(Z, G, B, kernels.inverse_diagonal(B), 3, progress_ratio)
 
     np.testing.assert_allclose(Z.numpy(), expected, atol=2e-4 * expected.max())
     np.testing.assert_allclose(

@@ -305,7 +305,7 @@ def test_what_the_cpu_encodes_is_prepared_there_once(
     held = device.allocated - before
     assert held == dictionary.D.nbytes  # and no gram
     assert dictionary.nbytes == held + of_cpu.nbytes
-    monkeypatch.setattr(prepared, "of_cpu", pytest.fail)
+    monkeypatch.setattr(prepared, "cpu_kernels", pytest.fail)
     encoded = dictionary.encode(rows)
     assert isinstance(encoded.codes, Shadow)
     assert torch.equal(encoded.codes.cpu(), of_cpu.encode(rows).codes)

@@ -27,12 +27,12 @@ from core.kernels.cpu.lanes import (
     larger,
     load,
     multiply,
+    projected_gradient,
     reciprocal_root,
     splat,
     store,
     subtract,
     subtract_product,
-    violation,
     zeros_of,
 )
 from core.kernels.cpu.panels import gradients, padded
@@ -356,7 +356,7 @@ def _kkt_residuals(z: Array, g: Array, inverse: Array, residuals: Array) -> None
     """max_j |v_j|/‖d_j‖ of each row; NaN where the gradient is."""
     worst = zeros_of(z)
     for j in range(z.shape[0]):
-        v = violation(load(z, j), load(g, j))
+        v = projected_gradient(load(z, j), load(g, j))
         worst = larger(worst, multiply(multiply(v, v), splat(inverse[j])))
     store(residuals, 0, worst)
     for s in range(LANES):

@@ -32,12 +32,12 @@ ROWS_PER_PIECE = 32
 
 
 def descend(
-    Z: torch.Tensor, G: torch.Tensor, B: torch.Tensor, inverse: torch.Tensor, max_sweeps: int, share: float
+    Z: torch.Tensor, G: torch.Tensor, B: torch.Tensor, inverse: torch.Tensor, max_sweeps: int, progress_ratio: float
 ) -> torch.Tensor:
     """See `core.kernels.descend`."""
     violation = Z.new_empty(len(Z))
     with threads_for(Z.numel() * B.shape[0]):
-        descend_rows(Z.numpy(), G.numpy(), B.numpy(), inverse.numpy(), violation.numpy(), max_sweeps, share)
+        descend_rows(Z.numpy(), G.numpy(), B.numpy(), inverse.numpy(), violation.numpy(), max_sweeps, progress_ratio)
     return violation
 
 
@@ -47,13 +47,30 @@ def sums(x: torch.Tensor) -> tuple[float, float]:
 
 
 def iterate(
-    A: torch.Tensor, Z: torch.Tensor, concepts: torch.Tensor, *told: Any
+    A: torch.Tensor,
+    Z: torch.Tensor,
+    concepts: torch.Tensor,
+    energy: float,
+    vanished: float,
+    code_sweeps: int,
+    concept_sweeps: int,
+    progress_ratio: float,
 ) -> tuple[float, float, float, torch.Tensor]:
-    """See `core.kernels.iterate`, whose other arguments are `told` in their order."""
+    """See `core.kernels.iterate`."""
     dead = Z.new_empty(Z.shape[1], dtype=torch.bool)
     (rows, d), k = A.shape, Z.shape[1]
     with threads_for(k * (2 * d + k) * (rows + d)):
-        numbers = iteration.iterate(A.numpy(), Z.numpy(), concepts.numpy(), dead.numpy(), *told)
+        numbers = iteration.iterate(
+            A.numpy(),
+            Z.numpy(),
+            concepts.numpy(),
+            dead.numpy(),
+            energy,
+            vanished,
+            code_sweeps,
+            concept_sweeps,
+            progress_ratio,
+        )
     return *numbers, dead
 
 

@@ -19,10 +19,10 @@ from core.kernels.cpu.lanes import (
     load,
     load_first,
     multiply,
+    projected_gradient,
     store,
     subtract,
     total,
-    violation,
     zeros_of,
 )
 from core.kernels.cpu.products import four_chosen, tile
@@ -88,11 +88,11 @@ def kkt_residual(z: Array, g: Array, inverse: Array) -> float:
     worst, unseen = zeros_of(z), zeros_of(z)
     whole, left = z.size // LANES, z.size % LANES
     for i in range(whole):
-        v = violation(load(z, i), load(g, i))
+        v = projected_gradient(load(z, i), load(g, i))
         relative = multiply(multiply(v, v), load(inverse, i))
         worst, unseen = larger(worst, relative), add(unseen, subtract(relative, relative))
     if left:
-        v = violation(load_first(z, whole, left), load_first(g, whole, left))
+        v = projected_gradient(load_first(z, whole, left), load_first(g, whole, left))
         relative = multiply(multiply(v, v), load_first(inverse, whole, left))
         worst, unseen = larger(worst, relative), add(unseen, subtract(relative, relative))
     lanes = np.empty(LANES, z.dtype)

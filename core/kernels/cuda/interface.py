@@ -8,9 +8,9 @@ import torch
 from core.kernels.cuda import descent, encode
 from core.kernels.cuda.encode import Encode, Solved, on_device, size_for
 from core.kernels.cuda.graphs import FEW_ROWS, EncodeGraph, Graphs, graph_of
-from core.kernels.lazy_cpu import of_cpu
+from core.kernels.lazy_cpu import cpu_kernels
 from core.kernels.precision import Precision, product
-from core.kernels.prepared import Kept, Prepared
+from core.kernels.prepared import EncodeCache, Prepared
 
 # --- descent: columns of a block, whose gradients are one product of all rows, so wide that moves can be read as fast
 # as they are multiplied; those among them that go one by one in registers; and the depth of a product there
@@ -27,7 +27,7 @@ ITERATING_SHARE = 1e-4
 
 
 def descend(
-    Z: torch.Tensor, G: torch.Tensor, B: torch.Tensor, inverse: torch.Tensor, max_sweeps: int, share: float
+    Z: torch.Tensor, G: torch.Tensor, B: torch.Tensor, inverse: torch.Tensor, max_sweeps: int, progress_ratio: float
 ) -> torch.Tensor:
     """See `core.kernels.descend`. Holds as much as Z beside it, and 2·BLOCK numbers a row; halves of it for the while
     of a product where it is meant to arrive.
@@ -35,7 +35,7 @@ def descend(
     More than BLOCK concepts go block by block: a product for all rows, then a sweep of the block by tiles of rows.
     """
     violation = (torch.where(Z > 0, G, G.clamp(max=0)).square_() * inverse).sum(dim=1)
-    precision = Precision.TF32 if share >= ITERATING_SHARE else Precision.SPLIT
+    precision = Precision.TF32 if progress_ratio >= ITERATING_SHARE else Precision.SPLIT
     rows, k = Z.shape
     moves, progress, first = torch.zeros_like(Z), Z.new_zeros(rows), Z.new_zeros(rows)
     going = torch.ones(rows, dtype=torch.int32, device=Z.device)
@@ -43,7 +43,7 @@ def descend(
     def launch(block: int, sweep: int, sweeps: int, product_of_moves: torch.Tensor, steps: torch.Tensor) -> None:
         descent.descend[(-(-rows // ROWS),)](
             Z, G, product_of_moves, steps, moves, B, inverse, going, progress, first,
-            rows, k, product_of_moves.shape[1], block, sweep, sweeps, share,
+            rows, k, product_of_moves.shape[1], block, sweep, sweeps, progress_ratio,
             ROWS=ROWS, BLOCK=BLOCK, PART=PART, DEPTH=DEPTH, ALONE=k <= BLOCK, EVEN=k % PART == 0,
             PRECISION="tf32" if precision is Precision.TF32 else "tf32x3", num_warps=1, num_stages=3,
         )  # fmt: skip
@@ -64,7 +64,7 @@ def descend(
 
 
 def solve(
-    A: torch.Tensor, prepared: Prepared, tol: float, max_sweeps: int, kept: Kept | None = None
+    A: torch.Tensor, prepared: Prepared, tol: float, max_sweeps: int, kept: EncodeCache | None = None
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """See `core.kernels.solve`; by rounds on a working set for each row, as on the CPU (see
     `core.kernels.cpu.active_set`).
@@ -76,15 +76,15 @@ def solve(
     once for all the rounds that most encodes take. Rows that have had all their products are ended by exact steps on
     the CPU: of concepts that nearly depend on each other, gradients settle little.
     """
-    kept = kept or Kept()
+    kept = kept or EncodeCache()
     with torch.cuda.device_of(A):  # type: ignore[no-untyped-call]
         solved = _by_graph(A, prepared, tol, max_sweeps, kept.graphs)
         solved = solved or _by_rounds(Encode(A, prepared, tol, max_sweeps))
         if solved.given_up:
             late = (~(solved.residual <= tol)).nonzero().squeeze(1)
             a, z, left = (x[late].cpu() for x in (A, solved.Z, solved.residual))
-            kept.on_cpu = kept.on_cpu or of_cpu().on_the_cpu(prepared)
-            of_cpu().finish(a, kept.on_cpu, tol, max_sweeps, z, left)
+            kept.on_cpu = kept.on_cpu or cpu_kernels().on_the_cpu(prepared)
+            cpu_kernels().finish(a, kept.on_cpu, tol, max_sweeps, z, left)
             solved.Z[late], solved.residual[late] = z.to(A.device), left.to(A.device)
         return solved.Z, solved.residual
 
