@@ -13,10 +13,12 @@ from typing import Any, TypeVar
 
 import numba
 import numba.np.linalg
+import numpy as np
 from numba.core.caching import IndexDataCacheFile
 
 from core import levels, threads
 
+Array = np.ndarray[Any, np.dtype[Any]]  # of the kernels
 Function = TypeVar("Function", bound=Callable[..., Any])
 
 # Lets numba vectorise and fuse sums; nnan and ninf are left out, so that NaN still compares as NaN.
@@ -133,8 +135,9 @@ class KernelCacheFile(IndexDataCacheFile):
 def sources() -> list[Path]:
     """The files that compiled code is made of, or has constants from: a change of any has all compiled anew."""
     core = Path(__file__).parent
-    of_all = core / "compiled.py", core / "levels.py", core / "kernels" / "prepared.py"
-    return [*of_all, *sorted((core / "kernels" / "cpu").glob("*.py"))]
+    kernels = core / "kernels"
+    of_all = core / "compiled.py", core / "levels.py", kernels / "encode_rules.py", kernels / "prepared.py"
+    return [*of_all, *sorted((kernels / "cpu").glob("*.py"))]
 
 
 @cache

@@ -15,13 +15,13 @@ from types import ModuleType
 import torch
 
 from core.kernels import precision, torch_descent
-from core.kernels.grams import gram as gram
 from core.kernels.lazy_cpu import cpu_kernels
 from core.kernels.prepared import EncodeCache as EncodeCache
 from core.kernels.prepared import Prepared as Prepared
 from core.kernels.prepared import inverse_of
 from core.kernels.prepared import prepare as prepare
 from core.kernels.prepared import prepare_with as prepare_with
+from core.kernels.prepared import squared_violation as squared_violation
 from core.threads import threads_for_product
 
 # The priority of CUDA streams for work that somebody waits for: what is there of others' is done after it.

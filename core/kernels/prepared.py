@@ -52,3 +52,10 @@ def prepare_with(D: torch.Tensor, B: torch.Tensor, inverse: torch.Tensor) -> Pre
 def inverse_of(diagonal: torch.Tensor) -> torch.Tensor:
     """1/B_jj, and 0 where B_jj is 0."""
     return torch.where(diagonal > 0, 1 / diagonal, 0)
+
+
+def squared_violation(
+    Z: torch.Tensor, G: torch.Tensor, inverse: torch.Tensor, bound: torch.Tensor | float = 0.0
+) -> torch.Tensor:
+    """Σ_j v_j²/B_jj of each row, with gradient g: v_j = g_j where z_j is above its lower bound, else min(g_j, 0)."""
+    return (torch.where(bound < Z, G, G.clamp(max=0)).square_() * inverse).sum(dim=1)

@@ -8,6 +8,7 @@ to the gradient of all columns. `core.kernels.reference` defines what is compute
 import torch
 
 from core.kernels.precision import Precision, product
+from core.kernels.prepared import squared_violation
 
 BLOCK_COLUMNS = 64
 
@@ -16,7 +17,7 @@ def descend(
     Z: torch.Tensor, G: torch.Tensor, B: torch.Tensor, inverse: torch.Tensor, max_sweeps: int, progress_ratio: float
 ) -> torch.Tensor:
     """See `core.kernels.descend`."""
-    violation = (_projected(Z, G).square() * inverse).sum(dim=1)
+    violation = squared_violation(Z, G, inverse)
     rows = torch.arange(len(Z), device=Z.device)
     first = _sweep(Z, G, B, inverse)
     for _ in range(max_sweeps - 1):
@@ -28,10 +29,6 @@ def descend(
             break
         rows = rows[going]
     return violation
-
-
-def _projected(Z: torch.Tensor, G: torch.Tensor) -> torch.Tensor:
-    return torch.where(Z > 0, G, G.clamp(max=0))
 
 
 def _sweep(Z: torch.Tensor, G: torch.Tensor, B: torch.Tensor, inverse: torch.Tensor) -> torch.Tensor:

@@ -19,7 +19,7 @@ from scipy.optimize import nnls
 
 from benchmarks import tensor_cores
 from core import kernels
-from core.kernels import reference
+from core.kernels import grams, reference
 from core.kernels.precision import Precision
 from tests.core.problems import excess, kkt_residual, nearly_dependent, planted
 
@@ -43,7 +43,7 @@ def problem(
     A, Z, D = planted(rows, d, k, seed=seed)
     D[:zero_concepts] = 0
     A, Z, D = (torch.from_numpy(x) for x in (A, Z, D))
-    return A, D, kernels.gram(D), Z
+    return A, D, grams.gram(D), Z
 
 
 # one column and one row; ends of parts and of a product's depth; more than a program's rows
@@ -462,11 +462,11 @@ sys.modules["numba"] = None
 import core, core.chunks, core.fit, core.warm, torch
 from tests.core import interpreted
 from core import kernels
-from core.kernels import prepared
+from core.kernels import grams, prepared
 from core.kernels.cuda import interface as cuda
 D = torch.rand(3, 5)
 A = torch.rand(2, 3) @ D
-B, inverse = kernels.gram(D), kernels.inverse_diagonal(kernels.gram(D))
+B, inverse = grams.gram(D), kernels.inverse_diagonal(grams.gram(D))
 ready = prepared.Prepared(D, B, inverse, torch.empty(0))
 for _ in range(2):
     Z, residual = cuda.solve(A, ready, 1e-6, 300, kernels.EncodeCache())

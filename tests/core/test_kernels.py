@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from core import kernels
-from core.kernels import reference, torch_descent
+from core.kernels import grams, reference, torch_descent
 from core.kernels.cpu import interface as cpu
 from tests.core.problems import digits_split, excess, kkt_residual, planted
 
@@ -136,7 +136,7 @@ def test_solve_without_the_gram(k: int, d: int) -> None:
 @pytest.mark.parametrize("k", [1, 5, 300, 600])  # 300 and 600 are mirrored in pieces, the last of them smaller
 def test_a_gram_is_symmetric_to_the_last_bit(k: int, dtype: torch.dtype) -> None:
     D = torch.rand(k, 77, generator=torch.Generator().manual_seed(k), dtype=dtype)
-    B = kernels.gram(D)
+    B = grams.gram(D)
     torch.testing.assert_close(B, D @ D.T)
     assert torch.equal(B, B.T)
 

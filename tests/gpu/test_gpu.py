@@ -7,7 +7,7 @@ import torch
 from core import NMF, Dictionary, kernels, memory
 from core.chunks import Chunks
 from core.errors import DeviceTooSmall, NegativeValues
-from core.kernels import reference, torch_descent
+from core.kernels import grams, reference, torch_descent
 from core.kernels.precision import Precision, product
 from core.progress import run
 from core.solvers import alternating, hals
@@ -63,7 +63,7 @@ def test_descend_is_the_definitions(rows: int, k: int, d: int, progress_ratio: f
     A, Z, D = planted(rows, d, k, seed=k)
     D[: k // 10] = 0
     A, Z, D = on_gpu(A, Z, D)
-    B = kernels.gram(D)
+    B = grams.gram(D)
     G = Z @ B - A @ D.T
     expected, gradient = (x[:40].double().cpu().numpy() for x in (Z, G))
     reference.descend(expected, gradient, B.double().cpu().numpy(), max_sweeps=3, progress_ratio=progress_ratio)

@@ -15,11 +15,9 @@ their gradients together at the rate of a matrix product, and puts the next row 
 Compiled by numba; all arrays are C-contiguous and of one float dtype.
 """
 
-from typing import Any
-
 import numpy as np
 
-from core.compiled import compiled
+from core.compiled import Array, compiled
 from core.kernels.cpu.cholesky import room_for
 from core.kernels.cpu.held import held_none, way_to_minimiser
 from core.kernels.cpu.lanes import (
@@ -48,20 +46,12 @@ from core.kernels.cpu.small import (
     solve_small,
     stride_for,
 )
+from core.kernels.encode_rules import ADDED, LAST_SHARE, ROUND_SHARE
 from core.kernels.prepared import Prepared
 
-Array = np.ndarray[Any, np.dtype[Any]]
-
-# Concepts that join in a round; where more violate and the support is larger, as many as it holds.
-ADDED = 64
-# The score that lets so many join is found by halving: at most so often, or once this share of them is in.
+# The score that lets as many join as are to is found by halving: at most so often, or once this share of them is in.
 HALVINGS = 50
 ENOUGH = 0.9
-# A round ends once its small problem is this share of the whole problem's residual from its minimum.
-ROUND_SHARE = 0.03
-# and the last one aims below what is asked for, since the gradient of all concepts is checked after it
-LAST_SHARE = 0.5
-
 # Rows that a thread has in hand at once: D is read once for all of them, in parts that stay in the core's cache.
 ROWS_IN_HAND = 16
 

@@ -12,11 +12,9 @@ they are swept by themselves. What is computed for a row does not depend on the 
 Compiled by numba; all arrays are C-contiguous and of one float dtype.
 """
 
-from typing import Any
-
 import numpy as np
 
-from core.compiled import compiled
+from core.compiled import Array, compiled
 from core.kernels.cpu.cholesky import PIVOT_ROUNDINGS, factor_for_step, pivot, solve_in_order
 from core.kernels.cpu.lanes import (
     LANES,
@@ -39,13 +37,10 @@ from core.kernels.cpu.panels import gradients, padded
 from core.kernels.cpu.products import norm_of, relative, residual_of
 from core.kernels.cpu.small import MOST_SPANNED, SHORTER, is_beyond
 from core.kernels.cpu.sweeps import sweep_lanes, sweep_row
+from core.kernels.encode_rules import LAST_SHARE
 from core.kernels.prepared import Prepared
 from core.levels import has
 
-Array = np.ndarray[Any, np.dtype[Any]]
-
-# A small problem is solved to below what is asked for, since the gradient is checked afresh after it.
-SHARE = 0.5
 # Sweeps find most of the support; from then on exact solves on it alternate with a few sweeps that correct it.
 SWEEPS_AT_FIRST = 12
 SWEEPS_BETWEEN = 3
@@ -410,7 +405,7 @@ def _solve_tile(
     for s in range(count):
         R[s] = -A[first + s]
         norms[s] = norm_of(R[s])
-        alive[s], aims[s] = 1, SHARE * tol * norms[s]
+        alive[s], aims[s] = 1, LAST_SHARE * tol * norms[s]
     while True:
         gradients(R, rows.size, panels, G)
         for at in range(rows.size):

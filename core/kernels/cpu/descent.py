@@ -3,16 +3,12 @@
 Compiled by numba; all arrays are C-contiguous and of one float dtype.
 """
 
-from typing import Any
-
 import numba
 import numpy as np
 
-from core.compiled import compiled
+from core.compiled import Array, compiled
 from core.kernels.cpu.lanes import LANES, load, store
 from core.kernels.cpu.sweeps import sweep_lanes, sweep_row
-
-Array = np.ndarray[Any, np.dtype[Any]]
 
 # Sweeping sixteen rows in lockstep costs k·k a row; one by one, for each coordinate that moves, k and as much as this
 # many more for the waiting. (Measured at k = 64 to 1024.)

@@ -8,15 +8,11 @@ in a lane of its own; a factor of the new support, as many as a third of its siz
 Compiled by numba; all arrays are C-contiguous.
 """
 
-from typing import Any
-
 import numpy as np
 
-from core.compiled import compiled
+from core.compiled import Array, compiled
 from core.kernels.cpu.cholesky import factor_for_step, pivot, solve, solve_in_lanes
 from core.kernels.cpu.lanes import LANES, add_scaled, load, store, zeros_of
-
-Array = np.ndarray[Any, np.dtype[Any]]
 
 # One lane holds the step itself. A factor of fewer concepts than this is made as fast as it is bordered.
 MOST_CHANGED = LANES - 1

@@ -12,6 +12,7 @@ import numba
 import numpy as np
 import torch
 
+from core.compiled import Array
 from core.kernels.cpu import active_set, dense, dependent, iteration
 from core.kernels.cpu.descent import descend_rows
 from core.kernels.cpu.lanes import LANES
@@ -19,14 +20,11 @@ from core.kernels.cpu.panels import panels_of as panels_of
 from core.kernels.cpu.pieces import address, solve_pieces
 from core.kernels.cpu.small import PATIENCE
 from core.kernels.cpu.sums import sums as of_array
+from core.kernels.encode_rules import FEW_CONCEPTS
 from core.kernels.grams import gram
 from core.kernels.prepared import Prepared, prepare_with
 from core.threads import SMALL_WORK, threads_for
 
-Array = np.ndarray[Any, np.dtype[Any]]
-
-# No more concepts than this, and than features: the codes are often dense, and the problem of every row holds all.
-FEW_CONCEPTS = 256
 # Rows handed to a thread in one piece, so that one held up by another process does not hold up the rest.
 ROWS_PER_PIECE = 32
 

@@ -11,16 +11,12 @@ Products are made in vectors of concepts: arrays of `width` columns have k of th
 sixteen. Compiled by numba; all arrays are C-contiguous.
 """
 
-from typing import Any
-
 import numba
 import numpy as np
 
-from core.compiled import compiled
+from core.compiled import Array, compiled
 from core.kernels.cpu.descent import descend_tile
 from core.kernels.cpu.lanes import LANES, add_scaled, load, store
-
-Array = np.ndarray[Any, np.dtype[Any]]
 
 BLOCK = 96  # rows: tiles of sixteen to sweep, and groups of six to multiply
 FEATURES = 48  # that are improved together, likewise

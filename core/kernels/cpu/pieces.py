@@ -10,15 +10,12 @@ from functools import cache
 from typing import Any
 
 import numba
-import numpy as np
 from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic
 
-from core.compiled import compiled
+from core.compiled import Array, compiled
 from core.kernels.prepared import Prepared
-
-Array = np.ndarray[Any, np.dtype[Any]]
 
 
 def _signature(dtype: Any) -> Any:

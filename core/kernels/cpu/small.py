@@ -6,11 +6,9 @@ Kim & Park 2011) alternate with a few sweeps that correct it.
 Compiled by numba; all arrays are C-contiguous.
 """
 
-from typing import Any
-
 import numpy as np
 
-from core.compiled import compiled
+from core.compiled import Array, compiled
 from core.kernels.cpu.held import way_to_minimiser
 from core.kernels.cpu.lanes import (
     LANES,
@@ -27,8 +25,6 @@ from core.kernels.cpu.lanes import (
 )
 from core.kernels.cpu.products import four_chosen, tile
 from core.kernels.cpu.sweeps import sweep_row
-
-Array = np.ndarray[Any, np.dtype[Any]]
 
 # Sweeps find most of the support; from then on exact solves on it alternate with a few sweeps that correct it.
 # On digits activations at k = 64 to 256, 4 to 20 and 1 to 2 cost the same within a tenth.

@@ -8,9 +8,7 @@ where most move. Both round alike.
 
 from typing import Any
 
-import numpy as np
-
-from core.compiled import compiled
+from core.compiled import Array, compiled
 from core.kernels.cpu.lanes import (
     add_product,
     add_scaled,
@@ -25,8 +23,6 @@ from core.kernels.cpu.lanes import (
     where_positive,
     zeros_of,
 )
-
-Array = np.ndarray[Any, np.dtype[Any]]
 
 
 @compiled()

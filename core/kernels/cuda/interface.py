@@ -10,7 +10,7 @@ from core.kernels.cuda.encode import Encode, Solved, on_device, size_for
 from core.kernels.cuda.graphs import FEW_ROWS, EncodeGraph, Graphs, graph_of
 from core.kernels.lazy_cpu import cpu_kernels
 from core.kernels.precision import Precision, product
-from core.kernels.prepared import EncodeCache, Prepared
+from core.kernels.prepared import EncodeCache, Prepared, squared_violation
 
 # --- descent: columns of a block, whose gradients are one product of all rows, so wide that moves can be read as fast
 # as they are multiplied; those among them that go one by one in registers; and the depth of a product there
@@ -34,7 +34,7 @@ def descend(
 
     More than BLOCK concepts go block by block: a product for all rows, then a sweep of the block by tiles of rows.
     """
-    violation = (torch.where(Z > 0, G, G.clamp(max=0)).square_() * inverse).sum(dim=1)
+    violation = squared_violation(Z, G, inverse)
     precision = Precision.TF32 if progress_ratio >= ITERATING_SHARE else Precision.SPLIT
     rows, k = Z.shape
     moves, progress, first = torch.zeros_like(Z), Z.new_zeros(rows), Z.new_zeros(rows)
