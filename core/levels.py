@@ -1,7 +1,7 @@
 """What kernels are compiled for: a level of x86-64, and not the very processor, so that what one machine has compiled
 serves others: those of a cluster that share a home directory, or all that run an image.
 
-Numba's disk cache holds what was compiled for several levels, each under its own name.
+`core.compiled` keeps what was compiled for each level under a name of its own.
 """
 
 from collections.abc import Mapping

@@ -5,7 +5,8 @@ each other. So what `core.kernels.cpu.dense` and `core.kernels.cpu.active_set` l
 working set the concepts and their gram in float64, and a support that grows by what violates most while exact steps
 keep it independent (Lawson & Hanson 1974, where one concept joins at a time).
 
-Compiled by numba; all arrays are C-contiguous and of one float dtype.
+Compiled by numba; all arrays are C-contiguous; A, D, Z are of one float dtype, working sets and their grams in
+float64.
 """
 
 import numpy as np

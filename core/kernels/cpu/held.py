@@ -23,7 +23,7 @@ LEAST_PIVOT = 1e-3
 
 @compiled()
 def held_none(size: int) -> Array:
-    """The concepts of a factor that is not there yet: their number, and room for so many."""
+    """An empty list of concepts in one array: its length (0) at [0], then room for `size` of them."""
     return np.zeros(size + 1, np.int64)
 
 

@@ -12,9 +12,11 @@ from core.kernels.lazy_cpu import cpu_kernels
 from core.kernels.precision import Precision, product
 from core.kernels.prepared import EncodeCache, Prepared, squared_violation
 
-# --- descent: columns of a block, whose gradients are one product of all rows, so wide that moves can be read as fast
-# as they are multiplied; those among them that go one by one in registers; and the depth of a product there
-BLOCK, PART, DEPTH = 512, 16, 32
+# --- descent
+# columns swept between two products of all rows; wide enough that moves are read as fast as they are multiplied
+BLOCK = 512
+PART = 16  # columns of a block whose coordinates go one by one, in registers
+DEPTH = 32  # depth of a tensor-core product within a block
 ROWS = 32  # of a program, which is a warp: a row each thread
 LOOK_AFTER = 16  # sweeps after which the host asks whether any row still goes; a fit's iterations take fewer
 
