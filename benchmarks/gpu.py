@@ -210,7 +210,7 @@ def encode_one_beside(bench: Bench, nb_concepts: int, n_features: int) -> Figure
 
 
 def unrecorded_encode(dictionary: Dictionary, row: torch.Tensor) -> torch.Tensor:
-    """Launch by launch, for comparison with what `core.kernels.records` plays."""
+    """Launch by launch, for comparison with what `core.kernels.cuda.graphs` plays."""
     return kernels.solve(row, dictionary._prepared, tol=ENCODE_TOL, max_sweeps=ENCODE_MAX_ITER)[0]
 
 

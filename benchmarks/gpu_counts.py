@@ -20,13 +20,13 @@ import torch
 
 from benchmarks import data, tensor_cores
 from core import NMF, kernels
-from core.kernels import cuda, rounds
+from core.kernels.cuda import encode, interface
 from core.kernels.precision import Precision
 
 ROWS = 8
 
 
-class Counted(rounds.Encode):
+class Counted(encode.Encode):
     """Counts what is done, as it is done."""
 
     seen: "list[Counted]" = []  # noqa: RUF012 - of the one call under way
@@ -52,7 +52,7 @@ def count(A: np.ndarray, D: np.ndarray) -> str:
     Counted.seen.clear()
     prepared = kernels.prepare(torch.from_numpy(np.ascontiguousarray(D)), hold_gram=len(D) <= 4096)
     for i, row in enumerate(torch.from_numpy(np.ascontiguousarray(A)).split(1)):
-        _, residual = cuda.solve(row, prepared, 1e-6, 300)
+        _, residual = interface.solve(row, prepared, 1e-6, 300)
         assert float(residual.max()) <= 1e-6
         products[i] = int(Counted.seen[-1].rows.spent.sum())
     n, seen = len(A), Counted.seen
@@ -81,7 +81,8 @@ def main() -> None:
     )
     parser.add_argument("--rows", type=int, default=ROWS, help="rows of each data set")
     given = parser.parse_args()
-    rounds.product, rounds.LEAST_PRODUCTS, cuda.Encode = tensor_cores.product, 0, Counted  # type: ignore[assignment,misc]
+    encode.product, encode.LEAST_PRODUCTS = tensor_cores.product, 0  # type: ignore[assignment]
+    interface.Encode = Counted  # type: ignore[misc]
     print("| a row of | rounds | gradients in TF32 | split | float32 | products of its gram | largest working set |")
     print("| --- | --- | --- | --- | --- | --- | --- |")
     with tempfile.TemporaryDirectory() as folder:

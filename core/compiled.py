@@ -13,10 +13,12 @@ from typing import Any, TypeVar
 
 import numba
 import numba.np.linalg
+import numpy as np
 from numba.core.caching import IndexDataCacheFile
 
 from core import levels, threads
 
+Array = np.ndarray[Any, np.dtype[Any]]  # of the kernels
 Function = TypeVar("Function", bound=Callable[..., Any])
 
 # Lets numba vectorise and fuse sums; nnan and ninf are left out, so that NaN still compares as NaN.
@@ -58,7 +60,9 @@ def compiled(*, parallel: bool = False) -> Callable[[Function], Function]:
                 stacklevel=1,  # one place for all kernels: it is told once
             )
             return numba.njit(function, **options)  # type: ignore[no-any-return]
-        kernel._cache._cache_file = _Kept(kernel._cache.cache_path, f"{function.__module__}.{function.__name__}")
+        kernel._cache._cache_file = KernelCacheFile(
+            kernel._cache.cache_path, f"{function.__module__}.{function.__name__}"
+        )
         return kernel  # type: ignore[no-any-return]
 
     return decorate
@@ -70,7 +74,7 @@ def compile_as_kept(kernel: Any) -> None:
         kernel.compile(signature)
 
 
-class _Kept(IndexDataCacheFile):
+class KernelCacheFile(IndexDataCacheFile):
     """The machine code of one kernel, for all dtypes and levels; numba's own way with these files is not safe.
 
     Numba numbers them, and an index has the numbers. Of two processes that compile at once, for two dtypes or for two
@@ -128,12 +132,18 @@ class _Kept(IndexDataCacheFile):
         return f"{self._kernel}.{_sources()}.{rest}.nbc"
 
 
+def sources() -> list[Path]:
+    """The files that compiled code is made of, or has constants from: a change of any has all compiled anew."""
+    core = Path(__file__).parent
+    kernels = core / "kernels"
+    of_all = core / "compiled.py", core / "levels.py", kernels / "encode_rules.py", kernels / "prepared.py"
+    return [*of_all, *sorted((kernels / "cpu").glob("*.py"))]
+
+
 @cache
 def _sources() -> str:
     """A digest of all that kernels are compiled from, and of the numba that compiles them."""
-    here = Path(__file__)
-    files = [here, *sorted((here.parent / "kernels").glob("*.py"))]
-    return _digest(numba.__version__.encode(), *(path.read_bytes() for path in files))
+    return _digest(numba.__version__.encode(), *(path.read_bytes() for path in sources()))
 
 
 def _digest(*parts: bytes) -> str:

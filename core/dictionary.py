@@ -114,7 +114,7 @@ class Dictionary:
         hold_gram = self.nb_concepts <= largest_gram(there)
         with own_precision():
             self._prepared = kernels.prepare(self._scaled.to(there), hold_gram=hold_gram)
-        self._kept = kernels.Kept()
+        self._kept = kernels.EncodeCache()
 
     @property
     def nbytes(self) -> int:

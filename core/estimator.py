@@ -10,10 +10,9 @@ from typing import Any, Self
 import numpy as np
 import torch
 
+from core.checks import Array
 from core.errors import InvalidArray, InvalidParameter
 from core.inputs import Input
-
-Array = np.ndarray[Any, np.dtype[Any]]
 
 MOST_NAMES = 5  # of a message
 

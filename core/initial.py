@@ -32,7 +32,7 @@ ZERO_SHARE = 1e-3
 RANK_SHARE = 1e-6
 # A factor that is solved for on its own, from zero: at most so many sweeps, fewer where their squared progress has
 # fallen to this share of the first's.
-SWEEPS, SWEEP_SHARE = 200, 1e-10
+SWEEPS, PROGRESS_RATIO = 200, 1e-10
 # Rows of A whose random codes are drawn together, from a seed of their own, so that they are the same whichever rank
 # has them and in however many chunks it reads them.
 RANDOM_ROWS = 256
@@ -204,7 +204,7 @@ def codes_for(chunks: Chunks, D: torch.Tensor) -> Generator[None, None, torch.Te
     inverse = kernels.inverse_diagonal(B)
     for rows, block in chunks:
         G = -product(block, D.T, Precision.FLOAT32)
-        kernels.descend(Z[rows], G, B, inverse, max_sweeps=SWEEPS, share=SWEEP_SHARE)
+        kernels.descend(Z[rows], G, B, inverse, max_sweeps=SWEEPS, progress_ratio=PROGRESS_RATIO)
         yield
     return Z
 
@@ -221,7 +221,7 @@ def concepts_for(chunks: Chunks, Z: torch.Tensor) -> Generator[None, None, torch
     G, B = -statistics.cross.float(), statistics.gram.float()
     inverse = kernels.inverse_diagonal(B)
     for features in slices(d, chunk_size(0, k, Z.device)):
-        kernels.descend(concepts[features], G[features], B, inverse, max_sweeps=SWEEPS, share=SWEEP_SHARE)
+        kernels.descend(concepts[features], G[features], B, inverse, max_sweeps=SWEEPS, progress_ratio=PROGRESS_RATIO)
         yield
     chunks.ranks.broadcast(concepts)
     return concepts.T.contiguous()

@@ -1,7 +1,7 @@
 """What kernels are compiled for: a level of x86-64, and not the very processor, so that what one machine has compiled
 serves others: those of a cluster that share a home directory, or all that run an image.
 
-Numba's disk cache holds what was compiled for several levels, each under its own name.
+`core.compiled` keeps what was compiled for each level under a name of its own.
 """
 
 from collections.abc import Mapping
@@ -15,7 +15,7 @@ LEVELS = {
 }
 
 # Not in halves, though processors of these levels were made for which that is better: where most of the time goes,
-# sums fill all registers (`core.kernels.panels`). On a Zen 4 halves made encodes 1.4 times as slow.
+# sums fill all registers (`core.kernels.cpu.panels`). On a Zen 4 halves made encodes 1.4 times as slow.
 WHOLE_REGISTERS = "-prefer-256-bit"
 
 

@@ -8,12 +8,12 @@ import torch
 
 from core import batches, checks, inputs
 from core.batches import Rows
-from core.checks import at_least_one, is_number
+from core.checks import Array, at_least_one, is_number
 from core.chunks import Chunks, slices
 from core.constants import EPOCHS, MAX_ITER, TOL
 from core.dictionary import ENCODE_MAX_ITER, Dictionary
 from core.errors import InvalidParameter, NotFitted, WrongShape
-from core.estimator import Array, Estimator, names_of
+from core.estimator import Estimator, names_of
 from core.fit import Callback, Fit, FitSteps, Fitted, zeros
 from core.initial import STARTS
 from core.inputs import Input, Matrix

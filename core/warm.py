@@ -74,7 +74,7 @@ def _compile_as_kept() -> None:
     from numba.core.registry import CPUDispatcher
 
     from core.compiled import compile_as_kept
-    from core.kernels import cpu, pieces  # noqa: F401 - which import all others
+    from core.kernels.cpu import interface  # noqa: F401 - which imports all others
 
     for kernel in gc.get_objects():
         if isinstance(kernel, CPUDispatcher) and kernel.__module__.startswith("core."):

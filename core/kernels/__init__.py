@@ -14,14 +14,14 @@ from types import ModuleType
 
 import torch
 
-from core.kernels import blocked, precision
-from core.kernels.grams import gram as gram
-from core.kernels.of_cpu import of_cpu
-from core.kernels.prepared import Kept as Kept
+from core.kernels import precision, torch_descent
+from core.kernels.lazy_cpu import cpu_kernels
+from core.kernels.prepared import EncodeCache as EncodeCache
 from core.kernels.prepared import Prepared as Prepared
 from core.kernels.prepared import inverse_of
 from core.kernels.prepared import prepare as prepare
 from core.kernels.prepared import prepare_with as prepare_with
+from core.kernels.prepared import squared_violation as squared_violation
 from core.threads import threads_for_product
 
 # The priority of CUDA streams for work that somebody waits for: what is there of others' is done after it.
@@ -35,18 +35,18 @@ def descend(
     inverse: torch.Tensor,
     *,
     max_sweeps: int,
-    share: float,
+    progress_ratio: float,
 ) -> torch.Tensor:
     """Coordinate descent from the given codes Z (rows, k), in place; their gradient G = Z·B − C is used up.
 
-    Each row is swept until a sweep's progress (the sum of δ²·B_jj) falls to `share` of its first's, or
+    Each row is swept until a sweep's progress (the sum of δ²·B_jj) falls to `progress_ratio` of its first's, or
     `max_sweeps` times.
 
     Returns:
         Σ_j v_j²/B_jj of each row before the first sweep, with v_j = g_j where z_j > 0 and min(g_j, 0) elsewhere.
     """
-    implementation = of_cpu() if Z.device.type == "cpu" else _of_cuda(Z) or blocked
-    return implementation.descend(Z, G, B, inverse, max_sweeps, share)  # type: ignore[no-any-return]
+    implementation = cpu_kernels() if Z.device.type == "cpu" else _cuda_kernels_for(Z) or torch_descent
+    return implementation.descend(Z, G, B, inverse, max_sweeps, progress_ratio)  # type: ignore[no-any-return]
 
 
 def iterate(
@@ -58,7 +58,7 @@ def iterate(
     vanished: float,
     code_sweeps: int,
     concept_sweeps: int,
-    share: float,
+    progress_ratio: float,
 ) -> tuple[float, float, float, torch.Tensor]:
     """Codes Z (rows, k), then concepts (d, k), of A (rows, d), each improved once by `descend`, in place.
 
@@ -73,8 +73,9 @@ def iterate(
         The loss ½‖A − ZD‖² of them, which may be off by 5e-7·‖A‖²; Σ v_j²/B_jj of all codes and that of all
         concepts, each before the update; and which concepts are zero or unused, bool (k,).
     """
-    told = energy, vanished, code_sweeps, concept_sweeps, share
-    return of_cpu().iterate(A, Z, concepts, *told)  # type: ignore[no-any-return]
+    return cpu_kernels().iterate(  # type: ignore[no-any-return]
+        A, Z, concepts, energy, vanished, code_sweeps, concept_sweeps, progress_ratio
+    )
 
 
 def solve(
@@ -83,7 +84,7 @@ def solve(
     *,
     tol: float,
     max_sweeps: int,
-    kept: Kept | None = None,
+    kept: EncodeCache | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Codes of A (rows, d) on a prepared D (k, d) from zero: (Z (rows, k), relative residual of each row).
 
@@ -94,21 +95,21 @@ def solve(
     `prepared` may lie where `encoded_on` says, rather than where A does; the answer lies with A.
     """
     if A.device.type == "cpu":
-        return of_cpu().solve(A, prepared, tol, max_sweeps)  # type: ignore[no-any-return]
-    if (of_cuda := _encodes_of_cuda(prepared.D)) is not None:
-        return of_cuda.solve(A, prepared, tol, max_sweeps, kept)  # type: ignore[no-any-return]
-    return of_cpu().solve_for_others(A, prepared, tol, max_sweeps)  # type: ignore[no-any-return]
+        return cpu_kernels().solve(A, prepared, tol, max_sweeps)  # type: ignore[no-any-return]
+    if (encoder := _cuda_encoder_for(prepared.D)) is not None:
+        return encoder.solve(A, prepared, tol, max_sweeps, kept)  # type: ignore[no-any-return]
+    return cpu_kernels().solve_for_others(A, prepared, tol, max_sweeps)  # type: ignore[no-any-return]
 
 
 def encoded_on(D: torch.Tensor) -> torch.device:
     """Where rows on this device are encoded on D: on the CPU, unless the device has kernels for it."""
-    return D.device if _encodes_of_cuda(D) is not None else torch.device("cpu")
+    return D.device if _cuda_encoder_for(D) is not None else torch.device("cpu")
 
 
 def sums(x: torch.Tensor) -> tuple[float, float]:
     """Σ x and Σ x² of all numbers of x, contiguous, in float64."""
     if x.device.type == "cpu":
-        return of_cpu().sums(x)  # type: ignore[no-any-return]
+        return cpu_kernels().sums(x)  # type: ignore[no-any-return]
     return float(x.sum(dtype=torch.float64)), float(torch.linalg.vector_norm(x, dtype=torch.float64)) ** 2
 
 
@@ -128,18 +129,18 @@ def inverse_diagonal(B: torch.Tensor) -> torch.Tensor:
     return inverse_of(B.diagonal())
 
 
-def _of_cuda(x: torch.Tensor) -> ModuleType | None:
+def _cuda_kernels_for(x: torch.Tensor) -> ModuleType | None:
     """The kernels for float32 on CUDA devices, where there is Triton: CUDA builds of torch bring it along."""
     if x.device.type != "cuda" or x.dtype != torch.float32 or not _has_triton():
         return None
-    from core.kernels import cuda
+    from core.kernels.cuda import interface
 
-    return cuda
+    return interface
 
 
-def _encodes_of_cuda(D: torch.Tensor) -> ModuleType | None:
-    of_cuda = _of_cuda(D)
-    return of_cuda if of_cuda is not None and len(D) <= of_cuda.MOST_CONCEPTS else None
+def _cuda_encoder_for(D: torch.Tensor) -> ModuleType | None:
+    cuda_kernels = _cuda_kernels_for(D)
+    return cuda_kernels if cuda_kernels is not None and len(D) <= cuda_kernels.MOST_CONCEPTS else None
 
 
 @cache

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import torch
 
 from core.kernels.grams import gram
-from core.kernels.of_cpu import of_cpu
+from core.kernels.lazy_cpu import cpu_kernels
 
 
 class Prepared(NamedTuple):
@@ -16,7 +16,7 @@ class Prepared(NamedTuple):
         D: (k, d).
         B: (k, k), its gram; empty where it is not held: what is needed of it is computed from D.
         inverse: (k,), 1/‖d_j‖², and 0 for a concept of norm zero, which is never used.
-        panels: D once more, as `core.kernels.panels` wants it; empty on other devices than the CPU.
+        panels: D once more, as `core.kernels.cpu.panels` wants it; empty on other devices than the CPU.
     """
 
     D: Any
@@ -26,15 +26,15 @@ class Prepared(NamedTuple):
 
 
 @dataclass
-class Kept:
+class EncodeCache:
     """What is kept beside a prepared D for later calls. Any thread may use it.
 
     Attributes:
-        records: see `core.kernels.records`.
+        graphs: see `core.kernels.cuda.graphs`.
         on_cpu: the same on the CPU, once it was wanted there; of threads that made it at once, the last one's.
     """
 
-    records: dict[Any, Any] = field(default_factory=dict)
+    graphs: dict[Any, Any] = field(default_factory=dict)
     on_cpu: Prepared | None = None
 
 
@@ -46,9 +46,16 @@ def prepare(D: torch.Tensor, *, hold_gram: bool) -> Prepared:
 
 def prepare_with(D: torch.Tensor, B: torch.Tensor, inverse: torch.Tensor) -> Prepared:
     """Of a D whose gram and inverse are there."""
-    return Prepared(D, B, inverse, of_cpu().panels_of(D) if D.device.type == "cpu" else D.new_empty(0, 0, 0))
+    return Prepared(D, B, inverse, cpu_kernels().panels_of(D) if D.device.type == "cpu" else D.new_empty(0, 0, 0))
 
 
 def inverse_of(diagonal: torch.Tensor) -> torch.Tensor:
     """1/B_jj, and 0 where B_jj is 0."""
     return torch.where(diagonal > 0, 1 / diagonal, 0)
+
+
+def squared_violation(
+    Z: torch.Tensor, G: torch.Tensor, inverse: torch.Tensor, bound: torch.Tensor | float = 0.0
+) -> torch.Tensor:
+    """Σ_j v_j²/B_jj of each row, with gradient g: v_j = g_j where z_j is above its lower bound, else min(g_j, 0)."""
+    return (torch.where(bound < Z, G, G.clamp(max=0)).square_() * inverse).sum(dim=1)

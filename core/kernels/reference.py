@@ -1,7 +1,7 @@
 """The kernels as definitions: plain loops over numpy arrays of any float dtype. The tests hold the others to these.
 
-Both minimise ½‖a − zD‖² over z ≥ 0 for each row a of A by itself. With the gram B = D·Dᵀ and c = a·Dᵀ the
-gradient at z is g = zB − c.
+`sweep` and `descend` minimise ½‖a − zD‖² over z ≥ 0 for each row a of A by itself. With the gram B = D·Dᵀ and
+c = a·Dᵀ the gradient at z is g = zB − c.
 """
 
 from typing import Any

@@ -47,7 +47,7 @@ ERRORS_AT_ONCE = 1 << 21
 # round). One whose squared norm is below this share of ‖A‖² or below the least that has a reciprocal is taken as 0.
 VANISHED_SHARE, VANISHED = 1e-34, 1e-36
 
-# Rows Z (rows, k) improved in place, given C (rows, k); returns each row's squared `violation` before that.
+# Rows Z (rows, k) improved in place, given C (rows, k); returns each row's `squared_violation` before that.
 Step = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 
 
@@ -246,13 +246,6 @@ def _improve(step: Step, Z: torch.Tensor, C: torch.Tensor, products: int) -> Gen
         total += violation.sum(dtype=torch.float64)  # a device is asked for it at the end of the iteration
         yield
     return total
-
-
-def violation(
-    Z: torch.Tensor, G: torch.Tensor, inverse: torch.Tensor, bound: torch.Tensor | float = 0.0
-) -> torch.Tensor:
-    """Σ_j v_j²/B_jj of each row, with gradient g: v_j = g_j where z_j is above its lower bound, else min(g_j, 0)."""
-    return (torch.where(bound < Z, G, G.clamp(max=0)).square_() * inverse).sum(dim=1)
 
 
 def threads_for_many(Z: torch.Tensor, B: torch.Tensor) -> AbstractContextManager[None]:

@@ -22,7 +22,7 @@ from core.chunks import Chunks
 from core.errors import OutOfRange
 from core.kernels.precision import Precision, in_float32, product
 from core.progress import FitProgress
-from core.solvers.alternating import Half, Past, Step, alternate, in_turn, violation
+from core.solvers.alternating import Half, Past, Step, alternate, in_turn
 
 # The relative KKT residual of each row, close above what float32 gradients can tell from zero.
 ROW_TOL = 1e-6
@@ -48,7 +48,7 @@ def exact(B: torch.Tensor) -> Step:
         with in_float32(C.device):
             A = torch.linalg.solve_triangular(L.T, C, upper=True, left=False).contiguous()
         codes, _ = kernels.solve(A, prepared, tol=ROW_TOL, max_sweeps=MAX_SWEEPS)
-        before = violation(Z, G, inverse)
+        before = kernels.squared_violation(Z, G, inverse)
         # near the minimum of an ill-conditioned row rounding may end a little higher than where the row was
         G += product(codes, B, Precision.FLOAT32, less=C)
         rose = torch.linalg.vecdot(codes - Z, G)[:, None] > 0

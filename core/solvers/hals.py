@@ -24,7 +24,7 @@ from core.solvers.alternating import Half, Iteration, Past, Step, alternate, in_
 # D has d rows to Z's n, so that more sweeps of it cost next to nothing.
 CODE_SWEEPS = 6
 CONCEPT_SWEEPS = 12
-SWEEP_SHARE = 0.01  # of the first sweep's squared progress: a tenth of its step
+PROGRESS_RATIO = 0.01  # of the first sweep's squared progress: a tenth of its step
 
 # What `at_once` is for: so many multiply-adds of an iteration, on two cores some 10 ms (beside more of them it hardly
 # matters how often threads are woken), and so many values, which stay in the last cache until they are read again.
@@ -55,7 +55,7 @@ def sweeps(B: torch.Tensor, *, max_sweeps: int) -> Step:
 
     def step(Z: torch.Tensor, C: torch.Tensor) -> torch.Tensor:
         G = kernels.product(Z, B, less=C)
-        return kernels.descend(Z, G, B, inverse, max_sweeps=max_sweeps, share=SWEEP_SHARE)
+        return kernels.descend(Z, G, B, inverse, max_sweeps=max_sweeps, progress_ratio=PROGRESS_RATIO)
 
     return step
 
@@ -86,7 +86,7 @@ def at_once(chunks: Chunks, Z: torch.Tensor, ahead: torch.Tensor) -> Generator[N
         vanished=vanished(chunks.energy),
         code_sweeps=CODE_SWEEPS,
         concept_sweeps=CONCEPT_SWEEPS,
-        share=SWEEP_SHARE,
+        progress_ratio=PROGRESS_RATIO,
     )
     yield
     return Iteration(updated, loss, of_codes, of_concepts, dead)

@@ -24,7 +24,7 @@ from core import kernels
 from core.chunks import Chunks
 from core.kernels.precision import Precision, in_float32, product
 from core.progress import FitProgress
-from core.solvers.alternating import Half, Past, Step, alternate, in_turn, threads_for_many, violation
+from core.solvers.alternating import Half, Past, Step, alternate, in_turn, threads_for_many
 
 # What the updates of one factor may cost, as a multiple of the products with A before them (α of Gillis & Glineur),
 # and their number at most: those of D are cheap where n is large, but soon bring nothing.
@@ -58,7 +58,7 @@ def updates(B: torch.Tensor, *, count: int) -> Step:
         with threads_for_many(Z, B):
             least = C * (LEAST_SHARE * inverse)
             ZB = product(Z, B, Precision.FLOAT32)
-            before = violation(Z, ZB - C, inverse, bound=least)
+            before = kernels.squared_violation(Z, ZB - C, inverse, bound=least)
             for update in range(count):
                 growth = torch.div(C, ZB.clamp_(min=SMALLEST), out=ZB).clamp_(max=MOST_GROWTH)
                 torch.maximum(Z.mul_(growth), least, out=Z)

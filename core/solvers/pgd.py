@@ -19,7 +19,7 @@ from core import kernels
 from core.chunks import Chunks
 from core.kernels.precision import Precision, product
 from core.progress import FitProgress
-from core.solvers.alternating import Half, Past, Step, alternate, in_turn, threads_for_many, violation
+from core.solvers.alternating import Half, Past, Step, alternate, in_turn, threads_for_many
 
 CODE_STEPS = 10
 CONCEPT_STEPS = 20
@@ -42,7 +42,7 @@ def accelerated(B: torch.Tensor, *, count: int) -> Step:
     def step(Z: torch.Tensor, C: torch.Tensor) -> torch.Tensor:
         with threads_for_many(Z, B):
             z, G = Z, product(Z, B, Precision.FLOAT32, less=C)
-            before = violation(z, G, inverse)
+            before = kernels.squared_violation(z, G, inverse)
             last_z, last_G = z, G
             t = Z.new_ones(len(Z), 1)
             for _ in range(count):

@@ -15,7 +15,7 @@ from app.worker.launch import channel
 from app.worker.messages import CheckpointPlace, Failed, Fit, Fitted, Heartbeat, Key, Message, Solve, Solved
 from app.worker.pace import SLICES_AHEAD
 from core import Dictionary
-from core.kernels.records import FEW_ROWS
+from core.kernels.cuda.graphs import FEW_ROWS
 from tests.app.conftest import D, publish
 from tests.app.test_worker import A, Turned
 

@@ -18,7 +18,7 @@ from triton.runtime import driver
 from triton.runtime.jit import JITFunction
 
 from core import kernels
-from core.kernels import bounded, cuda, rounds, tiles, working_sets
+from core.kernels.cuda import bounded, descent, encode, interface, working_sets
 from core.kernels.precision import Precision
 
 
@@ -42,24 +42,24 @@ def compile_only(kernel: Any, grid: object) -> Callable[..., None]:
     return launch
 
 
-def descend(rows: int, k: int, share: float) -> None:
+def descend_rows(rows: int, k: int, progress_ratio: float) -> None:
     Z, G, B = torch.rand(rows, k), torch.rand(rows, k), torch.rand(k, k)
-    cuda.descend(Z, G, B, torch.rand(k), 2, share)
+    interface.descend(Z, G, B, torch.rand(k), 2, progress_ratio)
 
 
-SIZES = 64, 128, rounds.ROOM, 2 * rounds.ROOM  # the first of working sets, and one beyond the usual
+SIZES = 64, 128, encode.ROOM, 2 * encode.ROOM  # the first of working sets, and one beyond the usual
 
 
-def encode(rows: int, k: int, d: int, *, hold_gram: bool = True, sizes: tuple[int, ...] = SIZES) -> None:
-    encode = rounds.Encode(torch.rand(rows, d), kernels.prepare(torch.rand(k, d), hold_gram=hold_gram), 1e-6, 300)
-    encode.begin()
-    for size in (rounds.size_for(encode.room),) if encode.all_chosen else sizes:
-        if size > encode.room and not encode.all_chosen:
-            encode.make_room(size)
-        encode.look(Precision.FLOAT32)
-        encode.rows.chosen.zero_()
-        encode.rows.wanted.fill_(1)
-        encode.lower(size)
+def encode_rows(rows: int, k: int, d: int, *, hold_gram: bool = True, sizes: tuple[int, ...] = SIZES) -> None:
+    solving = encode.Encode(torch.rand(rows, d), kernels.prepare(torch.rand(k, d), hold_gram=hold_gram), 1e-6, 300)
+    solving.begin()
+    for size in (encode.size_for(solving.room),) if solving.all_chosen else sizes:
+        if size > solving.room and not solving.all_chosen:
+            solving.make_room(size)
+        solving.look(Precision.FLOAT32)
+        solving.rows.chosen.zero_()
+        solving.rows.wanted.fill_(1)
+        solving.lower(size)
 
 
 def compiled(kernel: Any) -> Iterator[str]:
@@ -74,15 +74,15 @@ def main() -> None:
     JITFunction.__getitem__ = compile_only
     torch.cuda.device_of = lambda tensor: nullcontext()  # type: ignore[assignment,misc]
     # alone or not, even or not, with TF32 or split: every two of these meet
-    for rows, k, share in ((1, 1, 1e-2), (40, 96, 1e-10), (300, 1040, 1e-2), (300, 1100, 1e-10)):
-        descend(rows, k, share)
+    for rows, k, progress_ratio in ((1, 1, 1e-2), (40, 96, 1e-10), (300, 1040, 1e-2), (300, 1100, 1e-10)):
+        descend_rows(rows, k, progress_ratio)
     for rows, k, d in ((3, 1, 3), (12, 256, 100), (16, 1024, 768)):
-        encode(rows, k, d)
-    encode(4, 600, 100, hold_gram=False, sizes=(64, 2 * rounds.ROOM))  # in registers, and read in parts
-    rounds.MANY_ROWS = 0
-    encode(16, 1024, 768, sizes=(2 * rounds.ROOM,))
+        encode_rows(rows, k, d)
+    encode_rows(4, 600, 100, hold_gram=False, sizes=(64, 2 * encode.ROOM))  # in registers, and read in parts
+    encode.MANY_ROWS = 0
+    encode_rows(16, 1024, 768, sizes=(2 * encode.ROOM,))
     of_encodes = bounded.minimise, working_sets.choose, working_sets.gather, working_sets.residuals
-    for kernel in (tiles.descend, *of_encodes):
+    for kernel in (descent.descend, *of_encodes):
         texts = list(compiled(kernel))
         on_tensor_cores = [text for text in texts if re.search(r"mma.sync\S*tf32", text)]
         print(f"{kernel.fn.__name__}: compiled {len(texts)} times, {len(on_tensor_cores)} for tensor cores")

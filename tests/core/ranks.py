@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from core.compiled import compile_as_kept
-from core.kernels import cpu, totals  # noqa: F401 - all that a fit on the CPU loads
+from core.kernels.cpu import interface, sums  # noqa: F401 - all that a fit on the CPU loads
 from tests.core.fresh import ROOT, forked
 from tests.waiting import PATIENCE_SECONDS
 
@@ -38,7 +38,7 @@ def told_by_ranks(module: str, folder: Path, *sizes: int) -> dict[int, list[dict
 
 def main() -> None:
     module, statuses = import_module(sys.argv[1]), []
-    compile_as_kept(totals.sums)  # with its first kernel numba makes itself ready, in half a second
+    compile_as_kept(sums.sums)  # with its first kernel numba makes itself ready, in half a second
     gc.freeze()  # else each of them looks through all that is loaded, and copies it
     for size in map(int, sys.argv[3:]):
         folder = Path(sys.argv[2], str(size))

@@ -22,7 +22,8 @@ import torch
 import triton.runtime.interpreter as interpreter
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from core.kernels import precision, records
+from core.kernels import precision
+from core.kernels.cuda import graphs
 from tests.core import interpreted  # noqa: F401
 
 DEVICE = torch.device("cuda", 0)
@@ -416,10 +417,11 @@ def on_stream(stream: Stream) -> Iterator[None]:
 
 def descend_tiles(
     Z: Any, g_start: Any, g_product: Any, steps: Any, moves: Any, B: Any, inverse: Any, going: Any, progress: Any,
-    first: Any, rows: int, k: int, stride: int, block: int, sweep: int, sweeps: int, share: float, *,
+    first: Any, rows: int, k: int, stride: int, block: int, sweep: int, sweeps: int, progress_ratio: float, *,
     BLOCK: int, ALONE: bool, **_: object,
 ) -> None:  # fmt: skip
-    """What `core.kernels.tiles.descend` says it does, of all rows at once: interpreted, a tile takes a second."""
+    """What `descend` in `core.kernels.cuda.descent` says it does, of all rows at once: interpreted, a tile takes a
+    second."""
     here = slice(block * BLOCK, min(k, (block + 1) * BLOCK))
     z, b, h = Z[:, here], B[here, here], inverse[here]
     active = going != 0
@@ -437,7 +439,7 @@ def descend_tiles(
         if here.stop == k:
             if sweep + s == 0:
                 first.copy_(progress)
-            active = active & (progress > share * first)
+            active = active & (progress > progress_ratio * first)
             progress.zero_()
     going.copy_(active)
 
@@ -515,7 +517,7 @@ def cuda() -> Iterator[State]:
         "empty_cache": lambda: None,
         "get_device_properties": lambda device=None: properties,
     }
-    records._place.cache_clear()
+    graphs._place.cache_clear()
     try:
         with (
             _lent_guard(),
@@ -526,4 +528,4 @@ def cuda() -> Iterator[State]:
         ):
             yield state
     finally:
-        records._place.cache_clear()
+        graphs._place.cache_clear()

@@ -1,8 +1,8 @@
 import numpy as np
 import pytest
 
-from core.kernels import cholesky, dense
-from core.kernels.lanes import LANES
+from core.kernels.cpu import cholesky, dense
+from core.kernels.cpu.lanes import LANES
 
 
 def concepts(k: int, d: int) -> np.ndarray:

@@ -12,8 +12,9 @@ import pytest
 
 import core
 from core import warm
-from core.compiled import _Kept
-from tests.core.fresh import run_each, run_fresh
+from core.compiled import KernelCacheFile, sources
+from tests.core.fresh import ROOT, run_each, run_fresh
+from tests.test_house import imported
 
 import torch  # isort: skip
 
@@ -24,7 +25,7 @@ import numpy as np
 sys.path.insert(0, {package!r})
 os.environ.update(dict.fromkeys(("NUMBA_CACHE_DIR", "HOME", "XDG_CACHE_HOME"), {cache!r}))
 with warnings.catch_warnings(record=True, action="always") as warned:
-    from core.kernels.descent import _live
+    from core.kernels.cpu.descent import _live
     told = int(_live(np.ones((2, 3), np.float32), np.ones((2, 3), np.float32)))
 print(json.dumps([told, sum(_live.stats.cache_hits.values()), [str(one.message) for one in warned]]))
 """
@@ -70,10 +71,10 @@ def used(tmp_path_factory: pytest.TempPathFactory) -> Used:
     for copy in (package, unwritable):
         shutil.copytree(Path(core.__file__).parent, copy / "core", ignore=shutil.ignore_patterns("__pycache__"))
     cache, blocker = folder / "kept", folder / "file"
-    for file in (blocker, unwritable / "core" / "kernels" / "__pycache__"):
+    for file in (blocker, unwritable / "core" / "kernels" / "cpu" / "__pycache__"):
         file.touch()
     use = USE.format(package=str(package), cache=str(cache))
-    change = CHANGE.format(sources=str(package / "core" / "kernels" / "sweeps.py"))
+    change = CHANGE.format(sources=str(package / "core" / "kernels" / "cpu" / "sweeps.py"))
     told = run_each(use, use, change + use, USE.format(package=str(unwritable), cache=str(blocker)))
     return Used([json.loads(line) for line in told], cache)
 
@@ -81,6 +82,16 @@ def used(tmp_path_factory: pytest.TempPathFactory) -> Used:
 def test_what_a_kernel_calls_is_in_another_file_and_has_it_compiled_anew(used: Used) -> None:
     assert [told[:2] for told in used.told[:3]] == [[6, 0], [6, 1], [6, 0]]
     assert len(list(used.cache.rglob("*_live.*.nbc"))) == 1, "that of the sources that there were is gone"
+
+
+def test_what_kernels_import_of_core_has_them_compiled_anew() -> None:
+    """`interface`, which calls them and compiles nothing, may import more."""
+    made_of = {path.relative_to(ROOT).with_suffix("") for path in sources()}
+    assert len(made_of) > 10
+    for path in (ROOT / "core" / "kernels" / "cpu").glob("*.py"):
+        modules = {Path(*name.split(".")) for name in imported(path) if name.startswith("core.")}
+        if path.stem != "interface":
+            assert {module for module in modules if (ROOT / module).with_suffix(".py").exists()} <= made_of, path
 
 
 def test_the_cache_directory_that_is_set_is_used(used: Used) -> None:
@@ -96,7 +107,7 @@ def test_without_a_writable_cache_it_works_and_says_so(used: Used) -> None:
 
 def test_two_processes_that_compile_at_once_keep_both(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The other begins and ends while the one writes: numba would number both alike."""
-    one, other = _Kept(str(tmp_path), "core.kernels.k"), _Kept(str(tmp_path), "core.kernels.k")
+    one, other = KernelCacheFile(str(tmp_path), "core.kernels.k"), KernelCacheFile(str(tmp_path), "core.kernels.k")
     write = one._save_data
 
     def meanwhile(name: str, data: Any) -> None:
@@ -112,7 +123,7 @@ def test_two_processes_that_compile_at_once_keep_both(tmp_path: Path, monkeypatc
 
 
 def test_a_full_disk_costs_no_more_than_compiling_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    kept = _Kept(str(tmp_path), "core.kernels.k")
+    kept = KernelCacheFile(str(tmp_path), "core.kernels.k")
 
     def full(name: str, data: Any) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
@@ -126,7 +137,7 @@ def test_a_full_disk_costs_no_more_than_compiling_again(tmp_path: Path, monkeypa
 @pytest.mark.parametrize("length", [0, 1, 5])
 def test_what_is_cut_off_is_made_anew(tmp_path: Path, length: int) -> None:
     """As a machine that lost its power may leave it, or a copy on a disk that was full."""
-    kept = _Kept(str(tmp_path), "core.kernels.k")
+    kept = KernelCacheFile(str(tmp_path), "core.kernels.k")
     kept.save("key", "data")
     (path,) = tmp_path.glob("*.nbc")
     path.write_bytes(path.read_bytes()[:length])
@@ -139,7 +150,10 @@ def test_what_is_cut_off_is_made_anew(tmp_path: Path, length: int) -> None:
 
 
 def test_it_can_be_emptied(tmp_path: Path) -> None:
-    kept, of_another = _Kept(str(tmp_path), "core.kernels.k"), _Kept(str(tmp_path), "core.kernels.kk")
+    kept, of_another = (
+        KernelCacheFile(str(tmp_path), "core.kernels.k"),
+        KernelCacheFile(str(tmp_path), "core.kernels.kk"),
+    )
     kept.save("key", "data")
     of_another.save("key", "data")
     kept.flush()

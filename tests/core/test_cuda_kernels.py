@@ -19,14 +19,16 @@ from scipy.optimize import nnls
 
 from benchmarks import tensor_cores
 from core import kernels
-from core.kernels import reference
+from core.kernels import grams, reference
 from core.kernels.precision import Precision
 from tests.core.problems import excess, kkt_residual, nearly_dependent, planted
 
 if torch.cuda.is_available():
     pytest.skip("tests/gpu runs the kernels on the device itself", allow_module_level=True)
-from core.kernels import bounded, cpu, cuda, records, rounds, working_sets
-from core.kernels.records import record_of
+from core.kernels.cpu import interface as cpu
+from core.kernels.cuda import bounded, encode, graphs, working_sets
+from core.kernels.cuda import interface as cuda
+from core.kernels.cuda.graphs import graph_of
 from tests.core import interpreted  # noqa: F401
 from tests.core.fresh import ROOT, run_fresh
 from tests.waiting import PATIENCE_SECONDS
@@ -41,7 +43,7 @@ def problem(
     A, Z, D = planted(rows, d, k, seed=seed)
     D[:zero_concepts] = 0
     A, Z, D = (torch.from_numpy(x) for x in (A, Z, D))
-    return A, D, kernels.gram(D), Z
+    return A, D, grams.gram(D), Z
 
 
 # one column and one row; ends of parts and of a product's depth; more than a program's rows
@@ -52,9 +54,9 @@ def problem(
         *((32, 20, 65, 90), (32, 3, 80, 40)),
     ],
 )
-@pytest.mark.parametrize("share", [0.0, 0.01])
+@pytest.mark.parametrize("progress_ratio", [0.0, 0.01])
 def test_descend_gives_the_iterates_of_the_definition(
-    block: int, rows: int, k: int, d: int, share: float, monkeypatch: pytest.MonkeyPatch
+    block: int, rows: int, k: int, d: int, progress_ratio: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(cuda, "BLOCK", block)
     A, D, B, Z = problem(rows, k, d, seed=k, zero_concepts=k // 10)
@@ -63,9 +65,9 @@ def test_descend_gives_the_iterates_of_the_definition(
     before = (
         np.where(expected > 0, gradient, np.minimum(gradient, 0)) ** 2 * kernels.inverse_diagonal(B).numpy()
     ).sum(1)
-    reference.descend(expected, gradient, B.double().numpy(), max_sweeps=3, progress_ratio=share)
+    reference.descend(expected, gradient, B.double().numpy(), max_sweeps=3, progress_ratio=progress_ratio)
 
-    violation = cuda.descend(Z, G, B, kernels.inverse_diagonal(B), 3, share)
+    violation = cuda.descend(Z, G, B, kernels.inverse_diagonal(B), 3, progress_ratio)
 
     np.testing.assert_allclose(Z.numpy(), expected, atol=2e-6 * max(1, expected.max()))
     np.testing.assert_allclose(violation.numpy(), before, rtol=1e-3, atol=1e-4)
@@ -100,7 +102,7 @@ def solved(
     tol: float = 1e-6,
     gram: bool = True,
     max_sweeps: int = 300,
-    kept: kernels.Kept | None = None,
+    kept: kernels.EncodeCache | None = None,
 ) -> Answer:
     return cuda.solve(A, kernels.prepare(D, hold_gram=gram), tol, max_sweeps, kept)
 
@@ -110,7 +112,7 @@ def small_working_sets(monkeypatch: pytest.MonkeyPatch) -> None:
     """So that they do not hold all concepts of a problem that the interpreter can do."""
     small = {"FEW_CONCEPTS": 8, "ADDED": 6, "ROOM": 8, "SIZES": 16, "RESIDENT": 16, "GRAM_BYTES": 4 * 16 * 16 * 2}
     for name, value in small.items():
-        monkeypatch.setattr(rounds, name, value)
+        monkeypatch.setattr(encode, name, value)
 
 
 def test_solve_is_exact_on_few_concepts() -> None:
@@ -146,7 +148,7 @@ def test_gradients_are_as_precise_as_it_takes(noise: float, tol: float, monkeypa
         used.add(kind)
         return tensor_cores.product(X, Y, kind)
 
-    monkeypatch.setattr(rounds, "product", product)
+    monkeypatch.setattr(encode, "product", product)
     A, _, D = planted(2, 20, 30, density=0.1, noise=noise, seed=3)
     Z, residual = solved(torch.from_numpy(A), torch.from_numpy(D), tol=tol)
     assert float(residual.max()) <= tol
@@ -156,8 +158,8 @@ def test_gradients_are_as_precise_as_it_takes(noise: float, tol: float, monkeypa
 
 def test_a_row_whose_gradient_is_lost_in_rounding_gets_a_better_one(monkeypatch: pytest.MonkeyPatch) -> None:
     """Else it would go on with the same, until it was given up."""
-    encode = rounds.Encode(torch.ones(3, 20), kernels.prepare(torch.eye(300, 20), hold_gram=True), 1e-6, 300)
-    encode.begin()
+    solving = encode.Encode(torch.ones(3, 20), kernels.prepare(torch.eye(300, 20), hold_gram=True), 1e-6, 300)
+    solving.begin()
     looked: list[tuple[Precision, list[int]]] = []
     told = {
         Precision.TF32: [2e-3, 2e-3, 0.5],
@@ -167,26 +169,26 @@ def test_a_row_whose_gradient_is_lost_in_rounding_gets_a_better_one(monkeypatch:
 
     def look(precision: Precision, some: torch.Tensor | None = None) -> None:
         looked.append((precision, [0, 1, 2] if some is None else some.tolist()))
-        encode.rows.relative.copy_(torch.tensor(told[precision]))
-        encode.rows.wanted.zero_()
+        solving.rows.relative.copy_(torch.tensor(told[precision]))
+        solving.rows.wanted.zero_()
 
-    monkeypatch.setattr(encode, "look", look)
-    encode.rows.relative.copy_(torch.tensor([2.1e-3, 1e-1, 1.0]))  # of which the second has fallen by much since
-    encode.climb()
+    monkeypatch.setattr(solving, "look", look)
+    solving.rows.relative.copy_(torch.tensor([2.1e-3, 1e-1, 1.0]))  # of which the second has fallen by much since
+    solving.climb()
     assert looked == [(Precision.TF32, [0, 1, 2]), (Precision.SPLIT, [0]), (Precision.FLOAT32, [0])]
 
 
 @pytest.mark.usefixtures("small_working_sets")
 def test_few_rows_are_solved_by_what_is_kept_for_them(monkeypatch: pytest.MonkeyPatch) -> None:
     """Nothing stays behind of earlier rows; rows that want more than there is room for go by the common way."""
-    monkeypatch.setattr(rounds, "ROOM", 30)
+    monkeypatch.setattr(encode, "ROOM", 30)
     A, _, D = planted(4, 20, 30, density=0.05, seed=3)
     a, D = torch.from_numpy(A), torch.from_numpy(D)
     a[3] = 0
-    kept = kernels.Kept()
+    kept = kernels.EncodeCache()
     solved(a[:2], D, kept=kept)
     solved(a[:1], D, kept=kept)
-    assert kept.records == {(2, 1e-6, 300): None, (1, 1e-6, 300): None}  # which is worth it from the second time on
+    assert kept.graphs == {(2, 1e-6, 300): None, (1, 1e-6, 300): None}  # which is worth it from the second time on
     for rows in (a[:2], a[2:3], a[2:4]):
         Z, residual = solved(rows, D, kept=kept)
         assert Z.shape == (len(rows), 30)
@@ -194,41 +196,41 @@ def test_few_rows_are_solved_by_what_is_kept_for_them(monkeypatch: pytest.Monkey
         used = rows.norm(dim=1) > 0
         assert bool((Z[~used] == 0).all())
         assert excess(rows[used].numpy(), Z[used], D.numpy()).max() <= 1e-6
-    again = kept.records[1, 1e-6, 300].solve(a[2:3])
+    again = kept.graphs[1, 1e-6, 300].solve(a[2:3])
     torch.testing.assert_close(again.Z, Z[:1], rtol=1e-3, atol=1e-4 * float(Z.max()))
-    monkeypatch.setattr(rounds, "ROOM", 4)
-    kept.records[1, 1e-6, 300] = None
+    monkeypatch.setattr(encode, "ROOM", 4)
+    kept.graphs[1, 1e-6, 300] = None
     by_common_way = solved(a[2:3], D, kept=kept)[0]
-    record = kept.records[1, 1e-6, 300]
-    assert record.solve(a[2:3]) is None
+    graph = kept.graphs[1, 1e-6, 300]
+    assert graph.solve(a[2:3]) is None
     torch.testing.assert_close(by_common_way, Z[:1], rtol=1e-3, atol=1e-4 * float(Z.max()))
 
 
 def test_rows_that_are_played_in_vain_are_played_less_and_less() -> None:
     """One that is unlike the others is of no account."""
-    encode = rounds.Encode(torch.zeros(1, 3), kernels.prepare(torch.eye(8, 3), hold_gram=True), 1e-6, 300, room=4)
-    record = records.Record(encode)
+    solving = encode.Encode(torch.zeros(1, 3), kernels.prepare(torch.eye(8, 3), hold_gram=True), 1e-6, 300, room=4)
+    graph = graphs.EncodeGraph(solving)
     played: list[int] = []
 
     def told_of(widest: int) -> bool:
         """Whether it was played."""
         before = len(played)
-        encode.told = lambda wanted: rounds.Told(torch.zeros(1), torch.zeros(1), widest, ())  # type: ignore[method-assign]
-        assert (record.solve(encode.A) is None) == (widest > encode.room or len(played) == before)
+        solving.told = lambda wanted: encode.Told(torch.zeros(1), torch.zeros(1), widest, ())  # type: ignore[method-assign]
+        assert (graph.solve(solving.A) is None) == (widest > solving.room or len(played) == before)
         return len(played) > before
 
-    record._begin = lambda: played.append(1)
+    graph._begin = lambda: played.append(1)
     assert [i for i in range(12) if told_of(9)] == [0, 1, 3, 6, 10]
     assert [told_of(widest) for widest in (3, 3, 3, 3, 9, 3, 9, 3)] == [False] * 3 + [True] * 5
 
 
 def test_all_that_is_recorded_on_a_device_shares_a_stream_and_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     """With torch's graphs replaced. One graph stays, without which torch refuses the pool later."""
-    graphs: list[dict[str, Any]] = []
+    captured: list[dict[str, Any]] = []
 
     @contextmanager
     def graph(graph: Any, **how: Any) -> Iterator[None]:
-        graphs.append(how)
+        captured.append(how)
         yield
 
     stream = SimpleNamespace(wait_stream=lambda other: None)
@@ -242,22 +244,22 @@ def test_all_that_is_recorded_on_a_device_shares_a_stream_and_memory(monkeypatch
     }.items():
         monkeypatch.setattr(torch.cuda, name, value)
     monkeypatch.setattr(torch, "zeros", lambda n, device: None)
-    records._place.cache_clear()
+    graphs._place.cache_clear()
     try:
         for _ in range(2):
-            records.recorded(lambda: None, torch.device("cuda", 0))
-        assert len(graphs) == 3
-        assert len({how["pool"] for how in graphs}) == len({id(how["stream"]) for how in graphs}) == 1
-        assert records._place(torch.device("cuda", 0))._first is not None
+            graphs.as_graph(lambda: None, torch.device("cuda", 0))
+        assert len(captured) == 3
+        assert len({how["pool"] for how in captured}) == len({id(how["stream"]) for how in captured}) == 1
+        assert graphs._place(torch.device("cuda", 0))._first is not None
     finally:
-        records._place.cache_clear()
+        graphs._place.cache_clear()
 
 
-def test_records_of_one_dictionary_have_a_bound(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("core.kernels.records.MOST_RECORDS", 2)
+def test_graphs_of_one_dictionary_have_a_bound(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("core.kernels.cuda.graphs.MOST_GRAPHS", 2)
     kept: dict[Any, Any] = {}
     for tol in (1e-3, 1e-4, 1e-5):
-        assert record_of(kept, (4, tol, 9), pytest.fail) is None
+        assert graph_of(kept, (4, tol, 9), pytest.fail) is None
     assert list(kept) == [(4, 1e-4, 9), (4, 1e-5, 9)]
 
 
@@ -288,7 +290,7 @@ def test_repeated_and_dependent_concepts() -> None:
 def test_rows_given_up_are_ended_by_exact_steps(monkeypatch: pytest.MonkeyPatch) -> None:
     A, D = (torch.from_numpy(x) for x in nearly_dependent("smooth", 24, 40, rows=2))
     A[0] = D[3]
-    monkeypatch.setattr(rounds, "PRODUCTS", 1)
+    monkeypatch.setattr(encode, "PRODUCTS", 1)
     given: list[torch.Tensor] = []
     finish = cpu.finish
 
@@ -297,7 +299,7 @@ def test_rows_given_up_are_ended_by_exact_steps(monkeypatch: pytest.MonkeyPatch)
         finish(a, *others)
 
     monkeypatch.setattr(cpu, "finish", seen)
-    kept = kernels.Kept()
+    kept = kernels.EncodeCache()
     for _ in range(2):  # launch by launch, and recorded
         Z, residual = solved(A, D, max_sweeps=50, kept=kept)
         assert torch.equal(given.pop(), A[1:])  # the other was done
@@ -338,10 +340,10 @@ def test_minimise_is_exact_on_what_was_chosen(rows: int, k: int, d: int, residen
 
 
 def test_pieces_begin_where_numbers_are_aligned() -> None:
-    starts = [piece.start for piece in rounds._pieces(20_000, 4 * 192 * 192)]
+    starts = [piece.start for piece in encode._pieces(20_000, 4 * 192 * 192)]
     assert len(starts) == 3
     assert all(start % 4 == 0 for start in starts)
-    assert [piece.stop for piece in rounds._pieces(5, rounds.GRAM_BYTES // 3)] == [3, 5]
+    assert [piece.stop for piece in encode._pieces(5, encode.GRAM_BYTES // 3)] == [3, 5]
 
 
 def test_minimise_makes_no_more_products_than_it_may() -> None:
@@ -460,12 +462,14 @@ sys.modules["numba"] = None
 import core, core.chunks, core.fit, core.warm, torch
 from tests.core import interpreted
 from core import kernels
-from core.kernels import cuda, prepared
+from core.kernels import grams, prepared
+from core.kernels.cuda import interface as cuda
 D = torch.rand(3, 5)
 A = torch.rand(2, 3) @ D
-B, inverse = kernels.gram(D), kernels.inverse_diagonal(kernels.gram(D))
+B, inverse = grams.gram(D), kernels.inverse_diagonal(grams.gram(D))
+ready = prepared.Prepared(D, B, inverse, torch.empty(0))
 for _ in range(2):
-    Z, residual = cuda.solve(A, prepared.Prepared(D, B, inverse, torch.empty(0)), 1e-6, 300, kept := kernels.Kept())
+    Z, residual = cuda.solve(A, ready, 1e-6, 300, kernels.EncodeCache())
 print(bool(torch.allclose(Z @ D, A, atol=1e-3)), float(residual.max()) <= 1e-6)
 cuda.descend(Z, Z @ B - A @ D.T, B, inverse, 5, 0.0)
 try:

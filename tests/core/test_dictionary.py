@@ -10,7 +10,7 @@ from scipy import sparse
 
 from core import Dictionary, errors, scaling
 from core.dictionary import ENCODE_TOL
-from core.kernels.panels import width_of
+from core.kernels.cpu.panels import width_of
 from tests.core.problems import above_least, digits_split, excess, kkt_residual, nearly_dependent, planted
 
 

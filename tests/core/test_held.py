@@ -5,8 +5,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from core.kernels import cholesky
-from core.kernels.held import MOST_CHANGED, WORTH_HOLDING, held_none, way_to_minimiser
+from core.kernels.cpu import cholesky
+from core.kernels.cpu.held import MOST_CHANGED, WORTH_HOLDING, held_none, way_to_minimiser
 
 CONCEPTS = 120
 

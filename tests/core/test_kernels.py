@@ -10,10 +10,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from core import kernels
-from core.kernels import blocked, cpu, reference
+from core.kernels import grams, reference, torch_descent
+from core.kernels.cpu import interface as cpu
 from tests.core.problems import digits_split, excess, kkt_residual, planted
 
-IMPLEMENTATIONS = [cpu, blocked]
+IMPLEMENTATIONS = [cpu, torch_descent]
 
 
 def problem(
@@ -49,9 +50,9 @@ def test_reference_reaches_exact_least_squares() -> None:
 
 @pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
 @pytest.mark.parametrize(("rows", "k", "d"), [(1, 1, 1), (3, 5, 4), (40, 64, 30), (70, 65, 90), (200, 130, 100)])
-@pytest.mark.parametrize("share", [0.0, 0.01])
+@pytest.mark.parametrize("progress_ratio", [0.0, 0.01])
 def test_descend_gives_the_iterates_of_the_definition(
-    implementation: ModuleType, rows: int, k: int, d: int, share: float
+    implementation: ModuleType, rows: int, k: int, d: int, progress_ratio: float
 ) -> None:
     A, D, B, Z = problem(rows, k, d, seed=k, zero_concepts=k // 10)
     G = Z @ B - A @ D.T
@@ -59,9 +60,9 @@ def test_descend_gives_the_iterates_of_the_definition(
     before = (
         np.where(expected > 0, gradient, np.minimum(gradient, 0)) ** 2 * kernels.inverse_diagonal(B).numpy()
     ).sum(1)
-    reference.descend(expected, gradient, B.double().numpy(), max_sweeps=3, progress_ratio=share)
+    reference.descend(expected, gradient, B.double().numpy(), max_sweeps=3, progress_ratio=progress_ratio)
 
-    violation = implementation.descend(Z, G, B, kernels.inverse_diagonal(B), 3, share)
+    violation = implementation.descend(Z, G, B, kernels.inverse_diagonal(B), 3, progress_ratio)
 
     np.testing.assert_allclose(Z.numpy(), expected, atol=2e-4 * expected.max())
     np.testing.assert_allclose(
@@ -118,7 +119,7 @@ def test_exact_steps_end_what_sweeps_alone_do_not() -> None:
     exact = cpu.solve(A, prepared, 1e-6, 30)[1]
     assert exact.max() < 1e-6
     Z = torch.zeros(len(A), len(D))
-    blocked.descend(Z, -A @ D.T, prepared.B, prepared.inverse, 30, 0.0)
+    torch_descent.descend(Z, -A @ D.T, prepared.B, prepared.inverse, 30, 0.0)
     assert np.median(kkt_residual(A.numpy(), Z.numpy(), D.numpy())) > 1e-4
 
 
@@ -135,7 +136,7 @@ def test_solve_without_the_gram(k: int, d: int) -> None:
 @pytest.mark.parametrize("k", [1, 5, 300, 600])  # 300 and 600 are mirrored in pieces, the last of them smaller
 def test_a_gram_is_symmetric_to_the_last_bit(k: int, dtype: torch.dtype) -> None:
     D = torch.rand(k, 77, generator=torch.Generator().manual_seed(k), dtype=dtype)
-    B = kernels.gram(D)
+    B = grams.gram(D)
     torch.testing.assert_close(B, D @ D.T)
     assert torch.equal(B, B.T)
 
@@ -171,7 +172,7 @@ def test_blocked_and_row_wise_agree(rows: int, k: int, d: int, seed: int, zeros:
     other_Z, other_G = Z.clone(), G.clone()
     inverse = kernels.inverse_diagonal(B)
     cpu.descend(Z, G, B, inverse, 3, 0.0)
-    blocked.descend(other_Z, other_G, B, inverse, 3, 0.0)
+    torch_descent.descend(other_Z, other_G, B, inverse, 3, 0.0)
     scale = max(float(Z.max()), float(A.max()))
     torch.testing.assert_close(Z, other_Z, atol=1e-3 * scale, rtol=1e-3)
 

@@ -45,7 +45,7 @@ def test_what_the_environment_says_stays() -> None:
 
 
 USE = """
-from core.kernels import panels
+from core.kernels.cpu import panels
 panels.padded(3)
 print(panels.WIDE, sum(panels.padded.stats.cache_hits.values()), sum(panels.padded.stats.cache_misses.values()))
 """

@@ -6,7 +6,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from core.kernels.panels import DEPTH, ROWS, gradients, padded, panels_of, width_of
+from core.kernels.cpu.panels import DEPTH, ROWS, gradients, padded, panels_of, width_of
 
 
 def product(R: np.ndarray, D: np.ndarray) -> np.ndarray:

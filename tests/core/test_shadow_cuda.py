@@ -12,8 +12,9 @@ from scipy import sparse
 from core import NMF, Dictionary, checks, device_memory, inputs, kernels
 from core.chunks import Chunks
 from core.errors import NegativeValues
-from core.kernels import cuda as cuda_kernels
-from core.kernels import prepared, rounds
+from core.kernels import prepared
+from core.kernels.cuda import encode
+from core.kernels.cuda import interface as cuda_kernels
 from core.kernels.precision import Precision, product
 from core.progress import run
 from core.solvers import alternating, hals
@@ -227,7 +228,7 @@ def test_a_start_of_several_blocks_of_concepts_is_gone_on_from(
     device: State, given: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Its codes are found to the end, with products of split factors: before the first block nothing has moved."""
-    monkeypatch.setattr("core.kernels.cuda.BLOCK", 16)
+    monkeypatch.setattr("core.kernels.cuda.interface.BLOCK", 16)
     A, Z, D = planted(60, 50, 40)
     start = {"D": D} if given == "D" else {"Z": Z}
     NMF(40, device="cuda", max_iter=1).fit(A, **start)
@@ -255,7 +256,7 @@ def test_few_rows_are_encoded_by_what_is_recorded(device: State) -> None:
         assert isinstance(encoded.codes, Shadow)
         assert bool(encoded.converged.all())
         assert kkt_residual(some, encoded.codes.cpu().numpy(), D).max() <= 2e-6
-    assert [record is not None for record in dictionary._kept.records.values()] == [True, True]
+    assert [graph is not None for graph in dictionary._kept.graphs.values()] == [True, True]
 
 
 def test_encodes_of_extraordinary_sizes_and_in_float64(device: State) -> None:
@@ -277,7 +278,7 @@ def test_working_sets_with_and_without_the_gram(device: State, held: bool, monke
 
 def test_rows_that_are_given_up_are_ended_on_the_cpu(device: State, monkeypatch: pytest.MonkeyPatch) -> None:
     """Where D is then kept, beside the device's."""
-    monkeypatch.setattr(rounds, "PRODUCTS", 1)
+    monkeypatch.setattr(encode, "PRODUCTS", 1)
     rows, D = nearly_dependent("smooth", 24, 40, rows=2)
     dictionary = Dictionary(D, device="cuda")
     before, kept = dictionary.nbytes, []
@@ -304,7 +305,7 @@ def test_what_the_cpu_encodes_is_prepared_there_once(
     held = device.allocated - before
     assert held == dictionary.D.nbytes  # and no gram
     assert dictionary.nbytes == held + of_cpu.nbytes
-    monkeypatch.setattr(prepared, "of_cpu", pytest.fail)
+    monkeypatch.setattr(prepared, "cpu_kernels", pytest.fail)
     encoded = dictionary.encode(rows)
     assert isinstance(encoded.codes, Shadow)
     assert torch.equal(encoded.codes.cpu(), of_cpu.encode(rows).codes)
@@ -312,18 +313,18 @@ def test_what_the_cpu_encodes_is_prepared_there_once(
 
 def test_the_host_waits_once_for_each_look(device: State, monkeypatch: pytest.MonkeyPatch) -> None:
     for name, value in {"FEW_CONCEPTS": 8, "ADDED": 6, "ROOM": 8, "SIZES": 16}.items():
-        monkeypatch.setattr(rounds, name, value)
+        monkeypatch.setattr(encode, name, value)
     rows, _, D = planted(3, 20, 30, density=0.05, noise=0.1, seed=3)
     looks: list[Precision] = []
     waits: list[str] = []
-    look = rounds.Encode.look
+    look = encode.Encode.look
 
-    def looked(self: rounds.Encode, precision: Precision, some: torch.Tensor | None = None) -> None:
+    def looked(self: encode.Encode, precision: Precision, some: torch.Tensor | None = None) -> None:
         looks.append(precision)
         look(self, precision, some)
 
     there, prepared_there = torch.from_numpy(rows).to(DEVICE), Dictionary(D, device="cuda")._prepared
-    monkeypatch.setattr(rounds.Encode, "look", looked)
+    monkeypatch.setattr(encode.Encode, "look", looked)
     monkeypatch.setattr(device, "host_waits", waits.append)
     _, residual = kernels.solve(there, prepared_there, tol=1e-6, max_sweeps=300)
     assert len(waits) == len(looks) > len(set(looks)) > 1

@@ -9,7 +9,7 @@ from tests.core.fresh import run_fresh
 WARMED = """
 import torch
 from core import warm
-from core.kernels import active_set, dense, dependent, descent, iteration, pieces
+from core.kernels.cpu import active_set, dense, dependent, descent, iteration, pieces
 warm.warm()
 warm.warm_encodes(torch.float64)
 print(len(descent.descend_rows.signatures), len(iteration.iterate.signatures), len(pieces.solve_pieces.signatures))

@@ -7,7 +7,7 @@ import torch
 from core import NMF, Dictionary, device_memory, kernels
 from core.chunks import Chunks
 from core.errors import DeviceTooSmall, NegativeValues
-from core.kernels import blocked, reference
+from core.kernels import grams, reference, torch_descent
 from core.kernels.precision import Precision, product
 from core.progress import run
 from core.solvers import alternating, hals
@@ -58,18 +58,18 @@ def test_long_sums_of_non_negative_terms_are_not_biased(terms: int) -> None:
     ("rows", "k", "d"),
     [(1, 1, 2), (20, 65, 90), (300, 300, 200), (40000, 96, 50), (300, 1100, 200), (20000, 1024, 100)],
 )
-@pytest.mark.parametrize(("share", "close"), [(0.01, 2e-2), (1e-10, 1e-4)])
-def test_descend_is_the_definitions(rows: int, k: int, d: int, share: float, close: float) -> None:
+@pytest.mark.parametrize(("progress_ratio", "close"), [(0.01, 2e-2), (1e-10, 1e-4)])
+def test_descend_is_the_definitions(rows: int, k: int, d: int, progress_ratio: float, close: float) -> None:
     A, Z, D = planted(rows, d, k, seed=k)
     D[: k // 10] = 0
     A, Z, D = on_gpu(A, Z, D)
-    B = kernels.gram(D)
+    B = grams.gram(D)
     G = Z @ B - A @ D.T
     expected, gradient = (x[:40].double().cpu().numpy() for x in (Z, G))
-    reference.descend(expected, gradient, B.double().cpu().numpy(), max_sweeps=3, progress_ratio=share)
+    reference.descend(expected, gradient, B.double().cpu().numpy(), max_sweeps=3, progress_ratio=progress_ratio)
     by_torch, g = Z.clone(), G.clone()
-    told = blocked.descend(by_torch, g, B, kernels.inverse_diagonal(B), 3, share)
-    violation = kernels.descend(Z, G, B, kernels.inverse_diagonal(B), max_sweeps=3, share=share)
+    told = torch_descent.descend(by_torch, g, B, kernels.inverse_diagonal(B), 3, progress_ratio)
+    violation = kernels.descend(Z, G, B, kernels.inverse_diagonal(B), max_sweeps=3, progress_ratio=progress_ratio)
     scale = float(Z.max()) + 1
     np.testing.assert_allclose(Z[:40].cpu().numpy(), expected, atol=close * scale)
     torch.testing.assert_close(Z, by_torch, atol=close * scale, rtol=0)
@@ -212,7 +212,7 @@ def test_few_rows_are_encoded_by_what_is_recorded(k: int, density: float, rows: 
         encoded = dictionary.encode(some)
         assert bool(encoded.converged.all())
         assert excess(some, encoded.codes.cpu(), D).max() <= 1e-6
-    assert [record is not None for record in dictionary._kept.records.values()] == [True]
+    assert [graph is not None for graph in dictionary._kept.graphs.values()] == [True]
 
 
 def test_recorded_encodes_share_their_memory() -> None:

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 
+from core import kernels
 from core.progress import run
 from core.solvers import anls, hals, mu, pgd
 from core.solvers.alternating import (
@@ -13,7 +14,6 @@ from core.solvers.alternating import (
     in_turn,
     update_codes,
     update_concepts,
-    violation,
 )
 from core.statistics import loss_from
 from tests.core.problems import started
@@ -54,8 +54,8 @@ def squared_violation(A: np.ndarray, Z: np.ndarray, D: np.ndarray) -> float:
 def test_a_code_at_its_lower_bound_may_want_to_fall() -> None:
     Z, G = torch.tensor([[0.0, 1.0, 0.5, 0.5]]), torch.tensor([[3.0, 3.0, 3.0, -3.0]])
     inverse = torch.tensor([1.0, 0.5, 1.0, 1.0])
-    assert violation(Z, G, inverse).tolist() == [9 / 2 + 9 + 9]
-    assert violation(Z, G, inverse, bound=torch.full((1, 4), 0.5)).tolist() == [9 / 2 + 9]
+    assert kernels.squared_violation(Z, G, inverse).tolist() == [9 / 2 + 9 + 9]
+    assert kernels.squared_violation(Z, G, inverse, bound=torch.full((1, 4), 0.5)).tolist() == [9 / 2 + 9]
 
 
 def test_it_stops_where_the_loss_has_settled_and_not_before() -> None:

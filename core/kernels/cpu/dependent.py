@@ -1,25 +1,23 @@
 """Rows whose concepts nearly depend on each other: non-negative least squares in float64, each row by itself.
 
 A gram's factor in float32 loses the pivots that matter, and sweeps fill the support with concepts that can stand for
-each other. So what `core.kernels.dense` and `core.kernels.active_set` leave undone is solved here: of a working set
-the concepts and their gram in float64, and a support that grows by what violates most while exact steps keep it
-independent (Lawson & Hanson 1974, where one concept joins at a time).
+each other. So what `core.kernels.cpu.dense` and `core.kernels.cpu.active_set` leave undone is solved here: of a
+working set the concepts and their gram in float64, and a support that grows by what violates most while exact steps
+keep it independent (Lawson & Hanson 1974, where one concept joins at a time).
 
-Compiled by numba; all arrays are C-contiguous and of one float dtype.
+Compiled by numba; all arrays are C-contiguous; A, D, Z are of one float dtype, working sets and their grams in
+float64.
 """
-
-from typing import Any
 
 import numpy as np
 
-from core.compiled import compiled
-from core.kernels.active_set import LAST_SHARE, ROUND_SHARE, choose
-from core.kernels.cholesky import room_for
-from core.kernels.held import held_none
-from core.kernels.panels import gradients, padded
-from core.kernels.prepared import Prepared
-from core.kernels.products import four, norm_of, relative, residual_of, row_of_tile
-from core.kernels.small import (
+from core.compiled import Array, compiled
+from core.kernels.cpu.active_set import choose
+from core.kernels.cpu.cholesky import room_for
+from core.kernels.cpu.held import held_none
+from core.kernels.cpu.panels import gradients, padded
+from core.kernels.cpu.products import four, norm_of, relative, residual_of, row_of_tile
+from core.kernels.cpu.small import (
     CUT_SHORT,
     LARGEST_SUPPORT,
     STEPS_IN_A_ROW,
@@ -30,18 +28,16 @@ from core.kernels.small import (
     kkt_residual,
     stride_for,
 )
+from core.kernels.encode_rules import FEW_CONCEPTS, LAST_SHARE, ROUND_SHARE
+from core.kernels.prepared import Prepared
 
-Array = np.ndarray[Any, np.dtype[Any]]
-
-# No more concepts than this are one working set, the same for every row.
-ALL_CHOSEN = 256
 # This share of the support joins it at once: one by one takes ten times as long where 250 are in use.
 JOINING = 0.25
 # Of such concepts a small residual says little of the loss. So a row goes on to this share of what is asked for, as
 # long as one of some rounds halves what is left: others may only bring in the concepts that the next one wants. (Of
 # 300 smooth concepts the worst excess is a hundredth of that where the first such round ends it, for half the time
 # more.)
-SHARE = 0.003
+FURTHER_SHARE = 0.003
 STALE = 6
 # A row that has not arrived goes on for longer, though not for good: float32 codes may not allow what was asked for.
 STALE_BEFORE = 16
@@ -159,7 +155,7 @@ def solve_some(
     D, inverse, panels = prepared.D, prepared.inverse, prepared.panels
     k, d = D.shape
     R, G = np.zeros((padded(1), d), A.dtype), np.zeros((padded(1), panels.shape[0] * panels.shape[2]), A.dtype)
-    enough = tol if k <= ALL_CHOSEN else SHARE * tol
+    enough = tol if k <= FEW_CONCEPTS else FURTHER_SHARE * tol
     chosen, concepts, gram = np.arange(k), np.empty((0, 0)), np.empty((0, 0))
     a, r, h = np.empty(d), np.empty(d), np.empty(k)
     h[:] = inverse
@@ -180,11 +176,12 @@ def solve_some(
             stays = reached == previous or stale == (STALE_BEFORE if reached > tol else STALE)
             if not reached > enough or stays or sweeps >= max_sweeps:
                 break
-            if k > ALL_CHOSEN:
+            if k > FEW_CONCEPTS:
                 chosen, all_in = choose(z, g, inverse)
-            if k > ALL_CHOSEN or concepts.size == 0:
+            if k > FEW_CONCEPTS or concepts.size == 0:
                 concepts, gram = _in_float64(chosen, D)
-            aim = LAST_SHARE * SHARE * tol if all_in else max(LAST_SHARE * SHARE * tol, ROUND_SHARE * reached)
+            least = LAST_SHARE * FURTHER_SHARE * tol
+            aim = least if all_in else max(least, ROUND_SHARE * reached)
             codes = z[chosen].astype(np.float64)
             sweeps = _minimise(
                 a, codes, concepts, gram, h[chosen], np.float64(norm), aim * norm, sweeps + 1, max_sweeps, rounds == 0

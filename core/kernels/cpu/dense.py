@@ -12,13 +12,11 @@ they are swept by themselves. What is computed for a row does not depend on the 
 Compiled by numba; all arrays are C-contiguous and of one float dtype.
 """
 
-from typing import Any
-
 import numpy as np
 
-from core.compiled import compiled
-from core.kernels.cholesky import PIVOT_ROUNDINGS, factor_for_step, pivot, solve_in_order
-from core.kernels.lanes import (
+from core.compiled import Array, compiled
+from core.kernels.cpu.cholesky import PIVOT_ROUNDINGS, factor_for_step, pivot, solve_in_order
+from core.kernels.cpu.lanes import (
     LANES,
     add,
     add_product,
@@ -27,25 +25,22 @@ from core.kernels.lanes import (
     larger,
     load,
     multiply,
+    projected_gradient,
     reciprocal_root,
     splat,
     store,
     subtract,
     subtract_product,
-    violation,
     zeros_of,
 )
-from core.kernels.panels import gradients, padded
+from core.kernels.cpu.panels import gradients, padded
+from core.kernels.cpu.products import norm_of, relative, residual_of
+from core.kernels.cpu.small import MOST_SPANNED, SHORTER, is_beyond
+from core.kernels.cpu.sweeps import sweep_lanes, sweep_row
+from core.kernels.encode_rules import LAST_SHARE
 from core.kernels.prepared import Prepared
-from core.kernels.products import norm_of, relative, residual_of
-from core.kernels.small import MOST_SPANNED, SHORTER, is_beyond
-from core.kernels.sweeps import sweep_lanes, sweep_row
 from core.levels import has
 
-Array = np.ndarray[Any, np.dtype[Any]]
-
-# A small problem is solved to below what is asked for, since the gradient is checked afresh after it.
-SHARE = 0.5
 # Sweeps find most of the support; from then on exact solves on it alternate with a few sweeps that correct it.
 SWEEPS_AT_FIRST = 12
 SWEEPS_BETWEEN = 3
@@ -287,7 +282,8 @@ def _exact_step(
     room: Array,
     spanned: Array,
 ) -> None:
-    """Every stepping row towards the minimiser on the support of its z, in place, as `core.kernels.small.exact_step`.
+    """Every stepping row towards the minimiser on the support of its z, in place, as `exact_step` in
+    `core.kernels.cpu.small`.
 
     `spanned` counts the steps of a row that were refused, or cut short on a support of which some concepts span
     others. Few rows are factored one by one, at the rate of the vector units too.
@@ -355,7 +351,7 @@ def _kkt_residuals(z: Array, g: Array, inverse: Array, residuals: Array) -> None
     """max_j |v_j|/‖d_j‖ of each row; NaN where the gradient is."""
     worst = zeros_of(z)
     for j in range(z.shape[0]):
-        v = violation(load(z, j), load(g, j))
+        v = projected_gradient(load(z, j), load(g, j))
         worst = larger(worst, multiply(multiply(v, v), splat(inverse[j])))
     store(residuals, 0, worst)
     for s in range(LANES):
@@ -387,7 +383,7 @@ def _solve_small(
         _kkt_residuals(z, g, inverse, residuals)
         for s in range(LANES):
             if spanned[s] == MOST_SPANNED:
-                sweeps[s] = max_sweeps  # left to `core.kernels.dependent`
+                sweeps[s] = max_sweeps  # left to `core.kernels.cpu.dependent`
             if not (residuals[s] > aims[s] and sweeps[s] < max_sweeps):
                 active[s] = 0
         allowed = SWEEPS_BETWEEN
@@ -409,7 +405,7 @@ def _solve_tile(
     for s in range(count):
         R[s] = -A[first + s]
         norms[s] = norm_of(R[s])
-        alive[s], aims[s] = 1, SHARE * tol * norms[s]
+        alive[s], aims[s] = 1, LAST_SHARE * tol * norms[s]
     while True:
         gradients(R, rows.size, panels, G)
         for at in range(rows.size):

@@ -8,30 +8,27 @@ to the gradient of all columns. `core.kernels.reference` defines what is compute
 import torch
 
 from core.kernels.precision import Precision, product
+from core.kernels.prepared import squared_violation
 
 BLOCK_COLUMNS = 64
 
 
 def descend(
-    Z: torch.Tensor, G: torch.Tensor, B: torch.Tensor, inverse: torch.Tensor, max_sweeps: int, share: float
+    Z: torch.Tensor, G: torch.Tensor, B: torch.Tensor, inverse: torch.Tensor, max_sweeps: int, progress_ratio: float
 ) -> torch.Tensor:
     """See `core.kernels.descend`."""
-    violation = (_projected(Z, G).square() * inverse).sum(dim=1)
+    violation = squared_violation(Z, G, inverse)
     rows = torch.arange(len(Z), device=Z.device)
     first = _sweep(Z, G, B, inverse)
     for _ in range(max_sweeps - 1):
         z, g = Z[rows], G[rows]
         progress = _sweep(z, g, B, inverse)
         Z[rows], G[rows] = z, g
-        going = progress > share * first[rows]
+        going = progress > progress_ratio * first[rows]
         if not going.any():
             break
         rows = rows[going]
     return violation
-
-
-def _projected(Z: torch.Tensor, G: torch.Tensor) -> torch.Tensor:
-    return torch.where(Z > 0, G, G.clamp(max=0))
 
 
 def _sweep(Z: torch.Tensor, G: torch.Tensor, B: torch.Tensor, inverse: torch.Tensor) -> torch.Tensor:

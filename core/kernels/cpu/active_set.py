@@ -15,14 +15,12 @@ their gradients together at the rate of a matrix product, and puts the next row 
 Compiled by numba; all arrays are C-contiguous and of one float dtype.
 """
 
-from typing import Any
-
 import numpy as np
 
-from core.compiled import compiled
-from core.kernels.cholesky import room_for
-from core.kernels.held import held_none, way_to_minimiser
-from core.kernels.lanes import (
+from core.compiled import Array, compiled
+from core.kernels.cpu.cholesky import room_for
+from core.kernels.cpu.held import held_none, way_to_minimiser
+from core.kernels.cpu.lanes import (
     LANES,
     add,
     larger,
@@ -37,23 +35,23 @@ from core.kernels.lanes import (
     where_positive,
     zeros_of,
 )
-from core.kernels.panels import gradients, padded
+from core.kernels.cpu.panels import gradients, padded
+from core.kernels.cpu.products import four_chosen, norm_of, relative, residual_of, row_of_tile
+from core.kernels.cpu.small import (
+    LARGEST_SUPPORT,
+    PATIENCE,
+    gram_of,
+    is_beyond,
+    kkt_residual,
+    solve_small,
+    stride_for,
+)
+from core.kernels.encode_rules import ADDED, LAST_SHARE, ROUND_SHARE
 from core.kernels.prepared import Prepared
-from core.kernels.products import four_chosen, norm_of, relative, residual_of, row_of_tile
-from core.kernels.small import LARGEST_SUPPORT, PATIENCE, gram_of, is_beyond, kkt_residual, solve_small, stride_for
 
-Array = np.ndarray[Any, np.dtype[Any]]
-
-# Concepts that join in a round; where more violate and the support is larger, as many as it holds.
-ADDED = 64
-# The score that lets so many join is found by halving: at most so often, or once this share of them is in.
+# The score that lets as many join as are to is found by halving: at most so often, or once this share of them is in.
 HALVINGS = 50
 ENOUGH = 0.9
-# A round ends once its small problem is this share of the whole problem's residual from its minimum.
-ROUND_SHARE = 0.03
-# and the last one aims below what is asked for, since the gradient of all concepts is checked after it
-LAST_SHARE = 0.5
-
 # Rows that a thread has in hand at once: D is read once for all of them, in parts that stay in the core's cache.
 ROWS_IN_HAND = 16
 
@@ -208,7 +206,7 @@ def solve_some(
                 held = held_none(new.size)
                 sweeps[s] = solve_small(z_new, g_new, gram, h, norms[s], U, held, round_aim, sweeps[s], until)
                 if not kkt_residual(z_new, g_new, h) <= round_aim:
-                    sweeps[s] = max_sweeps  # left to `core.kernels.dependent`
+                    sweeps[s] = max_sweeps  # left to `core.kernels.cpu.dependent`
                 if all_in:
                     _refine(z_new, g_new, gram, h, U, held, aim, A[i], norms[s], new, D, R[s])
                 else:

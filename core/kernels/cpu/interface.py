@@ -1,4 +1,6 @@
-"""The kernels for the CPU: rows in parallel, each row and its gradient in cache, unchanged coordinates for free.
+"""What `core.kernels` calls on the CPU.
+
+Rows in parallel, each row and its gradient in cache, unchanged coordinates for free.
 
 Compiled by numba; all arrays are C-contiguous and of one float dtype. `core.kernels.reference` defines what is
 computed.
@@ -10,32 +12,30 @@ import numba
 import numpy as np
 import torch
 
-from core.kernels import active_set, dense, dependent, iteration
-from core.kernels.descent import descend_rows
+from core.compiled import Array
+from core.kernels.cpu import active_set, dense, dependent, iteration
+from core.kernels.cpu.descent import descend_rows
+from core.kernels.cpu.lanes import LANES
+from core.kernels.cpu.panels import panels_of as panels_of
+from core.kernels.cpu.pieces import address, solve_pieces
+from core.kernels.cpu.small import PATIENCE
+from core.kernels.cpu.sums import sums as of_array
+from core.kernels.encode_rules import FEW_CONCEPTS
 from core.kernels.grams import gram
-from core.kernels.lanes import LANES
-from core.kernels.panels import panels_of as panels_of
-from core.kernels.pieces import address, solve_pieces
 from core.kernels.prepared import Prepared, prepare_with
-from core.kernels.small import PATIENCE
-from core.kernels.totals import sums as of_array
 from core.threads import SMALL_WORK, threads_for
 
-Array = np.ndarray[Any, np.dtype[Any]]
-
-# No more concepts than this, and than features: the codes are often dense, and the problem of every row holds all.
-FEW_CONCEPTS = 256
 # Rows handed to a thread in one piece, so that one held up by another process does not hold up the rest.
 ROWS_PER_PIECE = 32
 
 
 def descend(
-    Z: torch.Tensor, G: torch.Tensor, B: torch.Tensor, inverse: torch.Tensor, max_sweeps: int, share: float
+    Z: torch.Tensor, G: torch.Tensor, B: torch.Tensor, inverse: torch.Tensor, max_sweeps: int, progress_ratio: float
 ) -> torch.Tensor:
     """See `core.kernels.descend`."""
     violation = Z.new_empty(len(Z))
     with threads_for(Z.numel() * B.shape[0]):
-        descend_rows(Z.numpy(), G.numpy(), B.numpy(), inverse.numpy(), violation.numpy(), max_sweeps, share)
+        descend_rows(Z.numpy(), G.numpy(), B.numpy(), inverse.numpy(), violation.numpy(), max_sweeps, progress_ratio)
     return violation
 
 
@@ -45,13 +45,30 @@ def sums(x: torch.Tensor) -> tuple[float, float]:
 
 
 def iterate(
-    A: torch.Tensor, Z: torch.Tensor, concepts: torch.Tensor, *told: Any
+    A: torch.Tensor,
+    Z: torch.Tensor,
+    concepts: torch.Tensor,
+    energy: float,
+    vanished: float,
+    code_sweeps: int,
+    concept_sweeps: int,
+    progress_ratio: float,
 ) -> tuple[float, float, float, torch.Tensor]:
-    """See `core.kernels.iterate`, whose other arguments are `told` in their order."""
+    """See `core.kernels.iterate`."""
     dead = Z.new_empty(Z.shape[1], dtype=torch.bool)
     (rows, d), k = A.shape, Z.shape[1]
     with threads_for(k * (2 * d + k) * (rows + d)):
-        numbers = iteration.iterate(A.numpy(), Z.numpy(), concepts.numpy(), dead.numpy(), *told)
+        numbers = iteration.iterate(
+            A.numpy(),
+            Z.numpy(),
+            concepts.numpy(),
+            dead.numpy(),
+            energy,
+            vanished,
+            code_sweeps,
+            concept_sweeps,
+            progress_ratio,
+        )
     return *numbers, dead
 
 

@@ -10,19 +10,16 @@ from functools import cache
 from typing import Any
 
 import numba
-import numpy as np
 from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic
 
-from core.compiled import compiled
+from core.compiled import Array, compiled
 from core.kernels.prepared import Prepared
-
-Array = np.ndarray[Any, np.dtype[Any]]
 
 
 def _signature(dtype: Any) -> Any:
-    """Of `solve_some` in `core.kernels.dense`, `core.kernels.active_set` and `core.kernels.dependent`."""
+    """Of `solve_some` in `core.kernels.cpu.dense`, `core.kernels.cpu.active_set` and `core.kernels.cpu.dependent`."""
     vector, matrix, panels = (types.Array(dtype, dimensions, "C") for dimensions in (1, 2, 3))
     prepared = types.NamedTuple((matrix, matrix, vector, panels), Prepared)
     return types.none(matrix, prepared, types.float64, matrix, vector, types.int64, types.int64, types.int64)

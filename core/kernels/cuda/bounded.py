@@ -1,4 +1,4 @@
-"""Small problems, each with a gram of its own, in Triton: launched by `core.kernels.cuda` for encodes.
+"""Small problems, each with a gram of its own, in Triton: launched by `core.kernels.cuda.encode`.
 
 A row's problem is that of its working set: minimise ½zBzᵀ − cz over z ≥ 0, from given codes z and their gradient g.
 Coordinate descent would be a chain of thousands of steps, each waiting for the one before; here a step is a product

@@ -11,16 +11,12 @@ Products are made in vectors of concepts: arrays of `width` columns have k of th
 sixteen. Compiled by numba; all arrays are C-contiguous.
 """
 
-from typing import Any
-
 import numba
 import numpy as np
 
-from core.compiled import compiled
-from core.kernels.descent import descend_tile
-from core.kernels.lanes import LANES, add_scaled, load, store
-
-Array = np.ndarray[Any, np.dtype[Any]]
+from core.compiled import Array, compiled
+from core.kernels.cpu.descent import descend_tile
+from core.kernels.cpu.lanes import LANES, add_scaled, load, store
 
 BLOCK = 96  # rows: tiles of sixteen to sweep, and groups of six to multiply
 FEATURES = 48  # that are improved together, likewise
@@ -31,41 +27,41 @@ PARTS = 16  # of the rows, at most, each with a gram of its own
 def iterate(
     A: Array,
     Z: Array,
-    D: Array,
+    concepts: Array,
     dead: Array,
     energy: float,
     vanished: float,
     code_sweeps: int,
     concept_sweeps: int,
-    share: float,
+    progress_ratio: float,
 ) -> tuple[float, float, float]:
-    """See `core.kernels.iterate`; D (d, k) are the concepts, and which of them are zero or unused goes into `dead`.
+    """See `core.kernels.iterate`; which of the concepts (d, k) are zero or unused goes into `dead`.
 
     (To return an array, Numba would unpickle its dtype, and nothing is unpickled here: docs/operations.md.)
     """
-    (rows, k), d = Z.shape, D.shape[0]
+    (rows, k), d = Z.shape, concepts.shape[0]
     width = (k + LANES - 1) // LANES * LANES
-    of_concepts = _gram_of(D, width)
-    _drop(of_concepts, vanished)
-    _follow(of_concepts, D)
+    concept_gram = _gram_of(concepts, width)
+    _drop(concept_gram, vanished)
+    _follow(concept_gram, concepts)
     wide = Z if k == width else np.zeros((rows, width), Z.dtype)
     blocks = (rows + BLOCK - 1) // BLOCK
     parts = max(1, min(PARTS, blocks, 2 * rows // k))
     grams, of_parts = np.zeros((parts, k, width)), np.zeros(parts)
-    _improve_codes(A, Z, wide, D, of_concepts, code_sweeps, share, grams, of_parts)
-    gram = grams[0]
+    _improve_codes(A, Z, wide, concepts, concept_gram, code_sweeps, progress_ratio, grams, of_parts)
+    code_gram = grams[0]
     for part in range(1, parts):
-        _add(grams[part], gram)
-    _drop(gram, vanished)
+        _add(grams[part], code_gram)
+    _drop(code_gram, vanished)
 
     of_pieces = np.zeros((2, (d + FEATURES - 1) // FEATURES))
-    _improve_concepts(A, wide, D, gram, concept_sweeps, share, of_pieces)
-    of_concepts = _gram_of(D, width)
+    _improve_concepts(A, wide, concepts, code_gram, concept_sweeps, progress_ratio, of_pieces)
+    concept_gram = _gram_of(concepts, width)
     outer = 0.0
     for i in range(k):
-        dead[i] = gram[i, i] == 0 or of_concepts[i, i] == 0
+        dead[i] = code_gram[i, i] == 0 or concept_gram[i, i] == 0
         for j in range(k):
-            outer += gram[i, j] * of_concepts[i, j]
+            outer += code_gram[i, j] * concept_gram[i, j]
     loss = 0.5 * energy - of_pieces[0].sum() + 0.5 * outer
     # NaN is to be seen
     return 0.0 if loss < 0 else loss, of_parts.sum(), of_pieces[1].sum()
@@ -76,23 +72,31 @@ def _improve_codes(
     A: Array,
     Z: Array,
     wide: Array,
-    D: Array,
-    of_concepts: Array,
+    concepts: Array,
+    concept_gram: Array,
     max_sweeps: int,
-    share: float,
+    progress_ratio: float,
     grams: Array,
     violations: Array,
 ) -> None:
-    """Z (rows, k) in place, also as `wide` (rows, width), for concepts D (d, k) and their gram.
+    """Z (rows, k) in place, also as `wide` (rows, width), for concepts (d, k) and their gram.
 
     ZᵀZ goes into `grams` (parts, k, width), and the squared violation before that into `violations` (parts,).
     """
-    less, B = -_widened(D, wide.shape[1]), of_concepts.astype(D.dtype)
+    minus_concepts, B = -_widened(concepts, wide.shape[1]), concept_gram.astype(concepts.dtype)
     inverse, parts, blocks = _inverse_of(B), len(grams), (len(Z) + BLOCK - 1) // BLOCK
     for part in numba.prange(parts):
         first, last = part * blocks // parts * BLOCK, min(len(Z), (part + 1) * blocks // parts * BLOCK)
         violations[part] = _improve_rows(
-            A[first:last], Z[first:last], wide[first:last], less, B, inverse, max_sweeps, share, grams[part]
+            A[first:last],
+            Z[first:last],
+            wide[first:last],
+            minus_concepts,
+            B,
+            inverse,
+            max_sweeps,
+            progress_ratio,
+            grams[part],
         )
 
 
@@ -101,22 +105,22 @@ def _improve_rows(
     A: Array,
     Z: Array,
     wide: Array,
-    less: Array,
+    minus_concepts: Array,
     B: Array,
     inverse: Array,
     max_sweeps: int,
-    share: float,
+    progress_ratio: float,
     gram: Array,
 ) -> float:
-    """`_improve_codes` of some rows, given −D (d, width); returns their squared violation."""
+    """`_improve_codes` of some rows, given the concepts times −1, (d, width); returns their squared violation."""
     (rows, k), width = Z.shape, wide.shape[1]
     G, violation = np.empty((BLOCK, width), Z.dtype), 0.0
     for start in range(0, rows, BLOCK):
         stop = min(rows, start + BLOCK)
         z, g = Z[start:stop], G[: stop - start]
         g[:] = 0
-        _add_product(A[start:stop], less, g)
-        violation += _descend(z, g, B, inverse, max_sweeps, share)
+        _add_product(A[start:stop], minus_concepts, g)
+        violation += _descend(z, g, B, inverse, max_sweeps, progress_ratio)
         if k < width:
             _copy(z, wide[start:stop])
     _add_gram(wide, gram)
@@ -125,29 +129,30 @@ def _improve_rows(
 
 @compiled(parallel=True)
 def _improve_concepts(
-    A: Array, wide: Array, D: Array, gram: Array, max_sweeps: int, share: float, of_pieces: Array
+    A: Array, wide: Array, concepts: Array, code_gram: Array, max_sweeps: int, progress_ratio: float, of_pieces: Array
 ) -> None:
-    """D (d, k) in place, for codes `wide` (rows, width) and their gram (k, width).
+    """Concepts (d, k) in place, for codes `wide` (rows, width) and their gram (k, width).
 
-    For each piece of the features ⟨AᵀZ, D⟩ goes into `of_pieces[0]`, and D's squared violation before into
+    For each piece of the features ⟨AᵀZ, concepts⟩ goes into `of_pieces[0]`, and their squared violation before into
     `of_pieces[1]`.
     """
-    B = gram.astype(D.dtype)
+    B = code_gram.astype(concepts.dtype)
     inverse, pieces = _inverse_of(B), of_pieces.shape[1]
     for piece in numba.prange(pieces):
-        first, last = piece * FEATURES, min(len(D), (piece + 1) * FEATURES)
+        first, last = piece * FEATURES, min(len(concepts), (piece + 1) * FEATURES)
         of_pieces[0, piece], of_pieces[1, piece] = _improve_features(
-            A[:, first:last], wide, D[first:last], B, inverse, max_sweeps, share
+            A[:, first:last], wide, concepts[first:last], B, inverse, max_sweeps, progress_ratio
         )
 
 
 @compiled()
 def _improve_features(
-    A: Array, wide: Array, D: Array, B: Array, inverse: Array, max_sweeps: int, share: float
+    A: Array, wide: Array, concepts: Array, B: Array, inverse: Array, max_sweeps: int, progress_ratio: float
 ) -> tuple[float, float]:
-    (features, k), width = D.shape, wide.shape[1]
-    cross, G = np.zeros((features, width)), np.empty((features, width), D.dtype)
-    together = np.empty((BLOCK, features), D.dtype)  # what lies whole rows apart would be of few sets of a cache
+    (features, k), width = concepts.shape, wide.shape[1]
+    cross, G = np.zeros((features, width)), np.empty((features, width), concepts.dtype)
+    # what lies whole rows apart would be of few sets of a cache
+    together = np.empty((BLOCK, features), concepts.dtype)
     for start in range(0, len(wide), BLOCK):
         a = A[start : start + BLOCK]
         _copy(a, together)
@@ -159,15 +164,15 @@ def _improve_features(
             if inverse[j] == 0:
                 cross[f, j] = 0
             G[f, j] = -cross[f, j]
-    violation, inner = _descend(D, G, B, inverse, max_sweeps, share), 0.0
+    violation, inner = _descend(concepts, G, B, inverse, max_sweeps, progress_ratio), 0.0
     for f in range(features):
         for j in range(k):
-            inner += cross[f, j] * D[f, j]
+            inner += cross[f, j] * concepts[f, j]
     return inner, violation
 
 
 @compiled()
-def _descend(Z: Array, G: Array, B: Array, inverse: Array, max_sweeps: int, share: float) -> float:
+def _descend(Z: Array, G: Array, B: Array, inverse: Array, max_sweeps: int, progress_ratio: float) -> float:
     """Rows Z (rows, k) in place, given B (k, width) and −C in G (rows, width), which is used up; returns their
     squared violation before that."""
     (rows, k), total = Z.shape, 0.0
@@ -178,7 +183,7 @@ def _descend(Z: Array, G: Array, B: Array, inverse: Array, max_sweeps: int, shar
         for i in range(here):
             for j in range(k):
                 g[i, j] = G[first + i, j]
-        descend_tile(Z[first : first + here], g[:here], B, inverse, violation, max_sweeps, share)
+        descend_tile(Z[first : first + here], g[:here], B, inverse, violation, max_sweeps, progress_ratio)
         for i in range(here):
             total += violation[i]
     return total
@@ -194,19 +199,19 @@ def _drop(gram: Array, vanished: float) -> None:
 
 
 @compiled()
-def _follow(gram: Array, D: Array) -> None:
-    """Concepts D (d, k) that are zero in their gram become zero."""
+def _follow(gram: Array, concepts: Array) -> None:
+    """Concepts (d, k) that are zero in their gram become zero."""
     for j in range(gram.shape[0]):
         if gram[j, j] == 0:
-            for f in range(D.shape[0]):
-                D[f, j] = 0
+            for f in range(concepts.shape[0]):
+                concepts[f, j] = 0
 
 
 @compiled()
-def _gram_of(D: Array, width: int) -> Array:
-    """Dᵀ·D (k, width) of D (d, k), float64."""
-    gram = np.zeros((D.shape[1], width))
-    _add_gram(_widened(D, width), gram)
+def _gram_of(concepts: Array, width: int) -> Array:
+    """The gram (k, width) of concepts (d, k), float64."""
+    gram = np.zeros((concepts.shape[1], width))
+    _add_gram(_widened(concepts, width), gram)
     return gram
 
 

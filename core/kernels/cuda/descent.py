@@ -1,4 +1,4 @@
-"""Coordinate descent on tiles of rows, in Triton: what `core.kernels.cuda` launches for the halves of a fit.
+"""Coordinate descent on tiles of rows, in Triton: launched by `core.kernels.cuda.interface` for the halves of a fit.
 
 A program is one warp that owns a tile of rows and passes over some columns of Z, a part at a time. The gradient of a
 part is made when its turn comes, from the one before and the moves since: a product with rows of B, on tensor cores.
@@ -95,7 +95,7 @@ def descend(
     block,
     sweep,
     sweeps,
-    share,
+    progress_ratio,
     ROWS: tl.constexpr,
     BLOCK: tl.constexpr,
     PART: tl.constexpr,
@@ -168,7 +168,7 @@ def descend(
                 tl.debug_barrier()  # the next part's product reads what other threads wrote
             if start + width >= k:
                 of_first = tl.where(sweep + s == 0, in_all, of_first)
-                active = active & (in_all > share * of_first)
+                active = active & (in_all > progress_ratio * of_first)
                 in_all = tl.zeros([ROWS], dtype=tl.float32)
     tl.store(going + tile + row, active.to(tl.int32), mask=present)
     tl.store(progress + tile + row, in_all, mask=present)

@@ -8,10 +8,8 @@ where most move. Both round alike.
 
 from typing import Any
 
-import numpy as np
-
-from core.compiled import compiled
-from core.kernels.lanes import (
+from core.compiled import Array, compiled
+from core.kernels.cpu.lanes import (
     add_product,
     add_scaled,
     any_lane,
@@ -25,8 +23,6 @@ from core.kernels.lanes import (
     where_positive,
     zeros_of,
 )
-
-Array = np.ndarray[Any, np.dtype[Any]]
 
 
 @compiled()

@@ -8,15 +8,11 @@ in a lane of its own; a factor of the new support, as many as a third of its siz
 Compiled by numba; all arrays are C-contiguous.
 """
 
-from typing import Any
-
 import numpy as np
 
-from core.compiled import compiled
-from core.kernels.cholesky import factor_for_step, pivot, solve, solve_in_lanes
-from core.kernels.lanes import LANES, add_scaled, load, store, zeros_of
-
-Array = np.ndarray[Any, np.dtype[Any]]
+from core.compiled import Array, compiled
+from core.kernels.cpu.cholesky import factor_for_step, pivot, solve, solve_in_lanes
+from core.kernels.cpu.lanes import LANES, add_scaled, load, store, zeros_of
 
 # One lane holds the step itself. A factor of fewer concepts than this is made as fast as it is bordered.
 MOST_CHANGED = LANES - 1
@@ -27,7 +23,7 @@ LEAST_PIVOT = 1e-3
 
 @compiled()
 def held_none(size: int) -> Array:
-    """The concepts of a factor that is not there yet: their number, and room for so many."""
+    """An empty list of concepts in one array: its length (0) at [0], then room for `size` of them."""
     return np.zeros(size + 1, np.int64)
 
 

@@ -1,4 +1,4 @@
-"""The working sets of an encode, in Triton: launched by `core.kernels.cuda` between the products of a round.
+"""The working sets of an encode, in Triton: launched by `core.kernels.cuda.encode` between the products of a round.
 
 A row's working set is its support and the unused concepts that violate most or come nearest to it. All of it is
 settled by that row alone.

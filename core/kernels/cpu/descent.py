@@ -3,16 +3,12 @@
 Compiled by numba; all arrays are C-contiguous and of one float dtype.
 """
 
-from typing import Any
-
 import numba
 import numpy as np
 
-from core.compiled import compiled
-from core.kernels.lanes import LANES, load, store
-from core.kernels.sweeps import sweep_lanes, sweep_row
-
-Array = np.ndarray[Any, np.dtype[Any]]
+from core.compiled import Array, compiled
+from core.kernels.cpu.lanes import LANES, load, store
+from core.kernels.cpu.sweeps import sweep_lanes, sweep_row
 
 # Sweeping sixteen rows in lockstep costs k·k a row; one by one, for each coordinate that moves, k and as much as this
 # many more for the waiting. (Measured at k = 64 to 1024.)
@@ -41,16 +37,16 @@ def _live(Z: Array, G: Array) -> int:
 
 
 @compiled()
-def _one_by_one(Z: Array, G: Array, B: Array, inverse: Array, max_sweeps: int, share: float) -> None:
+def _one_by_one(Z: Array, G: Array, B: Array, inverse: Array, max_sweeps: int, progress_ratio: float) -> None:
     for i in range(Z.shape[0]):
         first, _ = sweep_row(Z[i], G[i], B, inverse)
         for _ in range(max_sweeps - 1):
-            if sweep_row(Z[i], G[i], B, inverse)[0] <= share * first:
+            if sweep_row(Z[i], G[i], B, inverse)[0] <= progress_ratio * first:
                 break
 
 
 @compiled()
-def _in_lanes(Z: Array, G: Array, B: Array, inverse: Array, max_sweeps: int, share: float) -> None:
+def _in_lanes(Z: Array, G: Array, B: Array, inverse: Array, max_sweeps: int, progress_ratio: float) -> None:
     rows, k = Z.shape
     z, g = np.zeros((k, LANES), Z.dtype), np.zeros((k, LANES), Z.dtype)
     active, flips = np.zeros(LANES, Z.dtype), np.zeros(LANES, Z.dtype)
@@ -65,7 +61,7 @@ def _in_lanes(Z: Array, G: Array, B: Array, inverse: Array, max_sweeps: int, sha
             store(first, 0, load(progress, 0))
         left = False
         for s in range(rows):
-            if progress[s] <= share * first[s]:
+            if progress[s] <= progress_ratio * first[s]:
                 active[s] = 0
             left |= active[s] > 0
         if not left:
@@ -77,25 +73,25 @@ def _in_lanes(Z: Array, G: Array, B: Array, inverse: Array, max_sweeps: int, sha
 
 @compiled()
 def descend_tile(
-    Z: Array, G: Array, B: Array, inverse: Array, violation: Array, max_sweeps: int, share: float
+    Z: Array, G: Array, B: Array, inverse: Array, violation: Array, max_sweeps: int, progress_ratio: float
 ) -> None:
     """See `core.kernels.descend`, for no more than sixteen rows; `violation` (rows,) is an answer."""
     rows, k = Z.shape
     for i in range(rows):
         violation[i] = _violation(Z[i], G[i], inverse)
     if _live(Z, G) * (k + SPARED) > rows * k * k:
-        _in_lanes(Z, G, B, inverse, max_sweeps, share)
+        _in_lanes(Z, G, B, inverse, max_sweeps, progress_ratio)
     else:
-        _one_by_one(Z, G, B, inverse, max_sweeps, share)
+        _one_by_one(Z, G, B, inverse, max_sweeps, progress_ratio)
 
 
 @compiled(parallel=True)
 def descend_rows(
-    Z: Array, G: Array, B: Array, inverse: Array, violation: Array, max_sweeps: int, share: float
+    Z: Array, G: Array, B: Array, inverse: Array, violation: Array, max_sweeps: int, progress_ratio: float
 ) -> None:
     """The same for any number of rows, on several threads."""
     rows = Z.shape[0]
     tiles = (rows + LANES - 1) // LANES
     for tile in numba.prange(tiles):
         first, last = tile * rows // tiles, (tile + 1) * rows // tiles
-        descend_tile(Z[first:last], G[first:last], B, inverse, violation[first:last], max_sweeps, share)
+        descend_tile(Z[first:last], G[first:last], B, inverse, violation[first:last], max_sweeps, progress_ratio)

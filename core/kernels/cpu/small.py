@@ -6,29 +6,25 @@ Kim & Park 2011) alternate with a few sweeps that correct it.
 Compiled by numba; all arrays are C-contiguous.
 """
 
-from typing import Any
-
 import numpy as np
 
-from core.compiled import compiled
-from core.kernels.held import way_to_minimiser
-from core.kernels.lanes import (
+from core.compiled import Array, compiled
+from core.kernels.cpu.held import way_to_minimiser
+from core.kernels.cpu.lanes import (
     LANES,
     add,
     larger,
     load,
     load_first,
     multiply,
+    projected_gradient,
     store,
     subtract,
     total,
-    violation,
     zeros_of,
 )
-from core.kernels.products import four_chosen, tile
-from core.kernels.sweeps import sweep_row
-
-Array = np.ndarray[Any, np.dtype[Any]]
+from core.kernels.cpu.products import four_chosen, tile
+from core.kernels.cpu.sweeps import sweep_row
 
 # Sweeps find most of the support; from then on exact solves on it alternate with a few sweeps that correct it.
 # On digits activations at k = 64 to 256, 4 to 20 and 1 to 2 cost the same within a tenth.
@@ -88,11 +84,11 @@ def kkt_residual(z: Array, g: Array, inverse: Array) -> float:
     worst, unseen = zeros_of(z), zeros_of(z)
     whole, left = z.size // LANES, z.size % LANES
     for i in range(whole):
-        v = violation(load(z, i), load(g, i))
+        v = projected_gradient(load(z, i), load(g, i))
         relative = multiply(multiply(v, v), load(inverse, i))
         worst, unseen = larger(worst, relative), add(unseen, subtract(relative, relative))
     if left:
-        v = violation(load_first(z, whole, left), load_first(g, whole, left))
+        v = projected_gradient(load_first(z, whole, left), load_first(g, whole, left))
         relative = multiply(multiply(v, v), load_first(inverse, whole, left))
         worst, unseen = larger(worst, relative), add(unseen, subtract(relative, relative))
     lanes = np.empty(LANES, z.dtype)

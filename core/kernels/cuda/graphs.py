@@ -1,4 +1,4 @@
-"""Encodes of few rows on a CUDA device, recorded: see `core.kernels.cuda.solve`."""
+"""Encodes of few rows on a CUDA device, as CUDA graphs: see `core.kernels.cuda.interface.solve`."""
 
 from collections.abc import Callable
 from functools import cache
@@ -8,8 +8,8 @@ from typing import Any
 import torch
 
 from core.kernels import URGENT
+from core.kernels.cuda.encode import Encode, Solved
 from core.kernels.precision import Precision
-from core.kernels.rounds import Encode, Solved
 
 # Up to so many rows, the host takes longer to launch the kernels of a round than the device to run them.
 FEW_ROWS = 16
@@ -18,32 +18,32 @@ FEW_ROWS = 16
 # as small as TF32 can tell, and no round is lost. All are bound by reading D, which takes as long in float32.
 ROUGH_ROUNDS = 4
 
-MOST_RECORDS = 16  # for one D; who asks for a new tolerance each time has none recorded
+MOST_GRAPHS = 16  # for one D; who asks for a new tolerance each time has none recorded
 
 # Rows that want more than there is room for are played in vain. After one that was, as many are passed by as were in
 # vain before it, up to so many: a row that is unlike the others costs nothing, and of such alone few are played.
 MOST_PASSED_BY = 100
 
-Records = dict[Any, "Record | None"]
+Graphs = dict[Any, "EncodeGraph | None"]
 
 # One at a time is made or played: torch records one graph at a time, and they share cuBLAS's workspace.
 _in_use = Lock()
 
 
-def record_of(records: Records, key: Any, make: Callable[[], "Record"]) -> "Record | None":
+def graph_of(graphs: Graphs, key: Any, make: Callable[[], "EncodeGraph"]) -> "EncodeGraph | None":
     """That of this key, made when it is asked for the second time."""
-    if key not in records:
-        records[key] = None
-        for oldest in list(records)[:-MOST_RECORDS]:
-            records.pop(oldest, None)
+    if key not in graphs:
+        graphs[key] = None
+        for oldest in list(graphs)[:-MOST_GRAPHS]:
+            graphs.pop(oldest, None)
         return None
-    record = records.get(key)
-    if record is None:
-        record = records[key] = make()
-    return record
+    graph = graphs.get(key)
+    if graph is None:
+        graph = graphs[key] = make()
+    return graph
 
 
-def recorded(work: Callable[[], None], device: torch.device) -> Callable[[], object]:
+def as_graph(work: Callable[[], None], device: torch.device) -> Callable[[], object]:
     """A call that does the work again, on the tensors that it has made: on CUDA devices as one graph.
 
     The work, done once before on tensors that mean something, must not make the host wait.
@@ -84,11 +84,11 @@ class _Place:
 _place = cache(_Place)
 
 
-class Record:
+class EncodeGraph:
     """The rounds of an encode, recorded for other rows in the place of its own: the host starts most in one call.
 
-    All is as in `core.kernels.cuda.solve`, but for the sizes of working sets, which are what they can be by then,
-    and for rows that are done, which wait for the others. Any thread may use it.
+    All is as in `core.kernels.cuda.interface.solve`, but for the sizes of working sets, which are what they can be
+    by then, and for rows that are done, which wait for the others. Any thread may use it.
     """
 
     def __init__(self, encode: Encode) -> None:
@@ -97,9 +97,9 @@ class Record:
         self._widest = torch.zeros(rows, dtype=torch.int32, device=device)
         self._in_vain = self._to_pass_by = 0  # since one was not; of those that come next
         with _in_use:
-            self._begin = recorded(self._first_rounds, device)
+            self._begin = as_graph(self._first_rounds, device)
             self._begin()
-            self._go_on = recorded(self._round, device)
+            self._go_on = as_graph(self._round, device)
 
     def solve(self, A: torch.Tensor) -> Solved | None:
         """None where a row wants a larger working set than there is room for, or is likely to."""

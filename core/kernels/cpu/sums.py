@@ -5,13 +5,9 @@ Torch, asked for a sum in float64, has a copy of all in float64 before it adds.
 Compiled by numba.
 """
 
-from typing import Any
-
 import numpy as np
 
-from core.compiled import compiled
-
-Array = np.ndarray[Any, np.dtype[Any]]
+from core.compiled import Array, compiled
 
 
 @compiled()

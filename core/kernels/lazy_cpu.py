@@ -5,17 +5,17 @@ from types import ModuleType
 
 
 @cache
-def of_cpu() -> ModuleType:
-    """`core.kernels.cpu`.
+def cpu_kernels() -> ModuleType:
+    """`core.kernels.cpu.interface`.
 
     Raises:
         ImportError: numba is not there, or refuses the numpy that is.
     """
     try:
-        from core.kernels import cpu
+        from core.kernels.cpu import interface
     except ImportError as error:
         raise ImportError(
             f"what is computed on the CPU needs numba, which cannot be imported ({error}); on a CUDA device fits and "
             "most encodes in float32 do without"
         ) from error
-    return cpu
+    return interface

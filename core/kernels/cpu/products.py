@@ -4,10 +4,9 @@ from typing import Any
 
 import numpy as np
 
-from core.compiled import compiled
-from core.kernels.lanes import LANES, add_product, load, load_first, total, zeros_of
+from core.compiled import Array, compiled
+from core.kernels.cpu.lanes import LANES, add_product, load, load_first, total, zeros_of
 
-Array = np.ndarray[Any, np.dtype[Any]]
 Four = tuple[Array, Array, Array, Array]
 
 

@@ -11,7 +11,6 @@ Compiled by numba.
 
 from typing import Any
 
-import numpy as np
 import torch
 from llvmlite import ir
 from numba import types
@@ -19,10 +18,8 @@ from numba.core import cgutils
 from numba.extending import intrinsic
 
 from core import levels
-from core.compiled import compiled
-from core.kernels.lanes import LANES, in_all_lanes, plus_product
-
-Array = np.ndarray[Any, np.dtype[Any]]
+from core.compiled import Array, compiled
+from core.kernels.cpu.lanes import LANES, in_all_lanes, plus_product
 
 WIDE = levels.has("avx512f")
 ROWS = 8  # that R and G are padded to a multiple of

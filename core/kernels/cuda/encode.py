@@ -1,4 +1,4 @@
-"""The rounds of an encode on a CUDA device: see `core.kernels.cuda.solve`."""
+"""The rounds of an encode on a CUDA device: see `core.kernels.cuda.interface.solve`."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, fields, replace
@@ -6,20 +6,12 @@ from typing import Self
 
 import torch
 
-from core.kernels import bounded, working_sets
+from core.kernels.cuda import bounded, working_sets
+from core.kernels.encode_rules import ADDED, FEW_CONCEPTS, LAST_SHARE, ROUND_SHARE
 from core.kernels.grams import gram
 from core.kernels.precision import Precision, product
 from core.kernels.prepared import Prepared
 
-# No more concepts than this are one small problem for every row, and share its gram
-FEW_CONCEPTS = 256
-# Concepts that join a working set in a round; where more violate and the support is larger, as many as it holds, but
-# for what would not fit the usual room.
-ADDED = 64
-# A round ends once its small problem is this share of the whole problem's residual from its minimum,
-ROUND_SHARE = 0.03
-# and the last one aims below what is asked for, since the gradient of all concepts is checked after it.
-LAST_SHARE = 0.5
 # Precisions of a gradient, and the most that each can be wrong of ‖d_j‖·‖zD − a‖ by the rounding of its factors, were
 # all errors to point the same way: TF32 of factors cut off; SPLIT of rests cut off and their product left out.
 LADDER = ((Precision.TF32, 2.0**-9), (Precision.SPLIT, 2.5 * 2.0**-21), (Precision.FLOAT32, 0.0))
@@ -28,7 +20,9 @@ LADDER = ((Precision.TF32, 2.0**-9), (Precision.SPLIT, 2.5 * 2.0**-21), (Precisi
 USUAL_ERRORS, HARDLY_FALLEN = 3.0, 0.5
 # Products of a row's small gram that stand for a sweep; what a round counts for at least, so that rounds have an end.
 PRODUCTS, LEAST_PRODUCTS = 4, 64
-ROOM = 256  # concepts of the largest working set, usually; more where a row's support wants more
+# Concepts of the largest working set, usually; more where a row's support wants more. Where more than ADDED join, no
+# more do than fit.
+ROOM = 256
 SIZES = 64  # working sets are a multiple of this: few kernels to compile, and rows of grams that are aligned
 RESIDENT = 128  # concepts of a small problem whose gram a program's registers hold
 MANY_ROWS = 256  # which leave no multiprocessor idle, whatever a program takes

@@ -5,14 +5,10 @@ do so at once. A factor is kept without its lower triangle, with the reciprocals
 rows are padded to whole vectors, and the last ones to four with the identity.
 """
 
-from typing import Any
-
 import numpy as np
 
-from core.compiled import compiled
-from core.kernels.lanes import LANES, add_scaled, load, multiply, splat, store, subtract, zeros_of
-
-Array = np.ndarray[Any, np.dtype[Any]]
+from core.compiled import Array, compiled
+from core.kernels.cpu.lanes import LANES, add_scaled, load, multiply, splat, store, subtract, zeros_of
 
 # A pivot below this many roundings of its diagonal is nothing: that concept is a combination of those before it.
 PIVOT_ROUNDINGS = 100

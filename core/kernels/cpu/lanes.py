@@ -229,8 +229,8 @@ def any_lane(typing, v):
 
 
 @_operation
-def violation(typing, z, g):
-    """g where z > 0 or g is not ≥ 0, else 0: a projected gradient, through which NaN does not pass unseen."""
+def projected_gradient(typing, z, g):
+    """g where z > 0 or g is not ≥ 0, else 0; NaN does not pass unseen."""
 
     def generate(context, builder, signature, args):
         zero = ir.Constant(args[0].type, None)
