@@ -8,6 +8,7 @@ that its owner has no lease any more (``app.jobs.leases``) puts it back into the
 import logging
 import re
 import secrets
+import threading
 import time
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, fields
@@ -397,9 +398,26 @@ def _full(queue_jobs: int) -> Overloaded:
     return Overloaded(f"{queue_jobs} fits wait already; send this one again later")
 
 
+class _Ids:
+    """Of the moment, and within it counted, so that those of one process are in the order in which they were made."""
+
+    def __init__(self) -> None:
+        self._guard = threading.Lock()
+        self._moment, self._count = "", 0
+
+    def next(self) -> str:
+        moment = _id_at(time.time())
+        with self._guard:
+            self._moment, self._count = moment, self._count + 1 if moment == self._moment else 0
+            return f"{moment}{self._count:04x}{secrets.token_hex(6)}"
+
+
+_ids = _Ids()
+
+
 def new_id() -> str:
     """Sorts by time; unique whatever the clock does."""
-    return _id_at(time.time()) + secrets.token_hex(8)
+    return _ids.next()
 
 
 def _id_at(seconds: float) -> str:

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -26,7 +27,7 @@ def client(tmp_path: Path) -> Iterator[TestClient]:
     path = tmp_path / "tokens"
     add(path, "reader", ["read"], READER, {})
     add(path, "writer", ["read", "write"], WRITER, {})
-    add(path, "slow", ["read"], SLOW, {"requests_per_minute": 20, "rows_per_minute": 10})
+    add(path, "slow", ["read", "write"], SLOW, {"requests_per_minute": 20, "rows_per_minute": 10})
     settings = Settings(store=tmp_path / "models", tokens_file=path)
     with TestClient(create_app(settings, supervisor=WorkerDouble(settings))) as client:
         D = npy(np.eye(2, 4, dtype=np.float32))
@@ -139,17 +140,30 @@ def test_requests_are_limited(client: TestClient) -> None:
     assert client.get("/dictionaries", headers=bearer(READER)).status_code == 200
 
 
-@pytest.mark.parametrize("path", ["/encode?dictionary=d", "/v2/models/d/infer"])
-def test_rows_are_limited(client: TestClient, path: str) -> None:
-    if path.startswith("/v2"):
-        tensor = {"name": "activations", "shape": [12, 4], "datatype": "FP32", "data": [1.0] * 48}
-        body = {"json": {"inputs": [tensor]}}
-    else:
-        body = {"content": npy(np.ones((12, 4), np.float32))}
-    assert client.post(path, **body, headers=bearer(SLOW)).status_code == 200  # type: ignore[arg-type]
-    answer = client.post("/encode?dictionary=d", content=ROW, headers=bearer(SLOW))
+@pytest.mark.parametrize(
+    ("path", "columns"),
+    [
+        ("/encode?dictionary=d", 4),
+        ("/decode?dictionary=d", 2),
+        ("/fit?name=a&nb_concepts=1", 4),
+        ("/v2/models/d/infer", 4),
+    ],
+)
+def test_rows_are_limited(client: TestClient, path: str, columns: int) -> None:
+    rows = np.ones((12, columns), np.float32)
+    tensor = {"name": "activations", "shape": rows.shape, "datatype": "FP32", "data": rows.ravel().tolist()}
+    body: dict[str, Any] = {"json": {"inputs": [tensor]}} if path.startswith("/v2") else {"content": npy(rows)}
+    assert client.post(path, **body, headers=bearer(SLOW)).is_success
+    answer = client.post(path, **body, headers=bearer(SLOW))
     assert answer.status_code == 429
-    assert "10 rows per minute" in answer.json()["detail"]
+    assert "10 rows per minute" in answer.text
+    assert 60 < int(answer.headers["retry-after"]) <= 72  # two rows were more than a minute's
+
+
+def test_who_may_read_may_encode_and_decode(client: TestClient) -> None:
+    assert client.post("/encode?dictionary=d", content=ROW, headers=bearer(READER)).status_code == 200
+    codes = npy(np.ones((1, 2), np.float32))
+    assert client.post("/decode?dictionary=d", content=codes, headers=bearer(READER)).status_code == 200
 
 
 @pytest.mark.parametrize("host", ["x/v2/", "x/v2/?", "x/encode?", "x/encode#", "u@x/v2/", "x\\v2/"])

@@ -533,3 +533,10 @@ def test_a_slash_too_many_is_told_and_sends_nobody_elsewhere(client: TestClient,
     assert (answer.status_code, answer.json()["type"]) == (404, "not-found")
     assert answer.json()["detail"] == f"Not Found: {method} {path}/; there is {path}"
     assert client.get("/nowhere/").json()["detail"] == "Not Found: GET /nowhere/"
+
+
+def test_of_many_faults_the_first_are_told(client: TestClient) -> None:
+    answer = client.post("/encode", json={f"field{number}": 1 for number in range(60)})
+    assert answer.status_code == 422
+    assert len(answer.json()["errors"]) == 20
+    assert len(answer.content) <= 8192

@@ -335,7 +335,6 @@ def test_a_call_that_waits_for_others_of_its_client_is_given_up_in_time() -> Non
                 assert (await call).id == "1"
 
     asyncio.run(run())
-    asyncio.run(run())
 
 
 def test_a_command_tells_what_it_waits_for(clock: Clock, capsys: pytest.CaptureFixture[str]) -> None:

@@ -430,8 +430,7 @@ def test_a_file_that_changes_before_the_fit_starts_fails_it(
 ) -> None:
     worker.fits_hang = True
     first = client.post("/fit", json=FIT).json()["id"]
-    while client.get(f"/jobs/{first}").json()["progress"]["iteration"] == 0:
-        time.sleep(0.01)
+    until(lambda: client.get(f"/jobs/{first}").json()["progress"]["iteration"], every=0.01)
     second = client.post("/fit", json=FIT).json()["id"]
     change(data / "layer4" / "b.npy")
     worker.fits_hang = False
@@ -463,8 +462,7 @@ def test_a_job_is_cancelled_while_its_files_are_read(
     client: TestClient, worker: WorkerDouble, store: Store, slow: list[int]
 ) -> None:
     id = client.post("/fit", json=FIT).json()["id"]
-    while not slow:
-        time.sleep(0.01)
+    until(lambda: slow, every=0.01)
     assert client.get(f"/jobs/{id}").json()["state"] == "running"
     assert client.delete(f"/jobs/{id}").json()["state"] == "cancelled"
     assert len(slow) < 10
@@ -477,8 +475,7 @@ def test_a_stop_while_files_are_read_leaves_the_job_to_the_next_start(
 ) -> None:
     with TestClient(create_app(settings, supervisor=worker)) as client:
         id = client.post("/fit", json=FIT).json()["id"]
-        while not slow:
-            time.sleep(0.01)
+        until(lambda: slow, every=0.01)
     assert len(slow) < 10
     with TestClient(create_app(settings, supervisor=worker)) as client:
         job = ended(client, id)

@@ -20,7 +20,7 @@ import pytest
 import sqlalchemy as sql
 from fastapi.testclient import TestClient
 
-from app.errors import DataUnavailable, JobsAway, JobsUnavailable, StoreUnavailable
+from app.errors import DataUnavailable, JobsAway, JobsUnavailable, StoreUnavailable, WorkerUnavailable
 from app.jobs import database_threads, loops, retrying, upkeep
 from app.jobs import jobs as jobs_of_all
 from app.jobs.data_files import DataFiles
@@ -175,13 +175,37 @@ def test_npy_with_parameters_in_the_query(client: TestClient, store: Store) -> N
 
 
 @ON_SQLITE
-def test_an_npy_of_float32_is_staged_as_it_came(client: TestClient, worker: WorkerDouble) -> None:
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_what_is_staged_of_an_npy(client: TestClient, worker: WorkerDouble, dtype: type) -> None:
     worker.fits_hang = True
-    client.post("/fit?name=a&nb_concepts=1", content=npy(A))
-    client.post("/fit?name=b&nb_concepts=1", json=None, content=npy(A.astype(np.float64)))
+    client.post("/fit?name=a&nb_concepts=1", content=npy(A.astype(dtype)))
     fit = until(lambda: worker.fits, every=0.01)[0]
     read = np.memmap(fit.path, np.float32, "r", fit.data_offset, (fit.rows, fit.n_features))
     np.testing.assert_array_equal(read, A)
+
+
+@ON_SQLITE
+def test_a_fit_whose_worker_goes_as_it_is_told_is_tried_again(
+    client: TestClient, worker: WorkerDouble, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tell, refusals = worker.tell_job, ["the worker is starting"] * 3
+
+    def tell_job(job: str, message: ToWorker, listener: JobListener) -> None:
+        if refusals:
+            raise WorkerUnavailable(refusals.pop())
+        tell(job, message, listener)
+
+    monkeypatch.setattr(worker, "tell_job", tell_job)
+    job = ended(client, client.post("/fit", json=FIT).json()["id"])
+    assert (job["state"], job["attempts"], job["error"]) == ("succeeded", 4, None)
+
+
+@ON_SQLITE
+def test_a_long_history_of_losses_is_thinned(client: TestClient, worker: WorkerDouble) -> None:
+    worker.checkpoint = FitBegun("", 3000, 1.0), list(np.linspace(9, 3, 3000))
+    history = ended(client, client.post("/fit", json=FIT).json()["id"])["loss_history"]
+    assert 200 < len(history) <= 500
+    assert (history[0], history[-1]) == ([1, 9.0], [3001, 2.0])
 
 
 def test_a_name_that_exists_gets_its_next_version(client: TestClient) -> None:
@@ -209,8 +233,7 @@ def test_a_job_that_has_ended_tells_how_far_it_came_and_of_no_time_to_go(
     worker.fits_hang = end == "cancelled"
     id = client.post("/fit", json=FIT).json()["id"]
     if end == "cancelled":
-        while client.get(f"/jobs/{id}").json()["progress"]["eta_seconds"] is None:
-            time.sleep(0.01)
+        until(lambda: client.get(f"/jobs/{id}").json()["progress"]["eta_seconds"] is not None, every=0.01)
         assert client.delete(f"/jobs/{id}").json()["state"] == "cancelled"
     job = ended(client, id)
     assert (job["state"], job["loss_history"]) == (end, [[1, 2.0]])
@@ -222,8 +245,7 @@ def test_a_list_leaves_out_what_grows_with_a_job(client: TestClient, worker: Wor
     done = client.post("/fit", json=FIT, headers={"prefer": "wait=10"}).json()
     worker.fits_hang = True
     running = client.post("/fit", json=FIT).json()["id"]
-    while not (of_running := client.get(f"/jobs/{running}").json())["loss_history"]:
-        time.sleep(0.01)
+    of_running = until(lambda: told if (told := client.get(f"/jobs/{running}").json())["loss_history"] else None)
     listed = client.get("/jobs").json()["jobs"]
     assert listed == [{k: v for k, v in job.items() if k != "loss_history"} for job in (of_running, done)]
     assert [job["progress"]["loss"] for job in listed] == [2.0, 2.0]  # as the worker told it, of both
@@ -293,8 +315,7 @@ def test_records_of_long_ended_jobs_are_removed(settings: Settings, worker: Work
 def test_a_running_job_tells_its_progress(client: TestClient, worker: WorkerDouble) -> None:
     worker.fits_hang = True
     id = client.post("/fit", json=FIT).json()["id"]
-    while not (answer := client.get(f"/jobs/{id}")).json()["progress"]["iteration"]:
-        time.sleep(0.01)
+    answer = until(lambda: told if (told := client.get(f"/jobs/{id}")).json()["progress"]["iteration"] else None)
     job = answer.json()
     assert job["state"] == "running"
     assert answer.headers["retry-after"] == "1"
@@ -361,8 +382,7 @@ def test_a_job_whose_record_is_removed_under_who_waits_is_told_as_it_was(
     """As another service does it on the same store, which turns no event here."""
     worker.fits_hang = True
     running = client.post("/fit", json=FIT).json()["id"]
-    while client.get(f"/jobs/{running}").json()["state"] != "running":
-        time.sleep(0.01)
+    until(lambda: client.get(f"/jobs/{running}").json()["state"] == "running", every=0.01)
     headers = {"idempotency-key": "one", "prefer": "wait=30"}
     id = client.post("/fit", json=FIT, headers={"idempotency-key": "one"}).json()["id"]
     with ThreadPoolExecutor(2) as clients:
@@ -411,8 +431,7 @@ def test_those_who_wait_can_be_let_go_while_later_ones_wait(client: TestClient, 
 def test_cancelling(client: TestClient, worker: WorkerDouble, store: Store) -> None:
     worker.fits_hang = True
     running, queued = (client.post("/fit", json=FIT).json()["id"] for _ in range(2))
-    while client.get(f"/jobs/{running}").json()["state"] != "running":
-        time.sleep(0.01)
+    until(lambda: client.get(f"/jobs/{running}").json()["state"] == "running", every=0.01)
     for id in (queued, running):
         answer = client.delete(f"/jobs/{id}")
         assert (answer.status_code, answer.json()["state"]) == (200, "cancelled")
@@ -508,8 +527,7 @@ def test_a_fit_that_waits_for_the_store_can_be_cancelled(
     with TestClient(create_app(settings, supervisor=worker)) as client:
         monkeypatch.setattr(client.app.state.services.store, "made_by", away)  # type: ignore[attr-defined]
         id = client.post("/fit", json=FIT).json()["id"]
-        while client.get(f"/jobs/{id}").json()["state"] != "running":
-            time.sleep(0.01)
+        until(lambda: client.get(f"/jobs/{id}").json()["state"] == "running", every=0.01)
         client.post(f"/jobs/{id}/cancel")
         assert ended(client, id)["state"] == "cancelled"
 
@@ -545,8 +563,7 @@ def test_a_stop_leaves_the_job_to_the_next_start(settings: Settings, worker: Wor
     worker.fits_hang = True
     with TestClient(create_app(settings, supervisor=worker)) as client:
         id = client.post("/fit", json=FIT).json()["id"]
-        while client.get(f"/jobs/{id}").json()["state"] != "running":
-            time.sleep(0.01)
+        until(lambda: client.get(f"/jobs/{id}").json()["state"] == "running", every=0.01)
     with TestClient(create_app(settings, supervisor=WorkerDouble(settings))) as client:
         job = ended(client, id)
     assert (job["state"], job["attempts"]) == ("succeeded", 2)
@@ -558,8 +575,7 @@ def test_a_fit_that_goes_on_from_a_checkpoint_says_so(settings: Settings, worker
     losses = [9.0, 8.0, 7.0, 6.0, 5.0]
     with TestClient(create_app(settings, supervisor=worker)) as client:
         id = client.post("/fit", json=FIT).json()["id"]
-        while client.get(f"/jobs/{id}").json()["progress"]["iteration"] < 1:
-            time.sleep(0.01)
+        until(lambda: client.get(f"/jobs/{id}").json()["progress"]["iteration"], every=0.01)
         assert client.get(f"/jobs/{id}").json()["resumed_from"] is None
     worker.checkpoint = FitBegun("", 5, 0.06), losses
     with TestClient(create_app(settings, supervisor=worker)) as client:
@@ -590,8 +606,7 @@ def test_a_checkpoint_goes_with_its_job(settings: Settings, worker: WorkerDouble
 
         worker.fits_hang = True
         running, queued = (client.post("/fit", json=FIT).json()["id"] for _ in range(2))
-        while client.get(f"/jobs/{running}").json()["state"] != "running":
-            time.sleep(0.01)
+        until(lambda: client.get(f"/jobs/{running}").json()["state"] == "running", every=0.01)
         kept(running)
         kept(queued)
         (directory / "1-dead.nobodys.safetensors").write_text("")
@@ -600,8 +615,7 @@ def test_a_checkpoint_goes_with_its_job(settings: Settings, worker: WorkerDouble
         assert [path.name for path in directory.iterdir()] == ["1-dead.nobodys.safetensors"]
 
         left = client.post("/fit", json=FIT).json()["id"]
-        while client.get(f"/jobs/{left}").json()["state"] != "running":
-            time.sleep(0.01)
+        until(lambda: client.get(f"/jobs/{left}").json()["state"] == "running", every=0.01)
         kept(left)
         own = checkpoints.path(left).name
     worker.fits_hang = False

@@ -12,7 +12,7 @@ import sqlalchemy as sql
 
 from app.errors import InvalidFields, JobDamaged, JobsUnavailable, Overloaded, UnknownJob
 from app.jobs.database import Database
-from app.jobs.jobs import KNOWN, JobLost, Jobs, Record
+from app.jobs.jobs import KNOWN, JobLost, Jobs, Record, new_id
 from app.jobs.leases import Leases, leases
 from app.problems import Problem
 from app.schemas import Job, ListedJob, Progress
@@ -20,6 +20,14 @@ from app.store.workplace import Workplace
 
 PROBLEM = Problem("x", "X", 500, "it failed")
 SECONDS = 30.0  # of a lease: longer than any of these tests
+
+
+def test_ids_of_one_moment_are_in_the_order_in_which_they_were_made(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The queue goes by them, and so do pages."""
+    monkeypatch.setattr("app.jobs.jobs.time.time", lambda: 1.75e9)
+    ids = [new_id() for _ in range(1000)]
+    assert ids == sorted(ids)
+    assert len(set(ids)) == 1000
 
 
 class Replica:

@@ -507,6 +507,38 @@ def looked_at_for(connection: BoundedProtocol, seconds: float) -> None:
         connection.look(now + look * LOOK_SECONDS)
 
 
+@pytest.mark.parametrize("is_taken", [True, False])
+def test_time_in_which_a_body_is_not_taken_does_not_count(settings: Settings, is_taken: bool) -> None:
+    """As where the disk is slow: its client can send no faster."""
+
+    def then(connection: BoundedProtocol, client: socket.socket) -> None:
+        connection.flow.read_paused = not is_taken
+        looked_at_for(connection, 4 * settings.transfer_seconds)
+
+    written = b"".join(served(settings, [request()[:-1]], 0, then=then).written)
+    assert (b"HTTP/1.1 408 " in written) is is_taken
+
+
+@pytest.mark.parametrize(("share", "is_cut_off"), [(2.0, False), (0.5, True), (0.0, True)])
+def test_an_answer_may_be_read_at_the_least_rate(
+    settings: Settings, share: float, is_cut_off: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However long that takes."""
+    aborted = []
+
+    def then(connection: BoundedProtocol, client: socket.socket) -> None:
+        looks = int(4 * settings.transfer_seconds / LOOK_SECONDS)
+        piece = int(share * settings.min_bytes_per_second * LOOK_SECONDS)
+        left = iter([(looks + 1 - look) * piece + 1 for look in range(looks + 1)])
+        with monkeypatch.context() as patched:
+            patched.setattr(connection.transport, "get_write_buffer_size", lambda: next(left))
+            patched.setattr(connection.transport, "abort", lambda: aborted.append(True))
+            looked_at_for(connection, 4 * settings.transfer_seconds)
+
+    served(settings, [request()], 1, then=then)
+    assert bool(aborted) is is_cut_off
+
+
 @pytest.mark.parametrize("has_come", [True, False])
 def test_an_idle_connection_is_not_closed_on_a_request_that_has_come(settings: Settings, has_come: bool) -> None:
     """And was not read yet, as where the loop had much to do just then."""

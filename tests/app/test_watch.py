@@ -43,8 +43,10 @@ def test_ranks_hear_each_other_and_may_leave(lost: Lost, monkeypatch: pytest.Mon
     first, second = (Watch(store, rank, 2, lost.put) for rank in range(2))
     until(lambda: min(first._heard[1][0], second._heard[0][0]) >= 5, every=0.01)
     first.end()
-    second.end()
+    beats = store.add(watch._key(1), 0)
+    until(lambda: store.add(watch._key(1), 0) >= beats + 3, every=0.01)  # each time it hears of losses
     assert lost.empty()
+    second.end()
 
 
 def test_a_store_whose_host_is_gone_is_a_loss(lost: Lost) -> None:

@@ -281,6 +281,7 @@ def test_readiness_is_that_of_one_worker_and_each_is_told(service: TestClient, p
     pair[1].alive = False
     answer = service.get("/readyz")
     assert (answer.status_code, answer.json()["status"]) == (503, "not ready")
+    assert int(answer.headers["retry-after"]) > 0
     refused = service.post("/encode?dictionary=digits", content=npy(ROWS))
     assert (refused.status_code, refused.json()["type"]) == (503, "worker-unavailable")
 

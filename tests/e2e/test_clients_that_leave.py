@@ -5,7 +5,6 @@ import io
 import os
 import socket
 import struct
-import time
 from pathlib import Path
 
 import numpy as np
@@ -30,11 +29,19 @@ def send_and_leave(port: int, path: str, body: bytes, share: float, *, reset: bo
         connection.sendall(body[: int(len(body) * share)])
 
 
+def gone(service: Service, path: str) -> int:
+    """Requests whose clients had left."""
+    line = f'dictserve_requests_total{{method="POST",route="{path.partition("?")[0]}",status="gone"}} '
+    told = service.client.get("/metrics").text
+    return int(float(told.partition(line)[2].partition("\n")[0] or 0))
+
+
 @pytest.mark.parametrize("path", ["/encode?dictionary=a", "/fit?name=a&nb_concepts=2"])
 def test_cut_off_uploads(shared: Service, path: str) -> None:
+    before = gone(shared, path)
     for _ in range(20):
         send_and_leave(shared.port, path, npy(A), 0.5)
-    time.sleep(0.5)
+    until(lambda: gone(shared, path) == before + 20)
     assert shared.client.get("/livez").status_code == 200
     assert list(Store(shared.store).workplace.activations.iterdir()) == []
     assert "Traceback" not in shared.log.read_text()
