@@ -598,6 +598,21 @@ def test_a_directory_that_goes_as_a_file_is_opened_is_away(
             rows[0:6]
 
 
+def test_a_file_that_changes_while_it_is_read_is_not_fitted(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The rows may be of neither what it was nor what it is."""
+    path, fill = data / "layer4" / "a.npy", npy_file.NpyFile._fill
+    file = DataFile("layer4/a.npy", 6, path.stat().st_size, path.stat().st_mtime_ns)
+    rows = FileRows(Files(str(data), [file], clip=False, epochs=1), 4)
+
+    def changing(*told: Any) -> None:
+        fill(*told)
+        os.utime(path, ns=(1, 1))
+
+    monkeypatch.setattr(npy_file.NpyFile, "_fill", changing)
+    with pytest.raises(DataChanged, match="has changed"):
+        rows[0:6]
+
+
 # --- two attempts at one job -----------------------------------------------------------------------------------
 
 

@@ -88,6 +88,35 @@ def test_it_begins_with_the_process_that_was_launched_before(settings: Settings,
     asyncio.run(run())
 
 
+def test_a_worker_that_dies_at_once_is_started_ever_less_often(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And soon again once one has lived for a while."""
+    lives = iter([0.0] * 9 + [100.0, 0.0])
+    clock, pauses = [0.0], []
+
+    class Over(BaseException):
+        pass
+
+    async def live_once() -> str:
+        if (lived := next(lives, None)) is None:
+            raise Over
+        clock[0] += lived
+        return "was ended by SIGKILL"
+
+    async def sleep(seconds: float) -> None:
+        pauses.append(seconds)
+
+    supervisor = Supervisor(settings)
+    monkeypatch.setattr(supervisor, "_live_once", live_once)
+    monkeypatch.setattr(supervisors, "time", SimpleNamespace(monotonic=lambda: clock[0]))
+    monkeypatch.setattr(supervisors, "asyncio", SimpleNamespace(sleep=sleep))
+    with pytest.raises(Over):
+        asyncio.run(supervisor._keep_alive())
+    assert pauses == [0.1, 0.2, 0.4, 0.8, 1.6, 3.2, 6.4, 10.0, 10.0, 0.1, 0.2]
+    assert supervisor.health.restarts == 11
+
+
 class Stuck:
     """A process that outlives SIGKILL for as long as it likes, as in a call of a driver that never returns."""
 

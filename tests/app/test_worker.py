@@ -472,6 +472,19 @@ def test_what_a_dictionary_comes_to_take_is_counted() -> None:
     assert (len(cache), cache.nbytes) == (0, 0)
 
 
+def test_what_was_used_longest_ago_goes_first() -> None:
+    made: list[str] = []
+
+    def prepare(name: str, version: int, dtype: str) -> Any:
+        made.append(name)
+        return SimpleNamespace(nbytes=4 * MIB)
+
+    cache = DictionaryCache(9 * MIB, prepare)  # of room for two
+    for name in "abacab":
+        cache.get(name, 1, "float32")
+    assert made == ["a", "b", "c", "b"]
+
+
 def test_what_is_kept_is_counted_once_however_much_there_is() -> None:
     """Each measured anew at each request for another, thousands held up every encode for as many milliseconds."""
     asked: Counter[int] = Counter()

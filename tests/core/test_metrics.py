@@ -8,7 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import sparse
 
-from core.metrics import Measured, measure_steps
+from core.batches import opened
+from core.checks import activations_form
+from core.metrics import Measured, measure_online_steps, measure_steps
 from core.progress import run
 from core.sparse import SparseRows
 from tests.core.problems import planted
@@ -32,6 +34,17 @@ KEYS = {
 def measured(A: np.ndarray, Z: np.ndarray, D: np.ndarray) -> Measured:
     A, Z, D = (torch.from_numpy(np.ascontiguousarray(x, np.float32)) for x in (A, Z, D))
     return run(measure_steps(A, Z, D))
+
+
+def test_of_very_many_rows_some_are_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As many as are wanted, and what is left of the batch."""
+    A, _, D = planted(1000, 20, 5)
+    batches = opened(A, activations_form(), 64)
+    whole = run(measure_online_steps(batches, torch.from_numpy(D))).metrics
+    monkeypatch.setattr("core.metrics.MOST_MEASURED", 300)
+    some = run(measure_online_steps(batches, torch.from_numpy(D))).metrics
+    assert (whole["metrics_rows"], some["metrics_rows"]) == (1000, 320)
+    assert some["l0_mean"] == pytest.approx(whole["l0_mean"], rel=0.1)
 
 
 def measure(A: np.ndarray, Z: np.ndarray, D: np.ndarray) -> dict:
