@@ -22,9 +22,9 @@ COPY app app
 COPY core core
 RUN python3 -m pip install --constraint constraints.txt ".[${EXTRAS}]"
 
-# Compile the kernels now rather than at every start, for all levels of x86-64: the machine that runs this may have
-# another than the one that builds it.
-RUN cd / && NUMBA_CACHE_DIR=/opt/dictserve/kernels python3 -m core.warm --every-level
+# Compile the kernels now, beside their sources, rather than at every start; for all levels of x86-64: the machine that
+# runs this may have another than the one that builds it.
+RUN cd / && python3 -m core.warm --every-level
 
 
 FROM ${BASE}
@@ -32,7 +32,6 @@ FROM ${BASE}
 RUN apt-get update && apt-get install --yes --no-install-recommends gcc libc6-dev libgomp1 \
     && rm -rf /var/lib/apt/lists/*
 COPY --from=build /opt/dictserve /opt/dictserve
-COPY deploy/entrypoint.sh /usr/local/bin/dictserve-entrypoint
 RUN mkdir /models && chown 10001:10001 /models
 ENV PATH=/opt/dictserve/bin:$PATH \
     PYTHONDONTWRITEBYTECODE=1 \
@@ -49,5 +48,5 @@ EXPOSE 8000
 STOPSIGNAL SIGTERM
 HEALTHCHECK --interval=10s --timeout=5s --start-period=120s --retries=3 \
     CMD ["python3", "-c", "import os, urllib.request as u; u.build_opener(u.ProxyHandler({})).open(f\"http://127.0.0.1:{os.environ['DICTSERVE_PORT']}/readyz\", timeout=4)"]
-ENTRYPOINT ["dictserve-entrypoint"]
+ENTRYPOINT ["dictserve"]
 CMD ["serve"]

@@ -9,12 +9,12 @@ from collections.abc import Callable, Iterator
 from functools import cache
 from importlib import import_module
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Self, TypeVar
 
 import numba
 import numba.np.linalg
 import numpy as np
-from numba.core.caching import IndexDataCacheFile
+from numba.core.caching import CompileResultCacheImpl, FunctionCache, IndexDataCacheFile
 
 from core import levels, threads
 
@@ -45,24 +45,14 @@ _load_arraymath()
 def compiled(*, parallel: bool = False) -> Callable[[Function], Function]:
     """Decorator: the function compiled by numba, its machine code kept on disk.
 
-    It is kept in NUMBA_CACHE_DIR where that is set, else beside the source or in the user's cache directory. Where
-    none of these can be written (a read-only container) the code is compiled anew in each process.
+    It is read from where it is kept, which is NUMBA_CACHE_DIR where that is set, else beside the source or in the
+    user's cache directory, and from beside the source in any case. Where none of these can be written, what is not
+    there is compiled anew in each process.
     """
 
     def decorate(function: Function) -> Function:
-        options: dict[str, Any] = {"fastmath": FASTMATH, "nogil": True, "parallel": parallel}
-        try:
-            kernel = numba.njit(function, cache=True, **options)
-        except RuntimeError:  # numba finds no cache directory that it can write
-            warnings.warn(
-                "no cache directory for compiled kernels is writable, so each process compiles them again; "
-                "set NUMBA_CACHE_DIR to one that is",
-                stacklevel=1,  # one place for all kernels: it is told once
-            )
-            return numba.njit(function, **options)  # type: ignore[no-any-return]
-        kernel._cache._cache_file = KernelCacheFile(
-            kernel._cache.cache_path, f"{function.__module__}.{function.__name__}"
-        )
+        kernel = numba.njit(function, fastmath=FASTMATH, nogil=True, parallel=parallel)
+        kernel._cache = KernelCache(function)
         return kernel  # type: ignore[no-any-return]
 
     return decorate
@@ -74,6 +64,45 @@ def compile_as_kept(kernel: Any) -> None:
         kernel.compile(signature)
 
 
+class BesideSource:
+    """A locator of numba's, for where no directory can be written. There, too, something may be read."""
+
+    def __init__(self, source: str) -> None:
+        self._py_file = source
+
+    @classmethod
+    def from_function(cls, _: object, source: str) -> Self:
+        return cls(source)
+
+    def ensure_cache_path(self) -> None:
+        """It may not be there."""
+
+    def get_cache_path(self) -> str:
+        return str(Path(self._py_file).parent / "__pycache__")
+
+    def get_source_stamp(self) -> None:
+        """Files have names that tell (see `KernelCacheFile`)."""
+
+    def get_disambiguator(self) -> str:
+        return ""
+
+
+class KernelCacheImpl(CompileResultCacheImpl):
+    _locator_classes: list[Any] = [*CompileResultCacheImpl._locator_classes, BesideSource]  # noqa: RUF012 - as there
+
+
+class KernelCache(FunctionCache):
+    """Numba's cache of a function, in files of our own."""
+
+    _impl_class = KernelCacheImpl
+
+    def __init__(self, function: Callable[..., Any]) -> None:
+        super().__init__(function)
+        beside = BesideSource(function.__code__.co_filename).get_cache_path()
+        name = f"{function.__module__}.{function.__name__}"
+        self._cache_file = KernelCacheFile(self.cache_path, name, beside)
+
+
 class KernelCacheFile(IndexDataCacheFile):
     """The machine code of one kernel, for all dtypes and levels; numba's own way with these files is not safe.
 
@@ -83,25 +112,35 @@ class KernelCacheFile(IndexDataCacheFile):
     with the kernel's own source, though what the kernel calls, from other files, is compiled into it.
 
     Here a file's name says all that its content follows from, and it is there as a whole or not at all.
+
+    Args:
+        directory: where it is kept.
+        beside: a directory that is read, too: of the source, where a user who may not write it has compiled none.
     """
 
-    def __init__(self, directory: str, kernel: str) -> None:
+    def __init__(self, directory: str, kernel: str, beside: str | None = None) -> None:
         super().__init__(directory, kernel, None)
         self._directory = Path(directory)
+        self._beside = IndexDataCacheFile(beside or directory, kernel, None)
         self._kernel = f"{kernel}.{sys.implementation.cache_tag}"
 
     def load(self, key: Any) -> Any:
-        return self._read(self._name(key))
+        name = self._name(key)
+        kept = _read(self, name)
+        return _read(self._beside, name) if kept is None else kept
 
     def save(self, key: Any, data: Any) -> None:
         try:
+            self._directory.mkdir(parents=True, exist_ok=True)
             self._save_data(self._name(key), data)
             for path in self._directory.glob(f"{self._kernel}.*.nbc"):
                 if not path.match(self._of_sources("*")):
                     path.unlink(missing_ok=True)
-        except OSError as error:  # a full disk: this process has what it compiled all the same
+        except OSError as error:  # this process has what it compiled all the same
             warnings.warn(
-                f"a compiled kernel cannot be kept ({error}), so each process compiles it again", stacklevel=2
+                f"compiled kernels cannot be kept ({error.strerror}), so each process compiles them again; set "
+                "NUMBA_CACHE_DIR to a directory that can be written",
+                stacklevel=2,  # one place for all kernels: it is told once
             )
 
     def flush(self) -> None:
@@ -111,25 +150,27 @@ class KernelCacheFile(IndexDataCacheFile):
     def signatures(self) -> Iterator[Any]:
         """The types of arguments for which there is machine code of these sources."""
         for path in sorted(self._directory.glob(self._of_sources("*"))):
-            if (kept := self._read(path.name)) is not None:
+            if (kept := _read(self, path.name)) is not None:
                 _, _, _, signature, *_ = kept
                 yield signature.args
-
-    def _read(self, name: str) -> Any:
-        """What is kept in this file; None where there is no such, or it is cut off: a machine lost its power."""
-        try:
-            return self._load_data(name)
-        except FileNotFoundError:
-            return None
-        except Exception as error:  # whatever unpickling may raise
-            warnings.warn(f"{self._directory / name} cannot be read ({error!r}) and is made anew", stacklevel=3)
-            return None
 
     def _name(self, key: Any) -> str:
         return self._of_sources(_digest(repr(key).encode()))
 
     def _of_sources(self, rest: str) -> str:
         return f"{self._kernel}.{_sources()}.{rest}.nbc"
+
+
+def _read(directory: IndexDataCacheFile, name: str) -> Any:
+    """What is kept in this file; None where there is no such, or it is cut off: a machine lost its power."""
+    try:
+        return directory._load_data(name)
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except Exception as error:  # whatever unpickling may raise
+        told = f"{Path(directory._cache_path) / name} cannot be read ({error!r}) and is made anew"
+        warnings.warn(told, stacklevel=4)
+        return None
 
 
 def sources() -> list[Path]:

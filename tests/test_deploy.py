@@ -3,7 +3,6 @@
 import re
 import shutil
 import subprocess
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -134,51 +133,6 @@ def test_kustomize_builds_the_same() -> None:
         assert theirs.keys() == {identity(manifest) for manifest in ours}
         for manifest in ours:
             assert theirs[identity(manifest)].get("spec") == manifest.get("spec")
-
-
-@pytest.fixture
-def entered(tmp_path: Path) -> Callable[[Path], subprocess.CompletedProcess[str]]:
-    """A start by the entry point that brings one kernel, with a program that repeats what it is given, for a place
-    where kernels are to be."""
-    brought, program = tmp_path / "brought", tmp_path / "dictserve"
-    brought.mkdir()
-    (brought / "new").write_text("as brought")
-    program.write_text('#!/bin/sh\necho "$@"\n')
-    program.chmod(0o755)
-    script = (ROOT / "deploy" / "entrypoint.sh").read_text().replace("/opt/dictserve/kernels", str(brought))
-
-    def enter(cache: Path) -> subprocess.CompletedProcess[str]:
-        environment = {"PATH": f"{tmp_path}:/usr/bin:/bin", "NUMBA_CACHE_DIR": str(cache)}
-        command = ["sh", "-c", script, "sh", "serve"]
-        return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=10)
-
-    return enter
-
-
-@pytest.mark.parametrize("there", [None, [], ["old"], ["new"]])
-def test_the_kernels_are_where_they_can_be_written(
-    tmp_path: Path, entered: Callable[[Path], subprocess.CompletedProcess[str]], there: list[str] | None
-) -> None:
-    """Whether or not there is a place for them already, and whatever another version has left in it."""
-    cache = tmp_path / "cache"
-    if there is not None:
-        cache.mkdir()
-        for name in there:
-            (cache / name).write_text("as left")
-    run = entered(cache)
-    assert (run.stdout, run.stderr) == ("serve\n", "")
-    told = {path.name: path.read_text() for path in cache.iterdir()}
-    assert told == dict.fromkeys(there or [], "as left") | ({} if there == ["new"] else {"new": "as brought"})
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["brought", "cache", "dictserve"]
-
-
-def test_kernels_that_can_be_copied_nowhere_are_told_of(
-    tmp_path: Path, entered: Callable[[Path], subprocess.CompletedProcess[str]]
-) -> None:
-    (tmp_path / "file").touch()
-    run = entered(tmp_path / "file" / "cache")
-    assert run.stdout == "serve\n"
-    assert "the kernels cannot be copied" in run.stderr
 
 
 def test_every_setting_that_is_named_is_one() -> None:

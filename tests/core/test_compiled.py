@@ -62,20 +62,28 @@ class Used:
 
 @pytest.fixture(scope="module")
 def used(tmp_path_factory: pytest.TempPathFactory) -> Used:
-    """Of a cache that is filled, found, and filled again after a change; then of one that cannot be written.
+    """Of a cache that is filled, found, and filled again after a change; of one that cannot be written; and of an
+    empty one, where the kernel lies beside the sources.
 
-    That one is a file where the cache's folder should be: nothing can be written there, not even by root.
+    What cannot be written is a file where the cache's folder should be: there nobody can write, not even root.
     """
     folder = tmp_path_factory.mktemp("compiled")
-    package, unwritable = folder / "changing", folder / "unwritable"
-    for copy in (package, unwritable):
+    package, unwritable, brought = folder / "changing", folder / "unwritable", folder / "brought"
+    for copy in (package, unwritable, brought):
         shutil.copytree(Path(core.__file__).parent, copy / "core", ignore=shutil.ignore_patterns("__pycache__"))
     cache, blocker = folder / "kept", folder / "file"
     for file in (blocker, unwritable / "core" / "kernels" / "cpu" / "__pycache__"):
         file.touch()
     use = USE.format(package=str(package), cache=str(cache))
     change = CHANGE.format(sources=str(package / "core" / "kernels" / "cpu" / "sweeps.py"))
-    told = run_each(use, use, change + use, USE.format(package=str(unwritable), cache=str(blocker)))
+    told = run_each(use)
+    shutil.copytree(next(cache.rglob("*.nbc")).parent, brought / "core" / "kernels" / "cpu" / "__pycache__")
+    told += run_each(
+        use,
+        change + use,
+        USE.format(package=str(unwritable), cache=str(blocker)),
+        USE.format(package=str(brought), cache=str(folder / "empty")),
+    )
     return Used([json.loads(line) for line in told], cache)
 
 
@@ -103,6 +111,12 @@ def test_without_a_writable_cache_it_works_and_says_so(used: Used) -> None:
     value, hits, warned = used.told[3]
     assert (value, hits) == (6, 0)
     assert any("NUMBA_CACHE_DIR" in message for message in warned)
+
+
+def test_what_lies_beside_the_sources_is_found_and_kept_nowhere_else(used: Used) -> None:
+    """Compiled by who installed it, for users who cannot write there."""
+    assert used.told[4] == [6, 1, []]
+    assert not list((used.cache.parent / "empty").rglob("*.nbc"))
 
 
 def test_two_processes_that_compile_at_once_keep_both(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
