@@ -49,7 +49,7 @@ BAD_ENCODES: dict[str, tuple[bytes, int, str, str, list[object] | None]] = {
     "no format": (b"hello", 415, "unsupported-media-type", "application/json", None),
     "truncated": (b'{"dictionary": "digits", "data": [[1, 2', 400, "malformed-body", "truncated", None),
     "trailing garbage": (body() + b" x", 400, "malformed-body", "trailing", None),
-    "byte-order mark": (b"\xef\xbb\xbf" + body(), 400, "malformed-body", "", None),
+    "byte-order mark": (b"\xef\xbb\xbf" + body(), 400, "malformed-body", "invalid character (byte 0)", None),
     "invalid UTF-8": (b'{"dictionary": "\xff", "data": [[1]]}', 400, "malformed-body", "utf-8", None),
     "a list": (b"[[1, 2]]", 400, "malformed-body", "JSON object", None),
     "key twice": (b'{"dictionary": "a", "data": [[1]], "data": [[2]]}', 400, "malformed-body", "'data'", None),
