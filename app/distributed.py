@@ -6,6 +6,7 @@ WORLD_SIZE, MASTER_ADDR and MASTER_PORT say who the ranks are, as torchrun sets 
 """
 
 import argparse
+import contextlib
 import errno
 import os
 import sys
@@ -50,8 +51,8 @@ def main() -> NoReturn:
     arguments = _arguments()
     rank = 0
     try:
-        rank = _number("RANK", 0)
-        _fit(arguments, _parameters(arguments), rank, _number("WORLD_SIZE", 1))
+        rank, size = _place("RANK", "WORLD_SIZE")
+        _fit(arguments, _parameters(arguments), rank, size)
     except AgreedError as error:
         _end(rank, str(error) if rank == 0 else "")
     except (AppError, CoreError, OSError) as error:  # of this rank, or found by it before it has met the others
@@ -89,18 +90,18 @@ def _arguments() -> argparse.Namespace:
 
 
 def _seconds(text: str) -> float:
-    seconds = float(text)
-    if not 0 < seconds < MOST_SECONDS:
-        raise ValueError(text)  # which argparse tells of
-    return seconds
+    with contextlib.suppress(ValueError):
+        if 0 < (seconds := float(text)) < MOST_SECONDS:
+            return seconds
+    raise argparse.ArgumentTypeError(f"{text!r} is not above 0 and below {MOST_SECONDS:g}")
 
 
-def _number(name: str, default: int) -> int:
-    """What torchrun says of this rank."""
-    text = os.environ.get(name, str(default))
-    if not text.isdecimal():
-        raise InvalidFields.at(name, msg=f"{text!r} is no number; torchrun sets it")
-    return int(text)
+def _place(rank: str, size: str) -> tuple[int, int]:
+    """This rank and how many there are, by these variables, as torchrun sets them."""
+    told = [os.environ.get(rank, "0"), os.environ.get(size, "1")]
+    if not all(text.isdecimal() for text in told) or not int(told[0]) < int(told[1]):
+        raise InvalidFields.at(rank, msg=f"{told[0]!r} of {size} {told[1]!r} is no rank; torchrun sets both")
+    return int(told[0]), int(told[1])
 
 
 def _parameters(arguments: argparse.Namespace) -> FitParameters:
@@ -125,7 +126,7 @@ def _fit(arguments: argparse.Namespace, parameters: FitParameters, rank: int, si
             store.require_free(parameters.name)
     from app.worker import ranked  # torch, which takes seconds: whoever has mistyped a path does not wait for it
 
-    local_rank, local_size = _number("LOCAL_RANK", 0), _number("LOCAL_WORLD_SIZE", 1)
+    local_rank, local_size = _place("LOCAL_RANK", "LOCAL_WORLD_SIZE")
     device = ranked.device_of(arguments.device, local_rank, local_size)
     is_method = parameters.init in INIT_METHODS
     method = {"init": parameters.init} if is_method else {"init": "auto", "start": parameters.init}

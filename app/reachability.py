@@ -23,7 +23,7 @@ def give_up_in_time(connection: socket.socket) -> socket.socket:
 class Reachability:
     """
     Args:
-        what: is at its other end, for the log.
+        what: is asked, for the log.
         ask: something small of it; raises whatever it does while there is no answer.
     """
 
@@ -51,7 +51,7 @@ class Reachability:
                 return
             self._lost = error
         logger.error("%s", error if cause is None else f"{error}: {cause}")
-        threading.Thread(target=self._await_answer, name=f"line to {self._what}", daemon=True).start()
+        threading.Thread(target=self._await_answer, name=f"reach {self._what}", daemon=True).start()
 
     def close(self) -> None:
         """Ask no more."""

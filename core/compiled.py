@@ -52,7 +52,10 @@ def compiled(*, parallel: bool = False) -> Callable[[Function], Function]:
 
     def decorate(function: Function) -> Function:
         kernel = numba.njit(function, fastmath=FASTMATH, nogil=True, parallel=parallel)
-        kernel._cache = KernelCache(function)
+        try:
+            kernel._cache = KernelCache(function)
+        except RuntimeError:  # of locators that the user has named, none is one
+            _warn_of_none_kept("NUMBA_CACHE_LOCATOR_CLASSES finds no place")
         return kernel  # type: ignore[no-any-return]
 
     return decorate
@@ -137,11 +140,7 @@ class KernelCacheFile(IndexDataCacheFile):
                 if not path.match(self._of_sources("*")):
                     path.unlink(missing_ok=True)
         except OSError as error:  # this process has what it compiled all the same
-            warnings.warn(
-                f"compiled kernels cannot be kept ({error.strerror}), so each process compiles them again; set "
-                "NUMBA_CACHE_DIR to a directory that can be written",
-                stacklevel=2,  # one place for all kernels: it is told once
-            )
+            _warn_of_none_kept(str(error.strerror))
 
     def flush(self) -> None:
         for path in self._directory.glob(f"{self._kernel}.*.nbc"):
@@ -149,10 +148,11 @@ class KernelCacheFile(IndexDataCacheFile):
 
     def signatures(self) -> Iterator[Any]:
         """The types of arguments for which there is machine code of these sources."""
-        for path in sorted(self._directory.glob(self._of_sources("*"))):
-            if (kept := _read(self, path.name)) is not None:
-                _, _, _, signature, *_ = kept
-                yield signature.args
+        for directory in {place._cache_path: place for place in (self, self._beside)}.values():
+            for path in sorted(Path(directory._cache_path).glob(self._of_sources("*"))):
+                if (kept := _read(directory, path.name)) is not None:
+                    _, _, _, signature, *_ = kept
+                    yield signature.args
 
     def _name(self, key: Any) -> str:
         return self._of_sources(_digest(repr(key).encode()))
@@ -162,15 +162,23 @@ class KernelCacheFile(IndexDataCacheFile):
 
 
 def _read(directory: IndexDataCacheFile, name: str) -> Any:
-    """What is kept in this file; None where there is no such, or it is cut off: a machine lost its power."""
+    """What is kept in this file; None where there is no such that can be read, or it is cut off: a machine lost its
+    power."""
     try:
         return directory._load_data(name)
-    except (FileNotFoundError, NotADirectoryError):
+    except (FileNotFoundError, NotADirectoryError, PermissionError):
         return None
     except Exception as error:  # whatever unpickling may raise
         told = f"{Path(directory._cache_path) / name} cannot be read ({error!r}) and is made anew"
         warnings.warn(told, stacklevel=4)
         return None
+
+
+@cache
+def _warn_of_none_kept(reason: str) -> None:
+    """Of all kernels once: while numba compiles, warnings forget that they were given."""
+    told = f"compiled kernels cannot be kept ({reason}), so each process compiles them again; set NUMBA_CACHE_DIR"
+    warnings.warn(f"{told} to a directory that can be written", stacklevel=3)
 
 
 def sources() -> list[Path]:

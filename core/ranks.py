@@ -148,9 +148,8 @@ class ProcessGroup(Ranks):
         for name, values in zip(numbers, rows.T.tolist(), strict=True):
             for rank, value in enumerate(values):
                 if value != values[0]:
-                    raise InvalidParameter(
-                        f"{name} is {value:g} on rank {rank} and {values[0]:g} on rank 0; it must be the same on all"
-                    )
+                    told = f"{name} is {_plain(value)} on rank {rank} and {_plain(values[0])} on rank 0"
+                    raise InvalidParameter(f"{told}; it must be the same on all")
 
     def _of_all(self, number: float) -> list[float]:
         """A number of each rank."""
@@ -168,3 +167,7 @@ class ProcessGroup(Ranks):
             collective(*args, **kwargs)
         except RuntimeError as error:
             raise RankLost(f"rank {self.rank} of {self.size} has lost another: {error}") from error
+
+
+def _plain(number: float) -> str:
+    return str(int(number)) if number.is_integer() else repr(number)

@@ -24,7 +24,8 @@ logger = logging.getLogger("dictserve")
 
 
 class Fits:
-    """
+    """All parts of it, started and stopped in order.
+
     Attributes:
         submissions, following: what routes ask for.
         uploads, data_files: of the activations of fits.

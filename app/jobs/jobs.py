@@ -399,15 +399,15 @@ def _full(queue_jobs: int) -> Overloaded:
 
 
 class _Ids:
-    """Of the moment, and within it counted, so that those of one process are in the order in which they were made."""
+    """Of the moment, and counted within it: those that a process makes in one moment are in their order."""
 
     def __init__(self) -> None:
         self._guard = threading.Lock()
         self._moment, self._count = "", 0
 
     def next(self) -> str:
-        moment = _id_at(time.time())
         with self._guard:
+            moment = _id_at(time.time())
             self._moment, self._count = moment, self._count + 1 if moment == self._moment else 0
             return f"{moment}{self._count:04x}{secrets.token_hex(6)}"
 

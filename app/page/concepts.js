@@ -7,7 +7,7 @@ import { linkToConcept } from "./router.js";
 import { Pager, compare } from "./table.js";
 
 const PAGE = 72;
-const NEAR_DENSE_SHARE = 0.9; // as in core/conventions.py
+const NEAR_DENSE_SHARE = 0.9; // as in core/constants.py
 
 export function conceptGrid(reference, concepts) {
   const { nb_concepts: count, rows, energy, uses, nearest, cosine, labels } = concepts;

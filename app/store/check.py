@@ -8,7 +8,7 @@ version is not given again. What a disk does not give is told too, and left: it 
 import os
 import sqlite3
 from collections.abc import Callable, Iterator
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -107,9 +107,7 @@ def database_fault(path: Path) -> Finding | None:
                 return None
             told = _quick_check(path)
     except sqlite3.DatabaseError as error:
-        if getattr(error, "sqlite_errorcode", 0) & 0xFF in PASSING:
-            return Finding(path.name, f"the jobs' database cannot be read: {error}", is_damage=False)
-        told = str(error)
+        return Finding(path.name, f"the jobs' database cannot be read: {error}", is_damage=False)
     return None if told == "ok" else Finding(path.name, f"the jobs' database is damaged: {told}")
 
 
@@ -119,20 +117,21 @@ def _quick_check(path: Path) -> str:
     # is no log, as a service leaves it that has stopped, it needs none.
     log = path.with_name(f"{path.name}-wal")
     has_log = log.exists() and (log.stat().st_size > 0 or os.access(path.parent, os.W_OK))
-    if not has_log:
-        try:
-            told = _quick_check_by("immutable=1", path)
-        except sqlite3.DatabaseError:
-            if not log.exists():
-                raise
-        else:
-            if told == "ok" or not log.exists():
-                return told
-        # A service has begun to write meanwhile, which makes nonsense of what was read.
-    return _quick_check_by("mode=ro", path)
+    if has_log:
+        return _quick_check_by("mode=ro", path)
+    told = _quick_check_by("immutable=1", path)
+    if told != "ok" and log.exists():  # a service has begun to write meanwhile, which makes nonsense of what was read
+        with suppress(sqlite3.DatabaseError):  # else what was read stands
+            told = _quick_check_by("mode=ro", path)
+    return told
 
 
 def _quick_check_by(mode: str, path: Path) -> str:
     with closing(sqlite3.connect(f"{path.absolute().as_uri()}?{mode}", uri=True, timeout=10)) as connection:
-        told: str = connection.execute("PRAGMA quick_check(1)").fetchone()[0]
+        try:
+            told: str = connection.execute("PRAGMA quick_check(1)").fetchone()[0]
+        except sqlite3.DatabaseError as error:
+            if error.sqlite_errorcode & 0xFF in PASSING:
+                raise
+            told = str(error)
     return told

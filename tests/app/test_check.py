@@ -5,6 +5,7 @@ import os
 import sqlite3
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -183,9 +184,8 @@ def test_nothing_is_left_beside_a_database_that_was_looked_at(store: Store) -> N
     assert sorted(store.workplace.directory.iterdir()) == before
 
 
-@pytest.mark.parametrize("nonsense", ["an error", "a finding"])
 def test_a_database_that_begins_to_be_written_in_that_moment_is_not_damaged(
-    store: Store, monkeypatch: pytest.MonkeyPatch, nonsense: str
+    store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It was looked at as one that nobody writes, and a service has started meanwhile."""
     database = Database(f"sqlite:///{store.workplace.database}")
@@ -198,14 +198,32 @@ def test_a_database_that_begins_to_be_written_in_that_moment_is_not_damaged(
         if len(modes) > 1:
             return by(mode, path)
         database.open()
-        if nonsense == "an error":
-            raise sqlite3.DatabaseError("database disk image is malformed")
         return "row 1 missing from index"
 
     monkeypatch.setattr(check, "_quick_check_by", met)
     code, told = run(store)
     database.close()
     assert (code, modes) == (0, ["immutable=1", "mode=ro"]), told
+
+
+def test_damage_is_told_where_a_database_cannot_be_looked_at_twice(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As beside an empty log that nobody may write."""
+    by = check._quick_check_by
+
+    def met(mode: str, path: Path) -> str:
+        if mode == "immutable=1":
+            return by(mode, path)
+        raise sqlite3.OperationalError("unable to open database file")
+
+    store.workplace.database.write_bytes(b"SQLite format 3\0" + b"x" * 5000)
+    monkeypatch.setattr(check, "_quick_check_by", met)
+    monkeypatch.setattr(check, "os", SimpleNamespace(access=lambda *_: False, W_OK=os.W_OK))
+    store.workplace.database.with_name("jobs.sqlite3-wal").touch()
+    code, told = run(store)
+    assert code == 1
+    assert "jobs' database is damaged" in told
 
 
 def test_a_database_that_a_disk_does_not_give_is_not_damaged(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:

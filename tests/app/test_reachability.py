@@ -44,24 +44,24 @@ class Other:
 
 def test_one_thread_asks_until_there_is_an_answer() -> None:
     other = Other()
-    line = Reachability("the other", other.ask)
-    line.require_up()
+    reachability = Reachability("the other", other.ask)
+    reachability.require_up()
     for _ in range(10):
-        line.lose(StoreUnavailable("it is gone"))
+        reachability.lose(StoreUnavailable("it is gone"))
     until(lambda: other.asked > 2)
-    assert not line.is_up
+    assert not reachability.is_up
     with pytest.raises(StoreUnavailable, match=r"^it is gone$"):
-        line.require_up()
-    assert other.threads == {"line to the other"}
-    assert sum(thread.name == "line to the other" for thread in threading.enumerate()) == 1
+        reachability.require_up()
+    assert other.threads == {"reach the other"}
+    assert sum(thread.name == "reach the other" for thread in threading.enumerate()) == 1
     other.is_there = True
-    until(lambda: line.is_up)
-    line.require_up()
+    until(lambda: reachability.is_up)
+    reachability.require_up()
     other.is_there = False
-    line.lose(StoreUnavailable("it is gone once more"))
+    reachability.lose(StoreUnavailable("it is gone once more"))
     until(lambda: other.asked > 4)
-    line.close()
-    until(lambda: not any(thread.name == "line to the other" for thread in threading.enumerate()))
+    reachability.close()
+    until(lambda: not any(thread.name == "reach the other" for thread in threading.enumerate()))
 
 
 def test_connections_are_given_up_in_time() -> None:

@@ -1,6 +1,7 @@
 """What kernels are compiled for, and that it serves the machines that it is to serve."""
 
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -8,6 +9,7 @@ from types import SimpleNamespace
 
 import pytest
 
+import core
 from core import levels
 
 V3 = dict.fromkeys(levels.LEVELS["x86-64-v3"], True)
@@ -53,10 +55,14 @@ print(panels.WIDE, sum(panels.padded.stats.cache_hits.values()), sum(panels.padd
 
 @pytest.mark.skipif(levels.target() != "x86-64-v4", reason="this machine has no AVX-512, or is no x86-64")
 def test_what_is_compiled_for_another_level_is_found_there(tmp_path: Path) -> None:
+    here = tmp_path / "core"  # without what may lie beside the sources, which would be found
+    shutil.copytree(Path(core.__file__).parent, here, ignore=shutil.ignore_patterns("__pycache__"))
+
     def run(*command: str, level: str) -> str:
-        environment = os.environ | {"NUMBA_CACHE_DIR": str(tmp_path), "NUMBA_CPU_NAME": level}
+        environment = os.environ | {"NUMBA_CACHE_DIR": str(tmp_path / "cache"), "NUMBA_CPU_NAME": level}
+        environment["PYTHONPATH"] = str(tmp_path)
         return subprocess.run(
-            [sys.executable, *command], env=environment, check=True, capture_output=True, text=True
+            [sys.executable, *command], cwd=tmp_path, env=environment, check=True, capture_output=True, text=True
         ).stdout.strip()
 
     assert run("-c", USE, level="x86-64-v4") == "True 0 1"

@@ -202,7 +202,9 @@ def test_ranks_whose_files_differ_fit_nothing(data: Path, tmp_path: Path) -> Non
 @pytest.mark.parametrize(
     ("environment", "said"),
     [
-        ({"RANK": "x"}, "rank 0: RANK: 'x' is no number; torchrun sets it"),
+        ({"RANK": "x"}, "rank 0: RANK: 'x' of WORLD_SIZE '1' is no rank; torchrun sets both"),
+        ({"RANK": "2", "WORLD_SIZE": "2"}, "RANK: '2' of WORLD_SIZE '2' is no rank"),
+        ({"LOCAL_WORLD_SIZE": "0"}, "LOCAL_RANK: '0' of LOCAL_WORLD_SIZE '0' is no rank"),
         ({"WORLD_SIZE": "2"}, "rank 0: rank 0 of 2, as torchrun would start it, meets no others: .*MASTER_ADDR"),
         ({"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "abc"}, "meets no others: .*abc"),
     ],
