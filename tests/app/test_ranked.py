@@ -155,7 +155,8 @@ def test_what_all_ranks_have_agreed_on_is_told_by_the_first(
     def wrong(*_: object) -> None:
         raise error
 
-    monkeypatch.setattr(ranked, "joined_by_environment", lambda *_: nullcontext(SimpleNamespace(rank=1)))
+    ranks = SimpleNamespace(rank=1, require_same=lambda numbers: None)
+    monkeypatch.setattr(ranked, "joined_by_environment", lambda *_: nullcontext(ranks))
     monkeypatch.setattr(ranked.RankedFit, "run", wrong)
     second("--data", "{}/a.npy", "--nb-concepts", "1")
     assert capsys.readouterr().err == ("app.distributed: rank 1: x\n" if is_told else "")
