@@ -11,7 +11,7 @@ from fastapi import Request, Response
 from starlette.routing import compile_path
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from app.http.disconnects import leaving_of
+from app.http.disconnects import unless_gone
 from app.http.problems import TOLD, answer_to
 from app.services import Services
 
@@ -42,9 +42,8 @@ class Direct:
         scope[_ROUTE] = route
         request = Request(scope, receive, send)
         answering = self._endpoints[route](request, self._services)
-        leaving = leaving_of(scope)
         try:
-            response = await (answering if leaving is None else leaving.unless_gone(answering))
+            response = await unless_gone(scope, answering)
         except Exception as error:  # whatever it is, there is a problem that tells of it
             response = answer_to(error).response_to(request)
         await response(scope, receive, send)

@@ -38,6 +38,10 @@ class Leaving:
         Raises:
             Gone: the client has left meanwhile, and the work was cancelled.
         """
+        if self.has_left:
+            if asyncio.iscoroutine(work):
+                work.close()  # else Python tells that nobody awaits it
+            raise Gone
         self._task = asyncio.current_task()
         try:
             return await work
@@ -51,3 +55,9 @@ class Leaving:
 
 def leaving_of(scope: Scope) -> Leaving | None:
     return scope.get(LEAVING)
+
+
+async def unless_gone(scope: Scope, work: Awaitable[T]) -> T:
+    """What comes of a request's work, which is given up once its client has left: see `Leaving.unless_gone`."""
+    leaving = leaving_of(scope)
+    return await (work if leaving is None else leaving.unless_gone(work))

@@ -7,6 +7,7 @@ from fastapi import APIRouter, Request, Response
 
 from app import __version__
 from app.comparison import require_comparable
+from app.http.disconnects import unless_gone
 from app.http.etags import JSON_TYPE, IfNoneMatch, unchanged
 from app.routes.openapi import TAGGED, problems
 from app.routes.query import KNOWN_ALONE
@@ -15,8 +16,6 @@ from app.schemas import Comparison
 from app.services import ServicesDep
 
 router = APIRouter(prefix="/dictionaries", tags=["dictionaries"], dependencies=KNOWN_ALONE)
-
-NOBODY_WAITS = 499
 
 
 @router.get(
@@ -37,20 +36,5 @@ async def compare(
     tag = f"{__version__}-{one.version}-{one.sha256}-{other.version}-{other.sha256}"
     if (known := unchanged(tag, if_none_match)) is not None:
         return known
-    comparing = asyncio.create_task(services.comparisons.between(one, other))
-    leaving = asyncio.create_task(_gone(request))
-    try:
-        await asyncio.wait({comparing, leaving}, return_when=asyncio.FIRST_COMPLETED)
-        if not comparing.done():
-            return Response(status_code=NOBODY_WAITS)
-        body = orjson.dumps(comparing.result())
-        return Response(body, media_type=JSON_TYPE, headers={"ETag": f'"{tag}"'})
-    finally:
-        comparing.cancel()
-        leaving.cancel()
-
-
-async def _gone(request: Request) -> None:
-    """Wait until the client has left."""
-    while (await request.receive())["type"] != "http.disconnect":
-        pass
+    body = orjson.dumps(await unless_gone(request.scope, services.comparisons.between(one, other)))
+    return Response(body, media_type=JSON_TYPE, headers={"ETag": f'"{tag}"'})

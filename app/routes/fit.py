@@ -54,7 +54,7 @@ async def fit(
     """
     job = await _job(request, services, idempotency_key)
     share_of_bodies(request.scope).hold(0)  # before a wait that may be long
-    job = await waited_for(services.fits.following, job, prefer, response)
+    job = await waited_for(services.fits.following, job, prefer, request, response)
     response.headers["Location"] = f"/jobs/{job.id}"
     if job.state in ENDED:
         response.status_code = 200

@@ -4,7 +4,7 @@ import re
 from collections.abc import AsyncIterable
 from typing import Annotated
 
-from fastapi import APIRouter, Depends, Header, Query, Response
+from fastapi import APIRouter, Depends, Header, Query, Request, Response
 from fastapi.sse import EventSourceResponse, ServerSentEvent
 
 from app.jobs.jobs import ENDED
@@ -41,9 +41,10 @@ async def list_jobs(
     summary="A job, with its progress",
     responses={200: {"headers": APPLIED | RETRY_AFTER}, **problems(404, 422, 500, 503)},
 )
-async def get_job(id: str, response: Response, services: ServicesDep, prefer: Prefer = "") -> Job:
+async def get_job(id: str, request: Request, response: Response, services: ServicesDep, prefer: Prefer = "") -> Job:
     """With the header `Prefer: wait=30` it waits up to 30 s for the job's end."""
-    return await waited_for(services.fits.following, await services.fits.following.get(id), prefer, response)
+    following = services.fits.following
+    return await waited_for(following, await following.get(id), prefer, request, response)
 
 
 async def _existing(id: str, services: ServicesDep, response: Response, last_event_id: LastEventId = "") -> Job:

@@ -89,8 +89,9 @@ class Workplace:
     def require_there(self) -> None:
         """Raises StoreUnavailable where the store is away, or cannot be read. One that was opened has what only that
         makes: where its volume is not mounted any more there is an empty directory left in its place."""
-        with store_errors():
-            os.scandir(self.directory if self._was_opened else self.directory.parent).close()
+        with store_errors(), os.scandir(self.directory if self._was_opened else self.directory.parent) as entries:
+            if self._was_opened and next(entries, None) is None:
+                raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT))
 
     @contextmanager
     def alone(self) -> Iterator[None]:

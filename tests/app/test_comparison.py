@@ -12,6 +12,7 @@ from fastapi.testclient import TestClient
 from app import comparison
 from app.comparison import Comparisons
 from app.errors import Overloaded, WorkerUnavailable
+from app.http.disconnects import LEAVING, Leaving
 from app.memory_cache import KeptBytes
 from app.settings import Settings
 from app.store.records import DictionaryRecord
@@ -262,19 +263,14 @@ def test_a_process_that_dies_is_told(
 
 
 def test_the_client_that_leaves_takes_the_process_with_it(client: TestClient, both: None, forever: None) -> None:
-    """As the ASGI server tells of it: the app is called with a request that is broken off."""
+    """As our server tells of it: the app is called with a request whose connection is then lost."""
     app, sent = client.app, []
 
     async def ask() -> None:
-        gone = asyncio.Event()
-        messages = iter([{"type": "http.request", "body": b"", "more_body": False}])
+        leaving = Leaving()
 
         async def receive() -> dict[str, object]:
-            try:
-                return next(messages)
-            except StopIteration:
-                await gone.wait()
-                return {"type": "http.disconnect"}
+            return {"type": "http.request", "body": b"", "more_body": False}
 
         async def send(message: dict[str, object]) -> None:
             sent.append(message)
@@ -282,11 +278,12 @@ def test_the_client_that_leaves_takes_the_process_with_it(client: TestClient, bo
         path = "/dictionaries/a/compare/b"
         scope = {"type": "http", "asgi": {"version": "3.0"}, "http_version": "1.1", "method": "GET", "path": path}
         scope |= {"raw_path": path.encode(), "query_string": b"", "headers": [], "scheme": "http", "root_path": ""}
+        scope[LEAVING] = leaving
         asking = asyncio.create_task(app(scope, receive, send))  # type: ignore[operator]
         await asyncio.to_thread(until, lambda: len(children()) == 1)
-        gone.set()
+        leaving.leave()
         await asking
         await asyncio.to_thread(until, lambda: children() == [])
 
     client.portal.call(ask)  # type: ignore[union-attr]
-    assert sent[0]["status"] == 499
+    assert sent == []

@@ -255,6 +255,16 @@ def test_a_directory_that_the_disk_does_not_give_is_waited_for(
         opened.versions("other")  # whether it is gone with the whole store is not known
 
 
+def test_a_store_whose_own_directory_is_not_mounted_any_more_is_away(opened: Store) -> None:
+    """There is an empty one in its place."""
+    publish(opened, "digits", D)
+    directory = opened.workplace.directory
+    directory.rename(opened.root / ".elsewhere")
+    directory.mkdir()
+    with pytest.raises(StoreUnavailable, match="No such file"):
+        opened.versions("other")
+
+
 def test_numbers_of_what_is_removed_at_once_are_not_given_again(place: Place) -> None:
     given: list[int] = []
     stores = [place.store(), place.store()]

@@ -15,7 +15,7 @@ from demo.digits import split_digits
 from demo.service import npy
 from tests.e2e.conftest import Service
 from tests.faults.load.held import MOST_OF_POOLS, held, settled
-from tests.waiting import until
+from tests.waiting import SOON_SECONDS, until
 
 A = np.ones((1000, 100), np.float32)
 
@@ -29,9 +29,9 @@ def send_and_leave(port: int, path: str, body: bytes, share: float, *, reset: bo
         connection.sendall(body[: int(len(body) * share)])
 
 
-def gone(service: Service, path: str) -> int:
+def gone(service: Service, route: str, method: str = "POST") -> int:
     """Requests whose clients had left."""
-    line = f'dictserve_requests_total{{method="POST",route="{path.partition("?")[0]}",status="gone"}} '
+    line = f'dictserve_requests_total{{method="{method}",route="{route.partition("?")[0]}",status="gone"}} '
     told = service.client.get("/metrics").text
     return int(float(told.partition(line)[2].partition("\n")[0] or 0))
 
@@ -64,6 +64,19 @@ def test_followers_of_a_job_that_leave(shared: Service) -> None:
         assert all(now[what] <= then[what] for what in then), (now, then)
     assert shared.job(id)["state"] == "running"
     assert shared.client.delete(f"/jobs/{id}").json()["state"] == "cancelled"
+    assert "Traceback" not in shared.log.read_text()
+
+
+def test_clients_that_wait_for_a_job_and_leave(shared: Service) -> None:
+    """Nobody waits for them until their time is up: whoever asks again would leave one more each time."""
+    fitted, _ = split_digits()
+    id = shared.fit(fitted, name="awaited", nb_concepts=64, solver="mu", tol=0, max_iter=100_000)
+    before = gone(shared, "/jobs/{id}", "GET")
+    for _ in range(20):
+        with socket.create_connection(("127.0.0.1", shared.port)) as connection:
+            connection.sendall(f"GET /jobs/{id} HTTP/1.1\r\nHost: x\r\nPrefer: wait=600\r\n\r\n".encode())
+    until(lambda: gone(shared, "/jobs/{id}", "GET") == before + 20, seconds=SOON_SECONDS)
+    assert shared.client.post(f"/jobs/{id}/cancel").json()["state"] == "cancelled"
     assert "Traceback" not in shared.log.read_text()
 
 
