@@ -48,7 +48,7 @@ class Metrics:
         )
         self._seconds = Histogram(
             "dictserve_request_seconds",
-            "From a request's headers to the end of its answer.",
+            "From a request's headers to the end of its answer, less what its client took to send and to read.",
             ["route"],
             buckets=SECONDS,
             registry=self._registry,
@@ -68,9 +68,9 @@ class Metrics:
         count()
         time(seconds)
 
-    def observe_unserved(self, status: str, seconds: float) -> None:
+    def observe_unserved(self, status: str) -> None:
         """An answer to what no route was asked for: it was no request, or none that could be taken."""
-        self.observe("other", "none", status, seconds)
+        self.observe("other", "none", status, 0.0)
 
     def text(self) -> bytes:
         """All figures; reads the jobs' database and the workers' processes, so call it from a thread."""

@@ -49,18 +49,32 @@ class Observed:
         logs.of_request.set(_log_fields(scope))
         status = "gone"  # the client, before it had an answer
         is_read = scope["method"] in ("GET", "HEAD")
+        has_come = False  # all of the body
+        of_client = 0.0  # seconds that it took to send its body and to read its answer
+
+        async def receive_observed() -> Message:
+            nonlocal has_come, of_client
+            if has_come:
+                return await receive()
+            asked = time.perf_counter()
+            message = await receive()
+            of_client += time.perf_counter() - asked
+            has_come = not message.get("more_body", False)
+            return message
 
         async def send_observed(message: Message) -> None:
-            nonlocal status
+            nonlocal status, of_client
             if message["type"] in BEGINNINGS:
                 status = str(message["status"])
                 message["headers"] = [*message.get("headers", ()), (ID_HEADER, id)]
                 if is_read:
                     _keep_private(message["headers"])
+            written = time.perf_counter()
             await send(message)
+            of_client += time.perf_counter() - written
 
         try:
-            await scope.get(INSTEAD, self._app)(scope, receive, send_observed)
+            await scope.get(INSTEAD, self._app)(scope, receive_observed, send_observed)
         except Gone:
             status = scope.get(REFUSED, status)
         except asyncio.CancelledError:
@@ -72,9 +86,9 @@ class Observed:
         finally:
             seconds = time.perf_counter() - begun
             route = route_of(scope) or "none"  # the pattern: a name or id in a path is no label's value
-            self._metrics.observe(_method(scope), route, status, seconds)
+            self._metrics.observe(_method(scope), route, status, seconds - of_client)
             if self._access_log:
-                _log(scope, status, seconds)
+                _log(scope, status, seconds, of_client)
 
 
 def id_of(scope: Scope) -> bytes:
@@ -89,9 +103,9 @@ def id_of(scope: Scope) -> bytes:
 
 
 def log_unserved(scope: Scope, status: str, seconds: float) -> None:
-    """The line of a request that no app was asked, on its behalf."""
+    """The line of a request that no app was asked, on its behalf: all of its time was the client's."""
     before = logs.of_request.set(_log_fields(scope))
-    _log(scope, status, seconds)
+    _log(scope, status, seconds, seconds)
     logs.of_request.reset(before)
 
 
@@ -106,8 +120,14 @@ def _method(scope: Scope) -> str:
     return scope["method"] if scope["method"] in COUNTED_METHODS else "other"
 
 
-def _log(scope: Scope, status: str, seconds: float) -> None:
-    line = {"method": _method(scope), "path": scope["path"], "status": status, "ms": round(1000 * seconds, 3)}
+def _log(scope: Scope, status: str, seconds: float, of_client: float) -> None:
+    line = {
+        "method": _method(scope),
+        "path": scope["path"],
+        "status": status,
+        "ms": round(1000 * seconds, 3),
+        "client_ms": round(1000 * of_client, 3),
+    }
     logger.info("request", extra=line)
 
 

@@ -44,7 +44,7 @@ SPARE_SECONDS = 1.0  # idle for so long, a connection gives way where too many a
 SPARE_CONNECTIONS = 32  # past the most, for probes; and whoever else is there is refused once it has asked
 
 Phase = Literal["idle", "headers", "body", "answer", "lingering"]
-Count = Callable[[str, float], None]  # takes the status of an answer that the app knows nothing of, and its seconds
+Count = Callable[[str], None]  # takes the status of an answer that the app knows nothing of
 
 EXTENSIONS: dict[str, dict[object, object]] = {WHOLE: {}}  # of ASGI
 
@@ -365,7 +365,7 @@ class BoundedProtocol(HttpToolsProtocol):
             if is_served:
                 scope[REFUSED] = status
             else:  # nobody else knows of it
-                self.count(status, seconds)
+                self.count(status)
                 if self.settings.access_log:
                     log_unserved(scope, status, seconds)
             self.transport.write(self._raw(answer, id_of(scope)))

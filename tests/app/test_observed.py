@@ -1,5 +1,6 @@
 """What an operator sees: figures, request ids, log lines."""
 
+import asyncio
 import json
 import os
 import re
@@ -7,13 +8,16 @@ import subprocess
 import sys
 from datetime import UTC, datetime
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from fastapi.testclient import TestClient
 from prometheus_client.parser import text_string_to_metric_families
+from starlette.types import Message, Receive, Scope, Send
 
 from app import logs
+from app.http import observed
 from app.http.tokens import add, new_token
 from app.main import create_app
 from app.settings import Settings
@@ -53,6 +57,43 @@ def test_requests_are_counted_by_route(client: TestClient, digits: str) -> None:
     assert told["dictserve_request_seconds_count", "/encode"] == 3
     assert (told["dictserve_batches_total", "double"], told["dictserve_rows_total", "double"]) == (2, 6)
     assert (told["dictserve_queue_rows",], told["dictserve_queue_bytes",]) == (0, 0)
+
+
+@pytest.mark.parametrize("leaves", [False, True])
+def test_the_clients_time_is_not_the_services(leaves: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A slow line is no slow service: what it takes to send a body and to read an answer is told apart."""
+    now, counted, logged = [0.0], [], []
+    parts: list[Message] = [{"type": "http.request", "more_body": True}, {"type": "http.request", "more_body": False}]
+    if leaves:
+        parts[1] = {"type": "http.disconnect"}
+
+    class Counts:
+        def observe(self, method: str, route: str, status: str, seconds: float) -> None:
+            counted.append((status, seconds))
+
+    async def receive() -> Message:
+        now[0] += 100
+        return parts.pop(0) if parts else {"type": "http.disconnect"}
+
+    async def send(message: Message) -> None:
+        now[0] += 1000
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        for _ in range(2):
+            await receive()
+        if leaves:
+            return
+        now[0] += 1  # the service's own
+        await send({"type": "http.response.start", "status": 200})
+        await send({"type": "http.response.body"})
+        await receive()  # as who streams an answer does, to see whether its client has left: that may last for long
+
+    monkeypatch.setattr("app.http.observed.time", SimpleNamespace(perf_counter=lambda: now[0]))
+    monkeypatch.setattr(observed.logger, "info", lambda _, extra: logged.append((extra["ms"], extra["client_ms"])))
+    scope: Scope = {"type": "http", "method": "POST", "path": "/encode", "headers": []}
+    asyncio.run(observed.Observed(app, Counts(), access_log=True)(scope, receive, send))  # type: ignore[arg-type]
+    assert counted == [("gone", 0)] if leaves else [("200", 101)]
+    assert logged == [(200_000, 200_000)] if leaves else [(2_301_000, 2_200_000)]
 
 
 def test_faults_are_counted_from_none_on(client: TestClient, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -166,7 +207,7 @@ def test_json_lines_carry_the_request(settings: Settings, capsys: pytest.Capture
     assert told["event"] == "request"
     assert (told["request_id"], told["trace_id"], told["status"], told["method"]) == ("r1", trace, "200", "GET")
     assert told["level"] == "info"
-    assert told["ms"] >= 0
+    assert told["ms"] >= told["client_ms"] >= 0
     assert told["timestamp"].endswith("Z")
 
 

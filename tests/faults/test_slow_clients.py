@@ -226,12 +226,20 @@ def test_an_answer_that_is_never_read(service: Service) -> None:
 
 def test_a_large_body_at_an_honest_rate_takes_its_time(service: Service) -> None:
     body = npy(np.ones((170_000, 6), np.float32))  # 4 MB at 2 MB/s
+    summed = re.compile(r'dictserve_request_seconds_sum\{route="/encode"\} (\S+)')
+
+    def seconds() -> float:
+        found = summed.search(service.client.get("/metrics").text)
+        return float(found[1]) if found else 0.0
+
+    before, begun = seconds(), time.monotonic()
     with connected(service) as connection:
         connection.sendall(HEAD.replace(str(len(BODY)).encode(), str(len(body)).encode()))
         for start in range(0, len(body), 200_000):
             connection.sendall(body[start : start + 200_000])
             time.sleep(0.1)
         assert connection.recv(12) == b"HTTP/1.1 200"
+    assert seconds() - before < (time.monotonic() - begun) / 2  # the rest is the client's
 
 
 def test_time_in_which_the_service_stands_still_does_not_count(service: Service) -> None:
