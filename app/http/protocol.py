@@ -368,17 +368,18 @@ class BoundedProtocol(HttpToolsProtocol):
                 self.count(status)
                 if self.settings.access_log:
                     log_unserved(scope, status, seconds)
-            self.transport.write(self._raw(answer, id_of(scope)))
+            self.transport.write(self._raw(answer, scope))
         if served is not None:
             self._tell_gone(served)
         self.transport.close()
 
-    def _raw(self, answer: Response, id: bytes) -> bytes:
+    def _raw(self, answer: Response, scope: Scope) -> bytes:
         """A whole answer, the connection's last."""
-        own = (ID_HEADER, id), (b"connection", b"close")
+        own = (ID_HEADER, id_of(scope)), (b"connection", b"close")
         headers = *self.server_state.default_headers, *answer.raw_headers, *own
         lines = [name + b": " + value + b"\r\n" for name, value in headers]
-        return b"".join((STATUS_LINE[answer.status_code], *lines, b"\r\n", answer.body))
+        body = b"" if scope["method"] == "HEAD" else answer.body
+        return b"".join((STATUS_LINE[answer.status_code], *lines, b"\r\n", body))
 
     @staticmethod
     def _tell_gone(cycle: RequestResponseCycle) -> None:
