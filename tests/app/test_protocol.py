@@ -234,7 +234,7 @@ def test_refusals_of_the_inference_protocol_have_its_form(impatient: Settings, s
 
 
 def test_refusals_of_a_head_have_no_body(impatient: Settings) -> None:
-    transport = served(impatient, [f"HEAD /livez HTTP/1.1\r\nHost: x\r\n{LARGE}\r\n".encode()], 1)
+    transport = served(impatient, [f"HEAD /livez HTTP/1.1\r\nHost: x\r\n{LARGE}\r\n".encode(), *NOTHING], 0)
     head, _, body = b"".join(transport.written).partition(b"\r\n\r\n")
     assert head.startswith(b"HTTP/1.1 431 ")
     assert b"content-length" in head.lower()
