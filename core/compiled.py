@@ -42,7 +42,7 @@ def _load_arraymath() -> None:
 _load_arraymath()
 
 
-def compiled(*, parallel: bool = False) -> Callable[[Function], Function]:
+def compiled(*, parallel: bool = False, inline: bool = False) -> Callable[[Function], Function]:
     """Decorator: the function compiled by numba, its machine code kept on disk.
 
     It is read from where it is kept, which is NUMBA_CACHE_DIR where that is set, else beside the source or in the
@@ -51,7 +51,14 @@ def compiled(*, parallel: bool = False) -> Callable[[Function], Function]:
     """
 
     def decorate(function: Function) -> Function:
-        kernel = numba.njit(function, fastmath=FASTMATH, nogil=True, parallel=parallel)
+        kernel = numba.njit(
+            function,
+            fastmath=FASTMATH,
+            error_model="numpy",
+            nogil=True,
+            parallel=parallel,
+            inline="always" if inline else "never",
+        )
         try:
             kernel._cache = KernelCache(function)
         except RuntimeError:  # of locators that the user has named, none is one

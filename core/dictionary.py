@@ -107,6 +107,7 @@ class Dictionary:
             check_values(given.cpu().double().numpy(), name="concepts", dtype=np.float64)
             _in_range(self.D, "concepts", of=given, given="values")
         self.nb_concepts, self.n_features = self.D.shape
+        self._form = activations_form(self.n_features)
         # concepts of extraordinary size are solved for in units of their own: z = solved / 2^exponent
         self._exponents = exponents_of(self.D.amax(dim=1))
         self._scaled = self.D if self._exponents is None else times_power_of_two(self.D, -self._exponents[:, None])
@@ -159,7 +160,7 @@ class Dictionary:
         tol = float(tol)  # kernels are compiled for this type: for another they would be anew
         max_iter = at_least_one("max_iter", max_iter)
         A = _tensor(A, "activations")
-        activations_form(self.n_features).check(A.shape)
+        self._form.check(A.shape)
         with own_precision():
             codes, residual = self._solve_in_parts(A, tol, max_iter)
         return Encoded(codes, residual, residual <= tol)
@@ -193,7 +194,7 @@ class Dictionary:
 
     def _solve_in_parts(self, A: torch.Tensor, tol: float, max_iter: int) -> tuple[torch.Tensor, torch.Tensor]:
         """As many rows at a time as the device has memory for; those of another dtype are converted part by part."""
-        is_small = is_small_encode(len(A), self.nb_concepts, self.n_features)
+        is_small = is_small_encode(A.shape[0], self.nb_concepts, self.n_features)
         budget = None if is_small else free_bytes(self.device)
         if budget is None:
             return self._solve(A, tol, max_iter)

@@ -12,9 +12,12 @@ def exponents_of(peaks: torch.Tensor) -> torch.Tensor | None:
 
     What is ordinary is left as it is whatever lies beside it, so that it is computed with to the same last bit.
     """
-    smallest, largest = (float(peak) for peak in torch.aminmax(peaks.cpu()))  # a device is waited for once
+    if len(peaks) == 1:  # one row is not to wait for many operations
+        smallest = largest = float(peaks)
+    else:
+        smallest, largest = (float(peak) for peak in torch.aminmax(peaks.cpu()))  # a device is waited for once
     if smallest >= 2.0**-ORDINARY_EXPONENT and largest <= 2.0**ORDINARY_EXPONENT:
-        return None  # the usual case, told with few operations: one row is not to wait for many
+        return None  # the usual case
     ordinary = (peaks == 0) | ((peaks >= 2.0**-ORDINARY_EXPONENT) & (peaks <= 2.0**ORDINARY_EXPONENT))
     return None if bool(ordinary.all()) else torch.where(ordinary, 0, torch.frexp(peaks).exponent.long())
 

@@ -95,7 +95,7 @@ def solve(
     `prepared` may lie where `encoded_on` says, rather than where A does; the answer lies with A.
     """
     if A.device.type == "cpu":
-        return cpu_kernels().solve(A, prepared, tol, max_sweeps)  # type: ignore[no-any-return]
+        return cpu_kernels().solve(A, prepared, tol, max_sweeps, kept)  # type: ignore[no-any-return]
     if (encoder := _cuda_encoder_for(prepared.D)) is not None:
         return encoder.solve(A, prepared, tol, max_sweeps, kept)  # type: ignore[no-any-return]
     return cpu_kernels().solve_for_others(A, prepared, tol, max_sweeps)  # type: ignore[no-any-return]

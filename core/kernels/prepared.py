@@ -32,10 +32,12 @@ class EncodeCache:
     Attributes:
         graphs: see `core.kernels.cuda.graphs`.
         on_cpu: the same on the CPU, once it was wanted there; of threads that made it at once, the last one's.
+        arrays: of a D on the CPU, as compiled code takes it: to make them takes as long as to encode some features.
     """
 
     graphs: dict[Any, Any] = field(default_factory=dict)
     on_cpu: Prepared | None = None
+    arrays: Prepared | None = None
 
 
 def prepare(D: torch.Tensor, *, hold_gram: bool) -> Prepared:

@@ -71,7 +71,8 @@ def _score(z: Array, g: Array, inverse: Array, scores: Array) -> tuple[int, int,
         if i < whole:
             codes, slopes, squares = load(z, i), load(g, i), load(inverse, i)
         else:
-            codes, slopes, squares = load_first(z, i, left), load_first(g, i, left), load_first(inverse, i, left)
+            at = i * LANES
+            codes, slopes, squares = load_first(z, at, left), load_first(g, at, left), load_first(inverse, at, left)
         score = multiply(subtract(zero, slopes), root(squares))
         used = add(used, where_positive(codes, one, zero))
         counts = where_positive(codes, zero, where_positive(squares, one, zero))
@@ -152,7 +153,7 @@ def _refine(
     while True:
         residual_of(a, z, chosen, D, r)
         for i in range(0, chosen.size, 4):
-            row_of_tile(r, four_chosen(D, chosen, i), r.size, products)
+            row_of_tile(r, D, four_chosen(chosen, i), products)
             g[i : i + 4] = products[: chosen.size - i]
         reached = kkt_residual(z, g, inverse)
         if reached <= aim or not reached < before / 2 or support.size > LARGEST_SUPPORT:

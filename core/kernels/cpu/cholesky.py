@@ -8,7 +8,19 @@ rows are padded to whole vectors, and the last ones to four with the identity.
 import numpy as np
 
 from core.compiled import Array, compiled
-from core.kernels.cpu.lanes import LANES, add_scaled, load, multiply, splat, store, subtract, zeros_of
+from core.kernels.cpu.lanes import (
+    LANES,
+    add_product,
+    add_scaled,
+    load,
+    multiply,
+    splat,
+    spread,
+    store,
+    subtract,
+    subtract_product,
+    zeros_of,
+)
 
 # A pivot below this many roundings of its diagonal is nothing: that concept is a combination of those before it.
 PIVOT_ROUNDINGS = 100
@@ -39,16 +51,17 @@ def _gather(B: Array, support: Array, U: Array, width: int) -> None:
 @compiled()
 def _subtract_products(U: Array, top: int, v: int, vectors: int) -> None:
     """Vectors v and v + 1 (or v alone, if last) of the four rows from `top`, less what the rows above contribute."""
-    w, width, U_flat = min(v + 1, vectors - 1), vectors * LANES, U.ravel()
+    w, width = min(v + 1, vectors - 1), vectors * LANES
     zero = zeros_of(U)
     p0 = p1 = p2 = p3 = q0 = q1 = q2 = q3 = zero
     for m in range(top):
         x, y = load(U, m * vectors + v), load(U, m * vectors + w)
-        u = U_flat[m * width + top : m * width + top + 4]
-        p0, q0 = add_scaled(p0, u[0], x), add_scaled(q0, u[0], y)
-        p1, q1 = add_scaled(p1, u[1], x), add_scaled(q1, u[1], y)
-        p2, q2 = add_scaled(p2, u[2], x), add_scaled(q2, u[2], y)
-        p3, q3 = add_scaled(p3, u[3], x), add_scaled(q3, u[3], y)
+        at = m * width + top
+        u0, u1, u2, u3 = spread(U, at), spread(U, at + 1), spread(U, at + 2), spread(U, at + 3)
+        p0, q0 = add_product(p0, u0, x), add_product(q0, u0, y)
+        p1, q1 = add_product(p1, u1, x), add_product(q1, u1, y)
+        p2, q2 = add_product(p2, u2, x), add_product(q2, u2, y)
+        p3, q3 = add_product(p3, u3, x), add_product(q3, u3, y)
     at = top * vectors
     p0, q0 = subtract(load(U, at + v), p0), subtract(load(U, at + w), q0)
     store(U, at + v, p0), store(U, at + w, q0)
@@ -63,19 +76,19 @@ def _subtract_products(U: Array, top: int, v: int, vectors: int) -> None:
     store(U, at + v, p3), store(U, at + w, q3)
 
 
-@compiled()
+@compiled(inline=True)
 def _pivot(value: float, least: float) -> float:
     """Its reciprocal; 0 where it is nothing."""
     return 1 / np.sqrt(value) if value > least else value - value
 
 
 @compiled()
-def _finish(U: Array, top: int, v: int, vectors: int, least: Array, r: Array, u: Array) -> None:
+def _finish(U: Array, U_flat: Array, top: int, v: int, vectors: int, least: Array, r: Array, u: Array) -> None:
     """Vector v of the four rows from `top`, on the diagonal; the reciprocal pivots r, and u the rest, negated.
 
     By vectors and not by the few numbers that are called for: of numbers, sums may be taken in another order.
     """
-    width, U_flat = vectors * LANES, U.ravel()
+    width = vectors * LANES
     for q in range(4):
         at, place = (top + q) * vectors + v, (top + q) * width + top
         row = load(U, at)
@@ -103,7 +116,7 @@ def factor(B: Array, support: Array, U: Array) -> None:
         first = top // LANES
         for v in range(first, vectors, 2):
             _subtract_products(U, top, v, vectors)
-        _finish(U, top, first, vectors, least, r, u)
+        _finish(U, U_flat, top, first, vectors, least, r, u)
         for v in range(first + 1, vectors):
             at = top * vectors + v
             w0 = multiply(load(U, at), splat(r[0]))
@@ -174,41 +187,51 @@ def solve_in_order(U: Array, x: Array) -> None:
     _solve_lower(U, x)
     n, U_flat = x.size, U.ravel()
     width = (n + LANES - 1) // LANES * LANES
-    for i in range(n - 1, -1, -1):
-        x[i] *= U_flat[i * width + i]
-        value = x[i]
-        for m in range(i):
-            x[m] -= U_flat[m * width + i] * value
+    for end in range(n, 0, -4):  # the terms of four numbers at a time, which lie side by side in each row above them
+        begin = max(end - 4, 0)
+        for i in range(end - 1, begin - 1, -1):
+            x[i] *= U_flat[i * width + i]
+            for m in range(begin, i):
+                x[m] = subtract_product(x[m], U_flat[m * width + i], x[i])
+        if begin:
+            x0, x1, x2, x3 = x[begin], x[begin + 1], x[begin + 2], x[begin + 3]
+            for m in range(begin):
+                u = U_flat[m * width + begin : m * width + end]
+                less = subtract_product(subtract_product(x[m], u[3], x3), u[2], x2)
+                x[m] = subtract_product(subtract_product(less, u[1], x1), u[0], x0)
 
 
 @compiled()
 def solve_in_lanes(U: Array, n: int, X: Array) -> None:
     """X ← (Uᵀ·U)⁻¹X for sixteen columns at once, X being (n padded to four, LANES); four rows of U at a time."""
-    padded, width, U_flat = (n + 3) // 4 * 4, (n + LANES - 1) // LANES * LANES, U.ravel()
+    padded, width = (n + 3) // 4 * 4, (n + LANES - 1) // LANES * LANES
     for top in range(0, padded, 4):
-        u0, u1 = U_flat[top * width : (top + 1) * width], U_flat[(top + 1) * width : (top + 2) * width]
-        u2, u3 = U_flat[(top + 2) * width : (top + 3) * width], U_flat[(top + 3) * width : (top + 4) * width]
-        x0 = multiply(load(X, top), splat(u0[top]))
-        x1 = multiply(add_scaled(load(X, top + 1), -u0[top + 1], x0), splat(u1[top + 1]))
-        x2 = add_scaled(add_scaled(load(X, top + 2), -u0[top + 2], x0), -u1[top + 2], x1)
-        x2 = multiply(x2, splat(u2[top + 2]))
-        x3 = add_scaled(add_scaled(load(X, top + 3), -u0[top + 3], x0), -u1[top + 3], x1)
-        x3 = multiply(add_scaled(x3, -u2[top + 3], x2), splat(u3[top + 3]))
+        u0 = top * width + top  # where four rows of U begin, on the diagonal's block
+        u1, u2, u3 = u0 + width, u0 + 2 * width, u0 + 3 * width
+        x0 = multiply(load(X, top), spread(U, u0))
+        x1 = multiply(subtract_product(load(X, top + 1), spread(U, u0 + 1), x0), spread(U, u1 + 1))
+        x2 = subtract_product(load(X, top + 2), spread(U, u0 + 2), x0)
+        x2 = multiply(subtract_product(x2, spread(U, u1 + 2), x1), spread(U, u2 + 2))
+        x3 = subtract_product(load(X, top + 3), spread(U, u0 + 3), x0)
+        x3 = subtract_product(subtract_product(x3, spread(U, u1 + 3), x1), spread(U, u2 + 3), x2)
+        x3 = multiply(x3, spread(U, u3 + 3))
         store(X, top, x0), store(X, top + 1, x1), store(X, top + 2, x2), store(X, top + 3, x3)
-        for j in range(top + 4, padded):
-            x = add_scaled(add_scaled(load(X, j), -u0[j], x0), -u1[j], x1)
-            store(X, j, add_scaled(add_scaled(x, -u2[j], x2), -u3[j], x3))
+        for j in range(4, padded - top):
+            x = subtract_product(subtract_product(load(X, top + j), spread(U, u0 + j), x0), spread(U, u1 + j), x1)
+            x = subtract_product(subtract_product(x, spread(U, u2 + j), x2), spread(U, u3 + j), x3)
+            store(X, top + j, x)
     for top in range(padded - 4, -1, -4):
-        u0, u1 = U_flat[top * width : (top + 1) * width], U_flat[(top + 1) * width : (top + 2) * width]
-        u2, u3 = U_flat[(top + 2) * width : (top + 3) * width], U_flat[(top + 3) * width : (top + 4) * width]
+        u0 = top * width + top
+        u1, u2, u3 = u0 + width, u0 + 2 * width, u0 + 3 * width
         x0, x1, x2, x3 = load(X, top), load(X, top + 1), load(X, top + 2), load(X, top + 3)
-        for j in range(top + 4, padded):
-            x = load(X, j)
-            x0, x1 = add_scaled(x0, -u0[j], x), add_scaled(x1, -u1[j], x)
-            x2, x3 = add_scaled(x2, -u2[j], x), add_scaled(x3, -u3[j], x)
-        x3 = multiply(x3, splat(u3[top + 3]))
-        x2 = multiply(add_scaled(x2, -u2[top + 3], x3), splat(u2[top + 2]))
-        x1 = multiply(add_scaled(add_scaled(x1, -u1[top + 3], x3), -u1[top + 2], x2), splat(u1[top + 1]))
-        x0 = add_scaled(add_scaled(x0, -u0[top + 3], x3), -u0[top + 2], x2)
-        x0 = multiply(add_scaled(x0, -u0[top + 1], x1), splat(u0[top]))
+        for j in range(4, padded - top):
+            x = load(X, top + j)
+            x0, x1 = subtract_product(x0, spread(U, u0 + j), x), subtract_product(x1, spread(U, u1 + j), x)
+            x2, x3 = subtract_product(x2, spread(U, u2 + j), x), subtract_product(x3, spread(U, u3 + j), x)
+        x3 = multiply(x3, spread(U, u3 + 3))
+        x2 = multiply(subtract_product(x2, spread(U, u2 + 3), x3), spread(U, u2 + 2))
+        x1 = subtract_product(subtract_product(x1, spread(U, u1 + 3), x3), spread(U, u1 + 2), x2)
+        x1 = multiply(x1, spread(U, u1 + 1))
+        x0 = subtract_product(subtract_product(x0, spread(U, u0 + 3), x3), spread(U, u0 + 2), x2)
+        x0 = multiply(subtract_product(x0, spread(U, u0 + 1), x1), spread(U, u0))
         store(X, top, x0), store(X, top + 1, x1), store(X, top + 2, x2), store(X, top + 3, x3)

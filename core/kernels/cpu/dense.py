@@ -145,23 +145,22 @@ def _gather(B: Array, support: Array, used: Array, size: int, L: Array, least: A
     k, B_flat = B.shape[0], B.ravel()
     starts, lanes = np.empty(LANES, np.int64), np.nonzero(used)[0]
     for i in range(size):
-        line, pivots = L[i * size : i * size + i + 1], least[i]
+        row = i * size
         for s in range(LANES):
             starts[s] = support[i, s] * k
         for j in range(i + 1):
-            values, columns = line[j], support[j]
             if lanes.size > FEW:
                 for s in range(LANES):
-                    values[s] = B_flat[starts[s] + columns[s]] if i < used[s] else 0
+                    L[row + j, s] = B_flat[starts[s] + support[j, s]] if i < used[s] else 0
             else:
-                store(line, j, zeros_of(L))
+                store(L, row + j, zeros_of(L))
                 for lane in lanes:
                     if i < used[lane]:
-                        values[lane] = B_flat[starts[lane] + columns[lane]]
+                        L[row + j, lane] = B_flat[starts[lane] + support[j, lane]]
         for s in range(LANES):
             if i >= used[s]:
-                line[i, s] = 1
-            pivots[s] = PIVOT_ROUNDINGS * np.finfo(B.dtype).eps * line[i, s]
+                L[row + i, s] = 1
+            least[i, s] = PIVOT_ROUNDINGS * np.finfo(B.dtype).eps * L[row + i, s]
 
 
 @compiled()
@@ -241,23 +240,21 @@ def _gradient_at(trial: Array, z: Array, g: Array, B: Array, trial_g: Array, use
             for j in range(k):
                 delta = trial[j, s] - z[j, s]
                 if delta != 0:
-                    b = B[j]
                     for m in range(k):
-                        row[m] += delta * b[m]
+                        row[m] += delta * B[j, m]
             trial_g[:, s] = row
         return
     for j in range(0, k // 4 * 4, 4):
         d0, d1 = subtract(load(trial, j), load(z, j)), subtract(load(trial, j + 1), load(z, j + 1))
         d2, d3 = subtract(load(trial, j + 2), load(z, j + 2)), subtract(load(trial, j + 3), load(z, j + 3))
         if any_lane(d0) or any_lane(d1) or any_lane(d2) or any_lane(d3):
-            b0, b1, b2, b3 = B[j], B[j + 1], B[j + 2], B[j + 3]
             for m in range(k):
-                moved = add_scaled(add_scaled(load(trial_g, m), b0[m], d0), b1[m], d1)
-                store(trial_g, m, add_scaled(add_scaled(moved, b2[m], d2), b3[m], d3))
+                moved = add_scaled(add_scaled(load(trial_g, m), B[j, m], d0), B[j + 1, m], d1)
+                store(trial_g, m, add_scaled(add_scaled(moved, B[j + 2, m], d2), B[j + 3, m], d3))
     for j in range(k // 4 * 4, k):
-        delta_of_all, b = subtract(load(trial, j), load(z, j)), B[j]
+        delta_of_all = subtract(load(trial, j), load(z, j))
         for m in range(k):
-            store(trial_g, m, add_scaled(load(trial_g, m), b[m], delta_of_all))
+            store(trial_g, m, add_scaled(load(trial_g, m), B[j, m], delta_of_all))
 
 
 @compiled()

@@ -108,7 +108,7 @@ def _gradient(r: Array, D: Array, g: Array) -> None:
     """g = r·Dᵀ."""
     products = np.empty(4)
     for i in range(0, g.size, 4):
-        row_of_tile(r, four(D, i), r.size, products)
+        row_of_tile(r, D, four(i, g.size), products)
         g[i : i + 4] = products[: g.size - i]
 
 

@@ -22,7 +22,7 @@ from core.kernels.cpu.small import PATIENCE
 from core.kernels.cpu.sums import sums as of_array
 from core.kernels.encode_rules import FEW_CONCEPTS
 from core.kernels.grams import gram
-from core.kernels.prepared import Prepared, prepare_with
+from core.kernels.prepared import EncodeCache, Prepared, prepare_with
 from core.threads import SMALL_WORK, threads_for
 
 # Rows handed to a thread in one piece, so that one held up by another process does not hold up the rest.
@@ -72,7 +72,9 @@ def iterate(
     return *numbers, dead
 
 
-def solve(A: torch.Tensor, prepared: Prepared, tol: float, max_sweeps: int) -> tuple[torch.Tensor, torch.Tensor]:
+def solve(
+    A: torch.Tensor, prepared: Prepared, tol: float, max_sweeps: int, kept: EncodeCache | None = None
+) -> tuple[torch.Tensor, torch.Tensor]:
     """See `core.kernels.solve`; each row to the same last bit whatever the batch.
 
     Holds beside Z, for each thread, k + 2d numbers for each of 16 rows, and twice the square of the largest working
@@ -81,15 +83,17 @@ def solve(A: torch.Tensor, prepared: Prepared, tol: float, max_sweeps: int) -> t
     """
     (rows, d), k = A.shape, len(prepared.D)
     few = k <= min(FEW_CONCEPTS, d)
-    if few and not prepared.B.numel():
-        prepared = prepared._replace(B=gram(prepared.D))
-    a, arrays = A.numpy(), _arrays(prepared)
+    a, arrays = A.numpy(), _arrays(prepared, kept)
+    if few and not arrays.B.size:
+        arrays = arrays._replace(B=gram(prepared.D).numpy())
     Z, residual = np.zeros((rows, k), a.dtype), np.full(rows, np.nan, a.dtype)
     if few:
         _solve(dense.solve_some, a, arrays, tol, Z, residual, min(PATIENCE, max_sweeps))
     else:
         _solve(active_set.solve_some, a, arrays, tol, Z, residual, max_sweeps)
-    if (late := np.flatnonzero(~(residual <= tol))).size:
+    done = residual <= tol
+    if np.count_nonzero(done) < rows:
+        late = np.flatnonzero(~done)
         z, left = (torch.from_numpy(x[late]) for x in (Z, residual))
         finish(A[late], prepared, tol, max_sweeps, z, left)
         Z[late], residual[late] = z, left
@@ -124,8 +128,13 @@ def on_the_cpu(prepared: Prepared) -> Prepared:
     return prepare_with(D, D.new_empty(0, 0), prepared.inverse.cpu())
 
 
-def _arrays(prepared: Prepared) -> Prepared:
-    return Prepared(*(tensor.numpy() for tensor in prepared))
+def _arrays(prepared: Prepared, kept: EncodeCache | None = None) -> Prepared:
+    arrays = None if kept is None else kept.arrays
+    if arrays is None:
+        arrays = Prepared(*(tensor.numpy() for tensor in prepared))
+        if kept is not None:
+            kept.arrays = arrays
+    return arrays
 
 
 def _solve(solve_some: Any, A: Array, prepared: Prepared, *given: Any) -> None:

@@ -50,12 +50,25 @@ def load(typing, X, i):
 
 
 @_operation
-def load_first(typing, X, i, count):
-    """The i-th vector of X with zeros in all lanes but the first `count`, which alone are read."""
+def load_from(typing, X, start):
+    """The sixteen numbers of X from this one on, counted through all of it."""
 
     def generate(context, builder, signature, args):
-        place = _place(context, builder, signature, args)
-        vector, mask = place.type.pointee, ir.VectorType(ir.IntType(1), LANES)
+        vector = ir.VectorType(context.get_value_type(X.dtype), LANES)
+        place = builder.bitcast(_number(context, builder, signature, args), vector.as_pointer())
+        return builder.load(place, align=X.dtype.bitwidth // 8)
+
+    return Vector(X.dtype)(X, start), generate
+
+
+@_operation
+def load_first(typing, X, start, count):
+    """The same with zeros in all lanes but the first `count`, which alone are read."""
+
+    def generate(context, builder, signature, args):
+        vector = ir.VectorType(context.get_value_type(X.dtype), LANES)
+        place = builder.bitcast(_number(context, builder, signature, args), vector.as_pointer())
+        mask = ir.VectorType(ir.IntType(1), LANES)
         numbers = ir.Constant(ir.VectorType(ir.IntType(64), LANES), list(range(LANES)))
         count = in_all_lanes(builder, context.cast(builder, args[2], signature.args[2], types.int64))
         name = f"llvm.masked.load.v{LANES}f{X.dtype.bitwidth}.p0"
@@ -64,7 +77,7 @@ def load_first(typing, X, i, count):
         align, zeros = ir.IntType(32)(X.dtype.bitwidth // 8), ir.Constant(vector, None)
         return builder.call(read, [place, align, builder.icmp_signed("<", numbers, count), zeros])
 
-    return Vector(X.dtype)(X, i, count), generate
+    return Vector(X.dtype)(X, start, count), generate
 
 
 @_operation
@@ -75,10 +88,22 @@ def total(typing, v):
         v, width = args[0], LANES
         while width > 1:
             width //= 2
-            halves = [
-                ir.Constant(ir.VectorType(ir.IntType(32), width), list(range(at, at + width))) for at in (0, width)
-            ]
-            v = builder.fadd(*(builder.shuffle_vector(v, v, half) for half in halves))
+            v = builder.fadd(*(builder.shuffle_vector(v, v, half) for half in _halves(width)))
+        return builder.extract_element(v, ir.IntType(32)(0))
+
+    return v.dtype(v), generate
+
+
+@_operation
+def most(typing, v):
+    """The largest of the lanes, none of which is NaN."""
+
+    def generate(context, builder, signature, args):
+        v, width = args[0], LANES
+        while width > 1:
+            width //= 2
+            low, high = (builder.shuffle_vector(v, v, half) for half in _halves(width))
+            v = builder.select(builder.fcmp_ordered(">", high, low), high, low)
         return builder.extract_element(v, ir.IntType(32)(0))
 
     return v.dtype(v), generate
@@ -103,6 +128,16 @@ def splat(typing, x):
         return in_all_lanes(builder, args[0])
 
     return Vector(x)(x), generate
+
+
+@_operation
+def spread(typing, X, i):
+    """The i-th number of X, counted through all of it, in every lane."""
+
+    def generate(context, builder, signature, args):
+        return in_all_lanes(builder, builder.load(_number(context, builder, signature, args)))
+
+    return Vector(X.dtype)(X, i), generate
 
 
 @_operation
@@ -167,7 +202,7 @@ def add_product(typing, v, u, w):
 
 @_operation
 def subtract_product(typing, v, u, w):
-    """v − u·w."""
+    """v − u·w; of numbers, too, of which several are taken away in the order that is written."""
 
     def generate(context, builder, signature, args):
         return builder.fsub(args[0], builder.fmul(args[1], args[2], flags=_FUSED), flags=_FUSED)
@@ -255,11 +290,22 @@ def reciprocal_root(typing, v, least):
     return v(v, least), generate
 
 
+def _halves(width):
+    """The numbers of the lanes of each half of twice as many."""
+    return [ir.Constant(ir.VectorType(ir.IntType(32), width), list(range(at, at + width))) for at in (0, width)]
+
+
 def _place(context, builder, signature, args):
     array = context.make_array(signature.args[0])(context, builder, args[0])
     i = context.cast(builder, args[1], signature.args[1], types.intp)
     first = builder.gep(array.data, [builder.mul(i, context.get_constant(types.intp, LANES))])
     return builder.bitcast(first, ir.VectorType(first.type.pointee, LANES).as_pointer())
+
+
+def _number(context, builder, signature, args):
+    """That it is within X, and none counted from its end, nothing takes time to see to."""
+    array = context.make_array(signature.args[0])(context, builder, args[0])
+    return builder.gep(array.data, [context.cast(builder, args[1], signature.args[1], types.intp)])
 
 
 def in_all_lanes(builder, x):

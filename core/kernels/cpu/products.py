@@ -5,57 +5,60 @@ from typing import Any
 import numpy as np
 
 from core.compiled import Array, compiled
-from core.kernels.cpu.lanes import LANES, add_product, load, load_first, total, zeros_of
+from core.kernels.cpu.lanes import LANES, add_product, load_first, load_from, total, zeros_of
 
-Four = tuple[Array, Array, Array, Array]
+Four = tuple[
+    int, int, int, int
+]  # rows of a matrix: arrays of them would be counted, by all threads, where they are used
 
 
 @compiled()
-def four(X: Array, i: int) -> Four:
+def four(i: int, rows: int) -> Four:
     """Rows i to i + 3, the last one again where there are none left."""
-    last = X.shape[0] - 1
-    return X[i], X[min(i + 1, last)], X[min(i + 2, last)], X[min(i + 3, last)]
+    last = rows - 1
+    return i, min(i + 1, last), min(i + 2, last), min(i + 3, last)
 
 
 @compiled()
-def four_chosen(X: Array, chosen: Array, i: int) -> Four:
+def four_chosen(chosen: Array, i: int) -> Four:
     """The same of the chosen rows."""
     last = chosen.size - 1
-    return X[chosen[i]], X[chosen[min(i + 1, last)]], X[chosen[min(i + 2, last)]], X[chosen[min(i + 3, last)]]
+    return chosen[i], chosen[min(i + 1, last)], chosen[min(i + 2, last)], chosen[min(i + 3, last)]
 
 
 @compiled()
-def tile(x: Four, y: Four, length: int, products: Array) -> None:
-    """The sixteen inner products of the first `length` values."""
+def tile(X: Array, x: Four, y: Four, products: Array) -> None:
+    """The sixteen inner products of rows of X with each other."""
     zero = zeros_of(products)
     p0 = p1 = p2 = p3 = (zero, zero, zero, zero)
-    whole = length // LANES
-    for m in range(whole):
-        v = load(y[0], m), load(y[1], m), load(y[2], m), load(y[3], m)
-        p0, p1 = _add_products(p0, load(x[0], m), v), _add_products(p1, load(x[1], m), v)
-        p2, p3 = _add_products(p2, load(x[2], m), v), _add_products(p3, load(x[3], m), v)
-    if length % LANES:
-        v = _last(y, whole, length % LANES)
-        u = _last(x, whole, length % LANES)
+    length = X.shape[1]
+    whole = length // LANES * LANES
+    x0, x1, x2, x3 = x[0] * length, x[1] * length, x[2] * length, x[3] * length
+    for m in range(0, whole, LANES):
+        v = _load_four(X, y, m)
+        p0, p1 = _add_products(p0, load_from(X, x0 + m), v), _add_products(p1, load_from(X, x1 + m), v)
+        p2, p3 = _add_products(p2, load_from(X, x2 + m), v), _add_products(p3, load_from(X, x3 + m), v)
+    for m in range(whole, length, LANES):  # once, or not at all: arrays are counted where there is an `if`
+        v, u = _load_last(X, y, m, length - m), _load_last(X, x, m, length - m)
         p0, p1 = _add_products(p0, u[0], v), _add_products(p1, u[1], v)
         p2, p3 = _add_products(p2, u[2], v), _add_products(p3, u[3], v)
     _put(p0, products[0]), _put(p1, products[1]), _put(p2, products[2]), _put(p3, products[3])
 
 
 @compiled()
-def row_of_tile(x: Array, y: Four, length: int, products: Array) -> None:
-    """The same of one row with four."""
+def row_of_tile(x: Array, Y: Array, y: Four, products: Array) -> None:
+    """The inner products of x with four rows of Y."""
     zero = zeros_of(products)
     p = (zero, zero, zero, zero)
-    whole, left = length // LANES, length % LANES
-    for m in range(whole):
-        p = _add_products(p, load(x, m), (load(y[0], m), load(y[1], m), load(y[2], m), load(y[3], m)))
-    if left:
-        p = _add_products(p, load_first(x, whole, left), _last(y, whole, left))
+    whole = x.size // LANES * LANES
+    for m in range(0, whole, LANES):
+        p = _add_products(p, load_from(x, m), _load_four(Y, y, m))
+    for m in range(whole, x.size, LANES):
+        p = _add_products(p, load_first(x, m, x.size - m), _load_last(Y, y, m, x.size - m))
     _put(p, products)
 
 
-@compiled()
+@compiled(inline=True)
 def _add_products(p: Any, x: Any, y: Any) -> Any:
     """Four vectors of sums, each with x's product with one of y more."""
     return (
@@ -66,17 +69,30 @@ def _add_products(p: Any, x: Any, y: Any) -> Any:
     )
 
 
-@compiled()
-def _last(x: Four, i: int, count: int) -> Any:
+@compiled(inline=True)
+def _load_four(X: Array, rows: Four, m: int) -> Any:
+    """Of each row of X the vector that begins at column m."""
+    length = X.shape[1]
     return (
-        load_first(x[0], i, count),
-        load_first(x[1], i, count),
-        load_first(x[2], i, count),
-        load_first(x[3], i, count),
+        load_from(X, rows[0] * length + m),
+        load_from(X, rows[1] * length + m),
+        load_from(X, rows[2] * length + m),
+        load_from(X, rows[3] * length + m),
     )
 
 
-@compiled()
+@compiled(inline=True)
+def _load_last(X: Array, rows: Four, m: int, count: int) -> Any:
+    length = X.shape[1]
+    return (
+        load_first(X, rows[0] * length + m, count),
+        load_first(X, rows[1] * length + m, count),
+        load_first(X, rows[2] * length + m, count),
+        load_first(X, rows[3] * length + m, count),
+    )
+
+
+@compiled(inline=True)
 def _put(p: Any, products: Array) -> None:
     products[0], products[1], products[2], products[3] = total(p[0]), total(p[1]), total(p[2]), total(p[3])
 
@@ -90,20 +106,20 @@ def residual_of(a: Array, z: Array, chosen: Array, D: Array, r: Array) -> None:
     concepts, values = chosen[used], np.zeros(used.size + 3, z.dtype)
     values[: used.size] = z[used]
     for j in range(0, used.size, 4):
-        d0, d1, d2, d3 = four_chosen(D, concepts, j)
+        c0, c1, c2, c3 = four_chosen(concepts, j)
         v0, v1, v2, v3 = values[j], values[j + 1], values[j + 2], values[j + 3]
         for m in range(a.size):
-            r[m] += v0 * d0[m] + v1 * d1[m] + v2 * d2[m] + v3 * d3[m]
+            r[m] += v0 * D[c0, m] + v1 * D[c1, m] + v2 * D[c2, m] + v3 * D[c3, m]
 
 
 @compiled()
 def norm_of(a: Array) -> float:
     """‖a‖."""
-    squares, whole, left = zeros_of(a), a.size // LANES, a.size % LANES
-    for m in range(whole):
-        squares = add_product(squares, load(a, m), load(a, m))
-    if left:
-        rest = load_first(a, whole, left)
+    squares, whole = zeros_of(a), a.size // LANES * LANES
+    for m in range(0, whole, LANES):
+        squares = add_product(squares, load_from(a, m), load_from(a, m))
+    for m in range(whole, a.size, LANES):
+        rest = load_first(a, m, a.size - m)
         squares = add_product(squares, rest, rest)
     return np.sqrt(total(squares))  # type: ignore[no-any-return]
 

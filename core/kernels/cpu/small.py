@@ -14,11 +14,11 @@ from core.kernels.cpu.lanes import (
     LANES,
     add,
     larger,
-    load,
     load_first,
+    load_from,
+    most,
     multiply,
     projected_gradient,
-    store,
     subtract,
     total,
     zeros_of,
@@ -72,7 +72,7 @@ def gram_of(chosen: Array, D: Array, B: Array, gram: Array) -> None:
     products = np.zeros((4, 4), D.dtype)
     for j in range(0, n, 4):
         for i in range(j, n, 4):
-            tile(four_chosen(D, chosen, i), four_chosen(D, chosen, j), D.shape[1], products)
+            tile(D, four_chosen(chosen, i), four_chosen(chosen, j), products)
             for p in range(i, min(i + 4, n)):
                 for q in range(j, min(j + 4, n)):
                     gram[p, q] = gram[q, p] = products[p - i, q - j]
@@ -81,25 +81,20 @@ def gram_of(chosen: Array, D: Array, B: Array, gram: Array) -> None:
 @compiled()
 def kkt_residual(z: Array, g: Array, inverse: Array) -> float:
     """As the definition; NaN where any of the gradients that count is."""
-    worst, unseen = zeros_of(z), zeros_of(z)
-    whole, left = z.size // LANES, z.size % LANES
-    for i in range(whole):
-        v = projected_gradient(load(z, i), load(g, i))
-        relative = multiply(multiply(v, v), load(inverse, i))
+    worst, unseen, whole = zeros_of(z), zeros_of(z), z.size // LANES * LANES
+    for j in range(0, whole, LANES):
+        v = projected_gradient(load_from(z, j), load_from(g, j))
+        relative = multiply(multiply(v, v), load_from(inverse, j))
         worst, unseen = larger(worst, relative), add(unseen, subtract(relative, relative))
-    if left:
-        v = projected_gradient(load_first(z, whole, left), load_first(g, whole, left))
-        relative = multiply(multiply(v, v), load_first(inverse, whole, left))
+    for j in range(whole, z.size, LANES):
+        left = z.size - j
+        v = projected_gradient(load_first(z, j, left), load_first(g, j, left))
+        relative = multiply(multiply(v, v), load_first(inverse, j, left))
         worst, unseen = larger(worst, relative), add(unseen, subtract(relative, relative))
-    lanes = np.empty(LANES, z.dtype)
-    store(lanes, 0, worst)
-    most = lanes[0]
-    for s in range(1, LANES):
-        most = max(most, lanes[s])
-    return np.sqrt(most) + total(unseen)  # type: ignore[no-any-return]
+    return np.sqrt(most(worst)) + total(unseen)  # type: ignore[no-any-return]
 
 
-@compiled()
+@compiled(inline=True)
 def is_beyond(z: float, norm: float, inverse: float) -> bool:
     """Whether a code is NaN or larger than any can be of a row with this norm."""
     return not z <= MOST_OF_NORM * norm * np.sqrt(inverse)
@@ -130,9 +125,8 @@ def _try(
             return np.inf
         delta = trial[j] - z[j]
         if delta != 0:
-            row = B[j]
             for m in range(z.size):
-                trial_g[m] += delta * row[m]
+                trial_g[m] += delta * B[j, m]
     for i in range(support.size):
         j = support[i]
         change += (trial[j] - z[j]) * (g[j] + trial_g[j])
