@@ -141,23 +141,34 @@ def _improve_concepts(
     for piece in numba.prange(pieces):
         first, last = piece * FEATURES, min(len(concepts), (piece + 1) * FEATURES)
         of_pieces[0, piece], of_pieces[1, piece] = _improve_features(
-            A[:, first:last], wide, concepts[first:last], B, inverse, max_sweeps, progress_ratio
+            A, first, wide, concepts[first:last], B, inverse, max_sweeps, progress_ratio
         )
 
 
 @compiled()
 def _improve_features(
-    A: Array, wide: Array, concepts: Array, B: Array, inverse: Array, max_sweeps: int, progress_ratio: float
+    A: Array,
+    first: int,
+    wide: Array,
+    concepts: Array,
+    B: Array,
+    inverse: Array,
+    max_sweeps: int,
+    progress_ratio: float,
 ) -> tuple[float, float]:
+    """`_improve_concepts` of some features of A, from the first on; returns their part of each sum."""
     (features, k), width = concepts.shape, wide.shape[1]
     cross, G = np.zeros((features, width)), np.empty((features, width), concepts.dtype)
     # what lies whole rows apart would be of few sets of a cache
     together = np.empty((BLOCK, features), concepts.dtype)
     for start in range(0, len(wide), BLOCK):
-        a = A[start : start + BLOCK]
-        _copy(a, together)
+        rows = min(BLOCK, len(wide) - start)
+        for i in range(rows):
+            a = A[start + i, first : first + features]  # of a slice of all rows, numbers would be copied one by one
+            for f in range(features):
+                together[i, f] = a[f]
         G[:] = 0
-        _add_product(together[: len(a)].T, wide[start : start + BLOCK], G)
+        _add_product(together[:rows].T, wide[start : start + rows], G)
         _add(G, cross)
     for f in range(features):
         for j in range(k):
