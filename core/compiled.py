@@ -45,6 +45,11 @@ _load_arraymath()
 def compiled(*, parallel: bool = False, inline: bool = False) -> Callable[[Function], Function]:
     """Decorator: the function compiled by numba, its machine code kept on disk.
 
+    Numba counts who refers to an array, atomically, which takes longer than some products; and leaves that out where
+    nothing comes between that may raise. So a division by zero is infinite or NaN here, and raises nothing; and in
+    innermost loops no array is cut out of another, and what is called is an operation of `core.kernels.cpu.lanes`, or
+    made part of what calls it (`inline`).
+
     It is read from where it is kept, which is NUMBA_CACHE_DIR where that is set, else beside the source or in the
     user's cache directory, and from beside the source in any case. Where none of these can be written, what is not
     there is compiled anew in each process.
