@@ -38,6 +38,8 @@ class DictionaryCache:
 
     def get(self, name: str, version: int, dtype: Dtype) -> Dictionary:
         key = (name, version, dtype)
+        if key == next(reversed(self._prepared), None):  # as nearly always: a row is not to wait for what it takes
+            return self._prepared[key]
         self._measure_latest()
         if key in self._prepared:
             self._prepared.move_to_end(key)
