@@ -22,6 +22,7 @@ from benchmarks.measure import dead_concepts, excess, loss_of, relative_error, r
 from benchmarks.process import Failed
 from benchmarks.service.client import closed_loop, exchange
 from benchmarks.service.ways import ECHO, FASTAPI, WAYS
+from tests.wire import request
 
 ROOT = Path(__file__).parent.parent
 
@@ -203,14 +204,10 @@ def echo() -> Iterator[int]:
         server.shutdown()
 
 
-def posted(body: bytes) -> bytes:
-    return f"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: {len(body)}\r\n\r\n".encode() + body
-
-
 @pytest.mark.parametrize("size", [1, 3_000_000])
 def test_the_load_counts_whole_answers(echo: int, size: int) -> None:
-    assert exchange(echo, posted(b"a" * size), limit_seconds=10).body == b"a" * size
-    load = closed_loop(echo, [posted(b"a" * size)] * 3, seconds=0.2, limit_seconds=10)
+    assert exchange(echo, request("POST", "/", b"a" * size), limit_seconds=10).body == b"a" * size
+    load = closed_loop(echo, [request("POST", "/", b"a" * size)] * 3, seconds=0.2, limit_seconds=10)
     assert len(load.ms) >= 3
     assert load.seconds >= 0.2
     assert load.per_second == pytest.approx(len(load.ms) / load.seconds)
@@ -219,7 +216,7 @@ def test_the_load_counts_whole_answers(echo: int, size: int) -> None:
 
 def test_the_load_ends_at_an_error(echo: int) -> None:
     with pytest.raises(Failed, match="400"):
-        closed_loop(echo, [posted(b"")], seconds=0.2, limit_seconds=10)
+        closed_loop(echo, [request("POST", "/", b"")], seconds=0.2, limit_seconds=10)
 
 
 def test_every_format_is_asked_for_on_one_line_a_header() -> None:

@@ -6,6 +6,8 @@ from fastapi.testclient import TestClient
 from app.settings import Settings
 from tests.app.conftest import WorkerDouble
 from tests.app.test_protocol import served
+from tests.figures import figures
+from tests.wire import request
 
 FIT = {"name": "digits", "nb_concepts": 1, "data": [[1, 2]]}
 PLACES = [
@@ -35,9 +37,9 @@ def test_what_is_known_already_is_304(client: TestClient, digits: str) -> None:
 def test_heads_are_counted_by_route(client: TestClient, digits: str) -> None:
     assert client.head("/metrics").headers["content-type"].startswith("text/plain")
     client.head("/dictionaries/digits")
-    figures = client.get("/metrics").text
-    assert 'requests_total{method="HEAD",route="/metrics",status="200"} 1.0' in figures
-    assert 'requests_total{method="HEAD",route="/dictionaries/{reference}",status="200"} 1.0' in figures
+    told = figures(client)
+    assert told["dictserve_requests_total", "HEAD", "/metrics", "200"] == 1
+    assert told["dictserve_requests_total", "HEAD", "/dictionaries/{reference}", "200"] == 1
 
 
 def test_the_events_of_a_job_that_goes_on_end_with_their_headers(client: TestClient, worker: WorkerDouble) -> None:
@@ -61,9 +63,8 @@ def test_what_takes_no_get_takes_no_head(client: TestClient) -> None:
 
 
 def test_the_connection_goes_on_after_it(settings: Settings) -> None:
-    heads = [f"{method} {path} HTTP/1.1\r\nHost: x\r\n\r\n".encode() for method, path in
-             (("HEAD", "/page/plotly.js"), ("HEAD", "/dictionaries/none"), ("GET", "/livez"))]  # fmt: skip
-    written = b"".join(served(settings, [b"".join(heads)], 3).written)
+    asked = request("HEAD", "/page/plotly.js") + request("HEAD", "/dictionaries/none") + request("GET", "/livez")
+    written = b"".join(served(settings, [asked], 3).written)
     *heads_told, body = written.split(b"\r\n\r\n")
     assert [told.partition(b"\r\n")[0][9:] for told in heads_told] == [b"200 OK", b"404 Not Found", b"200 OK"]
     assert body == b'{"status":"alive"}'

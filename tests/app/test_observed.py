@@ -13,7 +13,6 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 from fastapi.testclient import TestClient
-from prometheus_client.parser import text_string_to_metric_families
 from starlette.types import Message, Receive, Scope, Send
 
 from app import logs
@@ -24,20 +23,11 @@ from app.settings import Settings
 from app.store.store import Store
 from demo.service import npy
 from tests.app.conftest import WorkerDouble
+from tests.figures import figures
 from tests.waiting import until
 
 ROOT = Path(__file__).parents[2]
 ROWS = npy(np.ones((3, 4), np.float32))
-
-
-def figures(client: TestClient) -> dict[tuple[str, ...], float]:
-    """Every figure by its name and its labels' values."""
-    text = client.get("/metrics").text
-    return {
-        (sample.name, *sample.labels.values()): sample.value
-        for family in text_string_to_metric_families(text)
-        for sample in family.samples
-    }
 
 
 def test_requests_are_counted_by_route(client: TestClient, digits: str) -> None:

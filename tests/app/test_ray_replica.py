@@ -17,6 +17,7 @@ from app.store.store import Store
 from app.store.uploads import Uploads
 from demo.service import npy
 from tests.app.conftest import WorkerDouble, ended
+from tests.figures import figures
 from tests.waiting import until
 
 A = npy(np.ones((40, 4), np.float64))  # which is staged anew, as float32
@@ -70,9 +71,8 @@ class Called:
 
 def counted(client: TestClient) -> set[str]:
     """The statuses that fits have ended with."""
-    route = 'dictserve_requests_total{method="POST",route="/fit",status="'
-    lines = [line for line in client.get("/metrics").text.splitlines() if line.startswith(route)]
-    return {line.removeprefix(route).partition('"')[0] for line in lines if not line.endswith(" 0.0")}
+    fits = ["dictserve_requests_total", "POST", "/fit"]
+    return {status for (*of, status), count in figures(client).items() if of == fits and count > 0}
 
 
 FIT = "/fit?name=a&nb_concepts=2"

@@ -48,6 +48,7 @@ from app.store.store import Store
 from app.store.uploads import Uploads
 from demo.service import npy
 from tests.app.conftest import D, WorkerDouble, ended, publish
+from tests.figures import figures
 from tests.s3 import S3
 from tests.waiting import until
 
@@ -657,7 +658,7 @@ def test_a_start_while_it_is_away_serves_jobs_once_it_is_back(
             return client.post("/fit?name=a&nb_concepts=2", content=npy(D))
 
         assert client.get("/livez").status_code == client.get("/readyz").status_code == 200
-        assert "dictserve_store_available 0.0" in client.get("/metrics").text
+        assert figures(client)["dictserve_store_available",] == 0
         for refused in (client.get("/dictionaries"), fit()):
             assert (refused.status_code, refused.json()["type"]) == (503, "store-unavailable")
         own.start()
@@ -752,7 +753,7 @@ def test_a_store_that_is_away_is_told_and_comes_back(tmp_path: Path) -> None:
         assert encode("digits").content == before.content  # its dictionary is at hand
         ready = client.get("/readyz")
         assert (ready.status_code, ready.json()["away"]) == (200, ["store"])
-        assert "dictserve_store_available 0.0" in client.get("/metrics").text
+        assert figures(client)["dictserve_store_available",] == 0
         own.start()
         until(lambda: client.get("/dictionaries/digits").status_code == 200)
         assert client.get("/readyz").json()["away"] == []

@@ -15,7 +15,9 @@ from demo.digits import split_digits
 from demo.service import npy
 from tests.e2e.conftest import Service
 from tests.faults.load.held import MOST_OF_POOLS, held, settled
+from tests.figures import figures
 from tests.waiting import SOON_SECONDS, until
+from tests.wire import head, request
 
 A = np.ones((1000, 100), np.float32)
 
@@ -25,15 +27,12 @@ def send_and_leave(port: int, path: str, body: bytes, share: float, *, reset: bo
     with socket.create_connection(("127.0.0.1", port)) as connection:
         if reset:
             connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-        connection.sendall(f"POST {path} HTTP/1.1\r\nHost: x\r\nContent-Length: {len(body)}\r\n\r\n".encode())
-        connection.sendall(body[: int(len(body) * share)])
+        connection.sendall(head("POST", path, len(body)) + body[: int(len(body) * share)])
 
 
-def gone(service: Service, route: str, method: str = "POST") -> int:
+def gone(service: Service, route: str, method: str = "POST") -> float:
     """Requests whose clients had left."""
-    line = f'dictserve_requests_total{{method="{method}",route="{route.partition("?")[0]}",status="gone"}} '
-    told = service.client.get("/metrics").text
-    return int(float(told.partition(line)[2].partition("\n")[0] or 0))
+    return figures(service.client).get(("dictserve_requests_total", method, route.partition("?")[0], "gone"), 0)
 
 
 @pytest.mark.parametrize("path", ["/encode?dictionary=a", "/fit?name=a&nb_concepts=2"])
@@ -58,7 +57,7 @@ def test_followers_of_a_job_that_leave(shared: Service) -> None:
         with socket.create_connection(("127.0.0.1", shared.port), timeout=30) as connection:
             if i % 2:
                 connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-            connection.sendall(f"GET /jobs/{id}/events HTTP/1.1\r\nHost: x\r\n\r\n".encode())
+            connection.sendall(request("GET", f"/jobs/{id}/events"))
             assert connection.recv(12) == b"HTTP/1.1 200"
     for now, then in zip(settled(pids, before), before, strict=True):
         assert all(now[what] <= then[what] for what in then), (now, then)
@@ -74,7 +73,7 @@ def test_clients_that_wait_for_a_job_and_leave(shared: Service) -> None:
     before = gone(shared, "/jobs/{id}", "GET")
     for _ in range(20):
         with socket.create_connection(("127.0.0.1", shared.port)) as connection:
-            connection.sendall(f"GET /jobs/{id} HTTP/1.1\r\nHost: x\r\nPrefer: wait=600\r\n\r\n".encode())
+            connection.sendall(request("GET", f"/jobs/{id}", prefer="wait=600"))
     until(lambda: gone(shared, "/jobs/{id}", "GET") == before + 20, seconds=SOON_SECONDS)
     assert shared.client.post(f"/jobs/{id}/cancel").json()["state"] == "cancelled"
     assert "Traceback" not in shared.log.read_text()
@@ -96,10 +95,10 @@ def test_clients_of_comparisons_that_leave(shared: Service) -> None:
     D = np.random.default_rng(0).random((2000, 30), np.float32)
     for name in ("left", "right"):
         assert shared.client.put(f"/dictionaries/{name}", content=npy(D)).status_code == 201
-    request = b"GET /dictionaries/left/compare/right HTTP/1.1\r\nHost: x\r\n\r\n"
+    compare = request("GET", "/dictionaries/left/compare/right")
     connections = [socket.create_connection(("127.0.0.1", shared.port)) for _ in range(5)]
     for connection in connections:
-        connection.sendall(request)
+        connection.sendall(compare)
     until(lambda: len(comparing(shared)) == 1)
     for connection in connections:
         connection.close()

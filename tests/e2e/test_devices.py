@@ -18,6 +18,7 @@ from demo.digits import split_digits
 from demo.service import npy
 from tests.e2e.conftest import Service, until_gone
 from tests.faults.asked import suspended
+from tests.figures import figures
 from tests.waiting import until
 
 FITTED, HELD_OUT = split_digits()
@@ -42,8 +43,7 @@ def both_ready(service: Service) -> None:
 
 
 def rows_of_each(service: Service) -> list[float]:
-    lines = service.client.get("/metrics").text.splitlines()
-    return [float(line.split()[1]) for line in lines if line.startswith("dictserve_rows_total{")]
+    return [value for (name, *_), value in figures(service.client).items() if name == "dictserve_rows_total"]
 
 
 class Clients:

@@ -26,6 +26,7 @@ from demo.service import free_port, npy
 from tests.conftest import ROOT
 from tests.e2e.conftest import Service
 from tests.faults.asked import long_fit, problem
+from tests.figures import figures
 from tests.hosts import Host, Network, hosts
 from tests.postgres import running_cluster
 from tests.waiting import until
@@ -204,15 +205,14 @@ def require_answers_alone(replica: Replica, dictionary: str, codes: np.ndarray) 
     with within(KNOWS_SECONDS):  # and from now on nobody waits
         require_what_it_can(replica, dictionary, codes)
         assert [replica.client.get(path).status_code for path in ("/livez", "/readyz")] == [200, 200]
-        figures = replica.client.get("/metrics").text
-    assert "dictserve_jobs_available 0.0" in figures
-    assert "dictserve_store_available 0.0" in figures
+        told = figures(replica.client)
+    assert told["dictserve_jobs_available",] == told["dictserve_store_available",] == 0
 
 
 def has_both_lines(replica: Replica) -> bool:
     """To the database and to the object store, as it sees it: each is asked again every second."""
-    figures = replica.client.get("/metrics").text
-    return "dictserve_jobs_available 1.0" in figures and "dictserve_store_available 1.0" in figures
+    told = figures(replica.client)
+    return told["dictserve_jobs_available",] == told["dictserve_store_available",] == 1
 
 
 @pytest.fixture(scope="module")

@@ -14,8 +14,10 @@ from safetensors.numpy import save
 
 from demo.service import npy
 from tests.e2e.conftest import Service
+from tests.figures import figures
 from tests.memory import forget_peak, held_bytes
 from tests.waiting import until
+from tests.wire import read, request, rest_of
 
 MOST_BODIES = 2.5  # of memory that an encode of one body may take
 
@@ -62,22 +64,11 @@ def begun(service: Service, declared: int, sent: bytes = b"", dictionary: str = 
 
 def held(service: Service, what: str = "bodies") -> int:
     """What the service counts of them in memory."""
-    lines = service.client.get("/metrics").text.splitlines()
-    return int(float(next(line.split()[1] for line in lines if line.startswith(f"dictserve_{what}_bytes "))))
+    return int(figures(service.client)[f"dictserve_{what}_bytes",])
 
 
 def until_held(service: Service, least: int, most: int, what: str = "bodies") -> None:
     until(lambda: least <= held(service, what) <= most, told=lambda: held(service, what))
-
-
-def refusal(connection: socket.socket) -> tuple[int, dict[str, str], str]:
-    """Status, headers and the problem's type of all that comes until the end."""
-    text = b""
-    while data := connection.recv(65536):
-        text += data
-    head, _, body = text.decode().partition("\r\n\r\n")
-    headers = dict(line.lower().split(": ", 1) for line in head.split("\r\n")[1:])
-    return int(head.split()[1]), headers, json.loads(body)["type"]
 
 
 def encoded(service: Service, rows: bytes) -> int:
@@ -90,12 +81,14 @@ def test_bodies_are_bounded_together_and_small_ones_go_on(bounded: Service) -> N
     with ExitStack() as stack:
         slow = [stack.enter_context(begun(bounded, len(ROWS), ROWS[:-100])) for _ in range(2)]
         until_held(bounded, 5 * MIB, 6 * MIB)
-        assert refusal(stack.enter_context(begun(bounded, len(ROWS), ROWS[:100])))[0] == 503  # by its length
+        by_its_length = rest_of(stack.enter_context(begun(bounded, len(ROWS), ROWS[:100])))
+        assert read(by_its_length).status == 503
         unknown = stack.enter_context(begun(bounded, 0))
         unknown.sendall(b"%x\r\n" % len(ROWS) + ROWS[:-100])
-        status, headers, type = refusal(unknown)
-        assert (status, int(headers["retry-after"]) > 0, type) == (503, True, "overloaded")
-        assert headers["connection"] == "close"
+        refusal = read(rest_of(unknown))
+        assert (refusal.status, json.loads(refusal.body)["type"]) == (503, "overloaded")
+        assert int(refusal.headers["retry-after"]) > 0
+        assert refusal.headers["connection"] == "close"
         assert encoded(bounded, ROWS) == 503
         assert [encoded(bounded, small) for _ in range(20)] == 20 * [200]
         for connection in slow:  # those that were there come through
@@ -170,13 +163,11 @@ def test_a_length_that_is_told_takes_no_memory(bounded: Service) -> None:
 
 def test_a_body_that_is_inflated_for_who_has_left_takes_no_room(shared: Service) -> None:
     """A few such requests left room for nobody, until the next start."""
-    body = gzip.compress(b" " * (128 * MIB))
-    told = f"Content-Encoding: gzip\r\nContent-Length: {len(body)}"
-    head = f"POST /v2/models/a/infer HTTP/1.1\r\nHost: x\r\n{told}\r\n\r\n"
+    inflating = request("POST", "/v2/models/a/infer", gzip.compress(b" " * (128 * MIB)), content_encoding="gzip")
     seen = 0
     for pause in (0.02, 0.04, 0.06, 0.1):
         with socket.create_connection(("127.0.0.1", shared.port)) as connection:
-            connection.sendall(head.encode() + body)
+            connection.sendall(inflating)
             time.sleep(pause)
             seen = max(seen, held(shared))
     assert seen > 0

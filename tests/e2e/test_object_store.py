@@ -13,6 +13,7 @@ from app.store.object_store import ObjectStore
 from demo.digits import split_digits
 from demo.service import npy
 from tests.e2e.conftest import Service, until_answered
+from tests.figures import figures
 from tests.s3 import S3
 from tests.waiting import until
 
@@ -104,5 +105,5 @@ def test_the_whole_way_of_two_services_and_the_death_of_one(s3: S3, start: Start
     np.testing.assert_allclose(codes(one), before, atol=1e-5 * before.max())
     known = one.client.get("/dictionaries").json()["dictionaries"]
     assert [record["name"] for record in known] == ["again", "digits", "waiting"]
-    assert "dictserve_store_available 1.0" in one.client.get("/metrics").text
+    assert figures(one.client)["dictserve_store_available",] == 1
     assert [key for key in objects.entries() if key.startswith(".dictserve/")] == [".dictserve/database"]

@@ -23,6 +23,7 @@ from demo.service import npy
 from tests.e2e.conftest import Service, until_gone
 from tests.faults.asked import long_fit
 from tests.waiting import until
+from tests.wire import head
 
 FITTED, HELD_OUT = split_digits()
 ITERATIONS = 400  # of a long fit: seconds, more than it takes to see three times that it goes on and to end it
@@ -267,7 +268,7 @@ def test_it_is_ended_in_order_while_it_starts(no_nohup: None, tmp_path: Path, nu
 @contextlib.contextmanager
 def half_a_request(service: Service) -> Iterator[None]:
     with socket.create_connection(("127.0.0.1", service.port)) as connection:
-        connection.sendall(b"POST /encode?dictionary=d HTTP/1.1\r\nHost: x\r\nContent-Length: 1000\r\n\r\n12345")
+        connection.sendall(head("POST", "/encode?dictionary=d", 1000) + b"12345")
         time.sleep(0.2)
         yield
 

@@ -16,6 +16,7 @@ from app.store.store import Store
 from demo.service import npy
 from tests.e2e.conftest import Service
 from tests.faults.asked import FITTED, ROWS, D, encode, fit, long_fit, problem, put, require_next, suspended
+from tests.wire import request
 
 QUEUE_ROWS = 30_000
 QUEUE_JOBS = 30
@@ -51,13 +52,12 @@ def at_once(
 
 def test_a_thousand_connections_at_once(shared: Service) -> None:
     """All are open before the first asks. Each is served, or told at once to come back."""
-    request = f"POST /encode?dictionary=d HTTP/1.1\r\nHost: x\r\nContent-Length: {len(npy(ROWS))}\r\n\r\n".encode()
     with ExitStack() as stack:
         opened = [
             stack.enter_context(socket.create_connection(("127.0.0.1", shared.port), timeout=30)) for _ in range(1000)
         ]
         for connection in opened:
-            connection.sendall(request + npy(ROWS))
+            connection.sendall(request("POST", "/encode?dictionary=d", npy(ROWS)))
         answers = Counter(connection.recv(65536)[:12] for connection in opened)
     assert set(answers) <= {b"HTTP/1.1 200", b"HTTP/1.1 503"}, answers
     assert answers[b"HTTP/1.1 200"] >= 990, answers

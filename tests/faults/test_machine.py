@@ -26,7 +26,10 @@ from app.worker.launch import channel
 from demo.service import npy
 from tests.e2e.conftest import Service, has_ended, until_gone
 from tests.faults.asked import FITTED, ROWS, D, encode, fit, long_fit, problem, put, require_next, suspended
+from tests.figures import figures
+from tests.memory import held_bytes
 from tests.waiting import SOON_SECONDS, until
+from tests.wire import head, request
 
 MIB = 1024 * 1024
 LARGE = np.tile(FITTED, (600, 1))  # some tenths of a second of work
@@ -52,7 +55,7 @@ def test_the_worker_killed_in_the_midst_of_encodes(service: Service) -> None:
     with ThreadPoolExecutor(6) as pool:
         os.kill(service.worker_pid, signal.SIGSTOP)  # so that it has answered none of them when it dies
         answers = [pool.submit(encode, service, "d", LARGE) for _ in range(6)]
-        until(lambda: "dictserve_queue_rows 0.0" not in service.client.get("/metrics").text)
+        until(lambda: figures(service.client)["dictserve_queue_rows",] > 0)
         kill_worker(service)
         statuses = [answer.result() for answer in answers]
     refused = [answer for answer in statuses if answer.status_code != 200]
@@ -104,10 +107,10 @@ def test_sigterm_under_load_cuts_nothing_off(service: Service) -> None:
     """Encodes that wait and uploads half way are answered whole; the fit goes back into the queue; exit code 0."""
     id = long_fit(service)
     worker, body = service.worker_pid, npy(LARGE[:20_000])
-    head = f"POST /encode?dictionary=d HTTP/1.1\r\nHost: x\r\nContent-Length: {len(body)}\r\n\r\n".encode()
+    whole, half = request("POST", "/encode?dictionary=d", body), len(body) // 2
     uploads = [socket.create_connection(("127.0.0.1", service.port), timeout=30) for _ in range(3)]
     for upload in uploads:
-        upload.sendall(head + body[: len(body) // 2])
+        upload.sendall(whole[:-half])
     with ThreadPoolExecutor(3) as pool:
         answers = [pool.submit(encode, service, "d", LARGE) for _ in range(3)]
         time.sleep(0.5)
@@ -115,7 +118,7 @@ def test_sigterm_under_load_cuts_nothing_off(service: Service) -> None:
         service.process.terminate()  # type: ignore[union-attr] - of a service that runs
         time.sleep(0.3)
         for upload in uploads:
-            upload.sendall(body[len(body) // 2 :])
+            upload.sendall(whole[-half:])
         for answer in answers:
             codes = answer.result()
             assert codes.status_code == 200, codes.text
@@ -138,11 +141,9 @@ def test_sigterm_under_load_cuts_nothing_off(service: Service) -> None:
 
 def test_no_worker_outlives_its_service(service: Service) -> None:
     """Not even in the midst of a fit and an encode. The fit had no checkpoint, and begins again."""
-    worker, body = service.worker_pid, npy(LARGE)
-    id = long_fit(service)
+    worker, id = service.worker_pid, long_fit(service)
     with socket.create_connection(("127.0.0.1", service.port)) as connection:
-        head = f"POST /encode?dictionary=d HTTP/1.1\r\nHost: x\r\nContent-Length: {len(body)}\r\n\r\n"
-        connection.sendall(head.encode() + body)
+        connection.sendall(request("POST", "/encode?dictionary=d", npy(LARGE)))
     service.kill()
     until_gone(worker)
     service.start()
@@ -183,7 +184,7 @@ def wide(service: Service) -> Iterator[tuple[Service, np.ndarray]]:
     service.client.put("/dictionaries/wide", content=npy(rows[:4])).raise_for_status()
     assert encode(service, "wide", rows[:1]).status_code == 200
     pid = service.worker_pid
-    used = int(Path(f"/proc/{pid}/statm").read_text().split()[0]) * resource.getpagesize()
+    used = held_bytes("VmSize", pid)
     resource.prlimit(pid, resource.RLIMIT_AS, (used + 30 * MIB, resource.RLIM_INFINITY))
     yield service, rows
     with suppress(ProcessLookupError):  # it may have died of that
@@ -255,15 +256,15 @@ def stopped_in_the_midst_of_requests(service: Service) -> None:
     """What takes longer than a stop waits is told so, as a problem, with `Retry-After`, and not as a fault of the
     service's own."""
     heads = (
-        "POST /fit?name=a&nb_concepts=1",
-        "POST /encode?dictionary=d",
-        "PUT /dictionaries/a",
-        "POST /v2/models/d/infer",
+        head("POST", "/fit?name=a&nb_concepts=1", 1000),
+        head("POST", "/encode?dictionary=d", 1000),
+        head("PUT", "/dictionaries/a", 1000),
+        head("POST", "/v2/models/d/infer", 1000),
     )
     connections = []
-    for head in heads:
+    for begun in heads:
         connection = socket.create_connection(("127.0.0.1", service.port), timeout=30)
-        connection.sendall(f"{head} HTTP/1.1\r\nHost: x\r\nContent-Length: 1000\r\n\r\n[[1,".encode())
+        connection.sendall(begun + b"[[1,")
         connections.append(connection)
     time.sleep(0.3)
     assert service.stop() == 0
@@ -280,10 +281,9 @@ def stopped_in_the_midst_of_requests(service: Service) -> None:
 def test_two_services_leave_each_others_work_alone(service: Service) -> None:
     """One has a fit running, one queued and an upload half way while the other starts, works and stops."""
     running, queued = long_fit(service), fit(service, name="queued")
-    body = npy(LARGE)  # so much that half of it buys minutes
-    head = f"POST /fit?name=sent&nb_concepts=2 HTTP/1.1\r\nHost: x\r\nContent-Length: {len(body)}\r\n\r\n".encode()
+    whole = request("POST", "/fit?name=sent&nb_concepts=2", npy(LARGE))  # so much that half of it buys minutes
     with socket.create_connection(("127.0.0.1", service.port), timeout=30) as upload:
-        upload.sendall(head + body[:-2000])
+        upload.sendall(whole[:-2000])
         activations = Store(service.store).workplace.activations
         staged = until(lambda: found if len(found := set(activations.iterdir())) == 3 else None)
         with suspended(service):
@@ -305,7 +305,7 @@ def test_two_services_leave_each_others_work_alone(service: Service) -> None:
             stopped_in_the_midst_of_requests(other)
         finally:
             assert other.stop() == 0
-        upload.sendall(body[-2000:])
+        upload.sendall(whole[-2000:])
         assert upload.recv(12) == b"HTTP/1.1 202"
     jobs = [service.job(id) for id in of_each]
     assert sorted((job["state"], job["attempts"]) for job in jobs) == [("queued", 1), ("running", 1)]

@@ -23,6 +23,7 @@ from app.main import create_app
 from app.settings import Settings
 from demo.service import npy
 from tests.app.conftest import WorkerDouble
+from tests.memory import held_bytes
 
 CASES = int(os.environ.get("DICTSERVE_FUZZ_CASES", "400"))  # of each parser of ours
 FEWER = {"json": 5, "sniffed": 5}  # times: msgspec's parser, and parsers that have had theirs
@@ -207,7 +208,7 @@ def test_mutated_bodies(service: InProcess, format: str) -> None:
     for seed in seeds:
         assert service.post(path, seed, **headers_of(format, seed, headers))[0] == 200
     asked, cases = 0, CASES // FEWER.get(format, 1)
-    peak = resident()
+    held = held_bytes("VmRSS")
 
     @settings(
         max_examples=cases, deadline=None, database=None, derandomize=True, suppress_health_check=list(HealthCheck)
@@ -230,16 +231,10 @@ def test_mutated_bodies(service: InProcess, format: str) -> None:
 
     every_answer_is_the_clients()
     assert asked >= cases
-    assert resident() - peak < 200e6
+    assert held_bytes("VmRSS") - held < 200e6
     assert service.post(path, seeds[0], **headers_of(format, seeds[0], headers))[0] == 200
 
 
 def headers_of(format: str, seed: bytes, headers: dict[str, str]) -> dict[str, str]:
     """The protocol's header tells where the JSON ends; it stays what the seed's was."""
     return headers if format != "inference" else headers | {"inference_header_content_length": str(JSON_BYTES[seed])}
-
-
-def resident() -> float:
-    """Bytes of memory that this process holds."""
-    pages = int(Path("/proc/self/statm").read_text().split()[1])
-    return float(pages * os.sysconf("SC_PAGE_SIZE"))

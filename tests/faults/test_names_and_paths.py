@@ -11,6 +11,7 @@ import pytest
 from demo.service import npy
 from tests.e2e.conftest import Service
 from tests.faults.asked import FITTED, D, encode, fit, problem, put, require_next
+from tests.wire import Answer, read, rest_of
 
 HIDDEN = b"what nobody is told"
 # As they stand in the request's line, where a library would tidy some of them.
@@ -116,34 +117,32 @@ def everything(base: Path) -> dict[str, object]:
     return found
 
 
-def exchange(service: Service, method: str, target: bytes, body: bytes = b"") -> tuple[int, bytes, bytes]:
-    """Status, headers and body of the answer to exactly these bytes."""
+def exchange(service: Service, method: str, target: bytes, body: bytes = b"") -> Answer:
+    """The answer to exactly these bytes."""
     head = f"Host: x\r\nConnection: close\r\nContent-Length: {len(body)}\r\n\r\n".encode()
     with socket.create_connection(("127.0.0.1", service.port), timeout=10) as connection:
         connection.sendall(method.encode() + b" " + target + b" HTTP/1.1\r\n" + head + body)
-        answer = b"".join(iter(lambda: connection.recv(65536), b""))
-    head, _, body = answer.partition(b"\r\n\r\n")
-    return int(head.split()[1]), head, body
+        return read(rest_of(connection))
 
 
 @pytest.mark.parametrize("name", BAD_NAMES.values(), ids=BAD_NAMES.keys())
 def test_a_bad_name_in_every_path(planted: Service, name: bytes) -> None:
     for way, (method, path, body) in WAYS.items():
-        status, head, answer = exchange(planted, method, path % name, body)
-        assert 400 <= status < 500, (way, status, answer)
-        assert b"x-injected" not in head.lower()
-        assert HIDDEN not in answer
-        assert len(answer) < 1000, way
-        assert str(planted.store).encode() not in answer
+        answer = exchange(planted, method, path % name, body)
+        assert 400 <= answer.status < 500, (way, answer)
+        assert "x-injected" not in str(answer.headers).lower()
+        assert HIDDEN not in answer.body
+        assert len(answer.body) < 1000, way
+        assert str(planted.store).encode() not in answer.body
 
 
 @pytest.mark.parametrize("name", [name for name in BAD_NAMES.values() if name != b"D"])  # a good one, but for case
 def test_nothing_is_made_under_a_bad_name(planted: Service, name: bytes) -> None:
-    status, _, answer = exchange(planted, "PUT", b"/dictionaries/" + name, npy(D))
-    assert 400 <= status < 500, answer
+    answer = exchange(planted, "PUT", b"/dictionaries/" + name, npy(D))
+    assert 400 <= answer.status < 500, answer
     query = name.replace(b"/", b"%2f")
-    status, _, answer = exchange(planted, "POST", b"/fit?nb_concepts=2&name=" + query, npy(FITTED))
-    assert 400 <= status < 500, answer
+    answer = exchange(planted, "POST", b"/fit?nb_concepts=2&name=" + query, npy(FITTED))
+    assert 400 <= answer.status < 500, answer
     assert list((planted.store / ".dictserve" / "activations").iterdir()) == []
 
 
@@ -179,9 +178,9 @@ def test_names_that_differ_in_case_are_two(planted: Service) -> None:
 @pytest.mark.parametrize("id", [b"..%2f..%2fetc", b"%00", b"%0a", b"x" * 10_000, b"%f0%9f%98%80", b"*", b"%25"])
 def test_a_job_of_a_bad_id(planted: Service, id: bytes) -> None:
     for method, path in (("GET", b"/jobs/%s"), ("DELETE", b"/jobs/%s"), ("GET", b"/jobs/%s/events")):
-        status, _, answer = exchange(planted, method, path % id)
-        assert status == 404, answer
-        assert len(answer) < 1000
+        answer = exchange(planted, method, path % id)
+        assert answer.status == 404, answer
+        assert len(answer.body) < 1000
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,6 @@
 
 import json
 import os
-import re
 import signal
 import socket
 import time
@@ -16,7 +15,9 @@ import pytest
 from app.http.protocol import SPARE_CONNECTIONS
 from demo.service import npy
 from tests.e2e.conftest import Service
+from tests.figures import figures
 from tests.waiting import PATIENCE_SECONDS, SOON_SECONDS, until
+from tests.wire import head, read, request, rest_of
 
 MOST_CONNECTIONS = 40
 BOUNDS = {
@@ -29,7 +30,7 @@ BOUNDS = {
 }
 D = np.eye(4, 6, dtype=np.float32) + 0.1
 BODY = npy(np.ones((1000, 6), np.float32))
-HEAD = f"POST /encode?dictionary=d HTTP/1.1\r\nHost: x\r\nContent-Length: {len(BODY)}\r\n\r\n".encode()
+HEAD = head("POST", "/encode?dictionary=d", len(BODY))
 
 
 @pytest.fixture(scope="module")
@@ -80,17 +81,10 @@ def trickle(connection: socket.socket, data: bytes, pause: float = 0.1) -> float
 
 def answer_of(connection: socket.socket) -> tuple[int, dict]:  # type: ignore[type-arg]
     """Status and problem of all that is there to read until the end."""
-    head, _, body = rest_of(connection).partition(b"\r\n\r\n")
-    assert b"application/problem+json" in head
-    assert b"connection: close" in head.lower()
-    return int(head.split()[1]), json.loads(body)
-
-
-def rest_of(connection: socket.socket) -> bytes:
-    text = b""
-    while data := connection.recv(65536):
-        text += data
-    return text
+    answer = read(rest_of(connection))
+    assert answer.headers["content-type"] == "application/problem+json"
+    assert answer.headers["connection"] == "close"
+    return answer.status, json.loads(answer.body)
 
 
 def trickle_until_reset(connection: socket.socket) -> float:
@@ -106,7 +100,7 @@ def trickle_until_reset(connection: socket.socket) -> float:
 
 
 def served_once(connection: socket.socket) -> None:
-    connection.sendall(b"GET /livez HTTP/1.1\r\nHost: x\r\n\r\n")
+    connection.sendall(request("GET", "/livez"))
     text = b""
     while not text.endswith(b"}"):  # head and body may come apart
         text += connection.recv(65536)
@@ -153,9 +147,8 @@ def test_an_idle_connection_is_closed(service: Service) -> None:
 
 
 def test_a_refusal_reaches_who_goes_on_sending(service: Service) -> None:
-    head = HEAD.replace(str(len(BODY)).encode(), str(10 << 30).encode())
     with connected(service) as connection:
-        connection.sendall(head)
+        connection.sendall(head("POST", "/encode?dictionary=d", 10 << 30))
         for _ in range(100):  # more than the buffers of both sides
             connection.sendall(bytes(1 << 20))
         status, problem = answer_of(connection)
@@ -167,7 +160,7 @@ def test_a_refusal_reaches_who_goes_on_sending(service: Service) -> None:
 def test_a_body_that_stops_half_way(service: Service, path: str) -> None:
     with connected(service) as connection:
         begun = time.monotonic()
-        connection.sendall(HEAD.replace(b"/encode?dictionary=d", path.encode()) + BODY[: len(BODY) // 2])
+        connection.sendall(head("POST", path, len(BODY)) + BODY[: len(BODY) // 2])
         status, problem = answer_of(connection)
     assert (status, problem["type"]) == (408, "request-timeout")
     assert 0.9 < time.monotonic() - begun < SOON_SECONDS
@@ -179,20 +172,20 @@ def test_each_request_is_counted_once(service: Service) -> None:
     """One that is refused on its way, and one whose client leaves then."""
 
     def counted() -> dict[str, float]:
-        told = service.client.get("/metrics").text
-        lines = re.findall(
-            r'^dictserve_requests_total{method="(\w+)",route="([^"]+)",status="(\w+)"} (\S+)$', told, re.M
-        )
-        return {" ".join(words): float(count) for *words, count in lines if words[1] in ("/encode", "/fit", "none")}
+        return {
+            " ".join(labels): count
+            for (name, *labels), count in figures(service.client).items()
+            if name == "dictserve_requests_total" and labels[1] in ("/encode", "/fit", "none")
+        }
 
     before = counted()
     for path in ("/encode?dictionary=d", "/fit?name=a&nb_concepts=2"):
-        head = HEAD.replace(b"/encode?dictionary=d", path.encode())
+        begun = head("POST", path, len(BODY)) + BODY[:500]
         with connected(service) as refused:
-            refused.sendall(head + BODY[:500])
+            refused.sendall(begun)
             assert answer_of(refused)[0] == 408
         with connected(service) as left:
-            left.sendall(head + BODY[:500])
+            left.sendall(begun)
             time.sleep(0.1)
 
     def more() -> dict[str, float]:
@@ -213,10 +206,9 @@ def test_a_body_a_byte_at_a_time(service: Service) -> None:
 def test_an_answer_that_is_never_read(service: Service) -> None:
     codes = npy(np.ones((1_000_000, 4), np.float32))
     with connected(service) as connection:
-        head = f"POST /decode?dictionary=d HTTP/1.1\r\nHost: x\r\nContent-Length: {len(codes)}\r\n\r\n"
-        connection.sendall(head.encode() + codes)
-        timed = 'dictserve_request_seconds_count{route="/decode"}'  # once it has been given up
-        until(lambda: timed in service.client.get("/metrics").text)
+        connection.sendall(request("POST", "/decode?dictionary=d", codes))
+        timed = "dictserve_request_seconds_count", "/decode"  # once it has been given up
+        until(lambda: timed in figures(service.client))
         read = 0  # what lay in the kernel's buffers
         with suppress(ConnectionResetError):
             while data := connection.recv(1 << 20):
@@ -226,15 +218,13 @@ def test_an_answer_that_is_never_read(service: Service) -> None:
 
 def test_a_large_body_at_an_honest_rate_takes_its_time(service: Service) -> None:
     body = npy(np.ones((170_000, 6), np.float32))  # 4 MB at 2 MB/s
-    summed = re.compile(r'dictserve_request_seconds_sum\{route="/encode"\} (\S+)')
 
     def seconds() -> float:
-        found = summed.search(service.client.get("/metrics").text)
-        return float(found[1]) if found else 0.0
+        return figures(service.client).get(("dictserve_request_seconds_sum", "/encode"), 0)
 
     before, begun = seconds(), time.monotonic()
     with connected(service) as connection:
-        connection.sendall(HEAD.replace(str(len(BODY)).encode(), str(len(body)).encode()))
+        connection.sendall(head("POST", "/encode?dictionary=d", len(body)))
         for start in range(0, len(body), 200_000):
             connection.sendall(body[start : start + 200_000])
             time.sleep(0.1)
@@ -271,7 +261,7 @@ def test_headers_too_large(service: Service, header: bytes) -> None:
 
 def test_a_path_too_long(service: Service) -> None:
     with connected(service) as connection:
-        connection.sendall(b"GET /dictionaries/" + b"x" * 10_000 + b" HTTP/1.1\r\nHost: x\r\n\r\n")
+        connection.sendall(request("GET", "/dictionaries/" + "x" * 10_000))
         assert answer_of(connection)[0] == 431
 
 
@@ -296,12 +286,11 @@ def test_a_length_that_is_none(service: Service, lengths: bytes) -> None:
         assert answer_of(connection)[0] == 400
 
 
-@pytest.mark.parametrize("path", [b"/encode?dictionary=d", b"/fit?name=lied&nb_concepts=2"])
-def test_a_length_less_than_the_body(service: Service, path: bytes) -> None:
+@pytest.mark.parametrize("path", ["/encode?dictionary=d", "/fit?name=lied&nb_concepts=2"])
+def test_a_length_less_than_the_body(service: Service, path: str) -> None:
     """What is declared is too little for an array, and what follows it is no request."""
-    head = HEAD.replace(b"/encode?dictionary=d", path).replace(str(len(BODY)).encode(), str(len(BODY) - 500).encode())
     with connected(service) as connection:
-        connection.sendall(head + BODY)
+        connection.sendall(head("POST", path, len(BODY) - 500) + BODY)
         first, second = rest_of(connection).split(b"HTTP/1.1 400 Bad Request\r\n")[1:]
     assert b'"type":"malformed-body"' in first
     assert b'"type":"malformed-request"' in second
@@ -362,8 +351,8 @@ def test_probes_are_answered_where_too_many_connections_are_open(service: Servic
             assert (refused.status_code, refused.json()["type"]) == (503, "too-many-connections")
             assert (refused.headers["retry-after"], refused.headers["connection"]) == ("1", "close")
             assert client.get("/readyz").json()["status"] == "ready"
-            figures = client.get("/metrics").text
-        assert re.search(r'dictserve_requests_total\{method="POST",route="none",status="503"\} [1-9]', figures)
+            told = figures(client)
+        assert told["dictserve_requests_total", "POST", "none", "503"] > 0
         for connection in held:
             connection.close()
         time.sleep(0.5)
@@ -395,7 +384,7 @@ def test_connections_of_probes_make_no_room_for_others(service: Service) -> None
             go_on()
             for _ in range(4):
                 other = stack.enter_context(connected(service))
-                other.sendall(b"GET /jobs HTTP/1.1\r\nHost: x\r\n\r\n")
+                other.sendall(request("GET", "/jobs"))
                 assert answer_of(other)[0] == 503
         served_once(stack.enter_context(connected(service)))
         assert any(is_closed(prober) for prober in probers)

@@ -2,7 +2,6 @@
 
 import io
 import os
-import re
 import socket
 import time
 from collections.abc import Iterator
@@ -14,7 +13,9 @@ import pytest
 
 from demo.service import npy
 from tests.e2e.conftest import Service
+from tests.figures import figures
 from tests.waiting import until
+from tests.wire import request
 
 CONCEPTS = 512
 random = np.random.default_rng(0)
@@ -66,20 +67,15 @@ def test_rows_that_take_long_hold_up_nobody(service: Service) -> None:
 def test_nothing_is_computed_for_who_has_left(service: Service, rows: int) -> None:
     """As those whose timeout is shorter than the queue, and who ask again."""
     assert service.client.put("/dictionaries/wide", content=npy(D)).status_code == 201
-    body = npy(SLOW[:rows])
-    head = f"POST /encode?dictionary=wide HTTP/1.1\r\nHost: x\r\nContent-Length: {len(body)}\r\n\r\n".encode()
     clients = [socket.create_connection(("127.0.0.1", service.port)) for _ in range(30)]
     for client in clients:
-        client.sendall(head + body)
+        client.sendall(request("POST", "/encode?dictionary=wide", npy(SLOW[:rows])))
 
     def queued() -> float:
-        (rows,) = re.findall(r"^dictserve_queue_rows (\S+)$", service.client.get("/metrics").text, re.MULTILINE)
-        return float(rows)
+        return figures(service.client)["dictserve_queue_rows",]
 
     def gone() -> float:
-        figures = service.client.get("/metrics").text
-        told = re.findall(r'^dictserve_requests_total{.*"/encode",status="gone"} (\S+)$', figures, re.MULTILINE)
-        return sum(map(float, told))
+        return figures(service.client).get(("dictserve_requests_total", "POST", "/encode", "gone"), 0)
 
     before = gone()
     until(lambda: queued() >= 20 * rows)
@@ -95,11 +91,10 @@ def test_nothing_is_computed_for_who_has_left(service: Service, rows: int) -> No
 
 def test_who_leaves_having_asked_for_more_is_no_error(service: Service) -> None:
     assert service.client.put("/dictionaries/wide", content=npy(D)).status_code == 201
-    body = npy(SLOW[:40])
-    head = f"POST /encode?dictionary=wide HTTP/1.1\r\nHost: x\r\nContent-Length: {len(body)}\r\n\r\n".encode()
+    both = request("POST", "/encode?dictionary=wide", npy(SLOW[:40])) + request("GET", "/livez")
     for _ in range(5):
         with socket.create_connection(("127.0.0.1", service.port)) as client:
-            client.sendall(head + body + b"GET /livez HTTP/1.1\r\nHost: x\r\n\r\n")
+            client.sendall(both)
             time.sleep(0.1)
     assert service.client.post("/encode?dictionary=wide", content=npy(D[:2])).status_code == 200
     assert "without starting response" not in service.log.read_text()

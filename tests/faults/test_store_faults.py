@@ -36,6 +36,7 @@ from tests.faults.asked import (
     require_next,
     served_here,
 )
+from tests.figures import figures
 from tests.waiting import until
 
 DISK_BYTES = 8 * 1024 * 1024
@@ -189,7 +190,7 @@ def only_dictionaries_are_served(client: httpx.Client) -> None:
     assert "full" in problem(client.get("/jobs"), 503, "jobs-unavailable")
     assert "full" in problem(client.put("/dictionaries/new", content=npy(D)), 507, "store-full")
     assert client.post("/fit?name=new&nb_concepts=2", content=npy(FITTED)).status_code in (503, 507)
-    assert "dictserve_jobs_available 0.0" in client.get("/metrics").text
+    assert figures(client)["dictserve_jobs_available",] == 0
 
 
 def test_a_start_on_a_full_disk(stored: Service, disk: Path) -> None:
@@ -318,7 +319,7 @@ def test_a_start_on_a_read_only_copy(stored: Service, tmp_path: Path) -> None:
         assert client.get("/dictionaries/d").json()["versions"] == [1, 2]
         assert "Read-only" in problem(client.put("/dictionaries/d", content=npy(D)), 503, "store-unavailable")
         problem(client.get("/jobs"), 503, "jobs-unavailable")
-        assert "dictserve_store_available 1.0" in client.get("/metrics").text
+        assert figures(client)["dictserve_store_available",] == 1
 
 
 def test_a_read_only_store_is_checked(tmp_path: Path) -> None:
@@ -345,8 +346,8 @@ def test_a_store_that_is_gone_and_comes_back(stored: Service, unmounted: bool) -
         ):
             assert "No such file" in problem(answer, 503, "store-unavailable")
         assert stored.client.get("/livez").status_code == 200
-        assert "dictserve_store_available 0.0" in stored.client.get("/metrics").text
-    assert "dictserve_store_available 1.0" in stored.client.get("/metrics").text
+        assert figures(stored.client)["dictserve_store_available",] == 0
+    assert figures(stored.client)["dictserve_store_available",] == 1
     require_next(stored)
     assert stored.ended(fit(stored, name="fitted"))["state"] == "succeeded"
 

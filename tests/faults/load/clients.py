@@ -1,32 +1,17 @@
 """HTTP/1.1 clients for one event loop, cheap enough for hundreds of them beside what they measure."""
 
 import asyncio
-from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import replace
 from types import TracebackType
+
+from tests.wire import Answer, read
 
 HOST = "127.0.0.1"
 LIMIT_SECONDS = 60.0  # for any one answer: none may hang
 
 
-@dataclass(frozen=True)
-class Answer:
-    status: int
-    headers: Mapping[str, str]  # by their names in lower case
-    body: bytes
-
-
 class Unanswered(Exception):
     """The connection ended before its answer was whole."""
-
-
-def request(method: str, target: str, body: bytes = b"", **headers: str) -> bytes:
-    """A whole request; underscores in the names of headers stand for hyphens."""
-    told = {"Host": "x", "Content-Length": str(len(body))} | {
-        name.replace("_", "-"): value for name, value in headers.items()
-    }
-    lines = [f"{method} {target} HTTP/1.1", *(f"{name}: {value}" for name, value in told.items())]
-    return "\r\n".join(lines).encode() + b"\r\n\r\n" + body
 
 
 class Connection:
@@ -72,8 +57,5 @@ class Connection:
 
 async def take(reader: asyncio.StreamReader) -> Answer:
     """The next answer on a connection."""
-    head = await reader.readuntil(b"\r\n\r\n")
-    first, *lines = head[:-4].decode("latin-1").split("\r\n")
-    headers = {name.lower(): value.strip() for name, _, value in (line.partition(":") for line in lines)}
-    body = await reader.readexactly(int(headers.get("content-length", "0")))
-    return Answer(int(first.split(" ", 2)[1]), headers, body)
+    head = read(await reader.readuntil(b"\r\n\r\n"))
+    return replace(head, body=await reader.readexactly(int(head.headers.get("content-length", "0"))))

@@ -14,12 +14,6 @@ DATABASE = "jobs.sqlite3"
 MOST_OF_POOLS = {"threads": 64, "database files": 45}
 
 
-def resident_bytes(pid: int) -> int:
-    """Memory that a process holds now."""
-    pages = int(Path(f"/proc/{pid}/statm").read_text().split()[1])
-    return pages * os.sysconf("SC_PAGE_SIZE")
-
-
 def held(pid: int) -> dict[str, int]:
     """What a process holds that could leak: descriptors, shared memory that is mapped, threads, processes."""
     process = Path(f"/proc/{pid}")

@@ -16,8 +16,9 @@ import uvloop
 from benchmarks.figures import Figure, Result, Table
 from demo.service import npy
 from tests.e2e.conftest import Service
-from tests.faults.load.clients import Answer, Connection, request
-from tests.faults.load.held import resident_bytes
+from tests.faults.load.clients import Connection
+from tests.memory import held_bytes
+from tests.wire import Answer, request
 
 CLIENTS = 200
 FEW = 8  # who ask for what can be solved, for comparison
@@ -67,7 +68,7 @@ class Memory:
 
     async def watch(self) -> None:
         while True:
-            self.looks.append([resident_bytes(pid) for pid in self.pids])
+            self.looks.append([held_bytes("VmRSS", pid) for pid in self.pids])
             await asyncio.sleep(LOOK_SECONDS)
 
     def growth(self, process: int) -> float:

@@ -22,8 +22,10 @@ import uvloop
 from benchmarks.figures import Figure, Result, Table
 from demo.service import npy
 from tests.e2e.conftest import Service
-from tests.faults.load.clients import Connection, request
-from tests.faults.load.held import MOST_OF_POOLS, held, left_over, resident_bytes, settled
+from tests.faults.load.clients import Connection
+from tests.faults.load.held import MOST_OF_POOLS, held, left_over, settled
+from tests.memory import held_bytes
+from tests.wire import request
 
 REQUESTS = 200_000
 FITS = 200
@@ -160,7 +162,7 @@ class Soak:
 
     def _look(self) -> None:
         if self.asked % max(1, self.requests // LOOKS) == 0:
-            self.looks.append((self.asked, *map(resident_bytes, self.pids)))
+            self.looks.append((self.asked, *(held_bytes("VmRSS", pid) for pid in self.pids)))
             if len(self.looks) == LOOKS // 10:
                 self.warm = [held(pid) for pid in self.pids]
             if len(self.looks) % (LOOKS // TOLD_LOOKS) == 0:

@@ -17,7 +17,8 @@ import uvloop
 from benchmarks.figures import Figure, Result, Table
 from demo.service import npy
 from tests.e2e.conftest import Service
-from tests.faults.load.clients import HOST, Connection, request, take
+from tests.faults.load.clients import HOST, Connection, take
+from tests.wire import request
 
 SLOW = 500
 REST_SECONDS = 10.0  # measured without them, before and again after
