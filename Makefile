@@ -28,7 +28,8 @@ $(INSTALLED): $(SERVICE)
 demo: $(SERVICE)
 	$(BIN)/python -m demo
 
-serve: $(SERVICE)
+# With the kernels there, the first requests need not wait for them.
+serve: kernels
 	$(BIN)/dictserve serve --host 127.0.0.1 --port 8000 --store models
 
 # Into build/site, without the internet. The variable keeps a notice about other programs out of what it prints.
@@ -63,10 +64,10 @@ browser:
 		&& DEBIAN_FRONTEND=noninteractive apt-get -qq install --yes --no-install-recommends chromium >/dev/null; } \
 		|| echo "There is no chromium, and it could not be installed: the browser's tests will be skipped."
 
-# Six at a time, a file staying with one process: services that start and clients that wait leave two cores idle for a
-# fifth of the time with two, a tenth with three. In the order of tests/conftest.py, the longest first.
+# Four at a time, a file staying with one process: with fewer, services that start and clients that wait leave two cores
+# idle; with more, what is done costs more, since caches are shared. In the order of tests/conftest.py, the longest first.
 test: install kernels browser
-	$(BIN)/python -m pytest --numprocesses 6 --dist loadfile --no-loadscope-reorder
+	$(BIN)/python -m pytest --numprocesses 4 --dist loadfile --no-loadscope-reorder
 
 # Kills the worker, the service or both N times under load, and checks every promise; SEED says what is done.
 N ?= 200
@@ -83,7 +84,7 @@ fuzz: install
 ray: install
 	DICTSERVE_TEST_RAY=1 $(BIN)/python -m pytest tests/e2e/test_ray.py
 
-# Long runs under load, one to two minutes each; they write benchmarks/trust.json and their part of docs/operations.md.
+# Long runs under load, one to two minutes each; they write benchmarks/trust.json and their part of docs/performance.md.
 slow: install
 	$(BIN)/python -m tests.faults.load trickle
 
@@ -105,7 +106,7 @@ bench: install kernels
 		--target $(PEERS)/mlserver mlserver==1.7.1 uvloop==0.21.0 numpy==2.4.6
 	$(BIN)/python -m benchmarks
 
-# On a machine with a GPU, with its own Python and what that has: torch, triton, numpy, numba, scikit-learn, tqdm, pytest.
+# On a machine with a GPU, with its own Python and what that has: torch, triton, numpy, numba, scikit-learn, pytest.
 # Under nine minutes; the figures go to benchmarks/gpu.json, whether or not tests pass. They come first: the kernels for
 # the CPU, which the tests want, take a minute to compile, beside them. A test that is cut off still says what passed.
 gpu:

@@ -116,7 +116,8 @@ class Batcher:
         Raises:
             Overloaded: too many bytes or rows wait already. What exceeds the queue by itself is taken when nothing
                 waits.
-            WorkerUnavailable: others wait already, and no worker takes work: it may be stuck.
+            WorkerUnavailable: no worker takes work, and one has rows already, maybe of clients that have left: it may
+                be stuck.
             Whatever the solver raises for a batch that these rows were in.
         """
         nbytes = rows.nbytes + len(rows) * answer_columns * rows.itemsize
@@ -124,7 +125,7 @@ class Batcher:
             raise Overloaded(f"{self.waiting_bytes} bytes of requests wait already; send this one again in a moment")
         if self.waiting_rows and self.waiting_rows + len(rows) > self._queue_rows:
             raise Overloaded(f"{self.waiting_rows} rows wait already; send this request again in a moment")
-        if self._queues and not any(load.solver.is_ready for load in self.loads):
+        if (self._queues or self._in_flight) and not any(load.solver.is_ready for load in self.loads):
             raise WorkerUnavailable("no worker has been heard of lately, and others wait; send the request again")
         loop = asyncio.get_running_loop()
         request = _Request(key, rows, loop.create_future(), nbytes, on_sent)

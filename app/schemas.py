@@ -32,7 +32,7 @@ Init = Annotated[
     AfterValidator(_init),
     WithJsonSchema({"anyOf": [{"enum": list(INIT_METHODS)}, {"type": "string"}]}),
     Field(
-        description="Where D begins: `auto` (which suits the shape), `nndsvda`, `random`, or a dictionary, `name` or "
+        description="Where D begins: `nndsvda`, which `auto` means too, `random`, or a dictionary, `name` or "
         "`name@version`. One that is called like a method is meant with its version alone.",
         examples=["auto", "digits@1"],
     ),
@@ -264,7 +264,7 @@ class ConceptColumns(BaseModel):
 
 
 class TopRow(BaseModel):
-    row: int
+    row: int = Field(description="Of the data that was fitted, from 0; across files in their order.")
     code: float
 
 
@@ -330,8 +330,10 @@ class Comparison(BaseModel):
 class ProblemAnswer(BaseModel):
     """A problem of RFC 9457."""
 
-    type: str
-    title: str
-    status: int
-    detail: str
-    errors: list[dict[str, Any]] | None = None
+    type: str = Field(description="What kind of problem; stays the same from version to version.")
+    title: str = Field(description="The same in words.")
+    status: int = Field(description="The answer's status.")
+    detail: str = Field(description="What was wrong here, and what would be right.")
+    errors: list[dict[str, Any]] | None = Field(
+        None, description="Where fields are wrong: of at most 20 of them `loc`, their place, and `msg`."
+    )

@@ -64,7 +64,9 @@ def check(
         bool, typer.Option("--repair", help="Set what is damaged aside, in .dictserve/quarantine.")
     ] = False,
 ) -> None:
-    """Read every byte of a store, and tell what is damaged. Nothing is ever deleted.
+    """Read every byte of a store, and tell what is damaged.
+
+    With --repair what is damaged is set aside, and what dead processes have left half made is removed, as at a start.
 
     Exit code 1 says that something is damaged and still in its place, or cannot be read. Entries that no service made
     are told, too.

@@ -21,7 +21,11 @@ COMMANDS_OF = {"GET /dictionaries": "dictserve ls", "GET /jobs": "dictserve jobs
 
 Url = Annotated[
     str | None,
-    typer.Option(envvar="DICTSERVE_URL", help="The service.", show_default="http://127.0.0.1:8000"),
+    typer.Option(
+        envvar="DICTSERVE_URL",
+        help="The service; the token that it may want is taken from DICTSERVE_TOKEN.",
+        show_default="http://127.0.0.1:8000",
+    ),
 ]
 AsJson = Annotated[
     bool, typer.Option("--json", help="Print JSON: a record as the HTTP API has it, or a list of them.")

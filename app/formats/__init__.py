@@ -75,8 +75,10 @@ UNTOLD_TYPES = frozenset(
     {"", "application/x-www-form-urlencoded", "application/octet-stream", "binary/octet-stream", "text/plain"}
 )
 
-# Of bodies that hold fields alone; a patch of them is one of RFC 7396.
-FIELD_TYPES = UNTOLD_TYPES | {*JSON.media_types, "application/merge-patch+json"}
+MERGE_PATCH = "application/merge-patch+json"  # RFC 7396
+
+# Of bodies that hold fields alone.
+FIELD_TYPES = UNTOLD_TYPES | {*JSON.media_types, MERGE_PATCH}
 
 ARCHIVES = {
     b"\x1f\x8b": "the body is compressed by gzip: send it as it was before that",

@@ -123,6 +123,6 @@ def _require_alone(connection: sql.Connection, now: sql.ColumnElement[float]) ->
     others = connection.scalar(sql.select(sql.func.count()).select_from(_leases).where(_leases.c.until > now))
     if others:
         raise JobsAway(
-            f"{others} services of an earlier version use the jobs' database, which cannot go on with what this one "
-            "makes of it: stop them first"
+            "the jobs' database is in use by services of an earlier version, which cannot go on with what this one "
+            f"makes of it: {others} of them; stop those, or, where they were killed, wait until their leases run out"
         )

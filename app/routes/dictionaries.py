@@ -4,11 +4,11 @@ from collections.abc import Mapping
 from typing import Annotated, TypeVar
 
 import numpy as np
-from fastapi import APIRouter, Header, Request, Response
+from fastapi import APIRouter, Header, Path, Request, Response
 
 from app import __version__
 from app.errors import InvalidFields, PreconditionFailed, UnknownDictionary
-from app.formats import NPY, answer_format
+from app.formats import MERGE_PATCH, NPY, answer_format
 from app.http.bodies import Limit, array_answer, read_fields, read_payload
 from app.http.etags import IfMatch, IfNoneMatch, is_known, is_to_be_new, tagged, tagged_body
 from app.http.shares import share_of_answers
@@ -99,7 +99,7 @@ def get_weights(
     openapi_extra=array_body(ImportRequest, examples.IMPORT, examples.IMPORT_CSV),
 )
 async def import_dictionary(
-    reference: str,
+    reference: Annotated[str, Path(description="The name that gets its next version.")],
     request: Request,
     response: Response,
     services: ServicesDep,
@@ -124,7 +124,7 @@ async def import_dictionary(
     "/{reference}",
     summary="Label a dictionary and its concepts",
     responses=problems(400, 404, 412, 413, 415, 422, 500, 503, 507),
-    openapi_extra={"requestBody": json_body(LabelRequest, examples.LABELS)},
+    openapi_extra={"requestBody": json_body(LabelRequest, examples.LABELS, MERGE_PATCH)},
 )
 async def label_dictionary(
     reference: str, request: Request, services: ServicesDep, if_match: IfMatch = None

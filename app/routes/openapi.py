@@ -68,16 +68,17 @@ MEANINGS = {
     "limit": "At most so many.",
     "accept": "Media types that the answer may have.",
     "prefer": "`wait=` and the most seconds to wait for the job's end.",
-    "idempotency-key": "Of the client's choice: the same one makes no second job.",
+    "idempotency-key": "Of the client's choice: while the record of its job is there, it makes no second one.",
     "if-match": "An `ETag` of before; where it holds no more, the answer is 412 and nothing is done.",
     "if-none-match": "An `ETag` of before; the answer is 304 where it still holds.",
     "last-event-id": "The last event that came: what follows it is sent.",
 }
 
 
-def json_body(model: type[Fields], examples: Examples) -> dict[str, Any]:
-    content = {JSON.media_types[0]: {"schema": model.model_json_schema(), "examples": examples}}
-    return {"required": True, "content": content}
+def json_body(model: type[Fields], examples: Examples, *others: str) -> dict[str, Any]:
+    """A body of fields alone, as JSON or any of these other media types."""
+    told = {"schema": model.model_json_schema(), "examples": examples}
+    return {"required": True, "content": dict.fromkeys((JSON.media_types[0], *others), told)}
 
 
 def struct_schema(struct: type[msgspec.Struct]) -> dict[str, Any]:

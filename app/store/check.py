@@ -1,8 +1,9 @@
 """Look at every byte of a store: what is whole, what is damaged, and what does not belong there.
 
 A service refuses a damaged version when somebody asks for it, and passes over a damaged checkpoint; this finds them
-before. Nothing is ever deleted: a repair sets what is damaged aside, where it can be looked at, and the number of a
-version is not given again. What a disk does not give is told too, and left: it may be whole, and read the next time.
+before. A repair sets what is damaged aside, where it can be looked at, and the number of a version is not given
+again; what it removes is half made, and its maker dead. What a disk does not give is told too, and left: it may be
+whole, and read the next time.
 """
 
 import os

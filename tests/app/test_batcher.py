@@ -208,16 +208,35 @@ def test_nobody_queues_behind_a_worker_that_is_stuck() -> None:
     async def run() -> None:
         solver = Stuck()
         batcher = Batcher([solver], 1, queue_bytes=2**30, queue_rows=2**30)
-        before = []
-        for _ in range(IN_FLIGHT + 1):
-            before.append(asyncio.create_task(batcher.solve(key("a"), np.ones((1, 3)), 3)))
+        before = asyncio.create_task(batcher.solve(key("a"), np.ones((1, 3)), 3))
+        for _ in range(2):  # it waits; it is with the worker
             await asyncio.sleep(0)
-            await asyncio.sleep(0)
-        with pytest.raises(WorkerUnavailable, match="heard of lately"):
-            await batcher.solve(key("a"), np.ones((1, 3)), 3)
+            with pytest.raises(WorkerUnavailable, match="heard of lately"):
+                await batcher.solve(key("a"), np.ones((1, 3)), 3)
         solver.goes_on.set()
-        await asyncio.gather(*before)
+        await before
         await batcher.solve(key("a"), np.ones((1, 3)), 3)
+
+    asyncio.run(run())
+
+
+def test_nobody_waits_for_a_worker_that_is_stuck_with_rows_of_who_has_left() -> None:
+    """Nor do clients that come one after another, and leave after a while: the first alone tries it."""
+
+    class Stuck(Recorder):
+        is_ready = False
+
+        async def solve(self, key: Key, parts: Sequence[np.ndarray]) -> list[np.ndarray]:
+            await asyncio.Event().wait()
+            raise AssertionError
+
+    async def run() -> None:
+        batcher = Batcher([Stuck()], 1, queue_bytes=2**30, queue_rows=2**30)
+        with pytest.raises(TimeoutError):
+            await asyncio.wait_for(batcher.solve(key("a"), np.ones((1, 3)), 3), 0.01)
+        for _ in range(2):
+            with pytest.raises(WorkerUnavailable, match="heard of lately"):
+                await asyncio.wait_for(batcher.solve(key("a"), np.ones((1, 3)), 3), 10)
 
     asyncio.run(run())
 

@@ -67,12 +67,13 @@ def make_has_them(*targets: str) -> None:
     subprocess.run(["make", "-C", ROOT, "--dry-run", *targets], check=True, capture_output=True)
 
 
-def pip_would_find_it(command: str, package: str) -> None:
+def pip_would_find_it(*arguments: str) -> None:
     """Tests install nothing."""
+    command, option, constraints, package = arguments
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    asked = Requirement(package)
-    assert (command, asked.name) == ("install", project["name"])
-    assert asked.extras <= project["optional-dependencies"].keys()
+    assert (command, option, (ROOT / constraints).is_file()) == ("install", "--constraint", True)
+    assert package.startswith(".")  # the clone, for it is on no index
+    assert Requirement(package.replace(".", project["name"], 1)).extras <= project["optional-dependencies"].keys()
 
 
 def it_is_a_kustomization(command: str, option: str, folder: str) -> None:
@@ -263,8 +264,9 @@ def the_backup_is_whole(folder: Path) -> None:
         "dictserve fit --nonsense",
         "dictserve serve --port nonsense",
         "make nonsense",
-        "pip install 'dictserve[nonsense]'",
-        "pip install another",
+        "pip install --constraint constraints.txt '.[nonsense]'",
+        "pip install --constraint nowhere.txt .",
+        "pip install dictserve",
         "kubectl apply -k deploy/nowhere",
         "serve run app.ray:deployment nonsense=1",
         "nonsense",

@@ -1,4 +1,4 @@
-"""What the long runs found: kept in benchmarks/trust.json, told in docs/operations.md between its markers."""
+"""What the long runs found: kept in benchmarks/trust.json, told in docs/performance.md between its markers."""
 
 import json
 from importlib import import_module
@@ -9,7 +9,7 @@ from benchmarks.report import detail, goals_table, provenance
 
 ROOT = Path(__file__).parents[3]
 TRUST = ROOT / "benchmarks" / "trust.json"
-PAGE = ROOT / "docs" / "operations.md"
+PAGE = ROOT / "docs" / "performance.md"
 BEGIN, END = "<!-- made by python -m tests.faults.load -->", "<!-- /made -->"
 
 
