@@ -18,6 +18,10 @@ class RowSolver(Protocol):
     def is_ready(self) -> bool: ...
 
     @property
+    def is_stuck(self) -> bool:
+        """Whether it should take work and is not heard of. Of one that has none to take, `solve` raises."""
+
+    @property
     def is_fitting(self) -> bool: ...
 
     def solve(self, key: Key, rows: Sequence[np.ndarray]) -> Awaitable[list[np.ndarray]]:

@@ -116,8 +116,7 @@ class Batcher:
         Raises:
             Overloaded: too many bytes or rows wait already. What exceeds the queue by itself is taken when nothing
                 waits.
-            WorkerUnavailable: no worker takes work, and one has rows already, maybe of clients that have left: it may
-                be stuck.
+            WorkerUnavailable: all workers are stuck, and have rows already, maybe of clients that have left.
             Whatever the solver raises for a batch that these rows were in.
         """
         nbytes = rows.nbytes + len(rows) * answer_columns * rows.itemsize
@@ -125,7 +124,7 @@ class Batcher:
             raise Overloaded(f"{self.waiting_bytes} bytes of requests wait already; send this one again in a moment")
         if self.waiting_rows and self.waiting_rows + len(rows) > self._queue_rows:
             raise Overloaded(f"{self.waiting_rows} rows wait already; send this request again in a moment")
-        if (self._queues or self._in_flight) and not any(load.solver.is_ready for load in self.loads):
+        if (self._queues or self._in_flight) and all(load.solver.is_stuck for load in self.loads):
             raise WorkerUnavailable("no worker has been heard of lately, and others wait; send the request again")
         loop = asyncio.get_running_loop()
         request = _Request(key, rows, loop.create_future(), nbytes, on_sent)

@@ -129,7 +129,12 @@ class Supervisor:
     @property
     def is_ready(self) -> bool:
         """Whether the worker takes work, and its loop was heard to turn lately."""
-        return self._state == "ready" and self._silence() <= self._settings.worker_stale_seconds
+        return self._state == "ready" and not self.is_stuck
+
+    @property
+    def is_stuck(self) -> bool:
+        """Whether it should take work, and its loop was not heard to turn lately."""
+        return self._state == "ready" and self._silence() > self._settings.worker_stale_seconds
 
     @property
     def is_fitting(self) -> bool:

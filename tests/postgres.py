@@ -103,6 +103,20 @@ class Cluster:
             self._server.wait(30)
             self._server = None
 
+    @contextmanager
+    def held_up(self) -> Iterator[None]:
+        """All of its processes stand still meanwhile, as on a machine that is suspended."""
+        assert self._server is not None
+        server = self._server.pid
+        processes = [server, *map(int, Path(f"/proc/{server}/task/{server}/children").read_text().split())]
+        for process in processes:
+            os.kill(process, signal.SIGSTOP)
+        try:
+            yield
+        finally:
+            for process in processes:
+                os.kill(process, signal.SIGCONT)
+
     def new_database(self) -> str:
         """The URL of an empty database."""
         name = f"test_{uuid4().hex[:12]}"

@@ -62,6 +62,10 @@ class WorkerDouble(Supervisor):
         return self.alive
 
     @property
+    def is_stuck(self) -> bool:
+        return False
+
+    @property
     def health(self) -> Health:
         return Health(
             state="ready" if self.alive else "down",

@@ -18,14 +18,17 @@ class Recorder:
     """Answers each row with its double, and remembers the batches. ``poison`` is a value that it cannot take, and
     ``turn`` how many rows it comes to in a turn."""
 
-    is_ready = True
-    is_fitting = False
+    is_fitting = is_stuck = False
 
     def __init__(self, poison: float = -1, alive: bool = True, turn: int = 1000) -> None:
         self.batches: list[tuple[str, int]] = []
         self.poison = poison
         self.alive = alive
         self.turn = turn
+
+    @property
+    def is_ready(self) -> bool:
+        return self.alive
 
     async def solve(self, key: Key, parts: Sequence[np.ndarray]) -> list[np.ndarray]:
         rows = np.concatenate(parts)
@@ -186,7 +189,7 @@ def test_a_dead_worker_is_told_to_all_and_nothing_stays() -> None:
         batcher = Batcher([solver], 10, queue_bytes=2**30, queue_rows=2**30)
         calls = [batcher.solve(key("a"), np.ones((25, 3)), 3) for _ in range(5)]
         outcomes = await asyncio.gather(*calls, return_exceptions=True)
-        assert all(isinstance(outcome, WorkerUnavailable) for outcome in outcomes)
+        assert {(type(outcome), str(outcome)) for outcome in outcomes} == {(WorkerUnavailable, "gone")}  # as it says
         assert batcher.waiting_bytes == 0
         solver.alive = True
         await batcher.solve(key("a"), np.ones((25, 3)), 3)
@@ -198,7 +201,7 @@ def test_nobody_queues_behind_a_worker_that_is_stuck() -> None:
     """Who was there before waits for what becomes of it."""
 
     class Stuck(Recorder):
-        is_ready = False
+        is_ready, is_stuck = False, True
         goes_on = asyncio.Event()
 
         async def solve(self, key: Key, parts: Sequence[np.ndarray]) -> list[np.ndarray]:
@@ -224,7 +227,7 @@ def test_nobody_waits_for_a_worker_that_is_stuck_with_rows_of_who_has_left() -> 
     """Nor do clients that come one after another, and leave after a while: the first alone tries it."""
 
     class Stuck(Recorder):
-        is_ready = False
+        is_ready, is_stuck = False, True
 
         async def solve(self, key: Key, parts: Sequence[np.ndarray]) -> list[np.ndarray]:
             await asyncio.Event().wait()

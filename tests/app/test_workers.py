@@ -33,6 +33,8 @@ ROWS = np.ones((4, 4), np.float32)
 class Held:
     """Answers each batch when it is told to."""
 
+    is_stuck = False
+
     def __init__(self, is_ready: bool = True, is_fitting: bool = False) -> None:
         self.is_ready = is_ready
         self.is_fitting = is_fitting

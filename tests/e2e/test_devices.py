@@ -100,7 +100,7 @@ def test_two_fits_run_at_once_and_one_worker_serves_through_the_death_of_the_oth
     third = pair.fit(FITTED[:100], name="short", nb_concepts=4, max_iter=5)
     assert pair.job(third)["state"] == "queued"
     first, second = workers(pair)
-    with suspended(pair, first["pid"]):  # both cores are for what comes up in the place of the dead
+    with suspended(first["pid"]):  # both cores are for what comes up in the place of the dead
         before = {id: pair.job(id)["progress"]["iteration"] for id in ids}
         os.kill(second["pid"], signal.SIGKILL)
         until(lambda: sorted(pair.job(id)["attempts"] for id in ids) == [1, 2])

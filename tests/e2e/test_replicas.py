@@ -150,7 +150,7 @@ def test_a_database_that_is_away_and_comes_back(pair: tuple[Service, Service], p
         postgres.start()
     until_all_have_their_database(*pair)
     until(lambda: other.job(id)["progress"]["iteration"] > at)
-    with suspended(one):
+    with suspended(one.worker_pid):
         time.sleep(LEASE_SECONDS + 0.5)  # in which they could judge each other
     job = other.job(id)
     assert (job["state"], job["attempts"]) == ("running", 1)
@@ -211,7 +211,7 @@ def test_one_that_is_busy_takes_up_what_a_dead_one_has_left(pair: tuple[Service,
     ids.append(long_fit(pair[0], name="busy"))
     pair[0].until(ids[1], "running")
     one, other = by_who_runs(pair, ids[0])
-    with suspended(other):
+    with suspended(other.worker_pid):
         one.kill()
         until(lambda: other.job(ids[0])["state"] == "queued")
         assert other.job(ids[1])["state"] == "running"

@@ -88,10 +88,9 @@ def long_fit(service: Service, **parameters: object) -> str:
 
 
 @contextmanager
-def suspended(service: Service, worker: int | None = None) -> Iterator[None]:
-    """A worker, its only one, stands still: a fit is under way all the same, and takes no core from what comes
+def suspended(pid: int) -> Iterator[None]:
+    """A process stands still: of a worker a fit is under way all the same, and takes no core from what comes
     meanwhile."""
-    pid = worker or service.worker_pid
     os.kill(pid, signal.SIGSTOP)
     try:
         yield

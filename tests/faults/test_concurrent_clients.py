@@ -96,7 +96,7 @@ def test_fifty_fits_with_one_key_are_one_job(shared: Service) -> None:
 def test_a_flood_of_fits_past_their_queue(shared: Service) -> None:
     """All under one name: those that are accepted are whole versions of it."""
     running = long_fit(shared)
-    with suspended(shared):
+    with suspended(shared.worker_pid):
         answers = at_once(
             2 * QUEUE_JOBS,
             lambda client, i: client.post(

@@ -286,10 +286,10 @@ def test_two_services_leave_each_others_work_alone(service: Service) -> None:
         upload.sendall(whole[:-2000])
         activations = Store(service.store).workplace.activations
         staged = until(lambda: found if len(found := set(activations.iterdir())) == 3 else None)
-        with suspended(service):
+        with suspended(service.worker_pid):
             other = Service(service.store, DICTSERVE_SHUTDOWN_GRACE_SECONDS="1").start()
         try:
-            with suspended(service):
+            with suspended(service.worker_pid):
                 assert other.ended(queued)["state"] == "succeeded"  # it has a worker to spare
                 left = set(activations.iterdir())
                 assert len(staged - left) == 1

@@ -32,15 +32,17 @@ EXPECTED = {
 }
 OF_A_VERSION = ("encode", "decode", "weights", "record", "label")
 NEVER = float("inf")
+RECOVERY_SECONDS = 3.0  # a database that was away is asked for once a second
 
 
 @dataclass(frozen=True)
 class Outage:
-    """From a kill until the service was ready again."""
+    """From a kill until the service was ready again; of a database until it had answered again."""
 
     begun: float
     ended: float
-    of_service: bool
+    of: str
+    error: str = "worker-unavailable"  # with which who comes meanwhile may be refused
 
     def overlaps(self, operation: Operation) -> bool:
         return operation.asked <= self.ended and operation.ended >= self.begun
@@ -84,7 +86,9 @@ class History:
             if operation.kind.startswith("kill"):
                 next_ready = bisect_left(ready, operation.ended)
                 end = ready[next_ready] if next_ready < len(ready) else NEVER
-                yield Outage(operation.asked, end, operation.kind != "kill worker")
+                yield Outage(operation.asked, end, operation.kind.removeprefix("kill "))
+            elif operation.kind.startswith("database"):
+                yield Outage(operation.asked, operation.ended + RECOVERY_SECONDS, "database", "jobs-unavailable")
 
     def _find_versions(self) -> Iterator[Fault]:
         first_asked: dict[str, float] = {}  # of a key: an unanswered request may have made the job already
@@ -133,10 +137,10 @@ def _answers(history: History) -> Iterator[Fault]:
     for kind, expected in EXPECTED.items():
         for operation in history.by_kind[kind]:
             if operation.status is None:
-                if not any(outage.of_service for outage in history.outages_at(operation)):
+                if not {"service", "group"} & {outage.of for outage in history.outages_at(operation)}:
                     yield Fault("no answer, and the service was not killed", (operation,))
             elif operation.status == 503:
-                if operation.answer["type"] != "worker-unavailable" or not history.outages_at(operation):
+                if operation.answer["type"] not in {outage.error for outage in history.outages_at(operation)}:
                     yield Fault("refused, and nothing was killed", (operation,))
                 if operation.answer["retry_after"] is None:
                     yield Fault("503 without Retry-After", (operation,))

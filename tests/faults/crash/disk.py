@@ -159,7 +159,7 @@ def _check_leftovers(store: Path) -> Iterator[Fault]:
         for path in (private / folder).iterdir():
             yield Fault(f"{path} was left over")
     files = {path.name for path in private.iterdir()} - {*folders}
-    if not files <= {"jobs.sqlite3", "jobs.sqlite3-wal", "jobs.sqlite3-shm", "lock"}:
+    if not files <= {"jobs.sqlite3", "jobs.sqlite3-wal", "jobs.sqlite3-shm", "lock", "database"}:
         yield Fault(f"{private} holds {sorted(files)}")
     for name in store.iterdir():
         strange = {path.name for path in name.iterdir() if not path.name.isdecimal()}

@@ -11,13 +11,17 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from tests.faults.asked import suspended
 from tests.faults.crash import answers, disk
 from tests.faults.crash.clients import SHARED, Caller, Client
 from tests.faults.crash.log import Fault, Log, Operation, read_logs
 from tests.faults.crash.service import Victim
+from tests.postgres import Cluster
 
 CLIENTS = 4
 VICTIMS = {"worker": 4, "service": 3, "group": 3}  # how often each is killed, relatively
+OF_POSTGRES = {"database": 3, "database held up": 2, "service held up": 1}  # what befalls it, beside these
+HELD_UP_SECONDS = 14.0  # at most: past it the service has given connections up
 SETTLE_SECONDS = 90.0
 PRINT_SECONDS = 10.0
 
@@ -51,12 +55,14 @@ class Report:
 class Killer:
     """Kills what its seed says, when it says, and starts it again."""
 
-    def __init__(self, victim: Victim, folder: Path, seed: int) -> None:
+    def __init__(self, victim: Victim, folder: Path, seed: int, cluster: Cluster | None) -> None:
         self.log = Log(folder, "killer")
         self.kills: Counter[str] = Counter()
         self.restarts = -1  # the first start is none
         self.faults: list[Fault] = []
         self._victim = victim
+        self._cluster = cluster
+        self._victims = VICTIMS if cluster is None else VICTIMS | OF_POSTGRES
         self._random = random.Random(seed)
         self._dead_worker: int | None = None
 
@@ -67,9 +73,11 @@ class Killer:
             time.sleep(self._random.uniform(0, 0.8))
         else:
             time.sleep(self._random.uniform(0, 1.5))  # while it starts
-        victim = self._random.choices(list(VICTIMS), list(VICTIMS.values()))[0]
+        victim = self._random.choices(list(self._victims), list(self._victims.values()))[0]
         worker = self._victim.worker()
-        if victim == "worker":
+        if victim in OF_POSTGRES:
+            self._disturb(victim)
+        elif victim == "worker":
             if worker is None:
                 return  # there is none just now; the next kill comes soon
             operation = self.log.ask("kill worker", pid=worker)
@@ -80,6 +88,19 @@ class Killer:
             self.kill_service(victim)
             self.launch()
         self.kills[victim] += 1
+
+    def _disturb(self, victim: str) -> None:
+        """The jobs' database crashes, and is away for a while; or it, or the service, stands still."""
+        assert self._cluster is not None
+        operation = self.log.ask(victim)
+        if victim == "database":
+            self._cluster.stop()
+            time.sleep(self._random.uniform(0, HELD_UP_SECONDS / 3))
+            self._cluster.start()
+        else:
+            with self._cluster.held_up() if victim == "database held up" else suspended(self._victim.pid):
+                time.sleep(self._random.uniform(0, HELD_UP_SECONDS))
+        self.log.answered(operation, 200)
 
     def kill_service(self, victim: str) -> None:
         operation = self.log.ask(f"kill {victim}", pid=self._victim.pid)
@@ -101,18 +122,21 @@ class Killer:
         self.log.answered(operation, 200)
 
 
-def run(folder: Path, kills: int, seed: int, database: str | None = None) -> Report:
+def run(
+    folder: Path, kills: int, seed: int, database: str | None = None, *, cluster: Cluster | None = None
+) -> Report:
     """Kill so many times, and check.
 
     Args:
         folder: empty; the store, the service's log and the operations' logs are left in it.
         database: the URL of an empty PostgreSQL for the jobs; the store's SQLite has them where it is absent.
+        cluster: the server that has it, to be disturbed too.
     """
     begun = time.monotonic()
     logs = folder / "operations"
     logs.mkdir()
     victim = Victim(folder / "models", database)
-    killer = Killer(victim, logs, seed)
+    killer = Killer(victim, logs, seed, cluster)
     clients = [Client(victim.url, logs, number, seed) for number in range(CLIENTS)]
     report = Report(seed, killer.kills)
     killer.launch()
@@ -189,6 +213,8 @@ def _last_start(killer: Killer, victim: Victim, logs: Path) -> list[Fault]:
     if victim.listens():
         faults.append(Fault(f"port {victim.port} is listened on by nobody's service"))
     errors = [line for line in victim.log.read_text().splitlines() if " ERROR: " in line]
+    if killer.kills.keys() & OF_POSTGRES.keys():  # which the log tells, as it should
+        errors = [line for line in errors if "the jobs' database cannot be" not in line]
     faults += [Fault(f"in {victim.log}: {line}") for line in errors]
     return faults
 
