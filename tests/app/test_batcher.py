@@ -42,6 +42,18 @@ class Recorder:
         return [2 * rows, rows[:, 0].astype(np.uint8)]
 
 
+class Held(Recorder):
+    """Answers nothing until it goes on."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.goes_on = asyncio.Event()
+
+    async def solve(self, key: Key, parts: Sequence[np.ndarray]) -> list[np.ndarray]:
+        await self.goes_on.wait()
+        return await super().solve(key, parts)
+
+
 def key(name: str) -> Key:
     return Key("encode", name, 1)
 
@@ -200,24 +212,18 @@ def test_a_dead_worker_is_told_to_all_and_nothing_stays() -> None:
 def test_nobody_queues_behind_a_worker_that_is_stuck() -> None:
     """Who was there before waits for what becomes of it."""
 
-    class Stuck(Recorder):
-        is_ready, is_stuck = False, True
-        goes_on = asyncio.Event()
-
-        async def solve(self, key: Key, parts: Sequence[np.ndarray]) -> list[np.ndarray]:
-            await self.goes_on.wait()
-            return await super().solve(key, parts)
-
     async def run() -> None:
-        solver = Stuck()
+        solver = Held()
         batcher = Batcher([solver], 1, queue_bytes=2**30, queue_rows=2**30)
-        before = asyncio.create_task(batcher.solve(key("a"), np.ones((1, 3)), 3))
-        for _ in range(2):  # it waits; it is with the worker
-            await asyncio.sleep(0)
+        before = [asyncio.create_task(batcher.solve(key("a"), np.ones((1, 3)), 3)) for _ in range(IN_FLIGHT + 1)]
+        await asyncio.sleep(0)
+        solver.is_stuck = True
+        for _ in range(2):  # they wait; all but one are with the worker
             with pytest.raises(WorkerUnavailable, match="heard of lately"):
                 await batcher.solve(key("a"), np.ones((1, 3)), 3)
+            await asyncio.sleep(0)
         solver.goes_on.set()
-        await before
+        await asyncio.gather(*before)
         await batcher.solve(key("a"), np.ones((1, 3)), 3)
 
     asyncio.run(run())
@@ -226,15 +232,10 @@ def test_nobody_queues_behind_a_worker_that_is_stuck() -> None:
 def test_nobody_waits_for_a_worker_that_is_stuck_with_rows_of_who_has_left() -> None:
     """Nor do clients that come one after another, and leave after a while: the first alone tries it."""
 
-    class Stuck(Recorder):
-        is_ready, is_stuck = False, True
-
-        async def solve(self, key: Key, parts: Sequence[np.ndarray]) -> list[np.ndarray]:
-            await asyncio.Event().wait()
-            raise AssertionError
-
     async def run() -> None:
-        batcher = Batcher([Stuck()], 1, queue_bytes=2**30, queue_rows=2**30)
+        solver = Held()
+        solver.is_stuck = True
+        batcher = Batcher([solver], 1, queue_bytes=2**30, queue_rows=2**30)
         with pytest.raises(TimeoutError):
             await asyncio.wait_for(batcher.solve(key("a"), np.ones((1, 3)), 3), 0.01)
         for _ in range(2):

@@ -3,7 +3,6 @@
 import json
 import re
 import shutil
-import signal
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -103,11 +102,8 @@ def test_one_that_is_held_up_loses_its_job_and_goes_on(pair: tuple[Service, Serv
     """It lives, but does not renew its lease: when it comes to, the job is another's, and is published once."""
     id = long_fit(pair[0], name="held-up", max_iter=HELD_UP_ITERATIONS)
     one, other = by_who_runs(pair, id)
-    one.process.send_signal(signal.SIGSTOP)  # type: ignore[union-attr]
-    try:
+    with suspended(one.pid):
         job = other.ended(id)
-    finally:
-        one.process.send_signal(signal.SIGCONT)  # type: ignore[union-attr]
     assert (job["state"], job["attempts"]) == ("succeeded", 2)
     until(lambda: "was taken for dead" in one.log.read_text() and "it is left alone" in one.log.read_text())
     until(lambda: one.job(id) == job)  # told by what it ran itself, until it has let go of that

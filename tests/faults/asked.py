@@ -88,11 +88,13 @@ def long_fit(service: Service, **parameters: object) -> str:
 
 
 @contextmanager
-def suspended(pid: int) -> Iterator[None]:
-    """A process stands still: of a worker a fit is under way all the same, and takes no core from what comes
+def suspended(*pids: int) -> Iterator[None]:
+    """Processes stand still: of a worker a fit is under way all the same, and takes no core from what comes
     meanwhile."""
-    os.kill(pid, signal.SIGSTOP)
+    for pid in pids:
+        os.kill(pid, signal.SIGSTOP)
     try:
         yield
     finally:
-        os.kill(pid, signal.SIGCONT)
+        for pid in pids:
+            os.kill(pid, signal.SIGCONT)

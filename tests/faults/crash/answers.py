@@ -87,8 +87,10 @@ class History:
                 next_ready = bisect_left(ready, operation.ended)
                 end = ready[next_ready] if next_ready < len(ready) else NEVER
                 yield Outage(operation.asked, end, operation.kind.removeprefix("kill "))
-            elif operation.kind.startswith("database"):
-                yield Outage(operation.asked, operation.ended + RECOVERY_SECONDS, "database", "jobs-unavailable")
+            elif operation.kind.startswith(
+                ("database", "service")
+            ):  # a service that stood still has not asked either
+                yield Outage(operation.asked, operation.ended + RECOVERY_SECONDS, operation.kind, "jobs-unavailable")
 
     def _find_versions(self) -> Iterator[Fault]:
         first_asked: dict[str, float] = {}  # of a key: an unanswered request may have made the job already

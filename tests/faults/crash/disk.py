@@ -21,6 +21,8 @@ from tests.faults.crash.log import Fault
 FILES = {"dictionary.safetensors", "meta.json"}
 FIGURES = "figures.safetensors"  # of each concept, where the dictionary was fitted and not imported
 LABELS = "labels.json"
+OF_SQLITE = {"jobs.sqlite3", "jobs.sqlite3-wal", "jobs.sqlite3-shm"}
+OF_POSTGRES = {"database"}  # which one it is
 
 
 def check_versions(store: Path) -> Iterator[Fault]:
@@ -62,7 +64,7 @@ def check_checkpoints(store: Path) -> Iterator[Fault]:
             yield Fault(f"{path} holds {sorted(tensors)}")
 
 
-def check_store(store: Path, history: History) -> Iterator[Fault]:
+def check_store(store: Path, history: History, database: str | None = None) -> Iterator[Fault]:
     """After the service was stopped in order: every version told of, none that nobody made, and nothing left over."""
     yield from check_versions(store)
     found = _versions(store)
@@ -88,7 +90,7 @@ def check_store(store: Path, history: History) -> Iterator[Fault]:
     for maker, count in makers.items():
         if count > 1:
             yield Fault(f"{maker} has made {count} versions", tuple(history.jobs[maker]))
-    yield from _check_leftovers(store)
+    yield from _check_leftovers(store, OF_SQLITE if database is None else OF_POSTGRES)
 
 
 def check_jobs(store: Path, history: History, database: str | None = None) -> Iterator[Fault]:
@@ -152,14 +154,14 @@ def _versions(store: Path) -> dict[Reference, Path]:
     }
 
 
-def _check_leftovers(store: Path) -> Iterator[Fault]:
+def _check_leftovers(store: Path, of_jobs: set[str]) -> Iterator[Fault]:
     private = store / ".dictserve"
     folders = ("activations", "checkpoints", "staging", "owners")
     for folder in folders:
         for path in (private / folder).iterdir():
             yield Fault(f"{path} was left over")
     files = {path.name for path in private.iterdir()} - {*folders}
-    if not files <= {"jobs.sqlite3", "jobs.sqlite3-wal", "jobs.sqlite3-shm", "lock", "database"}:
+    if not files <= {*of_jobs, "lock"}:
         yield Fault(f"{private} holds {sorted(files)}")
     for name in store.iterdir():
         strange = {path.name for path in name.iterdir() if not path.name.isdecimal()}

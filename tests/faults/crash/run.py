@@ -98,7 +98,8 @@ class Killer:
             time.sleep(self._random.uniform(0, HELD_UP_SECONDS / 3))
             self._cluster.start()
         else:
-            with self._cluster.held_up() if victim == "database held up" else suspended(self._victim.pid):
+            pids = self._cluster.processes() if victim == "database held up" else [self._victim.pid]
+            with suspended(*pids):
                 time.sleep(self._random.uniform(0, HELD_UP_SECONDS))
         self.log.answered(operation, 200)
 
@@ -155,7 +156,7 @@ def run(
         *killer.faults,
         *faults,
         *answers.check(history),
-        *disk.check_store(victim.store, history),
+        *disk.check_store(victim.store, history, database),
         *disk.check_jobs(victim.store, history, database),
     ]
     for operation in report.operations:
