@@ -27,10 +27,15 @@ class Following:
         self._leave = asyncio.Event()  # set: who waits is to go; replaced where later comers may wait
 
     async def get(self, id: str) -> Job:
+        if (job := self._under_way(id)) is not None:  # what is known here is newer than its record
+            return job
+        record = await self._database.read(self._jobs.get, id)
+        return self._under_way(id) or record.job  # meanwhile it may have been taken up here, and even have ended
+
+    def _under_way(self, id: str) -> Job | None:
+        """A job that runs here: until nothing is left of it on the disk, though its end is on record before."""
         runner = self._loops.runner_of(id)
-        if runner is not None and runner.job is not None:  # what is known here is newer than its record
-            return runner.freshened(runner.job)
-        return self._loops.freshened((await self._database.read(self._jobs.get, id)).job)
+        return None if runner is None or runner.job is None else runner.freshened(runner.job)
 
     async def newest(
         self, limit: int, *, before: str | None = None, state: State | None = None, name: str | None = None

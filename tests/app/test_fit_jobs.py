@@ -633,6 +633,32 @@ def test_a_checkpoint_goes_with_its_job(settings: Settings, worker: WorkerDouble
         assert worker.fits[-1].checkpoint is None
 
 
+def test_an_end_is_told_once_nothing_is_left_of_the_job(
+    client: TestClient, store: Store, worker: WorkerDouble, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also to who has asked before the job was taken up, and has its record only after its end was written."""
+    is_asked, may_discard = threading.Event(), threading.Event()
+    get, discard = Jobs.get, Uploads.discard
+
+    def slow_get(jobs: Jobs, id: str) -> Any:
+        is_asked.set()
+        until(lambda: get(jobs, id).job.state in ENDED, every=0.01)
+        return get(jobs, id)
+
+    worker.alive = False
+    id = client.post("/fit", json=FIT).json()["id"]
+    monkeypatch.setattr(Jobs, "get", slow_get)
+    monkeypatch.setattr(Uploads, "discard", lambda *told: may_discard.wait(SOON_SECONDS) and discard(*told))
+    with ThreadPoolExecutor(1) as threads:
+        told = threads.submit(lambda: client.get(f"/jobs/{id}").json()["state"])
+        assert is_asked.wait(SOON_SECONDS)
+        worker.alive = True
+        assert told.result() == "running"
+        may_discard.set()
+    assert ended(client, id)["state"] == "succeeded"
+    assert list(store.workplace.activations.iterdir()) == []
+
+
 def test_a_job_published_before_a_crash_is_not_fitted_again(settings: Settings, worker: WorkerDouble) -> None:
     """Between publishing and recording: the dictionary itself says which job made it."""
     with TestClient(create_app(settings, supervisor=worker)) as client:

@@ -2,7 +2,8 @@
 
 import json
 import time
-from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager
+from http.client import HTTPConnection, HTTPResponse
 
 import httpx
 import pytest
@@ -10,26 +11,35 @@ import pytest
 from demo.digits import split_digits
 from demo.service import npy
 from tests.e2e.conftest import Service
+from tests.waiting import until
 
 FITTED, _ = split_digits()
 
 
 def events(service: Service, id: str, last: str | None = None, most: int = 10_000) -> list[dict[str, str]]:
     """The events until the stream ends, or the first so many."""
-    found: list[dict[str, str]] = []
+    with following(service, id, last) as stream:
+        return events_of(stream, most)
+
+
+def following(service: Service, id: str, last: str | None = None) -> AbstractContextManager[httpx.Response]:
     headers = {} if last is None else {"last-event-id": last}
-    with httpx.stream("GET", f"{service.url}/jobs/{id}/events", headers=headers, timeout=60) as answer:
-        assert answer.headers["content-type"].startswith("text/event-stream")
-        event: dict[str, str] = {}
-        for line in answer.iter_lines():
-            if line:
-                name, _, value = line.partition(": ")
-                event[name] = value
-            elif "data" in event:
-                found.append(event)
-                event = {}
-                if len(found) == most:
-                    break
+    return httpx.stream("GET", f"{service.url}/jobs/{id}/events", headers=headers, timeout=60)
+
+
+def events_of(stream: httpx.Response, most: int = 10_000) -> list[dict[str, str]]:
+    found: list[dict[str, str]] = []
+    assert stream.headers["content-type"].startswith("text/event-stream")
+    event: dict[str, str] = {}
+    for line in stream.iter_lines():
+        if line:
+            name, _, value = line.partition(": ")
+            event[name] = value
+        elif "data" in event:
+            found.append(event)
+            event = {}
+            if len(found) == most:
+                break
     return found
 
 
@@ -65,30 +75,34 @@ def test_an_unknown_job_is_a_404(shared: Service) -> None:
     assert (answer.status_code, answer.json()["type"]) == (404, "unknown-job")
 
 
+def asked(service: Service, method: str, path: str, body: bytes | None = None) -> HTTPConnection:
+    """A request that waits for a job, sent: its answer is to be read."""
+    connection = HTTPConnection("127.0.0.1", service.port, timeout=60)
+    connection.request(method, path, body, {"prefer": "wait=600"})
+    return connection
+
+
+def job_in(answer: HTTPResponse) -> tuple[str, str]:
+    job = json.loads(answer.read())
+    return job["state"], job["id"]
+
+
 def test_who_waits_for_a_job_does_not_hold_up_a_stop(mortal: Service) -> None:
     """The waiting request is told how the job is now; the stream ends whole, to be taken up after the restart."""
     id = mortal.fit(FITTED, name="followed", nb_concepts=64, tol=0, max_iter=100_000)
     mortal.until(id, "running", iteration=1)
 
-    def waited() -> httpx.Response:
-        headers = {"prefer": "wait=600"}
-        return httpx.post(f"{mortal.url}/fit?name=x&nb_concepts=2", content=npy(FITTED), headers=headers, timeout=60)
-
-    with ThreadPoolExecutor(4) as threads:
-        waiting = threads.submit(waited)
-        watching = threads.submit(httpx.get, f"{mortal.url}/jobs/{id}", headers={"prefer": "wait=600"}, timeout=60)
-        following = threads.submit(events, mortal, id)
-        queued = ""
-        while not queued:
-            queued = next((job["id"] for job in mortal.client.get("/jobs?state=queued").json()["jobs"]), "")
-            time.sleep(0.05)
-        queued_following = threads.submit(events, mortal, queued)
-        time.sleep(0.5)
+    waiting = asked(mortal, "POST", "/fit?name=x&nb_concepts=2", npy(FITTED))
+    watching = asked(mortal, "GET", f"/jobs/{id}")
+    (queued,) = until(lambda: mortal.client.get("/jobs?state=queued").json()["jobs"])
+    with following(mortal, id) as stream, following(mortal, queued["id"]) as queued_stream:
+        time.sleep(0.5)  # in which what was asked is read
         begun = time.monotonic()
         assert mortal.stop() == 0
         assert time.monotonic() - begun < 20  # of the 30 s of grace; the worker is busy with a slice
-        answer, told = waiting.result(), following.result()  # no broken answers: those raise
-    assert (answer.status_code, answer.json()["state"], answer.json()["id"]) == (202, "queued", queued)
-    assert (watching.result().json()["id"], watching.result().json()["state"]) == (id, "running")
+        told, queued_told = events_of(stream), events_of(queued_stream)  # no broken answers: those raise
+    answer = waiting.getresponse()
+    assert (answer.status, job_in(answer)) == (202, ("queued", queued["id"]))
+    assert job_in(watching.getresponse()) == ("running", id)
     assert {event["event"] for event in told} == {"progress"}
-    assert [event["event"] for event in queued_following.result()] in ([], ["progress"])
+    assert [event["event"] for event in queued_told] in ([], ["progress"])
